@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Store: the contract every back end keeps, and the template that leaves a driver only its own few methods.
+
+A driver subclasses ``Store``, supplies the methods under "What a driver writes" and a Writer and a Reader, and keeps
+no transfer logic: hashing, retries, buffers, threads, length checks and cleaning up are the engine's (``transfer/``).
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from oslo_config import cfg
+
+from storelib.capabilities import WRITING, Capability
+from storelib.exceptions import (
+    AclsNotSupported,
+    BadStoreConfiguration,
+    BadStoreUri,
+    Invalid,
+    NotFound,
+    OperationNotSupported,
+    StoreAddDisabled,
+    StoreDeleteNotSupported,
+    StoreError,
+    StoreGetNotSupported,
+    StoreRandomGetNotSupported,
+)
+from storelib.location import Location, StoreLocation, redact
+from storelib.transfer import download, upload
+from storelib.transfer.contract import (
+    Committed,
+    Digests,
+    Extent,
+    Garbage,
+    Health,
+    ImageInfo,
+    Part,
+    Reader,
+    StoredImage,
+    Writer,
+)
+from storelib.transfer.download import ImageStream
+from storelib.transfer.retry import RetryPolicy, Stragglers
+from storelib.transfer.source import Data
+from storelib.transfer.upload import Progress, Verifier
+
+__all__ = [
+    "STORE_OPTIONS",
+    "Committed",
+    "Digests",
+    "Extent",
+    "Garbage",
+    "Health",
+    "ImageData",
+    "ImageInfo",
+    "Part",
+    "Reader",
+    "Store",
+    "StoreLocation",
+    "StoredImage",
+    "Writer",
+    "check_image_id",
+]
+
+LOG = logging.getLogger(__name__)
+L = TypeVar("L", bound=StoreLocation)
+
+#: Options every store has, whatever its driver.
+STORE_OPTIONS: Sequence[cfg.Opt] = (
+    cfg.IntOpt("weight", default=0, help="Stores with a higher weight are asked first for an image."),
+    cfg.StrOpt(
+        "description",
+        deprecated_name="store_description",
+        help="One line for people about this store.",
+    ),
+    cfg.BoolOpt("read_only", default=False, help="Refuse to add and delete, whatever the back end allows."),
+    cfg.BoolOpt(
+        "md5_checksum",
+        default=True,
+        help="Compute the md5 checksum of added images beside the chosen multihash. "
+        "Off, adds are faster and the checksum of a stored image is None.",
+    ),
+    cfg.IntOpt(
+        "transfer_retries",
+        default=4,
+        min=0,
+        max=100,
+        help="How often one part or one request is tried again after a passing error.",
+    ),
+    cfg.FloatOpt(
+        "transfer_timeout",
+        default=300.0,
+        min=0.1,
+        help="Seconds without any progress after which a transfer is given up.",
+    ),
+    cfg.IntOpt(
+        "transfer_max_stuck_calls",
+        default=16,
+        min=1,
+        help="Calls into the back end that never returned, after which new transfers are refused.",
+    ),
+)
+
+
+class ImageData(NamedTuple):
+    """What ``get`` answers: the stream and how many bytes it delivers."""
+
+    data: ImageStream
+    size: int
+
+
+class Store(abc.ABC, Generic[L]):
+    """One configured place that keeps images; safe to use from many threads.
+
+    ``name`` is the store's id, ``conf`` answers its options as attributes, own group first.
+    """
+
+    #: URI schemes, the one storelib writes first.
+    schemes: ClassVar[tuple[str, ...]]
+    #: Options of this kind of store, registered by ``config.py``.
+    options: ClassVar[Sequence[cfg.Opt]] = ()
+    #: The parsed form of this driver's URIs.
+    location_class: type[L]
+    #: What this store can do; ``configure`` takes away what the configuration does not allow.
+    capabilities: Capability = Capability.READ
+
+    def __init__(self, name: str, conf: Any) -> None:
+        self.name = name
+        self.conf = conf
+        #: Why adding is disabled, or None.
+        self.add_disabled: str | None = None
+        self.retry_policy = RetryPolicy(retries=conf.transfer_retries, timeout=conf.transfer_timeout)
+        self.stragglers = Stragglers(name, conf.transfer_max_stuck_calls)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    # -- What callers use -------------------------------------------------------------------------------------
+
+    def configure(self) -> None:
+        """Check all options; a store where only writing is misconfigured becomes read-only.
+
+        Opens no connection and starts no thread. Raises BadStoreConfiguration when not even reading can work.
+        """
+        self.configure_get()
+        if self.conf.read_only:
+            return self._disable_writing("option read_only is set")
+        if Capability.ADD in self.capabilities:
+            try:
+                self.configure_add()
+            except BadStoreConfiguration as error:
+                LOG.warning("store %s is read-only: %s", self.name, error)
+                self._disable_writing(str(error))
+
+    def get(
+        self, location: Location | str, offset: int = 0, length: int | None = None, context: Any = None
+    ) -> ImageData:
+        """The image's bytes from ``offset`` on, ``length`` of them or up to the end, as a slice would give.
+
+        Raises NotFound, BadStoreUri (not of this store), Invalid (negative range), StoreRandomGetNotSupported.
+        Errors while reading surface from the stream; fewer bytes than announced is IncompleteRead.
+        """
+        for value, what in ((offset, "offset"), (0 if length is None else length, "length")):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise Invalid(f"{what} must be a whole number of bytes, 0 or more, not {value!r}")
+        self.require(Capability.READ, StoreGetNotSupported)
+        if offset or length is not None:
+            self.require(Capability.RANGE, StoreRandomGetNotSupported)
+        found = self.locate(location)
+        self.stragglers.check()
+        stream = download.open_stream(self, found, offset, length, context)
+        return ImageData(stream, stream.size)
+
+    def get_size(self, location: Location | str, context: Any = None) -> int:
+        """The image's size in bytes; raises NotFound, or what stands in the way, rather than guess."""
+        found = self.locate(location)
+        size = self._call(lambda: self.measure(found, context), found)
+        if not isinstance(size, int) or size < 0:
+            raise StoreError(f"store {self.name} does not know the size of {found}")
+        return size
+
+    def add(
+        self,
+        image_id: str,
+        data: Data,
+        size: int | None = None,
+        *,
+        hashing_algo: str = "sha512",
+        context: Any = None,
+        verifier: Verifier | None = None,
+        progress: Progress | None = None,
+    ) -> StoredImage:
+        """Store an image under ``image_id``; it becomes visible whole or not at all.
+
+        ``data`` is a path, bytes, a file object or an iterator of bytes; ``size`` is its length in bytes, None if
+        unknown, and enforced both ways (Invalid). ``hashing_algo`` is any fixed-length algorithm of hashlib, or blake3
+        when installed. ``progress(done, total)`` runs in the calling thread; whatever it or the source raises cancels
+        the add and passes through. Raises Duplicate, StorageFull, StorageWriteDenied, StoreAddDisabled,
+        UnknownHashingAlgo, TransferTimeout.
+        """
+        self.require(Capability.ADD, StoreAddDisabled)
+        return upload.add(
+            self,
+            image_id,
+            data,
+            size,
+            hashing_algo=hashing_algo,
+            context=context,
+            verifier=verifier,
+            progress=progress,
+        )
+
+    def delete(self, location: Location | str, context: Any = None) -> None:
+        """Remove an image; raises NotFound, Forbidden, InUseByStore or HasSnapshot."""
+        self.require(Capability.DELETE, StoreDeleteNotSupported)
+        found = self.locate(location)
+        failed = False
+
+        def attempt() -> None:
+            nonlocal failed
+            try:
+                self.remove(found, context)
+            except NotFound:
+                # After an attempt whose answer was lost, "not there" is what was wanted.
+                if not failed:
+                    raise
+            except Exception:
+                failed = True
+                raise
+
+        self._call(attempt, found)
+
+    def set_acls(
+        self,
+        location: Location | str,
+        public: bool = False,
+        read_tenants: Sequence[str] = (),
+        write_tenants: Sequence[str] = (),
+        context: Any = None,
+    ) -> None:
+        """Let everybody or these tenants read or write an image; raises AclsNotSupported."""
+        raise AclsNotSupported(f"store {self.name} has no access control lists")
+
+    def copy(
+        self,
+        location: Location | str,
+        image_id: str,
+        *,
+        digests: Digests | None = None,
+        hashing_algo: str = "sha512",
+        context: Any = None,
+        progress: Progress | None = None,
+    ) -> StoredImage:
+        """Store a second image with the bytes of the one at ``location`` of this store.
+
+        With ``digests`` nothing is hashed. With Capability.COPY the back end does the work where it can.
+        """
+        with self.get(location, context=context).data as source:
+            self.require(Capability.ADD, StoreAddDisabled)
+            return upload.add(
+                self,
+                image_id,
+                source,
+                source.size,
+                hashing_algo=hashing_algo,
+                digests=digests,
+                context=context,
+                progress=progress,
+            )
+
+    def list_images(self) -> Iterator[ImageInfo]:
+        """All images in this store, in no order; raises OperationNotSupported without Capability.LIST."""
+        self.require(Capability.LIST)
+        return self._mapped(self.images, "listing images")
+
+    def stat(self, location: Location | str, context: Any = None) -> ImageInfo:
+        """What the back end knows of one image; raises NotFound."""
+        self.require(Capability.STAT)
+        found = self.locate(location)
+        return self._call(lambda: self.inspect(found, context), found)
+
+    def gc(self, older_than: float, prefix: str | None = None) -> list[Garbage]:
+        """Remove what failed adds left untouched for ``older_than`` seconds; answers what was removed.
+
+        ``prefix`` restricts it to images whose id starts so. Adds under way are never disturbed.
+        """
+        return [item for item in self.find_garbage(older_than, prefix) if self._discard(item)]
+
+    def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
+        """What ``gc`` with the same arguments would remove."""
+        self.require(Capability.GC)
+        return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers")
+
+    def check(self) -> Health:
+        """Ask the back end whether it works; raises what stands in the way."""
+        self.require(Capability.CHECK)
+        return self._call(self.probe, self.name)
+
+    def presign(self, location: Location | str, expires: float) -> str:
+        """A URL that reads the image without credentials for ``expires`` seconds."""
+        raise OperationNotSupported(f"store {self.name} cannot presign")
+
+    # -- What a driver writes ---------------------------------------------------------------------------------
+
+    def configure_get(self) -> None:  # noqa: B027  (many drivers need nothing)
+        """What reading needs; raises BadStoreConfiguration."""
+
+    def configure_add(self) -> None:  # noqa: B027
+        """What adding needs; raises BadStoreConfiguration."""
+
+    @abc.abstractmethod
+    def owns(self, location: L) -> bool:
+        """Whether ``location`` lies in this store (same pool, bucket, container, directory)."""
+
+    @abc.abstractmethod
+    def open_reader(self, location: L, offset: int, length: int | None, context: Any) -> Reader:
+        """A Reader for that range (offset may lie past the end); may already send the first request."""
+
+    @abc.abstractmethod
+    def measure(self, location: L, context: Any) -> int:
+        """The image's size in bytes, asked as cheaply as possible; raises NotFound."""
+
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+        """A Writer for a new image; may raise Duplicate, makes nothing in the back end yet."""
+        raise StoreAddDisabled(f"driver {type(self).__name__} cannot add")
+
+    def remove(self, location: L, context: Any) -> None:
+        """Remove one image; raises NotFound."""
+        raise StoreDeleteNotSupported(f"driver {type(self).__name__} cannot delete")
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """The storelib error for a native one, the only place that knows; None passes it on unchanged.
+
+        ``subject`` says what it was about, an image id or a redacted URI. Only ever given errors raised by this
+        driver's own methods, never those of a source or a progress callback.
+        """
+        return None
+
+    def images(self) -> Iterable[ImageInfo]:
+        """For Capability.LIST: all images, without holding all in memory."""
+        raise NotImplementedError
+
+    def inspect(self, location: L, context: Any) -> ImageInfo:
+        """For Capability.STAT."""
+        raise NotImplementedError
+
+    def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
+        """For Capability.GC: what is dead for ``older_than`` seconds, and only that."""
+        raise NotImplementedError
+
+    def discard(self, garbage: Garbage) -> bool:
+        """For Capability.GC: remove it if it is still dead; answers whether it was."""
+        raise NotImplementedError
+
+    def probe(self) -> Health:
+        """For Capability.CHECK."""
+        raise NotImplementedError
+
+    # -- What both may use ------------------------------------------------------------------------------------
+
+    def locate(self, location: Location | str) -> L:
+        """The driver's own form of ``location``; raises BadStoreUri if it is not of this store."""
+        if isinstance(location, Location):
+            found: Any = location.store_location
+        elif isinstance(location, str):
+            found = Location(location, dict.fromkeys(self.schemes, self.location_class)).store_location
+        else:
+            raise BadStoreUri(f"a location is a URI or a Location, not {type(location).__name__}")
+        if not isinstance(found, self.location_class) or not self.owns(found):
+            raise BadStoreUri(f"{found} does not belong to store {self.name}")
+        return found
+
+    def require(self, capability: Capability, error: type[OperationNotSupported] | None = None) -> None:
+        """Raise ``error`` unless this store has ``capability``."""
+        if capability in self.capabilities:
+            return
+        why = f": {self.add_disabled}" if self.add_disabled and capability in WRITING else ""
+        what = ", ".join(capability.names)
+        raise (error or OperationNotSupported)(f"store {self.name} does not support {what}{why}")
+
+    def _disable_writing(self, why: str) -> None:
+        self.add_disabled = why
+        self.capabilities &= ~WRITING
+
+    def _call(self, function: Callable[[], Any], subject: object) -> Any:
+        return self.retry_policy.call(function, self.map_error, str(subject))
+
+    def _mapped(self, items: Callable[[], Iterable[Any]], what: str) -> Iterator[Any]:
+        try:
+            yield from items()
+        except StoreError:
+            raise
+        except Exception as error:
+            mapped = self.map_error(error, what)
+            if mapped is None:
+                raise
+            raise mapped from error
+
+    def _discard(self, item: Garbage) -> bool:
+        return bool(self._call(lambda: self.discard(item), item.name))
+
+
+def check_image_id(image_id: str) -> None:
+    """Raise Invalid unless ``image_id`` is 1 to 255 bytes of UTF-8 without ``/``, NUL or control characters."""
+    if not isinstance(image_id, str):
+        raise Invalid(f"an image id is a str, not {type(image_id).__name__}")
+    shown = redact(repr(image_id[:80]))
+    if image_id in ("", ".", "..") or "/" in image_id:
+        raise Invalid(f"image id {shown} is not allowed: it is empty, '.', '..' or has a '/'")
+    categories = {unicodedata.category(character) for character in image_id}
+    if categories & {"Cc", "Cs"}:
+        raise Invalid(f"image id {shown} is not allowed: it has control characters or lone surrogates")
+    if len(image_id.encode()) > 255:
+        raise Invalid(f"image id {shown}... is not allowed: it has more than 255 bytes of UTF-8")

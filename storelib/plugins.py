@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the installed drivers (entry points ``storelib.drivers``); nothing else looks for them.
+
+A driver is imported when it is first asked for, and its client library only when it is first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+from typing import TYPE_CHECKING, Any
+
+from storelib.exceptions import BadStoreConfiguration
+
+if TYPE_CHECKING:
+    from storelib.driver import Store
+
+NAMESPACE = "storelib.drivers"
+LOG = logging.getLogger(__name__)
+
+
+def driver_names() -> list[str]:
+    """The names of all installed drivers, sorted; imports none of them."""
+    return sorted({entry.name for entry in importlib.metadata.entry_points(group=NAMESPACE)})
+
+
+@functools.cache
+def driver_class(name: str) -> type[Store[Any]]:
+    """The Store class of the driver called ``name``.
+
+    Raises BadStoreConfiguration when there is no such driver or it cannot be imported.
+    """
+    from stevedore import driver
+    from stevedore.exception import NoMatches
+
+    try:
+        return driver.DriverManager(NAMESPACE, name, warn_on_missing_entrypoint=False).driver
+    except NoMatches:
+        known = ", ".join(driver_names())
+        raise BadStoreConfiguration(f"there is no driver {name!r}; installed are: {known}") from None
+    except Exception as error:
+        raise BadStoreConfiguration(f"driver {name!r} cannot be loaded: {error}") from error
+
+
+def driver_classes() -> dict[str, type[Store[Any]]]:
+    """All drivers that can be imported, by name; one that cannot is logged and left out."""
+    classes = {}
+    for name in driver_names():
+        try:
+            classes[name] = driver_class(name)
+        except BadStoreConfiguration as error:
+            LOG.warning("%s", error)
+    return classes

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MemoryStore: the smallest complete driver. Reads as the contract's example; serves tests that need a store.
+
+Images live in ``MemoryStore.backend``, a plain object that tests may look into behind the driver's back.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import (
+    Committed,
+    Digests,
+    Garbage,
+    Health,
+    ImageInfo,
+    Part,
+    Reader,
+    Store,
+    StoreLocation,
+    Writer,
+)
+from storelib.exceptions import BadStoreUri, Duplicate, NotFound
+from storelib.location import quote, redact, unquote
+from storelib.transfer.contract import KiB
+
+
+@dataclass(frozen=True, repr=False)
+class MemoryLocation(StoreLocation):
+    """``memory://<store>/<image id>``, both percent-encoded."""
+
+    store: str
+    image_id: str
+
+    @classmethod
+    def parse(cls, uri: str) -> MemoryLocation:
+        """Split a URI into store and image id."""
+        parts = uri.partition("://")[2].split("/")
+        if len(parts) != 2 or not all(parts):
+            raise BadStoreUri(f"expected memory://<store>/<image id>, not {redact(uri)}")
+        return cls(unquote(parts[0], uri), unquote(parts[1], uri))
+
+    @property
+    def uri(self) -> str:
+        """The URI of this location."""
+        return f"memory://{quote(self.store)}/{quote(self.image_id)}"
+
+
+@dataclass
+class Upload:
+    """Parts of an image not yet published, by offset."""
+
+    image_id: str
+    parts: dict[int, bytes] = field(default_factory=dict)
+    modified: float = field(default_factory=time.time)
+    live: bool = True
+
+
+@dataclass
+class Image:
+    """A published image and the token of the writer that published it."""
+
+    data: bytes
+    token: str
+    modified: float = field(default_factory=time.time)
+
+
+class MemoryBackend:
+    """What would be a server elsewhere: images and unfinished uploads behind one lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.images: dict[str, Image] = {}
+        self.uploads: dict[str, Upload] = {}
+
+
+class MemoryStore(Store[MemoryLocation]):
+    """Keeps images in this process; gone with it."""
+
+    schemes = ("memory",)
+    location_class = MemoryLocation
+    options: ClassVar[Sequence[cfg.Opt]] = (
+        cfg.IntOpt("memory_store_part_size", default=256 * KiB, min=4096, help="Bytes in one part."),
+        cfg.IntOpt("memory_store_concurrency", default=2, min=1, help="Parts in flight at most."),
+    )
+    capabilities = (
+        Capability.READ
+        | Capability.RANGE
+        | Capability.ADD
+        | Capability.DELETE
+        | Capability.ATOMIC_ADD
+        | Capability.LIST
+        | Capability.STAT
+        | Capability.GC
+        | Capability.CHECK
+    )
+
+    def __init__(self, name: str, conf: Any) -> None:
+        super().__init__(name, conf)
+        self.backend = MemoryBackend()
+
+    def location(self, image_id: str) -> MemoryLocation:
+        """Where the image with this id is, or would be."""
+        return MemoryLocation(self.name, image_id)
+
+    def owns(self, location: MemoryLocation) -> bool:
+        """Whether the location names this store."""
+        return location.store == self.name
+
+    def image(self, location: MemoryLocation) -> Image:
+        """The image at ``location``; raises NotFound."""
+        with self.backend.lock:
+            image = self.backend.images.get(location.image_id)
+        if image is None:
+            raise NotFound(f"no image at {location}")
+        return image
+
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> MemoryWriter:
+        """A writer; raises Duplicate early if the id is taken."""
+        if image_id in self.backend.images:
+            raise Duplicate(f"image {image_id!r} exists in store {self.name}")
+        return MemoryWriter(self, image_id)
+
+    def open_reader(self, location: MemoryLocation, offset: int, length: int | None, context: Any) -> MemoryReader:
+        """A reader of the bytes as they are now."""
+        return MemoryReader(self.image(location).data)
+
+    def measure(self, location: MemoryLocation, context: Any) -> int:
+        """The size in bytes."""
+        return len(self.image(location).data)
+
+    def remove(self, location: MemoryLocation, context: Any) -> None:
+        """Forget the image."""
+        with self.backend.lock:
+            if self.backend.images.pop(location.image_id, None) is None:
+                raise NotFound(f"no image at {location}")
+
+    def images(self) -> Iterator[ImageInfo]:
+        """All images."""
+        with self.backend.lock:
+            images = list(self.backend.images.items())
+        for image_id, image in images:
+            yield ImageInfo(self.location(image_id).uri, len(image.data), image_id, image.modified, image.token)
+
+    def inspect(self, location: MemoryLocation, context: Any) -> ImageInfo:
+        """One image."""
+        image = self.image(location)
+        return ImageInfo(location.uri, len(image.data), location.image_id, image.modified, image.token)
+
+    def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
+        """Unfinished uploads nobody is writing any more."""
+        with self.backend.lock:
+            uploads = list(self.backend.uploads.items())
+        for token, upload in uploads:
+            old = upload.modified <= time.time() - older_than
+            if not upload.live and old and upload.image_id.startswith(prefix or ""):
+                size = sum(map(len, upload.parts.values()))
+                yield Garbage(token, upload.image_id, size, upload.modified)
+
+    def discard(self, garbage: Garbage) -> bool:
+        """Forget an unfinished upload."""
+        with self.backend.lock:
+            return self.backend.uploads.pop(garbage.name, None) is not None
+
+    def probe(self) -> Health:
+        """Memory always works."""
+        return Health(f"{len(self.backend.images)} images in memory")
+
+
+class MemoryWriter(Writer):
+    """Collects parts under a random token; publishing is one assignment under the lock."""
+
+    sparse = True
+
+    def __init__(self, store: MemoryStore, image_id: str) -> None:
+        self.store = store
+        self.backend = store.backend
+        self.concurrency = store.conf.memory_store_concurrency
+        self.image_id = image_id
+        self.token = secrets.token_hex(8)
+        self.put = self.put_whole
+
+    def part_size(self, number: int, size: int | None) -> int:
+        """The same for every part."""
+        return int(self.store.conf.memory_store_part_size)
+
+    def write(self, part: Part) -> None:
+        """Keep a copy of one part."""
+        with self.backend.lock:
+            upload = self.backend.uploads.setdefault(self.token, Upload(self.image_id))
+            upload.parts[part.offset] = bytes(part.data)
+            upload.modified = time.time()
+
+    def put_whole(self, data: memoryview, digests: Digests) -> Committed:
+        """Publish an image of one part."""
+        return self.publish(bytes(data))
+
+    def commit(self, size: int, digests: Digests) -> Committed:
+        """Put the parts together; what was never written is zeros."""
+        whole = bytearray(size)
+        upload = self.backend.uploads.get(self.token)
+        for offset, data in upload.parts.items() if upload else ():
+            whole[offset : offset + len(data)] = data
+        return self.publish(bytes(whole))
+
+    def publish(self, data: bytes) -> Committed:
+        """Make the image visible, unless the id is taken by somebody else."""
+        with self.backend.lock:
+            present = self.backend.images.setdefault(self.image_id, Image(data, self.token))
+            if present.token != self.token:
+                raise Duplicate(f"image {self.image_id!r} exists in store {self.store.name}")
+            self.backend.uploads.pop(self.token, None)
+        return Committed(self.store.location(self.image_id))
+
+    def abort(self) -> None:
+        """Forget the parts, and the image if it is this writer's."""
+        with self.backend.lock:
+            self.backend.uploads.pop(self.token, None)
+            image = self.backend.images.get(self.image_id)
+            if image is not None and image.token == self.token:
+                del self.backend.images[self.image_id]
+
+
+class MemoryReader(Reader):
+    """Hands out slices of the image it was opened on."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Copy from the image."""
+        piece = memoryview(self.data)[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)

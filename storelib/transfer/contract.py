@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two small objects a driver writes, Writer and Reader, and the values that pass between it and the engine.
+
+The engine keeps these promises: calls come in the order described here; nothing calls ``abort`` while
+another call is in flight; a memoryview handed to a driver is valid only until the call returns.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from storelib.location import StoreLocation
+
+KiB = 1024
+MiB = 1024 * KiB
+
+
+class Part(NamedTuple):
+    """A run of bytes of an image on its way to a back end; numbers count from 0."""
+
+    number: int
+    offset: int
+    data: memoryview
+
+
+class Extent(NamedTuple):
+    """A run of an image's bytes, in bytes; ``data=False`` is a hole, which reads as zeros."""
+
+    offset: int
+    length: int
+    data: bool
+
+
+class Digests(NamedTuple):
+    """Hexadecimal digests of an image: md5 (None when switched off) and one of ``algorithm``."""
+
+    checksum: str | None
+    multihash: str
+    algorithm: str = "sha512"
+
+
+class Committed(NamedTuple):
+    """What a Writer answers once the image is published."""
+
+    location: StoreLocation
+    metadata: Mapping[str, Any] = {}
+
+
+class StoredImage(NamedTuple):
+    """The result of an add. ``size`` is in bytes, digests in hexadecimal; the dict belongs to the caller."""
+
+    uri: str
+    size: int
+    checksum: str | None
+    multihash: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What ``Store.check`` found: one line for people, and room in bytes where the back end tells."""
+
+    detail: str
+    free: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a back end knows of one image: ``size`` in bytes, ``modified`` in POSIX seconds."""
+
+    uri: str
+    size: int
+    image_id: str | None = None
+    modified: float | None = None
+    version: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something a failed add left behind. ``image_id`` is what it was to become, as far as is known."""
+
+    name: str
+    image_id: str | None
+    size: int
+    modified: float
+    handle: Any = field(default=None, repr=False, compare=False)
+
+
+class Writer(abc.ABC):
+    """One image on its way into a back end. Making one creates nothing there yet.
+
+    An image that fits in one part of a writer with ``put``: ``put``, nothing else. Otherwise
+    ``reserve``, ``write`` ..., ``commit``. ``put`` and ``commit`` may be called again after a transient error:
+    leave a random token with what is published, to tell "exists already" from "I did that".
+    """
+
+    #: write() calls in flight at most; 1 means in order.
+    concurrency: int = 1
+    #: Bytes never written read back as zeros up to the committed size.
+    sparse: bool = False
+    #: A part may be written again; False for one long stream.
+    retryable: bool = True
+    #: ``put(data, digests) -> Committed``: publishes a whole image that fits in one part.
+    put: Callable[[memoryview, Digests], Committed] | None = None
+    #: ``clone(descriptor, offset, length)``: the back end itself copies that range of a local file to the
+    #: same offset of the image, faster than reading it would be; used when nothing has to be hashed.
+    clone: Callable[[int, int, int], None] | None = None
+    #: ``share(descriptor, length)``: take a whole local file without moving bytes (reflink) and answer a
+    #: descriptor of the writer's own copy, from which the engine hashes; None where that is impossible.
+    share: Callable[[int, int], int | None] | None = None
+
+    def part_size(self, number: int, size: int | None) -> int:
+        """Bytes in part ``number`` of an image of ``size`` bytes; a pure function, a multiple of 4096."""
+        return MiB
+
+    def reserve(self, end: int) -> int | None:
+        """Make room for ``end`` bytes; answers how much there is now, None for no limit.
+
+        Called before the first write (with the size when known) and again when the image outgrows the
+        answer, never beside a write, so a driver grows geometrically and needs no lock.
+        """
+        return None
+
+    @abc.abstractmethod
+    def write(self, part: Part) -> None:
+        """Store one part; repeating it must be harmless unless ``retryable`` is False."""
+
+    @abc.abstractmethod
+    def commit(self, size: int, digests: Digests) -> Committed:
+        """Publish the image of ``size`` bytes atomically; raises Duplicate if the id exists."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Remove everything of this writer, also a commit that did go through, and nothing else's."""
+
+
+class Reader(abc.ABC):
+    """One image on its way out of a back end, pinned to the version it first saw."""
+
+    #: Bytes of the whole image.
+    size: int
+    #: Bytes of one range when several are in flight.
+    part_size: int = 8 * MiB
+    #: Ranges in flight at most; 1: read in the caller's thread.
+    concurrency: int = 1
+
+    @abc.abstractmethod
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Fill ``view`` with bytes from ``offset`` on; answers how many, 1 to len(view). 0 is a cut.
+
+        After an error or a cut it is called again for the byte where it stopped. With ``concurrency`` above 1
+        it is called from several threads.
+        """
+
+    def extents(self, offset: int, length: int) -> Iterable[Extent] | None:
+        """Data and holes of a range, in order and without gaps; None when the back end cannot tell."""
+        return None
+
+    def fileno(self) -> int | None:
+        """A descriptor of a local regular file whose bytes are the image's, for sendfile and reflink."""
+        return None
+
+    def close(self) -> None:  # noqa: B027  (most readers hold nothing)
+        """Free what the reader holds; called once, with no read in flight."""
