@@ -202,7 +202,6 @@ class Store(abc.ABC, Generic[L]):
         the add and passes through. Raises Duplicate, StorageFull, StorageWriteDenied, StoreAddDisabled,
         UnknownHashingAlgo, TransferTimeout.
         """
-        self.require(Capability.ADD, StoreAddDisabled)
         return upload.add(
             self,
             image_id,
@@ -259,18 +258,16 @@ class Store(abc.ABC, Generic[L]):
 
         With ``digests`` nothing is hashed. With Capability.COPY the back end does the work where it can.
         """
-        with self.get(location, context=context).data as source:
-            self.require(Capability.ADD, StoreAddDisabled)
-            return upload.add(
-                self,
-                image_id,
-                source,
-                source.size,
-                hashing_algo=hashing_algo,
-                digests=digests,
-                context=context,
-                progress=progress,
-            )
+        return upload.copy(
+            self,
+            location,
+            self,
+            image_id,
+            digests=digests,
+            hashing_algo=hashing_algo,
+            context=context,
+            progress=progress,
+        )
 
     def list_images(self) -> Iterator[ImageInfo]:
         """All images in this store, in no order; raises OperationNotSupported without Capability.LIST."""
@@ -361,6 +358,13 @@ class Store(abc.ABC, Generic[L]):
         raise NotImplementedError
 
     # -- What both may use ------------------------------------------------------------------------------------
+
+    def start_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+        """What the engine calls to begin an add: the rules of every store, then the driver's ``open_writer``."""
+        self.require(Capability.ADD, StoreAddDisabled)
+        check_image_id(image_id)
+        self.stragglers.check()
+        return self.open_writer(image_id, size, context)
 
     def locate(self, location: Location | str) -> L:
         """The driver's own form of ``location``; raises BadStoreUri if it is not of this store."""

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading: ImageStream over a driver's Reader, with retries, exact lengths and, where it pays, ranges ahead."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from storelib.exceptions import IncompleteRead, StoreError, TransferTimeout
+from storelib.transfer.buffers import BUDGET
+from storelib.transfer.contract import Extent, MiB, Reader
+from storelib.transfer.monitor import Monitor
+
+if TYPE_CHECKING:
+    from storelib.driver import Store
+
+#: Iterating yields this many bytes at a time.
+CHUNK = MiB
+
+
+def open_stream(store: Store[Any], location: Any, offset: int, length: int | None, context: Any) -> ImageStream:
+    """A stream of that range of an image, clipped to the image as a slice would be."""
+    subject = str(location)
+    reader: Reader = store.retry_policy.call(
+        lambda: store.open_reader(location, offset, length, context), store.map_error, subject
+    )
+    start = min(offset, reader.size)
+    end = reader.size if length is None else min(start + length, reader.size)
+    return ImageStream(_Feed(store, reader, subject), start, end)
+
+
+class ImageStream(io.RawIOBase):
+    """A range of an image as a seekable file; ``size`` is its length in bytes.
+
+    ``readinto`` allocates nothing; ``read(n)`` and iterating give fresh bytes and are filled up. Errors of the back end
+    surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``.
+    """
+
+    def __init__(self, feed: _Feed, start: int, end: int) -> None:
+        self.size = end - start
+        self._feed = feed
+        self._start = start
+        self._end = end
+        self._position = start
+        self._ahead: _ReadAhead | None = None
+        self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The position, counted from the start of the range."""
+        self._check_open()
+        return self._position - self._start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position within the range; what was read ahead is dropped."""
+        self._check_open()
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}.get(whence)
+        if base is None or base + offset < 0:
+            raise ValueError(f"cannot seek to {offset} (whence {whence})")
+        position = self._start + base + offset
+        if position != self._position:
+            self._drop_ahead()
+            self._position = position
+        return position - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to ``len(buffer)`` bytes into ``buffer``; 0 only at the end of the range."""
+        self._check_open()
+        view = memoryview(buffer).cast("B")[: max(self._end - self._position, 0)]
+        if not view:
+            return 0
+        if self._streaming:
+            if self._ahead is None:
+                self._ahead = _ReadAhead(self._feed, self._position, self._end)
+            count = self._ahead.read_into(view)
+        else:
+            count = self._feed.read_into(self._position, view)
+        self._position += count
+        return count
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Exactly ``size`` bytes unless the range ends before; all that is left for None or -1."""
+        left = max(self._end - self._position, 0)
+        want = left if size is None or size < 0 else min(size, left)
+        data = bytearray(want)
+        view = memoryview(data)
+        while view:
+            view = view[self.readinto(view) :]
+        self._check_open()
+        return bytes(data)
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read()
+
+    def __next__(self) -> bytes:
+        chunk = self.read(CHUNK)
+        if not chunk:
+            raise StopIteration
+        return chunk
+
+    def extents(self) -> Iterator[Extent]:
+        """Data and holes of the range, counted from its start; all data where the back end cannot tell."""
+        self._check_open()
+        known = self._feed.extents(self._start, self.size)
+        if known is None:
+            return iter([Extent(0, self.size, data=True)] if self.size else [])
+        return (Extent(extent.offset - self._start, extent.length, extent.data) for extent in known)
+
+    def fileno(self) -> int:
+        """For an image in a local file: its descriptor, positioned where this stream is, for ``size`` bytes.
+
+        Raises io.UnsupportedOperation for all others.
+        """
+        self._check_open()
+        descriptor = self._feed.reader.fileno()
+        if descriptor is None:
+            raise io.UnsupportedOperation("not a local file")
+        os.lseek(descriptor, self._position, os.SEEK_SET)
+        return descriptor
+
+    def whole_file(self) -> int | None:
+        """The descriptor of a local file that holds exactly this stream's bytes, if there is one."""
+        whole = self._start == 0 and self._end == self._feed.reader.size
+        return self._feed.reader.fileno() if whole else None
+
+    def close(self) -> None:
+        """Stop reading ahead, wait for the threads, free the reader; harmless when done twice."""
+        if self.closed:
+            return
+        try:
+            self._drop_ahead()
+            self._feed.close()
+        finally:
+            super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("read of a closed image stream")
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = getattr(self, "_ahead", None), None
+        if ahead is not None:
+            ahead.close()
+
+
+class _Feed:
+    """A Reader with its store's retries and error mapping; what the stream and its threads share."""
+
+    def __init__(self, store: Store[Any], reader: Reader, subject: str) -> None:
+        self.reader = reader
+        self.policy = store.retry_policy
+        self.stragglers = store.stragglers
+        self.subject = subject
+        self._map_error = store.map_error
+        self._stuck = False
+
+    def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
+        """Read at least one byte; passing errors and cuts are tried again from the same byte."""
+
+        def attempt() -> int:
+            count = self.reader.read_into(offset, view)
+            if count > len(view) or count < 0:
+                raise IncompleteRead(f"{self.subject}: the back end delivered more than the {len(view)} bytes asked for")
+            if count == 0:
+                raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)
+            return count
+
+        return self.policy.call(attempt, self._map_error, self.subject, cancelled)
+
+    def extents(self, offset: int, length: int) -> list[Extent] | Iterator[Extent] | None:
+        """Extents in the image's own coordinates."""
+        known = self.policy.call(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
+        return None if known is None else iter(known)
+
+    def abandon(self, threads: list[threading.Thread]) -> None:
+        """Some reads never returned: their threads go on using the reader, so it is left open."""
+        self._stuck = True
+        for thread in threads:
+            self.stragglers.add(thread)
+
+    def close(self) -> None:
+        """Close the reader unless a read still hangs in it."""
+        if not self._stuck:
+            self.reader.close()
+
+
+class _Range:
+    """One range in flight, or read and waiting for its turn."""
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.offset = offset
+        self.length = length
+        self.memory: memoryview | None = None
+        self.filled = 0
+        self.taken = 0
+        self.error: BaseException | None = None
+
+
+class _ReadAhead:
+    """Several ranges in flight, handed on in order, within the memory budget.
+
+    The threads refer to this object, never to the stream, so that a dropped stream is collected and closes it.
+    """
+
+    def __init__(self, feed: _Feed, start: int, end: int) -> None:
+        self._feed = feed
+        self._next = start
+        self._end = end
+        self._part_size = feed.reader.part_size
+        self._monitor = Monitor(feed.policy.timeout)
+        self._ranges: deque[_Range] = deque()
+        self._free: list[memoryview] = []
+        # One more than are in flight, so that the caller can take a range while the others are being read.
+        self._slots = max(2, min(feed.reader.concurrency + 1, BUDGET // self._part_size))
+        self._threads = [
+            threading.Thread(target=self._run, name="storelib-range", daemon=True) for _ in range(self._slots - 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def read_into(self, view: memoryview) -> int:
+        """Copy bytes that have arrived of the first range, waiting for some."""
+        monitor = self._monitor
+        with monitor.changed:
+            monitor.wait_for(lambda: bool(self._ranges) and self._has_news(self._ranges[0]))
+            head = self._ranges[0]
+            memory, ready = head.memory, head.filled
+        if head.taken == ready:
+            assert head.error is not None  # noqa: S101  (what has_news promised)
+            raise head.error
+        assert memory is not None  # noqa: S101
+        count = min(len(view), ready - head.taken)
+        view[:count] = memory[head.taken : head.taken + count]
+        head.taken += count
+        if head.taken == head.length:
+            with monitor.changed:
+                self._ranges.popleft()
+                self._free.append(memory)
+                monitor.changed.notify_all()
+        return count
+
+    @staticmethod
+    def _has_news(head: _Range) -> bool:
+        return head.filled > head.taken or head.error is not None
+
+    def close(self) -> None:
+        """Stop and join the threads; one that never returns is left to itself."""
+        self._monitor.cancel()
+        waiting = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for thread in waiting:
+            thread.join(self._feed.policy.timeout)
+        stuck = [thread for thread in waiting if thread.is_alive()]
+        if stuck:
+            self._feed.abandon(stuck)
+
+    def _run(self) -> None:
+        while (piece := self._claim()) is not None:
+            try:
+                self._fetch(piece)
+            except BaseException as error:  # noqa: BLE001  (handed to the reader of the stream)
+                piece.error = error
+            self._monitor.beat()
+
+    def _claim(self) -> _Range | None:
+        """The next range to read and memory for it; None when there is nothing left to do."""
+        monitor = self._monitor
+        with monitor.changed:
+            while len(self._ranges) >= self._slots and not monitor.cancelled.is_set():
+                monitor.changed.wait()
+            failed = any(piece.error for piece in self._ranges)
+            if monitor.cancelled.is_set() or self._next >= self._end or failed:
+                return None
+            piece = _Range(self._next, min(self._part_size, self._end - self._next))
+            self._next += piece.length
+            self._ranges.append(piece)
+            piece.memory = self._free.pop() if self._free else memoryview(bytearray(self._part_size))
+            return piece
+
+    def _fetch(self, piece: _Range) -> None:
+        cancelled = self._monitor.cancelled
+        assert piece.memory is not None  # noqa: S101
+        while piece.filled < piece.length:
+            if cancelled.is_set():
+                raise TransferTimeout("the stream was closed")
+            view = piece.memory[piece.filled : piece.length]
+            piece.filled += self._feed.read_into(piece.offset + piece.filled, view, cancelled)
+            self._monitor.beat()
+
+

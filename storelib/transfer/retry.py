@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to try again, and what becomes of calls that never return. Nothing else in storelib retries."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from storelib.exceptions import StoreError, TransferTimeout
+
+T = TypeVar("T")
+ErrorMap = Callable[[Exception, str], StoreError | None]
+
+#: Seconds: the first wait is at most FIRST_WAIT, doubling up to LONGEST_WAIT, each drawn at random below that
+#: ("full jitter", so that clients which failed together do not come back together).
+FIRST_WAIT = 0.2
+LONGEST_WAIT = 20.0
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """``retries`` further attempts after transient errors, within ``timeout`` seconds without progress."""
+
+    retries: int = 4
+    timeout: float = 300.0
+
+    def call(
+        self,
+        function: Callable[[], T],
+        map_error: ErrorMap,
+        subject: str,
+        cancelled: threading.Event | None = None,
+        repeatable: bool = True,
+    ) -> T:
+        """``function()``, its native errors mapped, tried again while they are transient.
+
+        Waits end at once when ``cancelled`` is set; the last error is raised then.
+        """
+
+        def attempt() -> T:
+            return mapped(function, map_error, subject)
+
+        try:
+            return attempt()
+        except StoreError as error:
+            if not error.transient or not repeatable or not self.retries:
+                raise
+            first = error
+        return self._again(attempt, first, cancelled or threading.Event())
+
+    def _again(self, attempt: Callable[[], T], first: StoreError, cancelled: threading.Event) -> T:
+        import tenacity
+
+        jitter = tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = (error.retry_after if isinstance(error, StoreError) else None) or 0.0
+            return max(asked, jitter(state))
+
+        def answer_or_first_error() -> T:
+            # The first attempt was made by call(), without the machinery; its error stands for it here.
+            nonlocal pending
+            if cancelled.is_set():
+                raise first
+            if pending is not None:
+                error, pending = pending, None
+                raise error
+            return attempt()
+
+        pending: StoreError | None = first
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, StoreError) and error.transient),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self.retries + 1),
+                tenacity.stop_before_delay(self.timeout),
+                lambda state: cancelled.is_set(),
+            ),
+            wait=wait,
+            sleep=cancelled.wait,
+            reraise=True,
+        )
+        return retrying(answer_or_first_error)
+
+
+def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
+    """``function()`` with native errors turned into the storelib error that ``map_error`` names."""
+    try:
+        return function()
+    except StoreError:
+        raise
+    except Exception as error:
+        known = map_error(error, subject)
+        if known is None:
+            raise
+        raise known from error
+
+
+class Stragglers:
+    """Calls into one store's back end that never returned, each still holding its daemon thread."""
+
+    def __init__(self, store_name: str, limit: int) -> None:
+        self._store_name = store_name
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def add(self, thread: threading.Thread) -> None:
+        """Leave ``thread`` to itself."""
+        with self._lock:
+            self._threads.append(thread)
+
+    def check(self) -> None:
+        """Raise TransferTimeout when too many calls hang for another one to be wise."""
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            stuck = len(self._threads)
+        if stuck >= self._limit:
+            raise TransferTimeout(
+                f"store {self._store_name}: {stuck} calls into the back end hang; no more are started "
+                "until they return (option transfer_max_stuck_calls)"
+            )

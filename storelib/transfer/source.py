@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bytes of an add come from: paths, bytes, file objects, iterators, streams of other stores.
+
+Everything here runs in the caller's thread, and a source's own exceptions pass through unchanged.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, Union
+
+from storelib.exceptions import Invalid
+from storelib.transfer.contract import Extent, KiB, MiB
+from storelib.transfer.download import ImageStream
+
+#: Zeros are found and left out in runs of this many bytes, aligned.
+GRAIN = 64 * KiB
+
+
+class SupportsRead(Protocol):
+    """A file object with ``read``."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, empty at the end."""
+
+
+Data = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, Iterable[bytes]]
+
+
+def open_source(data: Data) -> Source:
+    """The Source for anything ``add`` takes; raises Invalid for anything else, OSError for a path that fails."""
+    if isinstance(data, tuple) and data and isinstance(data[0], ImageStream):
+        data = data[0]
+    if isinstance(data, (str, os.PathLike)):
+        return _open_path(os.fspath(data))
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return BytesSource(memoryview(data).cast("B"))
+    if isinstance(data, ImageStream):
+        return StreamSource(data)
+    if type(data) in (io.FileIO, io.BufferedReader, io.BufferedRandom) and _is_regular(data):
+        return DescriptorSource(data.fileno(), data.tell(), data)  # type: ignore[union-attr]
+    if isinstance(data, io.TextIOBase):
+        raise Invalid("the source is a text file; open it in binary mode")
+    if hasattr(data, "readinto"):
+        return ReadIntoSource(data)
+    if hasattr(data, "read"):
+        return ChunkSource(_reads(data))
+    if isinstance(data, Iterable):
+        return ChunkSource(iter(data))
+    raise Invalid(f"data must be a path, bytes, a file object or an iterator of bytes, not {type(data).__name__}")
+
+
+class Source:
+    """Bytes read once from front to back. This one has none; it is the base of the others."""
+
+    #: Length in bytes where the source itself knows it.
+    size: int | None = None
+    #: Descriptor of a local regular file that holds exactly these bytes from its start on.
+    descriptor: int | None = None
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill up to ``len(view)`` bytes; answers how many, 0 at the end or where a hole begins."""
+        return 0
+
+    def hole(self) -> int:
+        """Skip the hole that begins here; answers its length, 0 where there is none."""
+        return 0
+
+    def close(self) -> None:
+        """Close what this source opened itself."""
+
+
+class BytesSource(Source):
+    """Bytes in memory."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read_into(self, view: memoryview) -> int:
+        """Copy the next bytes."""
+        piece = self._data[: len(view)]
+        view[: len(piece)] = piece
+        self._data = self._data[len(piece) :]
+        return len(piece)
+
+
+class ReadIntoSource(Source):
+    """A file object that fills a buffer by itself."""
+
+    def __init__(self, file: Any) -> None:
+        self._readinto = file.readinto
+
+    def read_into(self, view: memoryview) -> int:
+        """One ``readinto``."""
+        count = self._readinto(view)
+        if count is None:
+            raise Invalid("the source is in non-blocking mode; storelib needs one that waits for data")
+        return int(count)
+
+
+class ChunkSource(Source):
+    """An iterator of bytes with chunks of any size, empty ones too."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def read_into(self, view: memoryview) -> int:
+        """Copy from the chunk at hand, or from the next one that is not empty."""
+        while not self._rest:
+            try:
+                chunk = next(self._chunks)
+            except StopIteration:
+                return 0
+            if not isinstance(chunk, (bytes, bytearray, memoryview)):
+                raise Invalid(f"the source yields {type(chunk).__name__}, not bytes")
+            self._rest = memoryview(chunk).cast("B")
+        piece = self._rest[: len(view)]
+        view[: len(piece)] = piece
+        self._rest = self._rest[len(piece) :]
+        return len(piece)
+
+
+class _SourceWithHoles(Source):
+    """A source that knows its extents: data is read, holes are stepped over in whole grains."""
+
+    def __init__(self, extents: Iterator[Extent] | None, position: int) -> None:
+        self._holes = (extent for extent in extents or () if not extent.data)
+        self._position = self._origin = position
+        self._next_hole()
+
+    def read_into(self, view: memoryview) -> int:
+        """Read data up to the next hole."""
+        if self._hole_start is not None:
+            view = view[: self._hole_start - self._position]
+        count = self._read(self._position, view) if view else 0
+        self._position += count
+        return count
+
+    def hole(self) -> int:
+        """Step over the hole that begins here."""
+        if self._hole_start is None or self._position < self._hole_start:
+            return 0
+        length = self._hole_end - self._position
+        self._position = self._hole_end
+        self._next_hole()
+        return length
+
+    def _next_hole(self) -> None:
+        """Find the next hole that still has a whole grain in it once its ends are aligned inwards."""
+        self._hole_start: int | None = None
+        for extent in self._holes:
+            end = self._origin + extent.offset + extent.length
+            start = self._origin + -(-extent.offset // GRAIN) * GRAIN
+            if self.size is None or end - self._origin < self.size:
+                end = self._origin + (end - self._origin) // GRAIN * GRAIN
+            if end > start:
+                self._hole_start, self._hole_end = start, end
+                return
+
+    def _read(self, position: int, view: memoryview) -> int:
+        raise NotImplementedError
+
+
+class DescriptorSource(_SourceWithHoles):
+    """A regular file, read from ``position`` on without moving the descriptor's own position."""
+
+    def __init__(self, descriptor: int, position: int, file: Any = None) -> None:
+        self._descriptor = descriptor
+        self._file = file
+        status = os.fstat(descriptor)
+        # Files of /proc and the like have contents but say size 0.
+        self.size = max(status.st_size - position, 0) or None
+        holes = self.size is not None and status.st_blocks * 512 < status.st_size
+        if position == 0 and self.size is not None:
+            self.descriptor = descriptor
+        super().__init__(file_extents(descriptor, position, self.size or 0) if holes else None, position)
+
+    def _read(self, position: int, view: memoryview) -> int:
+        return os.preadv(self._descriptor, [view], position)
+
+    def close(self) -> None:
+        """Close the path that was opened, or leave the caller's file where reading stopped."""
+        if self._file is None:
+            os.close(self._descriptor)
+        elif not self._file.closed:
+            self._file.seek(self._position)
+
+
+class StreamSource(_SourceWithHoles):
+    """The stream of an image in some store."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        self._stream = stream
+        position = stream.tell()
+        self.size = stream.size - position
+        if position == 0:
+            self.descriptor = stream.whole_file()
+        # Extents count from where the stream is, as far as this source is concerned.
+        extents = (Extent(e.offset - position, e.length, e.data) for e in stream.extents() if e.offset >= position)
+        super().__init__(extents, position)
+
+    def _read(self, position: int, view: memoryview) -> int:
+        if self._stream.tell() != position:
+            self._stream.seek(position)
+        return self._stream.readinto(view)
+
+
+def file_extents(descriptor: int, offset: int, length: int) -> Iterator[Extent]:
+    """Data and holes of a range of a local file, relative to ``offset`` (lseek(2), SEEK_HOLE).
+
+    Moves the descriptor's position and puts it back. A file system that cannot tell reports data.
+    """
+    position, end = offset, offset + length
+    while position < end:
+        hole_end = min(_seek(descriptor, position, os.SEEK_DATA, end), end)
+        if hole_end > position:
+            yield Extent(position - offset, hole_end - position, data=False)
+        if hole_end < end:
+            data_end = min(_seek(descriptor, hole_end, os.SEEK_HOLE, end), end)
+            yield Extent(hole_end - offset, data_end - hole_end, data=True)
+            hole_end = data_end
+        position = hole_end
+
+
+def _seek(descriptor: int, position: int, whence: int, end: int) -> int:
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        return os.lseek(descriptor, position, whence)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data up to the end
+            return end
+        if error.errno == errno.EINVAL:
+            return position if whence == os.SEEK_DATA else end
+        raise
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
+
+
+def _open_path(path: str) -> Source:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return DescriptorSource(descriptor, 0)
+    if stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return _OwnFileSource(io.FileIO(descriptor))
+
+
+class _OwnFileSource(ReadIntoSource):
+    """A pipe or device that was given by its path."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        self._file = file
+
+    def close(self) -> None:
+        """Close it again."""
+        self._file.close()
+
+
+def _is_regular(file: Any) -> bool:
+    return bool(file.readable() and stat.S_ISREG(os.fstat(file.fileno()).st_mode))
+
+
+def _reads(file: Any) -> Iterator[bytes]:
+    while True:
+        chunk = file.read(MiB)
+        if chunk is None:
+            raise Invalid("the source is in non-blocking mode; storelib needs one that waits for data")
+        if not len(chunk):
+            return
+        yield chunk
