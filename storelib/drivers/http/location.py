@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HttpLocation: an http or https URL as storelib keeps it. No network, no policy."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import ipaddress
+import re
+import urllib.parse
+from dataclasses import dataclass, field
+
+from storelib.exceptions import BadStoreUri
+from storelib.location import StoreLocation, redact, unquote
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# The standard library's splitters silently drop some of what is refused here, so the URI is taken apart by hand.
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029\ud800-\udfff]")
+_URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+@dataclass(frozen=True, repr=False)
+class HttpLocation(StoreLocation):
+    """``http[s]://[user[:password]@]host[:port]/path[?query]``; path and query are kept as they are written.
+
+    Credentials of old URIs are read, percent-decoded, and never written back. Fragments are dropped.
+    """
+
+    scheme: str
+    host: str
+    port: int | None
+    #: Path and query, as sent to the server.
+    target: str
+    user: str | None = field(default=None, repr=False, compare=False)
+    password: str = field(default="", repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, uri: str) -> HttpLocation:
+        """Take a URL apart; raises BadStoreUri for anything a server could read in two ways."""
+        if _FORBIDDEN.search(uri):
+            raise BadStoreUri(f"spaces, control characters and backslashes must be percent-encoded in {redact(uri)!r}")
+        url = _URL.match(uri)
+        if url is None:
+            raise BadStoreUri(f"expected http[s]://host[:port]/path, not {redact(uri)}")
+        scheme, authority, target = url.groups()
+        # The last "@" ends the credentials: old URIs hold passwords with an unquoted "@".
+        userinfo, at, endpoint = authority.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        host, port = _split_endpoint(endpoint, uri)
+        return cls(
+            scheme=scheme.lower(),
+            host=host,
+            port=port,
+            target=_NOT_ASCII.sub(_quote_match, target if target.startswith("/") else "/" + target),
+            user=unquote(user, uri) if at and userinfo else None,
+            password=unquote(password, uri),
+        )
+
+    @property
+    def uri(self) -> str:
+        """The URL without credentials and fragment."""
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{self.host}{port}{self.target}"
+
+    @property
+    def effective_port(self) -> int:
+        """The port that is connected to."""
+        return DEFAULT_PORTS[self.scheme] if self.port is None else self.port
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: what credentials belong to (RFC 6454)."""
+        return self.scheme, self.host, self.effective_port
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of the Authorization header (RFC 7617), if the URI came with credentials."""
+        if self.user is None:
+            return None
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode("ascii")
+
+    def join(self, reference: str) -> HttpLocation:
+        """Where a redirect to ``reference`` leads; credentials stay only within one origin.
+
+        Raises BadStoreUri. Credentials a server puts into a redirect are not used.
+        """
+        reference = re.sub(r"[^\x21-\x7e]+", _quote_match, reference.strip(" \t"))
+        joined = self.parse(urllib.parse.urljoin(self.uri, reference))
+        same = joined.origin == self.origin
+        return dataclasses.replace(joined, user=self.user if same else None, password=self.password if same else "")
+
+
+def _split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
+    match = _ENDPOINT.fullmatch(endpoint)
+    if match is None:
+        raise BadStoreUri(f"not a host name or address, with or without a port, in {redact(uri)}")
+    host, port = match.groups()
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise BadStoreUri(f"not an IPv6 address in {redact(uri)}") from None
+    if port and not 0 < int(port) < 65536:
+        raise BadStoreUri(f"port {port} does not exist, in {redact(uri)}")
+    return host.lower(), int(port) if port else None
+
+
+def _quote_match(match: re.Match[str]) -> str:
+    return urllib.parse.quote(match[0], safe="")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which URLs may be asked for, and which addresses connected to. Knows nothing of sockets.
+
+A URL handed in by a tenant must not become a way into the operator's own network, so addresses are judged
+where the connection is made, after the name was resolved; what a URL says is judged before.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storelib.drivers.http.location import HttpLocation
+from storelib.exceptions import BadStoreConfiguration
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# RFC 6052: how hosts with IPv6 alone reach IPv4.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The lists of one store's options. What is disallowed stays so even when it is also allowed."""
+
+    allowed_hosts: Sequence[str] = ()
+    disallowed_hosts: Sequence[str] = ()
+    allowed_ports: Sequence[int] = ()
+    disallowed_ports: Sequence[int] = ()
+    allowed_networks: Sequence[Network] = ()
+    disallowed_networks: Sequence[Network] = ()
+
+    @classmethod
+    def from_conf(cls, conf: Any) -> Rules:
+        """Read the options; raises BadStoreConfiguration."""
+        return cls(
+            conf.http_allowed_hosts,
+            conf.http_disallowed_hosts,
+            conf.http_allowed_ports,
+            conf.http_disallowed_ports,
+            _networks(conf.http_allowed_networks, "http_allowed_networks"),
+            _networks(conf.http_disallowed_networks, "http_disallowed_networks"),
+        )
+
+    def refuse_url(self, location: HttpLocation) -> str | None:
+        """Why this host or port may not be asked, or None."""
+        port = location.effective_port
+        if self.allowed_hosts and not _listed(location.host, self.allowed_hosts):
+            return f"host {location.host} is not in http_allowed_hosts"
+        if _listed(location.host, self.disallowed_hosts):
+            return f"host {location.host} is in http_disallowed_hosts"
+        if self.allowed_ports and port not in self.allowed_ports:
+            return f"port {port} is not in http_allowed_ports"
+        if port in self.disallowed_ports:
+            return f"port {port} is in http_disallowed_ports"
+        return None
+
+    def refuse_address(self, text: str) -> str | None:
+        """Why this numeric address may not be connected to, or None."""
+        forms = _forms(ipaddress.ip_address(text.partition("%")[0]))
+        if _inside(forms, self.disallowed_networks):
+            return "it is inside http_disallowed_networks"
+        if not _inside(forms, self.allowed_networks) and not _is_public(forms[-1]):
+            return "it is not a public address and not inside http_allowed_networks"
+        return None
+
+    def refuse_written_address(self, location: HttpLocation) -> str | None:
+        """The same for a URL whose host is an address; None for a name, which somebody else resolves."""
+        try:
+            return self.refuse_address(location.host.strip("[]"))
+        except ValueError:
+            return None
+
+
+def _networks(values: Iterable[str], option: str) -> list[Network]:
+    networks = []
+    for value in values:
+        try:
+            networks.append(ipaddress.ip_network(value, strict=False))
+        except ValueError:
+            message = f"option {option}: {value!r} is not a network; write 10.0.0.0/8, fd00::/8 or one address"
+            raise BadStoreConfiguration(message) from None
+    return networks
+
+
+def _listed(host: str, names: Iterable[str]) -> bool:
+    host = host.rstrip(".")
+    for name in (name.lower().rstrip(".") for name in names):
+        if host == name or (name.startswith("*.") and host.endswith(name[1:])):
+            return True
+    return False
+
+
+def _forms(address: Address) -> list[Address]:
+    """The address and, last, the IPv4 address that is really reached through it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return [address, inner]
+    return [address]
+
+
+def _inside(forms: Sequence[Address], networks: Iterable[Network]) -> bool:
+    return any(form in network for network in networks for form in forms)
+
+
+def _is_public(address: Address) -> bool:
+    # is_global alone is true for multicast and for the reserved parts of IPv6, and differs between Python versions.
+    special = (
+        address.is_loopback,
+        address.is_link_local,
+        address.is_private,
+        address.is_multicast,
+        address.is_unspecified,
+        address.is_reserved,
+        isinstance(address, ipaddress.IPv6Address) and address.is_site_local,
+    )
+    return address.is_global and not any(special)

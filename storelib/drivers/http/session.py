@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: the pooled connections of one store, and the way from a URL over its redirects to an Answer.
+
+urllib3 does the HTTP; it retries nothing, follows nothing and takes nothing from the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+import weakref
+from typing import Any, ClassVar, cast
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NameResolutionError, NewConnectionError
+from urllib3.util import connection as urllib3_connection
+
+from storelib._version import __version__
+from storelib.drivers.http.answer import Answer, discard
+from storelib.drivers.http.location import HttpLocation
+from storelib.drivers.http.rules import Rules
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    BadStoreUri,
+    Forbidden,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
+)
+
+LOG = logging.getLogger(__name__)
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identity"}
+# Servers whose idle connections are kept. One transfer mostly talks to one, or two with a redirect.
+_KEPT_SERVERS = 16
+# Idle connections kept for each of them: several transfers at once, however few ranges each has in flight.
+_KEPT_CONNECTIONS = 16
+
+
+class Session:
+    """Safe to use from many threads; connections are made at first use, and anew in a forked child."""
+
+    def __init__(self, conf: Any, rules: Rules) -> None:
+        self.rules = rules
+        self._conf = conf
+        self._proxies = proxy_urls(conf)
+        self._lock = threading.Lock()
+        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._inherited: list[dict[str, urllib3.PoolManager]] = []
+        _sessions.add(self)
+
+    def fetch(self, method: str, location: HttpLocation, headers: dict[str, str] | None = None) -> Answer:
+        """Ask for an image, or a range of it; follows redirects as far as the rules allow."""
+        wanted = location
+        for _ in range(self._conf.http_max_redirects + 1):
+            self._check(location)
+            response, latency = self._send(method, location, headers or {})
+            if response.status not in _REDIRECTS:
+                return Answer(response, location, latency, (headers or {}).get("Range"))
+            target = response.headers.get("Location")
+            discard(response)
+            location = _follow(location, target)
+        raise RemoteServiceUnavailable(
+            f"{wanted} redirects more than {self._conf.http_max_redirects} times (http_max_redirects)", transient=False
+        )
+
+    def describe(self, location: HttpLocation) -> Answer:
+        """The headers of an image without its body: a HEAD, or where that does not tell, a GET of one byte."""
+        try:
+            answer = self.fetch("HEAD", location)
+            answer.close()
+            # Some frameworks answer HEAD with the length of the body they did not make.
+            if answer.size:
+                return answer
+        except StoreError as error:
+            # URLs signed for GET answer 403 to a HEAD, others 400, 405 or 501.
+            if error.transient or isinstance(error, NotFound):
+                raise
+        answer = self.fetch("GET", location, {"Range": "bytes=0-0"})
+        answer.close()
+        return answer
+
+    def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> tuple[urllib3.HTTPResponse, float]:
+        """One request, one response with its body unread, and the seconds between (connecting apart)."""
+        sent = _HEADERS | headers
+        if location.authorization is not None:
+            sent["Authorization"] = location.authorization
+        started = time.monotonic()
+        response = self._manager(location.scheme).urlopen(
+            method,
+            location.uri,
+            headers=sent,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        connected = getattr(response.connection, "connected", 0.0)
+        return cast("urllib3.HTTPResponse", response), time.monotonic() - max(started, connected)
+
+    def _check(self, location: HttpLocation) -> None:
+        why = self.rules.refuse_url(location)
+        if why is None and location.scheme in self._proxies:
+            # The address is the proxy's affair, unless the URL itself says it.
+            why = self.rules.refuse_written_address(location)
+        if why is not None:
+            raise Forbidden(f"{location} may not be read: {why}")
+
+    def _manager(self, scheme: str) -> urllib3.PoolManager:
+        with self._lock:
+            if scheme not in self._managers:
+                self._managers[scheme] = self._new_manager(scheme)
+            return self._managers[scheme]
+
+    def _new_manager(self, scheme: str) -> urllib3.PoolManager:
+        timeout = urllib3.Timeout(connect=self._conf.http_connect_timeout, read=self._conf.http_read_timeout)
+        settings: dict[str, Any] = {
+            "num_pools": _KEPT_SERVERS,
+            "maxsize": max(_KEPT_CONNECTIONS, self._conf.http_download_concurrency),
+            "timeout": timeout,
+            "ssl_context": tls_context(self._conf),
+        }
+        if scheme in self._proxies:
+            proxy = urllib3.util.parse_url(self._proxies[scheme])
+            credentials = proxy.auth and urllib.parse.unquote(proxy.auth)
+            headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
+            return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
+        manager = urllib3.PoolManager(**settings)
+        manager.pool_classes_by_scheme = _pools(self.rules)
+        return manager
+
+    def forget_parent(self) -> None:
+        """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
+        self._lock = threading.Lock()
+        self._inherited.append(self._managers)
+        self._managers = {}
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for session in list(_sessions):
+        session.forget_parent()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+class _CheckedConnection(HTTPConnection):
+    """Connects only to addresses the rules allow: the name is resolved once, and what was judged is connected to."""
+
+    rules: ClassVar[Rules]
+    #: When the connection was ready for a request, TLS included.
+    connected = 0.0
+
+    def connect(self) -> None:
+        super().connect()
+        self.connected = time.monotonic()
+
+    def _new_conn(self) -> socket.socket:
+        refused: Exception | None = None
+        for address in self._allowed_addresses():
+            try:
+                return urllib3_connection.create_connection(
+                    (address, self.port),
+                    self.timeout,
+                    source_address=self.source_address,
+                    socket_options=self.socket_options,
+                )
+            except OSError as error:
+                refused = error
+        if isinstance(refused, TimeoutError):
+            raise ConnectTimeoutError(self, "connecting took too long") from refused
+        raise NewConnectionError(self, "connecting failed") from refused
+
+    def _allowed_addresses(self) -> list[str]:
+        try:
+            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except UnicodeError:
+            raise LocationParseError(self.host) from None
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        refusals = {address: self.rules.refuse_address(address) for address in addresses}
+        allowed = [address for address in addresses if refusals[address] is None]
+        if not allowed:
+            LOG.warning("refused to connect to %s: %s", self.host, refusals)
+            # Which address it was is in the log: whoever sent the URL need not learn the operator's network.
+            raise Forbidden(f"{self.host} may not be connected to: {refusals[addresses[0]]}")
+        return allowed
+
+
+def _pools(checked_by: Rules) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Pools whose connections keep the rules."""
+
+    class Connection(_CheckedConnection):
+        rules = checked_by
+
+    class TlsConnection(_CheckedConnection, HTTPSConnection):
+        rules = checked_by
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class TlsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    return {"http": Pool, "https": TlsPool}
+
+
+def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
+    """Where a redirect leads, if that is allowed."""
+    if target is None:
+        raise RemoteServiceUnavailable(f"{location} redirects without saying where to", transient=False)
+    try:
+        found = location.join(target)
+    except BadStoreUri:
+        raise Forbidden(f"{location} redirects to what is no http or https URL") from None
+    if location.scheme == "https" and found.scheme != "https":
+        raise Forbidden(f"{location} redirects from https to http")
+    return found
+
+
+def tls_context(conf: Any) -> ssl.SSLContext:
+    """Verifies against the given certificates alone, or else the system's; raises BadStoreConfiguration."""
+    path = conf.https_ca_certificates_file
+    try:
+        context = ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        message = f"option https_ca_certificates_file = {path}: no certificates can be read: {error.strerror}"
+        raise BadStoreConfiguration(message) from None
+    if conf.https_insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def proxy_urls(conf: Any) -> dict[str, str]:
+    """The proxy for each scheme; raises BadStoreConfiguration."""
+    proxies = {}
+    for scheme, proxy in conf.http_proxy_information.items():
+        url = proxy if "://" in proxy else f"http://{proxy}"
+        try:
+            parsed = urllib3.util.parse_url(url)
+            valid = parsed.scheme in ("http", "https") and parsed.host is not None
+        except LocationParseError:
+            valid = False
+        if scheme not in ("http", "https") or not valid:
+            # The value may hold a password, so it is not repeated.
+            raise BadStoreConfiguration(
+                f"option http_proxy_information: the entry for {scheme!r} is not http:<proxy> or https:<proxy>, "
+                "where a proxy is host:port or an http or https URL"
+            )
+        proxies[scheme] = url
+    return proxies
