@@ -43,10 +43,11 @@ from storelib.transfer.contract import (
     StoredImage,
     Writer,
 )
+from storelib.transfer.digests import Verifier
 from storelib.transfer.download import ImageStream
 from storelib.transfer.retry import RetryPolicy, Stragglers
 from storelib.transfer.source import Data
-from storelib.transfer.upload import Progress, Verifier
+from storelib.transfer.upload import Progress
 
 __all__ = [
     "STORE_OPTIONS",
@@ -68,6 +69,7 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 L = TypeVar("L", bound=StoreLocation)
+T = TypeVar("T")
 
 #: Options every store has, whatever its driver.
 STORE_OPTIONS: Sequence[cfg.Opt] = (
@@ -148,7 +150,7 @@ class Store(abc.ABC, Generic[L]):
         """
         self.configure_get()
         if self.conf.read_only:
-            return self._disable_writing("option read_only is set")
+            self._disable_writing("option read_only is set")
         if Capability.ADD in self.capabilities:
             try:
                 self.configure_add()
@@ -303,10 +305,10 @@ class Store(abc.ABC, Generic[L]):
 
     # -- What a driver writes ---------------------------------------------------------------------------------
 
-    def configure_get(self) -> None:  # noqa: B027  (many drivers need nothing)
+    def configure_get(self) -> None:
         """What reading needs; raises BadStoreConfiguration."""
 
-    def configure_add(self) -> None:  # noqa: B027
+    def configure_add(self) -> None:
         """What adding needs; raises BadStoreConfiguration."""
 
     @abc.abstractmethod
@@ -390,10 +392,10 @@ class Store(abc.ABC, Generic[L]):
         self.add_disabled = why
         self.capabilities &= ~WRITING
 
-    def _call(self, function: Callable[[], Any], subject: object) -> Any:
+    def _call(self, function: Callable[[], T], subject: object) -> T:
         return self.retry_policy.call(function, self.map_error, str(subject))
 
-    def _mapped(self, items: Callable[[], Iterable[Any]], what: str) -> Iterator[Any]:
+    def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
         try:
             yield from items()
         except StoreError:

@@ -17,9 +17,7 @@ class StoreError(Exception):
     transient: bool = False
     retry_after: float | None = None
 
-    def __init__(
-        self, message: str = "", *, transient: bool | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, transient: bool | None = None, retry_after: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
         if transient is not None:
             self.transient = transient

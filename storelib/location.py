@@ -106,9 +106,7 @@ def installed_schemes() -> Mapping[str, type[StoreLocation]]:
     """The location class for each scheme of each installed driver."""
     from storelib.plugins import driver_classes
 
-    return {
-        scheme: driver.location_class for driver in driver_classes().values() for scheme in driver.schemes
-    }
+    return {scheme: driver.location_class for driver in driver_classes().values() for scheme in driver.schemes}
 
 
 def quote(segment: str) -> str:

@@ -35,12 +35,14 @@ def driver_class(name: str) -> type[Store[Any]]:
     from stevedore.exception import NoMatches
 
     try:
-        return driver.DriverManager(NAMESPACE, name, warn_on_missing_entrypoint=False).driver
+        found: Any = driver.DriverManager(NAMESPACE, name, warn_on_missing_entrypoint=False).driver
     except NoMatches:
         known = ", ".join(driver_names())
         raise BadStoreConfiguration(f"there is no driver {name!r}; installed are: {known}") from None
     except Exception as error:
         raise BadStoreConfiguration(f"driver {name!r} cannot be loaded: {error}") from error
+    store_class: type[Store[Any]] = found
+    return store_class
 
 
 def driver_classes() -> dict[str, type[Store[Any]]]:

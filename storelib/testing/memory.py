@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -44,7 +45,7 @@ class MemoryLocation(StoreLocation):
     def parse(cls, uri: str) -> MemoryLocation:
         """Split a URI into store and image id."""
         parts = uri.partition("://")[2].split("/")
-        if len(parts) != 2 or not all(parts):
+        if len(parts) != 2 or not all(parts) or "@" in parts[0]:
             raise BadStoreUri(f"expected memory://<store>/<image id>, not {redact(uri)}")
         return cls(unquote(parts[0], uri), unquote(parts[1], uri))
 
@@ -59,9 +60,10 @@ class Upload:
     """Parts of an image not yet published, by offset."""
 
     image_id: str
+    #: The writer that makes it; once it is gone without commit or abort, as after a crash, the upload is dead.
+    writer: weakref.ref[MemoryWriter]
     parts: dict[int, bytes] = field(default_factory=dict)
     modified: float = field(default_factory=time.time)
-    live: bool = True
 
 
 @dataclass
@@ -161,7 +163,7 @@ class MemoryStore(Store[MemoryLocation]):
             uploads = list(self.backend.uploads.items())
         for token, upload in uploads:
             old = upload.modified <= time.time() - older_than
-            if not upload.live and old and upload.image_id.startswith(prefix or ""):
+            if upload.writer() is None and old and upload.image_id.startswith(prefix or ""):
                 size = sum(map(len, upload.parts.values()))
                 yield Garbage(token, upload.image_id, size, upload.modified)
 
@@ -179,6 +181,7 @@ class MemoryWriter(Writer):
     """Collects parts under a random token; publishing is one assignment under the lock."""
 
     sparse = True
+    smallest_part = 4096
 
     def __init__(self, store: MemoryStore, image_id: str) -> None:
         self.store = store
@@ -195,7 +198,7 @@ class MemoryWriter(Writer):
     def write(self, part: Part) -> None:
         """Keep a copy of one part."""
         with self.backend.lock:
-            upload = self.backend.uploads.setdefault(self.token, Upload(self.image_id))
+            upload = self.backend.uploads.setdefault(self.token, Upload(self.image_id, weakref.ref(self)))
             upload.parts[part.offset] = bytes(part.data)
             upload.modified = time.time()
 

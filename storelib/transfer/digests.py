@@ -48,12 +48,13 @@ def new_hasher(algorithm: str) -> Hasher:
             import blake3
         except ImportError:
             raise UnknownHashingAlgo("blake3 needs an extra package: pip install storelib[blake3]") from None
-        return blake3.blake3()  # type: ignore[no-any-return]
+        hasher: Hasher = blake3.blake3()
+        return hasher
     try:
-        hasher = hashlib.new(algorithm, usedforsecurity=False)
+        found = hashlib.new(algorithm, usedforsecurity=False)
         # The shake algorithms pass hashlib's own test but have no digest without a length.
-        if hasher.digest_size:
-            return hasher
+        if found.digest_size:
+            return found
     except (TypeError, ValueError):
         pass
     usable = sorted({name.lower() for name in hashlib.algorithms_available if not name.startswith("shake")})

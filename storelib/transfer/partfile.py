@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 
 class PartFile(io.RawIOBase):
@@ -36,14 +37,14 @@ class PartFile(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def read(self, size: int | None = -1) -> memoryview:  # type: ignore[override]
+    def read(self, size: int | None = -1) -> memoryview:
         """Up to ``size`` bytes, all that is left for None or -1, as a view; empty at the end."""
         end = len(self._data) if size is None or size < 0 else self._position + size
         piece = self._data[self._position : end]
         self._position += len(piece)
         return piece
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         """Copy bytes into ``buffer``; answers how many."""
         piece = self.read(len(buffer))
         buffer[: len(piece)] = piece

@@ -54,35 +54,36 @@ class RetryPolicy:
         import tenacity
 
         jitter = tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+        # The first attempt was made by call(), without the machinery; its error stands for it here.
+        pending: list[StoreError] = [first]
+
+        def next_attempt() -> T:
+            if cancelled.is_set():
+                raise first
+            if pending:
+                raise pending.pop()
+            return attempt()
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked = (error.retry_after if isinstance(error, StoreError) else None) or 0.0
             return max(asked, jitter(state))
 
-        def answer_or_first_error() -> T:
-            # The first attempt was made by call(), without the machinery; its error stands for it here.
-            nonlocal pending
-            if cancelled.is_set():
-                raise first
-            if pending is not None:
-                error, pending = pending, None
-                raise error
-            return attempt()
+        def stop(state: tenacity.RetryCallState) -> bool:
+            too_late = (state.seconds_since_start or 0.0) + state.upcoming_sleep > self.timeout
+            return cancelled.is_set() or too_late or state.attempt_number > self.retries
 
-        pending: StoreError | None = first
+        def sleep(seconds: float) -> None:
+            cancelled.wait(seconds)
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, StoreError) and error.transient),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self.retries + 1),
-                tenacity.stop_before_delay(self.timeout),
-                lambda state: cancelled.is_set(),
-            ),
+            stop=stop,
             wait=wait,
-            sleep=cancelled.wait,
+            sleep=sleep,
             reraise=True,
         )
-        return retrying(answer_or_first_error)
+        return retrying(next_attempt)
 
 
 def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
