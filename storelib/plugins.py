@@ -32,17 +32,14 @@ def driver_class(name: str) -> type[Store[Any]]:
     Raises BadStoreConfiguration when there is no such driver or it cannot be imported.
     """
     from stevedore import driver
-    from stevedore.exception import NoMatches
 
+    if name not in driver_names():
+        raise BadStoreConfiguration(f"there is no driver {name!r}; installed are: {', '.join(driver_names())}")
     try:
-        found: Any = driver.DriverManager(NAMESPACE, name, warn_on_missing_entrypoint=False).driver
-    except NoMatches:
-        known = ", ".join(driver_names())
-        raise BadStoreConfiguration(f"there is no driver {name!r}; installed are: {known}") from None
+        found: type[Store[Any]] = driver.DriverManager(NAMESPACE, name).driver
     except Exception as error:
         raise BadStoreConfiguration(f"driver {name!r} cannot be loaded: {error}") from error
-    store_class: type[Store[Any]] = found
-    return store_class
+    return found
 
 
 def driver_classes() -> dict[str, type[Store[Any]]]:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageStream: exact lengths, retries, ranges ahead, and threads that end."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import threading
+import time
+
+import pytest
+from recording import eventually, recording_store
+
+from storelib.driver import Reader
+from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
+from storelib.transfer import Extent, KiB, MiB
+
+DATA = os.urandom(3 * MiB + 17)
+
+
+class FakeReader(Reader):
+    """Delivers DATA, at most ``most`` bytes at a time; ``before`` runs first and may raise or answer a count."""
+
+    def __init__(self, concurrency=1, part_size=256 * KiB, most=MiB, before=lambda offset: None):
+        self.size = len(DATA)
+        self.concurrency = concurrency
+        self.part_size = part_size
+        self.most = most
+        self.before = before
+        self.closed = 0
+        self.lock = threading.Lock()
+        self.in_flight = self.most_in_flight = 0
+
+    def read_into(self, offset, view):
+        with self.lock:
+            self.in_flight += 1
+            self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            answer = self.before(offset)
+            if answer is not None:
+                return answer
+            piece = DATA[offset : offset + min(len(view), self.most)]
+            view[: len(piece)] = piece
+            return len(piece)
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def close(self):
+        assert not self.in_flight
+        self.closed += 1
+
+
+def opened(reader, offset=0, length=None, **store_options):
+    store = recording_store(**store_options)
+    store.open_reader = lambda *args: reader
+    return store.get("memory://recording/x", offset, length).data
+
+
+PARALLEL = {"concurrency": 4, "part_size": 64 * KiB}
+
+
+@pytest.mark.parametrize("kind", [{}, PARALLEL], ids=["one stream", "ranges"])
+class TestBothWays:
+    def test_iterating_gives_fresh_bytes_of_a_mebibyte(self, kind):
+        chunks = list(opened(FakeReader(most=1000, **kind)))
+        assert b"".join(chunks) == DATA
+        assert [len(chunk) for chunk in chunks] == [MiB, MiB, MiB, 17]
+
+    @pytest.mark.parametrize(
+        ("offset", "length"),
+        [(0, None), (0, 0), (5, 10), (MiB, None), (len(DATA), None), (len(DATA) + 9, 5), (7, len(DATA) * 2)],
+    )
+    def test_a_range_is_what_a_slice_would_give(self, kind, offset, length):
+        stream = opened(FakeReader(**kind), offset, length)
+        expected = DATA[offset:][:length]
+        assert stream.size == len(expected)
+        assert stream.read() == expected
+
+    def test_seek_drops_what_was_read_ahead(self, kind):
+        with opened(FakeReader(**kind)) as stream:
+            assert stream.read(10) == DATA[:10]
+            stream.seek(-7, io.SEEK_END)
+            assert stream.read() == DATA[-7:]
+            stream.seek(5)
+            assert stream.read(100) == DATA[5:105]
+            assert stream.tell() == 105
+
+    def test_a_passing_error_is_tried_again_at_the_same_byte(self, kind):
+        offsets = []
+
+        def before(offset):
+            offsets.append(offset)
+            if offset == 128 * KiB and offsets.count(offset) == 1:
+                raise RemoteServiceUnavailable("reset")
+
+        assert opened(FakeReader(most=64 * KiB, before=before, **kind)).read() == DATA
+        assert offsets.count(128 * KiB) == 2
+
+    def test_a_cut_is_tried_again(self, kind):
+        cuts = {128 * KiB}
+        reader = FakeReader(most=64 * KiB, before=lambda o: 0 if o in cuts and not cuts.remove(o) else None, **kind)
+        assert opened(reader).read() == DATA
+
+    def test_a_cut_that_lasts_is_an_error_after_the_bytes_before_it(self, kind, monkeypatch):
+        monkeypatch.setattr("storelib.transfer.retry.FIRST_WAIT", 0.001)
+        reader = FakeReader(most=64 * KiB, before=lambda offset: 0 if offset == 128 * KiB else None, **kind)
+        stream = opened(reader)
+        assert stream.read(128 * KiB) == DATA[: 128 * KiB]
+        with pytest.raises(IncompleteRead, match="cut at byte 131072"):
+            stream.read(1)
+
+    def test_a_reader_that_delivers_more_than_asked_is_an_error(self, kind):
+        with pytest.raises(IncompleteRead, match="more"):
+            opened(FakeReader(before=lambda offset: 10 * MiB, **kind)).read()
+
+    def test_close_is_idempotent_and_closes_the_reader_once(self, kind):
+        reader = FakeReader(**kind)
+        stream = opened(reader)
+        stream.read(1)
+        stream.close()
+        stream.close()
+        assert reader.closed == 1
+        with pytest.raises(ValueError, match="closed"):
+            stream.read(1)
+
+    def test_a_dropped_stream_ends_its_threads_and_closes_the_reader(self, kind):
+        before = set(threading.enumerate())
+        reader = FakeReader(**kind)
+        stream = opened(reader)
+        stream.read(1)
+        del stream
+        gc.collect()
+        assert eventually(lambda: reader.closed == 1 and set(threading.enumerate()) <= before)
+
+
+def test_ranges_are_in_flight_side_by_side():
+    reader = FakeReader(before=lambda offset: time.sleep(0.01), **PARALLEL)
+    opened(reader).read()
+    assert reader.most_in_flight == 4
+
+
+def test_one_stream_needs_no_thread():
+    before = set(threading.enumerate())
+    stream = opened(FakeReader())
+    stream.read(10)
+    assert set(threading.enumerate()) <= before
+
+
+def test_ranges_ahead_stop_at_the_memory_budget():
+    asked = []
+    reader = FakeReader(concurrency=64, part_size=16 * MiB, before=asked.append)
+    reader.size = 1024 * MiB
+    stream = opened(reader)
+    stream.readinto(bytearray(1))
+    time.sleep(0.1)
+    assert len({offset // (16 * MiB) for offset in asked}) <= 3
+    stream.close()
+
+
+def test_a_range_that_never_arrives_is_a_timeout_and_its_thread_is_left_behind():
+    release = threading.Event()
+    reader = FakeReader(before=lambda offset: release.wait(20) and None, **PARALLEL)
+    stream = opened(reader, timeout=0.2)
+    try:
+        with pytest.raises(TransferTimeout):
+            stream.read(1)
+        stream.close()
+        assert reader.closed == 0
+    finally:
+        release.set()
+
+
+def test_extents_are_counted_from_the_start_of_the_range():
+    reader = FakeReader()
+    reader.extents = lambda offset, length: [Extent(offset, 10, True), Extent(offset + 10, length - 10, False)]
+    assert list(opened(reader, 100, 50).extents()) == [Extent(0, 10, True), Extent(10, 40, False)]
+
+
+def test_without_extents_all_is_data():
+    assert list(opened(FakeReader(), 0, 50).extents()) == [Extent(0, 50, True)]
+    assert list(opened(FakeReader(), 0, 0).extents()) == []
+
+
+def test_only_local_files_have_a_descriptor():
+    with pytest.raises(io.UnsupportedOperation):
+        opened(FakeReader()).fileno()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, None), (0, -1), (1.5, None), ("0", None), (True, None)])
+def test_a_range_that_is_none_is_invalid(offset, length):
+    store = recording_store()
+    uri = store.add("x", b"data").uri
+    with pytest.raises(Invalid):
+        store.get(uri, offset, length)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trying again, giving up, and calls that hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
+from storelib.registry import open_store
+from storelib.transfer.guard import Guard
+from storelib.transfer.retry import RetryPolicy, Stragglers
+
+
+def failing(times, error=None):
+    left = [error or RemoteServiceUnavailable("busy")] * times
+    calls = []
+
+    def function():
+        calls.append(time.monotonic())
+        if left:
+            raise left.pop()
+        return "answer"
+
+    return function, calls
+
+
+def unmapped(error, subject):
+    return None
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("storelib.transfer.retry.FIRST_WAIT", 0.001)
+
+
+def test_a_call_is_made_once_more_than_there_are_retries():
+    function, calls = failing(99)
+    with pytest.raises(RemoteServiceUnavailable):
+        RetryPolicy(retries=3).call(function, unmapped, "x")
+    assert len(calls) == 4
+
+
+def test_a_call_that_recovers_gives_its_answer():
+    function, _ = failing(3)
+    assert RetryPolicy(retries=3).call(function, unmapped, "x") == "answer"
+
+
+def test_the_wait_the_back_end_asks_for_is_kept():
+    function, calls = failing(1, RemoteServiceUnavailable("busy", retry_after=0.2))
+    RetryPolicy().call(function, unmapped, "x")
+    assert calls[1] - calls[0] >= 0.2
+
+
+def test_a_wait_beyond_the_timeout_is_not_begun():
+    function, calls = failing(1, RemoteServiceUnavailable("busy", retry_after=3600))
+    with pytest.raises(RemoteServiceUnavailable):
+        RetryPolicy(timeout=5).call(function, unmapped, "x")
+    assert len(calls) == 1
+
+
+def test_cancelling_ends_a_wait_at_once():
+    cancelled = threading.Event()
+    function, calls = failing(99, RemoteServiceUnavailable("busy", retry_after=60))
+    threading.Timer(0.05, cancelled.set).start()
+    with pytest.raises(RemoteServiceUnavailable):
+        RetryPolicy(timeout=300).call(function, unmapped, "x", cancelled)
+    assert len(calls) == 1
+
+
+def test_an_error_nobody_maps_passes_unchanged():
+    function, calls = failing(1, KeyError("bug"))
+    with pytest.raises(KeyError):
+        RetryPolicy().call(function, unmapped, "x")
+    assert len(calls) == 1
+
+
+def test_a_native_error_is_mapped_and_its_cause_kept():
+    function, _ = failing(1, OSError(5, "io"))
+    with pytest.raises(StoreError, match="x: io") as caught:
+        RetryPolicy().call(function, lambda error, subject: StoreError(f"{subject}: io"), "x")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_deleting_again_after_a_lost_answer_is_no_error():
+    store = open_store("memory")
+    uri = store.add("x", b"data").uri
+    remove = store.remove
+    lost = [RemoteServiceUnavailable("no answer")]
+
+    def remove_and_lose_the_answer(location, context):
+        remove(location, context)
+        if lost:
+            raise lost.pop()
+
+    store.remove = remove_and_lose_the_answer
+    store.delete(uri)
+    with pytest.raises(NotFound):
+        store.get_size(uri)
+
+
+def test_a_guarded_call_that_hangs_is_given_up_and_counted():
+    release = threading.Event()
+    guard = Guard(0.05, Stragglers("nfs", 2))
+    try:
+        for _ in range(2):
+            with pytest.raises(TransferTimeout, match="did not answer within 0.05 s"):
+                guard.call(release.wait, "stat")
+        begun = time.monotonic()
+        with pytest.raises(TransferTimeout, match="2 calls into the back end hang"):
+            guard.call(release.wait, "stat")
+        assert time.monotonic() - begun < 0.04
+    finally:
+        release.set()
+
+
+def test_a_guarded_call_recovers_when_the_hung_ones_return():
+    release = threading.Event()
+    guard = Guard(0.05, Stragglers("nfs", 1))
+    with pytest.raises(TransferTimeout):
+        guard.call(release.wait, "stat")
+    release.set()
+    time.sleep(0.05)
+    assert guard.call(lambda: "answer", "stat") == "answer"
+
+
+def test_a_guarded_call_raises_what_it_raises():
+    with pytest.raises(FileNotFoundError):
+        Guard(5, Stragglers("nfs", 1)).call(lambda: open("/no/such/file"), "open")

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's promises to a Writer and to the caller of add."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+
+import pytest
+from recording import PART, eventually, image_of, recording_store
+
+from storelib.exceptions import (
+    Duplicate,
+    Invalid,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StoreError,
+    TransferTimeout,
+    UnknownHashingAlgo,
+)
+from storelib.registry import open_store
+from storelib.transfer import MiB
+
+
+def pattern(length: int) -> bytes:
+    """Bytes without zeros that differ from one place to the next."""
+    return bytes(1 + (i * 7 + i // 251) % 255 for i in range(length))
+
+
+def test_parts_are_cut_at_the_part_size_and_numbered_from_zero():
+    store = recording_store(concurrency=1)
+    data = pattern(2 * PART + 5)
+    store.add("x", iter([data]))
+    assert store.called("write") == [(0, 0, PART), (1, PART, PART), (2, 2 * PART, 5)]
+
+
+def test_calls_come_in_the_order_reserve_write_commit():
+    store = recording_store(concurrency=1)
+    store.add("x", pattern(PART + 1))
+    assert [name for name, _ in store.calls] == ["reserve", "write", "write", "commit"]
+
+
+def test_part_sizes_may_grow_from_part_to_part():
+    store = recording_store(concurrency=1, part_size=lambda number: PART * (1 + number))
+    store.add("x", iter([pattern(4 * PART)]))
+    assert store.called("write") == [(0, 0, PART), (1, PART, 2 * PART), (2, 3 * PART, PART)]
+
+
+@pytest.mark.parametrize("length", [0, 1, PART - 1, PART])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_image_that_fits_one_part_goes_out_with_put_and_nothing_else(length, known):
+    store = recording_store(has_put=True)
+    data = pattern(length)
+    store.add("x", iter([data]), length if known else None)
+    assert store.calls == [("put", length)]
+    assert image_of(store, "x") == data
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_image_of_one_byte_more_than_a_part_is_not_put(known):
+    store = recording_store(has_put=True)
+    data = pattern(PART + 1)
+    store.add("x", iter([data]), len(data) if known else None)
+    assert not store.called("put")
+    assert image_of(store, "x") == data
+
+
+def test_a_sparse_image_that_fits_one_part_goes_out_with_put_too(tmp_path):
+    store = recording_store(has_put=True, sparse=True)
+    path = tmp_path / "hole"
+    with open(path, "wb") as file:
+        file.truncate(PART)
+    store.add("x", path)
+    assert store.calls == [("put", PART)]
+
+
+def test_reserve_gets_the_size_when_it_is_known():
+    store = recording_store()
+    store.add("x", pattern(3 * PART))
+    assert store.called("reserve") == [3 * PART]
+
+
+def test_reserve_is_asked_again_only_when_the_image_outgrows_the_answer():
+    store = recording_store(room=lambda end: end + PART)
+    store.add("x", iter([pattern(5 * PART)]))
+    assert store.called("reserve") == [PART, 3 * PART, 5 * PART]
+
+
+def test_no_more_writes_are_in_flight_than_the_writer_allows():
+    store = recording_store(concurrency=3, on_write=lambda part: threading.Event().wait(0.01))
+    store.add("x", pattern(20 * PART))
+    assert store.most_in_flight == 3
+
+
+def test_zero_runs_of_64_kib_are_not_written_by_a_sparse_writer():
+    store = recording_store(sparse=True, concurrency=1, part_size=lambda number: 4 * PART)
+    data = pattern(PART) + bytes(2 * PART) + pattern(PART + 3)
+    result = store.add("x", iter([data]))
+    assert store.called("write") == [(0, 0, PART), (1, 3 * PART, PART), (2, 4 * PART, 3)]
+    assert image_of(store, "x") == data
+    assert result.multihash == hashlib.sha512(data).hexdigest()
+
+
+def test_holes_of_a_source_file_are_hashed_as_zeros_and_not_written(tmp_path):
+    store = recording_store(sparse=True, concurrency=1)
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.write(b"start")
+        file.seek(40 * MiB)
+        file.write(b"end")
+    result = store.add("x", path)
+    assert result.checksum == hashlib.md5(path.read_bytes()).hexdigest()
+    assert sum(length for _, _, length in store.called("write")) < MiB
+
+
+@pytest.mark.parametrize("length", [PART - 1, PART + 1])
+@pytest.mark.parametrize("has_put", [True, False])
+def test_a_wrong_declared_size_is_invalid_and_leaves_nothing(length, has_put):
+    store = recording_store(has_put=has_put)
+    with pytest.raises(Invalid, match=f"declared size is {PART} bytes"):
+        store.add("x", iter([pattern(length)]), PART)
+    assert image_of(store, "x") is None
+    assert not store.backend.uploads
+
+
+def test_declared_size_zero_is_enforced():
+    with pytest.raises(Invalid, match="declared size is 0 bytes"):
+        recording_store().add("x", iter([b"x"]), 0)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "7", True])
+def test_a_size_that_is_none_is_invalid_before_the_source_is_touched(size):
+    touched = []
+    with pytest.raises(Invalid, match="size"):
+        recording_store().add("x", (touched.append(1) or b"" for _ in "a"), size)
+    assert not touched
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), OSError(13, "mine"), KeyboardInterrupt(), SystemExit(3)])
+def test_what_the_source_raises_passes_through_and_the_partial_image_is_removed(error):
+    store = recording_store()
+
+    def source():
+        yield pattern(3 * PART)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        store.add("x", source())
+    assert caught.value is error
+    assert not store.backend.uploads
+    assert store.calls[-1] == ("abort", None)
+
+
+def test_what_progress_raises_cancels():
+    store = recording_store()
+
+    def progress(done, total):
+        if done:
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError):
+        store.add("x", iter([pattern(3 * PART)]), progress=progress)
+    assert image_of(store, "x") is None
+
+
+def test_progress_runs_in_the_callers_thread_and_ends_at_the_size():
+    seen = []
+    store = recording_store()
+    data = pattern(3 * MiB)
+    store.add("x", data, progress=lambda done, total: seen.append((done, total, threading.current_thread())))
+    assert [done for done, _, _ in seen] == [0, PART, *range(2 * PART, 3 * MiB + 1, PART)]
+    assert {(total, thread) for _, total, thread in seen} == {(len(data), threading.current_thread())}
+
+
+def test_a_passing_error_is_tried_again():
+    failures = [RemoteServiceUnavailable("busy"), RemoteServiceUnavailable("busy")]
+
+    def fail(part):
+        if failures:
+            raise failures.pop()
+
+    store = recording_store(on_write=fail)
+    data = pattern(3 * PART)
+    store.add("x", data)
+    assert image_of(store, "x") == data
+
+
+def test_a_passing_error_is_not_tried_again_by_a_writer_of_one_stream():
+    calls = []
+
+    def fail(part):
+        calls.append(part.number)
+        raise RemoteServiceUnavailable("cut")
+
+    store = recording_store(on_write=fail, retryable=False)
+    with pytest.raises(RemoteServiceUnavailable):
+        store.add("x", pattern(PART))
+    assert calls == [0]
+
+
+def test_a_lasting_error_is_raised_at_once():
+    calls = []
+
+    def fail(part):
+        calls.append(part.number)
+        raise StorageFull("full")
+
+    with pytest.raises(StorageFull):
+        recording_store(on_write=fail).add("x", pattern(PART))
+    assert calls == [0]
+
+
+def test_a_commit_whose_answer_was_lost_is_repeated_and_is_no_duplicate():
+    store = recording_store()
+    lost = [RemoteServiceUnavailable("no answer")]
+    writers = []
+    original = store.open_writer
+
+    def open_writer(*args):
+        writer = original(*args)
+        commit = writer.commit
+
+        def commit_and_lose_the_answer(size, digests):
+            committed = commit(size, digests)
+            if lost:
+                raise lost.pop()
+            return committed
+
+        writer.commit = commit_and_lose_the_answer
+        writers.append(writer)
+        return writer
+
+    store.open_writer = open_writer
+    store.add("x", b"data")
+    assert image_of(store, "x") == b"data"
+
+
+def test_native_errors_are_mapped_in_one_place():
+    store = recording_store(on_write=lambda part: {}["no such key"])
+    store.map_error = lambda error, subject: StoreError(f"{subject}: {type(error).__name__}")
+    with pytest.raises(StoreError, match="image 'x' in store recording: KeyError"):
+        store.add("x", pattern(PART))
+
+
+def test_duplicate_is_raised_before_the_source_is_read():
+    store = recording_store()
+    store.add("x", b"first")
+    read = []
+    with pytest.raises(Duplicate):
+        store.add("x", (read.append(1) or b"second" for _ in "a"))
+    assert not read
+    assert image_of(store, "x") == b"first"
+
+
+@pytest.mark.parametrize("algorithm", ["shake_128", "no-such", "", None, "SHAKE_256"])
+def test_an_unusable_algorithm_is_refused_before_anything_is_touched(algorithm):
+    store = recording_store()
+    with pytest.raises(UnknownHashingAlgo, match="sha512"):
+        store.add("x", b"data", hashing_algo=algorithm)
+    assert store.calls == []
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "SHA256", "sha1", "md5", "blake2b", "sha3_256"])
+def test_the_multihash_is_that_of_the_algorithm(algorithm):
+    data = os.urandom(3 * MiB + 1)
+    result = recording_store().add("x", data, hashing_algo=algorithm)
+    assert result.multihash == hashlib.new(algorithm, data).hexdigest()
+    assert result.checksum == hashlib.md5(data).hexdigest()
+
+
+def test_md5_can_be_switched_off():
+    result = open_store("memory", md5_checksum=False).add("x", b"data")
+    assert result.checksum is None
+    assert result.multihash == hashlib.sha512(b"data").hexdigest()
+
+
+def test_a_verifier_gets_every_byte_in_order_and_may_keep_what_it_gets():
+    class Verifier:
+        def __init__(self):
+            self.chunks = []
+
+        def update(self, chunk):
+            self.chunks.append(chunk)
+
+    verifier = Verifier()
+    data = os.urandom(5 * MiB + 3)
+    recording_store().add("x", data, verifier=verifier)
+    assert b"".join(verifier.chunks) == data
+
+
+def test_what_a_verifier_raises_passes_through_and_nothing_is_stored():
+    class Verifier:
+        def update(self, chunk):
+            raise ArithmeticError("bad signature")
+
+    store = recording_store()
+    with pytest.raises(ArithmeticError):
+        store.add("x", os.urandom(5 * MiB), verifier=Verifier())
+    assert image_of(store, "x") is None
+
+
+def test_the_source_runs_ahead_of_a_slow_back_end_by_the_memory_budget_at_most():
+    written, ahead = [0], []
+
+    def on_write(part):
+        threading.Event().wait(0.002)
+        written[0] += len(part.data)
+
+    def source():
+        for index in range(100):
+            ahead.append(index * MiB - written[0])
+            yield bytes(MiB)
+
+    recording_store(on_write=on_write, part_size=lambda number: MiB).add("x", source())
+    assert max(ahead) <= 14 * MiB
+
+
+def test_a_call_that_never_returns_is_left_behind_and_reported():
+    release = threading.Event()
+    store = recording_store(on_write=lambda part: release.wait(30), timeout=0.2)
+    try:
+        with pytest.raises(TransferTimeout, match="transfer_timeout"):
+            store.add("x", pattern(PART))
+        assert ("abort", None) not in store.calls
+    finally:
+        release.set()
+
+
+def test_too_many_stuck_calls_refuse_new_transfers():
+    release = threading.Event()
+    store = recording_store(on_write=lambda part: release.wait(30), timeout=0.1)
+    store.stragglers._limit = 1
+    try:
+        with pytest.raises(TransferTimeout, match="nothing moved"):
+            store.add("x", pattern(PART))
+        with pytest.raises(TransferTimeout, match="transfer_max_stuck_calls"):
+            store.add("y", pattern(PART))
+    finally:
+        release.set()
+
+
+def test_no_thread_outlives_an_add():
+    before = set(threading.enumerate())
+    store = recording_store()
+    store.add("x", os.urandom(5 * MiB))
+    with pytest.raises(Invalid):
+        store.add("y", iter([os.urandom(5 * MiB)]), 1)
+    assert eventually(lambda: set(threading.enumerate()) <= before)
+
+
+def test_a_commit_interrupted_by_the_caller_is_taken_back():
+    store = recording_store()
+
+    def interrupt(done, total):
+        if done == 4 * PART:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add("x", pattern(4 * PART), progress=interrupt)
+    assert image_of(store, "x") is None
+
+
+def test_metadata_names_the_store_and_belongs_to_the_caller():
+    store = recording_store()
+    first = store.add("x", b"1").metadata
+    first["mine"] = True
+    assert store.add("y", b"2").metadata == {"store": "recording"}
