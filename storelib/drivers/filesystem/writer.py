@@ -127,10 +127,8 @@ class FileWriter(Writer):
 
     def abort(self) -> None:
         """Take the name away again if it is this file's, and let the file go."""
-        if self.file < 0:
-            return
         try:
-            if self.is_published():
+            if self.file >= 0 and self.is_published():
                 os.unlink(os.path.basename(self.location.path), dir_fd=self.directory)
             self.unlink_part()
         finally:

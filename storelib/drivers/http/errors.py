@@ -61,10 +61,11 @@ def error_of_exception(error: Exception, subject: str) -> StoreError | None:
         return RemoteServiceUnavailable(f"the host name in {subject} does not resolve", transient=passing)
     if caused_by(urllib3.LocationParseError, http.client.InvalidURL, UnicodeError):
         return BadStoreUri(f"{subject} cannot be asked for")
-    if caused_by(TimeoutError, urllib3.TimeoutError):
-        return RemoteServiceUnavailable(f"the server did not answer in time, reading {subject}")
+    # Before time-outs: to urllib3, a connection that was refused is one of them.
     if caused_by(http.client.IncompleteRead, ConnectionError):
         return RemoteServiceUnavailable(f"the connection was refused or cut, reading {subject}")
+    if caused_by(TimeoutError, urllib3.TimeoutError):
+        return RemoteServiceUnavailable(f"the server did not answer in time, reading {subject}")
     if caused_by(http.client.HTTPException, urllib3.InvalidHeader):
         return RemoteServiceUnavailable(f"what answers for {subject} does not speak HTTP", transient=False)
     if caused_by(urllib3.HTTPError, OSError):
