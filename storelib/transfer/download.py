@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from storelib.exceptions import IncompleteRead, TransferTimeout
+from storelib.exceptions import IncompleteRead, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
 from storelib.transfer.contract import Extent, MiB, Reader
 from storelib.transfer.monitor import Monitor
@@ -28,6 +28,9 @@ def open_stream(store: Store[Any], location: Any, offset: int, length: int | Non
     reader: Reader = store.retry_policy.call(
         lambda: store.open_reader(location, offset, length, context), store.map_error, subject
     )
+    if not isinstance(reader.size, int) or reader.size < 0:
+        reader.close()
+        raise StoreError(f"{subject}: the back end does not tell the size of the image")
     start = min(offset, reader.size)
     end = reader.size if length is None else min(start + length, reader.size)
     return ImageStream(_Feed(store, reader, subject), start, end)

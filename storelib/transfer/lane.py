@@ -82,7 +82,7 @@ class Lane:
             lambda: store.start_writer(self._image_id, self._size, self._context), store.map_error, self._subject
         )
         self._opened = True
-        self._window = self.writer.part_size(0, self._size)
+        self._window = self._next_window()
         in_order = self.writer.concurrency == 1
         budget = IN_ORDER if in_order else (self.writer.concurrency + 1) * self._window
         self._pool = Pool(self.monitor.changed, min(max(budget, IN_ORDER), self._budget))
@@ -94,8 +94,8 @@ class Lane:
 
     def block(self) -> memoryview:
         """Memory for the next bytes of the image, a block at most; waits until there is some."""
+        self._check()
         if self.buffer is None:
-            self._check()
             self.buffer = self._pool.take(self._window, self._wait_for)
         return self.buffer.memory[self._filled : min(self._filled + BLOCK, self._window)]
 
@@ -250,14 +250,20 @@ class Lane:
             self._held = buffer
         else:
             self._write(buffer, offset, length)
-        self._window = self.writer.part_size(self._number, self._size)
+        self._window = self._next_window()
+
+    def _next_window(self) -> int:
+        window = self.writer.part_size(self._number, self._size)
+        if window < 1:
+            raise ValueError(f"part_size({self._number}, {self._size}) of {type(self.writer).__name__} is {window}")
+        return window
 
     def _write_held(self) -> None:
         """There is more than the first part, so that one is written like the others."""
         if self._held is not None:
             buffer, self._held = self._held, None
             self._write(buffer, 0, self._offset)
-            self._window = self.writer.part_size(self._number, self._size)
+            self._window = self._next_window()
 
     def _write(self, buffer: Buffer, offset: int, length: int) -> None:
         """Queue ``length`` bytes of the image from ``offset`` on; a sparse writer's zeros are left out."""

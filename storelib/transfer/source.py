@@ -70,6 +70,9 @@ class Source:
         """Skip the hole that begins here; answers its length, 0 where there is none."""
         return 0
 
+    def taken(self) -> None:
+        """All bytes were taken by way of ``descriptor``."""
+
     def close(self) -> None:
         """Close what this source opened itself."""
 
@@ -150,6 +153,10 @@ class _SourceWithHoles(Source):
         self._position = self._hole_end
         self._next_hole()
         return length
+
+    def taken(self) -> None:
+        """Stand at the end."""
+        self._position = self._origin + (self.size or 0)
 
     def _next_hole(self) -> None:
         """Find the next hole that still has a whole grain in it once its ends are aligned inwards."""

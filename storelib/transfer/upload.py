@@ -58,6 +58,8 @@ def fan_out(
     source, ``verifier`` or ``progress`` raise ends all and passes through. With ``digests`` nothing is hashed.
     """
     _check_size(size)
+    if not stores:
+        raise Invalid("fan_out needs at least one store")
     monitor = Monitor(max(store.retry_policy.timeout for store in stores))
     md5 = any(store.conf.md5_checksum for store in stores)
     digesting = Digesting(hashing_algo, md5, verifier, digests, monitor)
@@ -210,6 +212,7 @@ def _hand_over(lane: Lane, source: Source, digesting: Digesting, size: int, prog
                 lane.clone(descriptor, offset, min(CLONE, end - offset))
                 if progress is not None:
                     progress(min(offset + CLONE, end), size)
+        source.taken()
         return size
     if copied is None:
         return None
@@ -222,6 +225,7 @@ def _hand_over(lane: Lane, source: Source, digesting: Digesting, size: int, prog
             own.close()
     elif progress is not None:
         progress(size, size)
+    source.taken()
     return size
 
 

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filesystem driver against glance_store's, cp and a plain read loop. Needs ``pip install glance_store==5.7.0``.
+
+    python benchmarks/filesystem.py [--json] [--size MiB]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from glance_store._drivers import filesystem as glance_filesystem
+from oslo_config import cfg
+from pairs import MiB, compare, workplace
+
+from storelib import open_store
+from storelib.driver import Digests
+from storelib.transfer import copy
+
+SIZE = (int(sys.argv[sys.argv.index("--size") + 1]) if "--size" in sys.argv else 2048) * MiB
+
+
+class Peer:
+    """glance_store's driver in a directory of its own."""
+
+    def __init__(self, root: str, **options: Any) -> None:
+        self.datadir = tempfile.mkdtemp(dir=root)
+        conf = cfg.ConfigOpts()
+        self.store = glance_filesystem.Store(conf)
+        conf([])
+        for name, value in {"filesystem_store_datadir": self.datadir, **options}.items():
+            conf.set_override(name, value, group="glance_store")
+        self.store.configure()
+
+    def add(self, path: str, fsync: bool = False) -> None:
+        with open(path, "rb") as file:
+            self.store.add("x", file, os.path.getsize(path), "sha512")
+        stored = os.path.join(self.datadir, "x")
+        if fsync:
+            with open(stored, "rb") as file:
+                os.fsync(file.fileno())
+        os.unlink(stored)
+
+
+class Ours:
+    """storelib's driver in a directory of its own."""
+
+    def __init__(self, root: str, **options: Any) -> None:
+        self.store = open_store("file", filesystem_store_datadir=tempfile.mkdtemp(dir=root), **options)
+
+    def add(self, path: str, algorithm: str = "sha512") -> None:
+        self.store.delete(self.store.add("x", path, hashing_algo=algorithm).uri)
+
+    def copy_from(self, other: Ours, stored: Any) -> None:
+        digests = Digests(stored.checksum, stored.multihash)
+        self.store.delete(copy(other.store, stored.uri, self.store, "x", digests=digests).uri)
+
+
+def dense(path: str) -> None:
+    block = os.urandom(MiB)
+    with open(path, "wb") as file:
+        for index in range(SIZE // MiB):
+            turn = index % 255 + 1
+            file.write(block[turn:] + block[:turn])
+
+
+def mostly_holes(path: str) -> None:
+    block = os.urandom(MiB)
+    with open(path, "wb") as file:
+        for index in range(0, SIZE // MiB, 10):
+            file.seek(index * MiB)
+            file.write(block)
+        file.truncate(SIZE)
+
+
+def read_by_hand(path: str, buffer: bytearray) -> None:
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def read_from_store(store: Any, uri: str, buffer: bytearray) -> None:
+    with store.get(uri).data as stream:
+        while stream.readinto(buffer):
+            pass
+
+
+def main() -> None:
+    root = tempfile.mkdtemp(dir=workplace())
+    try:
+        run(root)
+    finally:
+        shutil.rmtree(root)
+
+
+def run(root: str) -> None:
+    source, sparse = os.path.join(root, "dense"), os.path.join(root, "sparse")
+    dense(source)
+    mostly_holes(sparse)
+    peer, ours = Peer(root), Ours(root)
+    without_md5 = Ours(root, md5_checksum=False)
+    glance = "glance_store md5+sha512"
+    compare(
+        "add, md5+sha512, ours fsynced",
+        SIZE,
+        lambda: ours.add(source),
+        lambda: peer.add(source),
+        target=1.8,
+        peer=glance,
+    )
+    compare(
+        "add, md5+sha512, both fsynced",
+        SIZE,
+        lambda: ours.add(source),
+        lambda: peer.add(source, fsync=True),
+        target=2.0,
+        peer=glance + " + fsync",
+    )
+    compare(
+        "add, sha256 alone, ours fsynced",
+        SIZE,
+        lambda: without_md5.add(source, "sha256"),
+        lambda: peer.add(source),
+        target=3.5,
+        peer=glance,
+    )
+
+    stored = ours.store.add("image", source)
+    target = Ours(root)
+    compare(
+        "copy between stores, known digests, fsynced",
+        SIZE,
+        lambda: target.copy_from(ours, stored),
+        lambda: copied_by_cp(source, os.path.join(root, "cp")),
+        target=0.9,
+        peer="cp --reflink=auto",
+    )
+    relaxed = Ours(root, filesystem_store_fsync=False)
+    compare(
+        "copy between stores, known digests, no fsync",
+        SIZE,
+        lambda: relaxed.copy_from(ours, stored),
+        lambda: copied_by_cp(source, os.path.join(root, "cp")),
+        target=0.9,
+        peer="cp --reflink=auto",
+    )
+
+    buffer = bytearray(MiB)
+    read_by_hand(ours.store.locate(stored.uri).path, buffer)
+    compare(
+        "get, readinto 1 MiB",
+        SIZE,
+        lambda: read_from_store(ours.store, stored.uri, buffer),
+        lambda: read_by_hand(ours.store.locate(stored.uri).path, buffer),
+        target=0.9,
+        peer="readinto 1 MiB",
+    )
+    ours.store.delete(stored.uri)
+
+    thin_peer = Peer(root, filesystem_thin_provisioning=True)
+    thin = Ours(root, filesystem_thin_provisioning=True)
+    thin_without_md5 = Ours(root, filesystem_thin_provisioning=True, md5_checksum=False)
+    glance = "glance_store thin"
+    compare(
+        "thin add, 90 % holes, md5+sha512",
+        SIZE,
+        lambda: thin.add(sparse),
+        lambda: thin_peer.add(sparse),
+        target=4.5,
+        peer=glance,
+        rounds=1,
+    )
+    compare(
+        "thin add, 90 % holes, sha256 alone",
+        SIZE,
+        lambda: thin_without_md5.add(sparse, "sha256"),
+        lambda: thin_peer.add(sparse),
+        target=10.0,
+        peer=glance,
+        rounds=1,
+    )
+    stored = thin.store.add("image", sparse)
+    thin_target = Ours(root, filesystem_thin_provisioning=True)
+    compare(
+        "thin copy, 90 % holes, known digests",
+        SIZE,
+        lambda: thin_target.copy_from(thin, stored),
+        lambda: thin_peer.add(sparse),
+        target=30.0,
+        peer=glance,
+        rounds=1,
+    )
+
+
+def copied_by_cp(source: str, target: str) -> None:
+    subprocess.run(["cp", "--reflink=auto", source, target], check=True)
+    os.unlink(target)
+
+
+if __name__ == "__main__":
+    main()

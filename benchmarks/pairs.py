@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired measurements: both sides run in turn, in this process, and only their ratio is compared.
+
+A noisy machine changes both sides of a pair; the ratio of neighbours moves far less than either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+MiB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The outcome of one comparison; rates in MiB/s."""
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: float
+    target: float
+    peer: str
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio >= self.target
+
+
+def compare(
+    name: str,
+    size: int,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    target: float,
+    peer: str,
+    rounds: int = 3,
+) -> Pair:
+    """Run both ``rounds`` times after a warm-up, alternating which goes first; answers the median ratio."""
+    theirs(), ours()
+    our_times, their_times = [], []
+    for index in range(rounds):
+        order = [(ours, our_times), (theirs, their_times)]
+        for function, times in order if index % 2 else reversed(order):
+            begun = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - begun)
+    ratio = statistics.median(theirs / ours for ours, theirs in zip(our_times, their_times, strict=True))
+    pair = Pair(
+        name,
+        size / MiB / statistics.median(our_times),
+        size / MiB / statistics.median(their_times),
+        ratio,
+        target,
+        peer,
+    )
+    show(pair)
+    return pair
+
+
+def show(pair: Pair) -> None:
+    """One line for people, or one JSON object with ``--json``."""
+    if "--json" in sys.argv:
+        print(json.dumps({**asdict(pair), "reached": pair.reached}), flush=True)
+        return
+    verdict = "ok" if pair.reached else "BELOW"
+    print(
+        f"{pair.name:46} ours {pair.ours:8.0f} MiB/s  {pair.peer:32} {pair.theirs:8.0f} MiB/s  "
+        f"ratio {pair.ratio:6.2f}  target {pair.target:5.2f}  {verdict}",
+        flush=True,
+    )
+
+
+def peak_growth(function: Callable[[], object]) -> int:
+    """Bytes by which the resident set of this process grew at most while ``function`` ran."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets VmHWM, proc(5)
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def workplace() -> str:
+    """Where the files of a benchmark go: a real disk, not a tmpfs. ``BENCH_DIR`` overrides it."""
+    path = os.environ.get("BENCH_DIR") or os.path.join(os.path.dirname(os.path.abspath(__file__)), ".work")
+    os.makedirs(path, exist_ok=True)
+    return path
