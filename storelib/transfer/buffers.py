@@ -73,3 +73,9 @@ class Pool:
         """Called by the last holder, with ``changed`` held."""
         self._free.append(buffer)
         self.changed.notify_all()
+
+    def clear(self) -> None:
+        """Give the memory of buffers nobody holds back to the system."""
+        with self.changed:
+            self._allocated -= sum(buffer.capacity for buffer in self._free)
+            self._free.clear()

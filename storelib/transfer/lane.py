@@ -53,6 +53,7 @@ class Lane:
         self.monitor = monitor
         self.writer: Writer
         self.buffer: Buffer | None = None
+        self._pool: Pool | None = None
         self._image_id = image_id
         self._size = size
         self._context = context
@@ -96,6 +97,7 @@ class Lane:
         """Memory for the next bytes of the image, a block at most; waits until there is some."""
         self._check()
         if self.buffer is None:
+            assert self._pool is not None  # noqa: S101  (open() made it)
             self.buffer = self._pool.take(self._window, self._wait_for)
         return self.buffer.memory[self._filled : min(self._filled + BLOCK, self._window)]
 
@@ -224,6 +226,11 @@ class Lane:
             idle = not self._running
         for thread in self._threads if idle else ():
             thread.join()
+        # Errors refer to frames and frames to lanes: without this, memory would wait for the garbage collector.
+        self.buffer = self._held = None
+        self._commit = None
+        if self._pool is not None:
+            self._pool.clear()
 
     # -- Parts ------------------------------------------------------------------------------------------------
 
