@@ -50,6 +50,8 @@ class FileWriter(Writer):
         self.part: str | None = None
         self.room = 0
         self.share = self.share_file
+        if not self.sparse:
+            self.put = self.put_whole
         if not self.direct:
             # Copying in the kernel goes through the page cache, at half the speed of direct writes (measured).
             self.clone = self.clone_range
@@ -88,6 +90,12 @@ class FileWriter(Writer):
         if whole < len(part.data):
             set_flag(self.file, os.O_DIRECT, on=False)
             write_all(self.file, part.data[whole:], part.offset + whole)
+
+    def put_whole(self, data: memoryview, digests: Digests) -> Committed:
+        """All of a small image in one call, which spares two changes of thread."""
+        self.reserve(len(data))
+        self.write(Part(0, 0, data))
+        return self.commit(len(data), digests)
 
     def clone_range(self, source: int, offset: int, length: int) -> None:
         """Copy within the kernel; shares the blocks on file systems that can (copy_file_range(2))."""
