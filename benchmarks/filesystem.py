@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The filesystem driver against glance_store's, cp and a plain read loop. Needs ``pip install glance_store==5.7.0``.
 
-    python benchmarks/filesystem.py [--json] [--size MiB]
+python benchmarks/filesystem.py [--json] [--size MiB]
 """
 
 from __future__ import annotations

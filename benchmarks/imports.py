@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``import storelib`` costs beyond the interpreter, beside what the same service would import otherwise.
 
-    python benchmarks/imports.py
+python benchmarks/imports.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak growth of the resident set while images pass: bounded, whatever their size.
 
-    python benchmarks/memory.py [--json] [--size MiB]
+python benchmarks/memory.py [--json] [--size MiB]
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from storelib.exceptions import BadStoreConfiguration
 
@@ -36,7 +36,7 @@ def driver_class(name: str) -> type[Store[Any]]:
     if name not in driver_names():
         raise BadStoreConfiguration(f"there is no driver {name!r}; installed are: {', '.join(driver_names())}")
     try:
-        found: type[Store[Any]] = driver.DriverManager(NAMESPACE, name).driver
+        found = cast("type[Store[Any]]", driver.DriverManager(NAMESPACE, name).driver)
     except Exception as error:
         raise BadStoreConfiguration(f"driver {name!r} cannot be loaded: {error}") from error
     return found

@@ -79,7 +79,8 @@ def test_nothing_has_the_images_name_while_it_is_being_written(store, datadir):
             assert list(store.list_images()) == []
 
     store.add("x", source())
-    assert seen and not any(seen)
+    assert seen
+    assert not any(seen)
 
 
 def test_exactly_one_of_eight_racing_adds_succeeds(store, datadir):
@@ -117,7 +118,7 @@ def test_racing_adds_into_several_directories_have_one_winner_too(tmp_path):
 
     def add(number):
         try:
-            store.add("x", (barrier.wait(10) and b"" or bytes([number]) * MiB for _ in "a"))
+            store.add("x", (barrier.wait(10) * 0 or bytes([number]) * MiB for _ in "a"))
         except Duplicate:
             return 0
         return 1
@@ -224,7 +225,8 @@ def all_reads(store, uri):
 
 
 @pytest.mark.parametrize(
-    "tail", ["../outside", "%2e%2e/outside", "x/../../outside", "..%2Foutside", "%00", "x%00y", ".part%010123456789abcdef%01x"]
+    "tail",
+    ["../outside", "%2e%2e/outside", "x/../../outside", "..%2Foutside", "%00", "x%00y", ".part%010123456789abcdef%01x"],
 )
 def test_uris_that_lead_out_of_the_data_directory_are_refused(store, datadir, outside, tail):
     for read in all_reads(store, f"file://{datadir}/{tail}"):
@@ -494,6 +496,11 @@ def test_an_unusable_metadata_file_disables_adding(tmp_path, content):
 def test_unusable_data_directories_are_a_configuration_error(entries):
     with pytest.raises(BadStoreConfiguration, match="filesystem_store_datadirs"):
         open_store("file", filesystem_store_datadirs=entries)
+
+
+def test_one_directory_and_several_exclude_each_other():
+    with pytest.raises(BadStoreConfiguration, match=r"filesystem_store_datadir = '/a'.*either"):
+        open_store("file", filesystem_store_datadir="/a", filesystem_store_datadirs=["/b"])
 
 
 # -- Holes, clones, descriptors ---------------------------------------------------------------------------------

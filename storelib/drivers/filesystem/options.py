@@ -10,10 +10,12 @@ from oslo_config import cfg
 from storelib.drivers.filesystem.paths import DEEPEST_SHARD
 from storelib.transfer.contract import MiB
 
+DEFAULT_DATADIR = "/var/lib/storelib/images"
+
 OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt(
         "filesystem_store_datadir",
-        default="/var/lib/storelib/images",
+        default=DEFAULT_DATADIR,
         help="Directory that holds the images. Made if it is missing.",
     ),
     cfg.MultiStrOpt(

@@ -21,7 +21,7 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation
-from storelib.drivers.filesystem.options import OPTIONS
+from storelib.drivers.filesystem.options import DEFAULT_DATADIR, OPTIONS
 from storelib.drivers.filesystem.paths import DEEPEST_SHARD, PART, SHARD, is_held, open_directory, shards
 from storelib.drivers.filesystem.reader import FileReader
 from storelib.drivers.filesystem.writer import PAGE, FileWriter
@@ -92,6 +92,9 @@ class FilesystemStore(Store[FileLocation]):
     def configure_get(self) -> None:
         """Work out the data directories."""
         several = self.conf.filesystem_store_datadirs
+        if several and self.conf.filesystem_store_datadir != DEFAULT_DATADIR:
+            what = "set either this or filesystem_store_datadirs, also where one is inherited from [storelib]"
+            raise self._misconfigured("filesystem_store_datadir", what, self.conf.filesystem_store_datadir)
         self.datadirs = [self._datadir(entry) for entry in several or [self.conf.filesystem_store_datadir]]
         self.datadirs.sort(key=lambda datadir: -datadir.priority)
         paths = [datadir.path for datadir in self.datadirs]

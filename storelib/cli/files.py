@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on their way to local files and pipes: a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any, Protocol
+
+from storelib.cli.output import Progress
+
+BLOCK = 1024 * 1024
+ZEROS = bytes(BLOCK)
+
+
+class Readable(Protocol):
+    """An image's stream, or any file."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read into ``buffer``; answers how many bytes."""
+
+
+def refuse_existing(path: str) -> None:
+    """Raise FileExistsError if there is something at ``path``."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists; replace it with --force")
+
+
+def chunks(stream: Readable, progress: Progress | None) -> Iterator[memoryview]:
+    """All of ``stream`` in views of one buffer, each valid until the next."""
+    buffer = bytearray(BLOCK)
+    view = memoryview(buffer)
+    done, total = 0, getattr(stream, "size", None)
+    while count := stream.readinto(buffer):
+        done += count
+        yield view[:count]
+        if progress:
+            progress(done, total)
+
+
+def pour(stream: Readable, target: IO[bytes], progress: Progress | None) -> None:
+    """Write all of ``stream`` to a pipe."""
+    for chunk in chunks(stream, progress):
+        target.write(chunk)
+    target.flush()
+
+
+def save(stream: Readable, path: str, progress: Progress | None, *, force: bool, mode: int | None = None) -> None:
+    """Write all of ``stream`` to ``path``, with holes for zeros; a special file such as /dev/null is written to.
+
+    ``mode`` is the file's; what the umask leaves of 0666 if not given.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as file:
+            return pour(stream, file, progress)
+    directory, name = os.path.split(os.path.realpath(path))
+    descriptor, part = tempfile.mkstemp(prefix=f".{name[:200]}.", suffix=".part", dir=directory)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o666 & ~_umask() if mode is None else mode)
+            _write_sparse(stream, file, progress)
+        _publish(part, os.path.join(directory, name), force=force)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+
+
+def _write_sparse(stream: Readable, file: IO[bytes], progress: Progress | None) -> None:
+    for chunk in chunks(stream, progress):
+        # bytes compared with bytes is memcmp; a memoryview would be compared item by item.
+        if bytes(chunk) == ZEROS:
+            file.seek(len(chunk), os.SEEK_CUR)
+        else:
+            file.write(chunk)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(part: str, path: str, *, force: bool) -> None:
+    if force:
+        return os.replace(part, path)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        refuse_existing(path)
+        raise
+    except OSError:
+        # File systems such as FAT have no links.
+        refuse_existing(path)
+        return os.replace(part, path)
+    os.unlink(part)
+    return None
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

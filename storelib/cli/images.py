@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about single images: add, get, stat, ls, rm, cp, verify, acl."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from storelib.cli import exits
+from storelib.cli.output import size_text, warn
+from storelib.cli.session import Session, command, complete_store
+
+if TYPE_CHECKING:
+    from storelib.driver import ImageInfo, Store, StoredImage
+    from storelib.exceptions import StoreError
+
+
+@command("add")
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option(
+    "--store",
+    "names",
+    metavar="STORE",
+    multiple=True,
+    shell_complete=complete_store,
+    help="Where to, else the default store; may be repeated, and one read feeds all.",
+)
+@click.option("--id", "image_id", metavar="ID", help="The image's id; a new UUID if not given.")
+@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="What the size must be.")
+@click.option(
+    "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
+)
+def add(
+    session: Session, source: str, names: tuple[str, ...], image_id: str | None, size: int | None, algorithm: str
+) -> None:
+    """Store FILE, or what comes in on stdin if it is -, as a new image."""
+    from storelib.driver import StoredImage
+    from storelib.transfer import fan_out
+
+    stores = [session.registry[name] for name in names] or [session.registry.default]
+    data: Any = sys.stdin.buffer if source == "-" else source
+    with session.output.progress(f"add {'stdin' if source == '-' else source}") as progress:
+        results = fan_out(stores, image_id or str(uuid.uuid4()), data, size, hashing_algo=algorithm, progress=progress)
+    for result in results:
+        if isinstance(result, StoredImage):
+            session.output.one(_stored(result, algorithm))
+    _fail_with([result for result in results if not isinstance(result, StoredImage)])
+
+
+@command("get")
+@click.argument("uri")
+@click.option(
+    "--output", "-o", default="-", metavar="FILE", type=click.Path(), help="Where to; stdout if - or not given."
+)
+@click.option("--offset", default=0, type=click.IntRange(min=0), metavar="BYTES", help="Begin here.")
+@click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="Stop after so many bytes.")
+@click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
+def get(session: Session, uri: str, output: str, offset: int, length: int | None, force: bool) -> None:
+    """Write the image at URI to a file, which appears when it is complete, or to stdout."""
+    from storelib.cli import files
+
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError("an image is nothing for a terminal: name a file with -o, or redirect stdout")
+    if output != "-" and not force:
+        files.refuse_existing(output)
+    stream = session.registry.resolve(uri).get(uri, offset, length).data
+    with stream, session.output.progress("get") as progress:
+        if output == "-":
+            files.pour(stream, sys.stdout.buffer, progress)
+        else:
+            files.save(stream, output, progress, force=force)
+
+
+@command("stat")
+@click.argument("uri")
+def stat(session: Session, uri: str) -> None:
+    """Tell what is known of the image at URI."""
+    from storelib.capabilities import Capability
+
+    store = session.registry.resolve(uri)
+    if Capability.STAT in store.capabilities:
+        record = _described(store, store.stat(uri))
+    else:
+        record = {"uri": str(store.locate(uri)), "store": store.name, "size": store.get_size(uri)}
+    session.output.one(record)
+
+
+@command("ls")
+@click.argument("names", metavar="[STORE]...", nargs=-1, shell_complete=complete_store)
+def ls(session: Session, names: tuple[str, ...]) -> None:
+    """List the images of the named stores, or of all that can list."""
+    from storelib.capabilities import Capability
+
+    stores = session.stores(names)
+    if not names:
+        stores = [store for store in stores if Capability.LIST in store.capabilities]
+    listed = (_described(store, info) for store in stores for info in store.list_images())
+    session.output.many(("store", "size", "modified", "id", "uri"), listed)
+
+
+@command("rm")
+@click.argument("uris", metavar="URI...", nargs=-1, required=True)
+def rm(session: Session, uris: tuple[str, ...]) -> None:
+    """Delete the images at these URIs, without asking."""
+    from storelib.exceptions import StoreError
+
+    failed = []
+    for uri in uris:
+        try:
+            store = session.registry.resolve(uri)
+            store.delete(uri)
+        except StoreError as error:
+            failed.append(error)
+    _fail_with(failed)
+
+
+@command("cp")
+@click.argument("uri")
+@click.argument("target", metavar="STORE", shell_complete=complete_store)
+@click.option("--id", "image_id", metavar="ID", help="The id in STORE; the same as at URI if not given.")
+@click.option(
+    "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
+)
+def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm: str) -> None:
+    """Copy the image at URI to another store, or within one."""
+    from storelib.transfer import copy
+
+    source = session.registry.resolve(uri)
+    image_id = image_id or _id_at(source, uri)
+    with session.output.progress(f"cp to {target}") as progress:
+        stored = copy(source, uri, session.registry[target], image_id, hashing_algo=algorithm, progress=progress)
+    session.output.one(_stored(stored, algorithm))
+
+
+@command("verify")
+@click.argument("uri")
+@click.option("--digest", required=True, metavar="NAME:HEX", help="The expected digest, such as sha512:cf83e1...")
+def verify(session: Session, uri: str, digest: str) -> None:
+    """Read the image at URI and compare its digest."""
+    from storelib.transfer.digests import new_hasher
+
+    algorithm, colon, expected = digest.strip().lower().partition(":")
+    if not (colon and expected):
+        raise click.UsageError("--digest must be NAME:HEX, such as sha512:cf83e1...")
+    hasher = new_hasher(algorithm)
+    stream = session.registry.resolve(uri).get(uri).data
+    with stream, session.output.progress("verify") as progress:
+        for chunk in _chunks(stream, progress):
+            hasher.update(chunk)
+    found = hasher.hexdigest()
+    session.output.one({"match": found == expected, "algorithm": algorithm, "expected": expected, "found": found})
+    if found != expected:
+        warn(f"the image has another {algorithm} digest than expected: {size_text(stream.size)} were read")
+        raise click.exceptions.Exit(exits.DIFFERENT)
+
+
+@command("acl")
+@click.argument("uri")
+@click.option("--public", is_flag=True, help="Everybody may read.")
+@click.option("--read", "readers", metavar="TENANT", multiple=True, help="May read; may be repeated.")
+@click.option("--write", "writers", metavar="TENANT", multiple=True, help="May write; may be repeated.")
+def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writers: tuple[str, ...]) -> None:
+    """Set who may use the image at URI; what is not named is taken away."""
+    session.registry.resolve(uri).set_acls(uri, public, readers, writers)
+
+
+def _chunks(stream: Any, progress: Any) -> Iterator[memoryview]:
+    from storelib.cli.files import chunks
+
+    return chunks(stream, progress)
+
+
+def _stored(image: StoredImage, algorithm: str) -> dict[str, Any]:
+    return {
+        "uri": image.uri,
+        "store": image.metadata.get("store"),
+        "size": image.size,
+        "md5": image.checksum,
+        algorithm: image.multihash,
+    }
+
+
+def _described(store: Store[Any], info: ImageInfo) -> dict[str, Any]:
+    modified = None
+    if info.modified is not None:
+        modified = datetime.fromtimestamp(info.modified, timezone.utc).isoformat(timespec="seconds")
+    return {"store": store.name, "id": info.image_id, "size": info.size, "modified": modified, "uri": info.uri}
+
+
+def _id_at(store: Store[Any], uri: str) -> str:
+    from storelib.capabilities import Capability
+
+    known = None
+    if Capability.STAT in store.capabilities:
+        with contextlib.suppress(NotImplementedError):
+            known = store.stat(uri).image_id
+    if known is None:
+        raise click.UsageError(f"store {store.name} does not tell the image's id: give the copy one with --id")
+    return known
+
+
+def _fail_with(failures: list[StoreError]) -> None:
+    """Report all failures; the first one decides the exit code."""
+    for error in failures[1:]:
+        warn(str(error))
+    if failures:
+        raise failures[0]

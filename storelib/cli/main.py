@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``storelib``: puts the commands together, and turns whatever goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from storelib._version import __version__
+from storelib.cli import completion, configuration, conformance, demo, exits, images, stores
+from storelib.cli.output import warn
+from storelib.cli.session import Session, shared_options
+
+
+class Group(click.Group):
+    """The root: takes the shared options, lists commands by theme, ends its help with the exit codes."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """In the order they were added."""
+        return list(self.commands)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The exit codes."""
+        with formatter.section("Exit codes"):
+            for line in exits.as_text().splitlines():
+                formatter.write(f"{line}\n")
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="storelib", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Image stores: add, read, copy, check and delete images in the stores of a configuration file.
+
+    Where a FILE is expected, - is stdin or stdout. The configuration is --config or STORELIB_CONFIG, else the first of
+    ./storelib.ini, ~/.config/storelib/storelib.ini and /etc/storelib/storelib.ini.
+    """
+    context.ensure_object(Session)
+
+
+cli.params += shared_options()
+for each in (
+    *(images.add, images.get, images.stat, images.ls, images.rm, images.cp, images.verify, images.acl),
+    *(stores.stores, stores.check, stores.gc),
+    *(configuration.config, conformance.conformance, demo.demo, completion.completion),
+):
+    cli.add_command(each)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and answer its exit code; nothing but Ctrl-C and signals ends it otherwise."""
+    session = Session()
+    try:
+        answer: Any = cli.main(arguments, prog_name="storelib", standalone_mode=False, obj=session)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        warn(error.format_message())
+        return exits.USAGE
+    except click.ClickException as error:
+        warn(error.format_message())
+        return exits.FAILED
+    except (click.Abort, KeyboardInterrupt):
+        warn("interrupted")
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        _drop_stdout()
+        return exits.FAILED
+    except Exception as error:
+        if session.verbose:
+            logging.exception("the error in full")
+        warn(_sentence(error))
+        _drop_stdout()
+        return exits.code_of(error)
+    return answer if isinstance(answer, int) else 0
+
+
+def main() -> NoReturn:
+    """The console script."""
+    logging.basicConfig(level=logging.WARNING, format="storelib: %(levelname)s: %(message)s")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup, SIGHUP is ignored and stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+    sys.exit(run())
+
+
+def _drop_stdout() -> None:
+    """Let what stdout would not take go nowhere, or Python would complain about it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    # As an exception, so that an unfinished image or file is removed.
+    raise SystemExit(exits.TERMINATED)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

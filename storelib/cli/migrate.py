@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns a configuration of glance_store, with one store of each kind or several, into one of storelib.
+
+The old groups: ``[glance_store]`` for single stores; ``enabled_backends`` in ``[DEFAULT]``, a group for each store and
+``[backend_defaults]`` for several. Nothing is written or printed here, since values may be secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from oslo_config import cfg
+
+from storelib.config import DEFAULT_STORE, SHARED, STORES, Setting, convert
+from storelib.driver import STORE_OPTIONS
+from storelib.exceptions import BadStoreConfiguration
+from storelib.plugins import driver_classes
+
+OLD = "glance_store"
+#: Old names of drivers, and schemes that default_store could be.
+DRIVERS = {
+    "filesystem": "file",
+    "https": "http",
+    "swift+http": "swift",
+    "swift+https": "swift",
+    "swift+config": "swift",
+    "vsphere": "vmware",
+    "vmware_datastore": "vmware",
+}
+#: Where a default of storelib is another one, that of glance_store is written down.
+OLD_DEFAULTS = {"file": {"filesystem_store_datadir": "/var/lib/glance/images"}}
+#: Any of these options set means that the old default was not in use.
+INSTEAD = {"filesystem_store_datadir": ("filesystem_store_datadir", "filesystem_store_datadirs")}
+#: Where storelib is stricter on purpose.
+CHANGED = {
+    "http": "glance_store verified no certificates and read from any address; storelib does verify (https_insecure) "
+    "and refuses private addresses (http_allowed_networks)"
+}
+RESERVED = ("os_glance_staging_store", "os_glance_tasks_store")
+MARK = "# migrate: "
+
+
+def migrated(settings: Sequence[Setting], name: str) -> tuple[str, int]:
+    """The text of the new file, and how many remarks it has about what could not be migrated."""
+    groups = {setting.group for setting in settings}
+    if SHARED in groups:
+        raise BadStoreConfiguration(f"{name} has a group [{SHARED}]: it is in storelib's form already")
+    backends = _last(settings, "DEFAULT", "enabled_backends")
+    if backends is None and OLD not in groups:
+        raise BadStoreConfiguration(f"{name} has neither a group [{OLD}] nor enabled_backends: nothing to migrate")
+    lines = [f"# Made from {name} by storelib config migrate.", *_Migration(settings, backends).lines()]
+    return "\n".join(lines) + "\n", sum(line.startswith(MARK) for line in lines)
+
+
+class _Migration:
+    """The stores of one old file and the options they may have."""
+
+    def __init__(self, settings: Sequence[Setting], backends: str | None) -> None:
+        self.settings = settings
+        self.several = backends is not None
+        self.installed = driver_classes()
+        listed = backends if backends is not None else _last(settings, OLD, "stores") or "file,http"
+        self.stores = [_entry(item) for item in listed.split(",") if item.strip()]
+
+    def lines(self) -> Iterator[str]:
+        """The new file."""
+        shared = "backend_defaults" if self.several else OLD
+        yield f"[{SHARED}]"
+        yield from self._head()
+        yield from self._options(shared, self.stores, {"stores", "default_store", "default_backend"})
+        for name, driver in self.stores:
+            yield from ("", f"[{name}]")
+            yield from self._group(name, driver, shared)
+        for name in RESERVED:
+            if any(setting.group == name for setting in self.settings):
+                yield from ("", f"[{name}]")
+                yield from self._options(name, [(name, "file")], set())
+
+    def _head(self) -> Iterator[str]:
+        usable = [(name, driver) for name, driver in self.stores if driver in self.installed]
+        for name, driver in self.stores:
+            if driver not in self.installed:
+                yield f"{MARK}store {name} is left out: there is no driver {driver} here"
+        yield f"{STORES.dest} = " + ", ".join(name if name == driver else f"{name}:{driver}" for name, driver in usable)
+        wanted = _last(self.settings, OLD, "default_backend" if self.several else "default_store")
+        if not self.several:
+            wanted = DRIVERS.get(wanted or "file", wanted or "file")
+        if wanted in [name for name, _ in usable]:
+            yield f"{DEFAULT_STORE.dest} = {wanted}"
+        else:
+            yield f"{MARK}the default store {wanted or ''} is not among the stores; now the first of them is it"
+
+    def _group(self, name: str, driver: str, shared: str) -> Iterator[str]:
+        if self.several:
+            yield from self._options(name, [(name, driver)], set())
+        if driver in CHANGED:
+            yield f"{MARK}{CHANGED[driver]}"
+        given = {setting.key for setting in self.settings if setting.group in (name, shared)}
+        for option, value in OLD_DEFAULTS.get(driver, {}).items():
+            if not given.intersection(INSTEAD[option]):
+                yield f"# The default of glance_store; storelib has another one.\n{option} = {value}"
+
+    def _options(self, group: str, stores: Iterable[tuple[str, str]], done: set[str]) -> Iterator[str]:
+        drivers = [self.installed[driver] for _, driver in stores if driver in self.installed]
+        known: dict[str, cfg.Opt] = {}
+        for option in (*STORE_OPTIONS, *(option for driver in drivers for option in driver.options)):
+            known |= dict.fromkeys(_names(option), option)
+        ours = [setting for setting in self.settings if setting.group == group and setting.key not in done]
+        for setting in ours:
+            found = known.get(setting.key)
+            later = any(other.key == setting.key for other in ours[ours.index(setting) + 1 :])
+            if found is None or not later or found.multi:
+                yield from _assignment(setting, found)
+
+
+def _assignment(setting: Setting, option: cfg.Opt | None) -> Iterator[str]:
+    value = _written(setting.value)
+    problem = _problem(setting.value, option)
+    if problem:
+        yield f"{MARK}{problem}"
+        yield from (f"# {line}" for line in f"{setting.key} = {value}".splitlines())
+    else:
+        yield f"{option.dest if option else setting.key} = {value}"
+
+
+def _problem(value: str, option: cfg.Opt | None) -> str | None:
+    if option is None:
+        return "no driver of these stores has such an option"
+    if "$" in value.replace("$$", ""):
+        return "this refers to another option; write out what it stands for"
+    try:
+        convert("", option, value)
+    except BadStoreConfiguration:
+        return "this value is not valid"
+    return None
+
+
+def _names(option: cfg.Opt) -> list[str]:
+    return [option.dest, option.name, *(old.name for old in option.deprecated_opts if old.name)]
+
+
+def _entry(item: str) -> tuple[str, str]:
+    name, colon, driver = (part.strip() for part in item.partition(":"))
+    # Such as glance.store.filesystem.Store
+    kind = (driver if colon else name).removeprefix("glance.store.").removesuffix(".Store")
+    kind = DRIVERS.get(kind, kind)
+    return (name if colon else kind), kind
+
+
+def _last(settings: Iterable[Setting], group: str, key: str) -> str | None:
+    values = [setting.value for setting in settings if (setting.group, setting.key) == (group, key)]
+    return values[-1] if values else None
+
+
+def _written(value: str) -> str:
+    """As the ini parser reads it back: it strips blanks and one pair of quotes."""
+    quoted: Any = value and value[0] == value[-1] and value[0] in "'\""
+    if quoted or value != value.strip():
+        value = f'"{value}"'
+    return value.replace("\n", "\n    ")

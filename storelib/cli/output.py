@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results on stdout as tables, tab-separated lines or JSON, and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+Progress = Callable[[int, "int | None"], None]
+
+#: Where there is no terminal, seconds between two lines of progress.
+INTERVAL = 10.0
+
+
+class Output:
+    """``auto`` is for people on a terminal and plain elsewhere."""
+
+    def __init__(self, form: str) -> None:
+        self.json = form == "json"
+        self.fancy = form == "auto" and sys.stdout.isatty()
+
+    def one(self, record: Record) -> None:
+        """One result: a JSON document, or lines of ``name: value``."""
+        if self.json:
+            print_line(json.dumps(record, default=str))
+            return
+        width = max(map(len, record)) + 2
+        for name, value in record.items():
+            print_line(f"{name + ':':{width}}{_plain(value)}")
+
+    def many(self, columns: tuple[str, ...], records: Iterable[Record]) -> None:
+        """A list: a JSON document in each line, a table, or tab-separated ``columns`` without a heading."""
+        if self.fancy:
+            _table(columns, records)
+            return
+        for record in records:
+            if self.json:
+                print_line(json.dumps(record, default=str))
+            else:
+                print_line("\t".join(_plain(record.get(column)) for column in columns))
+
+    def say(self, sentence: str) -> None:
+        """Something only people want to read."""
+        if not self.json:
+            print_line(sentence)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Progress | None]:
+        """A function to give to a transfer: a bar on a terminal, else a line now and then, none with json."""
+        if self.json:
+            yield None
+        elif sys.stderr.isatty():
+            with _bar(what) as progress:
+                yield progress
+        else:
+            yield _Lines(what)
+
+
+def print_line(text: str) -> None:
+    """To stdout, whatever its encoding can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def warn(sentence: str) -> None:
+    """One line on stderr, under the command's name."""
+    print(f"storelib: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+
+
+def size_text(size: int | None) -> str:
+    """Bytes for people: ``1.5 GiB``."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    # Ids cannot have line breaks or tabs, but reasons and descriptions might.
+    return " ".join(json.dumps(value).split()) if isinstance(value, Mapping) else " ".join(str(value).splitlines())
+
+
+def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"
+    for record in records:
+        table.add_row(*(_markup_free(record.get(column)) for column in columns))
+    Console().print(table)
+
+
+def _markup_free(value: Any) -> Any:
+    from rich.text import Text
+
+    return Text(_plain(value))
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    from rich import progress
+    from rich.console import Console
+    from rich.markup import escape
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Progress without a terminal; short transfers say nothing."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.begun = self.told = time.monotonic()
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self.told < INTERVAL:
+            return
+        self.told = now
+        share = f" of {size_text(total)} ({100 * done // total} %)" if total else ""
+        rate = size_text(int(done / (now - self.begun)))
+        warn(f"{self.what}: {size_text(done)}{share}, {rate}/s")

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about whole stores: stores, check, gc."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from storelib.cli import exits
+from storelib.cli.output import size_text, warn
+from storelib.cli.session import Session, command, complete_store
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+# ParamType is generic from click 8.2 on.
+class Age(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, written as 90, 15m, 12h, 1d or 2w."""
+
+    name = "age"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Read one."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", value.strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not an age; write 90, 15m, 12h, 1d or 2w", parameter, context)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+@command("stores")
+def stores(session: Session) -> None:
+    """List the stores, with those that are disabled and why."""
+    columns = ("store", "default", "schemes", "weight", "state", "description")
+    session.output.many(columns, _all_stores(session))
+
+
+@command("check")
+@click.argument("names", metavar="[STORE]...", nargs=-1, shell_complete=complete_store)
+def check(session: Session, names: tuple[str, ...]) -> None:
+    """Ask the back ends of the named stores, or of all, whether they work."""
+    failures: list[int] = []
+    session.output.many(("store", "healthy", "free", "detail"), _healths(session, names, failures))
+    if failures:
+        raise click.exceptions.Exit(failures[0])
+
+
+@command("gc")
+@click.argument("names", metavar="[STORE]...", nargs=-1, shell_complete=complete_store)
+@click.option(
+    "--older-than",
+    type=Age(),
+    default="1d",
+    show_default=True,
+    metavar="AGE",
+    help="Only what nobody touched for so long: 90 (seconds), 15m, 12h, 1d, 2w.",
+)
+@click.option("--prefix", metavar="TEXT", help="Only of images whose id starts so.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only tell what would be removed.")
+def gc(session: Session, names: tuple[str, ...], older_than: float, prefix: str | None, dry_run: bool) -> None:
+    """Remove what failed adds left behind in the named stores, or in all."""
+    from storelib.capabilities import Capability
+
+    found = session.stores(names)
+    if not names:
+        found = [store for store in found if Capability.GC in store.capabilities]
+    records = (
+        {"store": store.name, "id": item.image_id, "size": item.size, "name": item.name, "removed": not dry_run}
+        for store in found
+        for item in (store.find_garbage(older_than, prefix) if dry_run else store.gc(older_than, prefix))
+    )
+    session.output.many(("store", "size", "id", "name"), records)
+
+
+def _all_stores(session: Session) -> Iterator[dict[str, Any]]:
+    registry = session.registry
+    for store in registry:
+        yield {
+            "store": store.name,
+            "default": store.name == registry.default_name,
+            "schemes": list(store.schemes),
+            "weight": store.conf.weight,
+            "state": f"read-only: {store.add_disabled}" if store.add_disabled else "ready",
+            "description": store.conf.description,
+            "capabilities": list(store.capabilities.names),
+        }
+    for name, disabled in registry.disabled.items():
+        yield {
+            "store": name,
+            "default": name == registry.default_name,
+            "schemes": [],
+            "weight": None,
+            "state": f"disabled: {disabled.reason}",
+            "description": None,
+            "capabilities": [],
+        }
+
+
+def _healths(session: Session, names: tuple[str, ...], failures: list[int]) -> Iterator[dict[str, Any]]:
+    from storelib.capabilities import Capability
+    from storelib.exceptions import StoreError
+
+    registry = session.registry
+    for name in names or [*(store.name for store in registry), *registry.disabled]:
+        try:
+            store = registry[name]
+            if Capability.CHECK not in store.capabilities and not names:
+                continue
+            health = store.check()
+        except StoreError as error:
+            failures.append(exits.code_of(error))
+            yield {"store": name, "healthy": False, "free": None, "detail": str(error)}
+        else:
+            free = health.free if session.output.json else health.free and size_text(health.free)
+            yield {"store": name, "healthy": True, "free": free, "detail": health.detail}
+    if failures:
+        warn(f"{len(failures)} of the stores do not work")

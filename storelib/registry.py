@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registry: the configured stores by id, by scheme and by URI. An ordinary object; as many as you like.
+
+Making one opens no connection and starts no thread. How options are found is ``config.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from oslo_config import cfg
+
+from storelib import config
+from storelib.driver import STORE_OPTIONS, Store
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
+from storelib.location import Location, scheme_of
+from storelib.plugins import driver_class
+
+AnyStore = Store[Any]
+
+
+class DisabledStore(NamedTuple):
+    """A listed store that could not be configured, and why."""
+
+    name: str
+    driver: str
+    reason: str
+
+
+def open_store(driver: str | type[AnyStore], name: str | None = None, **options: Any) -> AnyStore:
+    """A configured store without a configuration file.
+
+    ``open_store("file", filesystem_store_datadir="/srv/images")``. ``name`` is the store's id, the driver's name if
+    not given. A wrong option or value raises BadStoreConfiguration.
+    """
+    if isinstance(driver, str):
+        known_as, found = driver, driver_class(driver)
+    else:
+        known_as, found = driver.schemes[0], driver
+    store_id = name or known_as
+    values = config.given_options(store_id, known_as, [*STORE_OPTIONS, *found.options], options)
+    store = found(store_id, values)
+    store.configure()
+    return store
+
+
+class Registry:
+    """Stores by id: ``registry["fast"]``; iterating gives the stores in the order they were listed.
+
+    ``default`` is the id of the default store, else it is the first one. ``reserved`` stores belong to the calling
+    program: they are found by id and nothing else. ``disabled`` are those that could not be configured.
+    """
+
+    def __init__(
+        self,
+        stores: Iterable[AnyStore],
+        default: str | None = None,
+        *,
+        reserved: Iterable[AnyStore] = (),
+        disabled: Iterable[DisabledStore] = (),
+        conf: cfg.ConfigOpts | None = None,
+    ) -> None:
+        self._stores = {store.name: store for store in stores}
+        self.reserved = {store.name: store for store in reserved}
+        self.disabled = {store.name: store for store in disabled}
+        #: Id of the default store, which may be disabled.
+        self.default_name = default or next(iter(self._stores), None)
+        #: The ConfigOpts it was made from, if it was.
+        self.conf = conf
+
+    @classmethod
+    def from_conf(cls, conf: cfg.ConfigOpts, reserved: Mapping[str, str] | None = None) -> Registry:
+        """The stores that ``[storelib]`` of ``conf`` lists, and ``reserved`` ones (id to driver).
+
+        A mistake in the configuration raises BadStoreConfiguration. A store that cannot work, for want of a directory
+        or a client library, is disabled and the others are there.
+        """
+        configuration = config.Configuration(conf, reserved)
+        stores: dict[bool, list[AnyStore]] = {False: [], True: []}
+        disabled = []
+        known = {}
+        for entry in configuration.entries:
+            try:
+                driver = driver_class(entry.driver)
+            except BadStoreConfiguration as error:
+                disabled.append(DisabledStore(entry.name, entry.driver, str(error)))
+                continue
+            options = configuration.options(entry, driver)
+            known[entry.name] = options.names()
+            try:
+                stores[entry.reserved].append(_make(driver, entry.name, options))
+            except BadStoreConfiguration as error:
+                disabled.append(DisabledStore(entry.name, entry.driver, _explain(error, options)))
+        configuration.check_names(known)
+        for store in disabled:
+            config.LOG.warning("store %s is disabled: %s", store.name, store.reason)
+        return cls(stores[False], configuration.default, reserved=stores[True], disabled=disabled, conf=conf)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Registry:
+        """The stores of an ini file; raises BadStoreConfiguration."""
+        return cls.from_conf(config.load_file(path))
+
+    def __getitem__(self, name: str) -> AnyStore:
+        store = self._stores.get(name) or self.reserved.get(name)
+        if store is not None:
+            return store
+        if name in self.disabled:
+            raise BadStoreConfiguration(f"store {name} is disabled: {self.disabled[name].reason}")
+        raise UnknownScheme(f"there is no store {name!r}{config.did_you_mean(name, self._stores)}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stores or name in self.reserved
+
+    def __iter__(self) -> Iterator[AnyStore]:
+        return iter(self._stores.values())
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def __repr__(self) -> str:
+        return f"<Registry of {', '.join(self._stores) or 'no stores'}>"
+
+    @property
+    def default(self) -> AnyStore:
+        """The default store; raises BadStoreConfiguration if it is disabled or there is none."""
+        if self.default_name is None:
+            raise BadStoreConfiguration("there is no default store")
+        return self[self.default_name]
+
+    @property
+    def by_weight(self) -> list[AnyStore]:
+        """The stores, those with the highest weight first, equal ones as listed."""
+        return sorted(self, key=lambda store: -int(store.conf.weight))
+
+    @property
+    def schemes(self) -> list[str]:
+        """All URI schemes that some store serves, sorted."""
+        return sorted({scheme for store in self for scheme in store.schemes})
+
+    def get_store_weight(self, name: str) -> int:
+        """The weight of the store called ``name``; raises UnknownScheme."""
+        return int(self[name].conf.weight)
+
+    def store_for_scheme(self, scheme: str) -> AnyStore:
+        """The default store if it serves ``scheme``, else the first by weight that does; raises UnknownScheme."""
+        return self._stores_for(scheme)[0]
+
+    def resolve(self, uri: str | Location, context: Any = None) -> AnyStore:
+        """The one store that ``uri`` belongs to.
+
+        Where several might have it the back ends are asked, the default store first, then by weight; the first that
+        has the image is the one. Raises UnknownScheme, BadStoreUri if it lies in none of the stores, and NotFound.
+        """
+        scheme = uri.scheme if isinstance(uri, Location) else scheme_of(uri)
+        owners = [store for store in self._stores_for(scheme) if _owns(store, uri)]
+        if len(owners) == 1:
+            return owners[0]
+        shown = str(uri if isinstance(uri, Location) else Location(uri, _schemes(self)))
+        if not owners:
+            raise BadStoreUri(f"{shown} does not belong to any store{self._disabled_hint()}")
+        return _first_with(owners, uri, shown, context)
+
+    def _stores_for(self, scheme: str) -> list[AnyStore]:
+        found = [store for store in self.by_weight if scheme in store.schemes]
+        if not found:
+            hint = config.did_you_mean(scheme, self.schemes) + self._disabled_hint()
+            raise UnknownScheme(f"no store serves the scheme {scheme!r}{hint}")
+        return sorted(found, key=lambda store: store.name != self.default_name)
+
+    def _disabled_hint(self) -> str:
+        return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
+
+
+def _make(driver: type[AnyStore], name: str, options: config.StoreOptions) -> AnyStore:
+    store = driver(name, options)
+    store.configure()
+    return store
+
+
+def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:
+    """The driver's reason with the places of the options it speaks of, which the driver cannot know."""
+    words = set(re.findall(r"\w+_\w+", str(error)))
+    places = [options.where(option) for option in options if option in words]
+    return f"{error} ({'; '.join(places)})" if places else str(error)
+
+
+def _owns(store: AnyStore, uri: str | Location) -> bool:
+    try:
+        store.locate(uri)
+    except BadStoreUri:
+        return False
+    return True
+
+
+def _schemes(stores: Iterable[AnyStore]) -> dict[str, Any]:
+    return {scheme: store.location_class for store in stores for scheme in store.schemes}
+
+
+def _first_with(stores: Iterable[AnyStore], uri: str | Location, shown: str, context: Any) -> AnyStore:
+    trouble: StoreError | None = None
+    for store in stores:
+        try:
+            store.get_size(uri, context)
+        except NotFound:
+            continue
+        except StoreError as error:
+            trouble = trouble or error
+        else:
+            return store
+    # A store that did not answer may well have it, so "not found" would be a guess.
+    raise trouble or NotFound(f"no store has an image at {shown}")

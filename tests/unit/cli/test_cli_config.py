@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config sample and config migrate."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from storelib.config import Configuration, load_file, read_settings
+
+SINGLE = """
+[DEFAULT]
+debug = true
+[glance_store]
+stores = glance.store.filesystem.Store, http
+default_store = filesystem
+filesystem_store_datadirs = /srv/a:10
+filesystem_store_datadirs = /srv/b
+filesystem_store_file_perm = 0
+[database]
+connection = mysql://glance:hunter2@db/glance
+"""
+
+SEVERAL = """
+[DEFAULT]
+enabled_backends = fast:file, web:http
+[glance_store]
+default_backend = fast
+[backend_defaults]
+filesystem_thin_provisioning = true
+[fast]
+filesystem_store_datadir = /srv/images
+store_description = NVMe in rack 4
+weight = 7
+[os_glance_staging_store]
+filesystem_store_datadir = /srv/staging
+"""
+
+
+@pytest.fixture
+def migrate(storelib, places):
+    """Migrates this text and answers what the command gave."""
+
+    def call(text):
+        (places / "glance-api.conf").write_text(text)
+        return storelib("config", "migrate", "glance-api.conf", "-o", "new.ini")
+
+    return call
+
+
+def test_the_sample_can_be_used_as_it_is(storelib):
+    assert storelib("config", "sample", "-o", "sample.ini").code == 0
+    # Not a Registry, which would make the default directory of this machine.
+    assert Configuration(load_file("sample.ini")).entries == [("file", "file", False), ("http", "http", False)]
+
+
+def test_the_sample_goes_to_stdout(storelib):
+    assert b"#default_store = <None>" in storelib("config", "sample").out
+
+
+def test_a_sample_does_not_replace_a_file(storelib, places):
+    assert storelib("config", "sample", "-o", "storelib.ini").code == 4
+
+
+def test_a_file_of_single_stores_is_migrated(migrate):
+    assert migrate(SINGLE).code == 0
+    found = Configuration(load_file("new.ini"))
+    assert [entry.name for entry in found.entries] == ["file", "http"]
+    assert found.default == "file"
+    assert found.conf.storelib.filesystem_store_datadirs == ["/srv/a:10", "/srv/b"]
+
+
+def test_a_file_of_several_stores_is_migrated(migrate, places):
+    migrate(SEVERAL)
+    text = (places / "new.ini").read_text()
+    assert "stores = fast:file, web:http\ndefault_store = fast\nfilesystem_thin_provisioning = true\n" in text
+    assert "[fast]\nfilesystem_store_datadir = /srv/images\ndescription = NVMe in rack 4\nweight = 7\n" in text
+
+
+def test_the_groups_of_reserved_stores_are_kept(migrate, places):
+    migrate(SEVERAL)
+    assert "[os_glance_staging_store]\nfilesystem_store_datadir = /srv/staging\n" in (places / "new.ini").read_text()
+
+
+def test_an_old_default_that_changed_is_written_down(migrate, places):
+    migrate("[glance_store]\nstores = file\n")
+    assert "filesystem_store_datadir = /var/lib/glance/images" in (places / "new.ini").read_text()
+
+
+def test_where_storelib_is_stricter_there_is_a_comment(migrate, places):
+    migrate("[glance_store]\nstores = file, http\n")
+    assert "\n[http]\n# migrate: glance_store verified no certificates" in (places / "new.ini").read_text()
+
+
+def test_an_old_default_that_was_overridden_is_not(migrate, places):
+    migrate(SINGLE)
+    assert "/var/lib/glance/images" not in (places / "new.ini").read_text()
+
+
+@pytest.mark.parametrize(
+    "line", ["filesystem_store_gone = 1", "weight = heavy", "filesystem_store_datadir = $state_path/images"]
+)
+def test_what_cannot_be_migrated_stays_as_a_comment(migrate, places, line):
+    answer = migrate(
+        f"[DEFAULT]\nenabled_backends = fast:file\n[glance_store]\ndefault_backend = fast\n[fast]\n{line}\n"
+    )
+    assert f"\n# {line}\n" in (places / "new.ini").read_text()
+    assert "look at 1 comments" in answer.err
+
+
+def test_a_driver_that_is_not_there_is_left_out(migrate, places):
+    migrate("[DEFAULT]\nenabled_backends = fast:file, tape:tape\n[glance_store]\ndefault_backend = fast\n")
+    text = (places / "new.ini").read_text()
+    assert "\nstores = fast:file\n" in text
+    assert "# migrate: store tape is left out: there is no driver tape here" in text
+
+
+def test_other_groups_are_left_out(migrate, places):
+    migrate(SINGLE)
+    assert "hunter2" not in (places / "new.ini").read_text()
+
+
+def test_no_value_is_printed_when_there_is_a_file(migrate):
+    answer = migrate("[glance_store]\nstores = file\nswift_store_key = hunter2\n")
+    assert answer.out == b""
+    assert "hunter2" not in answer.err
+
+
+def test_only_its_owner_may_read_a_migrated_file(migrate, places):
+    migrate(SINGLE)
+    assert stat.S_IMODE((places / "new.ini").stat().st_mode) == 0o600
+
+
+def test_a_file_without_old_groups_is_code_2(migrate):
+    answer = migrate("[database]\nconnection = sqlite://\n")
+    assert (answer.code, "nothing to migrate" in answer.err) == (2, True)
+
+
+def test_a_file_that_is_ours_already_is_code_2(migrate):
+    assert migrate("[storelib]\nstores = file\n[glance_store]\n").code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("' blanks '", " blanks "), ("'\"quoted\"'", '"quoted"'), ("two\n  lines", "two\nlines")]
+)
+def test_values_survive_as_the_parser_reads_them(migrate, written, value):
+    migrate(SEVERAL.replace("NVMe in rack 4", written))
+    assert [item.value for item in read_settings("new.ini") if item.key == "description"] == [value]

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""add, get, stat, ls, rm, cp, verify and acl."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+
+import pytest
+
+DATA = b"a disk image, for all we know " * 1000
+SHA512 = hashlib.sha512(DATA).hexdigest()
+
+
+@pytest.fixture
+def disk(places):
+    path = places / "disk.raw"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def uri(storelib, disk):
+    """An image in fast whose id is ``one``."""
+    return storelib("--format", "json", "add", disk, "--id", "one").document["uri"]
+
+
+# -- add --------------------------------------------------------------------------------------------------------------
+
+
+def test_add_tells_uri_size_and_digests(storelib, disk, places):
+    assert storelib("add", disk, "--id", "one", "--format", "json").document == {
+        "uri": f"file://{places}/fast/one",
+        "store": "fast",
+        "size": len(DATA),
+        "md5": hashlib.md5(DATA).hexdigest(),
+        "sha512": SHA512,
+    }
+
+
+def test_add_without_json_is_for_people(storelib, disk, places):
+    answer = storelib("add", disk, "--id", "one")
+    assert f"uri:    file://{places}/fast/one\n".encode() in answer.out
+
+
+def test_add_invents_an_id(storelib, disk):
+    first, second = (storelib("add", disk, "--format", "json").document["uri"] for _ in range(2))
+    assert first != second
+
+
+def test_add_reads_stdin(storelib, places):
+    storelib("add", "-", "--id", "one", stdin=DATA)
+    assert (places / "fast" / "one").read_bytes() == DATA
+
+
+def test_add_to_several_stores_feeds_all(storelib, disk, places):
+    answer = storelib("add", disk, "--id", "one", "--store", "archive", "--store", "fast", "--format", "json")
+    assert [document["store"] for document in answer.documents] == ["archive", "fast"]
+    assert (places / "archive" / "one").read_bytes() == (places / "fast" / "one").read_bytes() == DATA
+
+
+def test_one_of_several_stores_that_fails_does_not_stop_the_others(storelib, uri, disk, places):
+    answer = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive", "--format", "json")
+    assert answer.code == 4
+    assert answer.document["store"] == "archive"
+
+
+def test_adding_an_id_twice_is_code_4(storelib, uri, disk):
+    answer = storelib("add", disk, "--id", "one")
+    assert (answer.code, answer.err.count("\n")) == (4, 1)
+    assert answer.err.startswith("storelib: ")
+
+
+def test_a_wrong_size_is_code_2_and_stores_nothing(storelib, disk, places):
+    assert storelib("add", disk, "--id", "one", "--size", len(DATA) + 1).code == 2
+    assert not (places / "fast" / "one").exists()
+
+
+def test_an_unusable_algorithm_is_code_2(storelib, disk):
+    answer = storelib("add", disk, "--hash", "shake_128")
+    assert answer.code == 2
+    assert "shake_128" in answer.err
+
+
+def test_a_source_that_is_not_there_is_code_2(storelib):
+    assert storelib("add", "nowhere.raw").code == 2
+
+
+def test_a_store_that_is_not_there_is_code_2(storelib, disk):
+    answer = storelib("add", disk, "--store", "fsat")
+    assert (answer.code, answer.err) == (2, "storelib: there is no store 'fsat'; did you mean fast?\n")
+
+
+def test_a_hostile_id_is_code_2(storelib, disk):
+    assert storelib("add", disk, "--id", "../one").code == 2
+
+
+# -- get --------------------------------------------------------------------------------------------------------------
+
+
+def test_get_writes_to_stdout(storelib, uri):
+    assert storelib("get", uri).out == DATA
+
+
+def test_get_writes_to_a_file(storelib, uri, places):
+    assert storelib("get", uri, "-o", places / "copy.raw").code == 0
+    assert (places / "copy.raw").read_bytes() == DATA
+
+
+def test_a_file_got_has_the_usual_permissions(storelib, uri, places):
+    storelib("get", uri, "-o", places / "copy.raw")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((places / "copy.raw").stat().st_mode) == 0o666 & ~mask
+
+
+def test_get_reads_a_range(storelib, uri):
+    assert storelib("get", uri, "--offset", 7, "--length", 9).out == DATA[7:16]
+
+
+def test_get_leaves_holes_for_zeros(storelib, places):
+    (places / "sparse.raw").write_bytes(bytes(8 << 20) + b"end")
+    uri = storelib("add", places / "sparse.raw", "--format", "json").document["uri"]
+    storelib("get", uri, "-o", places / "copy.raw")
+    copy = places / "copy.raw"
+    assert copy.read_bytes() == bytes(8 << 20) + b"end"
+    assert copy.stat().st_blocks * 512 < 1 << 20
+
+
+def test_get_of_an_image_that_ends_in_zeros_has_its_size(storelib, places):
+    uri = storelib("add", "-", "--format", "json", stdin=b"begin" + bytes(4 << 20)).document["uri"]
+    storelib("get", uri, "-o", places / "copy.raw")
+    assert (places / "copy.raw").stat().st_size == (4 << 20) + 5
+
+
+def test_get_does_not_replace_a_file(storelib, uri, places):
+    (places / "copy.raw").write_text("precious")
+    answer = storelib("get", uri, "-o", places / "copy.raw")
+    assert (answer.code, (places / "copy.raw").read_text()) == (4, "precious")
+
+
+def test_get_replaces_a_file_with_force(storelib, uri, places):
+    (places / "copy.raw").write_text("old")
+    storelib("get", uri, "-o", places / "copy.raw", "--force")
+    assert (places / "copy.raw").read_bytes() == DATA
+
+
+def test_a_get_that_fails_half_way_leaves_no_file(storelib, uri, places, monkeypatch):
+    from storelib.cli import files
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    before = set(os.listdir(places))
+    answer = storelib("get", uri, "-o", places / "copy.raw")
+    assert (answer.code, answer.err) == (1, "storelib: No space left on device\n")
+    assert set(os.listdir(places)) == before
+
+
+def test_get_to_a_device_writes_to_it(storelib, uri):
+    assert storelib("get", uri, "-o", "/dev/null").code == 4
+    assert storelib("get", uri, "-o", "/dev/null", "--force").code == 0
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_get_of_an_image_that_is_not_there_is_code_3(storelib, places):
+    answer = storelib("get", f"file://{places}/fast/none", "-o", places / "copy.raw")
+    assert answer.code == 3
+    assert not (places / "copy.raw").exists()
+
+
+def test_a_file_outside_the_stores_is_code_2(storelib):
+    answer = storelib("get", "file:///etc/hostname")
+    assert (answer.code, answer.out) == (2, b"")
+
+
+# -- stat, ls, rm -----------------------------------------------------------------------------------------------------
+
+
+def test_stat_tells_what_is_known(storelib, uri):
+    known = storelib("stat", uri, "--format", "json").document
+    assert (known["store"], known["id"], known["size"], known["uri"]) == ("fast", "one", len(DATA), uri)
+
+
+def test_ls_lists_the_images_of_all_stores(storelib, disk):
+    for store in ("fast", "archive"):
+        storelib("add", disk, "--id", f"in {store}", "--store", store)
+    assert [image["id"] for image in storelib("ls", "--format", "json").documents] == ["in fast", "in archive"]
+
+
+def test_ls_of_one_store_leaves_the_others_out(storelib, uri):
+    assert storelib("ls", "archive").out == b""
+
+
+def test_plain_ls_has_a_line_with_tabs_for_each_image(storelib, uri):
+    [line] = storelib("ls", "--format", "plain").out.decode().splitlines()
+    store, size, _modified, image_id, where = line.split("\t")
+    assert (store, size, image_id, where) == ("fast", str(len(DATA)), "one", uri)
+
+
+def test_rm_deletes(storelib, uri):
+    assert storelib("rm", uri).code == 0
+    assert storelib("stat", uri).code == 3
+
+
+def test_rm_goes_on_after_an_image_that_is_not_there(storelib, uri, places):
+    assert storelib("rm", f"file://{places}/fast/none", uri).code == 3
+    assert storelib("stat", uri).code == 3
+
+
+# -- cp, verify, acl --------------------------------------------------------------------------------------------------
+
+
+def test_cp_copies_under_the_same_id(storelib, uri, places):
+    copied = storelib("cp", uri, "archive", "--format", "json").document
+    assert (copied["uri"], copied["sha512"]) == (f"file://{places}/archive/one", SHA512)
+    assert (places / "archive" / "one").read_bytes() == DATA
+
+
+def test_cp_copies_under_another_id(storelib, uri, places):
+    storelib("cp", uri, "fast", "--id", "two")
+    assert (places / "fast" / "two").read_bytes() == DATA
+
+
+def test_cp_onto_an_image_is_code_4(storelib, uri):
+    assert storelib("cp", uri, "fast").code == 4
+
+
+@pytest.mark.parametrize("digest", [f"sha512:{SHA512}", f"SHA256:{hashlib.sha256(DATA).hexdigest().upper()}"])
+def test_verify_finds_the_image_as_expected(storelib, uri, digest):
+    answer = storelib("verify", uri, "--digest", digest, "--format", "json")
+    assert (answer.code, answer.document["match"]) == (0, True)
+
+
+def test_verify_of_other_bytes_is_code_9(storelib, uri, places):
+    (places / "fast" / "one").write_bytes(DATA.swapcase())
+    answer = storelib("verify", uri, "--digest", f"sha512:{SHA512}", "--format", "json")
+    assert (answer.code, answer.document["match"]) == (9, False)
+
+
+@pytest.mark.parametrize("digest", ["sha512", "sha512:", ":ab", "crc7:ab"])
+def test_a_malformed_digest_is_code_2(storelib, uri, digest):
+    assert storelib("verify", uri, "--digest", digest).code == 2
+
+
+def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
+    answer = storelib("acl", uri, "--public")
+    assert answer.code == 8
+    assert "no access control lists" in answer.err
