@@ -32,7 +32,7 @@ class Capability(enum.Flag):
     CHECK = enum.auto()
     """``check`` asks the back end for its health."""
     COPY = enum.auto()
-    """``copy`` within the store is the back end's own work wherever it can: server-side, clone or reflink."""
+    """``copy`` within the store passes no bytes through this process: server-side, clone or reflink."""
     PRESIGN = enum.auto()
     """``presign`` makes URLs that work without credentials for a while."""
 

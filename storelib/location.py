@@ -21,7 +21,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;]*(?:sig|token|key|secret|passw|pwd|credential|auth)[^=&;]*)=[^&;#]*", re.IGNORECASE
 )
-_LOCAL = ("file", "filesystem")
 
 _L = TypeVar("_L", bound="StoreLocation")
 
@@ -127,9 +126,6 @@ def redact(uri: str) -> str:
 
     Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden.
     """
-    match = _SCHEME.match(uri)
-    if match and match[1].lower() in _LOCAL:
-        return uri
     start, mark, rest = uri.partition("://")
     if not mark:
         start, rest = "", uri

@@ -96,8 +96,9 @@ class Writer(abc.ABC):
     """One image on its way into a back end. Making one creates nothing there yet.
 
     An image that fits in one part of a writer with ``put``: ``put``, nothing else. Otherwise
-    ``reserve``, ``write`` ..., ``commit``. ``put`` and ``commit`` may be called again after a transient error:
-    leave a random token with what is published, to tell "exists already" from "I did that".
+    ``reserve``, ``write`` ..., ``commit``. ``close`` comes last. ``put`` and ``commit`` may be called again after a
+    transient error: leave a random token with what is published, to tell "exists already" from "I did that". A writer
+    that is dropped without ``commit`` and ``abort`` is dead, and what it wrote is garbage for ``gc`` to find.
     """
 
     #: write() calls in flight at most; 1 means in order.
@@ -106,6 +107,8 @@ class Writer(abc.ABC):
     sparse: bool = False
     #: A part may be written again; False for one long stream.
     retryable: bool = True
+    #: Bytes of the smallest part the back end takes, for tests that lower it; None: parts cannot be lowered.
+    smallest_part: int | None = None
     #: ``put(data, digests) -> Committed``: publishes a whole image that fits in one part.
     put: Callable[[memoryview, Digests], Committed] | None = None
     #: ``clone(descriptor, offset, length)``: the back end itself copies that range of a local file to the
@@ -138,6 +141,9 @@ class Writer(abc.ABC):
     @abc.abstractmethod
     def abort(self) -> None:
         """Remove everything of this writer, also a commit that did go through, and nothing else's."""
+
+    def close(self) -> None:  # noqa: B027  (most writers hold nothing)
+        """Free what the writer holds; called once, last, whatever became of the image."""
 
 
 class Reader(abc.ABC):

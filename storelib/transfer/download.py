@@ -106,7 +106,10 @@ class ImageStream(io.RawIOBase):
         view = memoryview(self._scratch)[:want]
         filled = 0
         while filled < want:
-            filled += self.readinto(view[filled:])
+            count = self.readinto(view[filled:])
+            if not count:
+                raise IncompleteRead(f"{self._feed.subject} ended after {self.tell()} of {self.size} bytes")
+            filled += count
         return bytes(view)
 
     def _chunks(self, want: int) -> Iterator[bytes]:

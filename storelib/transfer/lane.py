@@ -65,6 +65,8 @@ class Lane:
         self._pending = 0  # tasks queued or running
         self._running = 0
         self._opened = False
+        self._unclosed: Writer | None = None
+        self._stuck = False
         # The window is the part being filled: `_filled` bytes of the `_window` bytes that begin at `_offset`.
         self._number = 0
         self._offset = 0
@@ -83,6 +85,7 @@ class Lane:
             lambda: store.start_writer(self._image_id, self._size, self._context), store.map_error, self._subject
         )
         self._opened = True
+        self._unclosed = self.writer
         self._window = self._next_window()
         in_order = self.writer.concurrency == 1
         budget = IN_ORDER if in_order else (self.writer.concurrency + 1) * self._window
@@ -195,7 +198,6 @@ class Lane:
             self.monitor.changed.notify_all()
             timeout = GRACE if isinstance(self._error, TransferTimeout) else self.store.retry_policy.timeout
             returned = self.monitor.changed.wait_for(lambda: not self._running, timeout)
-        self.join()
         if not returned:
             self._give_up("a call into the back end")
             return
@@ -214,6 +216,7 @@ class Lane:
 
     def _give_up(self, what: str) -> None:
         LOG.error("%s: %s does not return; gc will find what is left", self._subject, what)
+        self._stuck = True
         for thread in self._threads:
             if thread.is_alive():
                 self.store.stragglers.add(thread)
@@ -229,8 +232,17 @@ class Lane:
         # Errors refer to frames and frames to lanes: without this, memory would wait for the garbage collector.
         self.buffer = self._held = None
         self._commit = None
+        self._close()
         if self._pool is not None:
             self._pool.clear()
+
+    def _close(self) -> None:
+        writer, self._unclosed = self._unclosed, None
+        if writer is not None and not self._stuck:
+            try:
+                writer.close()
+            except Exception as error:  # noqa: BLE001  (the image is where it should be, or is not)
+                LOG.warning("%s: closing the writer: %s", self._subject, error)
 
     # -- Parts ------------------------------------------------------------------------------------------------
 

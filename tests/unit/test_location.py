@@ -120,6 +120,7 @@ def test_scheme_of_wants_the_double_slash():
         ("https://host/x?a=1&X-Amz-Signature=abc&b=2", "https://host/x?a=1&X-Amz-Signature=***&b=2"),
         ("https://u:p?w#d@host/x", "https://***@host/x"),
         ("file:///srv/a@b:c", "file:///srv/a@b:c"),
+        ("file://user:secret@host/srv/x", "file://***@host/srv/x"),
         ("user:pass@host", "***@host"),
     ],
 )

@@ -24,7 +24,7 @@ from storelib.drivers.filesystem.location import SCHEMES, FileLocation
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, OPTIONS
 from storelib.drivers.filesystem.paths import DEEPEST_SHARD, PART, SHARD, is_held, open_directory, shards
 from storelib.drivers.filesystem.reader import FileReader
-from storelib.drivers.filesystem.writer import PAGE, FileWriter
+from storelib.drivers.filesystem.writer import PAGE, FileWriter, has_reflinks
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -74,7 +74,6 @@ class FilesystemStore(Store[FileLocation]):
         | Capability.STAT
         | Capability.GC
         | Capability.CHECK
-        | Capability.COPY
     )
 
     def __init__(self, name: str, conf: Any) -> None:
@@ -107,6 +106,8 @@ class FilesystemStore(Store[FileLocation]):
         self._metadata = self._read_metadata()
         for datadir in self.datadirs:
             self.guard.call(functools.partial(self._make, datadir.path), datadir.path)
+        if self._copies_in_kernel():
+            self.capabilities |= Capability.COPY
 
     def _datadir(self, entry: str) -> DataDir:
         several = bool(self.conf.filesystem_store_datadirs)
@@ -129,6 +130,12 @@ class FilesystemStore(Store[FileLocation]):
             raise self._misconfigured(option, f"cannot be made: {error.strerror}", path) from error
         if not os.access(path, os.W_OK | os.X_OK):
             raise self._misconfigured(option, "this process may not write there", path)
+
+    def _copies_in_kernel(self) -> bool:
+        """Blocks can be shared, or writes go through the page cache anyway, where the kernel copies best."""
+        if not (self.conf.filesystem_store_fsync and self.conf.filesystem_store_direct_io):
+            return True
+        return all(self.guard.call(functools.partial(has_reflinks, each.path), each.path) for each in self.datadirs)
 
     def _file_mode(self) -> int | None:
         value = self.conf.filesystem_store_file_perm
@@ -216,7 +223,10 @@ class FilesystemStore(Store[FileLocation]):
                 if error.errno in (errno.ELOOP, errno.ENXIO):
                     raise Forbidden(f"{location} is a symbolic link or a device; only files are read") from error
                 raise
-            if not stat.S_ISREG(os.fstat(file).st_mode):
+            mode = os.fstat(file).st_mode
+            if stat.S_ISDIR(mode):
+                raise NotFound(f"no image at {location}, which is a directory")
+            if not stat.S_ISREG(mode):
                 raise Forbidden(f"{location} is not a regular file")
             yield directory, parts[-1], file
 
@@ -350,6 +360,7 @@ class FilesystemStore(Store[FileLocation]):
             writer.reserve(PAGE)
         finally:
             writer.abort()
+            writer.close()
 
     def metadata_for(self, path: str) -> Mapping[str, Any]:
         """The entry of the metadata file whose mountpoint ``path`` lies under."""

@@ -36,6 +36,8 @@ NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS}
 class FileWriter(Writer):
     """An unnamed file, or a part file, that becomes the image."""
 
+    smallest_part = GRAIN
+
     def __init__(self, store: FilesystemStore, datadir: str, image_id: str) -> None:
         conf = store.conf
         self.store = store
@@ -108,15 +110,9 @@ class FileWriter(Writer):
             offset += count
 
     def share_file(self, source: int, length: int) -> int | None:
-        """Reflink the whole source, on btrfs, xfs and the like (ioctl_ficlone(2))."""
+        """Share the blocks of the whole source, on btrfs, xfs and the like."""
         self.create()
-        try:
-            fcntl.ioctl(self.file, FICLONE, source)
-        except OSError as error:
-            if error.errno in CANNOT_CLONE:
-                return None
-            raise
-        return self.file
+        return self.file if reflink(source, self.file) else None
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Give the file its name."""
@@ -130,17 +126,13 @@ class FileWriter(Writer):
         self.unlink_part()
         if self.fsync:
             os.fsync(self.directory)
-        self.close()
         return Committed(self.location, self.store.metadata_for(self.location.path))
 
     def abort(self) -> None:
-        """Take the name away again if it is this file's, and let the file go."""
-        try:
-            if self.file >= 0 and self.is_published():
-                os.unlink(os.path.basename(self.location.path), dir_fd=self.directory)
-            self.unlink_part()
-        finally:
-            self.close()
+        """Take the name away again if it is this file's."""
+        if self.file >= 0 and self.is_published():
+            os.unlink(os.path.basename(self.location.path), dir_fd=self.directory)
+        self.unlink_part()
 
     def create(self) -> None:
         """Make the file, without a name if possible."""
@@ -194,11 +186,42 @@ class FileWriter(Writer):
             self.part = None
 
     def close(self) -> None:
-        """Close file and directory."""
+        """Close file and directory; the kernel frees a file that got no name."""
+        # Bound methods of its own: without this, only the garbage collector could free the writer.
+        self.put = self.clone = self.share = None
         for descriptor in (self.file, self.directory):
             if descriptor >= 0:
                 os.close(descriptor)
         self.file = self.directory = -1
+
+    __del__ = close
+
+
+def reflink(source: int, target: int) -> bool:
+    """Let one file share all blocks of another (ioctl_ficlone(2)); answers whether the file system can."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in CANNOT_CLONE:
+            return False
+        raise
+    return True
+
+
+def has_reflinks(path: str) -> bool:
+    """Whether files in this directory can share blocks; tried on two files without names."""
+    try:
+        files = [os.open(path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600) for _ in range(2)]
+    except OSError:
+        return False
+    try:
+        os.pwrite(files[0], bytes(PAGE), 0)
+        return reflink(*files)
+    except OSError:
+        return False
+    finally:
+        for file in files:
+            os.close(file)
 
 
 def set_flag(file: int, flag: int, *, on: bool) -> None:

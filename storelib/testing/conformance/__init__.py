@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance suite: every promise of the Store contract as a test, for any driver.
+
+A driver is tested by a class with a store and, better, a look at the back end behind the driver's back::
+
+    class TestMyStore(StoreConformance):
+        capabilities = Capability.READ | Capability.ADD | Capability.DELETE
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def store(cls, tmp_path_factory):
+            return open_store(MyStore, my_store_folder=str(tmp_path_factory.mktemp("images")))
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def side_door(cls, store):
+            return MyDoor(store.conf.my_store_folder)
+
+Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite runs against a store in use by
+``storelib.testing.live``.
+"""
+
+from storelib.testing.conformance.adding import Adding
+from storelib.testing.conformance.bench import Bench
+from storelib.testing.conformance.capable import Capable
+from storelib.testing.conformance.door import SideDoor
+from storelib.testing.conformance.failing import Failing
+from storelib.testing.conformance.keeping import Collecting, Keeping
+from storelib.testing.conformance.model import Modelled
+from storelib.testing.conformance.naming import Naming, NamingWhenAdding
+from storelib.testing.conformance.racing import Racing
+from storelib.testing.conformance.reading import Reading
+
+__all__ = ["Bench", "ReadOnlyConformance", "SideDoor", "StoreConformance"]
+
+
+# pytest runs the tests of the last base first.
+class ReadOnlyConformance(Capable, Naming, Reading):
+    """What a store promises that only reads; its images are planted by the side door."""
+
+
+class StoreConformance(
+    Modelled, Capable, NamingWhenAdding, Naming, Racing, Collecting, Keeping, Failing, Reading, Adding
+):
+    """Everything a store promises."""

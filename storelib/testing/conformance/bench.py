@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench a store is tested on: ids of its own, the back end seen from the side, tampering, cleaning up.
+
+Knows nothing of single promises; those are in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+
+from storelib.capabilities import Capability
+from storelib.driver import STORE_OPTIONS, Garbage, ImageInfo, Part, Reader, Store, StoredImage, Writer
+from storelib.exceptions import NotFound
+from storelib.location import Location
+from storelib.testing.conformance.door import SideDoor
+from storelib.transfer.contract import KiB, MiB
+
+#: Parts are lowered to this, or to the smallest the back end takes if that is more.
+SMALL_PART = 64 * KiB
+#: An image of several 1 MiB blocks, so that digests run in threads however small the parts are.
+SEVERAL_BLOCKS = 3 * MiB + 12345
+
+
+class Bench:
+    """One store under test. Every id it hands out holds ``prefix``; ``clean`` removes all of them."""
+
+    def __init__(
+        self,
+        store: Store[Any],
+        door: SideDoor | None = None,
+        *,
+        keep_part_size: bool = False,
+        prefix: str | None = None,
+        shared: bool = False,
+        patience: float = 10.0,
+    ) -> None:
+        self.store = store
+        self.door = door or SideDoor()
+        #: The store holds images of other people: ids begin with the prefix, and only they are looked at.
+        self.shared = shared
+        self.prefix = prefix or f"storelib-conformance-{secrets.token_hex(6)}-"
+        #: Seconds that what is promised "eventually" may take.
+        self.patience = patience
+        self._lock = threading.Lock()
+        self._count = 0
+        self._added: set[str] = set()
+        self._images: dict[str, tuple[str, bytes]] = {}
+        self._restore = contextlib.ExitStack()
+        self.part = SMALL_PART
+        if self.can(Capability.ADD):
+            self._choose_part_size(keep_part_size)
+
+    # -- What is under test ---------------------------------------------------------------------------------------
+
+    def can(self, capability: Capability) -> bool:
+        """Whether the store says so."""
+        return capability in self.store.capabilities
+
+    @functools.cached_property
+    def secrets(self) -> list[str]:
+        """The values of the store's options that must never be shown."""
+        options = (*STORE_OPTIONS, *self.store.options)
+        values = (getattr(self.store.conf, option.dest, None) for option in options if option.secret)
+        return [value for value in values if isinstance(value, str) and len(value) > 3]
+
+    def new_id(self, tag: str = "image") -> str:
+        """An id that was never used."""
+        with self._lock:
+            self._count += 1
+            return f"{self.prefix}{self._count:05}-{tag}"
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes around which mistakes gather, by name."""
+        part = self.part
+        return {"0": 0, "1": 1, "part-1": part - 1, "part": part, "part+1": part + 1, "3 parts+1": 3 * part + 1}
+
+    def add(self, image_id: str, data: Any, size: int | None = None, **options: Any) -> StoredImage:
+        """``Store.add``, remembered for cleaning up."""
+        return self._note(self.store.add(image_id, data, size, **options))
+
+    def copy(self, uri: str, image_id: str, **options: Any) -> StoredImage:
+        """``Store.copy``, remembered for cleaning up."""
+        return self._note(self.store.copy(uri, image_id, **options))
+
+    def put(self, data: bytes, tag: str = "image") -> str:
+        """The URI of a new image with these bytes, planted behind the driver's back if the store cannot add."""
+        image_id = self.new_id(tag)
+        if self.can(Capability.ADD):
+            return self.add(image_id, data, len(data)).uri
+        if not self.door.can("plant"):
+            not_applicable("the store cannot add and there is no side door to plant images through")
+        return self.door.plant(image_id, data)
+
+    def image(self, size: int) -> tuple[str, bytes]:
+        """URI and bytes of an image that tests only read; made at first use."""
+        key = str(size)
+        if key not in self._images:
+            data = payload(size, "shared")
+            self._images[key] = (self.put(data, "shared"), data)
+        return self._images[key]
+
+    def read(self, uri: str) -> bytes:
+        """The image, whole."""
+        with self.store.get(uri).data as stream:
+            return stream.read()
+
+    def location(self, uri: str) -> Location:
+        """A URI of this store, parsed."""
+        return Location(uri, dict.fromkeys(self.store.schemes, self.store.location_class))
+
+    def missing(self) -> str:
+        """The URI of an image that is not there: of one that was removed, or of one like it."""
+        if self.can(Capability.ADD | Capability.DELETE):
+            uri = self.add(self.new_id("missing"), b"soon gone").uri
+            self.remove(uri)
+            return uri
+        uri, _ = self.image(1)
+        base, _, name = uri.rpartition("/")
+        return f"{base}/{name}-is-not-there"
+
+    def need(self, capability: Capability) -> None:
+        """The rest of a test applies to stores with this capability only."""
+        if not self.can(capability):
+            not_applicable(f"the store lacks {', '.join((capability & ~self.store.capabilities).names)}")
+
+    def find(self, image_id: str) -> list[ImageInfo]:
+        """The entries of the store's list with this id."""
+        return [info for info in self.store.list_images() if info.image_id == image_id]
+
+    # -- What is in the back end ----------------------------------------------------------------------------------
+
+    def residue(self, image_id: str) -> set[str]:
+        """Names of all that the back end holds for this id, published or not.
+
+        Without a side door: what the store itself lists and what it would collect. A store in use may have a very
+        long list; it is not asked each time.
+        """
+        if self.door.can("residue"):
+            return self.door.residue(image_id)
+        names: set[str] = set()
+        if self.can(Capability.LIST) and not self.shared:
+            names.update(info.uri for info in self.find(image_id))
+        if self.can(Capability.GC):
+            names.update(garbage.name for garbage in self.store.find_garbage(0, image_id))
+        return names
+
+    def assert_nothing_left(self, image_id: str) -> None:
+        """The back end holds nothing for this id, and the id can be used."""
+        self.eventually(lambda: not self.residue(image_id), lambda: f"left behind: {sorted(self.residue(image_id))}")
+        if self.door.can("read"):
+            assert self.door.read(image_id) is None, "the back end holds an image that was never added"
+        again = self.add(image_id, b"again", 5)
+        assert_same_bytes(self.read(again.uri), b"again")
+        self.remove(again.uri)
+
+    def crash(self, image_id: str, data: bytes) -> None:
+        """Leave what a process leaves that dies in the middle of an add: a part, no commit, no abort."""
+        if not self._crash_leaves_something:
+            not_applicable("nothing is left in this back end, or is to be seen, of an add that dies")
+        self._crash(image_id, data)
+
+    @functools.cached_property
+    def _crash_leaves_something(self) -> bool:
+        """Some back ends forget by themselves, as a file system does with files that have no name yet."""
+        image_id = self.new_id("crash")
+        self._crash(image_id, b"\x01")
+        return bool(self.residue(image_id) or self.collect(image_id))
+
+    def _crash(self, image_id: str, data: bytes) -> None:
+        writer = self.store.open_writer(image_id, None, None)
+        size = writer.part_size(0, None)
+        writer.reserve(size)
+        memory = bytearray((data * (size // len(data) + 1))[:size])
+        writer.write(Part(0, 0, memoryview(memory)))
+        del writer
+        gc.collect()
+
+    def collect(self, prefix: str) -> list[Garbage]:
+        """``gc`` for these ids, until it has found something: clocks are coarse, and back ends list with delay."""
+        found: list[Garbage] = []
+        deadline = time.monotonic() + self.patience
+        while not found and time.monotonic() < deadline:
+            found = self.store.gc(0, prefix=prefix)
+            time.sleep(0 if found else 0.05)
+        return found
+
+    def remove(self, uri: str) -> None:
+        """Delete an image where the store can."""
+        if self.can(Capability.DELETE):
+            self.store.delete(uri)
+            with self._lock:
+                self._added.discard(uri)
+
+    def clean(self) -> list[str]:
+        """Remove every image with the prefix and every leftover; answers what could not be removed, and why."""
+        trouble = []
+        uris = set(self._added)
+        if self.can(Capability.LIST) and self.can(Capability.DELETE):
+            try:
+                uris.update(info.uri for info in self.store.list_images() if self.prefix in (info.image_id or info.uri))
+            except Exception as error:  # noqa: BLE001
+                trouble.append(f"listing: {error}")
+        for uri in uris if self.can(Capability.DELETE) else ():
+            try:
+                self.store.delete(uri)
+            except NotFound:
+                pass
+            except Exception as error:  # noqa: BLE001  (the others must go all the same)
+                trouble.append(f"{uri}: {error}")
+        if self.can(Capability.GC):
+            try:
+                self.store.gc(0, prefix=self.prefix)
+            except Exception as error:  # noqa: BLE001
+                trouble.append(f"gc: {error}")
+        self._added.clear()
+        self._images.clear()
+        self._restore.close()
+        return trouble
+
+    # -- Patience and threads -------------------------------------------------------------------------------------
+
+    def eventually(self, true: Callable[[], Any], otherwise: Callable[[], str]) -> None:
+        """Wait for ``true``: back ends list and forget with delay, and clocks are coarse."""
+        deadline = time.monotonic() + self.patience
+        while not true():
+            if time.monotonic() > deadline:
+                raise AssertionError(otherwise())
+            time.sleep(0.05)
+
+    @contextlib.contextmanager
+    def no_thread_left(self) -> Iterator[None]:
+        """Whatever happens inside has ended its threads soon after."""
+        before = set(threading.enumerate())
+
+        def new() -> list[str]:
+            return sorted(thread.name for thread in set(threading.enumerate()) - before)
+
+        yield
+        self.eventually(lambda: not new(), lambda: f"threads left running: {new()}")
+
+    # -- Tampering ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writers_changed(self, change: Callable[[Writer], None]) -> Iterator[list[Writer]]:
+        """Every Writer opened meanwhile passes through ``change`` first; the list fills with them."""
+        opened: list[Writer] = []
+
+        def changed(writer: Writer) -> None:
+            change(writer)
+            opened.append(writer)
+
+        with self._answers_changed("open_writer", changed):
+            yield opened
+
+    @contextlib.contextmanager
+    def readers_changed(self, change: Callable[[Reader], None]) -> Iterator[list[Reader]]:
+        """The same for Readers."""
+        opened: list[Reader] = []
+
+        def changed(reader: Reader) -> None:
+            change(reader)
+            opened.append(reader)
+
+        with self._answers_changed("open_reader", changed):
+            yield opened
+
+    @contextlib.contextmanager
+    def _answers_changed(self, method: str, change: Callable[[Any], None]) -> Iterator[None]:
+        plain = getattr(self.store, method)
+
+        def changed(*arguments: Any) -> Any:
+            answer = plain(*arguments)
+            change(answer)
+            return answer
+
+        with replaced(self.store, method, changed):
+            yield
+
+    def _note(self, stored: StoredImage) -> StoredImage:
+        with self._lock:
+            self._added.add(stored.uri)
+        return stored
+
+    def _choose_part_size(self, keep: bool) -> None:
+        writer = self.store.open_writer(self.new_id("size"), None, None)
+        self.part = writer.part_size(0, None)
+        smallest = getattr(writer, "smallest_part", None)
+        writer.abort()
+        if keep or smallest is None or self.part <= max(smallest, SMALL_PART):
+            return
+        self.part = part = max(smallest, SMALL_PART)
+
+        def lower(writer: Writer) -> None:
+            vars(writer)["part_size"] = lambda number, size: part
+
+        self._restore.enter_context(self._answers_changed("open_writer", lower))
+
+
+@contextlib.contextmanager
+def replaced(owner: object, name: str, value: Any) -> Iterator[None]:
+    """Give one object another attribute for a while."""
+    had = vars(owner).get(name)
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if had is None:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = had
+
+
+def not_applicable(why: str) -> NoReturn:
+    """This promise is not one the store makes."""
+    pytest.skip(f"not applicable: {why}")
+
+
+@functools.lru_cache(maxsize=8)
+def payload(size: int, seed: str = "") -> bytes:
+    """Bytes that never repeat, so that anything lost, moved or doubled shows."""
+    return hashlib.shake_128(f"{size} {seed}".encode()).digest(size)
+
+
+def assert_same_bytes(actual: bytes, expected: bytes) -> None:
+    """Equal, or else where they first differ: nobody wants to see megabytes compared."""
+    if actual == expected:
+        return
+    common = min(len(actual), len(expected))
+    step = 4096
+    start = next((at for at in range(0, common, step) if actual[at : at + step] != expected[at : at + step]), common)
+    first = next((at for at in range(start, common) if actual[at] != expected[at]), common)
+    raise AssertionError(
+        f"wrong bytes: {len(actual)} instead of {len(expected)} bytes, the first difference is at byte {first}"
+    )

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids, URIs and secrets: what an image may be called, whose URI it is, and what no URI may show."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from storelib.capabilities import Capability
+from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
+from storelib.location import redact
+from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
+from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs
+
+#: What may come after the prefix in an id, by what is hostile about it.
+HOSTILE_IDS = {
+    "spaces": " two  spaces ",
+    "percent": "100%",
+    "encoded slash": "a%2Fb",
+    "encoded climb": "..%2f..%2fetc%2Fpasswd",
+    "encoded NUL": "a%00b",
+    "query": "a?versionId=1&x=y",
+    "fragment": "a#b",
+    "plus": "a+b c",
+    "credentials": "user:pass@host",
+    "quotes": 'it\'s "quoted"',
+    "backslash": "..\\..\\a",
+    "shell": "$(id);`id`|<>*!{}[]~^",
+    "semicolon": "a;b=c,d&e",
+    "non-ASCII": "Bücher-日本語-\u05d0",
+    "emoji": "\U0001f4bf\U0001f469\u200d\U0001f680",
+    "combining": "e\u0301 is not \u00e9",
+    "composed": "\u00e9 is not e\u0301",
+    "dots": "a..b...",
+    "case": "ImAgE",
+}
+#: The same before the prefix, where nobody else's images are.
+HOSTILE_STARTS = {"leading dot": ".", "leading dots": "..", "leading dash": "-", "leading tilde": "~", "space": " "}
+#: What is no id at all, and what makes none of one that is allowed.
+REFUSED_IDS = {"empty": "", "dot": ".", "dot dot": "..", "None": None, "bytes": b"abc", "256 bytes": "a" * 256}
+REFUSED_FORMS = {
+    "slash": "a/{}",
+    "climb": "../{}",
+    "absolute": "/{}",
+    "trailing slash": "{}/",
+    "NUL": "{}\0",
+    "newline": "{}\n",
+    "escape": "{}\x1b[2J",
+    "C1 control": "{}\x85",
+    "lone surrogate": "{}\udcff",
+}
+
+
+@needs(Capability.READ)
+class Naming(Promises):
+    """Promises about URIs, of stores that cannot add as well."""
+
+    def foreign_uris(self, bench: Bench, uri: str) -> list[str]:
+        """URIs of the same form that lie in other places than this store. Override where the form hides the place.
+
+        By default the first part of the URI, a host, bucket or directory, gets one more letter.
+        """
+        scheme, _, rest = uri.partition("://")
+        parts = rest.split("/")
+        place = next((at for at, part in enumerate(parts[:-1]) if part), None)
+        if place is None:
+            return []
+        parts[place] = re.sub(r"(:\d+)?$", r"x\1", parts[place], count=1)
+        return [f"{scheme}://{'/'.join(parts)}"]
+
+    def test_foreign_uri_is_refused(self, bench: Bench) -> None:
+        """A URI of another store is BadStoreUri, whatever is asked of it."""
+        uri, data = bench.image(1)
+        foreign = self.foreign_uris(bench, uri)
+        if not foreign:
+            not_applicable("URIs of this store name no place")
+        for other in foreign:
+            for call in _calls(bench).values():
+                with self.refuses(bench, BadStoreUri):
+                    call(other)
+        assert_same_bytes(bench.read(uri), data)
+
+    def test_neighbour_of_the_place_is_not_the_place(self, bench: Bench) -> None:
+        """A URI that only begins like one of this store, or climbs out of it, reads and deletes nothing."""
+        uri, data = bench.image(1)
+        base, _, name = uri.rpartition("/")
+        ours = [f"{base}x/{name}", f"{base}/../{name}", f"{base}/x/../../{name}", f"{base}/%2e%2e/{name}"]
+        ours += [f"{base}/..%2f{name}", f"{base}/%2F{name}", f"{base}/{name}%00"]
+        for other in ours:
+            for call in _calls(bench).values():
+                with self.refuses(bench, BadStoreUri, NotFound):
+                    call(other)
+        for other in (f"{base}/..", f"{base}/%2e%2e", f"{base}/.", f"{base}/..%2f..%2f..%2fetc%2fpasswd"):
+            # Never deleted: a driver that is wrong here would do it.
+            with self.refuses(bench, BadStoreUri, NotFound):
+                bench.read(other)
+            with self.refuses(bench, BadStoreUri, NotFound):
+                bench.store.get_size(other)
+        assert_same_bytes(bench.read(uri), data)
+
+    @pytest.mark.parametrize("uri", ["", "no uri", "nosuchscheme://place/image", 7, None, b"bytes://a/b"])
+    def test_malformed_uri_is_refused(self, bench: Bench, uri: Any) -> None:
+        """What is no URI, or has a scheme that this store does not serve, is BadStoreUri."""
+        for call in _calls(bench).values():
+            with self.refuses(bench, BadStoreUri):
+                call(uri)
+
+    def test_uri_of_bare_scheme_is_refused(self, bench: Bench) -> None:
+        """A scheme alone, or with percent signs that encode no UTF-8, is BadStoreUri."""
+        for scheme in bench.store.schemes:
+            for uri in (f"{scheme}:", f"{scheme}:/", f"{scheme}://"):
+                with self.refuses(bench, BadStoreUri):
+                    bench.store.get(uri)
+        uri, _ = bench.image(1)
+        with self.refuses(bench, BadStoreUri, NotFound):
+            bench.read(f"{uri.rpartition('/')[0]}/%ff%fe")
+
+    def test_uri_comes_back_from_its_location(self, bench: Bench) -> None:
+        """Parsing a URI and formatting it again gives the same URI, and an equal location."""
+        uri, _ = bench.image(1)
+        location = bench.location(uri)
+        assert location.uri == uri
+        again = bench.location(location.uri)
+        assert again == location
+        assert hash(again) == hash(location)
+
+    def test_store_shows_no_credential(self, bench: Bench) -> None:
+        """No secret option is in the store's repr, nor in a URI or what is printed of it."""
+        uri, _ = bench.image(1)
+        location = bench.location(uri)
+        shown = [repr(bench.store), str(bench.store), uri, location.uri, repr(location), str(location)]
+        shown += [repr(location.store_location), str(location.store_location)]
+        assert_no_secret(bench.secrets, "\n".join(shown), "the store's repr or URI")
+        assert redact(uri) == uri, "a URI that storelib writes needs no redaction"
+
+    def test_credential_of_an_old_uri_is_not_shown(self, bench: Bench) -> None:
+        """Credentials in a URI, as old ones have them, are in no error and in no log."""
+        uri, _ = bench.image(1)
+        scheme, _, rest = uri.partition("://")
+        secret = hashlib.sha256(uri.encode()).hexdigest()
+        old = f"{scheme}://somebody:{secret}@{rest}"
+        if secret in redact(old):
+            not_applicable(f"{scheme} URIs have no place for credentials")
+        with logged("storelib") as lines:
+            try:
+                bench.read(old)
+            except StoreError as error:
+                lines += [str(error), repr(error)]
+            else:
+                location = bench.location(old)
+                lines += [repr(location), str(location), location.uri]
+        assert_no_secret([secret], "\n".join(lines), "an exception, a log line or a new URI")
+
+
+@needs(Capability.ADD | Capability.READ)
+class NamingWhenAdding(Promises):
+    """Promises about ids."""
+
+    @pytest.mark.parametrize("hostile", HOSTILE_IDS)
+    def test_hostile_id_round_trips(self, bench: Bench, hostile: str) -> None:
+        """Any id that is allowed works, and comes back from its URI to the same image."""
+        _round_trip(self, bench, bench.new_id(HOSTILE_IDS[hostile]))
+
+    @pytest.mark.parametrize("hostile", HOSTILE_STARTS)
+    def test_hostile_start_round_trips(self, bench: Bench, hostile: str) -> None:
+        """The same for ids that begin with what others take for something special."""
+        if bench.shared:
+            not_applicable("ids in a live store begin with the prefix")
+        _round_trip(self, bench, HOSTILE_STARTS[hostile] + bench.new_id())
+
+    @pytest.mark.parametrize("letter", ["a", "é", " "])
+    def test_id_of_255_bytes_round_trips(self, bench: Bench, letter: str) -> None:
+        """An id may be 255 bytes long."""
+        image_id = bench.new_id("")
+        room = 255 - len(image_id)
+        count = room // len(letter.encode())
+        _round_trip(self, bench, image_id + "z" * (room - count * len(letter.encode())) + letter * count)
+
+    def test_ids_that_differ_are_different_images(self, bench: Bench) -> None:
+        """Ids that only look alike, or are alike once decoded or folded, are different images."""
+        base = bench.new_id("")
+        ids = [base + tail for tail in ("a b", "a+b", "a%20b", "A b", "a b ", "e\u0301", "\u00e9", "%C3%A9")]
+        uris = {image_id: bench.add(image_id, image_id.encode()).uri for image_id in ids}
+        assert len(set(uris.values())) == len(ids)
+        for image_id, uri in uris.items():
+            assert_same_bytes(bench.read(uri), image_id.encode())
+            bench.remove(uri)
+
+    @pytest.mark.parametrize("refused", [*REFUSED_IDS, *REFUSED_FORMS])
+    def test_id_that_is_not_allowed_is_refused(self, bench: Bench, refused: str) -> None:
+        """An id that is not allowed is Invalid before anything else happens."""
+        form = REFUSED_FORMS.get(refused)
+        image_id: Any = form.format(bench.new_id()) if form else REFUSED_IDS[refused]
+        touched = []
+
+        def source() -> Iterator[bytes]:
+            touched.append("source")
+            yield b"data"
+
+        with bench.writers_changed(lambda writer: None) as opened, self.refuses(bench, Invalid):
+            bench.add(image_id, source())
+        assert not touched
+        assert not opened
+
+
+def _calls(bench: Bench) -> dict[str, Callable[[Any], Any]]:
+    """Everything that takes a location, as far as the store can do it."""
+    store = bench.store
+    calls: dict[str, Callable[[Any], Any]] = {"get": bench.read, "get_size": store.get_size}
+    if bench.can(Capability.STAT):
+        calls["stat"] = store.stat
+    if bench.can(Capability.DELETE):
+        calls["delete"] = store.delete
+    return calls
+
+
+def _round_trip(promises: Promises, bench: Bench, image_id: str) -> None:
+    data = payload(1000, image_id)
+    stored = bench.add(image_id, data)
+    assert stored.uri.isascii()
+    assert stored.uri.isprintable()
+    assert " " not in stored.uri
+    assert bench.location(stored.uri).uri == stored.uri
+    assert_same_bytes(bench.read(stored.uri), data)
+    if bench.door.can("read"):
+        assert bench.door.read(image_id) == data, "the back end has it under another id"
+    if bench.can(Capability.STAT):
+        assert bench.store.stat(stored.uri).image_id in (image_id, None)
+    if bench.can(Capability.LIST) and not bench.shared:
+        bench.eventually(lambda: bench.find(image_id), lambda: f"{image_id!r} is not in the list")
+    bench.remove(stored.uri)
+    if bench.can(Capability.DELETE):
+        with promises.refuses(bench, NotFound):
+            bench.read(stored.uri)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all groups of promises stand on: the fixtures, and how a test says what a store must have for it to apply."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.testing.conformance.bench import Bench, not_applicable
+from storelib.testing.conformance.door import SideDoor
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+#: Where ``needs`` and ``lacks`` leave what they say; ``storelib.testing.plugin`` reads it by this name.
+NEEDS = "storelib_needs"
+LACKS = "storelib_lacks"
+
+
+def needs(capability: Capability) -> Callable[[T], T]:
+    """The promise, or every promise of the class, is made by stores with all of these capabilities only."""
+    return _mark(NEEDS, capability)
+
+
+def lacks(capability: Capability) -> Callable[[T], T]:
+    """The promise is made by stores without this capability only."""
+    return _mark(LACKS, capability)
+
+
+def _mark(name: str, capability: Capability) -> Callable[[T], T]:
+    def mark(target: T) -> T:
+        members = vars(target).values() if inspect.isclass(target) else (target,)
+        for member in members:
+            if inspect.isfunction(member) and (member is target or member.__name__.startswith("test_")):
+                member.__dict__[name] = member.__dict__.get(name, Capability(0)) | capability
+        return target
+
+    return mark
+
+
+class Promises:
+    """Base of all groups. A subclass for one driver gives a ``store`` fixture and, better, a ``side_door``."""
+
+    #: By this the plugin knows the suite's classes without importing it.
+    storelib_promises: ClassVar[bool] = True
+    #: What the store is expected to be able to do. With it, a store that can do less or more fails, and promises it
+    #: does not make are deselected; without it, they are skipped when their turn comes.
+    capabilities: ClassVar[Capability | None] = None
+    #: Names of further tests that do not apply to this store, for reasons no capability tells.
+    not_applicable: ClassVar[frozenset[str]] = frozenset()
+    #: Leave parts as large as the driver makes them; otherwise they are lowered to ``Writer.smallest_part``.
+    keep_part_size: ClassVar[bool] = False
+
+    #: Seconds that the back end may take to list what it has, or to forget what is gone.
+    patience: ClassVar[float] = 10.0
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls) -> Store[Any]:
+        """The configured store under test, with nobody else's images in it; scope "class" or wider."""
+        raise NotImplementedError(f"{cls.__name__} needs a class-scoped fixture 'store'")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def side_door(cls) -> SideDoor | None:
+        """The back end seen behind the driver's back, if there is a way."""
+        return None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(cls, store: Store[Any], side_door: SideDoor | None) -> Iterator[Bench]:
+        """The store on its bench; cleaned at the end."""
+        bench = Bench(store, side_door, keep_part_size=cls.keep_part_size, patience=cls.patience)
+        yield bench
+        trouble = bench.clean()
+        assert not trouble, f"could not be cleaned up: {trouble}"
+
+    @pytest.fixture(autouse=True)
+    def _applicable(self, request: pytest.FixtureRequest, bench: Bench) -> None:
+        marks = request.function.__dict__
+        bench.need(marks.get(NEEDS, Capability(0)))
+        present = marks.get(LACKS, Capability(0)) & bench.store.capabilities
+        if present:
+            not_applicable("a promise of stores that cannot do what this one can")
+
+    @pytest.fixture(autouse=True)
+    def _no_credential_logged(self, bench: Bench) -> Iterator[None]:
+        with logged(type(bench.store).__module__.partition(".")[0], "storelib") as lines:
+            yield
+        assert_no_secret(bench.secrets, "\n".join(lines), "the log")
+
+    @contextlib.contextmanager
+    def refuses(self, bench: Bench, *errors: type[BaseException]) -> Iterator[pytest.ExceptionInfo[BaseException]]:
+        """``pytest.raises`` that also looks for credentials in what is raised."""
+        with pytest.raises(errors) as caught:
+            yield caught
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert_no_secret(bench.secrets, f"{error} {error!r}", "an exception")
+            error = error.__cause__ or error.__context__
+
+
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(logging.NOTSET)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+
+@contextlib.contextmanager
+def logged(*loggers: str) -> Iterator[list[str]]:
+    """What is logged meanwhile: everything by these loggers, by all others what passes their own level."""
+    lines: list[str] = []
+    handler = _Lines(lines)
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    logging.getLogger().addHandler(handler)
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    try:
+        yield lines
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        logging.getLogger().removeHandler(handler)
+
+
+def assert_no_secret(secrets: list[str], text: str, where: str) -> None:
+    """None of the secrets is in ``text``; the message must not show it either."""
+    assert not any(secret in text for secret in secrets), f"a credential is in {where}"

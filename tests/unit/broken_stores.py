@@ -1,0 +1,1144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores that are wrong in one way each, with the name of the promise that must reject them.
+
+Not tests themselves: test_conformance_rejects.py runs ``TestBroken`` on each of them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import threading
+import time
+import unicodedata
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from memory_door import MemoryDoor
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo
+from storelib.exceptions import Duplicate, Invalid, NotFound, StorageFull, StoreError, UnknownHashingAlgo
+from storelib.testing.conformance import StoreConformance
+from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
+
+#: Every broken store and the test that must fail on it.
+BROKEN: list[tuple[type[MemoryStore], str]] = []
+
+
+def rejected_by(test):
+    def remember(store):
+        BROKEN.append((store, test))
+        return store
+
+    return remember
+
+
+class TestBroken(StoreConformance):
+    """The whole suite; the fixture ``broken`` comes from the plugin of the run."""
+
+    patience = 0.5
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, broken):
+        return broken
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def side_door(cls, store):
+        return MemoryDoor(store)
+
+
+class Faulty(MemoryStore):
+    """Base of all: a MemoryStore whose writer and reader can be replaced. It is not broken itself."""
+
+    Writer: ClassVar[type[MemoryWriter]] = MemoryWriter
+    Reader: ClassVar[type[MemoryReader]] = MemoryReader
+
+    def open_writer(self, image_id, size, context):
+        if image_id in self.backend.images:
+            raise Duplicate(f"image {image_id!r} exists in store {self.name}")
+        return self.Writer(self, image_id)
+
+    def open_reader(self, location, offset, length, context):
+        return self.Reader(self.image(location).data)
+
+
+# -- Adding ---------------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_image_of_any_size_comes_back")
+class SwapsBytes(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            data = bytearray(part.data)
+            data[:2] = data[1::-1]
+            super().write(part._replace(data=memoryview(data)))
+
+
+@rejected_by("test_image_of_any_size_comes_back")
+class DropsTheLastPart(Faulty):
+    class Writer(MemoryWriter):
+        def commit(self, size, digests):
+            parts = self.backend.uploads[self.token].parts
+            if len(parts) > 1:
+                del parts[max(parts)]
+            return super().commit(size, digests)
+
+
+@rejected_by("test_image_of_any_size_comes_back")
+class HasNoEmptyImages(Faulty):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            if not data:
+                return Committed(self.store.location(self.image_id))
+            return super().publish(data)
+
+
+@rejected_by("test_image_of_any_size_comes_back")
+class PutsShort(Faulty):
+    class Writer(MemoryWriter):
+        def put_whole(self, data, digests):
+            return self.publish(bytes(data[:-1]))
+
+
+@rejected_by("test_part_is_not_kept")
+class KeepsViews(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            super().write(part)
+            self.backend.uploads[self.token].parts[part.offset] = part.data
+
+
+@rejected_by("test_parts_may_arrive_in_any_order")
+class IgnoresOffsets(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            with self.backend.lock:
+                upload = self.backend.uploads.get(self.token)
+                arrived = sum(map(len, upload.parts.values())) if upload else 0
+            super().write(part._replace(offset=arrived))
+
+
+@rejected_by("test_long_runs_of_zeros")
+class IgnoresTheSizeOfSparseImages(Faulty):
+    class Writer(MemoryWriter):
+        def commit(self, size, digests):
+            upload = self.backend.uploads.get(self.token)
+            end = max((offset + len(data) for offset, data in upload.parts.items()), default=0) if upload else 0
+            return super().commit(end, digests)
+
+
+@rejected_by("test_long_runs_of_zeros")
+class ClosesUpHoles(Faulty):
+    class Writer(MemoryWriter):
+        def commit(self, size, digests):
+            upload = self.backend.uploads.get(self.token)
+            data = b"".join(data for _, data in sorted(upload.parts.items())) if upload else b""
+            return self.publish(data.ljust(size, b"\0"))
+
+
+@rejected_by("test_digests_are_those_of_the_bytes")
+class WrongDigests(Faulty):
+    def add(self, *arguments, **options):
+        return super().add(*arguments, **options)._replace(multihash="0" * 128)
+
+
+@rejected_by("test_digests_are_those_of_the_bytes")
+class OneAlgorithmFitsAll(Faulty):
+    def add(self, *arguments, hashing_algo="sha512", **options):
+        return super().add(*arguments, **options)
+
+
+@rejected_by("test_digests_are_those_of_the_bytes")
+class NoChecksum(Faulty):
+    def add(self, *arguments, **options):
+        return super().add(*arguments, **options)._replace(checksum=None)
+
+
+@rejected_by("test_verifier_gets_every_byte_in_order")
+class ForgetsTheVerifier(Faulty):
+    def add(self, *arguments, verifier=None, **options):
+        return super().add(*arguments, **options)
+
+
+@rejected_by("test_verifier_gets_every_byte_in_order")
+class VerifiesReusedMemory(Faulty):
+    def add(self, *arguments, verifier=None, **options):
+        class Cheap:
+            memory = bytearray(1 << 20)
+
+            def update(self, chunk):
+                self.memory[: len(chunk)] = chunk
+                verifier.update(memoryview(self.memory)[: len(chunk)])
+
+        return super().add(*arguments, verifier=verifier and Cheap(), **options)
+
+
+@rejected_by("test_progress_ends_at_the_size")
+class MakesNoProgress(Faulty):
+    def add(self, *arguments, progress=None, **options):
+        return super().add(*arguments, **options)
+
+
+@rejected_by("test_progress_ends_at_the_size")
+class MakesProgressElsewhere(Faulty):
+    def add(self, *arguments, progress=None, **options):
+        def elsewhere(done, total):
+            thread = threading.Thread(target=progress, args=(done, total))
+            thread.start()
+            thread.join()
+
+        return super().add(*arguments, progress=progress and elsewhere, **options)
+
+
+@rejected_by("test_wrong_declared_size_is_refused")
+class IgnoresTheDeclaredSize(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        return super().add(image_id, data, None, **options)
+
+
+@rejected_by("test_wrong_declared_size_is_refused")
+class TakesZeroForUnknown(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        return super().add(image_id, data, size or None, **options)
+
+
+@rejected_by("test_result_describes_the_image")
+class DoesNotNameItself(Faulty):
+    def add(self, *arguments, **options):
+        return super().add(*arguments, **options)._replace(metadata={})
+
+
+@rejected_by("test_metadata_belongs_to_the_caller")
+class SharesMetadata(Faulty):
+    def add(self, *arguments, **options):
+        stored = super().add(*arguments, **options)
+        self.shared = getattr(self, "shared", stored.metadata)
+        return stored._replace(metadata=self.shared)
+
+
+@rejected_by("test_no_thread_is_left")
+class LeavesThreads(Faulty):
+    def add(self, *arguments, **options):
+        threading.Thread(target=time.sleep, args=(3,), daemon=True, name="left").start()
+        return super().add(*arguments, **options)
+
+
+@rejected_by("test_every_kind_of_source")
+class TakesFilesFromTheirStart(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        if hasattr(data, "seek"):
+            data.seek(0)
+        return super().add(image_id, data, size, **options)
+
+
+@rejected_by("test_every_kind_of_source")
+class StopsAtAnEmptyChunk(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        if hasattr(data, "__next__") and not hasattr(data, "read"):
+            data = iter(lambda chunks=data: next(chunks, b""), b"")
+        return super().add(image_id, data, size, **options)
+
+
+# -- Failing --------------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_failed_part_leaves_nothing")
+class ForgetsToAbort(Faulty):
+    class Writer(MemoryWriter):
+        def abort(self):
+            pass
+
+
+@rejected_by("test_failed_commit_leaves_nothing")
+class AbortLeavesItsCommit(Faulty):
+    class Writer(MemoryWriter):
+        def abort(self):
+            with self.backend.lock:
+                self.backend.uploads.pop(self.token, None)
+
+
+@rejected_by("test_duplicate_is_noticed_at_commit")
+class AbortRemovesTheImageOfAnother(Faulty):
+    class Writer(MemoryWriter):
+        def abort(self):
+            super().abort()
+            self.backend.images.pop(self.image_id, None)
+
+
+@rejected_by("test_duplicate_leaves_the_image_untouched")
+class Overwrites(Faulty):
+    capabilities = MemoryStore.capabilities & ~Capability.ATOMIC_ADD
+
+    def open_writer(self, image_id, size, context):
+        return self.Writer(self, image_id)
+
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            self.backend.images[self.image_id] = Image(data, self.token)
+            self.backend.uploads.pop(self.token, None)
+            return Committed(self.store.location(self.image_id))
+
+
+@rejected_by("test_duplicate_is_noticed_at_commit")
+class OverwritesAtCommit(Faulty):
+    capabilities = MemoryStore.capabilities & ~Capability.ATOMIC_ADD
+    Writer = Overwrites.Writer
+
+
+@rejected_by("test_duplicate_leaves_the_image_untouched")
+class CallsADuplicateInvalid(Faulty):
+    def open_writer(self, image_id, size, context):
+        try:
+            return super().open_writer(image_id, size, context)
+        except Duplicate as error:
+            raise Invalid(str(error)) from error
+
+
+@rejected_by("test_lost_answer_is_no_failure")
+class DoesNotKnowItsOwnCommit(Faulty):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            if self.image_id in self.backend.images:
+                raise Duplicate("somebody was here")
+            return super().publish(data)
+
+
+@rejected_by("test_lost_answer_is_no_failure")
+class WritesAPartTwice(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            upload = self.backend.uploads.get(self.token)
+            if upload and part.offset in upload.parts:
+                data = memoryview(bytes(part.data)[::-1])
+                return super().write(part._replace(data=data))
+            return super().write(part)
+
+
+@rejected_by("test_failed_source_leaves_nothing")
+class RemembersFailures(Faulty):
+    def add(self, image_id, *arguments, **options):
+        taken = self.__dict__.setdefault("taken", set())
+        if image_id in taken:
+            raise Duplicate(f"image {image_id!r} exists")
+        taken.add(image_id)
+        return super().add(image_id, *arguments, **options)
+
+
+@rejected_by("test_error_of_the_source_passes_through")
+class SwallowsErrorsOfTheSource(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        def swallow():
+            try:
+                yield from data
+            except Exception:  # noqa: BLE001
+                logging.getLogger("storelib").info("so what")
+
+        return super().add(image_id, swallow() if hasattr(data, "__next__") else data, size, **options)
+
+
+@rejected_by("test_error_of_the_source_passes_through")
+class WrapsErrorsOfTheSource(Faulty):
+    def add(self, *arguments, **options):
+        try:
+            return super().add(*arguments, **options)
+        except ValueError as error:
+            raise StoreError("add failed") from error
+
+
+@rejected_by("test_error_of_the_source_passes_through")
+class TakesErrorsOfTheSourceForItsOwn(Faulty):
+    def add(self, *arguments, **options):
+        try:
+            return super().add(*arguments, **options)
+        except OSError as error:
+            raise StorageFull("the disk is full") from error
+
+
+@rejected_by("test_error_of_the_source_passes_through")
+class DoesNotCleanUpAfterCtrlC(Faulty):
+    class Writer(MemoryWriter):
+        def abort(self):
+            if not self.store.interrupted:
+                super().abort()
+
+    interrupted = False
+
+    def add(self, image_id, data, size=None, **options):
+        def watch():
+            try:
+                yield from data
+            except Exception:
+                raise
+            except BaseException:
+                self.interrupted = True
+                raise
+
+        self.interrupted = False
+        return super().add(image_id, watch() if hasattr(data, "__next__") else data, size, **options)
+
+
+@rejected_by("test_cancelled_add_leaves_nothing")
+class CannotBeCancelled(Faulty):
+    def add(self, *arguments, progress=None, **options):
+        def deaf(done, total):
+            try:
+                progress(done, total)
+            except BaseException:  # noqa: BLE001
+                logging.getLogger("storelib").info("so what")
+
+        return super().add(*arguments, progress=progress and deaf, **options)
+
+
+@rejected_by("test_failing_verifier_leaves_nothing")
+class IgnoresTheVerifier(Faulty):
+    def add(self, *arguments, verifier=None, **options):
+        class Deaf:
+            def update(self, chunk):
+                try:
+                    verifier.update(chunk)
+                except Exception:  # noqa: BLE001
+                    logging.getLogger("storelib").info("so what")
+
+        return super().add(*arguments, verifier=verifier and Deaf(), **options)
+
+
+@rejected_by("test_unknown_algorithm_touches_nothing")
+class HashesAsItLikes(Faulty):
+    def add(self, *arguments, hashing_algo="sha512", **options):
+        try:
+            return super().add(*arguments, hashing_algo=hashing_algo, **options)
+        except UnknownHashingAlgo:
+            return super().add(*arguments, **options)
+
+
+@rejected_by("test_unknown_algorithm_touches_nothing")
+class LooksAtTheAlgorithmLast(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        data = data if isinstance(data, (bytes, os.PathLike, str)) or hasattr(data, "read") else list(data)
+        return super().add(image_id, data, size, **options)
+
+
+# -- Reading --------------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_whole_image")
+class StopsOneByteEarly(Faulty):
+    class Reader(MemoryReader):
+        def __init__(self, data):
+            super().__init__(data)
+            self.size = max(len(data) - 1, 0)
+
+
+@rejected_by("test_whole_image")
+class ReadsPastTheEnd(Faulty):
+    class Reader(MemoryReader):
+        def __init__(self, data):
+            super().__init__(data + b"\0")
+
+
+@rejected_by("test_range_is_a_slice")
+class RangesAreOffByOne(Faulty):
+    def open_reader(self, location, offset, length, context):
+        data = self.image(location).data
+        return MemoryReader(data[1:] + data[:1] if offset > 1 else data)
+
+
+@rejected_by("test_range_is_a_slice")
+class LastByteIsInclusive(Faulty):
+    def get(self, location, offset=0, length=None, context=None):
+        return super().get(location, offset, length + 1 if length else length, context)
+
+
+@rejected_by("test_range_is_a_slice")
+class ComplainsBeyondTheEnd(Faulty):
+    def open_reader(self, location, offset, length, context):
+        reader = super().open_reader(location, offset, length, context)
+        if offset > reader.size:
+            raise Invalid("the range lies outside the image")
+        return reader
+
+
+@rejected_by("test_range_that_is_no_range_is_refused")
+class TakesNegativeRanges(Faulty):
+    def get(self, location, offset=0, length=None, context=None):
+        return super().get(location, max(int(offset), 0), length if length is None else max(int(length), 0), context)
+
+
+@rejected_by("test_get_size")
+class RoundsSizes(Faulty):
+    def measure(self, location, context):
+        return -(-super().measure(location, context) // 512) * 512
+
+
+@rejected_by("test_missing_image")
+class MissingImagesHaveNoSize(Faulty):
+    def measure(self, location, context):
+        try:
+            return super().measure(location, context)
+        except NotFound:
+            return 0
+
+
+@rejected_by("test_missing_image")
+class MapsNoErrors(Faulty):
+    def image(self, location):
+        return self.backend.images[location.image_id]
+
+
+@rejected_by("test_missing_image")
+class MissingImagesAreEmpty(Faulty):
+    def open_reader(self, location, offset, length, context):
+        try:
+            return super().open_reader(location, offset, length, context)
+        except NotFound:
+            return MemoryReader(b"")
+
+
+@rejected_by("test_iterating_yields_fresh_bytes")
+class YieldsReusedBuffers(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+        buffer = bytearray(65_536)
+
+        class Reused(type(stream)):
+            def __next__(self):
+                count = self.readinto(buffer)
+                if not count:
+                    raise StopIteration
+                return memoryview(buffer)[:count]
+
+        stream.__class__ = Reused
+        return ImageData(stream, size)
+
+
+@rejected_by("test_iterating_yields_fresh_bytes")
+class YieldsEverythingAtOnce(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+
+        class Huge(type(stream)):
+            def __next__(self):
+                chunk = self.read()
+                if not chunk:
+                    raise StopIteration
+                return chunk
+
+        stream.__class__ = Huge
+        return ImageData(stream, size)
+
+
+@rejected_by("test_read_in_pieces")
+class ReadsShort(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+
+        class Short(type(stream)):
+            def read(self, size=-1):
+                return super().read(min(size, 4096) if size and size > 0 else size)
+
+        stream.__class__ = Short
+        return ImageData(stream, size)
+
+
+@rejected_by("test_closing_is_idempotent")
+class NeverClosesItsReader(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+
+        class Open(type(stream)):
+            def close(self):
+                io.RawIOBase.close(self)
+
+        stream.__class__ = Open
+        return ImageData(stream, size)
+
+
+@rejected_by("test_stream_leaves_no_thread")
+class LeavesReadingThreads(Faulty):
+    def open_reader(self, location, offset, length, context):
+        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+        return super().open_reader(location, offset, length, context)
+
+
+@rejected_by("test_stream_is_a_seekable_file")
+class SeeksFromTheStartOfTheImage(Faulty):
+    def get(self, location, offset=0, length=None, context=None):
+        stream, size = super().get(location, offset, length, context)
+
+        class Absolute(type(stream)):
+            def seek(self, position, whence=io.SEEK_SET):
+                return super().seek(position - offset if whence == io.SEEK_SET else position, whence) + offset
+
+        stream.__class__ = Absolute
+        return ImageData(stream, size)
+
+
+@rejected_by("test_streams_do_not_disturb_each_other")
+class SharesOnePosition(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+        owner = self
+        owner.position = 0
+
+        class Shared(type(stream)):
+            def read(self, size=-1):
+                self.seek(min(owner.position, self.size))
+                data = super().read(size)
+                owner.position = self.tell()
+                return data
+
+        stream.__class__ = Shared
+        return ImageData(stream, size)
+
+
+@rejected_by("test_extents_tell_the_truth")
+class CallsDataAHole(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            return [Extent(offset, length, data=False)] if length else []
+
+
+@rejected_by("test_extents_tell_the_truth")
+class ForgetsAnExtent(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            half = length // 2
+            return [Extent(offset, half, data=True)] if half else []
+
+
+@rejected_by("test_descriptor_is_of_the_same_bytes")
+class OffersTheWrongFile(Faulty):
+    class Reader(MemoryReader):
+        def fileno(self):
+            self.null = open("/dev/zero", "rb")
+            return self.null.fileno()
+
+        def close(self):
+            if hasattr(self, "null"):
+                self.null.close()
+
+
+@rejected_by("test_interrupted_read_goes_on")
+class StartsAgainAfterAnError(Faulty):
+    class Reader(MemoryReader):
+        calls = 0
+
+        def read_into(self, offset, view):
+            self.calls += 1
+            return super().read_into(0 if self.calls == 2 else offset, view)
+
+
+@rejected_by("test_cut_read_is_an_error")
+class FillsCutsWithZeros(Faulty):
+    def get(self, *arguments, **options):
+        stream, size = super().get(*arguments, **options)
+
+        class Filled(type(stream)):
+            def readinto(self, buffer):
+                try:
+                    return super().readinto(buffer)
+                except StoreError:
+                    self.seek(len(buffer), io.SEEK_CUR)
+                    return len(buffer)
+
+        stream.__class__ = Filled
+        return ImageData(stream, size)
+
+
+@rejected_by("test_image_deleted_while_it_is_read")
+class ReadsZerosOnceDeleted(Faulty):
+    def open_reader(self, location, offset, length, context):
+        store = self
+
+        class Late(MemoryReader):
+            def read_into(self, offset, view):
+                if location.image_id not in store.backend.images:
+                    self.data = bytes(self.size)
+                return super().read_into(offset, view)
+
+        return Late(self.image(location).data)
+
+
+# -- Keeping --------------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_nothing_is_visible_before_commit")
+class PublishesBeforeCommit(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            super().write(part)
+            self.backend.images.setdefault(self.image_id, Image(b"", self.token))
+
+        def publish(self, data):
+            if getattr(self.backend.images.get(self.image_id), "token", None) == self.token:
+                del self.backend.images[self.image_id]
+            return super().publish(data)
+
+
+@rejected_by("test_nothing_is_visible_before_commit")
+class ListsUploads(Faulty):
+    def images(self):
+        yield from super().images()
+        for upload in list(self.backend.uploads.values()):
+            yield ImageInfo(self.location(upload.image_id).uri, 0, upload.image_id)
+
+
+@rejected_by("test_deleted_image_is_gone")
+class DeletesWhatIsNotThere(Faulty):
+    def remove(self, location, context):
+        self.backend.images.pop(location.image_id, None)
+
+
+@rejected_by("test_deleted_image_is_gone")
+class DeletesNothing(Faulty):
+    def remove(self, location, context):
+        self.image(location)
+
+
+@rejected_by("test_delete_removes_one_image")
+class DeletesByPrefix(Faulty):
+    def remove(self, location, context):
+        self.image(location)
+        for image_id in [name for name in self.backend.images if name.startswith(location.image_id)]:
+            del self.backend.images[image_id]
+
+
+@rejected_by("test_list_is_complete")
+class ListsAllButOne(Faulty):
+    def images(self):
+        return list(super().images())[:-1]
+
+
+@rejected_by("test_list_is_complete")
+class ListsTwice(Faulty):
+    def images(self):
+        return [*super().images(), *super().images()]
+
+
+@rejected_by("test_list_is_complete")
+class ListsWrongSizes(Faulty):
+    def images(self):
+        for info in super().images():
+            yield ImageInfo(info.uri, info.size + 1, info.image_id)
+
+
+@rejected_by("test_stat_is_right")
+class StatIsWrong(Faulty):
+    def inspect(self, location, context):
+        info = super().inspect(location, context)
+        return ImageInfo(info.uri, info.size + 1, info.image_id)
+
+
+@rejected_by("test_stat_is_right")
+class StatInMilliseconds(Faulty):
+    def inspect(self, location, context):
+        info = super().inspect(location, context)
+        return ImageInfo(info.uri, info.size, info.image_id, info.modified * 1000)
+
+
+@rejected_by("test_stat_of_missing_image")
+class StatOfMissingIsEmpty(Faulty):
+    def inspect(self, location, context):
+        return ImageInfo(location.uri, 0, location.image_id)
+
+
+@rejected_by("test_copy_is_the_same")
+class CopiesShort(Faulty):
+    def copy(self, location, image_id, **options):
+        with self.get(location).data as stream:
+            return self.add(image_id, stream.read()[:-1])
+
+
+@rejected_by("test_copy_is_the_same")
+class CopiesAreAliases(Faulty):
+    def copy(self, location, image_id, **options):
+        found = self.locate(location)
+        return self.add(image_id, self.image(found).data)._replace(uri=found.uri)
+
+
+@rejected_by("test_copy_with_known_digests")
+class CopiesForgetDigests(Faulty):
+    def copy(self, location, image_id, *, digests=None, **options):
+        return super().copy(location, image_id, **options)
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class CollectsNothing(Faulty):
+    def garbage(self, older_than, prefix):
+        return []
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class SaysItCollected(Faulty):
+    def discard(self, garbage):
+        return True
+
+
+@rejected_by("test_gc_leaves_what_is_young")
+class CollectsTheYoung(Faulty):
+    def garbage(self, older_than, prefix):
+        return super().garbage(0, prefix)
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class CollectsEverywhere(Faulty):
+    def garbage(self, older_than, prefix):
+        return super().garbage(older_than, None)
+
+
+@rejected_by("test_gc_leaves_images")
+class CollectsImages(Faulty):
+    def garbage(self, older_than, prefix):
+        yield from super().garbage(older_than, prefix)
+        for image_id, image in list(self.backend.images.items()):
+            if image_id.startswith(prefix or ""):
+                yield Garbage(image_id, image_id, len(image.data), image.modified)
+
+    def discard(self, garbage):
+        return self.backend.images.pop(garbage.name, None) is not None or super().discard(garbage)
+
+
+@rejected_by("test_gc_leaves_adds_under_way")
+class CollectsTheLiving(Faulty):
+    def garbage(self, older_than, prefix):
+        for token, upload in list(self.backend.uploads.items()):
+            if upload.image_id.startswith(prefix or "") and upload.modified <= time.time() - older_than:
+                yield Garbage(token, upload.image_id, 0, upload.modified)
+
+
+@rejected_by("test_find_garbage_removes_nothing")
+class RemovesWhileLooking(Faulty):
+    def garbage(self, older_than, prefix):
+        for item in list(super().garbage(older_than, prefix)):
+            self.discard(item)
+            yield item
+
+
+# -- Much at once -----------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_racing_adds_of_one_id")
+class ClaimsToBeAtomic(Faulty):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            if self.image_id in self.backend.images:
+                raise Duplicate(f"image {self.image_id!r} exists")
+            time.sleep(0.05)
+            self.backend.images[self.image_id] = Image(data, self.token)
+            self.backend.uploads.pop(self.token, None)
+            return Committed(self.store.location(self.image_id))
+
+
+@rejected_by("test_racing_adds_of_one_id")
+class LosersRemoveTheWinner(Faulty):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            try:
+                return super().publish(data)
+            except Duplicate:
+                time.sleep(0.05)
+                self.backend.images.pop(self.image_id, None)
+                raise
+
+
+@rejected_by("test_threads_do_not_disturb_each_other")
+class KeepsTheTransferOnTheStore(Faulty):
+    def open_writer(self, image_id, size, context):
+        self.image_id = image_id
+        return super().open_writer(image_id, size, context)
+
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            self.image_id = self.store.image_id
+            return super().publish(data)
+
+
+@rejected_by("test_one_image_in_many_threads")
+class KeepsTheReaderOnTheStore(Faulty):
+    def open_reader(self, location, offset, length, context):
+        store = self
+        store.position = offset
+
+        class Shared(MemoryReader):
+            def read_into(self, offset, view):
+                time.sleep(0.001)
+                start = store.position % self.size
+                count = super().read_into(start, view[: 16 * 1024])
+                store.position = start + count
+                return count
+
+        return Shared(self.image(location).data)
+
+
+@rejected_by("test_memory_is_bounded")
+class BuffersEverything(Faulty):
+    def add(self, image_id, data, size=None, **options):
+        if not isinstance(data, (bytes, str, os.PathLike)) and hasattr(data, "__iter__"):
+            data = iter(list(data))
+        return super().add(image_id, data, size, **options)
+
+
+@rejected_by("test_forked_child_can_read")
+class UsesItsClientInTheChild(Faulty):
+    def open_reader(self, location, offset, length, context):
+        if self.__dict__.setdefault("pid", os.getpid()) != os.getpid():
+            raise StoreError("the connection belongs to another process")
+        return super().open_reader(location, offset, length, context)
+
+
+# -- Naming ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class UnquotedLocation(MemoryLocation):
+    @property
+    def uri(self):
+        return f"memory://{self.store}/{self.image_id}"
+
+
+@dataclass(frozen=True, repr=False)
+class TwiceDecodedLocation(MemoryLocation):
+    @classmethod
+    def parse(cls, uri):
+        found = super().parse(uri)
+        return cls(found.store, urllib.parse.unquote(found.image_id))
+
+
+@dataclass(frozen=True, repr=False)
+class CarelessLocation(MemoryLocation):
+    @classmethod
+    def parse(cls, uri):
+        _, _, store, image_id = uri.split("/", 3)
+        return cls(urllib.parse.unquote(store), urllib.parse.unquote(image_id))
+
+
+@dataclass(frozen=True, repr=False)
+class TrustingLocation(MemoryLocation):
+    @classmethod
+    def parse(cls, uri):
+        store, _, path = uri.partition("://")[2].partition("/")
+        return cls(urllib.parse.unquote(store), urllib.parse.unquote(path.rpartition("/")[2]))
+
+
+@dataclass(frozen=True, repr=False)
+class TalkativeLocation(MemoryLocation):
+    @classmethod
+    def parse(cls, uri):
+        parts = uri.partition("://")[2].split("/")
+        return cls(*map(urllib.parse.unquote, parts))
+
+
+class Located(Faulty):
+    def location(self, image_id):
+        return self.location_class(self.name, image_id)
+
+
+@rejected_by("test_hostile_id_round_trips")
+class DoesNotQuote(Located):
+    location_class = UnquotedLocation
+
+
+@rejected_by("test_hostile_id_round_trips")
+class DecodesTwice(Located):
+    location_class = TwiceDecodedLocation
+
+
+@rejected_by("test_uri_of_bare_scheme_is_refused")
+class CrashesOnMalformedUris(Located):
+    location_class = CarelessLocation
+
+
+@rejected_by("test_neighbour_of_the_place_is_not_the_place")
+class IgnoresFolders(Located):
+    location_class = TrustingLocation
+
+
+@rejected_by("test_credential_of_an_old_uri_is_not_shown")
+class ShowsOldCredentials(Located):
+    location_class = TalkativeLocation
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class OwnsEverything(Faulty):
+    def owns(self, location):
+        return True
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class OwnsWhatBeginsAlike(Faulty):
+    def owns(self, location):
+        return location.store.startswith(self.name)
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class ChecksThePlaceWhenReadingOnly(Faulty):
+    def delete(self, location, context=None):
+        found = re.sub("memory://[^/]*", f"memory://{self.name}", str(location))
+        super().delete(found, context)
+
+
+@rejected_by("test_hostile_id_round_trips")
+class TakesAsciiOnly(Faulty):
+    def open_writer(self, image_id, size, context):
+        if not image_id.isascii():
+            raise Invalid("ids are ASCII")
+        return super().open_writer(image_id, size, context)
+
+
+@rejected_by("test_hostile_start_round_trips")
+class HidesDotFiles(Faulty):
+    def images(self):
+        return (info for info in super().images() if not info.image_id.startswith("."))
+
+
+@rejected_by("test_id_of_255_bytes_round_trips")
+class CutsLongIds(Faulty):
+    def open_writer(self, image_id, size, context):
+        return super().open_writer(image_id[:200], size, context)
+
+
+@rejected_by("test_id_that_is_not_allowed_is_refused")
+class CleansIds(Faulty):
+    def add(self, image_id, *arguments, **options):
+        clean = re.sub(r"[\x00-\x1f/\x7f-\x9f\ud800-\udfff]", "_", str(image_id))[:200].lstrip(".") or "nameless"
+        return super().add(clean if clean != image_id else image_id, *arguments, **options)
+
+
+@rejected_by("test_ids_that_differ_are_different_images")
+class FoldsCase(Faulty):
+    def open_writer(self, image_id, size, context):
+        return super().open_writer(image_id.lower(), size, context)
+
+
+@rejected_by("test_ids_that_differ_are_different_images")
+class ComposesCharacters(Faulty):
+    def open_writer(self, image_id, size, context):
+        return super().open_writer(unicodedata.normalize("NFC", image_id), size, context)
+
+
+class WithSecret(Faulty):
+    options: ClassVar = (*MemoryStore.options, cfg.StrOpt("memory_store_key", default="f00ba4-5ec4e7", secret=True))
+
+
+@rejected_by("test_store_shows_no_credential")
+class ShowsItsKeyInRepr(WithSecret):
+    def __repr__(self):
+        return f"<{type(self).__name__} {vars(self.conf)} {self.conf.memory_store_key}>"
+
+
+@dataclass(frozen=True, repr=False)
+class KeyLocation(MemoryLocation):
+    @property
+    def uri(self):
+        return super().uri + "?key=f00ba4-5ec4e7"
+
+    @classmethod
+    def parse(cls, uri):
+        return super().parse(uri.partition("?")[0])
+
+
+@rejected_by("test_store_shows_no_credential")
+class ShowsItsKeyInUris(WithSecret):
+    location_class = KeyLocation
+
+    def location(self, image_id):
+        return KeyLocation(self.name, image_id)
+
+
+@rejected_by("test_missing_image")
+class ShowsItsKeyInErrors(WithSecret):
+    def image(self, location):
+        try:
+            return super().image(location)
+        except NotFound as error:
+            raise NotFound(f"{error} (asked with {self.conf.memory_store_key})") from None
+
+
+@rejected_by("test_whole_image")
+class LogsItsKey(WithSecret):
+    def open_reader(self, location, offset, length, context):
+        logging.getLogger("storelib.broken").debug("reading with key %s", self.conf.memory_store_key)
+        return super().open_reader(location, offset, length, context)
+
+
+# -- Capabilities -----------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_acls")
+class ClaimsAcls(Faulty):
+    capabilities = MemoryStore.capabilities | Capability.ACLS
+
+
+@rejected_by("test_presign")
+class ClaimsToPresign(Faulty):
+    capabilities = MemoryStore.capabilities | Capability.PRESIGN
+
+
+@rejected_by("test_copy_moves_no_bytes")
+class ClaimsToCopy(Faulty):
+    capabilities = MemoryStore.capabilities | Capability.COPY
+
+
+@rejected_by("test_sparse")
+class ClaimsToBeSparse(Faulty):
+    capabilities = MemoryStore.capabilities | Capability.SPARSE
+
+
+@rejected_by("test_check")
+class ClaimsMoreRoomThanThereIs(Faulty):
+    def probe(self):
+        return Health("fine", free=2, total=1)
+
+
+@rejected_by("test_no_listing")
+class ListsWithoutSayingSo(Faulty):
+    capabilities = MemoryStore.capabilities & ~Capability.LIST
+
+    def list_images(self):
+        return iter(self.images())
+
+
+@rejected_by("test_no_acls")
+class IgnoresAcls(Faulty):
+    def set_acls(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
+@rejected_by("test_no_adding")
+class AddsWithoutSayingSo(Faulty):
+    capabilities = MemoryStore.capabilities & ~Capability.ADD
+
+    def add(self, image_id, data, size=None, **options):
+        for _ in data:
+            pass
+        return super().add(image_id, b"", **options)
+
+
+@rejected_by("test_no_deleting")
+class DeletesWithoutSayingSo(Faulty):
+    capabilities = MemoryStore.capabilities & ~Capability.DELETE
+
+    def delete(self, location, context=None):
+        self.remove(self.locate(location), context)
+
+
+# -- All of it --------------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_store_behaves_like_a_dict")
+class ForgetsTheThirdImage(Faulty):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            base = self.image_id.partition("model-")[0]
+            alike = [image_id for image_id in self.backend.images if image_id.startswith(base)]
+            if len(alike) == 2:
+                del self.backend.images[alike[0]]
+            return super().publish(data)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The suite against a store in use: its report, its exit code, and that it leaves nothing and touches nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from storelib.capabilities import Capability
+from storelib.driver import Part
+from storelib.exceptions import OperationNotSupported
+from storelib.registry import open_store
+from storelib.testing import live
+from storelib.testing.memory import MemoryStore, MemoryWriter
+
+LAST_LINE = re.compile(r"(\d+) passed, (\d+) not applicable, (\d+) failed")
+
+
+def run(store, **options):
+    output = io.StringIO()
+    status = live.run(store, output=output, **options)
+    lines = output.getvalue().splitlines()
+    passed, absent, failed = map(int, LAST_LINE.fullmatch(lines[-1]).groups())
+    return status, passed, absent, failed, lines
+
+
+@pytest.fixture
+def store():
+    store = open_store(MemoryStore)
+    store.add("somebody else's", b"image")
+    dead = store.open_writer("somebody else's dead upload", None, None)
+    dead.write(Part(0, 0, memoryview(b"part")))
+    return store
+
+
+def assert_untouched(store):
+    assert {image_id: image.data for image_id, image in store.backend.images.items()} == {"somebody else's": b"image"}
+    assert [upload.image_id for upload in store.backend.uploads.values()] == ["somebody else's dead upload"]
+
+
+def test_sound_store_passes(store):
+    status, passed, absent, failed, _ = run(store)
+    assert (status, failed) == (0, 0)
+    assert passed > 200
+    assert absent > 0
+    assert_untouched(store)
+
+
+def test_what_is_not_promised_is_not_counted_as_passed(store):
+    _, passed, absent, *_ = run(store)
+    store.capabilities &= ~Capability.GC
+    _, passed_without_gc, absent_without_gc, *_ = run(store)
+    assert passed_without_gc < passed
+    assert absent_without_gc > absent
+
+
+def test_broken_promise_is_reported(store):
+    store.measure = lambda location, context: 7
+    status, _, _, failed, lines = run(store)
+    assert status == 1
+    assert failed > 0
+    assert any("BROKEN  ``get_size`` answers the size in bytes" in line for line in lines)
+    assert_untouched(store)
+
+
+def test_operator_settings_of_pytest_do_not_matter(store, monkeypatch, tmp_path):
+    (tmp_path / "conftest.py").write_text("raise RuntimeError")
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
+    path = list(sys.path)
+    assert run(store)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["conftest.py", "pytest.ini"]
+    assert os.environ["PYTEST_ADDOPTS"] == "--no-such-option"
+    assert sys.path == path
+
+
+def test_interrupted_run_cleans_up(store, monkeypatch):
+    plain, seen = MemoryWriter.commit, []
+
+    def commit(self, size, digests):
+        seen.append(size)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, size, digests)
+
+    monkeypatch.setattr(MemoryWriter, "commit", commit)
+    status, *_, lines = run(store)
+    assert status == 130
+    assert "interrupted; all that was added has been removed" in lines
+    assert_untouched(store)
+
+
+def test_interrupt_that_a_test_expects_is_not_lost(store):
+    """Some promises are about KeyboardInterrupt itself."""
+    plain = store.add
+
+    def add(*arguments, **options):
+        try:
+            return plain(*arguments, **options)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise
+
+    store.add = add
+    assert run(store)[0] == 130
+    assert_untouched(store)
+
+
+def test_store_that_cannot_delete_is_left_alone(store):
+    store.capabilities &= ~Capability.DELETE
+    with pytest.raises(OperationNotSupported, match="would stay"):
+        live.run(store)
+    assert_untouched(store)
+
+
+def test_image_that_cannot_be_removed_is_a_failure(store):
+    plain = store.remove
+
+    def remove(location, context):
+        if "-kept" in location.image_id:
+            raise OSError("the back end is read-only now")
+        plain(location, context)
+
+    store.remove = remove
+    status, *_, lines = run(store, keep_part_size=True)
+    assert status == 1
+    assert any(line.startswith("could not be removed: memory://") for line in lines)
+
+
+def test_terminated_run_cleans_up(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, threading
+            from storelib.registry import open_store
+            from storelib.testing import live
+            from storelib.testing.memory import MemoryStore
+
+            store = open_store(MemoryStore)
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            status = live.run(store)
+            print(status, len(store.backend.images), len(store.backend.uploads))
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "130 0 0", done.stdout + done.stderr

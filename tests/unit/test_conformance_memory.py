@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MemoryStore keeps every promise; so does one that writes in order, and one that can only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from memory_door import MemoryDoor
+
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.registry import open_store
+from storelib.testing.conformance import ReadOnlyConformance, SideDoor, StoreConformance
+from storelib.testing.memory import MemoryStore
+
+
+class TestMemoryStore(StoreConformance):
+    capabilities = MemoryStore.capabilities
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls) -> Store[Any]:
+        return open_store(MemoryStore)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def side_door(cls, store: MemoryStore) -> SideDoor:
+        return MemoryDoor(store)
+
+
+class TestMemoryStoreInOrder(StoreConformance):
+    """One part at a time, parts as large as the driver makes them, no side door."""
+
+    capabilities = MemoryStore.capabilities
+    keep_part_size = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls) -> Store[Any]:
+        return open_store(MemoryStore, memory_store_concurrency=1)
+
+
+class TestMemoryStoreReadOnly(ReadOnlyConformance):
+    capabilities = (
+        MemoryStore.capabilities & ~Capability.ADD & ~Capability.DELETE & ~Capability.ATOMIC_ADD & ~Capability.GC
+    )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls) -> Store[Any]:
+        return open_store(MemoryStore, read_only=True)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def side_door(cls, store: MemoryStore) -> SideDoor:
+        return MemoryDoor(store)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A suite that a wrong driver passes is worthless: every broken store is rejected, and for the right reason."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from broken_stores import BROKEN, Faulty
+
+from storelib.registry import open_store
+
+SUITE = pathlib.Path(__file__).with_name("broken_stores.py")
+
+
+class Run:
+    """A pytest plugin: runs some promises on one store and remembers those that were broken."""
+
+    def __init__(self, store, promises):
+        self._store = store
+        self._promises = promises
+        self.not_kept = set()
+        self.kept = set()
+
+    @pytest.fixture(scope="class")
+    def broken(self):
+        return self._store
+
+    def pytest_pycollect_makeitem(self, name):
+        return [] if name.startswith("test_") and name not in self._promises else None
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.rpartition("::")[2].partition("[")[0]
+        if report.failed:
+            self.not_kept.add(f"set-up of {name}" if report.when == "setup" else name)
+        elif report.passed and report.when == "call":
+            self.kept.add(name)
+
+
+def run(store_class, promises):
+    run = Run(open_store(store_class), promises)
+    quiet = ["--capture=no", "-pno:terminal", "-pno:cacheprovider", "-pno:randomly", "-Wignore", "--exitfirst"]
+    pytest.main([str(SUITE), "--noconftest", "--rootdir", str(SUITE.parent), "-c", "/dev/null", *quiet], plugins=[run])
+    return run
+
+
+@pytest.mark.parametrize(("store", "promise"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_broken_store_is_rejected(store, promise):
+    assert run(store, {promise}).not_kept == {promise}
+
+
+def test_sound_store_is_not_rejected():
+    promises = {promise for _, promise in BROKEN}
+    result = run(Faulty, promises)
+    assert not result.not_kept
+    # The others are about capabilities that a MemoryStore has not, or has.
+    assert promises - result.kept <= {
+        "test_acls", "test_presign", "test_copy_moves_no_bytes", "test_sparse",
+        "test_no_listing", "test_no_adding", "test_no_deleting",
+    }  # fmt: skip
+
+
+def test_there_are_broken_stores_of_every_kind():
+    assert len(BROKEN) >= 25
+    assert len({store for store, _ in BROKEN}) == len(BROKEN)
