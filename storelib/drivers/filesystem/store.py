@@ -352,7 +352,8 @@ class FilesystemStore(Store[FileLocation]):
             free, total = free + room[0], total + room[1]
             if Capability.ADD in self.capabilities:
                 self.guard.call(functools.partial(self._try_writing, datadir.path), datadir.path)
-        return Health(f"{len(self.datadirs)} data directories, {free} bytes free of {total}", free, total)
+        paths = ", ".join(datadir.path for datadir in self.datadirs)
+        return Health(f"{paths}: {free} bytes free of {total}", free, total)
 
     def _try_writing(self, path: str) -> None:
         writer = FileWriter(self, path, "check")

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A complete driver: images in one SQLite file. The guide "Write a driver in an afternoon" walks through it.
+
+Parts of an image are rows, written under a random token; one row in ``images`` makes them an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import (
+    Committed,
+    Digests,
+    Garbage,
+    Health,
+    ImageInfo,
+    Part,
+    Reader,
+    Store,
+    StoreLocation,
+    Writer,
+)
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    BadStoreUri,
+    Duplicate,
+    NotFound,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StorageWriteDenied,
+    StoreError,
+)
+from storelib.location import quote, redact, unquote
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, token TEXT, size INTEGER, modified REAL);
+CREATE TABLE IF NOT EXISTS uploads (token TEXT PRIMARY KEY, id TEXT, process INTEGER, modified REAL);
+CREATE TABLE IF NOT EXISTS parts (token TEXT, start INTEGER, data BLOB, PRIMARY KEY (token, start));
+"""
+
+
+# [location]
+@dataclass(frozen=True, repr=False)
+class SqliteLocation(StoreLocation):
+    """``sqlite://<file>/<image id>``, both percent-encoded."""
+
+    file: str
+    image_id: str
+
+    @classmethod
+    def parse(cls, uri: str) -> SqliteLocation:
+        """Split a URI into file and image id."""
+        parts = uri.partition("://")[2].split("/")
+        # There are no credentials in these URIs; what looks like one must not come back in a message.
+        if len(parts) != 2 or not all(parts) or "@" in uri:
+            raise BadStoreUri(f"expected sqlite://<file>/<image id>, not {redact(uri)}")
+        return cls(unquote(parts[0], uri), unquote(parts[1], uri))
+
+    @property
+    def uri(self) -> str:
+        """The URI of this location."""
+        return f"sqlite://{quote(self.file)}/{quote(self.image_id)}"
+
+
+# [options]
+class SqliteStore(Store[SqliteLocation]):
+    """Keeps images in one SQLite file."""
+
+    schemes = ("sqlite",)
+    location_class = SqliteLocation
+    options = (
+        cfg.StrOpt("sqlite_store_file", help="The database file, in a directory that exists."),
+        cfg.FloatOpt("sqlite_store_timeout", default=60.0, min=0, help="Seconds to wait for another writer."),
+    )
+    capabilities = (
+        Capability.READ
+        | Capability.RANGE
+        | Capability.ADD
+        | Capability.DELETE
+        | Capability.ATOMIC_ADD
+        | Capability.LIST
+        | Capability.STAT
+        | Capability.GC
+        | Capability.CHECK
+    )
+
+    def configure_get(self) -> None:
+        """Reading needs the name of the file."""
+        if not self.conf.sqlite_store_file:
+            raise BadStoreConfiguration(f"store {self.name}: option sqlite_store_file is not set")
+        self.file: str = os.path.abspath(self.conf.sqlite_store_file)
+        #: This process's writers by token, as long as somebody holds them.
+        self.writers: weakref.WeakValueDictionary[str, SqliteWriter] = weakref.WeakValueDictionary()
+
+    def configure_add(self) -> None:
+        """Adding needs to write beside the file too (SQLite's log)."""
+        if not os.access(os.path.dirname(self.file), os.W_OK):
+            raise BadStoreConfiguration(f"store {self.name}: cannot write in the directory of {self.file}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection for this call only, so that threads and forks need no thought; all or nothing."""
+        connection = sqlite3.connect(self.file, timeout=self.conf.sqlite_store_timeout)
+        with contextlib.closing(connection), connection:
+            connection.executescript("PRAGMA journal_mode = WAL;" + TABLES)
+            yield connection
+
+    # [errors]
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """SQLite's errors as storelib's, here and nowhere else."""
+        if not isinstance(error, sqlite3.Error):
+            return None
+        message = f"{subject} in store {self.name}: {error}"
+        if "disk is full" in str(error):
+            return StorageFull(message)
+        if "readonly" in str(error):
+            return StorageWriteDenied(message)
+        return RemoteServiceUnavailable(message, transient="locked" in str(error))
+
+    # [reading]
+    def owns(self, location: SqliteLocation) -> bool:
+        """Whether the location names this store's file."""
+        return location.file == self.file
+
+    def inspect(self, location: SqliteLocation, context: Any) -> ImageInfo:
+        """One image."""
+        with self.transaction() as db:
+            row = db.execute("SELECT * FROM images WHERE id = ?", (location.image_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"no image at {location}")
+        return self.image_info(*row)
+
+    def image_info(self, image_id: str, token: str, size: int, modified: float) -> ImageInfo:
+        """A row of ``images`` in the terms of the contract."""
+        return ImageInfo(SqliteLocation(self.file, image_id).uri, size, image_id, modified, version=token)
+
+    def measure(self, location: SqliteLocation, context: Any) -> int:
+        """The size in bytes."""
+        return self.inspect(location, context).size
+
+    def open_reader(self, location: SqliteLocation, offset: int, length: int | None, context: Any) -> SqliteReader:
+        """A reader of the image that is there now."""
+        return SqliteReader(self, self.inspect(location, context))
+
+    def images(self) -> Iterator[ImageInfo]:
+        """All images."""
+        with self.transaction() as db:
+            for row in db.execute("SELECT * FROM images"):
+                yield self.image_info(*row)
+
+    def probe(self) -> Health:
+        """Whether the file can be opened, and what is in it."""
+        with self.transaction() as db:
+            (count,) = db.execute("SELECT count(*) FROM images").fetchone()
+        return Health(f"{count} images in {self.file}")
+
+    # [writing]
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> SqliteWriter:
+        """A writer; raises Duplicate early if the id is taken."""
+        with self.transaction() as db:
+            if db.execute("SELECT 1 FROM images WHERE id = ?", (image_id,)).fetchone():
+                raise Duplicate(f"image {image_id!r} exists in store {self.name}")
+        return SqliteWriter(self, image_id)
+
+    def remove(self, location: SqliteLocation, context: Any) -> None:
+        """The image and its parts go together."""
+        with self.transaction() as db:
+            gone = db.execute("DELETE FROM images WHERE id = ? RETURNING token", (location.image_id,)).fetchall()
+            if not gone:
+                raise NotFound(f"no image at {location}")
+            db.execute("DELETE FROM parts WHERE token = ?", gone[0])
+
+    # [gc]
+    def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
+        """Uploads whose process is gone, or that this process gave up."""
+        with self.transaction() as db:
+            uploads = db.execute(
+                "SELECT token, id, modified, process, (SELECT total(length(data)) FROM parts WHERE token = u.token)"
+                " FROM uploads u WHERE modified <= ?",
+                (time.time() - older_than,),
+            ).fetchall()
+        for token, image_id, modified, process, size in uploads:
+            if image_id.startswith(prefix or "") and not self.is_alive(token, process):
+                yield Garbage(token, image_id, int(size), modified)
+
+    def is_alive(self, token: str, process: int) -> bool:
+        """Whether somebody is still writing this upload; all who use one file run on one machine."""
+        return token in self.writers if process == os.getpid() else os.path.exists(f"/proc/{process}")
+
+    def discard(self, garbage: Garbage) -> bool:
+        """Forget one upload."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM parts WHERE token = (SELECT token FROM uploads WHERE token = ?)", (garbage.name,))
+            return db.execute("DELETE FROM uploads WHERE token = ?", (garbage.name,)).rowcount == 1
+
+
+# [writer]
+class SqliteWriter(Writer):
+    """Parts first, each in a transaction of its own; the row in ``images`` last."""
+
+    def __init__(self, store: SqliteStore, image_id: str) -> None:
+        self.store = store
+        self.image_id = image_id
+        self.token = secrets.token_hex(16)
+        self.put = self.put_whole
+
+    def reserve(self, end: int) -> None:
+        """Announce the upload before its first part, for ``garbage`` to find it if we die."""
+        self.store.writers[self.token] = self
+        with self.store.transaction() as db:
+            row = (self.token, self.image_id, os.getpid(), time.time())
+            db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", row)
+
+    def write(self, part: Part) -> None:
+        """Store one part; the second time replaces the first."""
+        with self.store.transaction() as db:
+            db.execute("UPDATE uploads SET modified = ? WHERE token = ?", (time.time(), self.token))
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (self.token, part.offset, part.data))
+
+    def put_whole(self, data: memoryview, digests: Digests) -> Committed:
+        """An image of one part needs no upload: part and image in one transaction."""
+        with self.store.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO parts VALUES (?, 0, ?)", (self.token, data))
+            return self.publish(db, len(data))
+
+    def commit(self, size: int, digests: Digests) -> Committed:
+        """Turn the upload into an image."""
+        with self.store.transaction() as db:
+            return self.publish(db, size)
+
+    def publish(self, db: sqlite3.Connection, size: int) -> Committed:
+        """One row, unless the id is taken; our own token there means an earlier attempt went through."""
+        row = (self.image_id, self.token, size, time.time())
+        db.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", row)
+        (token,) = db.execute("SELECT token FROM images WHERE id = ?", (self.image_id,)).fetchone()
+        if token != self.token:
+            raise Duplicate(f"image {self.image_id!r} exists in store {self.store.name}")
+        db.execute("DELETE FROM uploads WHERE token = ?", (self.token,))
+        return Committed(SqliteLocation(self.store.file, self.image_id))
+
+    def abort(self) -> None:
+        """Remove what carries our token; what cannot be removed now is left to ``gc``."""
+        with contextlib.suppress(sqlite3.Error), self.store.transaction() as db:
+            db.execute("DELETE FROM uploads WHERE token = ?", (self.token,))
+            db.execute("DELETE FROM parts WHERE token = ?", (self.token,))
+            db.execute("DELETE FROM images WHERE token = ?", (self.token,))
+
+
+# [reader]
+class SqliteReader(Reader):
+    """Reads the parts of one token: never those of another image that took the id meanwhile."""
+
+    def __init__(self, store: SqliteStore, image: ImageInfo) -> None:
+        self.store = store
+        self.size = image.size
+        self.uri = image.uri
+        self.token = image.version
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Copy from the part that holds ``offset``; the engine asks again for the rest."""
+        with self.store.transaction() as db:
+            row = db.execute(
+                "SELECT start, data FROM parts WHERE token = ? AND start <= ? ORDER BY start DESC LIMIT 1",
+                (self.token, offset),
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"{redact(self.uri)} was deleted while it was read")
+        start, data = row
+        piece = memoryview(data)[offset - start :][: len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
