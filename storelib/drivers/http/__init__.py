@@ -54,7 +54,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.ListOpt(
         "http_allowed_hosts",
         default=[],
-        help="Hosts that images may be read from, as in the URL; *.example.org is every host below example.org. "
+        help="Hosts that images may be read from, as in the URL; ``*.example.org`` is every host below example.org. "
         "Empty: all. Holds for redirects too, as do the lists below.",
     ),
     cfg.ListOpt("http_disallowed_hosts", default=[], help="Hosts never to be asked, even if they are also allowed."),
