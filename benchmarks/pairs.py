@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 MiB = 1024 * 1024
 
@@ -36,22 +37,23 @@ class Pair:
 def compare(
     name: str,
     size: int,
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
     *,
     target: float,
     peer: str,
     rounds: int = 3,
 ) -> Pair:
-    """Run both ``rounds`` times after a warm-up, alternating which goes first; answers the median ratio."""
-    theirs(), ours()
+    """Run both ``rounds`` times after a warm-up, alternating which goes first; answers the median ratio.
+
+    What a side answers, if anything, is called afterwards, untimed, to remove what it made.
+    """
+    _seconds(theirs), _seconds(ours)
     our_times, their_times = [], []
     for index in range(rounds):
         order = [(ours, our_times), (theirs, their_times)]
         for function, times in order if index % 2 else reversed(order):
-            begun = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - begun)
+            times.append(_seconds(function))
     ratio = statistics.median(theirs / ours for ours, theirs in zip(our_times, their_times, strict=True))
     pair = Pair(
         name,
@@ -65,6 +67,15 @@ def compare(
     return pair
 
 
+def _seconds(function: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    clean_up = function()
+    elapsed = time.perf_counter() - begun
+    if clean_up is not None:
+        clean_up()
+    return elapsed
+
+
 def show(pair: Pair) -> None:
     """One line for people, or one JSON object with ``--json``."""
     if "--json" in sys.argv:
@@ -76,6 +87,15 @@ def show(pair: Pair) -> None:
         f"ratio {pair.ratio:6.2f}  target {pair.target:5.2f}  {verdict}",
         flush=True,
     )
+
+
+def show_rate(name: str, function: Callable[[], object], repeat: int) -> None:
+    """How many MiB a second ``function`` handles, taking one each time; for people only."""
+    begun = time.perf_counter()
+    for _ in range(repeat):
+        function()
+    if "--json" not in sys.argv:
+        print(f"{name:46}      {repeat / (time.perf_counter() - begun):8.0f} MiB/s", flush=True)
 
 
 def peak_growth(function: Callable[[], object]) -> int:
