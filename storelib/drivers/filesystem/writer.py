@@ -65,12 +65,12 @@ class FileWriter(Writer):
     def reserve(self, end: int) -> int | None:
         """Allocate disk blocks ahead; a full disk shows before anything is written."""
         self.create()
-        if self.sparse:
-            return None
         if self.direct:
             # Not every file system has it, some only from some kernel on.
             with contextlib.suppress(OSError):
                 set_flag(self.file, os.O_DIRECT, on=True)
+        if self.sparse:
+            return None
         growth = min(max(self.room, LEAST_GROWTH), MOST_GROWTH) if self.room else 0
         for wanted in (end + growth, end):
             try:
