@@ -140,7 +140,10 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Remove everything of this writer, also a commit that did go through, and nothing else's."""
+        """Remove everything of this writer, also a commit that did go through, and nothing else's.
+
+        Like every other call it is made again after a transient error.
+        """
 
     def close(self) -> None:  # noqa: B027  (most writers hold nothing)
         """Free what the writer holds; called once, last, whatever became of the image."""

@@ -18,7 +18,6 @@ from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
 from storelib.transfer.contract import Committed, Digests, Part, StoredImage, Writer
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
-from storelib.transfer.retry import mapped
 from storelib.transfer.source import GRAIN
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ class Lane:
 
     def _abort(self) -> None:
         try:
-            mapped(self.writer.abort, self.store.map_error, self._subject)
+            self.store.retry_policy.call(self.writer.abort, self.store.map_error, self._subject)
         except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
             LOG.warning("%s: removing a failed add: %s; gc will find what is left", self._subject, error)
 

@@ -877,6 +877,13 @@ def test_garbage_is_an_error_and_not_repeated(answer):
     assert "secret words" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["get", "get_size"])
+def test_headers_cut_in_mid_number_do_not_tell_of_a_shorter_image(method):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 19"
+    with answering(*[answer] * 3) as (port, _), pytest.raises(RemoteServiceUnavailable):
+        getattr(open_http(transfer_retries=0), method)(f"http://127.0.0.1:{port}/")
+
+
 def test_other_range_than_asked_is_an_error(store):
     answer = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nhello"
     with answering(answer) as (port, _), pytest.raises(RemoteServiceUnavailable, match="another range"):

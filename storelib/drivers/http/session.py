@@ -33,6 +33,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.transfer.responses import WholeResponse
 
 LOG = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ os.register_at_fork(after_in_child=_forget_parents)
 class _CheckedConnection(HTTPConnection):
     """Connects only to addresses the rules allow: the name is resolved once, and what was judged is connected to."""
 
+    response_class = WholeResponse
     rules: ClassVar[Rules]
     #: When the connection was ready for a request, TLS included.
     connected = 0.0
