@@ -23,7 +23,7 @@ CONFORMANCE := tests/functional/test_filesystem_conformance.py
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
 
-.PHONY: help demo test packages environment lint types imports docs resolve interpreters full clean
+.PHONY: help demo test packages environment lint types imports docs resolve interpreters servers full clean
 
 help:
 	@echo 'make demo    install into .venv and run the main job on real disk images'
@@ -42,7 +42,7 @@ packages:
 	@.ci/packages test
 
 environment:
-	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,dev,docs
+	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,s3,dev,docs
 
 lint: environment
 	$(call heading,ruff)
@@ -74,11 +74,15 @@ interpreters: environment
 	@.ci/pythons all $(VERSIONS) | while read -r version python; do \
 		[[ "$$($(BIN)/python -V)" != "Python $$version."* ]] || continue; \
 		echo "-- Python $$version: $$python"; \
-		.ci/venv ".venv-$$version" "$$python" test,blake3; \
+		.ci/venv ".venv-$$version" "$$python" test,blake3,s3; \
 		".venv-$$version/bin/python" -m pytest -q tests/unit $(CONFORMANCE) </dev/null; \
 	done
 
-full: environment
+servers: environment
+	$(call heading,servers that come from Python packages)
+	@$(BIN)/python tests/functional/servers/localstack.py
+
+full: environment servers
 	$(call heading,all tests)
 	@echo "-- $$($(BIN)/python -V): $$($(BIN)/python -c 'import sys; print(sys._base_executable)')"
 	@$(BIN)/python -m pytest tests </dev/null

@@ -35,7 +35,8 @@ INSTEAD = {"filesystem_store_datadir": ("filesystem_store_datadir", "filesystem_
 #: Where storelib is stricter on purpose.
 CHANGED = {
     "http": "glance_store verified no certificates and read from any address; storelib does verify (https_insecure) "
-    "and refuses private addresses (http_allowed_networks)"
+    "and refuses private addresses (http_allowed_networks)",
+    "s3": "where s3_store_host names no scheme, glance_store spoke http and storelib speaks https",
 }
 RESERVED = ("os_glance_staging_store", "os_glance_tasks_store")
 MARK = "# migrate: "

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claim: the key an image is to be published under, and how one add tells what it did itself from what others did."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from storelib.drivers.s3.errors import error_code, is_missing
+from storelib.exceptions import Duplicate, RemoteServiceUnavailable
+
+if TYPE_CHECKING:
+    from storelib.drivers.s3.store import S3Store
+
+#: Under this name the metadata of an object hold the token of the add that made it.
+TOKEN = "storelib-token"  # noqa: S105  (no secret)
+_REFUSED = ("PreconditionFailed", "412")
+#: Two requests for one key at the same time; Amazon answers this instead of choosing one.
+_CONFLICT = "ConditionalRequestConflict"
+
+
+class Claim:
+    """One add's claim to one key. What it publishes carries a random token in its metadata."""
+
+    def __init__(self, store: S3Store, image_id: str) -> None:
+        self.location = store.location(image_id)
+        #: Parameters of every request about the object.
+        self.target = {"Bucket": self.location.bucket, "Key": self.location.key}
+        self._store = store
+        self._client = store.client.get()
+        self._subject = f"image {image_id!r} in store {store.name}"
+        self._token = secrets.token_hex(16)
+        # A request was sent that may have published the image, whatever became of its answer.
+        self._uncertain = False
+
+    @property
+    def new_object(self) -> dict[str, Any]:
+        """Parameters of requests that make the object."""
+        return {**self.target, "Metadata": {TOKEN: self._token}, **self._store.object_settings}
+
+    def publish(self, send: Callable[[], object], *, look: bool) -> None:
+        """Send the request that makes the image visible; harmless when done again after an answer was lost.
+
+        ``look``: the server would overwrite what is there, so see whether there is something. Raises Duplicate.
+        """
+        if (look or self._uncertain) and self._is_ours():
+            return
+        again, self._uncertain = self._uncertain, True
+        try:
+            send()
+        except Exception as error:
+            code = error_code(error)
+            if code and not again and not self._is_passing(error):
+                # The server refused: nothing of this add can be there, so there is nothing to take back.
+                self._uncertain = False
+                if code in _REFUSED:
+                    raise self._duplicate() from error
+            if code not in (*_REFUSED, _CONFLICT, "NoSuchUpload"):
+                raise
+            if self._is_ours():
+                return
+            if code == _CONFLICT:
+                raise RemoteServiceUnavailable(f"{self._subject}: another add of this id is under way") from error
+            raise
+
+    def take_back(self) -> None:
+        """Remove the image if this add published it."""
+        published = self._head() if self._uncertain else None
+        if published is None or published["Metadata"].get(TOKEN) != self._token:
+            return
+        # In a bucket with versions, no older one of the same id must come to light.
+        version = published.get("VersionId", "null")
+        exactly = {} if version == "null" else {"VersionId": version}
+        self._client.delete_object(**self.target, **exactly)
+
+    def _is_ours(self) -> bool:
+        """Whether the image is there by this add; raises Duplicate if it is there by another."""
+        published = self._head()
+        if published is not None and published["Metadata"].get(TOKEN) != self._token:
+            raise self._duplicate()
+        return published is not None
+
+    def _is_passing(self, error: Exception) -> bool:
+        known = self._store.map_error(error, self._subject)
+        return known is None or known.transient
+
+    def _head(self) -> dict[str, Any] | None:
+        try:
+            answer: dict[str, Any] = self._client.head_object(**self.target, **self._store.client.customer_key)
+        except Exception as error:
+            if is_missing(error):
+                return None
+            raise
+        return answer
+
+    def _duplicate(self) -> Duplicate:
+        return Duplicate(f"{self._subject} exists")

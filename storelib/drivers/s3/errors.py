@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an S3 error code or an error of botocore, urllib3 or the socket means: the only place that knows.
+
+Of what a server sent only the error code is repeated in a message.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from storelib.exceptions import (
+    AclsNotSupported,
+    BadStoreConfiguration,
+    Duplicate,
+    Forbidden,
+    ImageChanged,
+    Invalid,
+    NotFound,
+    OperationNotSupported,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StorageWriteDenied,
+    StoreError,
+)
+
+_WRITES = {
+    "CreateBucket",
+    "PutObject",
+    "CreateMultipartUpload",
+    "UploadPart",
+    "CompleteMultipartUpload",
+    "CopyObject",
+}
+_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "TokenRefreshRequired",
+    "InvalidSecurity",
+    "NotSignedUp",
+}
+_REGION = {
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "Redirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidLocationConstraint",
+    "301",
+    "307",
+}
+_FULL = {
+    "QuotaExceeded",
+    "InsufficientStorage",
+    "XMinioStorageFull",
+    "XMinioAdminBucketQuotaExceeded",
+}
+_NOT_FOUND = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
+_BAD_REQUEST = {"EntityTooLarge", "KeyTooLongError", "InvalidRange", "416", "MaxMessageLengthExceeded"}
+_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"}
+_PASSING = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "TooManyRequests",
+    "BandwidthLimitExceeded",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+}
+
+
+#: Codes for an upload that is no more; radosgw calls it by its key.
+GONE = {"NoSuchUpload", "NoSuchKey", "404"}
+
+
+def error_code(error: Exception) -> str:
+    """The code in a ClientError of botocore; empty for any other error."""
+    response = getattr(error, "response", None)
+    details = response.get("Error", {}) if isinstance(response, dict) else {}
+    return re.sub(r"[^A-Za-z0-9._-]", "", str(details.get("Code", "")))[:80]
+
+
+def is_missing(error: Exception) -> bool:
+    """The answer was that there is no such object."""
+    return error_code(error) in _NOT_FOUND
+
+
+def storelib_error(error: Exception, subject: str) -> StoreError | None:
+    """The error of storelib for one of botocore or below; None if it is not known."""
+    from botocore import exceptions as botocore
+
+    if isinstance(error, botocore.ClientError):
+        return _of_answer(error, subject)
+    if isinstance(error, (botocore.NoCredentialsError, botocore.PartialCredentialsError)):
+        return BadStoreConfiguration(
+            f"{subject}: no credentials; set s3_store_access_key and s3_store_secret_key, or s3_store_profile"
+        )
+    if isinstance(error, botocore.ProfileNotFound):
+        return BadStoreConfiguration(f"{subject}: there is no profile of the name in s3_store_profile")
+    if isinstance(error, (botocore.CredentialRetrievalError, botocore.MetadataRetrievalError)):
+        return RemoteServiceUnavailable(f"{subject}: the source of the credentials does not give any")
+    return _of_connection(error, subject, botocore)
+
+
+def _of_answer(error: Any, subject: str) -> StoreError:
+    """By the code that the server gave, or by the HTTP status where it gave none it should."""
+    code, operation = error_code(error), error.operation_name
+    metadata = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode") or 0)
+    text = f"{subject}: the server answered {code} to {operation}"
+    known = _BY_CODE.get(code)
+    if known is not None:
+        return known(text, operation)
+    if code in _PASSING or status == 429 or (status >= 500 and status not in (501, 505, 507)):
+        return RemoteServiceUnavailable(text, retry_after=_retry_after(metadata.get("HTTPHeaders", {})))
+    by_status = _BY_STATUS.get(status)
+    return by_status(text, operation) if by_status else StoreError(text)
+
+
+def _denied(text: str, operation: str) -> StoreError:
+    return (StorageWriteDenied if operation in _WRITES else Forbidden)(text)
+
+
+def _exists(text: str, operation: str) -> StoreError:
+    """A precondition did not hold: writes ask for nothing to be there, reads for the version they began with."""
+    if operation in ("PutObject", "CompleteMultipartUpload", "CopyObject"):
+        return Duplicate(f"{text}: the image exists")
+    return ImageChanged(f"{text}: it was replaced while it was read")
+
+
+def _hinting(kind: type[StoreError], hint: str) -> Callable[[str, str], StoreError]:
+    return lambda text, operation: kind(f"{text}; {hint}")
+
+
+def _plain(kind: type[StoreError]) -> Callable[[str, str], StoreError]:
+    return lambda text, operation: kind(text)
+
+
+_BY_CODE: dict[str, Callable[[str, str], StoreError]] = {
+    **dict.fromkeys(_NOT_FOUND, _plain(NotFound)),
+    **dict.fromkeys(_FULL, _plain(StorageFull)),
+    **dict.fromkeys(_BAD_REQUEST, _plain(Invalid)),
+    **dict.fromkeys(_DAMAGED, _hinting(RemoteServiceUnavailable, "the bytes were damaged on their way")),
+    **dict.fromkeys(_CREDENTIALS, _hinting(Forbidden, "check s3_store_access_key, s3_store_secret_key or the role")),
+    **dict.fromkeys(_REGION, _hinting(BadStoreConfiguration, "check s3_store_region_name and s3_store_host")),
+    "NoSuchBucket": _hinting(
+        BadStoreConfiguration, "check s3_store_bucket, or set s3_store_create_bucket_on_put to have it made"
+    ),
+    "InvalidBucketName": _hinting(BadStoreConfiguration, "check s3_store_bucket"),
+    "InvalidStorageClass": _hinting(BadStoreConfiguration, "check s3_store_storage_class"),
+    "NoSuchUpload": _hinting(StoreError, "the upload was removed while it was under way"),
+    "RequestTimeTooSkewed": _hinting(Forbidden, "check the clock of this machine"),
+    "AccessControlListNotSupported": _plain(AclsNotSupported),
+    "NotImplemented": _hinting(OperationNotSupported, "if it is about If-None-Match, set s3_store_conditional_writes"),
+    "MethodNotAllowed": _plain(OperationNotSupported),
+    "PreconditionFailed": _exists,
+    "412": _exists,
+}
+_BY_STATUS: dict[int, Callable[[str, str], StoreError]] = {
+    401: _denied,
+    403: _denied,
+    404: _plain(NotFound),
+    405: _plain(OperationNotSupported),
+    408: _plain(RemoteServiceUnavailable),
+    412: _exists,
+    501: _plain(OperationNotSupported),
+    507: _plain(StorageFull),
+}
+
+
+def _of_connection(error: Exception, subject: str, botocore: Any) -> StoreError | None:
+    """What went wrong on the way to an answer or in the middle of one."""
+    import urllib3.exceptions as urllib3
+    from botocore.parsers import ResponseParserError
+
+    chain = tuple(_chain(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if caused_by(ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return RemoteServiceUnavailable(
+            f"{subject}: the certificate of the server is not trusted; if it should be, set s3_store_cacert",
+            transient=False,
+        )
+    if caused_by(socket.gaierror, urllib3.NameResolutionError):
+        passing = any(getattr(link, "errno", None) == socket.EAI_AGAIN for link in chain)
+        return RemoteServiceUnavailable(f"{subject}: the name of the server does not resolve", transient=passing)
+    if isinstance(error, botocore.ProxyConnectionError):
+        return RemoteServiceUnavailable(f"{subject}: the proxy cannot be reached (s3_store_proxy)")
+    if caused_by(TimeoutError, urllib3.TimeoutError, botocore.ConnectTimeoutError, botocore.ReadTimeoutError):
+        return RemoteServiceUnavailable(f"{subject}: the server did not answer in time")
+    if caused_by(ResponseParserError):
+        return RemoteServiceUnavailable(f"{subject}: what came is not the answer of an S3 server, or not all of it")
+    cut = (
+        botocore.HTTPClientError,
+        botocore.IncompleteReadError,
+        urllib3.HTTPError,
+        http.client.HTTPException,
+        OSError,
+    )
+    if caused_by(*cut):
+        return RemoteServiceUnavailable(f"{subject}: the connection was refused or cut")
+    if caused_by(botocore.BotoCoreError):
+        return StoreError(f"{subject}: {type(error).__name__}")
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it wraps: botocore and urllib3 keep it as an attribute, in the arguments or as the cause."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        wrapped = [link for link in error.args if isinstance(link, BaseException)]
+        inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
+        error = inner if isinstance(inner, BaseException) else next(iter(wrapped), error.__cause__)
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds to wait, from the seconds or the date a server sent (RFC 9110, 10.2.3)."""
+    value = str(headers.get("retry-after", ""))
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError, TypeError):
+        return None

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S3Location: the URI of an object. Endpoint: where a server is, as configured or as a URI says it. No network."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+
+from storelib.exceptions import BadStoreUri
+from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
+
+#: The first is what storelib writes; ``s3`` leaves open how the server is reached and means https.
+SCHEMES = ("s3+https", "s3+http", "s3")
+DEFAULT_PORTS = {"s3+https": 443, "s3+http": 80}
+
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff?#]")
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+
+
+@dataclass(frozen=True, repr=False)
+class S3Location(StoreLocation):
+    """``s3+https://host[:port]/bucket/key``, bucket and every part of the key percent-encoded.
+
+    Credentials of old URIs (``s3://access:secret@host/bucket/key``) are read, never used and never written back.
+    """
+
+    scheme: str
+    host: str
+    #: None is the scheme's own port.
+    port: int | None
+    bucket: str
+    key: str
+    access_key: str | None = field(default=None, repr=False, compare=False)
+    secret_key: str | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, uri: str) -> S3Location:
+        """Take a URI apart; raises BadStoreUri."""
+        scheme = scheme_of(uri)
+        rest = uri[len(scheme) + len("://") :]
+        access_key, secret_key, rest = _split_credentials(rest, uri)
+        if scheme not in SCHEMES or rest.count("/") < 2:
+            raise BadStoreUri(f"expected s3+https://host[:port]/bucket/key, not {redact(uri)}")
+        if _FORBIDDEN.search(rest):
+            raise BadStoreUri(f"'?', '#' and control characters must be percent-encoded in {redact(uri)!r}")
+        authority, bucket, key = rest.split("/", 2)
+        host, port = split_endpoint(authority, scheme)
+        bucket, key = unquote(bucket, uri), unquote(key, uri)
+        # Clients and proxies resolve dots in paths: such a key would be looked for in another bucket.
+        dots = {"", ".", ".."} & {bucket, key, *(part for part in key.split("/") if part)}
+        if dots or "/" in bucket or "\0" in bucket + key:
+            raise BadStoreUri(f"not a bucket and a key: {redact(uri)!r}")
+        return cls(scheme, host, port, bucket, key, access_key, secret_key)
+
+    @property
+    def uri(self) -> str:
+        """The URI without credentials."""
+        port = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{self.host}{port}/{quote(self.bucket)}/{'/'.join(map(quote, self.key.split('/')))}"
+
+
+def split_endpoint(authority: str, scheme: str) -> tuple[str, int | None]:
+    """Host in lower case and port, None where it is the scheme's own; raises BadStoreUri."""
+    match = _ENDPOINT.fullmatch(authority)
+    if match is None:
+        raise BadStoreUri(f"not a host name or address, with or without a port: {redact(authority)!r}")
+    host, digits = match.groups()
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise BadStoreUri(f"not an IPv6 address: {host}") from None
+    port = int(digits) if digits else None
+    if port is not None and not 0 < port < 65536:
+        raise BadStoreUri(f"port {port} does not exist")
+    return host.lower(), None if port == DEFAULT_PORTS.get(scheme) else port
+
+
+def _split_credentials(rest: str, uri: str) -> tuple[str | None, str | None, str]:
+    """Access key and secret key, if there are any, and what follows them.
+
+    Secrets may hold an unquoted "/" or "@", so with a ":" before the first "/" they end at the last "@" only; what
+    storelib writes has no "@" at all.
+    """
+    authority = rest.partition("/")[0]
+    if "@" not in (rest if ":" in authority else authority):
+        return None, None, rest
+    userinfo, _, rest = rest.rpartition("@")
+    access_key, _, secret_key = userinfo.partition(":")
+    return unquote(access_key, uri), unquote(secret_key, uri), rest

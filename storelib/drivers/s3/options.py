@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of S3 stores; names are glance_store's where the meaning is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oslo_config import cfg
+
+OPTIONS: Sequence[cfg.Opt] = (
+    # -- Where ------------------------------------------------------------------------------------------------
+    cfg.StrOpt(
+        "s3_store_host",
+        help="The server: host, host:port, or a URL that begins with https:// or http://; https where it does not "
+        "say. For Amazon: s3.<region>.amazonaws.com.",
+    ),
+    cfg.StrOpt("s3_store_bucket", help="The bucket that holds the images."),
+    cfg.StrOpt(
+        "s3_store_key_prefix",
+        default="",
+        help="What the keys of all images begin with, for example images/. Several stores may share a bucket so.",
+    ),
+    cfg.BoolOpt(
+        "s3_store_create_bucket_on_put",
+        default=False,
+        help="Make the bucket when an image is added and it is not there.",
+    ),
+    cfg.StrOpt(
+        "s3_store_region_name",
+        default="",
+        help="Region that requests are signed for, and that a bucket is made in. Empty: the one in the name of an "
+        "Amazon host, else us-east-1.",
+    ),
+    cfg.StrOpt(
+        "s3_store_bucket_url_format",
+        default="auto",
+        choices=[
+            ("auto", "virtual where the bucket's name and the host allow it"),
+            ("virtual", "the bucket is part of the host name"),
+            ("path", "the bucket is the first part of the path"),
+        ],
+        help="How requests address the bucket.",
+    ),
+    # -- As whom ----------------------------------------------------------------------------------------------
+    cfg.StrOpt(
+        "s3_store_access_key",
+        secret=True,
+        help="Access key. Without one, credentials come from where the AWS tools find them: environment, profile, "
+        "web identity, container or instance role.",
+    ),
+    cfg.StrOpt("s3_store_secret_key", secret=True, help="Secret key that belongs to s3_store_access_key."),
+    cfg.StrOpt("s3_store_session_token", secret=True, help="Session token of temporary keys."),
+    cfg.StrOpt("s3_store_profile", help="Profile in the shared AWS configuration and credentials files."),
+    # -- How to get there -------------------------------------------------------------------------------------
+    cfg.StrOpt(
+        "s3_store_cacert",
+        default="",
+        help="File of CA certificates (PEM) that the server is verified against, whatever the environment says.",
+    ),
+    cfg.BoolOpt(
+        "s3_store_insecure",
+        default=False,
+        help="Do not verify the server's certificate. Whoever sits between can then replace every image.",
+    ),
+    cfg.StrOpt(
+        "s3_store_proxy",
+        secret=True,
+        help="URL of a proxy, with credentials if it wants some. Proxies named by the environment are never used.",
+    ),
+    cfg.FloatOpt("s3_store_connect_timeout", default=10.0, min=0.01, help="Seconds to wait for a connection."),
+    cfg.FloatOpt(
+        "s3_store_read_timeout",
+        default=60.0,
+        min=0.01,
+        help="Seconds to wait for an answer or the next bytes. transfer_retries says how often it is tried again.",
+    ),
+    # -- How images are stored --------------------------------------------------------------------------------
+    cfg.IntOpt(
+        "s3_store_large_object_chunk_size",
+        default=8,
+        min=5,
+        max=5 * 1024,
+        help="MiB in one part. An image that fits in one part is one PUT, a larger one a multipart upload. Parts "
+        "grow beyond this where 10000 of them would not hold the image; if its size is not known, after every "
+        "thousandth part.",
+    ),
+    cfg.IntOpt(
+        "s3_store_thread_pools",
+        default=10,
+        min=1,
+        max=64,
+        help="Parts of one image in flight at most, when adding, reading and copying. What one transfer may hold in "
+        "memory, 48 MiB or two parts, limits it too.",
+    ),
+    cfg.StrOpt(
+        "s3_store_conditional_writes",
+        default="auto",
+        choices=[
+            (
+                "auto",
+                "single PUTs carry If-None-Match; a multipart upload looks for the id with a HEAD before it is "
+                "completed, until check() has seen that the server honours If-None-Match there too",
+            ),
+            ("on", "both carry If-None-Match, which the server is known to honour"),
+            ("off", "neither does: a HEAD looks for the id before"),
+        ],
+        help="How an image that exists is protected from being overwritten. Only If-None-Match makes sure that of "
+        "adds racing for one id exactly one succeeds.",
+    ),
+    cfg.StrOpt("s3_store_storage_class", help="Storage class of new images, for example STANDARD_IA."),
+    cfg.StrOpt(
+        "s3_store_encryption",
+        default="none",
+        choices=[
+            ("none", "as the bucket is set up"),
+            ("AES256", "with the server's key (SSE-S3)"),
+            ("aws:kms", "with a key of the key management service (SSE-KMS)"),
+            ("aws:kms:dsse", "the same in two layers"),
+            ("customer", "with s3_store_customer_key, which the server does not keep (SSE-C)"),
+        ],
+        help="Encryption of new images on the server.",
+    ),
+    cfg.StrOpt("s3_store_kms_key_id", help="Key for aws:kms; the account's default key if not given."),
+    cfg.StrOpt(
+        "s3_store_customer_key",
+        secret=True,
+        help="Key for SSE-C: 32 bytes in base64. Without it, images stored with it cannot be read.",
+    ),
+    # -- Integrity --------------------------------------------------------------------------------------------
+    cfg.StrOpt(
+        "s3_store_checksum_algorithm",
+        default="crc32",
+        choices=[
+            ("none", "no part carries a checksum"),
+            ("md5", "Content-MD5, which every server verifies and none keeps"),
+            ("crc32", "needs the least time"),
+            ("crc32c", "needs botocore[crt]"),
+            ("crc64nvme", "needs botocore[crt]"),
+            ("sha1", ""),
+            ("sha256", ""),
+        ],
+        help="The one checksum that is computed of each part, beside the digests of the image. The server verifies "
+        "it when the part arrives; crc32, crc32c and crc64nvme are kept as the checksum of the whole image and "
+        "verified when it is read. Servers that know no checksums ignore all but md5. Payloads are not signed: over "
+        "https TLS protects them on their way.",
+    ),
+    cfg.BoolOpt(
+        "s3_store_verify_checksum",
+        default=True,
+        help="Verify the checksum the server keeps of an image, if there is one, when the image is read from "
+        "beginning to end.",
+    ),
+)
