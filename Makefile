@@ -85,7 +85,7 @@ servers: environment
 full: environment servers
 	$(call heading,all tests)
 	@echo "-- $$($(BIN)/python -V): $$($(BIN)/python -c 'import sys; print(sys._base_executable)')"
-	@$(BIN)/python -m pytest tests </dev/null
+	@$(BIN)/python -m pytest tests/unit tests/functional </dev/null
 
 clean:
 	rm -rf .venv .venv-* .cache .demo .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
