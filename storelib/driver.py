@@ -8,6 +8,7 @@ no transfer logic: hashing, retries, buffers, threads, length checks and cleanin
 from __future__ import annotations
 
 import abc
+import itertools
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,7 @@ from storelib.transfer.contract import (
 )
 from storelib.transfer.digests import Verifier
 from storelib.transfer.download import ImageStream
-from storelib.transfer.retry import RetryPolicy, Stragglers
+from storelib.transfer.retry import RetryPolicy, Stragglers, mapped
 from storelib.transfer.source import Data
 from storelib.transfer.upload import Progress
 
@@ -396,15 +397,9 @@ class Store(abc.ABC, Generic[L]):
         return self.retry_policy.call(function, self.map_error, str(subject))
 
     def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
-        try:
-            yield from items()
-        except StoreError:
-            raise
-        except Exception as error:
-            mapped = self.map_error(error, what)
-            if mapped is None:
-                raise
-            raise mapped from error
+        entries = iter(mapped(items, self.map_error, what))
+        while found := mapped(lambda: list(itertools.islice(entries, 1)), self.map_error, what):
+            yield found[0]
 
     def _discard(self, item: Garbage) -> bool:
         return bool(self._call(lambda: self.discard(item), item.name))
