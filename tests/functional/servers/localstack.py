@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """An S3 server with every feature on a free loopback port: localstack, from a virtual environment of its own.
 
-``python tests/functional/servers/localstack.py`` installs it below the checkout; a second time does nothing. It knows
-conditional writes, all checksums, SSE-C, ACLs and versions, but takes any credentials.
+``python -m servers.localstack`` in ``tests/functional`` installs it; a second time does nothing. It knows conditional
+writes, all checksums, SSE-C, ACLs and versions, but takes any credentials.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from servers import environments
+from servers.nginx import free_ports
 
 #: 4.14 needs a newer Python than Debian 12 has; the others are what 4.12 works with.
 REQUIREMENTS = (
@@ -28,28 +29,13 @@ REQUIREMENTS = (
     "plux<1.14",
     "setuptools==75.8.0",
 )
-_CHECKOUT = Path(__file__).resolve().parents[3]
-ENVIRONMENT = _CHECKOUT / ".venv-localstack"
 #: Seconds that it may take to start.
 _PATIENCE = 120.0
 
 
 def install() -> Path:
     """Make the environment unless it is there; answers its Python."""
-    python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "stamp"
-    (_CHECKOUT / ".cache").mkdir(exist_ok=True)
-    with open(_CHECKOUT / ".cache" / "localstack.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = "\n".join((sys.version, *REQUIREMENTS))
-        if stamp.exists() and stamp.read_text() == wanted:
-            return python
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS],
-        ):
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-        stamp.write_text(wanted)
-    return python
+    return environments.install("localstack", REQUIREMENTS) / "python"
 
 
 class Localstack:
@@ -68,8 +54,6 @@ class Localstack:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Localstack:
-        from servers.nginx import free_ports
-
         python = install()
         for name in ("home", "state"):
             (self.directory / name).mkdir(parents=True)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Account: what can be asked of one Swift account, each call one request (listings: one for each page)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from storelib.drivers.swift.connection import discard
+from storelib.drivers.swift.errors import error_of_status
+from storelib.exceptions import NotFound, RemoteServiceUnavailable
+from storelib.location import quote
+
+if TYPE_CHECKING:
+    from requests import Response
+
+    from storelib.drivers.swift.connection import Body, Connections
+    from storelib.drivers.swift.identity import Identity
+
+Headers = Mapping[str, str]
+
+# Tokens tried for one request: a second one may have ended while it was on its way.
+_NEW_TOKENS = 2
+# From the version on, the URL of an account is its own; before it is the service's.
+_VERSION = re.compile(r"/v[0-9][0-9.]*(/.*)?$")
+
+
+class Account:
+    """Names are given as they are and percent-encoded here, each ``/`` in them included."""
+
+    def __init__(self, connections: Connections, identity: Identity) -> None:
+        self.identity = identity
+        self._connections = connections
+
+    @property
+    def url(self) -> str:
+        """Where the account is."""
+        return self.identity.access().url
+
+    def head(self, *names: str) -> Headers:
+        """The headers of the account, a container or an object; raises NotFound."""
+        return self.ask("HEAD", names).headers
+
+    def find(self, *names: str) -> Headers | None:
+        """The same; None if it is not there."""
+        try:
+            return self.head(*names)
+        except NotFound:
+            return None
+
+    def put(
+        self,
+        *names: str,
+        body: Body | bytes = b"",
+        headers: Headers | None = None,
+        query: str = "",
+        patience: float = 0.0,
+        accept: Collection[int] = (),
+    ) -> Response:
+        """Make a container or an object."""
+        return self.ask("PUT", names, query, headers, body, patience=patience, accept=accept)
+
+    def post(self, *names: str, headers: Headers) -> None:
+        """Change the metadata of a container."""
+        self.ask("POST", names, headers=headers)
+
+    def delete(self, *names: str, query: str = "") -> Response:
+        """Remove a container or an object; raises NotFound."""
+        return self.ask("DELETE", names, query, {"Accept": "application/json"})
+
+    def get(self, *names: str, headers: Headers | None = None, query: str = "") -> Response:
+        """Read; the body is still to be read when it is not one of an error."""
+        return self.send("GET", names, query, headers)
+
+    def load(self, *names: str, query: str) -> Any:
+        """A JSON document; None if there is nothing at all in it."""
+        response = self.ask("GET", names, query)
+        try:
+            return json.loads(response.content) if response.content else None
+        except ValueError:
+            raise RemoteServiceUnavailable(f"Swift sent no JSON for {_shown(names)}") from None
+
+    def listing(self, *names: str, prefix: str = "", delimiter: str = "") -> Iterator[dict[str, Any]]:
+        """The entries of a container, or of the account, page after page; raises NotFound."""
+        query = {"format": "json", "prefix": prefix, "delimiter": delimiter}
+        query = {name: value for name, value in query.items() if value}
+        while True:
+            page = self.load(*names, query=urlencode(query)) or []
+            yield from page
+            if not page:
+                return
+            query["marker"] = page[-1].get("name") or page[-1]["subdir"]
+
+    def about(self) -> dict[str, Any]:
+        """What the service says it can do; empty if it does not tell."""
+        response = self._connections.send("GET", f"{_VERSION.sub('', self.url)}/info", {})
+        try:
+            found = json.loads(response.content) if response.status_code == 200 else {}
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}
+
+    def ask(
+        self,
+        method: str,
+        names: tuple[str, ...],
+        query: str = "",
+        headers: Headers | None = None,
+        body: Body | bytes = b"",
+        *,
+        patience: float = 0.0,
+        accept: Collection[int] = (),
+    ) -> Response:
+        """One request and its whole answer; raises what the answer means unless it is a success or in ``accept``."""
+        response = self.send(method, names, query, headers, body, patience)
+        _ = response.content
+        if not 200 <= response.status_code < 300 and response.status_code not in accept:
+            raise error_of_status(method, response.status_code, response.headers, _shown(names))
+        return response
+
+    def send(
+        self,
+        method: str,
+        names: tuple[str, ...],
+        query: str = "",
+        headers: Headers | None = None,
+        body: Body | bytes = b"",
+        patience: float = 0.0,
+    ) -> Response:
+        """One request, made again with a new token if the one it had is no longer good."""
+        path = "".join(f"/{quote(name)}" for name in names) + (f"?{query}" if query else "")
+
+        def attempt() -> tuple[Any, Response]:
+            access = self.identity.access()
+            sent = {**(headers or {}), "X-Auth-Token": access.token}
+            return access, self._connections.send(method, access.url + path, sent, body, patience)
+
+        access, response = attempt()
+        for _ in range(_NEW_TOKENS):
+            if response.status_code != 401 or not self.identity.renew(access):
+                break
+            discard(response)
+            if not isinstance(body, bytes):
+                body.rewind()
+            access, response = attempt()
+        return response
+
+
+def present(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A listing; nothing if the container is not there."""
+    try:
+        yield from entries
+    except NotFound:
+        return
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return "/".join(quote(name) for name in names) or "the account"

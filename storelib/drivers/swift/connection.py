@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections: the HTTP of one store, pooled, without retries, redirects, cookies or anything from the environment.
+
+swiftclient's HTTPConnection does the work, not its Connection, which is for one thread and logs the start of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.cookiejar
+import threading
+import time
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from swiftclient.client import HTTPConnection
+
+from storelib._version import __version__
+from storelib.transfer.contract import KiB
+from storelib.transfer.partfile import PartFile
+from storelib.transfer.responses import WholeResponse
+
+#: Bytes handed to the socket, and hashed, at a time. Larger blocks fall out of the cache between the two.
+BLOCK = 256 * KiB
+# Reading away a body that nobody needs is cheaper than a new connection up to about this size.
+_WORTH_DRAINING = 64 * KiB
+# Idle connections kept for each server: several transfers at once.
+_KEPT_CONNECTIONS = 32
+_KEPT_SERVERS = 8
+
+
+class Connections:
+    """Safe to use from many threads."""
+
+    def __init__(self, conf: Any) -> None:
+        self._verify: bool | str = conf.swift_store_cacert or not conf.swift_store_auth_insecure
+        if conf.swift_store_auth_insecure:
+            self._verify = False
+        self._timeout = (conf.swift_store_connect_timeout, conf.swift_store_read_timeout)
+        self._lock = threading.Lock()
+        self._servers: dict[str, HTTPConnection] = {}
+        self._session: requests.Session | None = None
+
+    def send(
+        self, method: str, url: str, headers: dict[str, str], body: Body | bytes = b"", patience: float = 0.0
+    ) -> requests.Response:
+        """One request; the response is any, its body not read yet. ``patience``: further seconds to wait for it."""
+        server, _, path = url.partition("://")[2].partition("/")
+        origin = f"{url.partition('://')[0]}://{server}"
+        with self._lock:
+            connection = self._servers.get(origin) or self._connect(origin)
+        connect, read = self._timeout
+        settings = dict(connection.requests_args, timeout=(connect, read + patience))
+        # Not connection.request(), which keeps the response in the one connection that all threads share.
+        return connection.request_session.request(  # type: ignore[no-any-return]
+            method, f"{origin}/{path}", headers=_encoded(headers, connection), data=body, **settings
+        )
+
+    def session(self) -> requests.Session:
+        """For keystoneauth: the same settings."""
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = self._verify
+        return session
+
+    @property
+    def verify(self) -> bool | str:
+        """A file of certificates, or whether to verify them at all."""
+        return self._verify
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for an answer."""
+        return float(self._timeout[1])
+
+    def _connect(self, origin: str) -> HTTPConnection:
+        cacert = self._verify if isinstance(self._verify, str) else None
+        connection = HTTPConnection(
+            origin, cacert=cacert, insecure=self._verify is False, default_user_agent=f"storelib/{__version__}"
+        )
+        connection.requests_args["allow_redirects"] = False
+        if self._session is None:
+            self._session = connection.request_session
+            self._session.trust_env = False
+            self._session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+            adapter = _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS)
+            self._session.mount("https://", adapter)
+            self._session.mount("http://", adapter)
+        connection.request_session = self._session
+        self._servers[origin] = connection
+        return connection
+
+
+class Body(PartFile):
+    """A part on its way out, hashed as it goes unless its ``md5`` is known already."""
+
+    def __init__(self, data: memoryview, md5: str | None = None) -> None:
+        super().__init__(data)
+        self._known = md5
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self.seek(0)
+        self._hash = hashlib.md5(usedforsecurity=False)
+
+    def read(self, size: int | None = -1) -> memoryview:
+        """A view of what comes next."""
+        piece = super().read(size)
+        if self._known is None:
+            self._hash.update(piece)
+        return piece
+
+    @property
+    def md5(self) -> str:
+        """In hexadecimal, as ETags are."""
+        return self._known or self._hash.hexdigest()
+
+
+class _Plain(urllib3.connection.HTTPConnection):
+    """A connection that knows when it was ready for a request, TLS included."""
+
+    response_class = WholeResponse
+    connected = 0.0
+
+    def connect(self) -> None:
+        super().connect()
+        self.connected = time.monotonic()
+
+
+class _Tls(_Plain, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Tls
+
+
+class _Adapter(HTTPAdapter):
+    """Sends bodies in larger blocks than urllib3 does by itself (16 KiB)."""
+
+    def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
+        """What requests calls to make its pools."""
+        super().init_poolmanager(*arguments, blocksize=BLOCK, **settings)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+
+def latency(response: requests.Response, started: float) -> float:
+    """Seconds between a request and its answer that came just now, connecting apart."""
+    connected = getattr(response.raw.connection, "connected", 0.0)
+    return time.monotonic() - max(started, connected)
+
+
+def discard(response: requests.Response) -> None:
+    """Drop a response; its connection is kept when little of the body is left."""
+    raw = response.raw
+    left = getattr(raw, "length_remaining", None)
+    if left is not None and left <= _WORTH_DRAINING:
+        raw.drain_conn()
+        raw.release_conn()
+    response.close()
+
+
+def _encoded(headers: dict[str, str], connection: HTTPConnection) -> dict[str, bytes]:
+    sent = {"User-Agent": connection.default_user_agent, **headers}
+    return {name: value.encode() for name, value in sent.items()}

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What failed adds left: segments that no manifest names, and containers of images that never came to be."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from storelib.driver import Garbage
+from storelib.drivers.swift.account import present
+from storelib.drivers.swift.layout import MADE_HEADER, TOKEN, TOKEN_HEADER
+from storelib.exceptions import NotFound
+
+if TYPE_CHECKING:
+    from storelib.drivers.swift.account import Account
+    from storelib.drivers.swift.store import SwiftStore
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Where garbage lies: the objects with a prefix, or a whole container."""
+
+    container: str
+    prefix: str
+    image_container: str
+    token: str
+
+
+def find(store: SwiftStore, account: Account, older_than: float, prefix: str) -> Iterator[Garbage]:
+    """Everything dead for ``older_than`` seconds by the server's clock."""
+    # The date is cut to whole seconds.
+    before = server_time(account.head()) + 1.0 - older_than
+    layout = store.layout
+    if layout.own:
+        for container in [name for name in store.containers(account) if layout.may_be_for(name, prefix)]:
+            yield from _in_own(store, account, container, before, prefix)
+        return
+    containers = [layout.segments] if layout.segments else list(store.containers(account))
+    for container in containers:
+        entries = present(account.listing(container, prefix=prefix, delimiter="/"))
+        # All at once: what is removed between two pages must not disturb the next.
+        for image_id in [entry["subdir"][:-1] for entry in entries if "subdir" in entry]:
+            yield from _in_shared(store, account, container, image_id, before)
+
+
+def discard(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
+    """Remove it unless it has come to life."""
+    if _is_alive(store, account, dead, image_id):
+        return False
+    names = [entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))]
+    store.each(lambda name: gone(account, dead.container, name), names)
+    if store.layout.own:
+        gone(account, dead.container)
+    return True
+
+
+def gone(account: Account, *names: str) -> None:
+    """Remove something that may not be there."""
+    try:
+        account.delete(*names)
+    except NotFound:
+        return
+
+
+def server_time(headers: Any) -> float:
+    """The server's clock when it answered, in POSIX seconds."""
+    return email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
+
+
+def posix_time(entry: dict[str, Any]) -> float:
+    """When an entry of a listing was changed."""
+    match = _TIME.match(entry.get("last_modified", ""))
+    if match is None:
+        return 0.0
+    whole = datetime.datetime.fromisoformat(match[1]).replace(tzinfo=datetime.timezone.utc).timestamp()
+    return whole + float(match[2] or 0)
+
+
+def _in_shared(store: SwiftStore, account: Account, container: str, image_id: str, before: float) -> Iterator[Garbage]:
+    """Segments of adds of one id whose token is not that of the image."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in account.listing(container, prefix=f"{image_id}/"):
+        token, slash, _ = entry["name"][len(image_id) + 1 :].partition("/")
+        if slash and TOKEN.fullmatch(token):
+            groups.setdefault(token, []).append(entry)
+    for token, entries in groups.items():
+        modified = max(map(posix_time, entries))
+        image_container = store.layout.container_for(image_id) if store.layout.segments else container
+        dead = Dead(container, f"{image_id}/{token}/", image_container, token)
+        if modified <= before and not _is_alive(store, account, dead, image_id):
+            size = sum(entry["bytes"] for entry in entries)
+            yield Garbage(f"{container}/{dead.prefix}", image_id, size, modified, dead)
+
+
+def _in_own(store: SwiftStore, account: Account, container: str, before: float, prefix: str) -> Iterator[Garbage]:
+    """A container without its image."""
+    entries = list(present(account.listing(container)))
+    names = {entry["name"].partition("/")[0] for entry in entries}
+    # A container with a long name is called after a digest of the id; what is in it may tell.
+    image_id = next(iter(names), container.removeprefix(f"{store.layout.container}_"))
+    if not image_id.startswith(prefix) or any(entry["name"] == image_id for entry in entries):
+        return
+    headers = account.find(container)
+    if headers is None or MADE_HEADER not in headers:
+        return
+    modified = max([posix_time(entry) for entry in entries] or [_made(headers)])
+    dead = Dead(container, "", container, "")
+    if modified <= before and not _is_alive(store, account, dead, image_id):
+        yield Garbage(container, image_id, sum(entry["bytes"] for entry in entries), modified, dead)
+
+
+def _made(headers: Any) -> float:
+    if "X-Timestamp" in headers:
+        return float(headers["X-Timestamp"])
+    return server_time(headers)
+
+
+def _is_alive(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
+    """Whether an image is made of it, or somebody in this process is still at it."""
+    writers = list(store.writers.items())
+    if any(token == dead.token or (store.layout.own and at.container == dead.container) for token, at in writers):
+        return True
+    found = account.find(dead.image_container, image_id)
+    return found is not None and (store.layout.own or found.get(TOKEN_HEADER) == dead.token)

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identities: a token and the URL of an account, renewed before the token expires and when Swift refuses it.
+
+One class for each way to get them; everything else asks for ``access()`` and knows no difference.
+"""
+
+from __future__ import annotations
+
+import abc
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from storelib.drivers.swift.errors import error_of_status
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Forbidden, RemoteServiceUnavailable
+
+if TYPE_CHECKING:
+    from storelib.drivers.swift.connection import Connections
+    from storelib.drivers.swift.credentials import Credentials
+
+LOG = logging.getLogger(__name__)
+
+# Seconds. A server may go on giving out the same token until it expires, so it is not asked all the time.
+_LEAST_INTERVAL = 5.0
+# Days after which Keystone ends a trust that nobody revoked, because its process died.
+_LONGEST_TRUST = 7
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request needs."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+class Identity(abc.ABC):
+    """Safe to use from many threads."""
+
+    @abc.abstractmethod
+    def access(self) -> Access:
+        """The account's URL and a token that is good for a while."""
+
+    @abc.abstractmethod
+    def renew(self, refused: Access) -> bool:
+        """Forget a token that Swift does not take; answers whether there may be another one."""
+
+    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+        """One for a transfer that may outlive the token; it must be closed."""
+        return self
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to close)
+        """The transfer is over."""
+
+
+class V1Identity(Identity):
+    """Version 1: one request with user and key, as tempauth and radosgw take it."""
+
+    def __init__(self, connections: Connections, credentials: Credentials, conf: Any) -> None:
+        self._connections = connections
+        self._credentials = credentials
+        self._soon = conf.swift_store_expire_soon_interval
+        self._endpoint = conf.swift_store_endpoint
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._expires = self._asked = 0.0
+
+    def access(self) -> Access:
+        """The token at hand unless it expires soon."""
+        with self._lock:
+            now = time.monotonic()
+            soon = now > self._expires - self._soon and now > self._asked + _LEAST_INTERVAL
+            if self._access is None or soon or now > self._expires:
+                self._access = self._ask()
+            return self._access
+
+    def renew(self, refused: Access) -> bool:
+        """Ask again."""
+        with self._lock:
+            if self._access == refused:
+                self._access = None
+        return True
+
+    def _ask(self) -> Access:
+        credentials = self._credentials
+        headers = {"X-Auth-User": credentials.user or "", "X-Auth-Key": credentials.key or ""}
+        response = self._connections.send("GET", credentials.identity_url, headers)
+        _ = response.content
+        status, found = response.status_code, response.headers
+        url, token = found.get("X-Storage-Url"), found.get("X-Auth-Token")
+        if status in (401, 403):
+            raise Forbidden("the identity service does not accept swift_store_user and swift_store_key")
+        if status == 404 or (200 <= status < 300 and not (url and token)):
+            raise BadStoreConfiguration("at swift_store_auth_address there is no identity service of version 1")
+        if not 200 <= status < 300:
+            raise error_of_status("GET", status, found, "a token")
+        self._asked = time.monotonic()
+        life = found.get("X-Auth-Token-Expires", "")
+        self._expires = self._asked + (float(life) if life.isdigit() else float("inf"))
+        return Access((self._endpoint or url or "").rstrip("/"), token or "")
+
+
+class V3Identity(Identity):
+    """Version 3: Keystone, with a password or an application credential."""
+
+    def __init__(self, connections: Connections, credentials: Credentials, conf: Any, trust: str | None = None) -> None:
+        from keystoneauth1 import session
+
+        self._conf = conf
+        self.credentials = credentials
+        self.plugin = _plugin(credentials, trust)
+        self.session = session.Session(
+            self.plugin, verify=connections.verify, timeout=connections.timeout, session=connections.session()
+        )
+        self._lock = threading.Lock()
+
+    def access(self) -> Access:
+        """keystoneauth keeps the token and gets a new one two minutes before it expires, or when we say so."""
+        found = self._reference()
+        return Access(self._endpoint(found), found.auth_token)
+
+    def renew(self, refused: Access) -> bool:
+        """Get a new one."""
+        with self._lock:
+            found = self.plugin.auth_ref
+            if found is not None and found.auth_token == refused.token:
+                self.plugin.invalidate()
+        return True
+
+    @property
+    def user_id(self) -> str:
+        """Who we are."""
+        return str(self._reference().user_id)
+
+    def _reference(self) -> Any:
+        with self._lock:
+            known = self.plugin.auth_ref
+            if known is not None and known.will_expire_soon(self._conf.swift_store_expire_soon_interval):
+                self.plugin.invalidate()
+            return self.plugin.get_access(self.session)
+
+    def _endpoint(self, found: Any) -> str:
+        conf = self._conf
+        if conf.swift_store_endpoint:
+            return filled_in(conf.swift_store_endpoint, found.project_id)
+        url = found.service_catalog.url_for(
+            service_type=conf.swift_store_service_type,
+            interface=conf.swift_store_endpoint_type.removesuffix("URL"),
+            region_name=conf.swift_store_region,
+        )
+        return str(url).rstrip("/")
+
+
+class RequestIdentity(Identity):
+    """The user of one request: the token and catalog of its context. There is no other token."""
+
+    def __init__(self, context: Any, conf: Any) -> None:
+        token = getattr(context, "auth_token", None)
+        if not token:
+            raise Forbidden("a multi-tenant store needs the context of a request with its token")
+        self.context = context
+        self._access = Access(_url_in_catalog(context, conf), str(token))
+
+    def access(self) -> Access:
+        """Always the same."""
+        return self._access
+
+    def renew(self, refused: Access) -> bool:
+        """There is none."""
+        return False
+
+    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+        """With a trust."""
+        return TrustIdentity(self, service, make)
+
+
+class TrustIdentity(Identity):
+    """The user of one request, and when its token is refused, the store's own user whom the user trusts.
+
+    The trust is made while the token is good, at the start, and revoked by ``close``.
+    """
+
+    def __init__(self, user: RequestIdentity, service: V3Identity, make: Callable[[str], V3Identity]) -> None:
+        self._user = user
+        self._service = service
+        self._lock = threading.Lock()
+        self._trusted: V3Identity | None = None
+        self._trust: str | None = None
+        try:
+            self._trust = self._make_trust()
+            self._trusted = make(self._trust)
+        except Exception as error:  # noqa: BLE001  (the token may well last)
+            LOG.warning("no trust could be made, so the transfer ends with its token: %s", type(error).__name__)
+        self._renewed = False
+
+    def access(self) -> Access:
+        """The request's own, or the trust's."""
+        own = self._user.access()
+        if not self._renewed or self._trusted is None:
+            return own
+        return Access(own.url, self._trusted.access().token)
+
+    def renew(self, refused: Access) -> bool:
+        """Go over to the trust."""
+        if self._trusted is None:
+            return False
+        with self._lock:
+            if self._renewed:
+                return self._trusted.renew(refused)
+            self._renewed = True
+            return True
+
+    def close(self) -> None:
+        """Revoke the trust."""
+        with self._lock:
+            trust, self._trust = self._trust, None
+        if trust is None or self._trusted is None:
+            return
+        try:
+            self._trusted.session.delete(f"{self._url}/OS-TRUST/trusts/{trust}")
+        except Exception as error:  # noqa: BLE001  (it ends by itself some day)
+            LOG.warning("a trust could not be revoked: %s", type(error).__name__)
+
+    @property
+    def _url(self) -> str:
+        return self._service.credentials.identity_url
+
+    def _make_trust(self) -> str:
+        from keystoneauth1 import session
+        from keystoneauth1.identity import v3
+
+        context, service = self._user.context, self._service
+        plugin = v3.Token(self._url, self._user.access().token, project_id=project_of(context))
+        trustor = session.Session(
+            plugin, verify=service.session.verify, timeout=service.session.timeout, session=service.session.session
+        )
+        known = plugin.get_access(trustor)
+        ends = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=_LONGEST_TRUST)
+        trust = {
+            "trustor_user_id": known.user_id,
+            "trustee_user_id": service.user_id,
+            "project_id": known.project_id,
+            "impersonation": True,
+            "roles": [{"name": role} for role in known.role_names or ()],
+            "expires_at": ends.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        }
+        answer = trustor.post(f"{self._url}/OS-TRUST/trusts", json={"trust": trust})
+        return str(answer.json()["trust"]["id"])
+
+
+class ForeignAccount(Identity):
+    """The same token for another account of the same service: an image that was shared, or is being cleaned up."""
+
+    def __init__(self, identity: Identity, url: str) -> None:
+        self._identity = identity
+        self._url = url
+        self._check(identity.access().url)
+
+    def access(self) -> Access:
+        """The token with that URL."""
+        return Access(self._url, self._identity.access().token)
+
+    def renew(self, refused: Access) -> bool:
+        """As the other does."""
+        return self._identity.renew(Access(self._identity.access().url, refused.token))
+
+    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+        """As the other does."""
+        return ForeignAccount(self._identity.lasting(service, make), self._url)
+
+    def close(self) -> None:
+        """As the other does."""
+        self._identity.close()
+
+    def _check(self, own: str) -> None:
+        # A token goes to the service it is for and to nobody a URI may name.
+        if own.split("/")[:3] != self._url.split("/")[:3]:
+            raise BadStoreUri(f"{self._url} is not at the object store of this request")
+
+
+def filled_in(endpoint: str, project_id: str | None) -> str:
+    """An endpoint with the project in it."""
+    for name in ("project_id", "tenant_id"):
+        endpoint = endpoint.replace(f"%({name})s", project_id or "")
+    return endpoint.rstrip("/")
+
+
+def project_of(context: Any) -> str | None:
+    """The project of a request; contexts of different age call it differently."""
+    return getattr(context, "project_id", None) or getattr(context, "tenant", None)
+
+
+def _plugin(credentials: Credentials, trust: str | None) -> Any:
+    from keystoneauth1.identity import v3
+
+    if credentials.application_credential_id and trust is None:
+        return v3.ApplicationCredential(
+            credentials.identity_url,
+            application_credential_id=credentials.application_credential_id,
+            application_credential_secret=credentials.application_credential_secret or "",
+        )
+    user: dict[str, Any] = {
+        "username": credentials.user_name,
+        "password": credentials.key,
+        "user_domain_id": credentials.user_domain_id,
+        "user_domain_name": credentials.user_domain_name,
+    }
+    if trust is not None:
+        return v3.Password(credentials.identity_url, trust_id=trust, **user)
+    scope: dict[str, Any] = dict(credentials.scope)
+    if not credentials.project_id:
+        scope["project_domain_id"] = credentials.project_domain_id
+        scope["project_domain_name"] = credentials.project_domain_name
+    return v3.Password(credentials.identity_url, **user, **scope)
+
+
+def _url_in_catalog(context: Any, conf: Any) -> str:
+    """The object store in a request's catalog, in the form of version 2 or 3."""
+    if conf.swift_store_endpoint:
+        return filled_in(conf.swift_store_endpoint, project_of(context))
+    wanted, region = conf.swift_store_endpoint_type, conf.swift_store_region
+    services: Iterable[Mapping[str, Any]] = getattr(context, "service_catalog", None) or ()
+    for service in services:
+        for endpoint in service.get("endpoints", ()) if service.get("type") == conf.swift_store_service_type else ():
+            place = endpoint.get("region_id") or endpoint.get("region")
+            matches = endpoint.get("interface") in (wanted, wanted.removesuffix("URL"))
+            url = endpoint.get("url") if matches else endpoint.get(wanted)
+            if url and region in (None, place):
+                return str(url).rstrip("/")
+    raise RemoteServiceUnavailable(
+        "the catalog of the request has no such object store; see swift_store_region, _endpoint_type and _service_type",
+        transient=False,
+    )

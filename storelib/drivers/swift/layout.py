@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layout: which container an image is in, and what else is called how. No requests here.
+
+Segments are named ``<image id>/<token>/<number>``. No image id has a ``/``, so a listing with that delimiter tells
+images and segments apart, even in one container; the token is new for each add.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TOKEN = re.compile(r"[0-9a-f]{16}")
+#: Metadata of an object: the token of the add that made it, and where its segments are.
+TOKEN_HEADER = "X-Object-Meta-Storelib-Token"  # noqa: S105
+SEGMENTS_HEADER = "X-Object-Meta-Storelib-Segments"
+#: Listings tell the content type. They tell the size of a manifest's image not always, so it is in there.
+_SIZED = re.compile(r"; *x-storelib-size=([0-9]+)")
+#: Metadata of an image's own container: that storelib made it, and the token of the add that did.
+MADE_HEADER = "X-Container-Meta-Storelib"
+CLAIM_HEADER = "X-Container-Meta-Storelib-Token"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Bytes in the name of a container: 256 in OpenStack, 255 in radosgw.
+_LONGEST = 255
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The options that say so."""
+
+    container: str
+    seed: int = 0
+    #: Each image has a container of its own.
+    own: bool = False
+    segments: str | None = None
+
+    def container_for(self, image_id: str) -> str:
+        """The container of a new image."""
+        if self.own:
+            name = f"{self.container}_{image_id}"
+            if len(name.encode()) <= _LONGEST:
+                return name
+            return f"{self.container}_{hashlib.sha256(image_id.encode()).hexdigest()}"
+        if not self.seed:
+            return self.container
+        # As glance_store counts: dashes are taken along but not counted.
+        start = image_id.lower()
+        return f"{self.container}_{start[: self.seed + start[: self.seed].count('-')]}"
+
+    def may_be_for(self, container: str, prefix: str) -> bool:
+        """Whether an image's own container may be that of an id with this prefix."""
+        rest = container.removeprefix(f"{self.container}_")
+        return rest.startswith(prefix) or _DIGEST.fullmatch(rest) is not None
+
+    def segment_container_for(self, container: str) -> str:
+        """The container of the segments of an image in ``container``."""
+        return container if self.own or not self.segments else self.segments
+
+    def holds(self, container: str, image_id: str) -> bool:
+        """Whether an image of that id may be in that container, with this seed or another."""
+        if container == self.container:
+            return not self.own
+        base, mark, rest = container.partition(f"{self.container}_")
+        if base or not mark or not rest:
+            return False
+        if self.own:
+            return container == self.container_for(image_id)
+        return image_id.lower().startswith(rest)
+
+
+def manifest_type(size: int) -> str:
+    """The content type of a manifest of an image of ``size`` bytes."""
+    return f"application/octet-stream; x-storelib-size={size}"
+
+
+def size_in(content_type: str) -> int | None:
+    """The size in such a content type."""
+    match = _SIZED.search(content_type)
+    return int(match[1]) if match else None
+
+
+def length_of(headers: Mapping[str, str]) -> int | None:
+    """The size of an image; of a dynamic one with many segments Swift itself does not tell it."""
+    length = headers.get("Content-Length")
+    return int(length) if length is not None else size_in(headers.get("Content-Type", ""))
+
+
+def new_token() -> str:
+    """Tells what one add made from what any other made."""
+    return secrets.token_hex(8)
+
+
+def segment_prefix(image_id: str, token: str) -> str:
+    """What the names of all segments of one add begin with."""
+    return f"{image_id}/{token}/"

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The URI of an image in Swift, in all the forms that were ever written."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from dataclasses import dataclass, field
+
+from storelib.driver import StoreLocation
+from storelib.exceptions import BadStoreUri
+from storelib.location import quote, redact, scheme_of, unquote
+
+SCHEMES = ("swift+https", "swift+http", "swift", "swift+config")
+#: The scheme of URIs that name a section of the reference file.
+CONFIG = "swift+config"
+
+_PLACE = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+_REFERENCE = re.compile(r"[^/@:?#\s]+")
+
+
+@dataclass(frozen=True, repr=False)
+class SwiftLocation(StoreLocation):
+    """``swift+https://host[:port][/path]/container/object``, or ``swift+config://reference/container/object``.
+
+    Host and path are those of the identity service, in multi-tenant stores those of the account. Old URIs may have
+    ``user:key@``, the user being ``account:user``, percent-encoded or not: that is read, never written, never used.
+    """
+
+    scheme: str
+    #: Host, port and path without slashes at the ends, or the name of a reference.
+    place: str
+    container: str
+    obj: str
+    user: str = field(default="", repr=False, compare=False)
+    key: str = field(default="", repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, uri: str) -> SwiftLocation:
+        """Split a URI; raises BadStoreUri."""
+        scheme = scheme_of(uri)
+        rest = uri.partition("://")[2]
+        if scheme not in SCHEMES or "://" in rest or "?" in rest or "#" in rest:
+            raise BadStoreUri(
+                f"expected swift+https://host/container/object, not {redact(uri)}; write '?' as %3F and '#' as %23"
+            )
+        head, *names = rest.split("/")
+        credentials, at, host = head.rpartition("@")
+        user, _, key = credentials.rpartition(":")
+        if len(names) < 2 or (at and not (user and key and scheme != CONFIG)):
+            raise BadStoreUri(f"expected {scheme}://[user:key@]place/container/object, not {redact(uri)}")
+        *path, container, obj = names
+        try:
+            return cls(
+                "swift+https" if scheme == "swift" else scheme,
+                _place(scheme, host, path),
+                _name(unquote(container, uri), in_container=False),
+                _name(unquote(obj, uri), in_container=True),
+                unquote(user, uri),
+                unquote(key, uri),
+            )
+        except ValueError as error:
+            raise BadStoreUri(f"{error} in {redact(uri)}") from None
+
+    @property
+    def uri(self) -> str:
+        """The URI without credentials."""
+        return f"{self.scheme}://{self.place}/{quote(self.container)}/{quote(self.obj)}"
+
+    @property
+    def url(self) -> str:
+        """The place as an HTTP URL."""
+        return f"{self.scheme.removeprefix('swift+')}://{self.place}"
+
+
+def place_of(url: str) -> str:
+    """What stands for the HTTP URL of a service in image URIs."""
+    parts = urllib.parse.urlsplit(url)
+    return _place(parts.scheme, parts.netloc, parts.path.split("/"))
+
+
+def scheme_for(url: str) -> str:
+    """The scheme that goes with it."""
+    return "swift+http" if url.lower().startswith("http://") else "swift+https"
+
+
+def _place(scheme: str, host: str, path: list[str]) -> str:
+    if scheme == CONFIG:
+        if path or not _REFERENCE.fullmatch(host):
+            raise ValueError("the reference is not a plain name")
+        return host
+    match = _PLACE.fullmatch(host)
+    if match is None:
+        raise ValueError("no host and port")
+    names = [name for name in path if name]
+    if any(name in (".", "..") or re.search(r"[\s@]", name) for name in names):
+        raise ValueError("no plain path")
+    return "/".join([host.lower(), *names])
+
+
+def _name(name: str, *, in_container: bool) -> str:
+    """A container's or an object's name; Swift itself allows a little more, but no image has it."""
+    pieces = name.split("/")
+    if "\0" in name or any(piece in ("", ".", "..") for piece in pieces):
+        raise ValueError("no name of a container and an object")
+    if len(pieces) > 1 and not in_container:
+        raise ValueError("a '/' in the name of the container")
+    return name

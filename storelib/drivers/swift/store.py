@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwiftStore: configuration, whose account an image is in, and everything but moving bytes."""
+
+from __future__ import annotations
+
+import email.utils
+import importlib
+import logging
+import math
+import re
+import urllib.parse
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import Garbage, Health, ImageInfo, Store, StoredImage
+from storelib.drivers.swift import credentials as accounts
+from storelib.drivers.swift.clients import Clients, Features
+from storelib.drivers.swift.errors import error_of_exception
+from storelib.drivers.swift.layout import SEGMENTS_HEADER, TOKEN_HEADER, Layout, length_of, size_in
+from storelib.drivers.swift.location import CONFIG, SCHEMES, SwiftLocation, place_of, scheme_for
+from storelib.drivers.swift.options import OPTIONS
+from storelib.exceptions import (
+    AclsNotSupported,
+    BadStoreConfiguration,
+    Duplicate,
+    Forbidden,
+    Invalid,
+    MissingDependency,
+    OperationNotSupported,
+    RemoteServiceUnavailable,
+    StoreError,
+)
+from storelib.transfer.contract import Digests
+from storelib.transfer.upload import Progress
+
+if TYPE_CHECKING:
+    from storelib.drivers.swift.account import Account
+    from storelib.drivers.swift.credentials import Credentials
+    from storelib.drivers.swift.identity import Identity
+    from storelib.drivers.swift.reader import SwiftReader
+    from storelib.drivers.swift.writer import Segment, SwiftWriter
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: The reference of the account that the options themselves name.
+_OPTIONS = ""
+# Requests side by side that delete or copy segments.
+_SIDE_BY_SIDE = 8
+_VERSION = re.compile(r"/v[0-9.]+$")
+_TENANT = re.compile(r"[^,:\s]+")
+
+
+class SwiftStore(Store[SwiftLocation]):
+    """Images as objects in Swift; large ones in segments with a manifest."""
+
+    schemes = SCHEMES
+    location_class = SwiftLocation
+    options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
+    capabilities = (
+        Capability.READ
+        | Capability.RANGE
+        | Capability.ADD
+        | Capability.DELETE
+        | Capability.STAT
+        | Capability.CHECK
+        | Capability.COPY
+    )
+
+    def __init__(self, name: str, conf: Any) -> None:
+        super().__init__(name, conf)
+        self.multi_tenant: bool = conf.swift_store_multi_tenant
+        self.layout = Layout(
+            conf.swift_store_container,
+            conf.swift_store_multiple_containers_seed,
+            self.multi_tenant or conf.swift_store_container_per_image,
+            conf.swift_store_segment_container,
+        )
+        #: Adds under way in this process, by token, for gc to leave alone.
+        self.writers: weakref.WeakValueDictionary[str, SwiftWriter] = weakref.WeakValueDictionary()
+        self._credentials: Mapping[str, Credentials] = {}
+        self._reference = _OPTIONS
+        self.clients = Clients(conf, {})
+        if self.layout.own:
+            self.capabilities |= Capability.ATOMIC_ADD | Capability.ACLS
+        if not self.multi_tenant:
+            self.capabilities |= Capability.LIST | Capability.GC
+            if conf.swift_store_temp_url_key:
+                self.capabilities |= Capability.PRESIGN
+
+    # -- Configuration ------------------------------------------------------------------------------------------------
+
+    def configure_get(self) -> None:
+        """Find out who we are, in the options or in a reference file."""
+        _import_clients()
+        self._credentials = self._read_credentials()
+        self.clients = Clients(self.conf, self._credentials)
+        if not self._credentials:
+            # Without a user of its own a multi-tenant store can do nothing on its own account.
+            self.capabilities &= ~Capability.CHECK
+        cacert = self.conf.swift_store_cacert
+        if cacert and not self.conf.swift_store_auth_insecure:
+            _check_certificates(cacert)
+
+    def configure_add(self) -> None:
+        """Check the names of containers."""
+        for option in ("swift_store_container", "swift_store_segment_container"):
+            name = getattr(self.conf, option)
+            if name is None and option == "swift_store_segment_container":
+                continue
+            if not name or "/" in name or name in (".", "..") or len(name.encode()) > 256:
+                raise BadStoreConfiguration(f"{option} is no name of a container: 1 to 256 bytes without '/'")
+        if self.conf.swift_store_config_file and not self.multi_tenant and self._reference not in self._credentials:
+            raise BadStoreConfiguration(
+                f"default_swift_reference {self._reference} is no section of {self.conf.swift_store_config_file}"
+            )
+
+    def _read_credentials(self) -> Mapping[str, Credentials]:
+        if self.conf.swift_store_config_file:
+            self._reference = self.conf.default_swift_reference
+            return accounts.from_file(self.conf.swift_store_config_file)
+        if self.multi_tenant and not self.conf.swift_store_auth_address:
+            return {}
+        self._reference = _OPTIONS
+        return {_OPTIONS: accounts.from_options(self.conf)}
+
+    # -- Whose account ------------------------------------------------------------------------------------------------
+
+    def owns(self, location: SwiftLocation) -> bool:
+        """Whether it names an account and a container of this store."""
+        if not self.layout.holds(location.container, location.obj):
+            return False
+        if self.multi_tenant:
+            # Which hosts there are, only the catalog of a request tells; see ForeignAccount.
+            return location.scheme != CONFIG and "/" in location.place
+        return self._reference_of(location) is not None
+
+    def _reference_of(self, location: SwiftLocation) -> str | None:
+        """Which account a URI means. Credentials in it mean nothing: they may be years old."""
+        if location.scheme == CONFIG:
+            return location.place if location.place in self._credentials and location.place != _OPTIONS else None
+        place = _VERSION.sub("", location.place)
+        for reference, known in self._credentials.items():
+            if _VERSION.sub("", place_of(known.auth_address)) == place:
+                return reference
+        return None
+
+    def account_of(self, location: SwiftLocation, context: Any) -> Account:
+        """The account an image is in."""
+        from storelib.drivers.swift.account import Account
+        from storelib.drivers.swift.identity import ForeignAccount
+
+        if not self.multi_tenant:
+            return Account(self.clients.connections, self.clients.identity(self._reference_of(location) or _OPTIONS))
+        identity = self._identity(context)
+        if identity.access().url != location.url:
+            identity = ForeignAccount(identity, location.url)
+        return Account(self.clients.connections, identity)
+
+    def own_account(self, context: Any = None) -> Account:
+        """The account that new images go to."""
+        from storelib.drivers.swift.account import Account
+
+        if self.multi_tenant and context is not None:
+            return Account(self.clients.connections, self._identity(context))
+        return Account(self.clients.connections, self.clients.identity(self._reference))
+
+    def _identity(self, context: Any) -> Identity:
+        from storelib.drivers.swift.identity import RequestIdentity
+
+        if context is not None:
+            return RequestIdentity(context, self.conf)
+        if self._reference not in self._credentials:
+            raise Forbidden(f"store {self.name} is multi-tenant: it needs the context of a request, or its own user")
+        # Whoever calls without a request, to clean up for example, acts as the service.
+        return self.clients.identity(self._reference)
+
+    def lasting(self, account: Account) -> Account:
+        """The same account for a transfer that may outlive the token of its request; close its identity."""
+        from storelib.drivers.swift.account import Account
+        from storelib.drivers.swift.identity import V3Identity
+
+        if not self.multi_tenant or not self.conf.swift_store_use_trusts or self._reference not in self._credentials:
+            return account
+        service = self.clients.identity(self._reference)
+        if not isinstance(service, V3Identity):
+            return account
+        identity = account.identity.lasting(service, lambda trust: self.clients.trusted(self._reference, trust))
+        return Account(self.clients.connections, identity)
+
+    def location_of(self, account: Account, container: str, image_id: str) -> SwiftLocation:
+        """Where an image is, or would be."""
+        if self.multi_tenant:
+            url = account.url
+        elif self.conf.swift_store_config_file:
+            return SwiftLocation(CONFIG, self._reference, container, image_id)
+        else:
+            url = self._credentials[_OPTIONS].auth_address
+        return SwiftLocation(scheme_for(url), place_of(url), container, image_id)
+
+    def features(self, account: Account) -> Features:
+        """What the service can do."""
+        return self.clients.features(account)
+
+    def containers(self, account: Account) -> Iterator[str]:
+        """The containers that may hold images."""
+        layout = self.layout
+        if not layout.own:
+            yield layout.container
+        if layout.own or layout.seed:
+            for entry in account.listing(prefix=f"{layout.container}_"):
+                if entry["name"] != layout.segments:
+                    yield entry["name"]
+
+    @staticmethod
+    def each(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
+        """``call`` for each name, several at a time."""
+        from storelib.drivers.swift.writer import in_threads
+
+        return in_threads(_SIDE_BY_SIDE, call, names)
+
+    # -- The driver contract ------------------------------------------------------------------------------------------
+
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> SwiftWriter:
+        """Look whether there is such an image."""
+        from storelib.drivers.swift.writer import SwiftWriter
+
+        if self.multi_tenant and context is None:
+            raise Forbidden(f"store {self.name} is multi-tenant: adding needs the context of a request")
+        account = self.own_account(context)
+        location = self.location_of(account, self.layout.container_for(image_id), image_id)
+        if account.find(location.container, image_id) is not None:
+            raise Duplicate(f"image {image_id!r} exists in store {self.name}")
+        writer = SwiftWriter(self, account, location)
+        self.writers[writer.token] = writer
+        return writer
+
+    def open_reader(self, location: SwiftLocation, offset: int, length: int | None, context: Any) -> SwiftReader:
+        """Send the first request."""
+        from storelib.drivers.swift.reader import SwiftReader
+
+        return SwiftReader(self, self.account_of(location, context), location, offset, length)
+
+    def measure(self, location: SwiftLocation, context: Any) -> int:
+        """Ask with HEAD."""
+        return self.inspect(location, context).size
+
+    def inspect(self, location: SwiftLocation, context: Any) -> ImageInfo:
+        """What the headers tell."""
+        return info_of(location, self.account_of(location, context).head(location.container, location.obj))
+
+    def remove(self, location: SwiftLocation, context: Any) -> None:
+        """The image first, so that nobody reads half of it; then its segments, which gc finds if this is cut short."""
+        from storelib.drivers.swift.garbage import gone
+
+        account = self.account_of(location, context)
+        headers = account.head(location.container, location.obj)
+        place = segment_place(location, headers)
+        if place is None:
+            # Segments of a static manifest from elsewhere may lie anywhere: its server knows.
+            static = headers.get("X-Static-Large-Object", "").lower() == "true"
+            answer = account.delete(
+                location.container, location.obj, query="multipart-manifest=delete" if static else ""
+            )
+            if static and b'"Errors": []' not in answer.content.replace(b'":[', b'": ['):
+                raise RemoteServiceUnavailable(f"not all segments of {location} could be removed")
+        else:
+            names = [entry["name"] for entry in account.listing(place[0], prefix=place[1])]
+            account.delete(location.container, location.obj)
+            self._remove_rest(lambda name: gone(account, place[0], name), names, location)
+        if self.layout.own:
+            self._remove_rest(lambda name: gone(account, name), [location.container], location)
+
+    def _remove_rest(self, remove: Callable[[str], None], names: Sequence[str], location: SwiftLocation) -> None:
+        """What must not be taken for the image itself any more when it fails."""
+
+        def attempt(name: str) -> None:
+            self.retry_policy.call(lambda: remove(name), self.map_error, str(location))
+
+        try:
+            self.each(attempt, names)
+        except StoreError as error:
+            raise StoreError(f"{location} is removed, but something of it is left for gc to find: {error}") from error
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """See errors.py."""
+        return error_of_exception(error, subject)
+
+    def images(self) -> Iterator[ImageInfo]:
+        """Images of the account that new ones go to."""
+        from storelib.drivers.swift.account import present
+
+        account = self.own_account()
+        for container in self.containers(account):
+            known = self._image_in_its_own(account, container) if self.layout.own else None
+            if known is not None:
+                yield known
+            else:
+                yield from self._images_in(account, container, present(account.listing(container, delimiter="/")))
+
+    def _image_in_its_own(self, account: Account, container: str) -> ImageInfo | None:
+        """The image that a container is named after: one request instead of a listing."""
+        image_id = container.removeprefix(f"{self.layout.container}_")
+        headers = account.find(container, image_id)
+        return None if headers is None else info_of(self.location_of(account, container, image_id), headers)
+
+    def _images_in(self, account: Account, container: str, entries: Iterator[dict[str, Any]]) -> Iterator[ImageInfo]:
+        from storelib.drivers.swift.garbage import posix_time
+
+        parts: list[str] = []
+        for entry in entries:
+            name = entry.get("name", "")
+            # Old segments are called like their image, which comes before them, and a number.
+            if not name or not self.layout.holds(container, name) or any(map(name.startswith, parts)):
+                continue
+            size = size_in(entry.get("content_type", ""))
+            size = entry["bytes"] if size is None else size
+            if not size:
+                # It may be an old dynamic manifest.
+                headers = account.find(container, name)
+                if headers is None:
+                    continue
+                size = length_of(headers) or 0
+                place = segment_place(SwiftLocation("", "", container, name), headers)
+                if place is not None and place[0] == container:
+                    parts.append(place[1])
+            location = self.location_of(account, container, name)
+            yield ImageInfo(location.uri, size, name, posix_time(entry), entry.get("hash"))
+
+    def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+        """Segments without a manifest, containers without an image."""
+        from storelib.drivers.swift import garbage
+
+        return garbage.find(self, self.own_account(), older_than, prefix or "")
+
+    def discard(self, garbage: Garbage) -> bool:
+        """Remove them, several at a time."""
+        from storelib.drivers.swift.garbage import discard
+
+        return discard(self, self.own_account(), garbage.handle, garbage.image_id or "")
+
+    def probe(self) -> Health:
+        """Whether the account is there, how full it is, and whether the container is there."""
+        account = self.own_account()
+        headers = account.head()
+        container = self.layout.container
+        missing = not self.layout.own and not self.layout.seed and account.find(container) is None
+        if missing and not self.conf.swift_store_create_container_on_put:
+            raise BadStoreConfiguration(
+                f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
+            )
+        used = int(headers.get("X-Account-Bytes-Used", 0))
+        quota = headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes", "")
+        if not quota.isdigit():
+            return Health(f"{used} bytes used in the account")
+        total = int(quota)
+        return Health(f"{used} bytes used of {total}", max(0, total - used), total)
+
+    # -- Sharing ------------------------------------------------------------------------------------------------------
+
+    def set_acls(
+        self,
+        location: Any,
+        public: bool = False,
+        read_tenants: Sequence[str] = (),
+        write_tenants: Sequence[str] = (),
+        context: Any = None,
+    ) -> None:
+        """Set who may use the container of an image; what the lists do not name is taken away."""
+        self.require(Capability.ACLS, AclsNotSupported)
+        found = self.locate(location)
+        writers = [*write_tenants, *self.conf.swift_store_admin_tenants]
+        readers = [*read_tenants, *(self.conf.swift_store_admin_tenants if not public else ())]
+        for tenant in (*readers, *writers):
+            if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+                raise Invalid(f"{tenant!r} is no name of a project")
+        old = not self.multi_tenant and self._credentials[self._reference].auth_version == "1"
+        everybody = ".r:*" if old else "*:*"
+        form = "{}" if old else "{}:*"
+        headers = {
+            "X-Container-Read": everybody if public else ",".join(map(form.format, readers)),
+            "X-Container-Write": ",".join(map(form.format, writers)),
+        }
+        self._call(lambda: self.account_of(found, context).post(found.container, headers=headers), found)
+
+    def presign(self, location: Any, expires: float) -> str:
+        """A temporary URL."""
+        self.require(Capability.PRESIGN, OperationNotSupported)
+        if not expires > 0:
+            raise Invalid(f"expires must be a number of seconds above 0, not {expires!r}")
+        found = self.locate(location)
+        return self._call(lambda: self._temporary_url(found, expires), found)
+
+    def _temporary_url(self, location: SwiftLocation, expires: float) -> str:
+        from swiftclient.utils import generate_temp_url
+
+        account = self.account_of(location, None)
+        parts = urllib.parse.urlsplit(account.url)
+        digest = "sha256" if "sha256" in self.features(account).digests else "sha1"
+        path = f"{urllib.parse.unquote(parts.path)}/{location.container}/{location.obj}"
+        signed = generate_temp_url(path, math.ceil(expires), self.conf.swift_store_temp_url_key, "GET", digest=digest)
+        return f"{parts.scheme}://{parts.netloc}{urllib.parse.quote(path)}{signed[len(path) :]}"
+
+    # -- Copies -------------------------------------------------------------------------------------------------------
+
+    def copy(
+        self,
+        location: Any,
+        image_id: str,
+        *,
+        digests: Digests | None = None,
+        hashing_algo: str = "sha512",
+        context: Any = None,
+        progress: Progress | None = None,
+    ) -> StoredImage:
+        """With known digests Swift copies the objects; otherwise the bytes must come here to be hashed anyway."""
+        found = self.locate(location)
+        source = self._call(lambda: self._copyable(found, context), found) if digests else None
+        if source is None or digests is None:
+            return super().copy(
+                found.uri, image_id, digests=digests, hashing_algo=hashing_algo, context=context, progress=progress
+            )
+        size, segments = source
+        writer: Any = self._call(lambda: self.start_writer(image_id, size, context), f"image {image_id!r}")
+        try:
+            self._copy_into(writer, size, segments, progress)
+        except BaseException:
+            self._abort(writer)
+            raise
+        finally:
+            writer.close()
+        metadata = {"store": self.name}
+        return StoredImage(writer.location.uri, size, digests.checksum, digests.multihash, metadata)
+
+    def _abort(self, writer: SwiftWriter) -> None:
+        try:
+            self._call(writer.abort, writer.location)
+        except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
+            LOG.warning("%s: removing a failed copy: %s; gc will find what is left", writer.location, error)
+
+    def _copy_into(
+        self, writer: SwiftWriter, size: int, segments: Sequence[Segment], progress: Progress | None
+    ) -> None:
+        from storelib.drivers.swift.writer import in_threads
+
+        def again(call: Callable[[], T]) -> T:
+            return self._call(call, f"image {writer.location.obj!r} in store {self.name}")
+
+        if len(segments) == 1:
+            again(lambda: writer.copy_whole(segments[0]))
+        else:
+            again(lambda: writer.reserve(size))
+            numbered = list(enumerate(segments))
+
+            def copy_one(item: tuple[int, Segment]) -> None:
+                again(lambda: writer.copy_segment(*item))
+
+            in_threads(_SIDE_BY_SIDE, copy_one, numbered)
+            again(lambda: writer.commit(size, Digests(None, "")))
+        if progress is not None:
+            progress(size, size)
+
+    def _copyable(self, location: SwiftLocation, context: Any) -> tuple[int, list[Segment]] | None:
+        """The objects an image is made of; None where the server would not copy them as they are."""
+        from storelib.drivers.swift.writer import Segment
+
+        account = self.account_of(location, context)
+        if account.url != self.own_account(context).url:
+            return None
+        headers = account.head(location.container, location.obj)
+        size = length_of(headers) or 0
+        place = segment_place(location, headers)
+        if place is not None:
+            entries = account.listing(place[0], prefix=place[1])
+            segments = [
+                Segment(place[0], entry["name"], entry["hash"], entry["bytes"])
+                for entry in entries
+                if not entry["name"].startswith(f"{place[1]}group-")
+            ]
+            return (size, segments) if sum(segment.size for segment in segments) == size else None
+        if headers.get("X-Static-Large-Object", "").lower() == "true":
+            return None
+        return size, [Segment(location.container, location.obj, headers.get("Etag", "").strip('"'), size)]
+
+
+def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
+    """What the headers of an image tell; raises StoreError if not even its size."""
+    size = length_of(headers)
+    if size is None:
+        raise StoreError(f"Swift does not tell the size of {location}")
+    modified = headers.get("X-Timestamp")
+    if modified is None and "Last-Modified" in headers:
+        modified = str(email.utils.parsedate_to_datetime(headers["Last-Modified"]).timestamp())
+    version = headers.get("Etag", "").strip('"') or None
+    return ImageInfo(location.uri, size, location.obj, None if modified is None else float(modified), version)
+
+
+def segment_place(location: SwiftLocation, headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
+    value = headers.get("X-Object-Manifest")
+    if TOKEN_HEADER in headers and SEGMENTS_HEADER in headers:
+        value = headers[SEGMENTS_HEADER]
+    container, slash, prefix = urllib.parse.unquote(value or "").partition("/")
+    # A prefix that is none would mean the whole container.
+    return (container, prefix) if slash and prefix.startswith(location.obj) else None
+
+
+def _check_certificates(path: str) -> None:
+    import ssl
+
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        raise BadStoreConfiguration(f"swift_store_cacert {path}: {error.strerror or 'no certificates'}") from error
+
+
+def _import_clients() -> None:
+    try:
+        importlib.import_module("swiftclient.client")
+        importlib.import_module("keystoneauth1.session")
+    except ImportError as error:
+        raise MissingDependency(
+            f"the swift driver needs {error.name or 'its clients'}: pip install storelib[swift]"
+        ) from error

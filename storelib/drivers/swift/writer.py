@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwiftWriter: one object, or segments and then a manifest that makes them an image."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from storelib.driver import Committed, Digests, Part, Writer
+from storelib.drivers.swift.connection import Body
+from storelib.drivers.swift.errors import ContainerMissing
+from storelib.drivers.swift.layout import (
+    CLAIM_HEADER,
+    MADE_HEADER,
+    SEGMENTS_HEADER,
+    TOKEN_HEADER,
+    length_of,
+    manifest_type,
+    new_token,
+    segment_prefix,
+)
+from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.location import quote
+from storelib.transfer.contract import MiB
+
+if TYPE_CHECKING:
+    from storelib.drivers.swift.account import Account
+    from storelib.drivers.swift.location import SwiftLocation
+    from storelib.drivers.swift.store import SwiftStore
+
+T = TypeVar("T")
+
+# How often, and how many seconds apart, to look whether somebody else made a container.
+_LOOKS, _BETWEEN_LOOKS = 4, 0.25
+_COPY = "X-Copy-From"
+# Bytes that a server copies or checks in a second at least; longer answers are waited for accordingly.
+_SLOWEST = 4 * MiB
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An object that is a piece of an image."""
+
+    container: str
+    name: str
+    etag: str
+    size: int
+
+    @property
+    def entry(self) -> Mapping[str, object]:
+        """The line of a manifest for it."""
+        return {"path": f"/{self.container}/{self.name}", "etag": self.etag, "size_bytes": self.size}
+
+
+class SwiftWriter(Writer):
+    """Everything it makes carries its token, so that it takes away no more than that."""
+
+    #: Swift takes segments of one byte; the tests use this much.
+    smallest_part = 64 * 1024
+
+    def __init__(self, store: SwiftStore, account: Account, location: SwiftLocation) -> None:
+        conf = store.conf
+        self.store = store
+        self.account = account
+        self.location = location
+        self.token = new_token()
+        self.container = location.container
+        self.segment_container = store.layout.segment_container_for(self.container)
+        self.prefix = segment_prefix(location.obj, self.token)
+        self.concurrency = conf.swift_store_upload_concurrency
+        self.put = self.put_whole
+        self._chunk: int = conf.swift_store_large_object_chunk_size * MiB
+        self._single: int = min(conf.swift_store_large_object_size * MiB, self._chunk)
+        self._delete_at = int(time.time()) + conf.swift_store_delete_after if conf.swift_store_delete_after else None
+        self._segments: dict[int, Segment] = {}
+        # Names that a request may have made, whatever its answer.
+        self._tried: set[str] = set()
+        # The container: asked for before, made by this writer, and that written on it.
+        self._unsure = self._claimed = self._marked = False
+        self._published = False
+
+    # -- What the engine calls ----------------------------------------------------------------------------------------
+
+    def part_size(self, number: int, size: int | None) -> int:
+        """The largest image that is one object, then segments."""
+        return self._single if number == 0 and (size is None or size <= self._single) else self._chunk
+
+    def reserve(self, end: int) -> int | None:
+        """Make the image's own container."""
+        self.account = self.store.lasting(self.account)
+        self.claim()
+        return None
+
+    def write(self, part: Part) -> None:
+        """Store one segment; Swift answers with its md5."""
+        name = f"{self.prefix}{part.number:08}"
+        self._segments[part.number] = self._store_segment(name, Body(part.data))
+
+    def put_whole(self, data: memoryview, digests: Digests) -> Committed:
+        """Store a small image; where its md5 is known it is checked on arrival."""
+        self.claim()
+        self._publish(Body(data, digests.checksum), {"Etag": digests.checksum} if digests.checksum else {})
+        return Committed(self.location)
+
+    def commit(self, size: int, digests: Digests) -> Committed:
+        """Publish the manifest."""
+        segments = [self._segments[number] for number in sorted(self._segments)]
+        self.publish_segments(segments, size)
+        return Committed(self.location)
+
+    def abort(self) -> None:
+        """Remove the image if it is this writer's, the segments and the container."""
+        try:
+            if self._published and self.is_mine():
+                self._gone(lambda: self.account.delete(self.container, self.location.obj))
+            self.remove_segments(sorted(self._tried))
+        finally:
+            if self._claimed:
+                self._gone(lambda: self.account.delete(self.container))
+
+    def close(self) -> None:
+        """Revoke the trust, if there is one."""
+        self.account.identity.close()
+
+    # -- Publishing ---------------------------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Make the image's own container, which only one of several adds can."""
+        if self._marked or not self.store.layout.own:
+            return
+        unsure, self._unsure = self._unsure, True
+        # 409: it exists and has another storage policy.
+        answer = self.account.put(self.container, headers={**self._policy(), MADE_HEADER: "yes"}, accept=(409,))
+        self._claimed = self._claimed or answer.status_code == 201 or (unsure and self._is_left_alone())
+        if not self._claimed:
+            raise self._duplicate()
+        self.account.post(self.container, headers={CLAIM_HEADER: self.token})
+        self._marked = True
+
+    def publish_segments(self, segments: Sequence[Segment], size: int) -> None:
+        """Make an image of segments: static where the server can, else dynamic."""
+        self.refuse_existing()
+        features = self.store.features(self.account)
+        headers = {
+            SEGMENTS_HEADER: quote(f"{self.segment_container}/{self.prefix}"),
+            "Content-Type": manifest_type(size),
+        }
+        if features.fits_static(len(segments)):
+            self._publish_static(self._grouped(segments, features.most_segments), headers)
+        else:
+            self._publish_dynamic(segments, headers)
+        found = self.account.head(self.container, self.location.obj)
+        if length_of(found) != size:
+            # A server without static large objects takes the manifest for an image.
+            raise StoreError(f"Swift made an image of another size of the segments of {self.location}")
+
+    def refuse_existing(self) -> None:
+        """Raise Duplicate if there is an image of this name that is not this writer's."""
+        found = self.account.find(self.container, self.location.obj)
+        if found is not None and found.get(TOKEN_HEADER) != self.token:
+            raise self._duplicate()
+
+    def is_mine(self) -> bool:
+        """Whether the image that is there is this writer's."""
+        found = self.account.find(self.container, self.location.obj)
+        return found is not None and found.get(TOKEN_HEADER) == self.token
+
+    def remove_segments(self, names: Sequence[str]) -> None:
+        """Several at a time."""
+        self.store.each(lambda name: self._gone(lambda: self.account.delete(self.segment_container, name)), names)
+
+    def _publish_static(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
+        manifest = json.dumps([segment.entry for segment in segments]).encode()
+        # The server looks at every segment before it answers.
+        self._publish(Body(memoryview(manifest)), headers, "multipart-manifest=put", patience=len(segments) / 10)
+
+    def _publish_dynamic(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
+        listed = self.account.listing(self.segment_container, prefix=self.prefix)
+        found = {(entry["name"], entry["bytes"]) for entry in listed}
+        if not {(segment.name, segment.size) for segment in segments} <= found:
+            # Such an image is what the listing says, and listings may lag behind.
+            raise RemoteServiceUnavailable(f"Swift does not list all segments of {self.location} yet")
+        headers["X-Object-Manifest"] = f"{quote(self.segment_container)}/{quote(self.prefix)}"
+        self._publish(Body(memoryview(b"")), headers)
+
+    def _publish(self, body: Body, headers: dict[str, str], query: str = "", patience: float = 0.0) -> None:
+        """One object that is the image or its manifest, unless there is one already, before or after."""
+        headers = {**self._object_headers(), TOKEN_HEADER: self.token, **headers}
+        # With a copy the condition would be one on its source.
+        if _COPY not in headers and self.store.features(self.account).conditional:
+            headers["If-None-Match"] = "*"
+        else:
+            self.refuse_existing()
+        self._published = True
+        data = body if len(body) else b""
+
+        def put() -> Any:
+            body.rewind()
+            return self.account.put(
+                self.container,
+                self.location.obj,
+                body=data,
+                headers=headers,
+                query=query,
+                patience=patience,
+                accept=(412,),
+            )
+
+        answer = self._with_container(self.container, put)
+        # 412 is also what a second attempt gets; and without it somebody else may have come later, and won.
+        if (answer.status_code == 412 or not self.store.layout.own) and not self.is_mine():
+            raise self._duplicate()
+        if not query and answer.status_code != 412:
+            self._check_etag(answer, body)
+
+    def _grouped(self, segments: Sequence[Segment], limit: int) -> Sequence[Segment]:
+        """More segments than fit in one manifest: manifests of manifests."""
+        if len(segments) <= limit:
+            return segments
+        groups = [segments[start : start + limit] for start in range(0, len(segments), limit)]
+        return [self._store_group(number, group) for number, group in enumerate(groups)]
+
+    def _store_group(self, number: int, segments: Sequence[Segment]) -> Segment:
+        name = f"{self.prefix}group-{number:08}"
+        self._tried.add(name)
+        manifest = json.dumps([segment.entry for segment in segments]).encode()
+        answer = self.account.put(
+            self.segment_container,
+            name,
+            body=manifest,
+            headers=self._object_headers(),
+            query="multipart-manifest=put",
+            patience=len(segments) / 10,
+        )
+        etag = answer.headers.get("Etag", "").strip('"')
+        return Segment(self.segment_container, name, etag, sum(segment.size for segment in segments))
+
+    # -- Segments -----------------------------------------------------------------------------------------------------
+
+    def _store_segment(self, name: str, body: Body) -> Segment:
+        self._tried.add(name)
+
+        def put() -> Any:
+            body.rewind()
+            return self.account.put(self.segment_container, name, body=body, headers=self._object_headers())
+
+        answer = self._with_container(self.segment_container, put)
+        self._check_etag(answer, body)
+        return Segment(self.segment_container, name, body.md5, len(body))
+
+    def copy_segment(self, number: int, source: Segment) -> None:
+        """The server copies one object into a segment of this image."""
+        name = f"{self.prefix}{number:08}"
+        self._tried.add(name)
+
+        def put() -> Any:
+            return self.account.put(
+                self.segment_container, name, headers=self._copied(source), patience=source.size / _SLOWEST
+            )
+
+        answer = self._with_container(self.segment_container, put)
+        etag = answer.headers.get("Etag", "").strip('"') or source.etag
+        self._segments[number] = Segment(self.segment_container, name, etag, source.size)
+
+    def copy_whole(self, source: Segment) -> None:
+        """The server copies one object into this image."""
+        self.claim()
+        self._publish(
+            Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, patience=source.size / _SLOWEST
+        )
+
+    def _copied(self, source: Segment) -> dict[str, str]:
+        origin = f"{quote(source.container)}/{quote(source.name)}"
+        return {**self._object_headers(), _COPY: origin, "X-Fresh-Metadata": "true", "Content-Length": "0"}
+
+    @staticmethod
+    def _check_etag(answer: Any, body: Body) -> None:
+        etag = answer.headers.get("Etag", "").strip('"')
+        if len(body) and etag != body.md5:
+            raise RemoteServiceUnavailable("Swift stored other bytes than were sent")
+
+    # -- Containers ---------------------------------------------------------------------------------------------------
+
+    def _with_container(self, container: str, call: Callable[[], T]) -> T:
+        """``call()``, and if the container is missing and may be made, once more after that."""
+        try:
+            return call()
+        except ContainerMissing:
+            if not self.store.conf.swift_store_create_container_on_put:
+                raise
+        self.account.put(container, headers=self._policy())
+        return call()
+
+    def _is_left_alone(self) -> bool:
+        """Whether it was an earlier attempt of this writer, whose answer was lost, that made the container.
+
+        Anybody else who made it would have said so by now.
+        """
+        for _ in range(_LOOKS):
+            token = self.account.head(self.container).get(CLAIM_HEADER)
+            if token:
+                return token == self.token
+            time.sleep(_BETWEEN_LOOKS)
+        return True
+
+    def _policy(self) -> dict[str, str]:
+        policy = self.store.conf.swift_store_storage_policy
+        return {"X-Storage-Policy": policy} if policy else {}
+
+    def _object_headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/octet-stream"}
+        if self._delete_at:
+            headers["X-Delete-At"] = str(self._delete_at)
+        return headers
+
+    def _gone(self, remove: Callable[[], object]) -> None:
+        """Remove something that may not be there; passing errors are tried again."""
+
+        def attempt() -> None:
+            try:
+                remove()
+            except NotFound:
+                return
+
+        self.store.retry_policy.call(attempt, self.store.map_error, f"what is left of {self.location}")
+
+    def _duplicate(self) -> Duplicate:
+        return Duplicate(f"image {self.location.obj!r} exists in store {self.store.name}")
+
+
+def in_threads(count: int, call: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+    """``call`` for each item, ``count`` at a time; all are tried, then the first error is raised."""
+    if count < 2 or len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(count, len(items)), thread_name_prefix="storelib-swift") as pool:
+        futures = [pool.submit(call, item) for item in items]
+    return [future.result() for future in futures]
