@@ -10,20 +10,19 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 from glance_store._drivers import filesystem as glance_filesystem
 from oslo_config import cfg
-from pairs import MiB, compare, show_rate, workplace
+from pairs import MiB, argument, compare, dense_image, show_rate, workplace
 
 from storelib import open_store
 from storelib.driver import Digests
 from storelib.transfer import copy
 
-SIZE = (int(sys.argv[sys.argv.index("--size") + 1]) if "--size" in sys.argv else 2048) * MiB
+SIZE = argument("--size", 2048) * MiB
 
 
 class Peer:
@@ -64,14 +63,6 @@ class Ours:
         return lambda: self.store.delete(uri)
 
 
-def dense(path: str) -> None:
-    block = os.urandom(MiB)
-    with open(path, "wb") as file:
-        for index in range(SIZE // MiB):
-            turn = index % 255 + 1
-            file.write(block[turn:] + block[:turn])
-
-
 def mostly_holes(path: str) -> None:
     block = os.urandom(MiB)
     with open(path, "wb") as file:
@@ -96,15 +87,15 @@ def read_from_store(store: Any, uri: str, buffer: bytearray) -> None:
 def main() -> None:
     root = tempfile.mkdtemp(dir=workplace())
     try:
-        run(root)
+        with dense_image(SIZE) as source:
+            run(root, source)
     finally:
         shutil.rmtree(root)
 
 
-def run(root: str) -> None:
-    source, sparse = os.path.join(root, "dense"), os.path.join(root, "sparse")
+def run(root: str, source: str) -> None:
+    sparse = os.path.join(root, "sparse")
     show_bounds()
-    dense(source)
     mostly_holes(sparse)
     peer, ours = Peer(root), Ours(root)
     without_md5 = Ours(root, md5_checksum=False)

@@ -6,14 +6,18 @@ A noisy machine changes both sides of a pair; the ratio of neighbours moves far 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", int, str)
 
 MiB = 1024 * 1024
 
@@ -118,3 +122,21 @@ def workplace() -> str:
     path = os.environ.get("BENCH_DIR") or os.path.join(os.path.dirname(os.path.abspath(__file__)), ".work")
     os.makedirs(path, exist_ok=True)
     return path
+
+
+def argument(name: str, default: T) -> T:
+    """What follows ``name`` on the command line, as what the default is."""
+    return type(default)(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
+
+
+@contextlib.contextmanager
+def dense_image(size: int) -> Iterator[str]:
+    """The path of a file of ``size`` bytes, none of whose blocks equals its neighbours."""
+    block = os.urandom(MiB)
+    with tempfile.TemporaryDirectory(dir=workplace()) as directory:
+        path = os.path.join(directory, "image")
+        with open(path, "wb") as file:
+            for index in range(size // MiB):
+                turn = index % 255 + 1
+                file.write(block[turn:] + block[:turn])
+        yield path

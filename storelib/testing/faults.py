@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FaultyProxy: a TCP proxy that cuts, resets, stalls or delays at a chosen byte, for tests of drivers.
+"""FaultyProxy: a TCP proxy that cuts, resets, stalls, slows or delays at a chosen byte, for tests of drivers.
 
 Threads and sockets of the standard library only::
 
@@ -53,10 +53,18 @@ class Stall(Fault):
 
 @dataclass(frozen=True)
 class Slow(Fault):
-    """From then on every ``chunk`` bytes take ``seconds``; with ``after=0`` and a large chunk, latency."""
+    """From then on every ``chunk`` bytes take ``seconds``: a thin line."""
 
     seconds: float = 0.1
     chunk: int = _CHUNK
+
+
+@dataclass(frozen=True)
+class Far(Fault):
+    """From then on everything arrives ``seconds`` later, with at most ``window`` bytes on the way: a long line."""
+
+    seconds: float = 0.01
+    window: int = 1024 * 1024
 
 
 class FaultyProxy:
@@ -141,6 +149,7 @@ class FaultyProxy:
     ) -> None:
         """One direction of one connection, until it ends or a fault ends it."""
         slow: Slow | None = None
+        line: _LongLine | None = None
         passed = 0
         try:
             while True:
@@ -155,10 +164,13 @@ class FaultyProxy:
                     if isinstance(fault, Stall):
                         self._wait(fault.seconds)
                     slow = fault if isinstance(fault, Slow) else slow
+                    if isinstance(fault, Far) and line is None:
+                        line = _LongLine(sink, fault, self._wait)
+                        self._start(line.deliver)
                 room = waiting[0].after - passed if waiting and not ended.is_set() else _CHUNK
                 data = source.recv(min(room, slow.chunk if slow else _CHUNK))
                 if not data:
-                    return _end(sink)
+                    return line.end() if line else _end(sink)
                 if ended.is_set():
                     # Read on: closing with bytes unread would be a reset, and lose what the peer has yet to read.
                     continue
@@ -166,17 +178,69 @@ class FaultyProxy:
                     self._wait(slow.seconds)
                 if self._closing.is_set():
                     return _shut(source, sink)
-                sink.sendall(data)
+                if line:
+                    line.send(data)
+                else:
+                    sink.sendall(data)
                 passed += len(data)
         except OSError:
             # One side is gone, so the other has nobody to talk to.
             if not ended.is_set():
                 _shut(source, sink)
+        finally:
+            if line:
+                line.end()
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self._closing.is_set() and time.monotonic() < deadline:
             self._closing.wait(min(deadline - time.monotonic(), 3600.0))
+
+
+class _LongLine:
+    """What is on its way to ``sink``; a thread of its own delivers it when it is due."""
+
+    def __init__(self, sink: socket.socket, far: Far, wait: Callable[[float], None]) -> None:
+        self._sink = sink
+        self._far = far
+        self._wait = wait
+        self._changed = threading.Condition()
+        self._travelling: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
+        self._broken = False
+
+    def send(self, data: bytes) -> None:
+        """Put ``data`` on its way, once there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < self._far.window or self._broken)
+            if self._broken:
+                raise BrokenPipeError
+            self._travelling.append((time.monotonic() + self._far.seconds, data))
+            self._bytes += len(data)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing comes after this."""
+        with self._changed:
+            self._travelling.append((time.monotonic() + self._far.seconds, b""))
+            self._changed.notify_all()
+
+    def deliver(self) -> None:
+        """Until the end of what is sent."""
+        data = b"-"
+        while data:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._travelling))
+                due, data = self._travelling.popleft()
+            self._wait(due - time.monotonic())
+            try:
+                self._sink.sendall(data) if data else _end(self._sink)
+            except OSError:
+                data = b""
+            with self._changed:
+                self._bytes -= len(data)
+                self._broken = not data
+                self._changed.notify_all()
 
 
 def _end(*sockets: socket.socket) -> None:

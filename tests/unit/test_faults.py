@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from storelib.testing.faults import Cut, FaultyProxy, Reset, Slow, Stall
+from storelib.testing.faults import Cut, Far, FaultyProxy, Reset, Slow, Stall
 
 DATA = bytes(range(256)) * 4000
 
@@ -134,6 +134,20 @@ def test_slow_takes_its_time_for_each_chunk(proxy):
     started = time.monotonic()
     assert talk(proxy, DATA[:3000]) == (DATA[:3000], "end")
     assert time.monotonic() - started >= 0.3
+
+
+def test_far_is_late_but_not_thin(proxy):
+    proxy.plan(Far(0, seconds=0.2, window=len(DATA)))
+    begun = time.monotonic()
+    assert talk(proxy) == (DATA, "end")
+    assert 0.2 <= time.monotonic() - begun < 2.0
+
+
+def test_far_has_no_more_than_its_window_on_the_way(proxy):
+    proxy.plan(Far(0, seconds=0.1, window=len(DATA) // 4))
+    begun = time.monotonic()
+    assert talk(proxy) == (DATA, "end")
+    assert time.monotonic() - begun >= 0.3
 
 
 def test_faults_follow_each_other(proxy):

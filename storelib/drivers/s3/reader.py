@@ -12,7 +12,7 @@ from storelib.drivers.s3.checksums import Verification
 from storelib.drivers.s3.errors import error_code
 from storelib.drivers.s3.location import S3Location
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
-from storelib.transfer.contract import KiB
+from storelib.transfer.contract import KiB, MiB
 
 if TYPE_CHECKING:
     from storelib.drivers.s3.store import S3Store
@@ -31,6 +31,9 @@ class S3Reader(Reader):
 
     The first answer tells size and ETag; all later requests carry it in If-Match.
     """
+
+    #: 20 ms away, twice as many ranges of half the usual size are half as fast again (measured).
+    part_size = 4 * MiB
 
     def __init__(self, store: S3Store, location: S3Location, offset: int, length: int | None) -> None:
         self._client = store.client.get()

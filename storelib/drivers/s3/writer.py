@@ -25,10 +25,10 @@ MOST_PARTS = 10_000
 LARGEST_IMAGE = 5 * MiB * MiB
 #: Images of unknown size begin with this many parts of the configured size; so long is each further step up.
 STEP = 1000
-#: Bytes that go into the socket with one call. Larger ones are hardly faster, and each must get out within
+#: Bytes that go into the socket with one call. Larger ones are a little faster, but each must get out within
 #: s3_store_read_timeout, also over a line that is shared. A body of one piece is sent without asking whether it is
 #: welcome.
-PIECE = 256 * KiB
+PIECE = 512 * KiB
 
 
 def part_size(number: int, size: int | None, smallest: int) -> int:

@@ -40,6 +40,11 @@ class Account:
         """Where the account is."""
         return self.identity.access().url
 
+    @property
+    def latency(self) -> float:
+        """Seconds that its server needed for its quickest answer."""
+        return self._connections.latency(self.url)
+
     def head(self, *names: str) -> Headers:
         """The headers of the account, a container or an object; raises NotFound."""
         return self.ask("HEAD", names).headers

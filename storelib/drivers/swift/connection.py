@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import http.cookiejar
+import math
 import threading
 import time
 from typing import Any
@@ -41,6 +42,7 @@ class Connections:
         self._timeout = (conf.swift_store_connect_timeout, conf.swift_store_read_timeout)
         self._lock = threading.Lock()
         self._servers: dict[str, HTTPConnection] = {}
+        self._latency: dict[str, float] = {}
         self._session: requests.Session | None = None
 
     def send(
@@ -53,10 +55,19 @@ class Connections:
             connection = self._servers.get(origin) or self._connect(origin)
         connect, read = self._timeout
         settings = dict(connection.requests_args, timeout=(connect, read + patience))
+        started = time.monotonic()
         # Not connection.request(), which keeps the response in the one connection that all threads share.
-        return connection.request_session.request(  # type: ignore[no-any-return]
+        response: requests.Response = connection.request_session.request(
             method, f"{origin}/{path}", headers=_encoded(headers, connection), data=body, **settings
         )
+        # Making the connection is no part of it.
+        ready = max(started, getattr(response.raw.connection, "connected", 0.0))
+        self._latency[origin] = min(self.latency(url), time.monotonic() - ready)
+        return response
+
+    def latency(self, url: str) -> float:
+        """Seconds that the quickest answer of that server took so far: how far away it is, however busy."""
+        return self._latency.get("/".join(url.split("/", 3)[:3]), math.inf)
 
     def session(self) -> requests.Session:
         """For keystoneauth: the same settings."""
@@ -149,12 +160,6 @@ class _Adapter(HTTPAdapter):
         """What requests calls to make its pools."""
         super().init_poolmanager(*arguments, blocksize=BLOCK, **settings)
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
-
-
-def latency(response: requests.Response, started: float) -> float:
-    """Seconds between a request and its answer that came just now, connecting apart."""
-    connected = getattr(response.raw.connection, "connected", 0.0)
-    return time.monotonic() - max(started, connected)
 
 
 def discard(response: requests.Response) -> None:

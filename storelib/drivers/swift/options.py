@@ -125,14 +125,14 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.IntOpt("swift_store_upload_concurrency", default=4, min=1, max=64, help="Segments in flight at most."),
     cfg.IntOpt(
         "swift_store_download_concurrency",
-        default=4,
+        default=10,
         min=1,
         max=64,
         help="Ranges of one image in flight at most, from servers that are far away; near ones send one stream.",
     ),
     cfg.IntOpt(
         "swift_store_download_part_size",
-        default=8,
+        default=4,
         min=1,
         max=64,
         help="MiB in one such range.",

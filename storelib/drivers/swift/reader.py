@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storelib.drivers.swift.connection import BLOCK, discard, latency
+from storelib.drivers.swift.connection import BLOCK, discard
 from storelib.drivers.swift.errors import error_of_status
 from storelib.drivers.swift.layout import length_of
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from storelib.drivers.swift.location import SwiftLocation
     from storelib.drivers.swift.store import SwiftStore
 
-# Where the first answer is quicker than this (seconds), one stream is faster than ranges side by side (measured).
+# Of a server that has answered anything quicker than this (seconds), one stream is faster than ranges side by side
+# (measured).
 QUICK = 0.005
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
 
@@ -56,9 +56,7 @@ class SwiftReader(Reader):
         self._lock = threading.Lock()
         # Responses being read, by the offset each would go on with.
         self._bodies: dict[int, Body] = {}
-        started = time.monotonic()
         first = self._fetch(offset, None if length is None else offset + max(length, 1))
-        far = latency(first, started) > QUICK
         try:
             self._version = Version.of(first.headers)
             self.size = self._size_of(first, offset)
@@ -70,7 +68,7 @@ class SwiftReader(Reader):
             discard(first)
         else:
             self._bodies[offset] = self._body(first, offset)
-        if far and self._end - offset > self.part_size:
+        if account.latency > QUICK and self._end - offset > self.part_size:
             self.concurrency = store.conf.swift_store_download_concurrency
         if self._end - offset > self.part_size:
             self.account = store.lasting(account)
