@@ -3,6 +3,7 @@
 
 import base64
 import contextlib
+import gc
 import hashlib
 import os
 import threading
@@ -10,6 +11,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -960,6 +962,16 @@ def test_upload_to_the_other_server_survives_one_fault(localstack, image_id, fau
         store.add(image_id, LARGE)
         assert localstack.door.read(image_id) == LARGE
         assert localstack.door.residue(image_id) == {image_id}
+
+
+def test_dropped_store_frees_its_client(gateway, image_id):
+    store = open_rados(gateway)
+    uri = store.add(image_id, b"data").uri
+    clients = [weakref.ref(store.client), weakref.ref(store.client.get())]
+    store.delete(uri)
+    del store
+    gc.collect()
+    assert [client() for client in clients] == [None, None]
 
 
 def test_far_server_is_read_in_ranges_side_by_side(gateway, rados, image_id):

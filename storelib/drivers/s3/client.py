@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import importlib.util
 import math
 import os
@@ -12,11 +13,14 @@ import re
 import threading
 import urllib.parse
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storelib._version import __version__
 from storelib.drivers.s3.location import split_endpoint
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, MissingDependency
+
+if TYPE_CHECKING:
+    from storelib.drivers.s3.connections import Distance
 
 #: Idle connections kept: several transfers at once. They are made as they are needed.
 _KEPT_CONNECTIONS = 32
@@ -37,8 +41,7 @@ class Client:
         self.scheme, self.host, self.port = self._endpoint()
         self._check_credentials()
         self._verify = self._verification()
-        #: Seconds that the quickest answer so far took: how far away the server is, whatever it had to do for others.
-        self.latency = math.inf
+        self._distance: Distance | None = None
         self._lock = threading.Lock()
         self._client: Any = None
         self._inherited: list[Any] = []
@@ -90,7 +93,9 @@ class Client:
             user_agent_extra=f"storelib/{__version__}",
         )
         port = "" if self.port is None else f":{self.port}"
-        client = botocore.session.Session(profile=conf.s3_store_profile or None).create_client(
+        session = botocore.session.Session(profile=conf.s3_store_profile or None)
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+        client = session.create_client(
             "s3",
             region_name=self.region,
             endpoint_url=f"{self.scheme.removeprefix('s3+')}://{self.host}{port}",
@@ -100,13 +105,16 @@ class Client:
             aws_session_token=conf.s3_store_session_token or None,
             config=config,
         )
-        connections.use(client, conf.s3_store_read_timeout, self._note_latency)
+        self._distance = connections.Distance()
+        connections.use(client, conf.s3_store_read_timeout, self._distance)
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         return client
 
-    def _note_latency(self, seconds: float) -> None:
-        self.latency = min(self.latency, seconds)
+    @property
+    def latency(self) -> float:
+        """Seconds that the server's quickest answer took."""
+        return self._distance.seconds if self._distance else math.inf
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
@@ -159,6 +167,14 @@ class Client:
 
     def _misconfigured(self, option: str, what: str) -> BadStoreConfiguration:
         return BadStoreConfiguration(f"store {self._store_name}, option {option}: {what}")
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Any:
+    """What S3 is, as botocore reads it from files: some megabytes that all stores share."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _expect_nothing(params: dict[str, Any], **kwargs: object) -> None:

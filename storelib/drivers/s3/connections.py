@@ -7,10 +7,10 @@ neither sees that a server answers while the body is still going out; one that r
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 from botocore.awsrequest import (
@@ -23,12 +23,25 @@ from botocore.awsrequest import (
 from storelib.transfer.responses import WholeResponse
 
 
+class Distance:
+    """How far away a server is: ``seconds`` that its quickest answer so far took, whatever it had to do for others.
+
+    urllib3 keeps connections until their pool is collected, so nothing that a connection knows may lead to the client.
+    """
+
+    seconds = math.inf
+
+    def note(self, seconds: float) -> None:
+        """An answer took so long to begin."""
+        self.seconds = min(self.seconds, seconds)
+
+
 class _Patient:
     """Gives up after ``patience`` seconds without progress, and stops sending when there is an answer."""
 
     response_class = WholeResponse
     patience: float
-    note: Callable[[float], None]
+    distance: Distance
     sock: Any
     _begun = 0.0
     # The server answered before the body was sent; the connection is of no more use after that.
@@ -64,7 +77,7 @@ class _Patient:
 
     def getresponse(self) -> Any:
         response = super().getresponse()  # type: ignore[misc]
-        self.note(time.monotonic() - self._begun)
+        self.distance.note(time.monotonic() - self._begun)
         if self._answered and self.sock is not None:
             # The response keeps what it needs of the socket; close() would close the response as well.
             self.sock.close()
@@ -72,19 +85,16 @@ class _Patient:
         return response
 
 
-def use(client: Any, timeout: float, note_latency: Callable[[float], None]) -> None:
-    """Have ``client`` make such connections, on which ``timeout`` seconds without progress are too many.
-
-    ``note_latency`` is told of each answer how many seconds it took to begin.
-    """
+def use(client: Any, timeout: float, to_server: Distance) -> None:
+    """Have ``client`` make such connections, on which ``timeout`` seconds without progress are too many."""
 
     class Connection(_Patient, AWSHTTPConnection):  # type: ignore[misc]
         patience = timeout
-        note = staticmethod(note_latency)
+        distance = to_server
 
     class TlsConnection(_Patient, AWSHTTPSConnection):  # type: ignore[misc]
         patience = timeout
-        note = staticmethod(note_latency)
+        distance = to_server
 
     class Pool(AWSHTTPConnectionPool):  # type: ignore[misc]
         ConnectionCls = Connection
