@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SheepdogWriter: one image on its way into a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from storelib.driver import Committed, Digests, Part, Writer
+from storelib.drivers.sheepdog.errors import CommandFailed
+from storelib.drivers.sheepdog.publication import Publication
+from storelib.exceptions import Duplicate, StoreError
+from storelib.transfer.contract import KiB, MiB
+
+if TYPE_CHECKING:
+    from storelib.drivers.sheepdog.store import SheepdogStore
+
+LOG = logging.getLogger(__name__)
+
+#: The attribute of a temporary vdi that says when something was last written into it, in POSIX seconds.
+TOUCHED = "storelib-touched"
+#: Seconds between two such notes.
+TOUCH = 60.0
+#: The snapshot that becomes the image; a number would be taken for the number of a snapshot.
+TAG = "storelib"
+
+
+class SheepdogWriter(Writer):
+    """Writes into a vdi under a temporary name. Its size is exact at any time, since no vdi can be made smaller."""
+
+    sparse = True
+    smallest_part = 4 * KiB
+
+    def __init__(self, store: SheepdogStore, image_id: str) -> None:
+        self._store = store
+        self._dog = store.dog
+        self.concurrency = store.conf.sheepdog_store_concurrency
+        self._publication = Publication(store, image_id)
+        self.name = self._publication.temporary
+        self._room: int | None = None
+        self._touched = time.monotonic()
+        self._objects = Objects(store.block_size)
+        # Something may be there to be removed; the snapshot may be.
+        self._begun = self._snapshot_begun = False
+
+    def part_size(self, number: int, size: int | None) -> int:
+        """As configured."""
+        return int(self._store.conf.sheepdog_store_chunk_size) * MiB
+
+    def reserve(self, end: int) -> int:
+        """Make the vdi, or make it larger, to hold exactly ``end`` bytes."""
+        if self._room is None:
+            self._create(end)
+        else:
+            self._dog.call("resize", self.name, str(end))
+        self._room = end
+        # Within the first object there is nothing to be gained by knowing how large they are.
+        if end > self._objects.size and not self._objects.known:
+            made = self._store.find(self.name)
+            if made is not None:
+                self._store.block_size = 1 << made.block_shift
+                self._objects = Objects(self._store.block_size, known=True)
+        return end
+
+    def _create(self, size: int) -> None:
+        copies = self._store.conf.sheepdog_store_copies
+        again, self._begun = self._begun, True
+        try:
+            self._dog.call("create", *(("-c", copies) if copies else ()), self.name, str(size))
+        except CommandFailed as error:
+            # The name is random: this is what an earlier attempt did whose answer was lost.
+            if not (again and error.meaning is Duplicate):
+                raise
+
+    def write(self, part: Part) -> None:
+        """Write one part; others wait that touch the same object."""
+        with self._objects.of(part):
+            self._dog.call("write", self.name, str(part.offset), str(len(part.data)), data=part.data)
+        if time.monotonic() - self._touched > TOUCH:
+            self._touched = time.monotonic()
+            self._dog.call("setattr", self.name, TOUCHED, str(int(time.time())))
+
+    def commit(self, size: int, digests: Digests) -> Committed:
+        """Snapshot what was written, clone that to the final name, remove both."""
+        if size != self._room:
+            raise StoreError(f"{self._publication.location} would have {self._room} bytes instead of {size}")
+        if not self._publication.done:
+            self._snapshot()
+            self._publication.publish(self.name, TAG, digests)
+        self._tidy()
+        return Committed(self._publication.location)
+
+    def _tidy(self) -> None:
+        """Remove what the image was made of; the image stays whatever comes of it."""
+        store, location = self._store, self._publication.location
+        try:
+            store.retry_policy.call(lambda: store.delete_all(self.name), store.map_error, str(location))
+        except StoreError as error:
+            LOG.warning("%s is stored; gc will remove %s: %s", location, self.name, error)
+
+    def _snapshot(self) -> None:
+        again, self._snapshot_begun = self._snapshot_begun, True
+        if not (again and self._store.find_snapshot(self.name, TAG)):
+            self._dog.call("snapshot", "-s", TAG, self.name)
+
+    def abort(self) -> None:
+        """Remove the image if this add published it, and all it was made of."""
+        try:
+            if self._begun:
+                # First, so that no clone is made any more.
+                self._store.delete_all(self.name)
+        finally:
+            self._publication.withdraw()
+
+    def close(self) -> None:
+        """From now on, what is left is for gc."""
+        self._publication.close()
+
+
+class Objects:
+    """The objects that parts lie in, each for one command at a time.
+
+    Two commands that find an object missing would both create it, and what the first wrote into it would be lost.
+    """
+
+    def __init__(self, size: int, known: bool = False) -> None:
+        self.size = size
+        #: Whether the size is that of the vdi, and not only that of most clusters.
+        self.known = known
+        self._busy: set[int] = set()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, part: Part) -> Iterator[None]:
+        """Have the objects of one part to oneself."""
+        numbers = set(range(part.offset // self.size, (part.offset + len(part.data) - 1) // self.size + 1))
+        with self._changed:
+            self._changed.wait_for(lambda: not numbers & self._busy)
+            self._busy |= numbers
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= numbers
+                self._changed.notify_all()
