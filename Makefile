@@ -42,7 +42,7 @@ packages:
 	@.ci/packages test
 
 environment:
-	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,s3,swift,dev,docs
+	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,s3,swift,gridfs,dev,docs
 
 lint: environment
 	$(call heading,ruff)
@@ -74,13 +74,13 @@ interpreters: environment
 	@.ci/pythons all $(VERSIONS) | while read -r version python; do \
 		[[ "$$($(BIN)/python -V)" != "Python $$version."* ]] || continue; \
 		echo "-- Python $$version: $$python"; \
-		.ci/venv ".venv-$$version" "$$python" test,blake3,s3,swift; \
+		.ci/venv ".venv-$$version" "$$python" test,blake3,s3,swift,gridfs; \
 		".venv-$$version/bin/python" -m pytest -q tests/unit $(CONFORMANCE) </dev/null; \
 	done
 
 servers: environment
 	$(call heading,servers that come from Python packages)
-	@cd tests/functional && for server in localstack openstack; do \
+	@cd tests/functional && for server in localstack openstack mongod; do \
 		$(CURDIR)/$(BIN)/python -m servers.$$server </dev/null; \
 	done
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What failed adds and interrupted deletes left: records of adds that never ended, and chunks without a record.
+
+No bytes of images are read for it: the index of the chunks tells which files there are, and of each only the first and
+the last chunk are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from storelib.driver import Garbage
+from storelib.drivers.gridfs.layout import PENDING
+
+if TYPE_CHECKING:
+    from storelib.drivers.gridfs.store import GridfsStore
+
+
+class Leftover(NamedTuple):
+    """What ``discard`` must know: whose chunks, and whether there is a record of an add."""
+
+    files_id: Any
+    recorded: bool
+
+
+def find(store: GridfsStore, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+    """All in which nothing happened for ``older_than`` seconds, but nothing of this process's own adds."""
+    latest = time.time() - older_than
+    for record in _records(store, prefix):
+        begun = record["uploadDate"].timestamp()
+        image_id = record["metadata"]["storelib"]["pending"]
+        item = _described(store, Leftover(record["_id"], recorded=True), image_id, begun)
+        if item is not None and item.modified <= latest:
+            yield item
+    for files_id in _without_record(store, prefix):
+        item = _described(store, Leftover(files_id, recorded=False), _image_id(files_id), None)
+        if item is not None and item.modified <= latest:
+            yield item
+
+
+def discard(store: GridfsStore, item: Garbage) -> bool:
+    """Remove it unless something has happened since. The record goes first, and with it the right to publish."""
+    leftover: Leftover = item.handle
+    now = _described(store, leftover, item.image_id, item.modified)
+    if now is None or now.modified > item.modified:
+        return False
+    files = store.client.files_at_primary
+    if leftover.recorded:
+        files.delete_one({"_id": leftover.files_id, PENDING: {"$exists": True}})
+    if files.find_one({"_id": leftover.files_id}, {"_id": 1}) is not None:
+        # It has become an image.
+        return False
+    store.remove_chunks(leftover.files_id)
+    return True
+
+
+def _records(store: GridfsStore, prefix: str | None) -> Iterator[Mapping[str, Any]]:
+    wanted = {"$regex": f"^{re.escape(prefix)}"} if prefix else {"$exists": True}
+    with store.client.files_at_primary.find({PENDING: wanted}) as found:
+        yield from found
+
+
+def _without_record(store: GridfsStore, prefix: str | None) -> Iterator[Any]:
+    """The files_id of all chunks without a document; with a prefix, those that are the id of an image themselves."""
+    chunks, files = store.client.chunks_at_primary, store.client.files_at_primary
+    named = [{"$match": {"files_id": {"$regex": f"^{re.escape(prefix)}"}}}] if prefix else []
+    pipeline = [
+        *named,
+        # The server jumps from one file to the next in the index (DISTINCT_SCAN).
+        {"$sort": {"files_id": 1, "n": 1}},
+        {"$group": {"_id": "$files_id", "n": {"$first": "$n"}}},
+        {"$lookup": {"from": files.name, "localField": "_id", "foreignField": "_id", "as": "file"}},
+        {"$match": {"file": []}},
+    ]
+    with chunks.aggregate(pipeline, allowDiskUse=True) as found:
+        for orphan in found:
+            yield orphan["_id"]
+
+
+def _described(store: GridfsStore, leftover: Leftover, image_id: str | None, begun: float | None) -> Garbage | None:
+    """A leftover with its size and the time of its last chunk; None if it is in use, or of unknown age."""
+    from bson import ObjectId
+
+    if leftover.files_id in store.live:
+        return None
+    first, last = (_chunk_at(store, leftover.files_id, end) for end in (1, -1))
+    size, modified = 0, begun
+    if first is not None and last is not None:
+        # All but the last are of one size; those of parts that never arrived are counted as if they had.
+        size = first["size"] * (last["n"] - first["n"]) + last["size"]
+        if isinstance(last["_id"], ObjectId):
+            modified = max(last["_id"].generation_time.timestamp(), begun or 0.0)
+    if modified is None:
+        return None
+    name = f"{image_id} (add {leftover.files_id})" if leftover.recorded else f"chunks of {leftover.files_id}"
+    return Garbage(name, image_id, size, modified, leftover)
+
+
+def _chunk_at(store: GridfsStore, files_id: Any, end: int) -> dict[str, Any] | None:
+    """What is known of the first (1) or the last (-1) chunk."""
+    pipeline = [
+        {"$match": {"files_id": files_id}},
+        {"$sort": {"n": end}},
+        {"$limit": 1},
+        {"$project": {"n": 1, "size": {"$binarySize": "$data"}}},
+    ]
+    with store.client.chunks_at_primary.aggregate(pipeline) as found:
+        return next(found, None)
+
+
+def _image_id(files_id: Any) -> str | None:
+    return files_id if isinstance(files_id, str) else None

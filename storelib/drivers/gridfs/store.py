@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GridfsStore: configuration, and everything but moving bytes."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import Committed, Digests, Garbage, Health, ImageInfo, Store, StoredImage, check_image_id
+from storelib.drivers.gridfs import garbage
+from storelib.drivers.gridfs.client import Client
+from storelib.drivers.gridfs.errors import storelib_error
+from storelib.drivers.gridfs.layout import Stored, any_image, image_id_of, image_with_id, is_ours, understood
+from storelib.drivers.gridfs.location import GridfsLocation
+from storelib.drivers.gridfs.options import OPTIONS
+from storelib.drivers.gridfs.reader import GridfsReader
+from storelib.drivers.gridfs.writer import GridfsWriter
+from storelib.exceptions import BadStoreConfiguration, NotFound, StoreAddDisabled, StoreError
+from storelib.location import Location
+from storelib.transfer.contract import MiB
+from storelib.transfer.upload import Progress
+
+LOG = logging.getLogger(__name__)
+
+#: Chunks that one request deletes, so that none takes long.
+_SLICE = 2048
+#: Bytes that one request copies.
+_COPY = 128 * MiB
+
+
+class GridfsStore(Store[GridfsLocation]):
+    """Images as files in one GridFS bucket; other clients find them by their filename, which is the image's id.
+
+    * Of adds racing for one id exactly one succeeds: a unique index sees to it. It knows nothing of images that
+      glance_store adds at the same time; those that are there already are seen.
+    * ``gc`` removes adds, of any client, in which nothing happened for ``older_than`` seconds; those of this process
+      that are under way it knows, for those of others that must be longer than one part takes.
+    * ``copy`` with known digests is done by the server (MongoDB 4.4 or later).
+    """
+
+    schemes = ("gridfs",)
+    location_class = GridfsLocation
+    options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
+    capabilities = (
+        Capability.READ
+        | Capability.RANGE
+        | Capability.ADD
+        | Capability.DELETE
+        | Capability.ATOMIC_ADD
+        | Capability.LIST
+        | Capability.STAT
+        | Capability.GC
+        | Capability.CHECK
+        | Capability.COPY
+    )
+    client: Client
+
+    def __init__(self, name: str, conf: Any) -> None:
+        super().__init__(name, conf)
+        #: Writers that are still in use, so that gc leaves their chunks alone.
+        self.live: weakref.WeakValueDictionary[Any, GridfsWriter] = weakref.WeakValueDictionary()
+
+    # -- Configuration ----------------------------------------------------------------------------------------
+
+    def configure_get(self) -> None:
+        """Which server, database and bucket."""
+        self.client = Client(self.conf, self.name)
+
+    def configure_add(self) -> None:
+        """How images are stored."""
+        if self.conf.mongodb_store_chunk_size % 4:
+            raise BadStoreConfiguration(
+                f"store {self.name}, option mongodb_store_chunk_size: a multiple of 4 KiB, "
+                f"not {self.conf.mongodb_store_chunk_size}"
+            )
+
+    def owns(self, location: GridfsLocation) -> bool:
+        """Always: the URI names no place."""
+        return True
+
+    # -- The driver contract ----------------------------------------------------------------------------------
+
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> GridfsWriter:
+        """Looks whether the id is taken, before any data is read."""
+        writer = GridfsWriter(self, image_id)
+        writer.check_id_is_free()
+        return writer
+
+    def open_reader(self, location: GridfsLocation, offset: int, length: int | None, context: Any) -> GridfsReader:
+        """Look for the image."""
+        return GridfsReader(self, self.find(location), str(location))
+
+    def measure(self, location: GridfsLocation, context: Any) -> int:
+        """The length in its document."""
+        return self.find(location).size
+
+    def remove(self, location: GridfsLocation, context: Any) -> None:
+        """Delete the document, then the chunks; those of a delete that dies in between are found by ``gc``."""
+        files_id = self.find(location, self.client.files_at_primary).files_id
+        if not self.client.files_at_primary.delete_one({"_id": files_id}).deleted_count:
+            raise NotFound(f"there is no image {location}")
+        self.remove_chunks(files_id)
+
+    def remove_chunks(self, files_id: Any) -> None:
+        """All chunks of one file, some at a time, until there are none."""
+        chunks = self.client.chunks_at_primary
+        while True:
+            first = chunks.find_one({"files_id": files_id}, {"_id": 0, "n": 1}, sort=[("n", 1)])
+            if first is None:
+                return
+            chunks.delete_many({"files_id": files_id, "n": {"$lt": first["n"] + _SLICE}})
+
+    def find(self, location: GridfsLocation, files: Any = None) -> Stored:
+        """What the files collection says of an image; raises NotFound."""
+        collection = self.client.files if files is None else files
+        found = list(collection.find(image_with_id(location.image_id)))
+        if not found:
+            raise NotFound(f"there is no image {location} in store {self.name}")
+        return understood(max(found, key=is_ours))
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """See errors.py."""
+        return storelib_error(error, subject)
+
+    # -- Looking after the store ------------------------------------------------------------------------------
+
+    def images(self) -> Iterator[ImageInfo]:
+        """Every file of the bucket that a URI can name, but what is no file that could be read."""
+        with self.client.files.find(any_image()) as found:
+            for document in found:
+                if not image_id_of(document):
+                    continue
+                try:
+                    stored = understood(document)
+                except StoreError as error:
+                    LOG.warning("store %s: not listed: %s", self.name, error)
+                else:
+                    yield _info(stored)
+
+    def inspect(self, location: GridfsLocation, context: Any) -> ImageInfo:
+        """What its document tells."""
+        return _info(self.find(location))
+
+    def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+        """See garbage.py."""
+        return garbage.find(self, older_than, prefix)
+
+    def discard(self, item: Garbage) -> bool:
+        """See garbage.py."""
+        return garbage.discard(self, item)
+
+    def probe(self) -> Health:
+        """Ask which role the server has, make the indexes if this store adds, and look how full the disk is."""
+        writing = Capability.ADD in self.capabilities
+        files = self.client.files_at_primary if writing else self.client.files
+        hello, stats = (
+            files.database.command(command, read_preference=files.read_preference) for command in ("hello", "dbStats")
+        )
+        if writing:
+            self.client.ensure_indexes()
+        # Hosted servers do not always tell.
+        total, used = (int(stats.get(field) or 0) for field in ("fsTotalSize", "fsUsedSize"))
+        room = (max(total - used, 0), total) if total else (None, None)
+        can = "read and written" if writing else "read"
+        return Health(f"database {self.client.database_name} on a {_role(hello)} can be {can}", *room)
+
+    # -- What the server does by itself -----------------------------------------------------------------------
+
+    def copy(
+        self,
+        location: Location | str,
+        image_id: str,
+        *,
+        digests: Digests | None = None,
+        hashing_algo: str = "sha512",
+        context: Any = None,
+        progress: Progress | None = None,
+    ) -> StoredImage:
+        """On the server where the digests are known; otherwise the bytes must pass to be hashed."""
+        if digests is None:
+            return super().copy(location, image_id, hashing_algo=hashing_algo, context=context, progress=progress)
+        self.require(Capability.ADD, StoreAddDisabled)
+        check_image_id(image_id)
+        source = self.locate(location)
+        self.stragglers.check()
+        original = self._call(lambda: self.find(source, self.client.files_at_primary), source)
+        subject = f"image {image_id!r} in store {self.name}"
+        writer = self._call(lambda: self.open_writer(image_id, original.size, context), subject)
+        writer.chunk_size = original.chunk_size
+        try:
+            committed = self._copy(original, writer, digests, progress, subject)
+        except BaseException:
+            try:
+                self._call(writer.abort, subject)
+            except StoreError as error:
+                LOG.warning("%s: removing a failed copy: %s; gc will find what is left", subject, error)
+            raise
+        metadata = {**committed.metadata, "store": self.name}
+        return StoredImage(committed.location.uri, original.size, digests.checksum, digests.multihash, metadata)
+
+    def _copy(
+        self, original: Stored, writer: GridfsWriter, digests: Digests, progress: Progress | None, subject: str
+    ) -> Committed:
+        """Some chunks at a time, so that no request takes long and ``progress`` can cancel."""
+        self._call(lambda: writer.reserve(original.size), subject)
+        step = max(1, _COPY // original.chunk_size)
+        for first in range(0, original.chunks, step):
+            if progress is not None:
+                progress(first * original.chunk_size, original.size)
+            self._call(lambda first=first: writer.copy_chunks(original.files_id, first, first + step), subject)  # type: ignore[misc]
+        if progress is not None:
+            progress(original.size, original.size)
+        return self._call(lambda: writer.commit(original.size, digests), subject)
+
+
+def _info(stored: Stored) -> ImageInfo:
+    uri = GridfsLocation(stored.image_id or "").uri
+    version = str(stored.files_id)
+    return ImageInfo(uri, stored.size, stored.image_id, stored.modified, version, stored.metadata)
+
+
+def _role(hello: Any) -> str:
+    if hello.get("msg") == "isdbgrid":
+        return "sharded cluster"
+    name = hello.get("setName")
+    if name is None:
+        return "single server"
+    role = "primary" if hello.get("isWritablePrimary") else "secondary" if hello.get("secondary") else "other member"
+    return f"{role} of replica set {name}"

@@ -1,0 +1,1072 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GridfsStore against a real mongod: the whole contract, crashes, users, TLS, replica sets, other clients, faults."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from servers.mongod import Mongod
+from servers.nginx import free_ports
+
+from storelib.capabilities import Capability
+from storelib.driver import Digests
+from storelib.drivers.gridfs import GridfsStore
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    Duplicate,
+    Forbidden,
+    IncompleteRead,
+    NotFound,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StorageWriteDenied,
+    StoreError,
+)
+from storelib.registry import open_store
+from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.faults import Cut, FaultyProxy, Reset, Stall
+
+KiB, MiB = 1024, 1024 * 1024
+#: Of one chunk, so that small images have several.
+SMALL = 64 * KiB
+ALL = (
+    Capability.READ
+    | Capability.RANGE
+    | Capability.ADD
+    | Capability.DELETE
+    | Capability.ATOMIC_ADD
+    | Capability.LIST
+    | Capability.STAT
+    | Capability.GC
+    | Capability.CHECK
+    | Capability.COPY
+)
+
+
+@pytest.fixture(scope="module")
+def mongod(tmp_path_factory):
+    with Mongod(tmp_path_factory.mktemp("mongod")) as server:
+        server.raw = server.client()
+        yield server
+        server.raw.close()
+
+
+def open_grid(server, uri=None, **options):
+    """A store on ``server``, impatient and with small chunks."""
+    defaults = {
+        "mongodb_store_uri": uri or server.uri,
+        "mongodb_store_db": "images",
+        "mongodb_store_chunk_size": SMALL // KiB,
+        "mongodb_store_server_selection_timeout": 2.0,
+        "mongodb_store_socket_timeout": 10.0,
+        "transfer_retries": 2,
+    }
+    return open_store(GridfsStore, "grid", **defaults | options)
+
+
+class Bucket(SideDoor):
+    """The bucket through a client of the tests' own."""
+
+    def __init__(self, client, database="images", bucket="fs"):
+        self.files = client[database][f"{bucket}.files"]
+        self.chunks = client[database][f"{bucket}.chunks"]
+
+    def read(self, image_id):
+        import gridfs
+
+        try:
+            bucket = gridfs.GridFSBucket(self.files.database, self.files.name.removesuffix(".files"))
+            with bucket.open_download_stream_by_name(image_id) as stream:
+                return stream.read()
+        except gridfs.NoFile:
+            return None
+
+    def residue(self, prefix):
+        files = {document["_id"]: document for document in self.files.find()}
+        orphans = {f"chunks of {files_id}" for files_id in self.chunks.distinct("files_id") if files_id not in files}
+        named = {files_id: self._id_of(document) for files_id, document in files.items()}
+        return {f"{name} {files_id}" for files_id, name in named.items() if name.startswith(prefix)} | orphans
+
+    def _id_of(self, document):
+        ours = document.get("metadata", {}).get("storelib", {"image": str(document["_id"])})
+        return ours.get("image") or ours["pending"]
+
+
+class TestConformance(StoreConformance):
+    capabilities = ALL
+    # Its URIs name no place, so any well-formed one may be of this store.
+    not_applicable = frozenset({"test_foreign_uri_is_refused"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, mongod):
+        return open_grid(mongod, mongodb_store_db="conformance")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def side_door(cls, mongod):
+        return Bucket(mongod.raw, "conformance")
+
+
+# -- Small things ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(mongod):
+    return open_grid(mongod)
+
+
+@pytest.fixture
+def door(mongod):
+    return Bucket(mongod.raw)
+
+
+@pytest.fixture
+def image_id(request):
+    """An id of this test's own."""
+    return f"{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}-image"
+
+
+def read(store, uri, offset=0, length=None):
+    with store.get(uri, offset, length).data as stream:
+        return stream.read()
+
+
+def bytes_of(size, seed=""):
+    return hashlib.shake_128(f"{size} {seed}".encode()).digest(size)
+
+
+def in_small_parts(store):
+    """The store, whose images go in parts of one chunk."""
+    plain = store.open_writer
+
+    def open_writer(image_id, size, context):
+        writer = plain(image_id, size, context)
+        writer.part_size = lambda number, size: writer.chunk_size
+        return writer
+
+    store.open_writer = open_writer
+    return store
+
+
+def uri_of(image_id):
+    return GridfsStore.location_class(image_id).uri
+
+
+def assert_whole_or_nothing(store, door, direct, image_id, data):
+    """An add gave a correct image, or left nothing that gc does not find; answers the error in that case."""
+    try:
+        stored = store.add(image_id, data)
+    except StoreError as error:
+        assert door.read(image_id) is None
+        direct.gc(0)
+        assert not door.residue(image_id)
+        return error
+    assert door.read(image_id) == data
+    assert stored.multihash == hashlib.sha512(data).hexdigest()
+    assert len(door.residue(image_id)) == 1
+    direct.delete(stored.uri)
+    return None
+
+
+IMAGE = bytes_of(3 * SMALL + 1)
+#: Of several requests of 4 MiB.
+LARGE = bytes_of(11 * MiB + 1)
+
+
+def test_image_of_several_requests_comes_back(store, image_id):
+    assert read(store, store.add(image_id, LARGE).uri) == LARGE
+
+
+@pytest.mark.parametrize("size", [None, len(LARGE)])
+def test_size_may_be_unknown(store, image_id, size):
+    stored = store.add(image_id, iter([LARGE[:7], LARGE[7:]]), size)
+    assert (stored.size, store.get_size(stored.uri)) == (len(LARGE), len(LARGE))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 1), (SMALL - 1, 2), (SMALL, SMALL), (5, 3 * SMALL), (4 * MiB - 1, 5 * MiB), (len(LARGE) - 1, None), (10, 0)],
+)
+def test_ranges(store, door, offset, length):
+    if door.read("ranges") is None:
+        store.add("ranges", LARGE)
+    end = None if length is None else offset + length
+    assert read(store, uri_of("ranges"), offset, length) == LARGE[offset:end]
+
+
+def test_small_reads_fetch_each_chunk_once(mongod, store, image_id):
+    uri = store.add(image_id, IMAGE).uri
+    profiled = mongod.raw["images"]
+    profiled.command("profile", 2)
+    try:
+        with store.get(uri).data as stream:
+            assert b"".join(iter(lambda: stream.read(1000), b"")) == IMAGE
+    finally:
+        profiled.command("profile", 0)
+    asked = profiled["system.profile"].count_documents({"ns": "images.fs.chunks", "op": "query"})
+    profiled.drop_collection("system.profile")
+    assert asked == 4
+
+
+@pytest.mark.parametrize("name", ["a b", "ü/.."[:1], "100%", "a?b#c", "a:b@c", "$where", "{}", "00" * 12, "x" * 255])
+def test_odd_ids(store, door, name):
+    stored = store.add(name, IMAGE)
+    assert read(store, stored.uri) == IMAGE
+    assert door.read(name) == IMAGE
+    store.delete(stored.uri)
+    with pytest.raises(NotFound):
+        store.get(stored.uri)
+
+
+def test_check_tells_role_and_room(store):
+    health = store.check()
+    assert health.detail == "database images on a single server can be read and written"
+    assert 0 < health.free < health.total
+
+
+def test_stat_tells_the_digests(store, image_id):
+    stored = store.add(image_id, IMAGE, hashing_algo="sha256")
+    info = store.stat(stored.uri)
+    assert info.metadata == {"md5": stored.checksum, "sha256": stored.multihash}
+
+
+def test_no_data_is_read_to_find_garbage(mongod, image_id):
+    store = open_grid(mongod, mongodb_store_db="profiled")
+    store.add(image_id, LARGE)
+    profiled = mongod.raw["profiled"]
+    profiled.command("profile", 2)
+    try:
+        assert not list(store.find_garbage(0))
+    finally:
+        profiled.command("profile", 0)
+    [looked] = list(profiled["system.profile"].find({"ns": "profiled.fs.chunks"}))
+    # One jump in the index of chunks and one look-up of a file, for 170 chunks.
+    assert looked["planSummary"].startswith("DISTINCT_SCAN")
+    assert looked["docsExamined"] == 1
+
+
+# -- Other clients of GridFS ----------------------------------------------------------------------------------
+
+
+def test_our_image_is_read_by_plain_gridfs(mongod, store, image_id):
+    import gridfs
+
+    stored = store.add(image_id, IMAGE)
+    plain = gridfs.GridFS(mongod.raw["images"])
+    found = plain.get_last_version(image_id)
+    assert (found.read(), found.length, found.filename) == (IMAGE, len(IMAGE), image_id)
+    assert found.metadata["md5"] == stored.checksum
+    assert found.metadata["sha512"] == stored.multihash
+    assert plain.get(found._id).read() == IMAGE
+
+
+def test_image_under_way_has_no_name_and_no_bytes_for_plain_gridfs(mongod, store, image_id):
+    import gridfs
+
+    plain = gridfs.GridFS(mongod.raw["images"])
+    before = set(plain.list())
+    seen = []
+
+    def source():
+        yield LARGE[: 5 * MiB]
+        seen.append((set(plain.list()), plain.exists(filename=image_id), {found.length for found in plain.find()}))
+        yield LARGE[5 * MiB :]
+
+    store.add(image_id, source())
+    [(names, exists, lengths)] = seen
+    assert names == before
+    assert not exists
+    assert 5 * MiB not in lengths
+
+
+@pytest.mark.parametrize("chunk_size", [255 * KiB, 1000, 5 * MiB])
+def test_image_of_glance_store_is_read_and_deleted(mongod, store, image_id, chunk_size):
+    import gridfs
+
+    data = bytes_of(5 * MiB + 17)
+    # As its driver did it: the id is the _id, there is no filename.
+    gridfs.GridFS(mongod.raw["images"]).put(data, _id=image_id, chunk_size=chunk_size)
+    uri = uri_of(image_id)
+    assert read(store, uri) == data
+    assert read(store, uri, 254 * KiB, 2 * MiB) == data[254 * KiB :][: 2 * MiB]
+    assert store.get_size(uri) == len(data)
+    assert [info.size for info in store.list_images() if info.uri == uri] == [len(data)]
+    with pytest.raises(Duplicate):
+        store.add(image_id, b"other")
+    store.delete(uri)
+    assert not mongod.raw["images"]["fs.chunks"].count_documents({"files_id": image_id})
+    with pytest.raises(NotFound):
+        store.get(uri)
+
+
+def test_file_with_an_objectid_is_read_and_listed_by_it(mongod, store):
+    import gridfs
+
+    files_id = gridfs.GridFS(mongod.raw["images"]).put(IMAGE, filename="holiday.jpg")
+    uri = f"gridfs://{files_id}"
+    assert read(store, uri) == IMAGE
+    assert uri in {info.uri for info in store.list_images()}
+    store.delete(uri)
+
+
+def test_token_of_an_image_is_no_second_uri_of_it(store, door, image_id):
+    store.add(image_id, IMAGE)
+    token = door.files.find_one({"filename": image_id})["_id"]
+    with pytest.raises(NotFound):
+        store.get(f"gridfs://{token}")
+
+
+def test_image_of_glance_store_that_appears_meanwhile_stays(mongod, store, image_id):
+    import gridfs
+
+    def source():
+        yield IMAGE[:10]
+        gridfs.GridFS(mongod.raw["images"]).put(b"theirs", _id=image_id)
+        yield IMAGE[10:]
+
+    with pytest.raises(Duplicate):
+        store.add(image_id, source())
+    assert read(store, uri_of(image_id)) == b"theirs"
+
+
+# -- What is damaged ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 40, len(LARGE) // SMALL])
+def test_missing_chunk_is_an_error(store, door, image_id, number):
+    uri = store.add(image_id, LARGE).uri
+    files_id = door.files.find_one({"filename": image_id})["_id"]
+    door.chunks.delete_one({"files_id": files_id, "n": number})
+    with store.get(uri).data as stream, pytest.raises(IncompleteRead, match=f"chunk {number} is missing"):
+        stream.read()
+
+
+@pytest.mark.parametrize("wrong", [b"short", bytes(SMALL + 1), "text", None])
+def test_chunk_of_the_wrong_size_is_an_error(store, door, image_id, wrong):
+    uri = store.add(image_id, IMAGE).uri
+    files_id = door.files.find_one({"filename": image_id})["_id"]
+    door.chunks.update_one({"files_id": files_id, "n": 1}, {"$set": {"data": wrong}})
+    with store.get(uri).data as stream, pytest.raises(IncompleteRead, match="chunk 1 "):
+        stream.read()
+
+
+@pytest.mark.parametrize("length", [None, "big", -1, 1.5])
+def test_document_without_a_size_is_an_error(mongod, image_id, length):
+    store = open_grid(mongod, mongodb_store_db="damaged")
+    store.client.files_at_primary.insert_one({"_id": image_id, "length": length, "chunkSize": 1000})
+    for call in (store.get, store.get_size, store.stat):
+        with pytest.raises(StoreError, match="length"):
+            call(uri_of(image_id))
+    assert list(store.list_images()) == []
+    store.client.files_at_primary.delete_one({"_id": image_id})
+
+
+def test_replaced_image_is_not_mixed(store, image_id):
+    uri = store.add(image_id, LARGE).uri
+    other = bytes_of(len(LARGE), "other")
+    with store.get(uri).data as stream:
+        first = stream.read(100)
+        store.delete(uri)
+        store.add(image_id, other)
+        with pytest.raises((NotFound, IncompleteRead)):
+            stream.seek(len(LARGE) - 100) and stream.read()
+    assert first == LARGE[:100]
+    assert read(store, uri) == other
+
+
+# -- Crashes --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def crashing(tmp_path, **options):
+    """A mongod of the test's own, and a function that kills it and has it back a little later."""
+    with Mongod(tmp_path / "mongod", **options) as server:
+        threads = []
+
+        def crash(after=0.3):
+            server.kill()
+            threads.append(threading.Timer(after, server.start))
+            threads[-1].start()
+
+        yield server, crash
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_server_crashes_in_the_middle_of_an_add(tmp_path, journal):
+    with crashing(tmp_path) as (server, crash):
+        store = open_grid(server, mongodb_store_journal=journal, transfer_retries=6)
+
+        def source():
+            for start in range(0, 32 * MiB, MiB):
+                if start == 24 * MiB:
+                    # So that at least the record is in the journal and parts are on their way.
+                    crash()
+                yield bytes_of(MiB, start)
+
+        data = b"".join(bytes_of(MiB, start) for start in range(0, 32 * MiB, MiB))
+        with contextlib.closing(server.client()) as raw:
+            door = Bucket(raw)
+            try:
+                stored = store.add("image", source())
+            except StoreError:
+                # What was not in the journal yet is gone, and the add noticed.
+                assert not journal
+                assert door.read("image") is None
+                store.gc(0)
+                assert not door.residue("image")
+                stored = store.add("image", data)
+            assert door.read("image") == data
+            assert stored.multihash == hashlib.sha512(data).hexdigest()
+            assert len(door.residue("image")) == 1
+
+
+def test_server_crashes_in_the_middle_of_a_get(tmp_path):
+    with crashing(tmp_path) as (server, crash):
+        store = open_grid(server, transfer_retries=6)
+        uri = store.add("image", LARGE).uri
+        with store.get(uri).data as stream:
+            first = stream.read(MiB)
+            crash()
+            assert first + stream.read() == LARGE
+
+
+def test_server_that_stays_away_is_an_error_in_bounded_time(tmp_path):
+    with Mongod(tmp_path / "mongod") as server:
+        store = open_grid(server, mongodb_store_server_selection_timeout=0.5, transfer_retries=1)
+        uri = store.add("image", LARGE).uri
+        stream = store.get(uri).data
+        server.kill()
+        begun = time.monotonic()
+        for call in (stream.read, lambda: store.get(uri), lambda: store.add("other", LARGE), store.check):
+            with pytest.raises(RemoteServiceUnavailable):
+                call()
+        stream.close()
+        assert time.monotonic() - begun < 20
+
+
+def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp_path):
+    with Mongod(tmp_path / "mongod") as server:
+        store = open_grid(
+            server,
+            mongodb_store_server_selection_timeout=0.5,
+            mongodb_store_socket_timeout=0.5,
+            mongodb_store_connect_timeout=0.5,
+            transfer_retries=1,
+        )
+
+        def progress(done, total):
+            if done == len(IMAGE):
+                # Whatever is sent from now on waits in the server's sockets.
+                os.kill(server.pid, signal.SIGSTOP)
+
+        begun = time.monotonic()
+        try:
+            with pytest.raises(RemoteServiceUnavailable):
+                store.add("image", IMAGE, progress=progress)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        assert time.monotonic() - begun < 20
+        time.sleep(1)
+        patient = open_grid(server)
+        with contextlib.closing(server.client()) as raw:
+            door = Bucket(raw)
+            if door.read("image") is not None:
+                # Only whole.
+                assert door.read("image") == IMAGE
+            patient.gc(0)
+            assert door.read("image") in (None, IMAGE)
+            assert len(door.residue("image")) == (door.read("image") is not None)
+
+
+WRITER = """
+    import sys
+    from storelib.drivers.gridfs import GridfsStore
+    from storelib.registry import open_store
+
+    uri, image_id, size = sys.argv[1:]
+    store = open_store(
+        GridfsStore, "grid", mongodb_store_uri=uri, mongodb_store_db="images", mongodb_store_chunk_size=64
+    )
+
+    def source():
+        for number in range(int(size)):
+            yield image_id[:1].encode() * 1048576 if number % 2 else bytes(1048576)
+            print(number, flush=True)
+        sys.stdin.readline()
+
+    try:
+        print(store.add(image_id, source()).multihash, flush=True)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def start_writer(server, image_id, size):
+    """A process that adds ``size`` MiB, says so, and ends the image when told to."""
+    command = [sys.executable, "-c", textwrap.dedent(WRITER), server.uri, image_id, str(size)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(process, line):
+    assert line in iter(lambda: process.stdout.readline().strip(), "")
+
+
+def test_gc_finds_what_a_killed_process_left(mongod, store, door, image_id):
+    with start_writer(mongod, image_id, 16) as process:
+        wait_for(process, "15")
+        process.kill()
+    left = door.residue(image_id)
+    assert len(left) == 1
+    assert door.read(image_id) is None
+    assert not store.gc(3600, image_id)
+    [found] = store.gc(0, image_id)
+    assert found.image_id == image_id
+    assert found.size >= MiB
+    assert not door.residue(image_id)
+
+
+def test_of_two_processes_one_adds(mongod, store, door, image_id):
+    with start_writer(mongod, image_id, 9) as one, start_writer(mongod, image_id, 9) as two:
+        for process in (one, two):
+            wait_for(process, "8")
+        for process in (one, two):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline().strip() for process in (one, two)]
+        for process in (one, two):
+            process.stdin.close()
+    assert answers.count("Duplicate") == 1
+    [won] = set(answers) - {"Duplicate"}
+    assert hashlib.sha512(door.read(image_id)).hexdigest() == won
+    assert len(door.residue(image_id)) == 1
+
+
+def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, door, image_id, monkeypatch):
+    # A network may deliver a request long after its sender has given up, here those that make and change the record.
+    from pymongo.collection import Collection
+
+    sent = []
+    insert, replace = Collection.insert_one, Collection.replace_one
+
+    def inserting(collection, document):
+        if sent:
+            return insert(collection, document)
+        sent.append(lambda: insert(collection, document))
+        raise RemoteServiceUnavailable("on its way")
+
+    def replacing(collection, query, document):
+        sent.append(lambda: replace(collection, query, document))
+        raise StorageFull("on its way")
+
+    monkeypatch.setattr(Collection, "insert_one", inserting)
+    monkeypatch.setattr(Collection, "replace_one", replacing)
+    with pytest.raises(StorageFull):
+        store.add(image_id, IMAGE)
+    monkeypatch.undo()
+    for late in sent:
+        late()
+        assert door.read(image_id) is None
+    store.gc(0)
+    assert not door.residue(image_id)
+
+
+def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, door, image_id):
+    # The other store stands for another process: it does not know of this one's adds.
+    other = open_grid(mongod)
+
+    def source():
+        yield LARGE[: 5 * MiB]
+        deadline = time.monotonic() + 10
+        while not door.chunks.count_documents({}) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert other.gc(0, image_id)
+        yield LARGE[5 * MiB :]
+
+    with pytest.raises(StoreError, match="lost"):
+        store.add(image_id, source())
+    assert door.read(image_id) is None
+    assert not door.residue(image_id)
+
+
+def test_chunk_that_the_server_lost_is_noticed_before_the_image_is_published(store, door, image_id):
+    def source():
+        yield LARGE[: 5 * MiB]
+        deadline = time.monotonic() + 10
+        lost = None
+        while lost is None and time.monotonic() < deadline:
+            record = door.files.find_one({"metadata.storelib.pending": image_id})
+            lost = record and door.chunks.find_one_and_delete({"files_id": record["_id"], "n": 3})
+        assert lost
+        yield LARGE[5 * MiB :]
+
+    with pytest.raises(StoreError, match="the server has 176 of 177 chunks"):
+        store.add(image_id, source())
+    assert door.read(image_id) is None
+    assert not door.residue(image_id)
+
+
+def test_gc_leaves_an_add_that_has_become_an_image(mongod, store, door, image_id):
+    other = open_grid(mongod)
+    found = []
+
+    def source():
+        yield LARGE
+        found.extend(other.find_garbage(0, image_id))
+
+    uri = store.add(image_id, source()).uri
+    [item] = found
+    assert not other.discard(item)
+    assert read(store, uri) == LARGE
+
+
+@pytest.mark.parametrize("files_id", ["glance-image", 17])
+def test_chunks_without_a_file_are_found(store, door, files_id):
+    door.chunks.insert_many([{"files_id": files_id, "n": n, "data": bytes(1000 - 500 * (n == 2))} for n in range(3)])
+    [found] = [item for item in store.find_garbage(0) if str(files_id) in item.name]
+    assert found.size == 2500
+    assert found.image_id == (files_id if isinstance(files_id, str) else None)
+    assert not [item for item in store.gc(3600) if str(files_id) in item.name]
+    store.gc(0)
+    assert not door.chunks.count_documents({"files_id": files_id})
+
+
+def test_gc_leaves_files_of_other_clients(mongod, store):
+    import gridfs
+
+    plain = gridfs.GridFS(mongod.raw["images"])
+    ids = [plain.put(IMAGE), plain.put(IMAGE, _id="other client's"), plain.put(IMAGE, _id=5)]
+    store.gc(0)
+    assert [plain.get(files_id).read() for files_id in ids] == [IMAGE] * 3
+    for files_id in ids:
+        plain.delete(files_id)
+
+
+def test_interrupted_delete_is_finished_by_gc(mongod, store, door, image_id):
+    uri = store.add(image_id, IMAGE).uri
+    files_id = door.files.find_one({"filename": image_id})["_id"]
+    # The first delete is of the document, the second of the chunks.
+    door.files.delete_one({"_id": files_id})
+    with pytest.raises(NotFound):
+        store.get(uri)
+    assert [item for item in store.gc(0) if str(files_id) in item.name]
+    assert not door.chunks.count_documents({"files_id": files_id})
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("used", [False, True], ids=["only configured", "used before"])
+def test_forked_child_has_a_client_of_its_own(mongod, store, image_id, used):
+    uri = store.add(image_id, IMAGE).uri
+    forked = store if used else open_grid(mongod)
+    parents = forked.client.get() if used else None
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            right = read(forked, uri) == IMAGE and forked.client.get() is not parents
+            right = right and forked.add(f"{image_id}-child", LARGE).size == len(LARGE)
+            os._exit(0 if right else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read(forked, uri) == IMAGE
+    assert read(forked, uri_of(f"{image_id}-child")) == LARGE
+
+
+# -- Users ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server whose users must log in, over TLS."""
+    with Mongod(tmp_path_factory.mktemp("guarded"), auth=True, tls=True) as server:
+        server.writer_uri = server.add_user("writer", "wr%3Ate-secret", "readWrite").replace("%3A", "%253A")
+        server.reader_uri = server.add_user("reader", "read-secret", "read")
+        server.stranger_uri = server.add_user("stranger", "strange-secret", "readWrite", database="other")
+        yield server
+
+
+def open_guarded(server, uri, **options):
+    return open_grid(server, uri, mongodb_store_tls=True, mongodb_store_tls_ca_file=str(server.certificate), **options)
+
+
+def everything(store, uri, image_id):
+    """Each thing one can ask of a store, as a call."""
+    return {
+        "get": lambda: store.get(uri),
+        "get_size": lambda: store.get_size(uri),
+        "stat": lambda: store.stat(uri),
+        "add": lambda: store.add(image_id, b"data"),
+        "delete": lambda: store.delete(uri),
+        "list": lambda: list(store.list_images()),
+        "check": store.check,
+        "gc": lambda: store.gc(0),
+        "copy": lambda: store.copy(uri, image_id, digests=Digests(None, "00")),
+    }
+
+
+def assert_refused(call, *errors, secrets=()):
+    with pytest.raises(errors) as caught:
+        call()
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert not [secret for secret in secrets if secret in shown]
+
+
+def test_user_with_a_password_adds_and_reads(guarded, image_id):
+    store = open_guarded(guarded, guarded.writer_uri)
+    stored = store.add(image_id, LARGE)
+    assert read(store, stored.uri) == LARGE
+    assert store.copy(stored.uri, f"{image_id}-copy", digests=Digests(None, stored.multihash)).size == len(LARGE)
+    assert "read and written" in store.check().detail
+    store.delete(stored.uri)
+    assert not store.gc(0)
+
+
+def test_wrong_password_is_forbidden_and_not_shown(guarded, image_id):
+    store = open_guarded(guarded, guarded.uri_of("writer", "wrong-secret"))
+    assert "wrong-secret" not in repr(store) + repr(store.client) + str(vars(store.client).keys())
+    for call in everything(store, uri_of(image_id), "new").values():
+        assert_refused(call, Forbidden, secrets=["wrong-secret"])
+
+
+def test_no_password_is_forbidden(guarded, image_id):
+    store = open_guarded(guarded, f"mongodb://{guarded.host}/")
+    for call in everything(store, uri_of(image_id), "new").values():
+        assert_refused(call, Forbidden, StorageWriteDenied)
+
+
+def test_user_who_may_only_read_can_read_and_nothing_else(guarded, image_id):
+    uri = open_guarded(guarded, guarded.writer_uri).add(image_id, IMAGE).uri
+    store = open_guarded(guarded, guarded.reader_uri)
+    assert read(store, uri) == IMAGE
+    assert store.get_size(uri) == len(IMAGE)
+    assert uri in {info.uri for info in store.list_images()}
+    asked = everything(store, uri, "new")
+    for name in ("add", "delete", "check", "copy"):
+        assert_refused(asked[name], StorageWriteDenied, secrets=["read-secret"])
+    assert read(store, uri) == IMAGE
+    read_only = open_guarded(guarded, guarded.reader_uri, read_only=True)
+    assert "can be read" in read_only.check().detail
+
+
+def test_user_of_another_database_is_forbidden(guarded, image_id):
+    store = open_guarded(guarded, guarded.stranger_uri)
+    for call in everything(store, uri_of(image_id), "new").values():
+        assert_refused(call, Forbidden, StorageWriteDenied, secrets=["strange-secret"])
+
+
+# -- TLS ------------------------------------------------------------------------------------------------------
+
+
+def test_untrusted_certificate_is_refused(guarded, image_id):
+    store = open_grid(guarded, guarded.writer_uri, mongodb_store_tls=True)
+    begun = time.monotonic()
+    with pytest.raises(RemoteServiceUnavailable, match="mongodb_store_tls_ca_file") as caught:
+        store.get(uri_of(image_id))
+    assert not caught.value.transient
+    assert time.monotonic() - begun < 20
+
+
+def test_certificate_of_another_name_is_refused(guarded, image_id):
+    store = open_guarded(guarded, guarded.writer_uri.replace("localhost", "127.0.0.1"))
+    with pytest.raises(RemoteServiceUnavailable):
+        store.get(uri_of(image_id))
+
+
+def test_insecure_takes_any_certificate(guarded, image_id):
+    options = {"mongodb_store_tls": True, "mongodb_store_tls_insecure": True}
+    store = open_grid(guarded, guarded.writer_uri.replace("localhost", "127.0.0.1"), **options)
+    assert read(store, store.add(image_id, IMAGE).uri) == IMAGE
+
+
+def test_client_may_show_a_certificate(guarded, image_id):
+    store = open_guarded(guarded, guarded.writer_uri, mongodb_store_tls_certificate_key_file=str(guarded.identity))
+    assert read(store, store.add(image_id, IMAGE).uri) == IMAGE
+
+
+def test_server_that_wants_tls_is_not_talked_to_without(guarded, image_id):
+    store = open_grid(guarded, guarded.writer_uri, mongodb_store_server_selection_timeout=0.5, transfer_retries=0)
+    with pytest.raises(RemoteServiceUnavailable):
+        store.get(uri_of(image_id))
+
+
+# -- Replica sets ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory):
+    with Mongod(tmp_path_factory.mktemp("replicated"), replica_set="rs0") as server:
+        yield server
+
+
+def open_replicated(server, **options):
+    return open_grid(server, f"mongodb://{server.host}/?replicaSet=rs0", **options)
+
+
+def test_replica_set(replicated, image_id):
+    store = open_replicated(replicated)
+    uri = store.add(image_id, LARGE).uri
+    assert read(store, uri) == LARGE
+    assert store.check().detail == "database images on a primary of replica set rs0 can be read and written"
+    store.delete(uri)
+
+
+@contextlib.contextmanager
+def without_primary(server):
+    server.command("replSetStepDown", 60, force=True)
+    try:
+        yield
+    finally:
+        server.command("replSetFreeze", 0)
+        with server.client() as client:
+            deadline = time.monotonic() + 60
+            while not client.admin.command("hello").get("isWritablePrimary"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_add_without_a_primary_is_an_error_in_bounded_time(replicated, image_id):
+    options = {"mongodb_store_server_selection_timeout": 0.5, "transfer_retries": 1}
+    store = open_replicated(replicated, **options)
+    uri = store.add(image_id, IMAGE).uri
+    with without_primary(replicated):
+        begun = time.monotonic()
+        for name, call in everything(store, uri, "new").items():
+            if name != "list":
+                assert_refused(call, RemoteServiceUnavailable)
+        assert time.monotonic() - begun < 40
+        secondary = open_replicated(replicated, mongodb_store_read_preference="secondaryPreferred", **options)
+        assert read(secondary, uri) == IMAGE
+        with pytest.raises(RemoteServiceUnavailable):
+            secondary.check()
+        options["mongodb_store_read_preference"] = "secondary"
+        detail = open_replicated(replicated, read_only=True, **options).check().detail
+        assert detail == "database images on a secondary of replica set rs0 can be read"
+    assert read(store, uri) == IMAGE
+
+
+def test_add_survives_the_loss_of_the_primary(replicated, image_id):
+    store = open_replicated(replicated, transfer_retries=10)
+
+    def source():
+        yield LARGE[: 5 * MiB]
+        replicated.command("replSetStepDown", 2, force=True)
+        yield LARGE[5 * MiB :]
+
+    stored = store.add(image_id, source())
+    assert read(store, stored.uri) == LARGE
+
+
+def test_replica_set_of_nobody_is_an_error_in_bounded_time(mongod, image_id):
+    [port] = free_ports(1)
+    options = {"mongodb_store_server_selection_timeout": 0.3, "transfer_retries": 0}
+    for uri in (f"mongodb://127.0.0.1:{port}/?replicaSet=nobody", f"mongodb://{mongod.host}/?replicaSet=nobody"):
+        store = open_grid(mongod, uri, **options)
+        begun = time.monotonic()
+        for call in everything(store, uri_of(image_id), image_id).values():
+            assert_refused(call, RemoteServiceUnavailable)
+        assert time.monotonic() - begun < 25
+
+
+def test_write_concern_that_cannot_be_met_is_an_error_and_leaves_nothing(replicated, image_id):
+    store = open_replicated(replicated, mongodb_store_write_concern="7")
+    with pytest.raises(BadStoreConfiguration, match="mongodb_store_write_concern"):
+        store.add(image_id, IMAGE)
+    with contextlib.closing(replicated.client()) as raw:
+        open_replicated(replicated).gc(0)
+        assert not Bucket(raw).residue(image_id)
+
+
+# -- What a server says ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["find", "insert", "update", "aggregate"])
+@pytest.mark.parametrize(
+    "how",
+    [{"errorCode": 11600}, {"errorCode": 10107}, {"errorCode": 91}, {"errorCode": 262}, {"closeConnection": True}],
+    ids=lambda how: str(next(iter(how.values()))),
+)
+def test_passing_error_is_survived(mongod, store, door, image_id, command, how):
+    store.client.ensure_indexes()
+    mongod.fail(command, times=1, **how)
+    stored = store.add(image_id, LARGE)
+    assert door.read(image_id) == LARGE
+    assert read(store, stored.uri) == LARGE
+    mongod.fail(command, times=0, errorCode=1)
+
+
+@pytest.mark.parametrize("command", ["insert", "update"])
+def test_write_that_was_done_but_not_confirmed_is_done_again(mongod, store, door, image_id, command):
+    concern = {"code": 64, "errmsg": "waiting for replication timed out"}
+    mongod.fail(command, times=1, writeConcernError=concern)
+    store.add(image_id, LARGE)
+    assert door.read(image_id) == LARGE
+    assert len(door.residue(image_id)) == 1
+    mongod.fail(command, times=0, errorCode=1)
+
+
+@pytest.mark.parametrize("command", ["insert", "update"])
+def test_full_disk_is_reported_and_nothing_left(mongod, store, door, image_id, command):
+    mongod.fail(command, times=1, errorCode=14031)
+    with pytest.raises(StorageFull):
+        store.add(image_id, LARGE)
+    assert not door.residue(image_id)
+
+
+@pytest.mark.parametrize("command", ["find", "insert", "update", "createIndexes"])
+def test_error_that_lasts_is_raised_and_nothing_left(mongod, door, image_id, command):
+    store = open_grid(mongod, transfer_retries=1)
+    mongod.fail(command, times=2, errorCode=91)
+    with pytest.raises(RemoteServiceUnavailable):
+        store.add(image_id, LARGE)
+    mongod.fail(command, times=0, errorCode=1)
+    store.gc(0)
+    assert not door.residue(image_id)
+
+
+def test_index_with_other_options_is_named(mongod):
+    collection = mongod.raw["indexed"]["fs.chunks"]
+    collection.create_index([("files_id", 1), ("n", 1)])
+    store = open_grid(mongod, mongodb_store_db="indexed")
+    with pytest.raises(BadStoreConfiguration, match="index"):
+        store.add("image", IMAGE)
+    assert not mongod.raw["indexed"]["fs.files"].count_documents({})
+
+
+# -- Copies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL, len(LARGE)])
+def test_copy_is_done_by_the_server(store, door, image_id, size):
+    stored = store.add(image_id, bytes_of(size))
+    done = []
+    digests = Digests(stored.checksum, stored.multihash)
+    copy = store.copy(stored.uri, f"{image_id}-copy", digests=digests, progress=lambda *at: done.append(at))
+    store.delete(stored.uri)
+    assert door.read(f"{image_id}-copy") == bytes_of(size)
+    assert copy[1:4] == stored[1:4]
+    assert done[-1] == (size, size)
+
+
+def test_copy_of_an_image_of_glance_store_keeps_its_chunks(mongod, store, door, image_id):
+    import gridfs
+
+    gridfs.GridFS(mongod.raw["images"]).put(LARGE, _id=image_id)
+    store.copy(uri_of(image_id), f"{image_id}-copy", digests=Digests(None, "00"))
+    assert door.read(f"{image_id}-copy") == LARGE
+    assert door.files.find_one({"filename": f"{image_id}-copy"})["chunkSize"] == 255 * KiB
+
+
+def test_copy_of_a_damaged_image_is_refused(store, door, image_id):
+    uri = store.add(image_id, LARGE).uri
+    door.chunks.delete_one({"files_id": door.files.find_one({"filename": image_id})["_id"], "n": 7})
+    with pytest.raises(StoreError, match="chunks"):
+        store.copy(uri, f"copy-{image_id}", digests=Digests(None, "00"))
+    assert not [name for name in door.residue(f"copy-{image_id}") if "orphan" not in name]
+
+
+def test_cancelled_copy_leaves_nothing(store, door, image_id):
+    uri = store.add(image_id, LARGE).uri
+
+    def progress(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.copy(uri, f"copy-{image_id}", digests=Digests(None, "00"), progress=progress)
+    assert not door.residue(f"copy-{image_id}")
+
+
+# -- Faults on the wire ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(mongod):
+    with FaultyProxy(("127.0.0.1", mongod.port)) as proxy:
+        yield proxy
+
+
+def through(proxy, server, **options):
+    """A store with no connection yet that reaches the server through the proxy."""
+    uri = "mongodb://{}:{}/?directConnection=true".format(*proxy.address)
+    patience = {"mongodb_store_server_selection_timeout": 5.0, "transfer_retries": 6}
+    options = {"mongodb_store_socket_timeout": 2.0} | patience | options
+    return in_small_parts(open_grid(server, uri, **options))
+
+
+#: Bytes that pass before the fault: while shaking hands, in the commands around the parts, inside of parts.
+PLACES = [0, 300, 1000, 2000, 3000, *(SMALL * part + extra for part in range(4) for extra in (500, SMALL // 2))]
+
+
+@pytest.mark.parametrize("fault", [Cut, Reset])
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_upload_survives_one_fault(mongod, store, door, proxy, image_id, fault, direction):
+    for after in PLACES if direction == "up" else PLACES[:5]:
+        # One of them is the monitor's, which asks little.
+        proxy.plan(fault(after=after, direction=direction), connections=3)
+        faulty = through(proxy, mongod)
+        assert assert_whole_or_nothing(faulty, door, store, image_id, IMAGE) is None, after
+        proxy.plan(connections=0)
+
+
+@pytest.mark.parametrize("fault", [Cut, Reset])
+@pytest.mark.parametrize("after", [0, 1000, SMALL, 2 * SMALL])
+def test_upload_over_a_line_that_always_breaks_leaves_nothing(mongod, store, door, proxy, image_id, fault, after):
+    proxy.always(fault(after=after, direction="up"))
+    faulty = through(proxy, mongod, transfer_retries=1, mongodb_store_server_selection_timeout=0.5)
+    assert_whole_or_nothing(faulty, door, store, image_id, IMAGE)
+
+
+def test_upload_survives_a_stall(mongod, store, door, proxy, image_id):
+    proxy.plan(Stall(after=SMALL // 2, direction="up"), connections=3)
+    faulty = through(proxy, mongod, mongodb_store_socket_timeout=0.5)
+    assert assert_whole_or_nothing(faulty, door, store, image_id, IMAGE) is None
+
+
+@pytest.mark.parametrize("fault", [Cut, Reset])
+def test_download_survives_one_fault(mongod, store, proxy, image_id, fault):
+    uri = store.add(image_id, LARGE).uri
+    for after in (300, 2000, SMALL, MiB, 4 * MiB, 5 * MiB):
+        proxy.plan(fault(after=after), connections=3)
+        assert read(through(proxy, mongod), uri) == LARGE
+        proxy.plan(connections=0)
+
+
+def test_download_over_a_line_that_always_breaks_is_an_error(mongod, store, proxy, image_id):
+    uri = store.add(image_id, LARGE).uri
+    proxy.always(Reset(after=MiB))
+    faulty = through(proxy, mongod, transfer_retries=1)
+    with pytest.raises(StoreError):
+        read(faulty, uri)
+
+
+# -- Many at once ---------------------------------------------------------------------------------------------
+
+
+def test_eight_adds_share_one_client(mongod, monkeypatch):
+    from storelib.drivers.gridfs.client import Client
+
+    made = []
+    plain = Client._new
+    monkeypatch.setattr(Client, "_new", lambda client: made.append(client) or plain(client))
+    store = open_grid(mongod)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda number: store.add(f"shared-client-{number}", LARGE), range(8)))
+    assert len(made) == 1
+    assert all(read(store, stored.uri) == LARGE for stored in results)
+
+
+def test_two_stores_share_a_database(mongod, store, image_id):
+    other = open_grid(mongod, mongodb_store_bucket="other.images")
+    one, two = store.add(image_id, b"one"), other.add(image_id, b"two")
+    assert (read(store, one.uri), read(other, two.uri)) == (b"one", b"two")
+    assert {info.uri for info in other.list_images()} == {two.uri}
