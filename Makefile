@@ -43,6 +43,7 @@ packages:
 
 environment:
 	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,s3,swift,gridfs,dev,docs
+	@.ci/ceph-bindings $(BIN)/python
 
 lint: environment
 	$(call heading,ruff)

@@ -120,6 +120,7 @@ class Cluster:
         self._users: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._sections: dict[str, Mapping[str, object]] = {}
         self._daemons: list[Daemon] = []
+        self._osd: Daemon | None = None
 
     def __enter__(self) -> Cluster:
         for name in ("mon", "osd", "run"):
@@ -161,6 +162,37 @@ class Cluster:
         self._write_keyring(self.keyring)
         return str(key)
 
+    def add_pool(self, name: str) -> None:
+        """Make a pool of one replica."""
+        self.command("osd", "pool", "create", name)
+        self.command("osd", "pool", "application", "enable", name, "rbd")
+
+    @property
+    def osd_pid(self) -> int:
+        """The process id of the OSD, for SIGSTOP and SIGCONT."""
+        assert self._osd is not None
+        return self._osd.pid
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Every pool is full meanwhile: what is used is more than what is allowed."""
+        try:
+            self._set_full_ratios("0.00001", "0.00002", "0.00003")
+            _wait("being full", lambda: self._is_full())
+            yield
+        finally:
+            self._set_full_ratios("0.85", "0.90", "0.95")
+            _wait("having room", lambda: not self._is_full())
+
+    def _set_full_ratios(self, *ratios: str) -> None:
+        kinds = ["nearfull", "backfillfull", "full"]
+        for kind, ratio in zip(kinds, ratios, strict=True):
+            self.command("osd", f"set-{kind}-ratio", ratio)
+
+    def _is_full(self) -> bool:
+        pools = json.loads(self.command("osd", "dump", "--format", "json"))["pools"]
+        return any("full" in pool["flags_names"].split(",") for pool in pools)
+
     def configure(self, section: str, options: Mapping[str, object]) -> None:
         """Options of daemons that are started from now on."""
         self._sections[section] = options
@@ -197,7 +229,7 @@ class Cluster:
         osd_uuid = str(uuid.uuid4())
         self.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_uuid)
         self.command("osd", "new", osd_uuid, "0")
-        osd = self.start("osd", "ceph-osd", "-f", "-i", "0")
+        osd = self._osd = self.start("osd", "ceph-osd", "-f", "-i", "0")
         # A client that asks before the OSD is up sleeps for five seconds.
         _wait("the OSD", lambda: self._osds_up() == 1, mon, osd)
 

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What failed adds and deletes left: images under way that nobody works on, deleted ones with nothing in their way.
+
+Only what bears storelib's marks is ever taken for garbage: others may keep their disks in the same pool. Whoever works
+on an image watches it. Of one that died Ceph believes for another 30 seconds that it still does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from storelib.driver import Garbage
+from storelib.drivers.rbd import holes, removal, sealing, temporary
+from storelib.drivers.rbd.location import SNAPSHOT
+
+if TYPE_CHECKING:
+    from storelib.drivers.rbd.cluster import Connection
+    from storelib.drivers.rbd.store import RbdStore
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Where garbage lies: under a name in the pool, or under an id in the trash."""
+
+    name: str
+    trash_id: str | None = None
+
+
+def find(store: RbdStore, older_than: float, prefix: str) -> Iterator[Garbage]:
+    """Everything dead for ``older_than`` seconds."""
+    import rbd
+
+    connection = store.cluster.get()
+    latest = time.time() - older_than
+    places = [Dead(entry["name"]) for entry in rbd.RBD().list2(connection.ioctx)]
+    places += [Dead(entry["name"], entry["id"]) for entry in rbd.RBD().trash_list(connection.ioctx)]
+    for place in places:
+        if place.name.startswith(prefix):
+            found = examine(store, connection, place)
+            if found is not None and found.modified <= latest and (found.image_id or "").startswith(prefix):
+                yield found
+
+
+def examine(store: RbdStore, connection: Connection, place: Dead) -> Garbage | None:
+    """The garbage at that place; None if what is there is an image, alive, or none of storelib's."""
+    import rbd
+
+    if place.name in store.under_way:
+        return None
+    try:
+        if place.trash_id is not None:
+            with connection.open_id(place.trash_id, read_only=True) as image:
+                return _in_trash(image, place)
+        with connection.open(place.name, read_only=True) as image:
+            return _in_pool(image, place)
+    except rbd.ImageNotFound:
+        return _in_part(connection, place)
+
+
+def discard(store: RbdStore, connection: Connection, place: Dead) -> bool:
+    """Remove it if it is still dead."""
+    import rbd
+
+    if examine(store, connection, place) is None:
+        return False
+    try:
+        if place.trash_id is not None:
+            with connection.open_id(place.trash_id) as image:
+                for snapshot in sealing.snapshots(image):
+                    sealing.unseal(image, snapshot)
+            rbd.RBD().trash_remove(connection.ioctx, place.trash_id)
+        else:
+            _undo_rename(connection, place.name)
+            sealing.take_back(connection, place.name)
+    except (rbd.ImageBusy, rbd.ImageHasSnapshots) as error:
+        LOG.info("%s is in use after all, a later gc may remove it: %s", place.name, error)
+        return False
+    return True
+
+
+def _in_pool(image: Any, place: Dead) -> Garbage | None:
+    under_way = temporary.split(place.name)
+    snapshots = sealing.snapshots(image)
+    if under_way is None:
+        # Deleted in part. One that never had a mark may be anybody's.
+        marked = any(temporary.mark(image, key) is not None for key in (temporary.TOKEN, temporary.DELETING))
+        dead = marked and not snapshots
+    else:
+        dead = snapshots in ([], [SNAPSHOT]) and (not snapshots or temporary.is_temporary(place.name, image))
+    if not dead or removal.has_clones(image):
+        return None
+    watchers = [watcher["addr"] for watcher in image.watchers_list()]
+    if watchers:
+        LOG.info(
+            "%s is watched by %s: it is being written, or its writer died less than 30 s ago and a later gc removes it",
+            place.name,
+            ", ".join(watchers),
+        )
+        return None
+    return Garbage(place.name, under_way[0] if under_way else place.name, holes.used(image), _modified(image), place)
+
+
+def _in_trash(image: Any, place: Dead) -> Garbage | None:
+    """Put there because it had clones, and has none any more."""
+    marked = temporary.mark(image, temporary.DELETING) is not None
+    # Of somebody else's snapshots, made since, it is not for gc to judge.
+    if not marked or len(sealing.snapshots(image)) > 1 or removal.has_clones(image):
+        return None
+    return Garbage(f"trash: {place.name}", place.name, holes.used(image), _modified(image), place)
+
+
+def _in_part(connection: Connection, place: Dead) -> Garbage | None:
+    """Made or removed in part: there is a name and no image."""
+    import rados
+
+    under_way = temporary.split(place.name)
+    if under_way is None or place.trash_id is not None:
+        return None
+    try:
+        _, changed = connection.ioctx.stat(f"rbd_id.{place.name}")
+    except rados.ObjectNotFound:
+        return Garbage(place.name, under_way[0], 0, 0.0, place)
+    return Garbage(place.name, under_way[0], 0, time.mktime(changed), place)
+
+
+def _undo_rename(connection: Connection, name: str) -> None:
+    """Where a writer died in the middle of renaming, two names lead to its image."""
+    under_way = temporary.split(name)
+    if under_way is None:
+        return
+    image_id = sealing.id_of(connection, name)
+    if image_id is not None and sealing.id_of(connection, under_way[0]) == image_id:
+        sealing.finish_rename(connection, name, under_way[0], image_id)
+        sealing.take_back(connection, under_way[0])
+
+
+def _modified(image: Any) -> float:
+    return posix_time(max(image.create_timestamp(), image.modify_timestamp()))
+
+
+def posix_time(moment: datetime.datetime) -> float:
+    """The bindings give UTC without saying so."""
+    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RbdReader: one image at its snapshot. Holes are not read, and zeros are not believed without a look.
+
+librbd answers zeros for objects that are not there, also for those of an image that was removed meanwhile: readers
+keep nobody from removing it. So whoever sees zeros makes sure that the snapshot is still there.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from storelib.driver import Extent, Reader
+from storelib.drivers.rbd import holes
+from storelib.drivers.rbd.holes import Run
+from storelib.drivers.rbd.location import RbdLocation
+from storelib.exceptions import ImageChanged
+from storelib.transfer.contract import MiB
+
+if TYPE_CHECKING:
+    from storelib.drivers.rbd.store import RbdStore
+
+T = TypeVar("T")
+
+#: Of one read at most.
+READ = 4 * MiB
+#: Of images with holes between shorter runs than this, most reading ahead would be wasted: callers jump over holes.
+SHORT_RUNS = 64 * MiB
+#: Bytes for which the exact extents are asked in one go: some hundred requests, ten at a time.
+BATCH = 2048 * MiB
+ZEROS = bytes(MiB)
+
+
+class RbdReader(Reader):
+    """Reads side by side."""
+
+    part_size = READ
+
+    def __init__(self, store: RbdStore, location: RbdLocation) -> None:
+        import rbd
+
+        self.concurrency = store.conf.rbd_store_concurrency
+        self._store = store
+        self._location = location
+        self._connection = store.cluster.get()
+        self._image = self._connection.open(location.image, location.snapshot, read_only=True)
+        try:
+            self.size = int(self._image.size())
+            self._rbd_id = str(self._image.id())
+            self._object_size = int(self._image.stat()["obj_size"])
+            known = holes.by_object_map(self._image)
+        except rbd.Error:
+            self._image.close()
+            raise
+        self._has_map = known is not None
+        #: Where there may be data, by end and by start; what lies between was never written.
+        self._runs = [Run(0, self.size)] if known is None else known
+        self._ends = [run.end for run in self._runs]
+        self._holes_confirmed = False
+        data = sum(run.end - run.start for run in self._runs)
+        if data < self.size and data < SHORT_RUNS * len(self._runs):
+            self.concurrency = min(self.concurrency, 2)
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Read from the cluster, or fill with zeros what is a hole."""
+        index = bisect.bisect_right(self._ends, offset)
+        run = self._runs[index] if index < len(self._runs) else Run(self.size, self.size)
+        if offset < run.start:
+            self._confirm_holes()
+            count = min(len(view), run.start - offset, len(ZEROS))
+            view[:count] = ZEROS[:count]
+            return count
+        length = min(len(view), run.end - offset)
+        data = self._image.read(offset, length)
+        view[: len(data)] = data
+        if self._has_empty_object(offset, view[: len(data)]):
+            self._confirm()
+        return len(data)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Exact ones, asked for bit by bit."""
+        position, end = offset, offset + length
+        for run in self._data(offset, end):
+            if run.start > position:
+                yield Extent(position, run.start - position, data=False)
+            yield Extent(run.start, run.end - run.start, data=True)
+            position = run.end
+        if position < end:
+            yield Extent(position, end - position, data=False)
+
+    def close(self) -> None:
+        """Close the image."""
+        self._image.close()
+
+    def _data(self, start: int, end: int) -> Iterator[Run]:
+        for rough in self._runs:
+            first, last = max(rough.start, start), min(rough.end, end)
+            for begin in range(first, last, BATCH):
+                yield from self._exactly(begin, min(begin + BATCH, last))
+        if self._has_map:
+            self._call(self._confirm_holes)
+
+    def _exactly(self, start: int, end: int) -> list[Run]:
+        def ask() -> list[Run]:
+            found = holes.exactly(self._image, start, end)
+            if found != [Run(start, end)]:
+                self._confirm()
+            return found
+
+        return self._call(ask)
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Extents are asked for while the source is read, where the engine does not look after the driver's errors."""
+        return self._store.retry_policy.call(function, self._store.map_error, str(self._location))
+
+    # -- Whether the image is still there -------------------------------------------------------------------------
+
+    def _has_empty_object(self, offset: int, data: memoryview) -> bool:
+        """Whether all that was read of some object is zeros."""
+        position, end = offset, offset + len(data)
+        while position < end:
+            border = min((position // self._object_size + 1) * self._object_size, end)
+            if _is_zero(data[position - offset : border - offset]):
+                return True
+            position = border
+        return False
+
+    def _confirm_holes(self) -> None:
+        """The map of holes was read while the image was there."""
+        if not self._holes_confirmed:
+            self._confirm()
+            self._holes_confirmed = True
+
+    def _confirm(self) -> None:
+        """Raise ImageChanged unless the snapshot is there, under whatever name the image goes now."""
+        import rbd
+
+        try:
+            self._connection.open_id(self._rbd_id, self._location.snapshot, read_only=True).close()
+        except rbd.ImageNotFound as error:
+            raise ImageChanged(f"{self._location}: the image was deleted while it was read") from error
+
+
+def _is_zero(data: memoryview) -> bool:
+    # startswith compares with memcmp, copies nothing, and ends at the first byte that differs.
+    return all(ZEROS.startswith(data[start : start + len(ZEROS)]) for start in range(0, len(data), len(ZEROS)))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting an image: what keeps it is looked at before anything is touched, and what was touched is put back.
+
+Snapshot first, then the image: from the first step on it cannot be read, and is known to be on its way out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from storelib.drivers.rbd import sealing, temporary
+from storelib.drivers.rbd.cluster import Connection
+from storelib.drivers.rbd.location import RbdLocation
+from storelib.exceptions import HasSnapshot, InUseByStore, NotFound
+
+
+def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_trash: bool) -> None:
+    """Remove one image; ``to_trash``: move it there if it has clones."""
+    import rbd
+
+    with connection.open(location.image) as image:
+        known = sealing.snapshots(image)
+        if location.snapshot not in known:
+            # Otherwise an earlier attempt came as far as this.
+            if known or temporary.mark(image, temporary.DELETING) is None:
+                raise NotFound(f"{location}: there is no such snapshot, so this is no image that could be read")
+        elif len(known) > 1:
+            raise HasSnapshot(f"{location} has other snapshots: {', '.join(sorted({*known} - {location.snapshot}))}")
+        elif has_clones(image):
+            image.metadata_set(temporary.DELETING, "1")
+            return _set_aside(connection, location, image, to_trash=to_trash)
+        elif len(list(image.watchers_list())) > 1:
+            raise InUseByStore(f"{location} is in use: somebody has it open for writing")
+        else:
+            image.metadata_set(temporary.DELETING, "1")
+            try:
+                sealing.unseal(image, location.snapshot)
+            except rbd.ImageBusy:
+                # A clone was made of it just now.
+                return _set_aside(connection, location, image, to_trash=to_trash)
+    try:
+        rbd.RBD().remove(connection.ioctx, location.image)
+    except rbd.ImageNotFound:
+        # It was there a moment ago, so it is gone as wanted (seen of librbd 16 in a full pool).
+        return None
+    except (rbd.ImageBusy, rbd.ImageHasSnapshots):
+        _restore(connection, location, protect=protect)
+        raise
+    return None
+
+
+def has_clones(image: Any) -> bool:
+    """Whether other images depend on some snapshot of it, those in the trash included."""
+    return any(True for _ in image.list_children2())
+
+
+def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_trash: bool) -> None:
+    """What becomes of an image with clones; it bears the mark of one that is being deleted."""
+    import rbd
+
+    try:
+        if not to_trash:
+            raise InUseByStore(f"{location}: there are clones of it (option rbd_store_delete_in_use)")
+        # The trash takes no image that somebody has open.
+        image.close()
+        rbd.RBD().trash_move(connection.ioctx, location.image)
+    except (rbd.ImageBusy, InUseByStore):
+        with contextlib.suppress(rbd.Error), connection.open(location.image) as again:
+            again.metadata_remove(temporary.DELETING)
+        raise
+
+
+def _restore(connection: Connection, location: RbdLocation, *, protect: bool) -> None:
+    """Nobody has written to it since, so a new snapshot is as good as the old one."""
+    with connection.open(location.image) as image:
+        if location.snapshot not in sealing.snapshots(image):
+            image.create_snap(location.snapshot)
+        if protect and not image.is_protected_snap(location.snapshot):
+            image.protect_snap(location.snapshot)
+        image.metadata_remove(temporary.DELETING)
