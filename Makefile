@@ -18,6 +18,7 @@ export PIP_NO_INPUT := 1
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
+EXTRAS := blake3,s3,swift,gridfs,api,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
 CONFORMANCE := tests/functional/test_filesystem_conformance.py
 BIN := .venv-ci/bin
@@ -42,7 +43,7 @@ packages:
 	@.ci/packages test
 
 environment:
-	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,blake3,s3,swift,gridfs,dev,docs
+	@.ci/venv .venv-ci "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" test,$(EXTRAS),dev,docs
 	@.ci/ceph-bindings $(BIN)/python
 
 lint: environment
@@ -75,7 +76,7 @@ interpreters: environment
 	@.ci/pythons all $(VERSIONS) | while read -r version python; do \
 		[[ "$$($(BIN)/python -V)" != "Python $$version."* ]] || continue; \
 		echo "-- Python $$version: $$python"; \
-		.ci/venv ".venv-$$version" "$$python" test,blake3,s3,swift,gridfs; \
+		.ci/venv ".venv-$$version" "$$python" test,$(EXTRAS); \
 		".venv-$$version/bin/python" -m pytest -q tests/unit $(CONFORMANCE) </dev/null; \
 	done
 

@@ -45,7 +45,10 @@ DEFAULT_STORE = cfg.StrOpt(
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Groups with a meaning of their own, and options of oslo.config that a group of the same name would hide.
-_NOT_IDS = (SHARED, "default", "config_file", "config_dir", "config_source")
+_NOT_IDS = (
+    *(SHARED, "default", "config_file", "config_dir", "config_source"),
+    *("api", "database", "healthcheck", "keystone_authtoken", "oslo_middleware", "oslo_policy"),
+)
 # Ids the calling program keeps for itself, as in glance_store.
 _RESERVED_PREFIX = "os_glance_"
 _OLD_GROUPS = ("glance_store", "backend_defaults")

@@ -8,6 +8,9 @@ from collections.abc import Generator
 
 import pytest
 
+# The promises of the API's repository, kept on every database.
+pytest.register_assert_rewrite("db_contract")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Context: who asks, as every function of the service takes it first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+class Context:
+    """One request's user, project and roles. ``is_admin`` is set once, by the policy ``context_is_admin``.
+
+    ``read_only`` contexts (anonymous requests) may change nothing. Drivers get the context handed through, so it has
+    the names they look for (``auth_token``, ``service_catalog``).
+    """
+
+    __slots__ = (
+        "_fingerprint",
+        "auth_token",
+        "catalog",
+        "domain_id",
+        "is_admin",
+        "project_id",
+        "read_only",
+        "request_id",
+        "roles",
+        "service_roles",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        user_id: str | None = None,
+        project_id: str | None = None,
+        roles: Iterable[str] = (),
+        *,
+        is_admin: bool = False,
+        read_only: bool = False,
+        request_id: str = "",
+        auth_token: str | None = None,
+        catalog: str | None = None,
+        service_roles: Iterable[str] = (),
+        domain_id: str | None = None,
+    ) -> None:
+        self.user_id = user_id
+        self.project_id = project_id
+        self.roles = [role.lower() for role in roles]
+        self.is_admin = is_admin
+        self.read_only = read_only
+        self.request_id = request_id
+        self.auth_token = auth_token
+        self.catalog = catalog
+        self.service_roles = list(service_roles)
+        self.domain_id = domain_id
+        self._fingerprint: tuple[Any, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Context user={self.user_id} project={self.project_id} roles={self.roles}>"
+
+    @property
+    def service_catalog(self) -> Any:
+        """The token's catalog of services, decoded when a driver asks for it; None without one."""
+        return json.loads(self.catalog) if self.catalog else None
+
+    @property
+    def fingerprint(self) -> tuple[Any, ...]:
+        """All that policy rules can see of this context; equal for equal credentials."""
+        if self._fingerprint is None:
+            self._fingerprint = (
+                self.user_id,
+                self.project_id,
+                self.domain_id,
+                self.is_admin,
+                self.read_only,
+                *self.roles,
+                "service:",
+                *self.service_roles,
+            )
+        return self._fingerprint
+
+    def as_admin(self, is_admin: bool) -> Context:
+        """This context, with the answer to whether it is an administrator's."""
+        self.is_admin = is_admin
+        self._fingerprint = None
+        return self
+
+    @property
+    def owner(self) -> str | None:
+        """Who images made in this context belong to."""
+        return self.project_id
+
+
+def administrator(request_id: str = "") -> Context:
+    """The context of ``auth_strategy = noauth`` and of the program's own work."""
+    return Context(roles=("admin", "member", "reader"), is_admin=True, request_id=request_id)

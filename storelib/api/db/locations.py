@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQL for where the data of images is. A location is first made pending_delete, and forgotten when its data is gone.
+
+Callers hold the row of the image (``images.hold`` or ``touch``), so nobody else changes its locations meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
+from storelib.api.db.rows import dump_metadata, location_row, now
+from storelib.api.db.schema import image_locations
+from storelib.api.errors import Conflict, Duplicate, LimitExceeded, LocationNotFound
+
+c = image_locations.c
+_SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
+_ACTIVE = c.pending_since.is_(None)
+_PENDING = c.pending_since.is_not(None)
+
+
+def insert(connection: Connection, image_id: str, location: NewLocation, position: int) -> ImageLocation:
+    """One more row."""
+    done = connection.execute(image_locations.insert(), location_row(image_id, location, position))
+    key: Any = done.inserted_primary_key
+    return ImageLocation(location.uri, dict(location.metadata), key[0])
+
+
+def of(connection: Connection, image_ids: Sequence[str]) -> list[tuple[str, ImageLocation]]:
+    """All locations of these images, pending ones too, in order."""
+    if not image_ids:
+        return []
+    selected = _SELECT.where(c.image_id.in_(image_ids)).order_by(c.image_id, c.position, c.id)
+    return [_pair(row) for row in connection.execute(selected)]
+
+
+def pending(connection: Connection, image_id: str) -> list[ImageLocation]:
+    """What is to be deleted of one image."""
+    selected = _SELECT.where(c.image_id == image_id, _PENDING).order_by(c.position, c.id)
+    return [_pair(row)[1] for row in connection.execute(selected)]
+
+
+def all_pending(connection: Connection, before: int, after: int, batch: int) -> list[tuple[str, ImageLocation]]:
+    """The next of what is to be deleted, by id."""
+    selected = _SELECT.where(c.pending_since < before, c.id > after).order_by(c.id).limit(batch)
+    return [_pair(row) for row in connection.execute(selected)]
+
+
+def replace(connection: Connection, image: Image, wanted: Sequence[NewLocation]) -> None:
+    """Exactly these, in this order; what is missing becomes pending_delete."""
+    had = {location.id: location for location in image.locations}
+    kept = {location.id for location in wanted if isinstance(location, ImageLocation)}
+    if unknown := kept - had.keys():
+        raise LocationNotFound(f"image {image.id} has no location {min(unknown)}")
+    uris = [location.uri for location in wanted]
+    if len(set(uris)) < len(uris):
+        raise Duplicate(f"image {image.id} cannot have the same location twice")
+    if gone := sorted(had.keys() - kept):
+        _make_pending(connection, image.id, c.id.in_(gone))
+    for position, location in enumerate(wanted):
+        if not isinstance(location, ImageLocation):
+            insert(connection, image.id, location, position)
+            continue
+        changed = location_row(image.id, location, position)
+        connection.execute(image_locations.update().where(c.id == location.id).values(**changed))
+
+
+def append(connection: Connection, image_id: str, new: Sequence[NewLocation], limit: int | None) -> list[ImageLocation]:
+    """Behind the last."""
+    rows = connection.execute(sa.select(c.uri, c.position).where(c.image_id == image_id, _ACTIVE)).all()
+    uris = {row.uri for row in rows}
+    if limit is not None and len(rows) + len(new) > limit:
+        raise LimitExceeded(f"image {image_id} has {len(rows)} locations already; the limit is {limit}")
+    position = max((row.position for row in rows), default=-1)
+    added = []
+    for location in new:
+        if location.uri in uris:
+            raise Duplicate(f"image {image_id} has this location already")
+        uris.add(location.uri)
+        position += 1
+        added.append(insert(connection, image_id, location, position))
+    return added
+
+
+def drop(connection: Connection, image_id: str, location_id: int, keep_last: bool) -> ImageLocation:
+    """Active to pending."""
+    rows = connection.execute(_SELECT.where(c.image_id == image_id, _ACTIVE)).all()
+    found = [_pair(row)[1] for row in rows if row.id == location_id]
+    if not found:
+        raise _no_location(image_id, location_id)
+    if keep_last and len(rows) == 1:
+        raise Conflict(f"location {location_id} is the last one of image {image_id}")
+    _make_pending(connection, image_id, c.id == location_id)
+    return ImageLocation(found[0].uri, found[0].metadata, location_id, "pending_delete")
+
+
+def restore(connection: Connection, image_id: str, location_id: int) -> None:
+    """Pending to active, behind the others."""
+    last = connection.execute(sa.select(sa.func.max(c.position)).where(c.image_id == image_id)).scalar()
+    _change_one(connection, image_id, location_id, _PENDING, pending_since=None, position=(last or 0) + 1)
+
+
+def forget(connection: Connection, image_id: str, location_id: int) -> None:
+    """The row goes."""
+    connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING))
+
+
+def set_metadata(connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]) -> None:
+    """Other metadata."""
+    _change_one(connection, image_id, location_id, _ACTIVE, metadata=dump_metadata(metadata))
+
+
+def follow_status(connection: Connection, image_id: str, from_: Collection[Status], to: Status) -> None:
+    """What a new status of the image means for its locations."""
+    if to in ("pending_delete", "deleted"):
+        _make_pending(connection, image_id, sa.true())
+    elif "pending_delete" in from_:
+        _revive(connection, image_id)
+
+
+def _revive(connection: Connection, image_id: str) -> None:
+    # Those that became pending together, with the image; one that was dropped before stays so.
+    since = connection.execute(sa.select(sa.func.max(c.pending_since)).where(c.image_id == image_id)).scalar()
+    revived = image_locations.update().where(c.image_id == image_id, c.pending_since == since)
+    connection.execute(revived.values(pending_since=None))
+
+
+def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement[bool]) -> None:
+    connection.execute(
+        image_locations.update().where(c.image_id == image_id, _ACTIVE, which).values(pending_since=now())
+    )
+
+
+def _change_one(
+    connection: Connection, image_id: str, location_id: int, state: sa.ColumnElement[bool], **values: Any
+) -> None:
+    changed = image_locations.update().where(c.id == location_id, c.image_id == image_id, state).values(**values)
+    if not connection.execute(changed).rowcount:
+        raise _no_location(image_id, location_id)
+
+
+def _pair(row: Any) -> tuple[str, ImageLocation]:
+    status: Any = "active" if row.pending_since is None else "pending_delete"
+    return row.image_id, ImageLocation(row.uri, json.loads(row.metadata), row.id, status)
+
+
+def _no_location(image_id: str, location_id: int) -> LocationNotFound:
+    return LocationNotFound(f"image {image_id} has no location {location_id}")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQL for members: the projects an image is shared with. They are no part of the image, so its version stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from storelib.api.db import images as image_rows
+from storelib.api.db.records import Member, MemberStatus
+from storelib.api.db.rows import check_text, now, to_time
+from storelib.api.db.schema import image_members, images
+from storelib.api.errors import Duplicate, ImageNotFound, LimitExceeded, MemberNotFound
+
+c = image_members.c
+_SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c.updated_at)
+# Deleted images keep theirs, for whoever pages through changes, but nobody is told.
+_LIVING = _SELECT.join(images, images.c.id == c.image_id).where(images.c.deleted == sa.false())
+
+
+def add(
+    connection: Connection, image_id: str, member: str, can_share: bool, status: MemberStatus, limit: int | None
+) -> Member:
+    """One more."""
+    check_text("a member", member, 255)
+    image_rows.lock(connection, image_id)
+    members = set(connection.execute(sa.select(c.member).where(c.image_id == image_id)).scalars())
+    if member in members:
+        raise Duplicate(f"image {image_id} is shared with {member} already")
+    if limit is not None and len(members) >= limit:
+        raise LimitExceeded(f"image {image_id} has {len(members)} members already; the limit is {limit}")
+    moment = now()
+    return _insert(connection, image_id, member, status, can_share, moment)
+
+
+def one(connection: Connection, image_id: str, member: str) -> Member:
+    """This one."""
+    check_text("a member", member, 65535)
+    row = connection.execute(_LIVING.where(c.image_id == image_id, c.member == member)).one_or_none()
+    if row is None:
+        raise _no_member(image_id, member)
+    return _member(row)
+
+
+def of(connection: Connection, image_id: str) -> list[Member]:
+    """All of one image."""
+    found = connection.execute(_LIVING.where(c.image_id == image_id).order_by(c.created_at, c.member))
+    return [_member(row) for row in found]
+
+
+def shared_with(connection: Connection, member: str) -> list[Member]:
+    """All of one project."""
+    check_text("a member", member, 65535)
+    return [_member(row) for row in connection.execute(_LIVING.where(c.member == member).order_by(c.image_id))]
+
+
+def update(
+    connection: Connection, image_id: str, member: str, status: MemberStatus | None, can_share: bool | None
+) -> Member:
+    """Change one."""
+    _lock(connection, image_id, member)
+    values: dict[str, Any] = {"updated_at": now()}
+    if status is not None:
+        values["status"] = status
+    if can_share is not None:
+        values["can_share"] = can_share
+    changed = image_members.update().where(c.image_id == image_id, c.member == member).values(**values)
+    if not connection.execute(changed).rowcount:
+        raise _no_member(image_id, member)
+    return one(connection, image_id, member)
+
+
+def remove(connection: Connection, image_id: str, member: str) -> None:
+    """One less."""
+    _lock(connection, image_id, member)
+    if not connection.execute(image_members.delete().where(c.image_id == image_id, c.member == member)).rowcount:
+        raise _no_member(image_id, member)
+
+
+def replace(connection: Connection, image_id: str, wanted: Mapping[str, bool | None]) -> list[Member]:
+    """Exactly these."""
+    for member in wanted:
+        check_text("a member", member, 255)
+    image_rows.lock(connection, image_id)
+    had = {member.member: member for member in of(connection, image_id)}
+    gone = sorted(had.keys() - wanted.keys())
+    if gone:
+        connection.execute(image_members.delete().where(c.image_id == image_id, c.member.in_(gone)))
+    moment = now()
+    for member, can_share in wanted.items():
+        if member not in had:
+            _insert(connection, image_id, member, "pending", bool(can_share), moment)
+        elif can_share is not None and can_share != had[member].can_share:
+            mine = image_members.update().where(c.image_id == image_id, c.member == member)
+            connection.execute(mine.values(can_share=can_share, updated_at=moment))
+    return of(connection, image_id)
+
+
+def _insert(
+    connection: Connection, image_id: str, member: str, status: MemberStatus, can_share: bool, moment: int
+) -> Member:
+    values = {"image_id": image_id, "member": member, "status": status, "can_share": can_share}
+    connection.execute(image_members.insert(), {**values, "created_at": moment, "updated_at": moment})
+    return Member(image_id, member, status, can_share, to_time(moment), to_time(moment))
+
+
+def _lock(connection: Connection, image_id: str, member: str) -> None:
+    check_text("a member", member, 65535)
+    try:
+        image_rows.lock(connection, image_id)
+    except ImageNotFound as error:
+        raise _no_member(image_id, member) from error
+
+
+def _member(row: Any) -> Member:
+    return Member(row[0], row[1], row[2], row[3], to_time(row[4]), to_time(row[5]))
+
+
+def _no_member(image_id: str, member: str) -> MemberNotFound:
+    return MemberNotFound(f"image {image_id} is not shared with {member}")

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into the repository and comes out of it: plain frozen values, no SQL.
+
+Times are aware datetimes in UTC with microseconds. Sizes are bytes, min_disk GiB and min_ram MiB. None is "not set".
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from storelib.location import redact
+
+Status = Literal[
+    "queued",
+    "saving",
+    "uploading",
+    "importing",
+    "active",
+    "deactivated",
+    "killed",
+    "pending_delete",
+    "deleted",
+]
+Visibility = Literal["public", "private", "shared", "community"]
+MemberStatus = Literal["pending", "accepted", "rejected"]
+LocationStatus = Literal["active", "pending_delete"]
+Direction = Literal["asc", "desc"]
+SortField = Literal["name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at"]
+RangeField = Literal["size", "virtual_size", "min_disk", "min_ram"]
+TimeField = Literal["created_at", "updated_at"]
+TimeOperator = Literal["gt", "gte", "lt", "lte", "eq", "neq"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewLocation:
+    """A location to be recorded. ``metadata`` is JSON; ``metadata["store"]`` is the id of the store."""
+
+    uri: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({redact(self.uri)!r}, {dict(self.metadata)!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLocation(NewLocation):
+    """A recorded location; the repr shows the URI without credentials."""
+
+    id: int = 0
+    status: LocationStatus = "active"
+
+    def __repr__(self) -> str:
+        return f"ImageLocation({self.id}, {redact(self.uri)!r}, {dict(self.metadata)!r}, {self.status!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """An image to be created. ``id`` is checked by the caller, ``locations`` only make sense with status active."""
+
+    id: str
+    owner: str | None = None
+    name: str | None = None
+    status: Status = "queued"
+    visibility: Visibility = "shared"
+    size: int | None = None
+    virtual_size: int | None = None
+    checksum: str | None = None
+    os_hash_algo: str | None = None
+    os_hash_value: str | None = None
+    disk_format: str | None = None
+    container_format: str | None = None
+    min_disk: int = 0
+    min_ram: int = 0
+    protected: bool = False
+    os_hidden: bool = False
+    properties: Mapping[str, str | None] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+    locations: tuple[NewLocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as it was read. ``version`` grows with every change of anything in here.
+
+    ``locations`` are the active ones in their order. ``tags`` are sorted. ``deleted`` images keep everything but
+    their locations.
+    """
+
+    id: str
+    owner: str | None
+    name: str | None
+    status: Status
+    visibility: Visibility
+    size: int | None
+    virtual_size: int | None
+    checksum: str | None
+    os_hash_algo: str | None
+    os_hash_value: str | None
+    disk_format: str | None
+    container_format: str | None
+    min_disk: int
+    min_ram: int
+    protected: bool
+    os_hidden: bool
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+    deleted_at: datetime.datetime | None
+    deleted: bool
+    version: int
+    properties: Mapping[str, str | None]
+    tags: tuple[str, ...]
+    locations: tuple[ImageLocation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What ``Repository.update`` shall change; what is None (or not in ``values``) stays.
+
+    ``values`` may hold: name, owner, visibility, size, virtual_size, checksum, os_hash_algo, os_hash_value,
+    disk_format, container_format, min_disk, min_ram, protected, os_hidden. ``properties``, ``tags`` and ``locations``
+    are the whole new set. In ``locations`` an ImageLocation stays what it is (moved, or with other metadata), a
+    NewLocation is added; an active one that is missing becomes pending_delete (``Repository.pending_locations``).
+    ``status`` is checked against the table of transitions.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, str | None] | None = None
+    tags: frozenset[str] | None = None
+    locations: tuple[NewLocation, ...] | None = None
+    status: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image is shared with ``member``, a project id. ``can_share`` is v1's."""
+
+    image_id: str
+    member: str
+    status: MemberStatus
+    can_share: bool
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+class Caller(NamedTuple):
+    """Whose list it is: the project (None: nobody's) and whether he sees everything."""
+
+    project: str | None
+    is_admin: bool = False
+
+
+class SortKey(NamedTuple):
+    """One key of a list's order. Not set (None) sorts before everything else, on all databases."""
+
+    key: SortField
+    direction: Direction = "asc"
+
+
+class Range(NamedTuple):
+    """Both ends included; None is open. Images that have no such number are in no range."""
+
+    field: RangeField
+    minimum: int | None = None
+    maximum: int | None = None
+
+
+class TimeFilter(NamedTuple):
+    """Compared by whole seconds, as the API shows times: eq matches every image that shows this second."""
+
+    field: TimeField
+    operator: TimeOperator
+    value: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A list: who asks, what for, in which order, which page.
+
+    An admin sees every image. Others see their own, public ones, those shared with them in ``member_status``, and
+    community ones of others only with ``visibility`` community or all. Tuples of values mean "one of"; None is "any".
+    ``is_public`` True is v1's public only, False all but public. ``deleted`` None is both. ``changes_since`` is
+    updated_at at or after, and implies nothing about ``deleted``. The id is always the last sort key, in the direction
+    of the key before it. ``marker`` is the id of the last image of the page before; it may have been deleted since.
+    """
+
+    caller: Caller
+    limit: int | None = None
+    marker: str | None = None
+    sort: tuple[SortKey, ...] = (SortKey("created_at", "desc"),)
+    ids: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    statuses: tuple[str, ...] | None = None
+    disk_formats: tuple[str, ...] | None = None
+    container_formats: tuple[str, ...] | None = None
+    visibility: Visibility | Literal["all"] | None = None
+    is_public: bool | None = None
+    member_status: MemberStatus | Literal["all"] = "accepted"
+    owner: str | None = None
+    protected: bool | None = None
+    os_hidden: bool | None = None
+    checksum: str | None = None
+    os_hash_value: str | None = None
+    tags: frozenset[str] = frozenset()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    ranges: tuple[Range, ...] = ()
+    times: tuple[TimeFilter, ...] = ()
+    changes_since: datetime.datetime | None = None
+    deleted: bool | None = False
+
+
+class Page(NamedTuple):
+    """Images of one page, and whether there are more behind the last of them."""
+
+    images: tuple[Image, ...]
+    more: bool
+
+
+class Usage(NamedTuple):
+    """What one owner holds: bytes in stores (size times active locations), bytes staged, images, uploads under way."""
+
+    total_size: int
+    stage_size: int
+    images: int
+    uploading: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Data being written by one API process. ``stores`` are the ids of the stores it may have reached.
+
+    ``status`` is what the image is while it lasts (saving, uploading, importing), ``restore`` what it was before.
+    """
+
+    image_id: str
+    process_id: str
+    status: Status
+    restore: Status
+    stores: tuple[str, ...]
+    started_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running API process that keeps its lease alive. ``seen_at`` is by the database's clock."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: datetime.datetime
+    seen_at: datetime.datetime
+
+
+class AuditRow(NamedTuple):
+    """What an audit compares with the stores. ``locations`` include those pending delete."""
+
+    id: str
+    status: Status
+    size: int | None
+    checksum: str | None
+    os_hash_algo: str | None
+    os_hash_value: str | None
+    locations: tuple[ImageLocation, ...]

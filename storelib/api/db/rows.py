@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows into records and values into rows: times, limits of columns, and reading whole images in two statements."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from storelib.api.db.records import Image, ImageLocation, NewLocation
+from storelib.api.db.schema import (
+    HEAD,
+    TEXT_BYTES,
+    Name,
+    image_locations,
+    image_properties,
+    image_tags,
+    images,
+    length_of,
+)
+from storelib.api.errors import ImageNotFound, Invalid
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_BIGGEST = 2**63 - 1
+
+#: What Changes.values and the values of a transition may hold.
+CHANGEABLE = frozenset(
+    {
+        "name",
+        "owner",
+        "visibility",
+        "size",
+        "virtual_size",
+        "checksum",
+        "os_hash_algo",
+        "os_hash_value",
+        "disk_format",
+        "container_format",
+        "min_disk",
+        "min_ram",
+        "protected",
+        "os_hidden",
+    }
+)
+
+_LENGTHS: dict[str, int] = {column.name: length_of(column.type) for column in images.c if isinstance(column.type, Name)}
+_COLUMNS = tuple(images.c[name] for name in Image.__slots__ if name in images.c)
+SELECT_IMAGES = sa.select(*_COLUMNS)
+_SELECT_ONE = SELECT_IMAGES.where(images.c.id == sa.bindparam("image_id"))
+_CREATED, _UPDATED, _DELETED = (
+    [column.name for column in _COLUMNS].index(name) for name in ("created_at", "updated_at", "deleted_at")
+)
+_IS_PROPERTY, _IS_TAG, _IS_LOCATION = range(3)
+
+
+def now() -> int:
+    """This moment, as the tables keep it."""
+    return time.time_ns() // 1000
+
+
+def to_time(microseconds: int) -> datetime.datetime:
+    """From the tables."""
+    return _EPOCH + datetime.timedelta(microseconds=microseconds)
+
+
+def from_time(moment: datetime.datetime) -> int:
+    """Into the tables; a time without a zone is UTC."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.timezone.utc)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def check_text(what: str, text: str | None, length: int) -> None:
+    """Raise Invalid for what one of the databases would refuse, cut or change."""
+    if text is None:
+        return
+    if len(text) > length:
+        raise Invalid(f"{what} is longer than {length} characters")
+    if "\0" in text:
+        raise Invalid(f"{what} has a NUL character in it")
+    if not text.isascii():
+        _check_encodable(what, text)
+
+
+def check_long_text(what: str, text: str | None) -> None:
+    """The same for columns of type Text."""
+    if text is None:
+        return
+    check_text(what, text, TEXT_BYTES)
+    if len(text) * 4 > TEXT_BYTES and len(text.encode()) > TEXT_BYTES:
+        raise Invalid(f"{what} is longer than {TEXT_BYTES} bytes")
+
+
+def check_number(what: str, number: int | None) -> None:
+    """Raise Invalid for what does not fit a BIGINT."""
+    if number is not None and not -_BIGGEST - 1 <= number <= _BIGGEST:
+        raise Invalid(f"{what} is too large a number: {number}")
+
+
+def _check_encodable(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Invalid(f"{what} is no valid Unicode text") from None
+
+
+def check_columns(values: Mapping[str, Any]) -> None:
+    """Check values of the images table; raises Invalid naming the column."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            check_text(name, value, _LENGTHS[name])
+        elif isinstance(value, int):
+            check_number(name, value)
+
+
+def changeable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` if they may be changed, checked; anything else is a mistake of the program: ValueError."""
+    unknown = values.keys() - CHANGEABLE
+    if unknown:
+        raise ValueError(f"not to be changed here: {', '.join(sorted(unknown))}")
+    check_columns(values)
+    return dict(values)
+
+
+def property_rows(image_id: str, properties: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Checked rows of image_properties."""
+    for name, value in properties.items():
+        check_text("the name of a property", name, 255)
+        check_long_text(f"property {name}", value)
+    return [
+        {"image_id": image_id, "name": name, "value": value, "head": None if value is None else value[:HEAD]}
+        for name, value in properties.items()
+    ]
+
+
+def tag_rows(image_id: str, tags: Iterable[str]) -> list[dict[str, Any]]:
+    """Checked rows of image_tags."""
+    rows = []
+    for tag in tags:
+        check_text("a tag", tag, 255)
+        rows.append({"image_id": image_id, "tag": tag})
+    return rows
+
+
+def location_row(image_id: str, location: NewLocation, position: int) -> dict[str, Any]:
+    """A checked row of image_locations."""
+    check_long_text("a location", location.uri)
+    metadata = dump_metadata(location.metadata)
+    return {"image_id": image_id, "position": position, "uri": location.uri, "metadata": metadata}
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """A location's metadata as JSON; raises Invalid."""
+    try:
+        text = json.dumps(dict(metadata), separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"the metadata of a location is not JSON: {error}") from error
+    check_long_text("the metadata of a location", text)
+    return text
+
+
+def _select_children(where: Any) -> Any:
+    """Rows (image_id, kind, key, value, number, position, pending_since) of all three tables."""
+    none: Any = sa.literal_column("0")
+    text = sa.cast(sa.null(), sa.Text())
+    number = sa.cast(sa.null(), sa.BigInteger())
+    p, t, at = image_properties.c, image_tags.c, image_locations.c
+    return sa.union_all(
+        sa.select(p.image_id, sa.literal_column(str(_IS_PROPERTY)), p.name, p.value, none, none, number).where(
+            where(p.image_id)
+        ),
+        sa.select(t.image_id, sa.literal_column(str(_IS_TAG)), t.tag, text, none, none, number).where(
+            where(t.image_id)
+        ),
+        sa.select(
+            at.image_id, sa.literal_column(str(_IS_LOCATION)), at.uri, at.metadata, at.id, at.position, at.pending_since
+        ).where(where(at.image_id)),
+    )
+
+
+_CHILDREN_OF_ONE = _select_children(lambda column: column == sa.bindparam("image_id"))
+_CHILDREN_OF_MANY = _select_children(lambda column: column.in_(sa.bindparam("image_ids", expanding=True)))
+
+
+def load(connection: Connection, image_id: str, *, deleted: bool = False) -> Image:
+    """One image with all that belongs to it; raises ImageNotFound."""
+    parameters = {"image_id": image_id}
+    row = connection.execute(_SELECT_ONE, parameters).one_or_none()
+    if row is None or (row.deleted and not deleted):
+        raise no_image(image_id)
+    return _images([row], connection.execute(_CHILDREN_OF_ONE, parameters).all())[0]
+
+
+def complete(connection: Connection, rows: Sequence[Any]) -> tuple[Image, ...]:
+    """Images of SELECT_IMAGES with all that belongs to them, in the same order, with one more statement."""
+    if not rows:
+        return ()
+    children = connection.execute(_CHILDREN_OF_MANY, {"image_ids": [row[0] for row in rows]}).all()
+    return tuple(_images(rows, children))
+
+
+def _images(rows: Sequence[Any], children: Sequence[Any]) -> list[Image]:
+    properties: dict[str, dict[str, str | None]] = {}
+    tags: dict[str, list[str]] = {}
+    locations: dict[str, list[tuple[int, ImageLocation]]] = {}
+    for image_id, kind, key, value, number, position, pending_since in children:
+        if kind == _IS_PROPERTY:
+            properties.setdefault(image_id, {})[key] = value
+        elif kind == _IS_TAG:
+            tags.setdefault(image_id, []).append(key)
+        elif pending_since is None:
+            location = ImageLocation(key, json.loads(value), number)
+            locations.setdefault(image_id, []).append((position, location))
+    return [
+        to_image(
+            row,
+            properties.get(row[0], {}),
+            tags.get(row[0], ()),
+            [location for _, location in sorted(locations.get(row[0], ()), key=_first)],
+        )
+        for row in rows
+    ]
+
+
+def _first(pair: tuple[int, ImageLocation]) -> tuple[int, int]:
+    return pair[0], pair[1].id
+
+
+def to_image(
+    row: Sequence[Any],
+    properties: Mapping[str, str | None],
+    tags: Collection[str],
+    locations: Iterable[ImageLocation],
+) -> Image:
+    """An image from the columns of SELECT_IMAGES and what belongs to it."""
+    values: list[Any] = list(row)
+    values[_CREATED] = to_time(values[_CREATED])
+    values[_UPDATED] = to_time(values[_UPDATED])
+    if values[_DELETED] is not None:
+        values[_DELETED] = to_time(values[_DELETED])
+    values += properties, tuple(sorted(tags)), tuple(locations)
+    return Image(*values)
+
+
+def columns_of(values: Mapping[str, Any]) -> list[Any]:
+    """Values of the images table in the order of SELECT_IMAGES."""
+    return [values[column.name] for column in _COLUMNS]
+
+
+def no_image(image_id: str) -> ImageNotFound:
+    """The error."""
+    return ImageNotFound(f"there is no image {image_id}")

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables as they are now; the migrations bring a database here, and a test compares the two.
+
+Times are microseconds since 1970 in BIGINT: the same order, precision and speed everywhere, and no time zones. Text
+compares and sorts by code point everywhere, case and trailing spaces included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+#: Bytes of UTF-8 that TEXT holds in MySQL; the limit everywhere.
+TEXT_BYTES = 65535
+#: Characters of a property's value that its index knows.
+HEAD = 64
+
+
+class Name(TypeDecorator[str]):
+    """Short text: ``Name(255)``."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        length = length_of(self)
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.String(length, collation="C"))
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.VARCHAR(length, charset="utf8mb4", collation=_collation(dialect)))
+        return dialect.type_descriptor(sa.String(length))
+
+
+def length_of(name: Name) -> int:
+    """The most characters it holds."""
+    length: int = name.impl_instance.length  # type: ignore[attr-defined]
+    return length
+
+
+class Text(TypeDecorator[str]):
+    """Long text, up to TEXT_BYTES."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.Text(collation="C"))
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.TEXT(charset="utf8mb4", collation=_collation(dialect)))
+        return dialect.type_descriptor(sa.Text())
+
+
+def _collation(dialect: Dialect) -> str:
+    # The other binary collations ignore trailing spaces, and neither server has the other's name for one that does not.
+    return "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+
+
+class Now(sa.sql.functions.FunctionElement[int]):
+    """The database's own clock, in microseconds: leases of several hosts must not depend on their clocks."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(Now, "sqlite")
+def _now_sqlite(element: Now, compiler: Any, **options: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
+
+
+@compiles(Now, "postgresql")
+def _now_postgresql(element: Now, compiler: Any, **options: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(Now, "mysql", "mariadb")
+def _now_mysql(element: Now, compiler: Any, **options: Any) -> str:
+    return "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
+
+
+#: A serial number; SQLite counts only INTEGER.
+Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+metadata = sa.MetaData()
+# InnoDB whatever the server's default; SQLite keeps rows of tables with a key of their own in that key's order.
+_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+_BY_KEY: dict[str, Any] = {**_OPTIONS, "sqlite_with_rowid": False}
+
+
+def _image_id(**options: Any) -> sa.Column[str]:
+    return sa.Column("image_id", Name(36), sa.ForeignKey("images.id", ondelete="CASCADE"), nullable=False, **options)
+
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", Name(36), primary_key=True),
+    sa.Column("name", Name(255)),
+    sa.Column("status", Name(32), nullable=False),
+    sa.Column("visibility", Name(32), nullable=False),
+    sa.Column("owner", Name(255)),
+    sa.Column("size", sa.BigInteger),
+    sa.Column("virtual_size", sa.BigInteger),
+    sa.Column("checksum", Name(64)),
+    sa.Column("os_hash_algo", Name(64)),
+    sa.Column("os_hash_value", Name(128)),
+    sa.Column("disk_format", Name(64)),
+    sa.Column("container_format", Name(64)),
+    sa.Column("min_disk", sa.BigInteger, nullable=False),
+    sa.Column("min_ram", sa.BigInteger, nullable=False),
+    sa.Column("protected", sa.Boolean, nullable=False),
+    sa.Column("os_hidden", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("deleted_at", sa.BigInteger),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    **_OPTIONS,
+)
+
+#: What a list walks along: every image (for admins), the owner's, and all of one visibility, in the usual orders.
+#: Each ends with the id, so that the page after a marker is one range of the index.
+ORDERS: dict[str, tuple[str, ...]] = {
+    "ix_images_created_at": ("deleted", "created_at", "id"),
+    "ix_images_updated_at": ("deleted", "updated_at", "id"),
+    "ix_images_name": ("deleted", "name", "id"),
+    "ix_images_size": ("deleted", "size", "id"),
+    "ix_images_status": ("deleted", "status", "id"),
+    "ix_images_owner_created_at": ("owner", "deleted", "created_at", "id"),
+    "ix_images_owner_name": ("owner", "deleted", "name", "id"),
+    "ix_images_visibility_created_at": ("visibility", "deleted", "created_at", "id"),
+    "ix_images_visibility_name": ("visibility", "deleted", "name", "id"),
+}
+for _name, _columns in ORDERS.items():
+    sa.Index(_name, *(images.c[column] for column in _columns))
+
+image_properties = sa.Table(
+    "image_properties",
+    metadata,
+    _image_id(primary_key=True),
+    sa.Column("name", Name(255), primary_key=True),
+    sa.Column("value", Text),
+    # The first HEAD characters of the value: no database indexes long text in the same way.
+    sa.Column("head", Name(HEAD)),
+    sa.Index("ix_image_properties_name", "name", "head", "image_id"),
+    **_BY_KEY,
+)
+
+image_tags = sa.Table(
+    "image_tags",
+    metadata,
+    _image_id(primary_key=True),
+    sa.Column("tag", Name(255), primary_key=True),
+    sa.Index("ix_image_tags_tag", "tag", "image_id"),
+    **_BY_KEY,
+)
+
+image_members = sa.Table(
+    "image_members",
+    metadata,
+    _image_id(primary_key=True),
+    sa.Column("member", Name(255), primary_key=True),
+    sa.Column("status", Name(32), nullable=False),
+    sa.Column("can_share", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_image_members_member", "member", "status", "image_id"),
+    **_BY_KEY,
+)
+
+image_locations = sa.Table(
+    "image_locations",
+    metadata,
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    _image_id(),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("uri", Text, nullable=False),
+    sa.Column("metadata", Text, nullable=False),
+    # When it became pending_delete; not set: active.
+    sa.Column("pending_since", sa.BigInteger),
+    sa.Index("ix_image_locations_image", "image_id", "pending_since", "position"),
+    sa.Index("ix_image_locations_pending", "pending_since", "id"),
+    sqlite_autoincrement=True,
+    **_OPTIONS,
+)
+
+processes = sa.Table(
+    "processes",
+    metadata,
+    sa.Column("id", Name(36), primary_key=True),
+    sa.Column("host", Name(255), nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+    **_BY_KEY,
+)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    _image_id(primary_key=True),
+    # No foreign key: an upload outlives the process it belongs to, that is how it is found.
+    sa.Column("process_id", Name(36), nullable=False),
+    sa.Column("status", Name(32), nullable=False),
+    sa.Column("restore", Name(32), nullable=False),
+    sa.Column("stores", Text, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_uploads_process", "process_id"),
+    **_BY_KEY,
+)

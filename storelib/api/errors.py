@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the image API refuses, one class for each thing a client can do about it; no HTTP in here.
+
+The number in each docstring is the status that v2 and v1 answer with, unless a handler knows better. Errors of the
+stores themselves stay ``storelib.exceptions``. Messages are whole sentences, name what is at fault, hold no secret.
+"""
+
+from __future__ import annotations
+
+
+class ApiError(Exception):
+    """The image API could not do what was asked. 500."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
+
+
+class Invalid(ApiError):
+    """A value, filter or argument of the request is wrong. 400."""
+
+
+class InvalidMarker(Invalid):
+    """The marker of a list is not the id of an image the caller can see. 400."""
+
+
+class NotAuthenticated(ApiError):
+    """The caller has to say who he is. 401."""
+
+
+class Forbidden(ApiError):
+    """The caller may see this but not do that. 403."""
+
+
+class Protected(Forbidden):
+    """The image is protected and cannot be deleted. 403."""
+
+
+class NotFound(ApiError):
+    """There is no such thing, or the caller must not know of it. 404."""
+
+
+class ImageNotFound(NotFound):
+    """There is no image with this id. 404."""
+
+
+class MemberNotFound(NotFound):
+    """The image is not shared with this member. 404."""
+
+
+class TagNotFound(NotFound):
+    """The image has no such tag. 404."""
+
+
+class LocationNotFound(NotFound):
+    """The image has no such location. 404."""
+
+
+class Conflict(ApiError):
+    """The request does not fit the present state of the image. 409."""
+
+
+class Duplicate(Conflict):
+    """Something with this id, name or URI exists already; it was left untouched. 409."""
+
+
+class StatusConflict(Conflict):
+    """The image is in a status that does not allow this; ``status`` is the one it has. 409."""
+
+    def __init__(self, message: str = "", *, status: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StaleImage(Conflict):
+    """Somebody else changed the image since it was read: read it again and repeat. 409."""
+
+
+class UploadLost(Conflict):
+    """This upload is no longer the image's: it was deleted meanwhile, or another process took over. 409.
+
+    What was written to the stores has to be removed by whoever gets this.
+    """
+
+
+class Gone(ApiError):
+    """What was asked for has been switched off. 410."""
+
+
+class PreconditionFailed(ApiError):
+    """The image went away while its data was being sent. 412."""
+
+
+class LimitExceeded(ApiError):
+    """More than this image or this service may hold. 413."""
+
+
+class QuotaExceeded(LimitExceeded):
+    """More than the owner may hold. 413."""
+
+
+class UnsupportedMediaType(ApiError):
+    """The type or the format of the body is not one that is taken here. 415."""
+
+
+class RangeNotSatisfiable(ApiError):
+    """The range starts behind the end of the image. 416."""
+
+
+class Unavailable(ApiError):
+    """A store or the database does not answer now; the same request may succeed later. 503."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer, or was lost while it answered. 503."""
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The database was lost at the commit: the change was made wholly or not at all; look before repeating. 503."""
+
+
+class BadDatabase(ApiError):
+    """The database cannot be used as it is or as it is configured; the message says what to do. Stops the start."""
+
+
+class SchemaOutOfDate(BadDatabase):
+    """The tables are older or newer than this storelib; the message says what to do. Stops the start."""

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors to answers: the one table of status codes, and the JSON document that every client of the API can read."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import falcon
+
+from storelib import exceptions as store
+from storelib.api import errors as api
+from storelib.api.sending import send
+
+LOG = logging.getLogger(__name__)
+
+#: The first class in an error's ancestry that is in here decides.
+STATUSES: dict[type[Exception], int] = {
+    api.Invalid: 400,
+    api.NotAuthenticated: 401,
+    api.Forbidden: 403,
+    api.NotFound: 404,
+    api.Conflict: 409,
+    api.Gone: 410,
+    api.PreconditionFailed: 412,
+    api.LimitExceeded: 413,
+    api.UnsupportedMediaType: 415,
+    api.RangeNotSatisfiable: 416,
+    api.Unavailable: 503,
+    api.ApiError: 500,
+    store.NotFound: 404,
+    store.Duplicate: 409,
+    store.StorageFull: 413,
+    store.StorageWriteDenied: 503,
+    store.Forbidden: 403,
+    store.Invalid: 400,
+    store.StoreAddDisabled: 410,
+    store.OperationNotSupported: 400,
+    store.RemoteServiceUnavailable: 503,
+    store.TransferTimeout: 503,
+    store.InUseByStore: 409,
+    store.HasSnapshot: 409,
+    store.IncompleteRead: 503,
+    store.StoreError: 500,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The status code for an error of the service or of a store."""
+    return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+
+
+def answer(resp: falcon.Response, code: int, message: str) -> None:
+    """Answer with an error."""
+    status = falcon.code_to_http_status(code)
+    title = status.partition(" ")[2]
+    send(resp, {"error": {"code": code, "title": title, "message": message}}, status)
+
+
+class Faults:
+    """Falcon's error handlers. ``challenge`` goes with a 401."""
+
+    def __init__(self, challenge: str = "") -> None:
+        self._challenge = challenge
+
+    def install(self, app: falcon.App) -> None:  # type: ignore[type-arg]
+        """Handle everything that is raised in ``app``."""
+        app.add_error_handler(Exception, self.on_unknown)
+        app.add_error_handler((api.ApiError, store.StoreError), self.on_known)
+        app.add_error_handler(falcon.HTTPError, self.on_http)
+
+    def on_known(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        """An error that says what it is."""
+        code = status_of(error)
+        if code >= 500:
+            LOG.error("%s %s: %s", req.method, req.path, error, exc_info=code == 500)
+        if code == 401 and self._challenge:
+            resp.set_header("WWW-Authenticate", self._challenge)
+        if code == 416 and not resp.get_header("Content-Range"):
+            resp.set_header("Accept-Ranges", "bytes")
+        if (after := getattr(error, "retry_after", None)) is not None:
+            resp.set_header("Retry-After", str(int(after) or 1))
+        resp.stream = None
+        answer(resp, code, str(error))
+
+    def on_http(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
+        """What falcon itself finds: no such path, no such method, a header it cannot read."""
+        if error.headers:
+            resp.set_headers(error.headers)
+        answer(resp, error.status_code, error.description or error.title)
+
+    def on_unknown(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        """A mistake of ours: the log has everything, the client nothing."""
+        LOG.error("%s %s failed", req.method, req.path, exc_info=error)
+        resp.stream = None
+        answer(resp, 500, "the server made a mistake; its log says which")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asks: from a request to the Context that the service takes, for each auth_strategy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import falcon
+from oslo_config import cfg
+
+from storelib.api.context import Context, administrator
+from storelib.api.errors import NotAuthenticated
+from storelib.api.policy import Policy
+from storelib.exceptions import BadStoreConfiguration
+
+Environ = Mapping[str, Any]
+#: From a WSGI environ and a request id to the caller.
+Identify = Callable[[Environ, str], Context]
+
+#: Seconds a password that was right is believed: bcrypt is slow on purpose.
+BELIEVED = 60.0
+ANONYMOUS_ROLES = ("reader",)
+
+
+class Identity:
+    """Falcon middleware: gives each request its id and ``req.context.caller``."""
+
+    def __init__(self, identify: Identify, longest_request_id: int) -> None:
+        self._identify = identify
+        self._longest = longest_request_id
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Find out who asks; raises NotAuthenticated."""
+        environ = req.env
+        request_id = f"req-{uuid.uuid4()}"
+        resp.set_header("x-openstack-request-id", request_id)
+        given = environ.get("HTTP_X_OPENSTACK_REQUEST_ID", "")
+        if len(given) > self._longest:
+            raise falcon.HTTPRequestHeaderFieldsTooLarge(
+                title="X-Openstack-Request-ID", description=f"a request id has at most {self._longest} characters"
+            )
+        req.context.caller = self._identify(environ, request_id)
+
+
+def everybody_is_admin(environ: Environ, request_id: str) -> Context:
+    """``auth_strategy = noauth``."""
+    return administrator(request_id)
+
+
+class FromHeaders:
+    """``auth_strategy = keystone``: what keystonemiddleware's auth_token put into the request."""
+
+    def __init__(self, policy: Policy, *, anonymous: bool = False) -> None:
+        self._policy = policy
+        self._anonymous = anonymous
+
+    def __call__(self, environ: Environ, request_id: str) -> Context:
+        if environ.get("HTTP_X_IDENTITY_STATUS") != "Confirmed":
+            if self._anonymous and "HTTP_X_AUTH_TOKEN" not in environ:
+                return Context(roles=ANONYMOUS_ROLES, read_only=True, request_id=request_id)
+            raise NotAuthenticated("this request needs a valid token")
+        get = environ.get
+        context = Context(
+            get("HTTP_X_USER_ID"),
+            get("HTTP_X_PROJECT_ID") or None,
+            _words(get("HTTP_X_ROLES", "")),
+            request_id=request_id,
+            auth_token=get("HTTP_X_AUTH_TOKEN"),
+            catalog=get("HTTP_X_SERVICE_CATALOG"),
+            service_roles=_words(get("HTTP_X_SERVICE_ROLES", "")),
+            domain_id=get("HTTP_X_DOMAIN_ID"),
+        )
+        return context.as_admin(self._policy.is_admin(context))
+
+
+class BasicAuth:
+    """``auth_strategy = http_basic``: users of an htpasswd file, each in a project of the same name."""
+
+    def __init__(self, policy: Policy, user_file: str, admins: Iterable[str]) -> None:
+        from oslo_middleware import basic_auth, exceptions
+
+        self._policy = policy
+        self._file = user_file
+        self._admins = frozenset(admins)
+        self._check = basic_auth
+        self._believed: dict[bytes, float] = {}
+        self._lock = threading.Lock()
+        # The passwords that were right are remembered as digests under a key of this process.
+        self._key = secrets.token_bytes(32)
+        try:
+            basic_auth.validate_auth_file(user_file)
+        except exceptions.ConfigInvalid as error:
+            raise BadStoreConfiguration(
+                f"[oslo_middleware] http_basic_auth_user_file = {user_file}: {error}"
+            ) from error
+
+    def __call__(self, environ: Environ, request_id: str) -> Context:
+        import webob.exc
+
+        try:
+            name, password = self._check.parse_token(self._check.parse_header(dict(environ)))
+            self._verify(name, password)
+        except (webob.exc.HTTPError, KeyError) as error:
+            raise NotAuthenticated("this request needs a user name and a password") from error
+        roles = ["admin", "member", "reader"] if name in self._admins else ["member", "reader"]
+        context = Context(name, name, roles, request_id=request_id)
+        return context.as_admin(self._policy.is_admin(context))
+
+    def _verify(self, name: str, password: bytes) -> None:
+        changed = str(os.stat(self._file).st_mtime_ns).encode()
+        digest = hashlib.blake2b(name.encode() + b"\0" + password + b"\0" + changed, key=self._key).digest()
+        now = time.monotonic()
+        if self._believed.get(digest, 0) > now:
+            return
+        self._check.authenticate(self._file, name, password)
+        with self._lock:
+            self._believed = {key: until for key, until in self._believed.items() if until > now}
+            self._believed[digest] = now + BELIEVED
+
+
+def strategy(conf: cfg.ConfigOpts, policy: Policy) -> tuple[Identify, Callable[[Any], Any], str]:
+    """For ``[api] auth_strategy``: how callers are found, what is put around the application, the 401's challenge."""
+    name = conf.api.auth_strategy
+    if name == "noauth":
+        return everybody_is_admin, lambda app: app, ""
+    if name == "http_basic":
+        from oslo_middleware import basic_auth
+
+        conf.register_opts(basic_auth.OPTS, group="oslo_middleware")
+        user_file = conf.oslo_middleware.http_basic_auth_user_file
+        return BasicAuth(policy, user_file, conf.api.http_basic_admins), lambda app: app, 'Basic realm="images"'
+    from keystonemiddleware import auth_token
+
+    anonymous = conf.api.allow_anonymous_access
+    # Without the delay the middleware answers 401 itself, with the challenge that clients know.
+    options = {"oslo_config_config": conf, "delay_auth_decision": anonymous}
+    return FromHeaders(policy, anonymous=anonymous), lambda app: auth_token.AuthProtocol(app, options), ""
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted, for Prometheus: requests by route and status with their time, bytes in and out.
+
+With several worker processes set ``PROMETHEUS_MULTIPROC_DIR`` (prometheus_client's own variable): ``/metrics`` of any
+of them then tells of all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import falcon
+import prometheus_client
+from prometheus_client import multiprocess
+from prometheus_client.exposition import make_wsgi_app
+
+#: Seconds; uploads and downloads of large images take minutes.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600)
+
+
+class Metrics:
+    """Falcon middleware that counts, in a registry of its own, so that several applications can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        self._requests = prometheus_client.Histogram(
+            "storelib_api_request_seconds",
+            "Requests by method, route and status, and how long it took until the answer began.",
+            ("method", "route", "status"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._sent = prometheus_client.Counter(
+            "storelib_api_image_bytes_sent", "Bytes of images that were asked for and found.", registry=self.registry
+        )
+        self._received = prometheus_client.Counter(
+            "storelib_api_image_bytes_received", "Bytes of images that were uploaded.", registry=self.registry
+        )
+        # Looking children up by label values takes a lock and a tuple of strings each time.
+        self._children: dict[tuple[str, str, str], Any] = {}
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Remember when it began."""
+        req.context.began = time.perf_counter()
+
+    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
+        """Count it."""
+        key = (req.method, req.uri_template or "none", str(resp.status)[:3])
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._requests.labels(*key)
+        began = getattr(req.context, "began", None)
+        child.observe(0 if began is None else time.perf_counter() - began)
+        if key[1].endswith("/file") and succeeded:
+            if req.method == "GET":
+                self._sent.inc(int(resp.get_header("Content-Length") or 0))
+            elif req.content_length:
+                self._received.inc(req.content_length)
+
+    def page(self) -> Any:
+        """The WSGI application of ``/metrics``."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return make_wsgi_app(self.registry)
+        everybody = prometheus_client.CollectorRegistry()
+        multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
+        return make_wsgi_app(everybody)

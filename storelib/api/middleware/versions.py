@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Version negotiation, in front of everything that asks who the caller is.
+
+``/v2.7/images``, and ``/images`` with ``Accept: application/vnd.openstack.images-v2.7``, are ``/v2/images``; the
+numbers behind the point have never meant anything. Whatever is no known version gets the list of versions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+CURRENT = "v2.17"
+#: What Glance calls its versions when it has several stores and no cache.
+V2 = (CURRENT, "v2.15", "v2.13", "v2.12", "v2.11", "v2.10", *(f"v2.{minor}" for minor in range(8, -1, -1)))
+_ACCEPT = re.compile(r"application/vnd\.openstack\.images-(v\d+(?:\.\d+)?)")
+
+
+class VersionNegotiation:
+    """WSGI: ``app`` behind, ``prefixes`` (``{"v2": "/v2"}``) are the versions it serves, ``listed`` those it tells of.
+
+    ``pages`` are other WSGI applications by their path: health check and metrics.
+    """
+
+    def __init__(
+        self,
+        app: WsgiApp,
+        *,
+        public_endpoint: str | None = None,
+        prefixes: Mapping[str, str] | None = None,
+        listed: Mapping[str, str] | None = None,
+        pages: Mapping[str, WsgiApp] | None = None,
+    ) -> None:
+        self._app = app
+        self._public_endpoint = public_endpoint
+        #: Version to the path its routes begin with; v1 adds its own.
+        self.prefixes = dict(prefixes or {"v2": "/v2", **dict.fromkeys(V2, "/v2"), "v2.9": "/v2"})
+        #: Version to its status, newest first.
+        self.listed = dict(listed or {name: "CURRENT" if name == CURRENT else "SUPPORTED" for name in V2})
+        self._pages = dict(pages or {})
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path: str = environ.get("PATH_INFO") or "/"
+        if path.startswith("/v2/") and len(path) > 4:
+            return self._app(environ, start_response)
+        page = self._pages.get(path)
+        if page is not None:
+            return page(environ, start_response)
+        if path == "/versions":
+            return self._list(environ, start_response, "200 OK")
+        first, _, rest = path.lstrip("/").partition("/")
+        prefix = self.prefixes.get(first)
+        if prefix is None and (match := _ACCEPT.search(environ.get("HTTP_ACCEPT", ""))):
+            prefix, rest = self.prefixes.get(match[1]), path.lstrip("/")
+        if prefix is None or not rest:
+            return self._list(environ, start_response, "300 Multiple Choices")
+        return self._app({**environ, "PATH_INFO": f"{prefix}/{rest}"}, start_response)
+
+    def _list(self, environ: dict[str, Any], start_response: Any, status: str) -> list[bytes]:
+        base = (self._public_endpoint or _own_url(environ)).rstrip("/")
+        versions = [
+            {
+                "id": name,
+                "status": state,
+                "links": [{"rel": "self", "href": f"{base}{self.prefixes[name]}/"}],
+            }
+            for name, state in self.listed.items()
+        ]
+        body = json.dumps({"versions": versions}).encode()
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+
+def _own_url(environ: Mapping[str, Any]) -> str:
+    host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
+    return f"{environ['wsgi.url_scheme']}://{host}{environ.get('SCRIPT_NAME', '')}"

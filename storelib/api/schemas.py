@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON schemas of the v2 API: what ``/v2/schemas/*`` serves and what bodies of images are checked against.
+
+The image's schema is made once per application: the base properties, storelib's list of well-known custom properties
+and the operator's own file. Nothing that is sent out is ever validated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jsonschema import Draft4Validator, FormatChecker
+from jsonschema.exceptions import SchemaError, best_match
+
+from storelib.api.errors import Invalid
+from storelib.exceptions import BadStoreConfiguration
+
+Schema = dict[str, Any]
+
+UUID = "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$"
+LONGEST_INT = 2**31 - 1
+
+#: Base properties only the service sets.
+READ_ONLY = frozenset(
+    {
+        "created_at",
+        "updated_at",
+        "status",
+        "checksum",
+        "size",
+        "virtual_size",
+        "direct_url",
+        "self",
+        "file",
+        "schema",
+        "stores",
+        "os_hash_algo",
+        "os_hash_value",
+    }
+)
+#: Names that custom properties cannot have, nor anything that starts with RESERVED_PREFIX.
+RESERVED = frozenset({"location", "deleted", "deleted_at"})
+RESERVED_PREFIX = "os_glance"
+
+
+def _text(description: str, longest: int | None = None, *, null: bool = False, **more: Any) -> Schema:
+    schema: Schema = {"type": ["null", "string"] if null else "string", "description": description}
+    if longest is not None:
+        schema["maxLength"] = longest
+    return schema | more
+
+
+def base_properties(container_formats: Iterable[str], disk_formats: Iterable[str]) -> Schema:
+    """The properties every image has."""
+    set_by_service: Schema = {"readOnly": True}
+    number = {"type": "integer", "minimum": 0, "maximum": LONGEST_INT}
+    return {
+        "id": _text("An identifier for the image", pattern=UUID),
+        "name": _text("Descriptive name for the image", 255, null=True),
+        "status": _text(
+            "Status of the image",
+            enum=[
+                "queued",
+                "saving",
+                "active",
+                "killed",
+                "deleted",
+                "uploading",
+                "importing",
+                "pending_delete",
+                "deactivated",
+            ],
+            **set_by_service,
+        ),
+        "visibility": _text("Who may see the image", enum=["community", "public", "private", "shared"]),
+        "protected": {"type": "boolean", "description": "If true, the image cannot be deleted"},
+        "os_hidden": {"type": "boolean", "description": "If true, lists leave the image out unless asked for it"},
+        "checksum": _text("md5 of the image's data", 32, null=True, **set_by_service),
+        "os_hash_algo": _text("Algorithm of os_hash_value", 64, null=True, **set_by_service),
+        "os_hash_value": _text("Hexadecimal digest of the image's data", 128, null=True, **set_by_service),
+        "owner": _text("Project that owns the image", 255, null=True),
+        "size": {"type": ["null", "integer"], "description": "Bytes of the image's data", **set_by_service},
+        "virtual_size": {
+            "type": ["null", "integer"],
+            "description": "Bytes of the disk that the image's data describes",
+            **set_by_service,
+        },
+        "container_format": {
+            "type": ["null", "string"],
+            "description": "Format of the container",
+            "enum": [None, *container_formats],
+        },
+        "disk_format": {"type": ["null", "string"], "description": "Format of the disk", "enum": [None, *disk_formats]},
+        "created_at": _text("When the image was made (ISO 8601)", **set_by_service),
+        "updated_at": _text("When the image was last changed (ISO 8601)", **set_by_service),
+        "tags": {
+            "type": "array",
+            "description": "Words to find the image by",
+            "items": {"type": "string", "maxLength": 255},
+        },
+        "direct_url": _text("URL of the data in its store", **set_by_service),
+        "min_ram": {**number, "description": "MiB of memory needed to run the image"},
+        "min_disk": {**number, "description": "GiB of disk needed to run the image"},
+        "self": _text("Path of this image", **set_by_service),
+        "file": _text("Path of the image's data", **set_by_service),
+        "schema": _text("Path of this schema", **set_by_service),
+        "locations": {
+            "type": "array",
+            "description": "Where the data is",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "url": {"type": "string", "maxLength": 255},
+                    "metadata": {"type": "object"},
+                    "validation_data": {
+                        "type": "object",
+                        "description": "What the data must be; kept, not returned",
+                        "additionalProperties": False,
+                        "required": ["os_hash_algo", "os_hash_value"],
+                        "properties": {
+                            "checksum": {"type": "string", "minLength": 32, "maxLength": 32},
+                            "os_hash_algo": {"type": "string", "maxLength": 64},
+                            "os_hash_value": {"type": "string", "maxLength": 128},
+                        },
+                    },
+                },
+                "required": ["url", "metadata"],
+            },
+        },
+    }
+
+
+#: Custom properties with a meaning that many programs share.
+WELL_KNOWN: Schema = {
+    "kernel_id": _text("Image with the kernel, for AMI-style images", null=True, pattern=UUID, is_base=False),
+    "ramdisk_id": _text("Image with the ramdisk, for AMI-style images", null=True, pattern=UUID, is_base=False),
+    "instance_uuid": _text("Instance the image is a snapshot of", is_base=False),
+    "architecture": _text("Processor architecture of the operating system", is_base=False),
+    "os_distro": _text("Common name of the operating system's distribution", is_base=False),
+    "os_version": _text("Version of the operating system", is_base=False),
+}
+
+SELF_LINKS = [
+    {"rel": "self", "href": "{self}"},
+    {"rel": "enclosure", "href": "{file}"},
+    {"rel": "describedby", "href": "{schema}"},
+]
+
+MEMBER: Schema = {
+    "name": "member",
+    "properties": {
+        "member_id": _text("Project the image is shared with"),
+        "image_id": _text("The image", pattern=UUID),
+        "created_at": _text("When it was shared (ISO 8601)"),
+        "updated_at": _text("When that was last changed (ISO 8601)"),
+        "status": _text("What the project says to it", enum=["pending", "accepted", "rejected"]),
+        "schema": {"readOnly": True, "type": "string"},
+    },
+}
+
+TASK: Schema = {
+    "name": "task",
+    "properties": {
+        "id": _text("An identifier for the task", pattern=UUID),
+        "type": _text("What is done", enum=["import", "api_image_import", "location_import"]),
+        "status": _text("How far it is", enum=["pending", "processing", "success", "failure"]),
+        "input": {"type": ["null", "object"], "description": "What it was given"},
+        "result": {"type": ["null", "object"], "description": "What it made"},
+        "owner": _text("Project that owns the task"),
+        "message": _text("For people to read"),
+        "image_id": _text("The image it works on"),
+        "request_id": _text("The request that began it"),
+        "user_id": _text("Who made that request"),
+        "expires_at": _text("When it is forgotten", null=True),
+        "created_at": _text("When it began (ISO 8601)"),
+        "updated_at": _text("When it last changed (ISO 8601)"),
+        "self": {"readOnly": True, "type": "string"},
+        "schema": {"readOnly": True, "type": "string"},
+    },
+}
+
+
+def collection(name: str, item: Schema, *, paged: bool = False) -> Schema:
+    """The schema of a list of ``item``."""
+    properties: Schema = {name: {"type": "array", "items": item}, "schema": {"type": "string"}}
+    links = [{"rel": "describedby", "href": "{schema}"}]
+    if paged:
+        properties |= {"first": {"type": "string"}, "next": {"type": "string"}}
+        links = [{"rel": "first", "href": "{first}"}, {"rel": "next", "href": "{next}"}, *links]
+    return {"name": name, "properties": properties, "links": links}
+
+
+class ImageSchema:
+    """The schema of images as this application was configured, and the one validator made of it."""
+
+    def __init__(
+        self,
+        container_formats: Iterable[str],
+        disk_formats: Iterable[str],
+        custom: Mapping[str, Any],
+        *,
+        additional: bool,
+    ) -> None:
+        base = base_properties(container_formats, disk_formats)
+        self.base_names = frozenset(base)
+        self.additional = additional
+        properties = merge(base, custom)
+        self.known_names = frozenset(properties)
+        self.document: Schema = {"name": "image", "properties": properties}
+        if additional:
+            self.document |= {"additionalProperties": {"type": "string"}, "links": SELF_LINKS}
+        else:
+            self.document["additionalProperties"] = False
+            # Not among the properties: glanceclient makes an option of each, and it has a --stores already.
+            self.document["patternProperties"] = {"^stores$": {"type": "string"}}
+        self._validator = Draft4Validator(self.document, format_checker=FormatChecker())
+
+    def check(self, image: Mapping[str, Any]) -> None:
+        """Raise Invalid, naming the property, unless ``image`` is as the schema says."""
+        error = best_match(self._validator.iter_errors(image))
+        if error is not None:
+            where = "/".join(map(str, error.absolute_path))
+            raise Invalid(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
+
+
+def merge(base: Mapping[str, Any], custom: Mapping[str, Any]) -> Schema:
+    """Base and custom properties together; raises BadStoreConfiguration if a custom one redefines a base one."""
+    for name, definition in custom.items():
+        if name in base and base[name] != definition:
+            raise BadStoreConfiguration(f"the image property {name!r} is a base property and cannot be defined again")
+    return {**base, **{name: {**value, "is_base": False} for name, value in custom.items() if name not in base}}
+
+
+def custom_properties(path: str | None) -> Schema:
+    """The well-known properties and those of the operator's file; raises BadStoreConfiguration."""
+    if not path:
+        return dict(WELL_KNOWN)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except OSError as error:
+        raise BadStoreConfiguration(f"cannot read property_schema_file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadStoreConfiguration(f"property_schema_file {path} is not JSON: {error}") from error
+    properties = found.get("properties", found) if isinstance(found, dict) else None
+    # A property may itself be called "properties"; then it has a type.
+    if isinstance(found, dict) and isinstance(found.get("properties", {}).get("type"), (str, list)):
+        properties = found
+    if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):
+        raise BadStoreConfiguration(f"property_schema_file {path} is not an object of property definitions")
+    try:
+        Draft4Validator.check_schema({"properties": properties})
+    except SchemaError as error:
+        raise BadStoreConfiguration(f"property_schema_file {path} is not a JSON schema: {error.message}") from error
+    return {**WELL_KNOWN, **properties}

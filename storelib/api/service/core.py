@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Core: what every part of the service stands on. Repository, stores, policy, quota, protection and notifications, and
+the questions all parts ask: which image is this, may the caller see it, may he do that to it, which store is meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from oslo_config import cfg
+
+from storelib.api import config, schemas
+from storelib.api.context import Context
+from storelib.api.db.records import Image, ImageLocation, Status
+from storelib.api.db.repository import Repository
+from storelib.api.errors import Forbidden, ImageNotFound, Invalid, MemberNotFound, NotFound
+from storelib.api.policy import Policy
+from storelib.api.service.notifications import Notifier, notifier_from
+from storelib.api.service.protection import Protection
+from storelib.api.service.quota import Quota
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.exceptions import BadStoreConfiguration, StoreError, UnknownScheme
+from storelib.exceptions import NotFound as NoData
+from storelib.registry import Registry
+from storelib.transfer.digests import new_hasher
+
+LOG = logging.getLogger(__name__)
+
+#: An image whose data is being deleted.
+DELETING: tuple[Status, ...] = ("pending_delete",)
+
+
+class Core:
+    """Made once per application; safe from many threads. Raises BadStoreConfiguration for what cannot be."""
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, repository: Repository, registry: Registry, notifier: Notifier | None = None
+    ) -> None:
+        config.check(conf)
+        self.options = options = conf.api
+        self.repository = repository
+        self.registry = registry
+        self.policy = Policy(conf)
+        self.quota = Quota(options, repository)
+        self.protection = Protection(
+            self.policy, options.property_protection_file, options.property_protection_rule_format
+        )
+        self.notify = notifier or notifier_from(conf)
+        # Reading an option costs oslo.config tens of microseconds, so the ones every request needs are read once.
+        self.hashing_algorithm: str = options.hashing_algorithm
+        self.show_direct_url: bool = options.show_image_direct_url
+        self.show_locations: bool = options.show_multiple_locations
+        new_hasher(self.hashing_algorithm)
+        self.schema = schemas.ImageSchema(
+            options.container_formats,
+            options.disk_formats,
+            schemas.custom_properties(options.property_schema_file),
+            additional=options.allow_additional_image_properties,
+        )
+
+    # -- images -------------------------------------------------------------------------------------------------
+
+    def target(self, context: Context, image: Image) -> dict[str, Any]:
+        """What policies may say about an image."""
+        target: dict[str, Any] = {
+            "image_id": image.id,
+            "visibility": image.visibility,
+            "status": image.status,
+            "protected": image.protected,
+            "os_hidden": image.os_hidden,
+        }
+        # Left out where it is not set: a context without a project must not match an image without an owner.
+        if image.owner is not None:
+            target["project_id"] = target["owner"] = target["tenant"] = image.owner
+        if image.visibility == "shared" and context.project_id is not None and context.project_id != image.owner:
+            target["member_id"] = context.project_id
+        return target
+
+    def visible(self, context: Context, image_id: str) -> Image:
+        """The image, if the caller may know of it; raises ImageNotFound otherwise, whatever the reason."""
+        image = self.repository.get(image_id)
+        if not self.may_see(context, image):
+            raise ImageNotFound(f"there is no image {image_id}")
+        return image
+
+    def may_see(self, context: Context, image: Image) -> bool:
+        """Whether the caller may know of the image."""
+        own = image.owner is not None and image.owner == context.project_id
+        hidden = image.visibility in ("private", "shared") and not own and not context.is_admin
+        if hidden and (image.visibility == "private" or not self._is_member(context, image)):
+            return False
+        return self.policy.allows(context, "get_image", self.target(context, image))
+
+    def allowed(self, context: Context, image_id: str, action: str) -> Image:
+        """The image, if the caller may do ``action`` to it; raises ImageNotFound, or Forbidden if he may see it."""
+        image = self.visible(context, image_id)
+        self.require(context, action, image)
+        return image
+
+    def require(self, context: Context, action: str, image: Image) -> None:
+        """Raise Forbidden unless the caller may do ``action`` to ``image``."""
+        self.policy.require(context, action, self.target(context, image))
+
+    def _is_member(self, context: Context, image: Image) -> bool:
+        if context.project_id is None:
+            return False
+        try:
+            self.repository.member(image.id, context.project_id)
+        except MemberNotFound:
+            return False
+        return True
+
+    # -- stores -------------------------------------------------------------------------------------------------
+
+    def store(self, name: str | None) -> Store[Any]:
+        """The store called ``name``, or the default one; raises Invalid."""
+        try:
+            if name is None:
+                return self.registry.default
+            if name in self.registry.reserved:
+                raise UnknownScheme(f"there is no store {name!r}")
+            return self.registry[name]
+        except (UnknownScheme, BadStoreConfiguration) as error:
+            raise Invalid(str(error)) from error
+
+    def store_of(self, location: ImageLocation, context: Context) -> Store[Any]:
+        """The store a location is in: the one its metadata names, or else the one its URI belongs to."""
+        name = location.metadata.get("store")
+        if isinstance(name, str) and name in self.registry:
+            return self.registry[name]
+        return self.registry.resolve(location.uri, context)
+
+    def by_weight(self, locations: Iterable[ImageLocation]) -> list[ImageLocation]:
+        """Locations in the order they are read: those in stores of the highest weight first, else as listed."""
+        found = list(locations)
+        if len(found) < 2:
+            return found
+        weights = {store.name: int(store.conf.weight) for store in self.registry}
+        return sorted(found, key=lambda location: -weights.get(str(location.metadata.get("store")), 0))
+
+    def delete_data(self, location: ImageLocation, context: Context) -> None:
+        """Delete the data at ``location``; it being gone already is fine. Raises StoreError.
+
+        Data in a store that cannot delete, somebody else's web server for instance, stays there.
+        """
+        store = self.store_of(location, context)
+        if Capability.DELETE not in store.capabilities and Capability.ADD not in type(store).capabilities:
+            return
+        try:
+            store.delete(location.uri, context)
+        except NoData:
+            pass
+
+    def refresh_acls(self, context: Context, image: Image) -> None:
+        """Let those read an image's data in its stores who may see the image, where the stores have such lists.
+
+        What cannot be set is logged: the API itself serves the data in any case.
+        """
+        members: list[str] | None = None
+        for location in image.locations:
+            store = self.store_of(location, context)
+            if Capability.ACLS not in store.capabilities:
+                continue
+            if members is None:
+                members = [member.member for member in self.repository.members(image.id)]
+            try:
+                store.set_acls(location.uri, image.visibility == "public", members, (), context)
+            except StoreError as error:
+                LOG.warning("image %s: its access list at %r is not set: %s", image.id, location, error)
+
+    def writable(self, context: Context) -> None:
+        """Raise Forbidden for a context that may change nothing."""
+        if context.read_only:
+            raise Forbidden("requests without a token may only read")
+
+    def find_store(self, name: str) -> Store[Any]:
+        """The store called ``name``; raises NotFound."""
+        if name in self.registry.reserved or name not in self.registry:
+            raise NotFound(f"there is no store {name!r}")
+        return self.registry[name]

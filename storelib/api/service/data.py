@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of images: into stores and out of them.
+
+The image's status says who may write: the change from queued to saving is won by one request, which also leaves a lease
+in the database, so that somebody cleans up after it whatever becomes of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from storelib.api.context import Context
+from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
+from storelib.api.errors import (
+    ApiError,
+    Forbidden,
+    Gone,
+    ImageNotFound,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    StatusConflict,
+    Unavailable,
+    UploadLost,
+)
+from storelib.api.service.core import LOG, Core
+from storelib.api.service.inspection import Body, Inspected, Readable
+from storelib.api.service.lease import Lease
+from storelib.driver import ImageData, Store, StoredImage
+from storelib.exceptions import Forbidden as StoreForbidden
+from storelib.exceptions import IncompleteRead, OperationNotSupported, StoreError
+from storelib.exceptions import NotFound as NoData
+
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """What is uploaded: ``length`` is the stream's, ``size`` what the client says; in bytes, None is unknown."""
+
+    stream: Readable
+    length: int | None = None
+    size: int | None = None
+
+    def agreed_size(self) -> int | None:
+        """The size the image must have in the end; raises Invalid when the two differ."""
+        if self.size is not None and self.length is not None and self.size != self.length:
+            raise Invalid(f"the image is said to have {self.size} bytes, but the body has {self.length}")
+        return self.length if self.size is None else self.size
+
+
+class Data:
+    """Upload and download."""
+
+    def __init__(self, core: Core, lease: Lease) -> None:
+        self._core = core
+        self._lease = lease
+
+    @property
+    def process_id(self) -> str:
+        """Under which uploads of this process are recorded."""
+        return self._lease.id
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        context: Context,
+        image_id: str,
+        source: Source,
+        store: str | None = None,
+        *,
+        failed: Status = "queued",
+    ) -> Image:
+        """Store an image's data and make the image active; after a failure it is ``failed`` (v1: killed).
+
+        Raises Conflict (not queued, or somebody else is uploading), Invalid (formats not set, wrong length, client
+        gone), LimitExceeded, QuotaExceeded, UnsupportedMediaType, Gone (deleted meanwhile), StoreError.
+        """
+        core = self._core
+        core.writable(context)
+        image = core.allowed(context, image_id, "upload_image")
+        target = core.store(store)
+        if image.status != "queued":
+            raise StatusConflict(
+                f"image {image_id} is {image.status}, data is taken by queued images", status=image.status
+            )
+        check_formats(image)
+        size = source.agreed_size()
+        room = core.quota.room(image.owner, size)
+        self.begin(image, from_=("queued",), to="saving", stores=[target.name])
+        core.notify.image("prepare", image)
+        body = Body(source.stream, source.length, room)
+        inspected = self.inspected(image, body)
+
+        try:
+            stored = target.add(
+                image_id,
+                inspected or body,
+                size,
+                hashing_algo=core.hashing_algorithm,
+                context=context,
+            )
+        except BaseException as error:
+            self.give_up(image_id, failed)
+            core.notify.error("upload", f"image {image_id}: {error}")
+            raise
+        updated = self.record(context, image, [stored], inspected.virtual_size if inspected else None)
+        core.notify.image("upload", updated)
+        core.notify.image("activate", updated)
+        return updated
+
+    def begin(self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]) -> Image:
+        """Win the right to write the image's data; raises Conflict if somebody else did."""
+        try:
+            return self._core.repository.begin_upload(image.id, self._lease.id, from_=from_, to=to, stores=stores)
+        except UploadLost:  # the lease ran out meanwhile; a new one begins with the next beat
+            self._lease.beat()
+            return self._core.repository.begin_upload(image.id, self._lease.id, from_=from_, to=to, stores=stores)
+
+    def inspected(self, image: Image, body: Readable) -> Inspected | None:
+        """``body`` with its format checked; None where there is nothing to check it against."""
+        if image.container_format != "bare" or image.disk_format is None:
+            return None
+        options = self._core.options
+        return Inspected(
+            body,
+            image.disk_format,
+            enforce=options.require_image_format_match,
+            nonfatal=options.gpt_safety_checks_nonfatal,
+        )
+
+    def record(self, context: Context, image: Image, stored: Sequence[StoredImage], virtual_size: int | None) -> Image:
+        """Make the image active with this data; if it is no longer ours, remove the data and raise Gone."""
+        first = stored[0]
+        if virtual_size is None and image.disk_format == "raw" and image.container_format == "bare":
+            virtual_size = first.size
+        try:
+            updated = self._core.repository.finish_upload(
+                image.id,
+                self._lease.id,
+                to="active",
+                locations=[NewLocation(item.uri, item.metadata) for item in stored],
+                size=first.size,
+                virtual_size=virtual_size,
+                checksum=first.checksum,
+                os_hash_algo=self._core.hashing_algorithm,
+                os_hash_value=first.multihash,
+            )
+        except (UploadLost, ImageNotFound, StatusConflict) as error:
+            self.remove(context, stored)
+            self.forget(image.id)
+            raise Gone(f"image {image.id} was deleted while its data was being stored") from error
+        except OutcomeUnknown:
+            # The image may be active with this data, so only the lease, which can look later, may undo it.
+            self._lease.undo_later(image.id)
+            raise
+        except ApiError:
+            self.remove(context, stored)
+            self._lease.undo_later(image.id)
+            raise
+        self._core.refresh_acls(context, updated)
+        return updated
+
+    def remove(self, context: Context, stored: Sequence[StoredImage]) -> None:
+        """Remove data that no image will have."""
+        for item in stored:
+            try:
+                self._core.registry[item.metadata["store"]].delete(item.uri, context)
+            except StoreError as error:
+                LOG.error("data that no image has is left in store %s: %s", item.metadata["store"], error)
+
+    def give_up(self, image_id: str, to: Status | None) -> None:
+        """End an upload that failed; never raises, since something else is being raised."""
+        try:
+            self._core.repository.finish_upload(image_id, self._lease.id, to=to)
+        except (UploadLost, ImageNotFound, StatusConflict):
+            self.forget(image_id)
+        except ApiError as error:
+            LOG.warning("image %s: that its upload failed cannot be recorded yet: %s", image_id, error)
+            self._lease.undo_later(image_id)
+
+    def forget(self, image_id: str) -> None:
+        """The image is gone and so is the data of this upload; never raises, others would clean up after us."""
+        try:
+            self._core.repository.forget_upload(image_id, self._lease.id)
+        except ApiError as error:
+            LOG.warning("image %s: that its upload is over cannot be recorded: %s", image_id, error)
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def readable(self, context: Context, image_id: str, preferred: Sequence[str] = ()) -> Image:
+        """The image, if the caller may download its data; raises Forbidden also for deactivated images."""
+        core = self._core
+        image = core.allowed(context, image_id, "download_image")
+        if image.status == "deactivated" and not context.is_admin:
+            raise Forbidden(f"image {image_id} is deactivated and cannot be downloaded")
+        if preferred:
+            core.require(context, "download_from_store", image)
+        return image
+
+    def open(
+        self,
+        context: Context,
+        image: Image,
+        offset: int = 0,
+        length: int | None = None,
+        preferred: Sequence[str] = (),
+    ) -> ImageData:
+        """The bytes of a readable image for a client; see ``read``."""
+        found = self.read(context, image, offset, length, preferred)
+        self._core.notify.image("send", image, bytes_sent=found.size, destination_ip=None)
+        return found
+
+    def read(
+        self,
+        context: Context,
+        image: Image,
+        offset: int = 0,
+        length: int | None = None,
+        preferred: Sequence[str] = (),
+    ) -> ImageData:
+        """The bytes of an image from ``offset`` on. The stores are asked by weight until one has them all.
+
+        Raises NotFound if none has the data, Unavailable if one that may have it does not answer or has too little,
+        Invalid if the store reads whole images only.
+        """
+        wanted = (image.size or 0) - offset if length is None else length
+
+        def ask(store: Store[Any], location: ImageLocation) -> ImageData:
+            found = store.get(location.uri, offset, length, context)
+            if found.size != wanted:
+                found.data.close()
+                raise IncompleteRead(f"store {store.name} has {found.size} of the {wanted} bytes that were asked for")
+            return found
+
+        return self._first_of(context, image, ask, preferred)
+
+    def _first_of(
+        self,
+        context: Context,
+        image: Image,
+        ask: Callable[[Store[Any], ImageLocation], T],
+        preferred: Sequence[str] = (),
+    ) -> T:
+        """What the first store answers that has the data."""
+        core = self._core
+        trouble: Exception | None = None
+        locations = core.by_weight(image.locations)
+        if preferred:
+            rank = {name: number for number, name in enumerate(preferred)}
+            locations.sort(key=lambda location: rank.get(str(location.metadata.get("store")), len(rank)))
+        for location in locations:
+            try:
+                return ask(core.store_of(location, context), location)
+            except NoData as error:
+                trouble = trouble or error
+            except StoreError as error:
+                LOG.warning("image %s: its data at %r cannot be read: %s", image.id, location, error)
+                if trouble is None or isinstance(trouble, NoData):
+                    trouble = error
+        if trouble is None or isinstance(trouble, NoData):
+            raise NotFound(f"the data of image {image.id} is not there") from trouble
+        if isinstance(trouble, OperationNotSupported):
+            raise Invalid(f"the data of image {image.id} cannot be read like this: {trouble}") from trouble
+        if isinstance(trouble, StoreForbidden):
+            raise Forbidden(f"the store does not let the data of image {image.id} be read") from trouble
+        raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble
+
+
+def check_formats(image: Image) -> None:
+    """Raise Invalid unless both formats are set, which data needs."""
+    if image.disk_format is None or image.container_format is None:
+        raise Invalid("disk_format and container_format must be set before the image gets data")

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draft: an image being changed. Operations are applied to it one by one under all rules of changing, then committed at
+once. Both versions of the API speak to it in the same three words: add, replace and remove a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from storelib.api.context import Context
+from storelib.api.db.records import Changes, Image, NewLocation
+from storelib.api.errors import Conflict, Forbidden, Invalid, LocationNotFound
+from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
+from storelib.api.service import locating
+from storelib.api.service.core import LOG, Core
+from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+
+LONGEST_NAME = 255
+
+
+class Operation(NamedTuple):
+    """One change. ``insert`` is an ``add`` that never overwrites. ``path`` is one name, or locations and a place."""
+
+    op: Literal["add", "insert", "replace", "remove"]
+    path: tuple[str, ...]
+    value: Any = None
+
+
+class Draft:
+    """The image as it would be, and what of it changed."""
+
+    def __init__(self, core: Core, context: Context, image: Image) -> None:
+        self._core = core
+        self._context = context
+        self._image = image
+        self._values: dict[str, Any] = {}
+        self._properties = dict(image.properties)
+        self._tags = frozenset(image.tags)
+        self._locations: list[NewLocation] = list(image.locations)
+        self._activates = False
+
+    def apply(self, operation: Operation) -> None:
+        """Take one operation.
+
+        Raises Forbidden (read-only, reserved, protected, not the caller's), Conflict (nothing there to replace or
+        remove, or something where ``insert`` would put it), Invalid (not as the schema says).
+        """
+        op, path, value = operation
+        name = path[0]
+        if name == "locations":
+            self._apply_to_locations(op, path[1:], value)
+            return
+        check_name(name)
+        if name == "id":
+            raise Forbidden("the property 'id' is read-only")
+        if len(path) != 1:
+            raise Invalid(f"there is nothing below the property {name!r} that could be changed")
+        self._core.require(self._context, "modify_image", self._image)
+        if name in self._core.schema.base_names:
+            self._set_base(op, name, value)
+        elif op == "remove":
+            self._remove_property(name)
+        else:
+            self._set_property(op, name, value)
+
+    def commit(self) -> Image:
+        """Write what changed; raises LimitExceeded, StaleImage."""
+        image, core = self._image, self._core
+        properties = self._properties if self._properties != image.properties else None
+        tags = self._tags if self._tags != frozenset(image.tags) else None
+        locations = tuple(self._locations) if tuple(self._locations) != image.locations else None
+        values = {name: value for name, value in self._values.items() if getattr(image, name) != value}
+        if properties is None and tags is None and locations is None and not values:
+            return image
+        if properties is not None:
+            core.quota.check_properties(properties)
+        if tags is not None:
+            core.quota.check_tags(tags)
+        if locations is not None:
+            core.quota.check_locations(locations)
+        status = "active" if self._activates else None
+        return core.repository.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
+
+    def delete_dropped(self) -> None:
+        """After ``commit``: delete the data at locations that were removed; raises Conflict if it is in use."""
+        kept = {location.uri for location in self._locations}
+        if all(location.uri in kept for location in self._image.locations):
+            return
+        delete_pending(self._core, self._context, self._image.id)
+
+    # -- properties -----------------------------------------------------------------------------------------------
+
+    def _set_base(self, op: str, name: str, value: Any) -> None:
+        core, context, image = self._core, self._context, self._image
+        if op == "remove":
+            raise Forbidden(f"the property {name!r} may not be removed")
+        if op == "insert":
+            raise Conflict(f"the property {name!r} exists already")
+        if name == "owner" and not context.is_admin:
+            raise Forbidden("only administrators may give images to others")
+        if name in ("disk_format", "container_format") and image.status not in ("queued", "importing"):
+            raise Forbidden(f"{name} can be changed while the image is queued only")
+        core.schema.check({name: value})
+        if name == "tags":
+            self._tags = frozenset(value)
+            return
+        if name == "visibility" and value != image.visibility:
+            for visibility, action in (("public", "publicize_image"), ("community", "communitize_image")):
+                if value == visibility:
+                    core.require(context, action, image)
+        self._values[name] = value
+
+    def _set_property(self, op: str, name: str, value: Any) -> None:
+        exists = name in self._properties
+        self._core.protection.require(self._context, "update" if exists else "create", name)
+        if op == "replace" and not exists:
+            raise Conflict(f"the image has no property {name!r} that could be replaced")
+        if op == "insert" and exists:
+            raise Conflict(f"the property {name!r} exists already")
+        self._core.schema.check({name: value})
+        self._properties[name] = value
+
+    def _remove_property(self, name: str) -> None:
+        if name not in self._properties:
+            raise Conflict(f"the image has no property {name!r} that could be removed")
+        self._core.protection.require(self._context, "delete", name)
+        del self._properties[name]
+
+    # -- locations ------------------------------------------------------------------------------------------------
+
+    def _apply_to_locations(self, op: str, place: Sequence[str], value: Any) -> None:
+        if not self._core.show_locations:
+            raise Forbidden("locations are not shown here, so they cannot be changed (show_multiple_locations)")
+        if self._image.status not in ("active", "queued"):
+            raise Conflict(f"locations of an image that is {self._image.status} cannot be changed")
+        if op == "remove":
+            self._remove_location(place)
+            return
+        self._core.require(self._context, "set_image_location", self._image)
+        if op == "replace" and not place:
+            self._replace_locations(value)
+        elif op in ("add", "insert") and len(place) == 1:
+            self._add_location(place[0], value)
+        else:
+            raise Invalid("locations are added at /locations/<number> or /locations/-, replaced as a whole")
+
+    def _add_location(self, place: str, value: Any) -> None:
+        self._core.schema.check({"locations": [value]})
+        index = _index(place, len(self._locations))
+        self._take_over([value])
+        self._locations.insert(index, self._new(value))
+
+    def _replace_locations(self, values: Any) -> None:
+        self._core.schema.check({"locations": values})
+        if not values:
+            raise Forbidden("the locations of an image cannot be replaced by none")
+        present = {location.uri: location for location in self._locations}
+        urls = [value["url"] for value in values]
+        if len(set(urls)) != len(urls):
+            raise Invalid("the same location is given twice")
+        if present and set(urls) != set(present):
+            raise Invalid("the image has locations already; remove them, or replace their metadata only")
+        self._take_over(values)
+        self._locations = [
+            _with_metadata(present[value["url"]], value["metadata"]) if value["url"] in present else self._new(value)
+            for value in values
+        ]
+
+    def _remove_location(self, place: Sequence[str]) -> None:
+        self._core.require(self._context, "delete_image_location", self._image)
+        if len(place) != 1:
+            raise Invalid("locations are removed one by one, at /locations/<number>")
+        if self._image.status != "active":
+            raise Conflict(f"locations of an image that is {self._image.status} cannot be removed")
+        last = len(self._locations) - 1
+        index = last if place[0] == "-" else _index(place[0], last)
+        if last == 0:
+            raise Forbidden("the last location of an image cannot be removed")
+        del self._locations[index]
+
+    def _new(self, value: Mapping[str, Any]) -> NewLocation:
+        """A location that was not there; the first one of a queued image makes it active."""
+        if any(location.uri == value["url"] for location in self._locations):
+            raise Invalid("the image has this location already")
+        store, size = locating.measure(self._core, value["url"], self._context)
+        image = self._image
+        size_so_far = self._values.get("size", image.size)
+        if image.status == "queued":
+            if not (image.disk_format or self._values.get("disk_format")) or not (
+                image.container_format or self._values.get("container_format")
+            ):
+                raise Invalid("disk_format and container_format must be set before the image gets a location")
+            self._activates = True
+            self._values.setdefault("size", size)
+        elif size_so_far is not None and size != size_so_far:
+            raise Conflict(f"the data there has {size} bytes, the image has {size_so_far}")
+        return NewLocation(value["url"], {**value["metadata"], "store": store.name})
+
+    def _take_over(self, values: Sequence[Mapping[str, Any]]) -> None:
+        """Record what the client says the data is; only of a queued image, which has no data yet."""
+        found: dict[str, str] = {}
+        for value in values:
+            for name, given in value.get("validation_data", {}).items():
+                if found.setdefault(name, given) != given:
+                    raise Conflict(f"two locations give different values of {name}")
+        new = {}
+        for name, given in found.items():
+            present = self._values.get(name, getattr(self._image, name))
+            if present is not None and present != given:
+                raise Conflict(f"{name} is set already, to another value")
+            if present is None:
+                new[name] = given
+        if not new:
+            return
+        if self._image.status != "queued":
+            raise Conflict(f"{', '.join(sorted(new))} can be given while the image is queued only")
+        locating.check_digests(found, self._core.hashing_algorithm)
+        self._values |= new
+
+
+def check_name(name: str) -> None:
+    """Raise Forbidden or Invalid for a property name that clients cannot set."""
+    if name in READ_ONLY:
+        raise Forbidden(f"the property {name!r} is read-only")
+    if name in RESERVED or name.startswith(RESERVED_PREFIX):
+        raise Forbidden(f"the property {name!r} is reserved")
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise Invalid(f"the name of a property has 1 to {LONGEST_NAME} characters")
+
+
+def delete_pending(core: Core, context: Context, image_id: str) -> None:
+    """Delete the data at an image's dropped locations; raises Conflict, and puts a location back, if it is in use.
+
+    Data in a store that does not answer is deleted later.
+    """
+    repository = core.repository
+    in_use: StoreError | None = None
+    for location in repository.pending_locations(image_id):
+        try:
+            core.delete_data(location, context)
+        except (InUseByStore, HasSnapshot) as error:
+            repository.restore_location(image_id, location.id)
+            in_use = error
+        except StoreError as error:
+            LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
+        else:
+            repository.forget_location(image_id, location.id)
+    if in_use is not None:
+        raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
+
+
+def _with_metadata(location: NewLocation, metadata: Mapping[str, Any]) -> NewLocation:
+    """The location with a client's metadata; which store it is in is not the client's to say."""
+    known = {name: value for name, value in location.metadata.items() if name == "store"}
+    return replace(location, metadata={**metadata, **known})
+
+
+def _index(place: str, last: int) -> int:
+    if place == "-":
+        return last
+    if not place.isascii() or not place.isdigit():
+        raise Invalid(f"{place!r} is not a place in the list of locations")
+    index = int(place)
+    if index > last:
+        raise LocationNotFound(f"the image has no location {index}")
+    return index

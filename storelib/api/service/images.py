@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images: create, list, show, change, delete, activate and deactivate, tags. Each function says its steps in order:
+what the caller may see, what he may do, what the image allows, quota, the change itself, and who is told.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from storelib.api.context import Context
+from storelib.api.db.records import Caller, Image, NewImage, Query, Status
+from storelib.api.errors import Conflict, Forbidden, Invalid, Protected, StaleImage, StatusConflict
+from storelib.api.service.core import DELETING, LOG, Core
+from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
+from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+
+#: How often a change is begun again because somebody else was faster.
+ATTEMPTS = 8
+#: Base properties that a client may give when creating.
+SETTABLE = (
+    "id",
+    "name",
+    "visibility",
+    "protected",
+    "os_hidden",
+    "owner",
+    "container_format",
+    "disk_format",
+    "min_disk",
+    "min_ram",
+)
+#: Statuses in which an image has no data yet or none any more.
+WITHOUT_DATA: tuple[Status, ...] = ("queued", "saving", "uploading", "importing", "killed")
+
+#: Statuses in which it has data.
+WITH_DATA: tuple[Status, ...] = ("active", "deactivated")
+
+
+class Listing(NamedTuple):
+    """One page as the caller may see it; ``last`` is the marker of the next one, None on the last page."""
+
+    images: list[Image]
+    last: str | None
+
+
+class Images:
+    """What the API can do with images themselves."""
+
+    def __init__(self, core: Core, discard_stage: Callable[[Image], None]) -> None:
+        self._core = core
+        self._discard_stage = discard_stage
+
+    def create(self, context: Context, values: Mapping[str, Any]) -> Image:
+        """A queued image of base and custom properties in one mapping, as a v2 body has them.
+
+        Raises Invalid, Forbidden (read-only and reserved names, another owner, policy), Duplicate, LimitExceeded.
+        """
+        core = self._core
+        core.writable(context)
+        for name in values:
+            check_name(name)
+        if "locations" in values:
+            raise Forbidden("locations are set by changing an image, not by creating it")
+        core.schema.check(values)
+        fields: dict[str, Any] = {name: values[name] for name in SETTABLE if name in values}
+        fields.setdefault("owner", context.owner)
+        fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())
+        base = core.schema.base_names
+        properties = {name: value for name, value in values.items() if name not in base}
+        new = NewImage(**fields, tags=frozenset(values.get("tags", ())), properties=properties)
+        self._check_new(context, new)
+        image = core.repository.create(new)
+        core.notify.image("create", image)
+        return image
+
+    def _check_new(self, context: Context, new: NewImage) -> None:
+        core = self._core
+        target = {"owner": new.owner, "project_id": new.owner, "visibility": new.visibility, "image_id": new.id}
+        target = {name: value for name, value in target.items() if value is not None}
+        if new.owner != context.owner and not context.is_admin:
+            raise Forbidden("only administrators may make images for others")
+        core.policy.require(context, "add_image", target)
+        for visibility, action in (("public", "publicize_image"), ("community", "communitize_image")):
+            if new.visibility == visibility:
+                core.policy.require(context, action, target)
+        for name in new.properties:
+            core.protection.require(context, "create", name)
+        core.quota.check_properties(new.properties)
+        core.quota.check_tags(new.tags)
+
+    def list(self, context: Context, query: Query) -> Listing:
+        """One page of images; the query's caller is replaced by who asks. Raises Invalid, Forbidden."""
+        core = self._core
+        core.policy.require(context, "get_images", {"project_id": context.project_id or ""})
+        page = core.repository.list(replace(query, caller=Caller(context.project_id, context.is_admin)))
+        allows, target = core.policy.allows, core.target
+        images = [image for image in page.images if allows(context, "get_image", target(context, image))]
+        return Listing(images, page.images[-1].id if page.more and page.images else None)
+
+    def show(self, context: Context, image_id: str) -> Image:
+        """One image; raises ImageNotFound also for one that the caller may not see."""
+        return self._core.visible(context, image_id)
+
+    def update(self, context: Context, image_id: str, operations: Iterable[Operation]) -> Image:
+        """Apply all operations or none; begun again when somebody else changes the image meanwhile.
+
+        Raises ImageNotFound, Forbidden, Conflict, Invalid, LimitExceeded; see Draft for which and why.
+        """
+        core = self._core
+        core.writable(context)
+        operations = list(operations)
+        for attempt in range(ATTEMPTS):
+            image = core.visible(context, image_id)
+            draft = Draft(core, context, image)
+            for operation in operations:
+                draft.apply(operation)
+            try:
+                updated = draft.commit()
+            except StaleImage:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            draft.delete_dropped()
+            if updated.visibility != image.visibility or updated.locations != image.locations:
+                core.refresh_acls(context, updated)
+            if updated is not image:
+                core.notify.image("update", updated)
+            return updated
+        raise AssertionError("unreachable")
+
+    def delete(self, context: Context, image_id: str) -> None:
+        """Delete an image and its data.
+
+        Raises ImageNotFound, Forbidden, Protected, and Conflict when a store says that the data is in use; then the
+        image is what it was. Data in a store that does not answer is deleted later.
+        """
+        core = self._core
+        core.writable(context)
+        image = core.allowed(context, image_id, "delete_image")
+        if image.protected:
+            raise Protected(f"image {image_id} is protected and cannot be deleted")
+        if image.status == "pending_delete":
+            raise Forbidden(f"image {image_id} is being deleted already")
+        if image.status in WITHOUT_DATA:
+            deleted = self._delete_without_data(image)
+        else:
+            deleted = self._delete_with_data(context, image)
+        core.notify.image("delete", deleted)
+
+    def _delete_without_data(self, image: Image) -> Image:
+        try:
+            deleted = self._core.repository.transition(image.id, from_=WITHOUT_DATA, to="deleted")
+        except StatusConflict as error:
+            raise Conflict(f"image {image.id} has just become {error.status}; try again") from error
+        if image.status in ("uploading", "importing"):
+            self._discard_stage(image)
+        return deleted
+
+    def _delete_with_data(self, context: Context, image: Image) -> Image:
+        core = self._core
+        repository = core.repository
+        repository.transition(image.id, from_=WITH_DATA, to="pending_delete")
+        for location in repository.pending_locations(image.id):
+            try:
+                core.delete_data(location, context)
+            except (InUseByStore, HasSnapshot) as error:
+                repository.transition(image.id, from_=DELETING, to=image.status)
+                raise Conflict(f"image {image.id} is in use and cannot be deleted: {error}") from error
+            except StoreError as error:
+                LOG.warning("image %s: its data at %r is deleted later: %s", image.id, location, error)
+            else:
+                repository.forget_location(image.id, location.id)
+        return repository.transition(image.id, from_=DELETING, to="deleted")
+
+    def deactivate(self, context: Context, image_id: str) -> None:
+        """Stop everybody but administrators from downloading; raises Forbidden in a wrong status."""
+        self._switch(context, image_id, "deactivate", "active", "deactivated")
+
+    def reactivate(self, context: Context, image_id: str) -> None:
+        """The opposite of ``deactivate``."""
+        self._switch(context, image_id, "reactivate", "deactivated", "active")
+
+    def _switch(self, context: Context, image_id: str, action: str, before: Any, after: Any) -> None:
+        core = self._core
+        core.writable(context)
+        image = core.allowed(context, image_id, action)
+        if image.status == after:
+            return
+        try:
+            updated = core.repository.transition(image_id, from_=(before,), to=after)
+        except StatusConflict as error:
+            raise Forbidden(f"an image that is {error.status} cannot become {after}") from error
+        core.notify.image("update", updated)
+
+    def add_tag(self, context: Context, image_id: str, tag: str) -> None:
+        """Tag an image; raises Invalid, LimitExceeded."""
+        self._core.writable(context)
+        image = self._core.allowed(context, image_id, "modify_image")
+        if not 0 < len(tag) <= LONGEST_NAME:
+            raise Invalid(f"a tag has 1 to {LONGEST_NAME} characters")
+        self._core.repository.add_tag(image.id, tag, limit=self._core.quota.tags)
+
+    def remove_tag(self, context: Context, image_id: str, tag: str) -> None:
+        """Take a tag off; raises TagNotFound."""
+        self._core.writable(context)
+        image = self._core.allowed(context, image_id, "modify_image")
+        self._core.repository.remove_tag(image.id, tag)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Import: data that is staged, at a URL or in another store goes into one or several stores, in the background.
+
+Each import is one read of its source, fanned out to the stores. tasks.py notes what it does in the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from storelib.api.context import Context
+from storelib.api.db.records import Image, NewLocation
+from storelib.api.errors import ApiError, Conflict, Gone, Invalid, NotFound, StatusConflict
+from storelib.api.service.core import LOG, Core
+from storelib.api.service.data import Data, Source
+from storelib.api.service.inspection import Body
+from storelib.api.service.lease import remove_leftovers
+from storelib.api.service.tasks import STAGED, Tasks
+from storelib.api.service.workers import Workers
+from storelib.driver import ImageData, Store, StoredImage
+from storelib.drivers.http.rules import Rules
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError, UnknownScheme
+from storelib.location import redact, scheme_of
+from storelib.registry import open_store
+from storelib.transfer import fan_out
+from storelib.transfer.contract import Digests
+
+
+class Request(NamedTuple):
+    """What a client asks for. ``stores`` None: the default one."""
+
+    method: str
+    uri: str | None = None
+    stores: Sequence[str] | None = None
+    all_stores: bool = False
+    all_must_succeed: bool = True
+
+
+class Imports:
+    """Stage, import, and what became of it."""
+
+    def __init__(self, core: Core, data: Data, workers: Workers, tasks: Tasks) -> None:
+        self._core = core
+        self._data = data
+        self._workers = workers
+        self._tasks = tasks
+        self._staging: Store[Any] | None = None
+        directory = core.options.staging_dir
+        if directory:
+            self._staging = open_store("file", "os_glance_staging_store", filesystem_store_datadir=directory)
+
+    @property
+    def methods(self) -> list[str]:
+        """The import methods that work here."""
+        enabled: list[str] = self._core.options.enabled_import_methods
+        return [method for method in enabled if method != "glance-direct" or self._staging is not None]
+
+    # -- stage ------------------------------------------------------------------------------------------------------
+
+    def stage(self, context: Context, image_id: str, source: Source) -> Image:
+        """Keep an image's data until it is imported; raises NotFound where nothing can be staged, Conflict."""
+        core, staging = self._core, self._staging
+        core.writable(context)
+        if staging is None or "glance-direct" not in self.methods:
+            raise NotFound("data cannot be staged here")
+        image = core.allowed(context, image_id, "modify_image")
+        if image.status != "queued":
+            raise StatusConflict(f"image {image_id} is {image.status}, data is staged for queued images")
+        size = source.agreed_size()
+        room = core.quota.room(image.owner, size)
+        self._data.begin(image, from_=("queued",), to="uploading", stores=())
+        try:
+            self._unstage(image_id)
+            stored = staging.add(image_id, Body(source.stream, source.length, room), size, context=context)
+        except BaseException:
+            self._data.give_up(image_id, "queued")
+            raise
+        try:
+            core.repository.set_properties(image_id, {STAGED: stored.uri})
+            return core.repository.finish_upload(image_id, self._data.process_id, to="uploading", size=stored.size)
+        except ApiError as error:
+            self._unstage(image_id)
+            self._data.give_up(image_id, "queued")
+            raise Gone(f"image {image_id} was deleted while its data was being staged") from error
+
+    def discard(self, image: Image) -> None:
+        """Remove what was staged for an image."""
+        if image.properties.get(STAGED) or image.status == "uploading":
+            self._unstage(image.id)
+
+    def abandoned(self, image_id: str) -> None:
+        """The process that staged or imported is dead: nothing of it is left, and nothing says it is still at it."""
+        self._unstage(image_id)
+        self._tasks.end(image_id, (), "the process that worked on it ended", success=False)
+
+    def _unstage(self, image_id: str) -> None:
+        if self._staging is not None:
+            remove_leftovers(self._core, self._staging, image_id)
+
+    # -- import -----------------------------------------------------------------------------------------------------
+
+    def start(self, context: Context, image_id: str, request: Request) -> None:
+        """Begin an import.
+
+        Raises Invalid (method, URI, stores), Forbidden, Conflict (status, formats, unknown store, another import).
+        """
+        core = self._core
+        core.writable(context)
+        copying = request.method == "copy-image"
+        image = core.allowed(context, image_id, "copy_image" if copying else "modify_image")
+        if request.method not in self.methods:
+            raise Invalid(f"the import method {request.method!r} is not one of {', '.join(self.methods)}")
+        stores = self._stores(image, request)
+        if image.disk_format is None or image.container_format is None:
+            raise Conflict("disk_format and container_format must be set before an import")
+        expected = {"glance-direct": "uploading", "web-download": "queued", "copy-image": "active"}[request.method]
+        if image.status != expected:
+            raise Conflict(f"{request.method} is for images that are {expected}, image {image_id} is {image.status}")
+        source = self._source(image, request, context)
+        core.quota.room(image.owner, image.size, len(stores))
+        names = [store.name for store in stores]
+        self._data.begin(image, from_=(image.status,), to=None if copying else "importing", stores=names)
+        try:
+            given = {"method": request.method, "stores": names}
+            self._tasks.begin(context, image_id, "api_image_import", given, ",".join(names))
+        except BaseException:
+            self._data.give_up(image_id, None if copying else "queued")
+            raise
+        if copying:
+            self._workers.start(lambda: self._copy(context, image, stores, request.all_must_succeed))
+            return
+        self._workers.start(lambda: self._import(context, image, source, stores, request.all_must_succeed))
+
+    def _stores(self, image: Image, request: Request) -> list[Store[Any]]:
+        registry = self._core.registry
+        copying = request.method == "copy-image"
+        has = {location.metadata.get("store") for location in image.locations}
+        if request.all_stores:
+            found = [store for store in registry if not (copying and store.name in has)]
+            if not found:
+                raise Invalid(f"image {image.id} is in all stores already")
+            return found
+        try:
+            found = [registry[name] for name in dict.fromkeys(request.stores)] if request.stores else [registry.default]
+        except (UnknownScheme, BadStoreConfiguration) as error:
+            raise Conflict(str(error)) from error
+        for store in found:
+            if store.name in registry.reserved:
+                raise Conflict(f"there is no store {store.name!r}")
+            if copying and store.name in has:
+                raise Invalid(f"image {image.id} is in store {store.name} already")
+        return found
+
+    def _source(self, image: Image, request: Request, context: Context) -> Callable[[], ImageData]:
+        if request.method == "web-download":
+            uri = request.uri or ""
+            web = self._web(uri)
+            return lambda: web.get(uri, context=context)
+        staging, staged = self._staging, image.properties.get(STAGED)
+        if request.method == "glance-direct" and (staging is None or not staged):
+            raise Conflict(f"there is no staged data of image {image.id}")
+        return lambda: staging.get(staged, context=context)  # type: ignore[union-attr,arg-type]
+
+    def _web(self, uri: str) -> Store[Any]:
+        """A store that reads from the web as far as the options allow; raises Invalid for what they do not."""
+        options = self._core.options
+        try:
+            scheme = scheme_of(uri)
+            if scheme not in options.import_allowed_schemes or scheme not in ("http", "https"):
+                raise Invalid(f"URLs of the scheme {scheme!r} are not accepted")
+            web = open_store(
+                "http",
+                "web-download",
+                http_allowed_hosts=options.import_allowed_hosts,
+                http_disallowed_hosts=options.import_disallowed_hosts,
+                http_allowed_ports=options.import_allowed_ports,
+                http_allowed_networks=options.import_allowed_networks,
+                http_disallowed_networks=options.import_disallowed_networks,
+                http_read_timeout=options.import_timeout,
+            )
+            found = web.locate(uri)
+        except BadStoreUri as error:
+            raise Invalid(f"this URL cannot be imported: {error}") from error
+        refused = Rules.from_conf(web.conf).refuse_written_address(found)
+        if refused:
+            raise Invalid(f"{redact(uri)} cannot be imported: {refused}")
+        return web
+
+    def _import(
+        self,
+        context: Context,
+        image: Image,
+        source: Callable[[], ImageData],
+        stores: Sequence[Store[Any]],
+        all_must_succeed: bool,
+    ) -> None:
+        """In the background: from a source into stores, then active, or back to queued with nothing left behind."""
+        failed = [store.name for store in stores]
+        message, success = "", False
+        try:
+            found = source()
+            with closing(found.data) as stream:
+                room = self._core.quota.room(image.owner, found.size, len(stores))
+                body = Body(stream, found.size, room)
+                inspected = self._data.inspected(image, body)
+                good, failed, message = self._fan_out(
+                    context, image, stores, inspected or body, found.size, all_must_succeed
+                )
+            self._data.record(context, image, good, inspected.virtual_size if inspected else None)
+            success = True
+        except (ApiError, StoreError) as error:
+            message = message or str(error)
+            LOG.warning("image %s: the import failed: %s", image.id, error)
+            self._data.give_up(image.id, "queued")
+        except BaseException:
+            self._data.give_up(image.id, "queued")
+            raise
+        finally:
+            self._unstage(image.id)
+            self._tasks.end(image.id, failed, message, success=success)
+
+    def _copy(self, context: Context, image: Image, stores: Sequence[Store[Any]], all_must_succeed: bool) -> None:
+        """In the background: from the store that has an active image into others."""
+        failed = [store.name for store in stores]
+        message, success = "", False
+        try:
+            for store in stores:
+                # What a copy left that never was recorded is nobody's, and in the way.
+                remove_leftovers(self._core, store, image.id)
+            found = self._data.read(context, image)
+            digests = None
+            if image.os_hash_value and image.os_hash_algo == self._core.hashing_algorithm:
+                digests = Digests(image.checksum, image.os_hash_value, image.os_hash_algo)
+            with closing(found.data) as stream:
+                good, failed, message = self._fan_out(
+                    context, image, stores, stream, found.size, all_must_succeed, digests
+                )
+            self._add_copies(context, image.id, good)
+            success = True
+        except (ApiError, StoreError) as error:
+            message = message or str(error)
+            LOG.warning("image %s: it could not be copied: %s", image.id, error)
+            self._data.give_up(image.id, None)
+        except BaseException:
+            self._data.give_up(image.id, None)
+            raise
+        finally:
+            self._tasks.end(image.id, failed, message, success=success)
+
+    def _add_copies(self, context: Context, image_id: str, good: Sequence[StoredImage]) -> None:
+        locations = [NewLocation(item.uri, item.metadata) for item in good]
+        try:
+            self._core.repository.finish_upload(image_id, self._data.process_id, to=None, locations=locations)
+        except ApiError:
+            self._data.remove(context, good)
+            raise
+
+    def _fan_out(
+        self,
+        context: Context,
+        image: Image,
+        stores: Sequence[Store[Any]],
+        source: Any,
+        size: int,
+        all_must_succeed: bool,
+        digests: Digests | None = None,
+    ) -> tuple[list[StoredImage], list[str], str]:
+        """What was stored, which stores failed and why; raises StoreError when that is not good enough."""
+        results = fan_out(
+            stores,
+            image.id,
+            source,
+            size,
+            hashing_algo=self._core.hashing_algorithm,
+            digests=digests,
+            context=context,
+        )
+        good = [result for result in results if isinstance(result, StoredImage)]
+        errors = {
+            store.name: result for store, result in zip(stores, results, strict=True) if isinstance(result, StoreError)
+        }
+        message = "; ".join(f"store {name}: {error}" for name, error in errors.items())
+        if errors and (all_must_succeed or not good):
+            self._data.remove(context, good)
+            raise next(iter(errors.values()))
+        return good, list(errors), message

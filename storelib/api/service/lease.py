@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This process's lease, and undoing what processes left behind that died in the middle of an upload.
+
+A thread renews the lease, takes over the uploads of processes whose lease ran out, removes what they left in the stores
+and puts the images back to what they were. It also deletes data that could not be deleted when its image was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from storelib.api.context import administrator
+from storelib.api.db.records import Process, Upload
+from storelib.api.errors import ApiError, ImageNotFound, StatusConflict, UploadLost
+from storelib.api.service.core import DELETING, Core
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.exceptions import StoreError
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds between two renewals, and after how many without one a process counts as dead.
+RENEW, TTL = 5.0, 30.0
+#: Seconds between two attempts to delete what could not be deleted at once.
+SCRUB = 300.0
+#: Seconds that the clocks of this machine and the database may differ.
+CLOCKS = 60.0
+#: Seconds that stopping waits for a thread in the middle of its work.
+JOIN = 10.0
+#: Seconds after which nobody deletes an image any more that is pending_delete.
+ABANDONED = 120.0
+
+
+def this_host() -> str:
+    """The machine and its process ids' name space, so that equal pids of two containers are not taken for one."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()} {space}".strip()[:255]
+
+
+class Lease:
+    """Joins when first needed, again in a forked child. ``renew`` is in seconds; 0 starts no threads (for tests).
+
+    One thread renews and nothing else, so that the lease lasts however long cleaning up takes in the other.
+    """
+
+    def __init__(self, core: Core, renew: float = RENEW, ttl: float = TTL) -> None:
+        self._core = core
+        self._every = renew
+        self._ttl = ttl
+        self._lock = threading.Lock()
+        self._id: str | None = None
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        # Uploads of this process whose end could not be recorded.
+        self._unfinished: set[str] = set()
+        self._scrubbed: float | None = None
+        #: Called with the id of an image whose upload was undone.
+        self.on_undo: Callable[[str], None] | None = None
+        weak = weakref.WeakMethod(self._forget_parent)
+        os.register_at_fork(after_in_child=lambda: (found := weak()) and found())
+
+    def _forget_parent(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._id = None
+        self._threads = []
+        self._unfinished = set()
+
+    @property
+    def id(self) -> str:
+        """The id of this process in the database."""
+        with self._lock:
+            if self._id is None:
+                self._id = self._core.repository.join(this_host(), os.getpid()).id
+                self._bury_neighbours(self._id)
+                if self._every and not self._threads:
+                    self._threads = [self._thread(Lease.renew), self._thread(Lease.recover)]
+            return self._id
+
+    def _thread(self, work: Callable[[Lease], None]) -> threading.Thread:
+        arguments = (weakref.ref(self), work, self._stop, self._every)
+        thread = threading.Thread(target=_run, args=arguments, name=f"storelib-{work.__name__}", daemon=True)
+        thread.start()
+        return thread
+
+    def start(self) -> None:
+        """Join, and begin to undo what dead processes left. A database that does not answer is asked again later."""
+        try:
+            if self._every:
+                _ = self.id
+            else:
+                self.beat()
+        except ApiError as error:
+            LOG.warning("recovery has to wait: %s", error)
+
+    def beat(self) -> None:
+        """Renew the lease and clean up; raises ApiError when the database does not answer."""
+        self.renew()
+        self.recover()
+
+    def renew(self) -> None:
+        """Renew the lease, or get a new one if it was given up."""
+        if not self._core.repository.heartbeat(self.id):
+            LOG.warning("this process was taken for dead; its uploads were given up")
+            with self._lock:
+                self._id = None
+            _ = self.id
+
+    def recover(self) -> None:
+        """Undo what dead processes left behind, and what of this one could not be ended."""
+        process_id = self.id
+        for upload in self._core.repository.take_over_uploads(process_id, self._ttl):
+            self.undo(upload)
+        for image_id in list(self._unfinished):
+            self._finish_late(image_id, process_id)
+        if self._scrubbed is None or time.monotonic() - self._scrubbed > SCRUB:
+            self._scrubbed = time.monotonic()
+            self.scrub()
+
+    def stop(self) -> None:
+        """Stop the threads and give the lease back; what is unfinished is for others to undo."""
+        self._stop.set()
+        with self._lock:
+            process_id, self._id = self._id, None
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN)
+        if process_id is not None:
+            self._core.repository.leave(process_id)
+
+    def undo_later(self, image_id: str) -> None:
+        """An upload of this process ended, and the database would not take note of it."""
+        self._unfinished.add(image_id)
+
+    def undo(self, upload: Upload) -> None:
+        """Remove what an upload left in its stores, then put the image back to what it was."""
+        try:
+            for name in upload.stores:
+                if name in self._core.registry:
+                    remove_leftovers(self._core, self._core.registry[name], upload.image_id)
+            if self.on_undo is not None:
+                self.on_undo(upload.image_id)
+            self._core.repository.finish_upload(upload.image_id, upload.process_id, to=upload.restore)
+            LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
+        except (UploadLost, ImageNotFound):
+            self._core.repository.forget_upload(upload.image_id, upload.process_id)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: an upload cannot be undone yet: %s", upload.image_id, error)
+            self._unfinished.add(upload.image_id)
+
+    def scrub(self) -> None:
+        """Delete data of images that are gone, where it could not be deleted before."""
+        context = administrator()
+        for image_id in self._core.repository.images_in(DELETING):
+            self._finish_deletion(image_id)
+        before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
+        for image_id, location in self._core.repository.all_pending_locations(before):
+            try:
+                self._core.delete_data(location, context)
+                self._core.repository.forget_location(image_id, location.id)
+            except (ApiError, StoreError) as error:
+                LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
+
+    def _finish_deletion(self, image_id: str) -> None:
+        """A process died while it deleted this image; one that is still at it is left alone."""
+        try:
+            image = self._core.repository.get(image_id)
+            age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
+            if age.total_seconds() > ABANDONED:
+                self._core.repository.transition(image_id, from_=DELETING, to="deleted")
+        except (ImageNotFound, StatusConflict):
+            pass
+
+    def _finish_late(self, image_id: str, process_id: str) -> None:
+        self._unfinished.discard(image_id)
+        upload = self._core.repository.upload(image_id)
+        if upload is not None and upload.process_id == process_id:
+            self.undo(upload)
+
+    def _bury_neighbours(self, own: str) -> None:
+        """Processes of this machine that are gone need not be waited for."""
+        for process in self._core.repository.processes():
+            if process.id != own and process.host == this_host() and not _runs(process):
+                self._core.repository.leave(process.id)
+
+
+def _runs(process: Process) -> bool:
+    """Whether a process of this machine still is what it was: not gone, not a zombie, not another of the same pid."""
+    try:
+        with open(f"/proc/{process.pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        with open("/proc/uptime", encoding="ascii") as file:
+            uptime = float(file.read().split()[0])
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self/stat")
+    # proc(5): the state is field 3, the start in ticks since boot field 22.
+    age = uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    known_for = datetime.datetime.now(datetime.timezone.utc) - process.started_at
+    return fields[0] not in "ZX" and age > known_for.total_seconds() - CLOCKS
+
+
+def remove_leftovers(core: Core, store: Store[Any], image_id: str) -> None:
+    """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there."""
+    if Capability.GC in store.capabilities:
+        store.gc(0, prefix=image_id)
+    try:
+        kept = {location.uri for location in core.repository.get(image_id).locations}
+    except ImageNotFound:
+        kept = set()
+    if Capability.LIST in store.capabilities:
+        for found in store.list_images():
+            if found.image_id == image_id and found.uri not in kept:
+                store.delete(found.uri)
+                return
+
+
+def _run(lease: weakref.ref[Lease], work: Callable[[Lease], None], stop: threading.Event, every: float) -> None:
+    """Work at once and every so often as long as the lease exists; the thread holds it only while it works."""
+    while not stop.is_set():
+        current = lease()
+        if current is None:
+            return
+        try:
+            work(current)
+        except Exception:
+            LOG.exception("%s failed", work.__name__)
+        del current
+        stop.wait(every)

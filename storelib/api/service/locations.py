@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locations beside the patch form: add one to a queued image and have its data hashed, list them, drop one store's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from storelib.api.context import Context
+from storelib.api.db.records import Image, ImageLocation, NewLocation
+from storelib.api.errors import ApiError, Conflict, Forbidden, Invalid, LocationNotFound, NotFound
+from storelib.api.service import locating
+from storelib.api.service.core import LOG, Core
+from storelib.api.service.data import Data, check_formats
+from storelib.api.service.draft import delete_pending
+from storelib.api.service.tasks import Tasks
+from storelib.api.service.workers import Workers
+from storelib.driver import Store
+from storelib.exceptions import StoreError
+from storelib.location import redact
+from storelib.transfer.contract import MiB
+from storelib.transfer.digests import new_hasher
+
+#: Schemes of which everybody may name data; the others are the services' own.
+PUBLIC_SCHEMES = ("http", "https")
+
+
+class Locations:
+    """What the API can do with locations as such."""
+
+    def __init__(self, core: Core, data: Data, workers: Workers, tasks: Tasks) -> None:
+        self._core = core
+        self._data = data
+        self._workers = workers
+        self._tasks = tasks
+
+    def list(self, context: Context, image_id: str) -> list[ImageLocation]:
+        """Where the data is, for services; raises Forbidden."""
+        return self._core.by_weight(self._core.allowed(context, image_id, "fetch_image_location").locations)
+
+    def add(self, context: Context, image_id: str, url: str, validation: Mapping[str, str] | None = None) -> Image:
+        """Take the data at ``url`` for a queued image; it is active once the data was hashed, in the background.
+
+        Raises Forbidden, Conflict (not queued), Invalid (URL, formats, digests that cannot be).
+        """
+        core = self._core
+        core.writable(context)
+        image = core.allowed(context, image_id, "add_image_location")
+        trusted = context.is_admin or "service" in context.roles
+        if locating.check_uri(core, url) not in PUBLIC_SCHEMES and not trusted:
+            raise Forbidden("only services may name data in this kind of store")
+        if validation:
+            locating.check_digests(validation)
+        check_formats(image)
+        store, size = locating.measure(core, url, context)
+        core.quota.room(image.owner, size)
+        begun = self._data.begin(image, from_=("queued",), to="importing", stores=())
+        self._tasks.begin(context, image_id, "location_import", {"loc_url": redact(url)})
+        self._workers.start(lambda: self._take(context, image_id, store, url, size, validation or {}))
+        return begun
+
+    def drop(self, context: Context, store_id: str, image_id: str) -> None:
+        """Delete an image's data from one of several stores.
+
+        Raises NotFound (store, image, or no data there), Forbidden (the last one), Conflict (not active, in use).
+        """
+        core = self._core
+        core.writable(context)
+        core.find_store(store_id)
+        image = core.allowed(context, image_id, "delete_image_location")
+        if image.status != "active":
+            raise Conflict(f"image {image_id} is {image.status}, data can be deleted from active images")
+        there = [location for location in image.locations if location.metadata.get("store") == store_id]
+        if not there:
+            raise NotFound(f"image {image_id} has no data in store {store_id}")
+        try:
+            core.repository.drop_location(image_id, there[0].id)
+        except LocationNotFound:
+            raise
+        except Conflict as error:
+            raise Forbidden(f"store {store_id} has the only data of image {image_id}") from error
+        delete_pending(core, context, image_id)
+
+    def _take(
+        self, context: Context, image_id: str, store: Store[Any], url: str, size: int, validation: Mapping[str, str]
+    ) -> None:
+        try:
+            values = self._verified(context, store, url, validation)
+            self._core.repository.finish_upload(
+                image_id,
+                self._data.process_id,
+                to="active",
+                locations=[NewLocation(url, {"store": store.name})],
+                size=size,
+                **values,
+            )
+            self._tasks.end(image_id, (), "", success=True)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: its location is not taken: %s", image_id, error)
+            self._data.give_up(image_id, "queued")
+            self._tasks.end(image_id, (), str(error), success=False)
+        except BaseException:
+            self._data.give_up(image_id, "queued")
+            raise
+
+    def _verified(
+        self, context: Context, store: Store[Any], url: str, validation: Mapping[str, str]
+    ) -> dict[str, str | None]:
+        """Checksum and hash to record; raises Invalid when the data is not what the client said."""
+        algorithm = validation.get("os_hash_algo")
+        if not self._core.options.do_secure_hash:
+            return dict(validation) if algorithm else {}
+        names = {"md5", self._core.hashing_algorithm} | ({algorithm} if algorithm else set())
+        found = self._hashed(context, store, url, names)
+        if algorithm and found[algorithm] != validation["os_hash_value"]:
+            raise Invalid(f"the {algorithm} of the data is {found[algorithm]}, not {validation['os_hash_value']}")
+        main = algorithm or self._core.hashing_algorithm
+        return {"checksum": found["md5"], "os_hash_algo": main, "os_hash_value": found[main]}
+
+    def _hashed(self, context: Context, store: Store[Any], url: str, names: set[str]) -> dict[str, str]:
+        tries = self._core.options.http_retries + 1
+        for attempt in range(tries):
+            try:
+                hashers = {name: new_hasher(name) for name in names}
+                with store.get(url, context=context).data as stream:
+                    while chunk := stream.read(MiB):
+                        for hasher in hashers.values():
+                            hasher.update(chunk)
+                return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+            except StoreError:
+                if attempt == tries - 1:
+                    raise
+                time.sleep(min(2**attempt, 10))
+        raise AssertionError("unreachable")

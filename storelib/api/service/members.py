@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members: the projects an image is shared with."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from storelib.api.context import Context
+from storelib.api.db.records import Image, Member, MemberStatus
+from storelib.api.errors import Forbidden, Invalid, MemberNotFound
+from storelib.api.service.core import Core
+
+LONGEST_ID = 255
+STATUSES = get_args(MemberStatus)
+
+
+class Members:
+    """What the API can do with members."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def list(self, context: Context, image_id: str) -> list[Member]:
+        """The members the caller may see: all for the owner and administrators, else himself."""
+        image = self._shared(context, image_id, "get_members")
+        members = self._core.repository.members(image_id)
+        return [member for member in members if self._may_see(context, image, member.member)]
+
+    def show(self, context: Context, image_id: str, member: str) -> Member:
+        """One membership; raises MemberNotFound also for one that the caller may not see."""
+        image = self._shared(context, image_id, "get_members")
+        if not self._may_see(context, image, member):
+            raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
+        return self._core.repository.member(image_id, member)
+
+    def add(self, context: Context, image_id: str, member: str, *, can_share: bool = False) -> Member:
+        """Share an image; raises Forbidden unless its visibility is shared, Duplicate, LimitExceeded."""
+        self._core.writable(context)
+        image = self._shared(context, image_id, "add_member")
+        if not isinstance(member, str) or not 0 < len(member) <= LONGEST_ID:
+            raise Invalid(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
+        limit = self._core.quota.members
+        added = self._core.repository.add_member(image_id, member, can_share=can_share, limit=limit)
+        self._core.refresh_acls(context, image)
+        self._core.notify.member("create", added)
+        return added
+
+    def set_status(self, context: Context, image_id: str, member: str, status: Any) -> Member:
+        """Accept or reject a shared image, which only the member can (and administrators)."""
+        self._core.writable(context)
+        image = self._core.visible(context, image_id)
+        if status not in STATUSES:
+            raise Invalid(f"status must be one of {', '.join(STATUSES)}")
+        if not self._may_see(context, image, member):
+            raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
+        self._core.policy.require(context, "modify_member", self._target(context, image, member))
+        updated = self._core.repository.update_member(image_id, member, status=status)
+        self._core.notify.member("update", updated)
+        return updated
+
+    def remove(self, context: Context, image_id: str, member: str) -> None:
+        """Stop sharing; raises MemberNotFound."""
+        self._core.writable(context)
+        image = self._shared(context, image_id, "delete_member")
+        removed = self._core.repository.member(image_id, member)
+        self._core.repository.remove_member(image_id, member)
+        self._core.refresh_acls(context, image)
+        self._core.notify.member("delete", removed)
+
+    def _shared(self, context: Context, image_id: str, action: str) -> Image:
+        image = self._core.allowed(context, image_id, action)
+        if image.visibility != "shared":
+            raise Forbidden(f"only shared images have members, image {image_id} is {image.visibility}")
+        return image
+
+    def _may_see(self, context: Context, image: Image, member: str) -> bool:
+        return self._core.policy.allows(context, "get_member", self._target(context, image, member))
+
+    def _target(self, context: Context, image: Image, member: str) -> dict[str, Any]:
+        return self._core.target(context, image) | {"member_id": member}

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Property protection: which roles may create, read, update and delete which custom properties.
+
+The file is an INI file of sections that are regular expressions; the first that matches a name decides, and a name that
+none matches is nobody's. What the file says is read once, and a mistake in it stops the start.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from storelib.api.context import Context
+from storelib.api.errors import Forbidden
+from storelib.api.policy import Policy
+from storelib.api.schemas import RESERVED_PREFIX
+from storelib.exceptions import BadStoreConfiguration
+
+Action = Literal["create", "read", "update", "delete"]
+ACTIONS: tuple[Action, ...] = ("create", "read", "update", "delete")
+EVERYBODY, NOBODY = "@", "!"
+
+
+class Rule(NamedTuple):
+    """One section: the pattern and, for each action, roles or the name of one policy."""
+
+    pattern: re.Pattern[str]
+    allowed: Mapping[str, tuple[str, ...]]
+
+
+class Protection:
+    """Answers who may do what with a custom property; without a file everybody may do everything."""
+
+    def __init__(self, policy: Policy, path: str | None = None, rule_format: str = "roles") -> None:
+        self._policy = policy
+        self._by_policies = rule_format == "policies"
+        self._rules = _read(path) if path else None
+        if self._by_policies:
+            for rule in self._rules or ():
+                for (name,) in rule.allowed.values():
+                    if name not in (EVERYBODY, NOBODY) and not policy.knows(name):
+                        raise BadStoreConfiguration(f"property_protection_file {path}: there is no policy {name!r}")
+
+    @property
+    def active(self) -> bool:
+        """Whether there are rules at all."""
+        return self._rules is not None
+
+    def allows(self, context: Context, action: Action, name: str) -> bool:
+        """Whether ``context`` may do ``action`` to the custom property ``name``."""
+        if self._rules is None or name.startswith(RESERVED_PREFIX):
+            return True
+        rule = next((rule for rule in self._rules if rule.pattern.search(name)), None)
+        allowed = rule.allowed[action] if rule else ()
+        if NOBODY in allowed:
+            return False
+        if EVERYBODY in allowed:
+            return True
+        if self._by_policies:
+            return bool(allowed) and self._policy.allows_rule(context, allowed[0])
+        return not set(allowed).isdisjoint(context.roles)
+
+    def require(self, context: Context, action: Action, name: str) -> None:
+        """Raise Forbidden unless ``allows``."""
+        if not self.allows(context, action, name):
+            raise Forbidden(f"the property {name!r} is protected")
+
+    def readable(self, context: Context, properties: Mapping[str, str | None]) -> Mapping[str, str | None]:
+        """The properties that ``context`` may see."""
+        if self._rules is None:
+            return properties
+        return {name: value for name, value in properties.items() if self.allows(context, "read", name)}
+
+
+def _read(path: str) -> list[Rule]:
+    parser = configparser.RawConfigParser(strict=True)
+    parser.optionxform = str.lower  # type: ignore[method-assign,assignment]
+    where = f"property_protection_file {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+    except OSError as error:
+        raise BadStoreConfiguration(f"cannot read {where}: {error.strerror}") from error
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise BadStoreConfiguration(f"{where}: {error}") from error
+    return [_rule(where, section, dict(parser.items(section))) for section in parser.sections()]
+
+
+def _rule(where: str, section: str, values: Mapping[str, str]) -> Rule:
+    try:
+        pattern = re.compile(section)
+    except re.error as error:
+        raise BadStoreConfiguration(f"{where}: [{section}] is not a regular expression: {error}") from error
+    missing = [action for action in ACTIONS if not values.get(action, "").strip()]
+    if missing:
+        raise BadStoreConfiguration(f"{where}: [{section}] does not say who may {' and '.join(missing)}")
+    allowed: dict[str, tuple[str, ...]] = {
+        action: tuple(word.strip().lower() for word in values[action].split(",")) for action in ACTIONS
+    }
+    for action, words in allowed.items():
+        if EVERYBODY in words and NOBODY in words:
+            raise BadStoreConfiguration(f"{where}: [{section}] {action} has both {EVERYBODY} and {NOBODY}")
+    return Rule(pattern, allowed)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/images/{id}/file``, ``stage`` and ``import``: the bytes of an image.
+
+Bytes of a local file leave through the server's ``wsgi.file_wrapper``, which gunicorn turns into sendfile; those of
+other stores in blocks of the transfer engine.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import falcon
+
+from storelib.api.errors import Invalid, NotFound, RangeNotSatisfiable, UnsupportedMediaType
+from storelib.api.service import ImportRequest, Service, Source
+from storelib.api.v2.wire import body_length, read_object
+from storelib.transfer.contract import MiB
+from storelib.transfer.download import ImageStream
+
+OCTETS = "application/octet-stream"
+_RANGE = re.compile(r"bytes\s*=\s*(\d*)-(\d*)\s*", re.IGNORECASE | re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.IGNORECASE | re.ASCII)
+
+
+class FileResource:
+    """The data itself."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Upload it."""
+        source = upload_source(req)
+        self._service.data.upload(req.context.caller, image_id, source, req.get_header("x-image-meta-store"))
+        resp.status = falcon.HTTP_204
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Download it, or one range of it."""
+        data, context = self._service.data, req.context.caller
+        preferred = [name for name in req.get_param("prefer", default="").split(",") if name]
+        image = data.readable(context, image_id, preferred)
+        if not image.locations or image.size is None:
+            resp.status = falcon.HTTP_204
+            return
+        asked = asked_range(req, image.size)
+        offset, length = asked or (0, None)
+        found = data.open(context, image, offset, length, preferred)
+        if asked:
+            resp.status = falcon.HTTP_206
+            resp.set_header("Content-Range", f"bytes {offset}-{offset + found.size - 1}/{image.size}")
+        elif image.checksum:
+            resp.set_header("Content-MD5", image.checksum)
+        resp.content_type = OCTETS
+        resp.set_header("Accept-Ranges", "bytes")
+        resp.set_header("Content-Length", str(found.size))
+        resp.stream = _body(found.data, req.env.get("wsgi.file_wrapper"))
+
+
+class StageResource:
+    """Data that is kept until it is imported."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Stage it."""
+        if "glance-direct" not in self._service.imports.methods:
+            raise NotFound("data cannot be staged here")
+        self._service.imports.stage(req.context.caller, image_id, upload_source(req))
+        resp.status = falcon.HTTP_204
+
+
+class ImportResource:
+    """Data that is fetched from elsewhere."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Begin an import."""
+        asked = import_request(read_object(req), req.get_header("x-image-meta-store"))
+        self._service.imports.start(req.context.caller, image_id, asked)
+        resp.status = falcon.HTTP_202
+        # Clients decode what calls itself JSON, and this has no body.
+        resp.content_type = "text/plain"
+
+
+def upload_source(req: falcon.Request) -> Source:
+    """The body of an upload; raises UnsupportedMediaType and Invalid."""
+    if (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
+        raise UnsupportedMediaType(f"data is of type {OCTETS}")
+    declared = req.get_header("x-openstack-image-size")
+    if declared is not None and not (declared.isascii() and declared.isdigit()):
+        raise Invalid(f"x-openstack-image-size must be a whole number of bytes, 0 or more, not {declared!r}")
+    return Source(req.stream, body_length(req), None if declared is None else int(declared))
+
+
+def asked_range(req: falcon.Request, size: int) -> tuple[int, int] | None:
+    """Offset and length that the client asks for (RFC 9110, 14.2), None for everything.
+
+    Some clients say it in a Content-Range header. Raises RangeNotSatisfiable, and Invalid for several ranges.
+    """
+    header = req.get_header("Range")
+    if header is not None:
+        if "," in header:
+            raise Invalid("only one range can be asked for")
+        match = _RANGE.fullmatch(header.strip())
+        if match is None or match.groups() == ("", ""):
+            raise RangeNotSatisfiable(f"{header!r} is not a range of bytes")
+        first, last = match.groups()
+        if first:
+            return _clipped(int(first), int(last) if last else size - 1, size)
+        return _clipped(max(size - int(last), 0), size - 1, size)
+    legacy = req.get_header("Content-Range")
+    if legacy is None:
+        return None
+    match = _CONTENT_RANGE.fullmatch(legacy.strip())
+    if match is None:
+        raise RangeNotSatisfiable(f"{legacy!r} is not a range of bytes")
+    return _clipped(int(match[1]), int(match[2]), size)
+
+
+def _clipped(first: int, last: int, size: int) -> tuple[int, int]:
+    if first >= size or last < first:
+        raise RangeNotSatisfiable(f"the image has {size} bytes, there are none from {first} to {last}")
+    return first, min(last, size - 1) - first + 1
+
+
+def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequest:
+    """What a body asks for; raises Invalid."""
+    method = body.get("method")
+    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
+        raise Invalid("'method' must be an object with a 'name'")
+    uri = method.get("uri")
+    if method["name"] == "web-download" and not isinstance(uri, str):
+        raise Invalid("web-download needs a 'uri'")
+    if uri is not None and method["name"] != "web-download":
+        raise Invalid(f"{method['name']} takes no 'uri'")
+    stores = body.get("stores")
+    if stores is not None and not (isinstance(stores, list) and stores and all(isinstance(s, str) for s in stores)):
+        raise Invalid("'stores' must be a list of ids of stores")
+    flags = {
+        name: body.get(name, default) for name, default in (("all_stores", False), ("all_stores_must_succeed", True))
+    }
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise Invalid(f"{name!r} must be true or false, not {value!r}")
+    if header_store is not None and (stores or flags["all_stores"]):
+        raise Invalid("the header x-image-meta-store cannot be used together with 'stores' or 'all_stores'")
+    if stores and flags["all_stores"]:
+        raise Invalid("'stores' and 'all_stores' cannot be used together")
+    wanted = [header_store] if header_store is not None else stores
+    return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"])
+
+
+def _body(stream: ImageStream, wrapper: Any) -> Any:
+    """The stream in the form in which a WSGI server sends it fastest."""
+    if wrapper is not None:
+        try:
+            stream.fileno()
+        except io.UnsupportedOperation:
+            pass
+        else:
+            return wrapper(stream, MiB)
+    return _Blocks(stream)
+
+
+class _Blocks:
+    """A stream without ``read``: falcon would hand anything with it to the file wrapper, in 8 KiB blocks."""
+
+    def __init__(self, stream: ImageStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> _Blocks:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._stream)
+
+    def close(self) -> None:
+        """Free the stream, which the server does when the client is gone, too."""
+        self._stream.close()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/info``, ``/v2/schemas`` and ``/v2/tasks``: what there is here and what is going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import falcon
+
+from storelib.api import schemas
+from storelib.api.errors import NotFound
+from storelib.api.sending import send
+from storelib.api.service import Context, Service
+
+
+class Answer:
+    """A resource whose GET answers what ``document`` makes of the caller."""
+
+    def __init__(self, document: Callable[[Context], Any]) -> None:
+        self._document = document
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer."""
+        send(resp, self._document(req.context.caller))
+
+
+class SchemaResource:
+    """The schemas, encoded anew for each request: clients ask once."""
+
+    def __init__(self, documents: Mapping[str, schemas.Schema]) -> None:
+        self._documents = documents
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Answer one."""
+        if name not in self._documents:
+            raise NotFound(f"there is no schema {name!r}")
+        send(resp, self._documents[name])
+
+
+class TaskResource:
+    """One task."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        """Show it."""
+        send(resp, self._service.tasks.show(req.context.caller, task_id))
+
+
+class ImageTasksResource:
+    """The tasks of one image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """List them."""
+        send(resp, {"tasks": self._service.tasks.of_image(req.context.caller, image_id)})
+
+
+def info_resources(service: Service) -> dict[str, Answer]:
+    """What is below ``/v2/info``."""
+    methods = {
+        "description": "Import methods available.",
+        "type": "array",
+        "value": service.imports.methods,
+    }
+    stores = service.stores
+    return {
+        "import": Answer(lambda context: {"import-methods": methods}),
+        "stores": Answer(lambda context: {"stores": stores.list(context)}),
+        "stores/detail": Answer(lambda context: {"stores": stores.detail(context)}),
+        # There are no limits of the whole cloud here, which is what an empty answer says.
+        "usage": Answer(lambda context: {"usage": {}}),
+    }
+
+
+def tasks_resource(service: Service) -> Answer:
+    """``/v2/tasks``."""
+    first, schema = "/v2/tasks", "/v2/schemas/tasks"
+    return Answer(lambda context: {"tasks": service.tasks.list(context), "first": first, "schema": schema})
+
+
+def schema_documents(service: Service) -> dict[str, schemas.Schema]:
+    """What is below ``/v2/schemas``."""
+    image = service.core.schema.document
+    return {
+        "image": image,
+        "images": schemas.collection("images", image, paged=True),
+        "member": schemas.MEMBER,
+        "members": schemas.collection("members", schemas.MEMBER),
+        "task": schemas.TASK,
+        "tasks": schemas.collection("tasks", schemas.TASK, paged=True),
+    }

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/images``, one image, its tags and its actions."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode
+
+import falcon
+
+from storelib.api.sending import send
+from storelib.api.service import Service
+from storelib.api.v2 import patch, query
+from storelib.api.v2.wire import image_document, read_json, read_object, refuse_body
+
+
+class ImagesResource:
+    """The collection."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._default_limit: int = service.core.options.limit_param_default
+        self._largest_limit: int = service.core.options.api_limit_max
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List images."""
+        pairs = parse_qsl(req.query_string, keep_blank_values=True)
+        asked = query.parse(pairs, default_limit=self._default_limit, largest_limit=self._largest_limit)
+        core, context = self._service.core, req.context.caller
+        found = self._service.images.list(context, asked)
+        others = urlencode([pair for pair in pairs if pair[0] != "marker"])
+        document = {
+            "images": [image_document(core, context, image) for image in found.images],
+            "first": f"/v2/images?{others}" if others else "/v2/images",
+            "schema": "/v2/schemas/images",
+        }
+        if found.last is not None:
+            marker = urlencode({"marker": found.last})
+            document["next"] = f"/v2/images?{others}&{marker}" if others else f"/v2/images?{marker}"
+        send(resp, document)
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Create an image."""
+        service, context = self._service, req.context.caller
+        image = service.images.create(context, read_object(req))
+        send(resp, image_document(service.core, context, image), falcon.HTTP_201)
+        resp.set_header("Location", f"/v2/images/{image.id}")
+        if methods := service.imports.methods:
+            resp.set_header("OpenStack-image-import-methods", ",".join(methods))
+        resp.set_header("OpenStack-image-store-ids", ",".join(service.stores.ids()))
+
+
+class ImageResource:
+    """One image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Show it."""
+        service, context = self._service, req.context.caller
+        send(resp, image_document(service.core, context, service.images.show(context, image_id)))
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Change it."""
+        service, context = self._service, req.context.caller
+        resp.set_header("Accept-Patch", ", ".join(patch.MEDIA_TYPES))
+        patch.check_type(req.content_type)
+        operations = patch.parse(req.content_type, read_json(req, media_types=patch.MEDIA_TYPES))
+        image = service.images.update(context, image_id, operations)
+        send(resp, image_document(service.core, context, image))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Delete it."""
+        refuse_body(req)
+        self._service.images.delete(req.context.caller, image_id)
+        resp.status = falcon.HTTP_204
+
+
+class TagResource:
+    """One tag of an image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
+        """Add it."""
+        refuse_body(req)
+        self._service.images.add_tag(req.context.caller, image_id, tag)
+        resp.status = falcon.HTTP_204
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
+        """Remove it."""
+        refuse_body(req)
+        self._service.images.remove_tag(req.context.caller, image_id, tag)
+        resp.status = falcon.HTTP_204
+
+
+class DeactivateResource:
+    """The action that stops downloads."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Deactivate an image."""
+        refuse_body(req)
+        self._service.images.deactivate(req.context.caller, image_id)
+        resp.status = falcon.HTTP_204
+
+
+class ReactivateResource:
+    """The action that lets downloads happen again."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Reactivate an image."""
+        refuse_body(req)
+        self._service.images.reactivate(req.context.caller, image_id)
+        resp.status = falcon.HTTP_204

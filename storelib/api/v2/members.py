@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/images/{id}/members``."""
+
+from __future__ import annotations
+
+import falcon
+
+from storelib.api.errors import Invalid
+from storelib.api.sending import send
+from storelib.api.service import Service
+from storelib.api.v2.wire import member_document, read_object, refuse_body
+
+
+class MembersResource:
+    """The members of an image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """List them."""
+        members = self._service.members.list(req.context.caller, image_id)
+        send(resp, {"members": [member_document(member) for member in members], "schema": "/v2/schemas/members"})
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Add one."""
+        body = read_object(req)
+        if not isinstance(body.get("member"), str) or not body["member"]:
+            raise Invalid("the body must have a 'member', the id of a project")
+        send(resp, member_document(self._service.members.add(req.context.caller, image_id, body["member"])))
+
+
+class MemberResource:
+    """One member of an image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
+        """Show it."""
+        send(resp, member_document(self._service.members.show(req.context.caller, image_id, member_id)))
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
+        """Accept or reject the image."""
+        body = read_object(req)
+        if "status" not in body:
+            raise Invalid("the body must have a 'status'")
+        updated = self._service.members.set_status(req.context.caller, image_id, member_id, body["status"])
+        send(resp, member_document(updated))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
+        """Stop sharing with it."""
+        refuse_body(req)
+        self._service.members.remove(req.context.caller, image_id, member_id)
+        resp.status = falcon.HTTP_204

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The query string of ``GET /v2/images``, read into a Query for the repository."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from storelib.api.db.records import (
+    Caller,
+    Direction,
+    MemberStatus,
+    Query,
+    Range,
+    RangeField,
+    SortField,
+    SortKey,
+    TimeField,
+    TimeFilter,
+    TimeOperator,
+    Visibility,
+)
+from storelib.api.errors import Invalid
+
+Pairs = Sequence[tuple[str, str]]
+
+SORT_FIELDS = get_args(SortField)
+DIRECTIONS = get_args(Direction)
+VISIBILITIES = (*get_args(Visibility), "all")
+MEMBER_STATUSES = (*get_args(MemberStatus), "all")
+RANGES = {f"{field}_{end}": (field, end) for field in get_args(RangeField) for end in ("min", "max")}
+#: Filters that take ``in:a,"b,c"``, and what the repository calls them.
+SETS = {
+    "id": "ids",
+    "name": "names",
+    "status": "statuses",
+    "disk_format": "disk_formats",
+    "container_format": "container_formats",
+}
+TIMES = get_args(TimeField)
+OPERATORS = get_args(TimeOperator)
+_LARGEST = 2**63 - 1
+_NOBODY = Caller(None)
+
+
+def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
+    """The query of a decoded query string; raises Invalid naming the parameter at fault."""
+    values: dict[str, Any] = {"limit": default_limit, "os_hidden": False}
+    tags: set[str] = set()
+    properties: dict[str, str] = {}
+    ranges: dict[RangeField, dict[str, int]] = {}
+    times: list[TimeFilter] = []
+    for name, value in pairs:
+        if name in ("sort", "sort_key", "sort_dir"):
+            continue
+        if name == "limit":
+            values["limit"] = min(_number(name, value), largest_limit)
+        elif name == "marker":
+            values["marker"] = value
+        elif name == "tag":
+            tags.add(value)
+        elif name in SETS:
+            values[SETS[name]] = _one_of(name, value)
+        elif name in RANGES:
+            field, end = RANGES[name]
+            ranges.setdefault(field, {})[end] = _number(name, value)
+        elif name in ("size", "virtual_size", "min_disk", "min_ram"):
+            number = _number(name, value)
+            ranges[name] = {"min": number, "max": number}  # type: ignore[index]
+        elif name in TIMES:
+            times.append(_time(name, value))
+        elif name in ("protected", "os_hidden"):
+            values[name] = _boolean(name, value)
+        elif name in ("owner", "checksum", "os_hash_value"):
+            values[name] = value
+        elif name == "visibility":
+            values[name] = _choice(name, value, VISIBILITIES)
+        elif name == "member_status":
+            values[name] = _choice(name, value, MEMBER_STATUSES)
+        elif name == "changes-since":
+            raise Invalid("changes-since is not a filter of this version; use updated_at=gte:...")
+        else:
+            properties[name] = value
+    return Query(
+        _NOBODY,
+        sort=_sort(pairs),
+        tags=frozenset(tags),
+        properties=properties,
+        ranges=tuple(Range(field, ends.get("min"), ends.get("max")) for field, ends in ranges.items()),
+        times=tuple(times),
+        **values,
+    )
+
+
+def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
+    new = [value for name, value in pairs if name == "sort"]
+    keys = [value for name, value in pairs if name == "sort_key"]
+    directions = [value for name, value in pairs if name == "sort_dir"]
+    if new and (keys or directions):
+        raise Invalid("sort cannot be used together with sort_key and sort_dir")
+    if len(new) > 1:
+        raise Invalid("sort is given more than once; write sort=key:dir,key:dir")
+    if new:
+        entries = [entry.strip().partition(":") for entry in new[0].split(",")]
+        found = [(key, direction if colon else "desc") for key, colon, direction in entries]
+    else:
+        if len(directions) > 1 and len(directions) != len(keys):
+            raise Invalid("give one sort_dir, or as many as there are sort_keys")
+        keys = keys or ["created_at"]
+        directions = directions or ["desc"]
+        found = [(key, directions[number if len(directions) > 1 else 0]) for number, key in enumerate(keys)]
+    for key, direction in found:
+        _choice("a sort key", key, SORT_FIELDS)
+        _choice("a sort direction", direction, DIRECTIONS)
+    if len({key for key, _ in found}) != len(found):
+        raise Invalid("a sort key is given twice")
+    return tuple(SortKey(key, direction) for key, direction in found)  # type: ignore[arg-type]
+
+
+def _number(name: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit()) or int(value) > _LARGEST:
+        raise Invalid(f"{name} must be a whole number, 0 or more, not {value!r}")
+    return int(value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    known = {"true": True, "false": False}
+    if value.lower() not in known:
+        raise Invalid(f"{name} must be true or false, not {value!r}")
+    return known[value.lower()]
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise Invalid(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
+def _one_of(name: str, value: str) -> tuple[str, ...]:
+    """``in:a,"b,c"``, ``eq:a`` or the value itself."""
+    operator, colon, rest = value.partition(":")
+    if not colon:
+        return (value,)
+    if operator == "eq":
+        return (_unquoted(name, rest),)
+    if operator == "in":
+        if rest.count('"') % 2:
+            raise Invalid(f"{name}: the quotes in {value!r} do not match")
+        [items] = csv.reader([rest]) if rest else [[]]
+        if not items:
+            raise Invalid(f"{name}: there is nothing after 'in:'")
+        return tuple(items)
+    raise Invalid(f"{name}: the operator must be in or eq, not {operator!r}")
+
+
+def _unquoted(name: str, value: str) -> str:
+    if value.count('"') % 2:
+        raise Invalid(f"{name}: the quotes in {value!r} do not match")
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+
+
+def _time(name: Any, value: str) -> TimeFilter:
+    operator, colon, rest = value.partition(":")
+    if operator not in OPERATORS or not colon:
+        # A time has colons itself, so that it may stand without an operator.
+        operator, rest = "eq", value
+    return TimeFilter(name, operator, parse_time(name, rest))  # type: ignore[arg-type]
+
+
+def parse_time(name: str, value: str) -> datetime.datetime:
+    """An ISO 8601 time, UTC where it does not say; raises Invalid."""
+    # A plus sign that was not escaped arrives as a space.
+    text = re.sub(r" (?=\d\d:?\d\d$)", "+", value.strip())
+    text = re.sub(r"[zZ]$", "+00:00", text)
+    text = re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text)
+    try:
+        found = datetime.datetime.fromisoformat(text)
+        if found.tzinfo is None:
+            found = found.replace(tzinfo=datetime.timezone.utc)
+        return found.astimezone(datetime.timezone.utc)
+    except (ValueError, OverflowError):
+        raise Invalid(f"{name}: {value!r} is not a time in ISO 8601") from None

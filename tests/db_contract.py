@@ -1,0 +1,1030 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the repository promises on every database: subclasses say where the database is."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import multiprocessing
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import db_model
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from storelib.api.db import Repository, listing
+from storelib.api.db.engine import Database
+from storelib.api.db.migrate import VERSION_TABLE, Version, check, sync, version
+from storelib.api.db.records import (
+    Caller,
+    Changes,
+    ImageLocation,
+    NewImage,
+    NewLocation,
+    Query,
+    Range,
+    SortKey,
+    TimeFilter,
+)
+from storelib.api.db.schema import metadata
+from storelib.api.db.statuses import ALLOWED, STATUSES
+from storelib.api.errors import (
+    Conflict,
+    Duplicate,
+    ImageNotFound,
+    Invalid,
+    InvalidMarker,
+    LimitExceeded,
+    LocationNotFound,
+    MemberNotFound,
+    StaleImage,
+    StatusConflict,
+    TagNotFound,
+    UploadLost,
+)
+
+ADMIN = Caller(None, is_admin=True)
+ME, OTHER = Caller("me"), Caller("other")
+FAST = NewLocation("file:///srv/images/1", {"store": "fast"})
+COLD = NewLocation("s3://bucket/1", {"store": "cold"})
+#: Text that some database would take for something else: case, trailing spaces, other alphabets, beyond the BMP.
+LOOK_ALIKES = ("a", "A", "a ", "ä", "a\u0308", "\uff41", "\U0001f600", "", "%", "_", "a'b\"c\\d")
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def make(repository: Repository, **values):
+    """A new image, owned by ``me``."""
+    return repository.create(NewImage(**{"id": new_id(), "owner": "me", **values}))
+
+
+def make_active(repository: Repository, *locations: NewLocation, **values):
+    """An active image with these locations."""
+    return make(repository, **{"status": "active", "size": 5, "locations": locations or (FAST,), **values})
+
+
+def ids(page) -> list[str]:
+    return [image.id for image in page.images]
+
+
+class RepositoryContract:
+    """Subclasses have a fixture ``database``: an empty one with all tables."""
+
+    @pytest.fixture
+    def repository(self, database: Database) -> Repository:
+        return Repository(database)
+
+    # -- creating and reading
+
+    def test_everything_that_is_created_is_read_back(self, repository):
+        image = NewImage(
+            new_id(),
+            owner="me",
+            name="Ubuntu \u2013 \U0001f600",
+            status="active",
+            visibility="community",
+            size=2**62,
+            virtual_size=2**40,
+            checksum="c" * 32,
+            os_hash_algo="sha512",
+            os_hash_value="f" * 128,
+            disk_format="qcow2",
+            container_format="bare",
+            min_disk=10,
+            min_ram=512,
+            protected=True,
+            os_hidden=True,
+            properties={"os_distro": "ubuntu", "empty": "", "unset": None},
+            tags=frozenset({"x", "y"}),
+            locations=(FAST, COLD),
+        )
+        created = repository.create(image)
+        read = repository.get(image.id)
+        assert created == read
+        for field in dataclasses.fields(image):
+            if field.name not in ("tags", "locations"):
+                assert getattr(read, field.name) == getattr(image, field.name), field.name
+        assert read.tags == ("x", "y")
+        assert [(each.uri, each.metadata, each.status) for each in read.locations] == [
+            (FAST.uri, FAST.metadata, "active"),
+            (COLD.uri, COLD.metadata, "active"),
+        ]
+        assert not read.deleted
+        assert read.deleted_at is None
+
+    def test_times_are_those_of_the_creation(self, repository):
+        before = datetime.datetime.now(datetime.timezone.utc)
+        image = repository.get(make(repository).id)
+        after = datetime.datetime.now(datetime.timezone.utc)
+        assert before.replace(microsecond=before.microsecond) <= image.created_at <= after
+        assert image.updated_at == image.created_at
+
+    @pytest.mark.parametrize("text", LOOK_ALIKES)
+    def test_text_is_kept_as_it_is(self, repository, text):
+        image = make(repository, name=text, properties={f"p{text}": text}, tags=frozenset({text}))
+        read = repository.get(image.id)
+        assert (read.name, read.properties, read.tags) == (text, {f"p{text}": text}, (text,))
+
+    def test_text_that_looks_alike_is_not_the_same(self, repository):
+        image = make(repository, tags=frozenset(LOOK_ALIKES), properties=dict.fromkeys(LOOK_ALIKES, "v"))
+        read = repository.get(image.id)
+        assert set(read.tags) == set(LOOK_ALIKES)
+        assert set(read.properties) == set(LOOK_ALIKES)
+
+    @pytest.mark.parametrize("text", LOOK_ALIKES)
+    def test_filters_find_exactly_the_same_text(self, repository, text):
+        made = {
+            each: make(repository, name=each, tags=frozenset({each}), properties={"p": each}) for each in LOOK_ALIKES
+        }
+        wanted = [made[text].id]
+        assert ids(repository.list(Query(ME, names=(text,)))) == wanted
+        assert ids(repository.list(Query(ME, tags=frozenset({text})))) == wanted
+        assert ids(repository.list(Query(ME, properties={"p": text}))) == wanted
+
+    def test_long_property_values_are_kept_and_found(self, repository):
+        one = make(repository, properties={"p": "x" * 60000 + "1"})
+        make(repository, properties={"p": "x" * 60000 + "2"})
+        assert ids(repository.list(Query(ME, properties=one.properties))) == [one.id]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"name": "x" * 256},
+            {"name": "a\0b"},
+            {"name": "\ud800"},
+            {"checksum": "c" * 65},
+            {"size": 2**63},
+            {"min_ram": 2**63},
+            {"properties": {"p": "ä" * 40000}},
+            {"properties": {"p" * 256: "v"}},
+            {"properties": {"p": "\0"}},
+            {"tags": frozenset({"t" * 256})},
+            {"locations": (NewLocation("file:///a\0"),)},
+            {"locations": (NewLocation("file:///a", {"x": object()}),)},
+        ],
+        ids=str,
+    )
+    def test_values_that_do_not_fit_are_refused_and_nothing_is_created(self, repository, values):
+        image_id = new_id()
+        with pytest.raises(Invalid):
+            make(repository, id=image_id, **values)
+        with pytest.raises(ImageNotFound):
+            repository.get(image_id)
+
+    def test_an_id_is_used_once(self, repository):
+        image = make(repository, name="first")
+        with pytest.raises(Duplicate, match=image.id):
+            make(repository, id=image.id, name="second")
+        assert repository.get(image.id).name == "first"
+
+    def test_the_id_of_a_deleted_image_is_not_used_again(self, repository):
+        image = make(repository)
+        repository.transition(image.id, from_={"queued"}, to="deleted")
+        with pytest.raises(Duplicate):
+            make(repository, id=image.id)
+
+    def test_unknown_and_deleted_images_are_not_found(self, repository):
+        with pytest.raises(ImageNotFound):
+            repository.get(new_id())
+        image = make(repository)
+        repository.transition(image.id, from_={"queued"}, to="deleted")
+        with pytest.raises(ImageNotFound):
+            repository.get(image.id)
+        assert repository.get(image.id, deleted=True).deleted
+
+    # -- changing
+
+    def test_update_changes_what_is_given_and_nothing_else(self, repository):
+        image = make(repository, name="old", min_ram=5, properties={"a": "1", "b": "2", "c": "3"}, tags=frozenset("xy"))
+        changed = repository.update(
+            image,
+            Changes(
+                {"name": "new", "protected": True}, properties={"a": "1", "b": "9", "d": None}, tags=frozenset("yz")
+            ),
+        )
+        assert changed == repository.get(image.id)
+        assert (changed.name, changed.protected, changed.min_ram) == ("new", True, 5)
+        assert changed.properties == {"a": "1", "b": "9", "d": None}
+        assert changed.tags == ("y", "z")
+        assert changed.updated_at > image.updated_at
+        assert changed.created_at == image.created_at
+
+    def test_a_property_goes_from_unset_to_set_and_back(self, repository):
+        image = make(repository, properties={"p": None})
+        image = repository.update(image, Changes(properties={"p": "v"}))
+        assert image.properties == {"p": "v"}
+        image = repository.update(image, Changes(properties={"p": None}))
+        assert image.properties == {"p": None}
+
+    def test_update_of_what_somebody_else_changed_is_refused(self, repository):
+        image = make(repository)
+        repository.update(image, Changes({"name": "theirs"}))
+        with pytest.raises(StaleImage):
+            repository.update(image, Changes({"name": "mine"}))
+        assert repository.get(image.id).name == "theirs"
+
+    @pytest.mark.parametrize("change", ["tag", "property", "status", "location"])
+    def test_every_change_of_an_image_makes_what_was_read_stale(self, repository, change):
+        image = make_active(repository)
+        match change:
+            case "tag":
+                repository.add_tag(image.id, "t")
+            case "property":
+                repository.set_properties(image.id, {"p": "v"})
+            case "status":
+                repository.transition(image.id, from_={"active"}, to="deactivated")
+            case "location":
+                repository.append_location(image.id, COLD)
+        with pytest.raises(StaleImage):
+            repository.update(image, Changes({"name": "mine"}))
+
+    def test_update_of_a_deleted_image_is_not_found(self, repository):
+        image = make(repository)
+        repository.transition(image.id, from_={"queued"}, to="deleted")
+        with pytest.raises(ImageNotFound):
+            repository.update(image, Changes({"name": "x"}))
+
+    def test_a_refused_update_changes_nothing(self, repository):
+        image = make(repository, name="old", tags=frozenset("x"))
+        with pytest.raises(Invalid):
+            repository.update(image, Changes({"name": "new"}, tags=frozenset({"y", "t" * 256})))
+        assert repository.get(image.id) == image
+
+    def test_what_must_not_be_changed_is_a_mistake_of_the_program(self, repository):
+        image = make(repository)
+        for name in ("id", "status", "version", "created_at", "deleted", "nonsense"):
+            with pytest.raises(ValueError, match=name):
+                repository.update(image, Changes({name: "x"}))
+
+    def test_update_may_change_the_status_with_locations(self, repository):
+        image = make(repository)
+        active = repository.update(image, Changes({"size": 7}, locations=(FAST,), status="active"))
+        assert (active.status, active.size, [each.uri for each in active.locations]) == ("active", 7, [FAST.uri])
+        with pytest.raises(StatusConflict):
+            repository.update(active, Changes(status="saving"))
+
+    def test_concurrent_updates_lose_nothing(self, repository):
+        image = make(repository)
+
+        def add(number: int) -> None:
+            while True:
+                read = repository.get(image.id)
+                try:
+                    repository.update(read, Changes(properties={**read.properties, f"p{number}": "v"}))
+                except StaleImage:
+                    continue
+                return
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(add, range(24)))
+        assert set(repository.get(image.id).properties) == {f"p{number}" for number in range(24)}
+
+    # -- statuses
+
+    def test_a_transition_sets_status_and_values(self, repository):
+        image = make(repository)
+        saving = repository.transition(image.id, from_={"queued"}, to="saving", size=5)
+        assert (saving.status, saving.size) == ("saving", 5)
+        assert saving == repository.get(image.id)
+
+    def test_a_transition_from_another_status_says_which(self, repository):
+        image = make(repository)
+        with pytest.raises(StatusConflict) as caught:
+            repository.transition(image.id, from_={"saving", "importing"}, to="active")
+        assert caught.value.status == "queued"
+
+    def test_a_transition_of_what_somebody_else_changed_is_refused(self, repository):
+        image = make(repository)
+        repository.add_tag(image.id, "t")
+        with pytest.raises(StaleImage):
+            repository.transition(image.id, from_={"queued"}, to="saving", version=image.version)
+        assert repository.get(image.id).status == "queued"
+
+    def test_a_transition_of_an_unknown_image_is_not_found(self, repository):
+        with pytest.raises(ImageNotFound):
+            repository.transition(new_id(), from_={"queued"}, to="saving")
+
+    @pytest.mark.parametrize("from_", STATUSES)
+    def test_only_documented_transitions_are_possible(self, repository, from_):
+        for to in STATUSES:
+            image = make(repository, status=from_)
+            if to in ALLOWED[from_]:
+                assert repository.transition(image.id, from_={from_}, to=to).status == to
+            else:
+                with pytest.raises(ValueError, match="never goes"):
+                    repository.transition(image.id, from_={from_}, to=to)
+                assert repository.get(image.id, deleted=True).status == from_
+
+    def test_going_back_to_queued_forgets_the_data(self, repository):
+        data = {"size": 5, "virtual_size": 6, "checksum": "c", "os_hash_algo": "md5", "os_hash_value": "v"}
+        image = make(repository, status="saving", **data)
+        queued = repository.transition(image.id, from_={"saving"}, to="queued")
+        assert [getattr(queued, name) for name in data] == [None] * 5
+
+    def test_pending_delete_hides_the_locations_and_gives_them_back(self, repository):
+        image = make_active(repository, FAST, COLD)
+        hidden = repository.transition(image.id, from_={"active"}, to="pending_delete")
+        assert hidden.locations == ()
+        assert {each.uri for each in repository.pending_locations(image.id)} == {FAST.uri, COLD.uri}
+        back = repository.transition(image.id, from_={"pending_delete"}, to="active")
+        assert [each.uri for each in back.locations] == [FAST.uri, COLD.uri]
+
+    def test_a_location_dropped_before_does_not_come_back(self, repository):
+        image = make_active(repository, FAST, COLD)
+        repository.drop_location(image.id, image.locations[0].id)
+        repository.transition(image.id, from_={"active"}, to="pending_delete")
+        back = repository.transition(image.id, from_={"pending_delete"}, to="active")
+        assert [each.uri for each in back.locations] == [COLD.uri]
+
+    def test_deleting_leaves_the_locations_to_be_deleted(self, repository):
+        image = make_active(repository, tags=frozenset("t"), properties={"p": "v"})
+        deleted = repository.transition(image.id, from_={"active"}, to="deleted")
+        assert (deleted.deleted, deleted.locations, deleted.tags) == (True, (), ("t",))
+        assert deleted.deleted_at is not None
+        assert [(image_id, each.uri) for image_id, each in repository.all_pending_locations()] == [(image.id, FAST.uri)]
+
+    def test_of_racing_threads_one_makes_the_transition(self, repository):
+        for _ in range(5):
+            image = make(repository)
+            start = threading.Barrier(8)
+
+            def race(_, image_id=image.id, start=start) -> bool:
+                start.wait()
+                try:
+                    repository.transition(image_id, from_={"queued"}, to="saving")
+                except StatusConflict:
+                    return False
+                return True
+
+            with ThreadPoolExecutor(8) as pool:
+                assert sum(pool.map(race, range(8))) == 1
+
+    def test_of_racing_processes_one_makes_the_transition(self, repository, database):
+        images = [make(repository).id for _ in range(20)]
+        won = in_processes(3, race_for, database, images)
+        assert sorted(itertools.chain(*won)) == sorted(images)
+        assert all(repository.get(image_id).status == "saving" for image_id in images)
+
+    def test_processes_writing_the_same_images_lose_nothing(self, repository, database):
+        images = [make(repository).id for _ in range(3)]
+        in_processes(3, tag_all, database, images)
+        for image_id in images:
+            assert len(repository.get(image_id).tags) == 30
+
+    # -- tags and properties
+
+    def test_tags_are_added_once_and_removed(self, repository):
+        image = make(repository)
+        repository.add_tag(image.id, "b")
+        repository.add_tag(image.id, "a")
+        repository.add_tag(image.id, "a")
+        assert repository.get(image.id).tags == ("a", "b")
+        repository.remove_tag(image.id, "a")
+        assert repository.get(image.id).tags == ("b",)
+        with pytest.raises(TagNotFound):
+            repository.remove_tag(image.id, "a")
+
+    def test_tags_are_limited(self, repository):
+        image = make(repository, tags=frozenset("xy"))
+        with pytest.raises(LimitExceeded):
+            repository.add_tag(image.id, "z", limit=2)
+        repository.add_tag(image.id, "x", limit=2)
+        assert repository.get(image.id).tags == ("x", "y")
+
+    def test_the_limit_of_tags_holds_for_racers(self, repository):
+        image = make(repository)
+
+        def add(number: int) -> bool:
+            try:
+                repository.add_tag(image.id, f"t{number}", limit=5)
+            except LimitExceeded:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(add, range(16))) == 5
+        assert len(repository.get(image.id).tags) == 5
+
+    def test_single_properties_are_set_and_removed(self, repository):
+        image = make(repository, properties={"a": "1", "b": "2", "c": "3"})
+        repository.set_properties(image.id, {"a": "9", "d": "4"}, remove=("b", "nonsense"))
+        assert repository.get(image.id).properties == {"a": "9", "c": "3", "d": "4"}
+
+    def test_nothing_is_tagged_that_is_not_there(self, repository):
+        with pytest.raises(ImageNotFound):
+            repository.add_tag(new_id(), "t")
+        with pytest.raises(ImageNotFound):
+            repository.set_properties(new_id(), {"p": "v"})
+
+    # -- members
+
+    def test_members_are_added_listed_and_removed(self, repository):
+        image = make(repository)
+        first = repository.add_member(image.id, "p1")
+        second = repository.add_member(image.id, "p2", can_share=True)
+        assert (first.status, first.can_share, second.can_share) == ("pending", False, True)
+        assert repository.members(image.id) == [first, second]
+        assert repository.member(image.id, "p2") == second
+        repository.remove_member(image.id, "p1")
+        assert repository.members(image.id) == [second]
+
+    def test_a_member_is_added_once(self, repository):
+        image = make(repository)
+        repository.add_member(image.id, "p1")
+        with pytest.raises(Duplicate):
+            repository.add_member(image.id, "p1", can_share=True)
+        assert not repository.member(image.id, "p1").can_share
+
+    def test_members_are_limited(self, repository):
+        image = make(repository)
+        repository.add_member(image.id, "p1", limit=1)
+        with pytest.raises(LimitExceeded):
+            repository.add_member(image.id, "p2", limit=1)
+
+    def test_members_accept_and_reject(self, repository):
+        image = make(repository)
+        repository.add_member(image.id, "p1", can_share=True)
+        accepted = repository.update_member(image.id, "p1", status="accepted")
+        assert (accepted.status, accepted.can_share) == ("accepted", True)
+        assert repository.update_member(image.id, "p1", can_share=False).status == "accepted"
+
+    def test_what_is_no_member_is_not_found(self, repository):
+        image = make(repository)
+        for call in (repository.member, repository.update_member, repository.remove_member):
+            for image_id in (image.id, new_id()):
+                with pytest.raises(MemberNotFound):
+                    call(image_id, "p1")
+        with pytest.raises(ImageNotFound):
+            repository.add_member(new_id(), "p1")
+
+    def test_members_are_replaced_as_in_v1(self, repository):
+        image = make(repository)
+        for member in ("stays", "goes", "changes"):
+            repository.add_member(image.id, member, status="accepted")
+        found = repository.replace_members(image.id, {"stays": None, "changes": True, "comes": True, "plain": None})
+        assert {each.member: (each.can_share, each.status) for each in found} == {
+            "stays": (False, "accepted"),
+            "changes": (True, "accepted"),
+            "comes": (True, "pending"),
+            "plain": (False, "pending"),
+        }
+
+    def test_what_is_shared_with_a_project_is_known(self, repository):
+        one, two, three = sorted((make(repository) for _ in range(3)), key=lambda image: image.id)
+        for image in (one, two, three):
+            repository.add_member(image.id, "p1")
+        repository.add_member(one.id, "p2")
+        repository.transition(two.id, from_={"queued"}, to="deleted")
+        assert [each.image_id for each in repository.shared_with("p1")] == [one.id, three.id]
+        assert repository.members(two.id) == []
+
+    # -- locations
+
+    def test_locations_are_appended_in_order(self, repository):
+        image = make_active(repository, FAST)
+        added = repository.append_location(image.id, COLD)
+        assert repository.get(image.id).locations[1] == added
+        with pytest.raises(Duplicate):
+            repository.append_location(image.id, COLD)
+
+    def test_locations_are_limited(self, repository):
+        image = make_active(repository, FAST)
+        with pytest.raises(LimitExceeded):
+            repository.append_location(image.id, COLD, limit=1)
+
+    def test_only_images_with_data_get_further_locations(self, repository):
+        with pytest.raises(StatusConflict):
+            repository.append_location(make(repository).id, FAST)
+
+    def test_locations_are_replaced_moved_and_inserted(self, repository):
+        image = make_active(repository, FAST, COLD)
+        fast, cold = image.locations
+        third = NewLocation("rbd://pool/1", {"store": "third"})
+        moved = ImageLocation(cold.uri, {"store": "cold", "more": 1}, cold.id)
+        changed = repository.update(image, Changes(locations=(moved, third, fast)))
+        assert [(each.uri, each.metadata) for each in changed.locations] == [
+            (cold.uri, moved.metadata),
+            (third.uri, third.metadata),
+            (fast.uri, fast.metadata),
+        ]
+        assert (changed.locations[0].id, changed.locations[2].id) == (cold.id, fast.id)
+
+    def test_locations_left_out_are_to_be_deleted(self, repository):
+        image = make_active(repository, FAST, COLD)
+        changed = repository.update(image, Changes(locations=image.locations[1:]))
+        assert [each.uri for each in changed.locations] == [COLD.uri]
+        assert [each.uri for each in repository.pending_locations(image.id)] == [FAST.uri]
+
+    def test_an_image_never_has_the_same_location_twice(self, repository):
+        image = make_active(repository, FAST)
+        with pytest.raises(Duplicate):
+            repository.update(image, Changes(locations=(*image.locations, FAST)))
+
+    def test_a_location_is_dropped_by_one_racer(self, repository):
+        image = make_active(repository, FAST, COLD)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        assert (dropped.uri, dropped.status) == (FAST.uri, "pending_delete")
+        with pytest.raises(LocationNotFound):
+            repository.drop_location(image.id, image.locations[0].id)
+
+    def test_the_last_location_stays(self, repository):
+        image = make_active(repository, FAST)
+        with pytest.raises(Conflict, match="last"):
+            repository.drop_location(image.id, image.locations[0].id)
+        assert repository.get(image.id) == image
+        repository.drop_location(image.id, image.locations[0].id, keep_last=False)
+        assert repository.get(image.id).locations == ()
+
+    def test_racers_do_not_drop_the_last_two_locations(self, repository):
+        image = make_active(repository, FAST, COLD)
+
+        def drop(location) -> bool:
+            try:
+                repository.drop_location(image.id, location.id)
+            except Conflict:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sum(pool.map(drop, image.locations)) == 1
+
+    def test_a_location_that_could_not_be_deleted_comes_back(self, repository):
+        image = make_active(repository, FAST, COLD)
+        repository.drop_location(image.id, image.locations[0].id)
+        repository.restore_location(image.id, image.locations[0].id)
+        assert [each.uri for each in repository.get(image.id).locations] == [COLD.uri, FAST.uri]
+
+    def test_a_location_whose_data_is_gone_is_forgotten(self, repository):
+        image = make_active(repository, FAST, COLD)
+        first, second = image.locations
+        repository.drop_location(image.id, first.id)
+        repository.forget_location(image.id, first.id)
+        repository.forget_location(image.id, second.id)  # it is active: nothing happens
+        assert repository.pending_locations(image.id) == []
+        assert repository.get(image.id).locations == (second,)
+
+    def test_pending_locations_are_found_by_age(self, repository):
+        image = make_active(repository, FAST, COLD)
+        before = datetime.datetime.now(datetime.timezone.utc)
+        repository.drop_location(image.id, image.locations[0].id)
+        assert list(repository.all_pending_locations(before)) == []
+        assert [each.uri for _, each in repository.all_pending_locations()] == [FAST.uri]
+
+    def test_many_pending_locations_are_read_in_batches(self, repository):
+        made = [make_active(repository).id for _ in range(7)]
+        for image_id in made:
+            repository.transition(image_id, from_={"active"}, to="deleted")
+        assert [image_id for image_id, _ in repository.all_pending_locations(batch=3)] == made
+
+    def test_metadata_of_a_location_changes(self, repository):
+        image = make_active(repository)
+        repository.update_location(image.id, image.locations[0].id, {"store": "moved"})
+        assert repository.get(image.id).locations[0].metadata == {"store": "moved"}
+
+    # -- uploads
+
+    def test_an_upload_goes_from_queued_to_active(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+        saving = repository.begin_upload(image.id, process.id, stores=("fast",), size=5)
+        assert (saving.status, saving.size) == ("saving", 5)
+        upload = repository.upload(image.id)
+        assert (upload.process_id, upload.status, upload.restore, upload.stores) == (
+            process.id,
+            "saving",
+            "queued",
+            ("fast",),
+        )
+        active = repository.finish_upload(image.id, process.id, locations=(FAST,), size=7, checksum="c")
+        assert (active.status, active.size, active.checksum) == ("active", 7, "c")
+        assert [each.uri for each in active.locations] == [FAST.uri]
+        assert repository.upload(image.id) is None
+
+    def test_an_upload_needs_a_lease(self, repository):
+        image = make(repository)
+        with pytest.raises(UploadLost):
+            repository.begin_upload(image.id, new_id())
+        assert repository.get(image.id).status == "queued"
+
+    @pytest.mark.parametrize("status", ["active", "killed", "pending_delete"])
+    def test_only_an_image_that_waits_for_data_takes_an_upload(self, repository, status):
+        image, process = make(repository, status=status), repository.join("host", 1)
+        with pytest.raises(StatusConflict) as caught:
+            repository.begin_upload(image.id, process.id)
+        assert caught.value.status == status
+        assert repository.get(image.id) == image
+
+    def test_one_of_racing_uploads_begins(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+
+        def begin(_: int) -> bool:
+            try:
+                repository.begin_upload(image.id, process.id)
+            except StatusConflict:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(begin, range(8))) == 1
+
+    def test_a_failed_upload_gives_the_image_back(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id, size=5)
+        queued = repository.finish_upload(image.id, process.id, to="queued")
+        assert (queued.status, queued.size) == ("queued", None)
+        repository.begin_upload(image.id, process.id)
+
+    def test_a_staged_image_is_imported_by_another_process(self, repository):
+        image = make(repository)
+        stager, importer = repository.join("host", 1), repository.join("host", 2)
+        repository.begin_upload(image.id, stager.id, to="uploading")
+        staged = repository.finish_upload(image.id, stager.id, to="uploading", size=5)
+        assert (staged.status, staged.size) == ("uploading", 5)
+        repository.begin_upload(image.id, importer.id, from_={"uploading"}, to="importing", stores=("fast",))
+        assert repository.upload(image.id).restore == "uploading"
+        assert repository.finish_upload(image.id, importer.id, locations=(FAST,)).status == "active"
+
+    def test_an_upload_goes_on_with_another_status_and_store(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id, to="uploading")
+        repository.advance_upload(image.id, process.id, to="importing", stores=("fast", "cold"))
+        upload = repository.upload(image.id)
+        assert (upload.status, upload.restore, upload.stores) == ("importing", "queued", ("fast", "cold"))
+        assert repository.get(image.id).status == "importing"
+
+    def test_an_active_image_is_copied_without_leaving_its_status(self, repository):
+        image, process = make_active(repository), repository.join("host", 1)
+        assert (
+            repository.begin_upload(image.id, process.id, from_={"active"}, to=None, stores=("cold",)).status
+            == "active"
+        )
+        with pytest.raises(StatusConflict, match="already"):
+            repository.begin_upload(image.id, process.id, from_={"active"}, to=None)
+        copied = repository.finish_upload(image.id, process.id, to=None, locations=(COLD,))
+        assert copied.status == "active"
+        assert [each.uri for each in copied.locations] == [FAST.uri, COLD.uri]
+
+    def test_an_upload_of_a_deleted_image_is_lost_and_remembered_until_its_data_is_gone(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id, stores=("fast",))
+        repository.transition(image.id, from_={"saving"}, to="deleted")
+        with pytest.raises(UploadLost):
+            repository.finish_upload(image.id, process.id, locations=(FAST,))
+        assert repository.get(image.id, deleted=True).locations == ()
+        assert [each.image_id for each in repository.uploads_of(process.id)] == [image.id]
+        repository.forget_upload(image.id, process.id)
+        assert repository.uploads_of(process.id) == []
+
+    def test_a_living_process_keeps_its_uploads(self, repository):
+        image, process, other = make(repository), repository.join("host", 1), repository.join("host", 2)
+        repository.begin_upload(image.id, process.id)
+        assert repository.heartbeat(process.id)
+        assert repository.take_over_uploads(other.id, ttl=60) == []
+        assert repository.finish_upload(image.id, process.id).status == "active"
+
+    def test_the_uploads_of_a_dead_process_are_taken_over_once(self, repository):
+        image, dead = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, dead.id, stores=("fast",))
+        time.sleep(0.3)
+        takers = [repository.join("host", pid) for pid in (2, 3, 4)]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda taker: repository.take_over_uploads(taker.id, ttl=0.2), takers))
+        taken = list(itertools.chain(*found))
+        assert [(each.image_id, each.status, each.restore, each.stores) for each in taken] == [
+            (image.id, "saving", "queued", ("fast",))
+        ]
+        assert not repository.heartbeat(dead.id)
+        with pytest.raises(UploadLost):
+            repository.finish_upload(image.id, dead.id, locations=(FAST,))
+        restored = repository.finish_upload(image.id, taken[0].process_id, to=taken[0].restore)
+        assert (restored.status, restored.locations) == ("queued", ())
+
+    def test_the_uploads_of_a_process_that_left_are_taken_over_at_once(self, repository):
+        image, gone, taker = make(repository), repository.join("host", 1), repository.join("host", 2)
+        repository.begin_upload(image.id, gone.id)
+        repository.leave(gone.id)
+        assert [each.image_id for each in repository.take_over_uploads(taker.id, ttl=60)] == [image.id]
+
+    def test_a_dead_taker_is_followed_by_another(self, repository):
+        image = make(repository)
+        first, second, third = (repository.join("host", pid) for pid in range(3))
+        repository.begin_upload(image.id, first.id)
+        repository.leave(first.id)
+        assert repository.take_over_uploads(second.id, ttl=60)
+        repository.leave(second.id)
+        assert repository.take_over_uploads(third.id, ttl=60)[0].process_id == third.id
+
+    def test_processes_are_known_by_the_clock_of_the_database(self, repository):
+        process = repository.join("host", 77)
+        time.sleep(0.02)
+        assert repository.heartbeat(process.id)
+        (seen,) = repository.processes()
+        assert (seen.id, seen.host, seen.pid) == (process.id, "host", 77)
+        assert seen.seen_at > seen.started_at
+        assert abs(seen.seen_at - datetime.datetime.now(datetime.timezone.utc)) < datetime.timedelta(seconds=5)
+
+    # -- lists
+
+    @pytest.mark.parametrize("few", [0, 500])
+    def test_everybody_sees_what_he_may(self, repository, few, monkeypatch):
+        monkeypatch.setattr(listing, "_FEW", few)
+        made = {
+            (owner, visibility): make(repository, owner=owner, visibility=visibility).id
+            for owner in ("me", "other", None)
+            for visibility in ("public", "private", "shared", "community")
+        }
+        repository.add_member(made["other", "shared"], "me", status="accepted")
+        repository.add_member(made["other", "private"], "me", status="accepted")
+        members = [member for image_id in made.values() for member in repository.members(image_id)]
+        images = [repository.get(image_id) for image_id in made.values()]
+        for caller, visibility, status in itertools.product(
+            (ME, OTHER, Caller(None), Caller("third"), ADMIN, Caller("me", is_admin=True)),
+            (None, "all", "public", "private", "shared", "community"),
+            ("accepted", "pending", "all"),
+        ):
+            query = Query(caller, visibility=visibility, member_status=status)
+            assert ids(repository.list(query)) == db_model.expected(images, members, query), query
+
+    @pytest.mark.parametrize("few", [0, 500])
+    def test_every_filter_finds_what_a_plain_comparison_finds(self, repository, few, monkeypatch):
+        monkeypatch.setattr(listing, "_FEW", few)
+        images, members = fill(repository)
+        second = images[3].created_at.replace(microsecond=0)
+        half = second + datetime.timedelta(milliseconds=500)
+        queries = [
+            {"ids": (images[2].id, images[5].id, new_id())},
+            {"names": ("b", "nobody")},
+            {"statuses": ("active", "queued")},
+            {"disk_formats": ("raw",)},
+            {"container_formats": ("bare", "ovf")},
+            {"owner": "other"},
+            {"protected": True},
+            {"protected": False},
+            {"os_hidden": False},
+            {"os_hidden": True},
+            {"checksum": "c1"},
+            {"os_hash_value": "h1"},
+            {"tags": frozenset({"t0"})},
+            {"tags": frozenset({"t0", "t1"})},
+            {"properties": {"p": "v1"}},
+            {"properties": {"p": "v1", "q": "x"}},
+            {"is_public": True},
+            {"is_public": False},
+            {"ranges": (Range("size", 10, 30),)},
+            {"ranges": (Range("size", None, 20), Range("min_ram", 1, None))},
+            {"changes_since": images[5].updated_at},
+            {"deleted": True},
+            {"deleted": None},
+            {"names": ()},
+            *(
+                {"times": (TimeFilter(field, operator, moment),)}
+                for field in ("created_at", "updated_at")
+                for operator in ("gt", "gte", "lt", "lte", "eq", "neq")
+                for moment in (second, half)
+            ),
+        ]
+        for caller, filters in itertools.product((ADMIN, ME), queries):
+            query = Query(caller, **{"member_status": "all", **filters})
+            assert ids(repository.list(query)) == db_model.expected(images, members, query), query
+
+    @pytest.mark.parametrize("caller", [ADMIN, ME], ids=["admin", "me"])
+    def test_pages_in_every_order_make_up_the_whole_list(self, repository, caller):
+        images, members = fill(repository)
+        fields = ("name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at")
+        orders = [(SortKey(field, direction),) for field in fields for direction in ("asc", "desc")]
+        orders += [
+            tuple(map(SortKey, keys, directions))
+            for keys in (("name", "size"), ("disk_format", "created_at"), ("status", "name", "size"))
+            for directions in itertools.product(("asc", "desc"), repeat=len(keys))
+        ]
+        for order in orders:
+            query = Query(caller, sort=order, member_status="all", limit=7)
+            wanted = db_model.expected(images, members, query)
+            assert walk(repository, query) == wanted, order
+
+    def test_a_page_knows_whether_more_follows(self, repository):
+        made = [make(repository).id for _ in range(3)]
+        assert repository.list(Query(ME, limit=3)).more is False
+        assert repository.list(Query(ME, limit=2)).more is True
+        assert repository.list(Query(ME, limit=2, marker=made[1])).more is False
+        assert repository.list(Query(ME, limit=0)).images == ()
+        assert len(repository.list(Query(ME)).images) == 3
+
+    def test_paging_goes_on_behind_an_image_that_was_deleted(self, repository):
+        made = [make(repository).id for _ in range(4)]
+        repository.transition(made[2], from_={"queued"}, to="deleted")
+        assert ids(repository.list(Query(ME, marker=made[2], limit=10))) == [made[1], made[0]]
+
+    def test_an_unknown_or_invisible_marker_is_refused(self, repository):
+        private = make(repository, owner="other", visibility="private")
+        shared = make(repository, owner="other")
+        for marker in (private.id, shared.id, new_id(), "x"):
+            with pytest.raises(InvalidMarker):
+                repository.list(Query(ME, marker=marker))
+        repository.add_member(shared.id, "me")
+        repository.list(Query(ME, marker=shared.id))
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"sort": (SortKey("owner"),)},
+            {"sort": (SortKey("name", "up"),)},
+            {"limit": -1},
+            {"ranges": (Range("version", 1, 2),)},
+            {"ranges": (Range("size", 1, 2**63),)},
+            {"names": ("a\0",)},
+            {"tags": frozenset({"\0"})},
+            {"properties": {"p": "\0"}},
+            {"marker": "\0"},
+            {"times": (TimeFilter("created_at", "about", datetime.datetime.now()),)},
+        ],
+        ids=str,
+    )
+    def test_bad_queries_are_refused(self, repository, query):
+        with pytest.raises(Invalid):
+            repository.list(Query(ADMIN, **query))
+
+    def test_a_page_carries_everything_of_its_images_with_two_statements(self, repository, database):
+        made = [
+            make_active(repository, FAST, COLD, tags=frozenset("ab"), properties={"p": str(number), "q": None})
+            for number in range(30)
+        ]
+        statements = []
+        sa.event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        page = repository.list(Query(ADMIN, limit=50))
+        assert page.images == tuple(repository.get(image.id) for image in reversed(made))
+        assert len(statements) == 2 + 2 * len(made)
+
+    # -- how much, and everything
+
+    def test_what_an_owner_holds_is_summed(self, repository):
+        make_active(repository, FAST, COLD, size=10)
+        one = make_active(repository, FAST, size=5)
+        make(repository, status="uploading", size=100)
+        make(repository, status="importing", size=50)
+        make(repository, status="saving", size=7)
+        make(repository, status="killed", size=7)
+        make_active(repository, owner="other", size=1000)
+        gone = make_active(repository, size=3)
+        repository.transition(gone.id, from_={"active"}, to="deleted")
+        assert tuple(repository.usage("me")) == (25, 150, 5, 3)
+        assert tuple(repository.usage("me", without=one.id)) == (20, 150, 4, 3)
+        assert repository.image_count("me") == 5
+        assert tuple(repository.usage("nobody")) == (0, 0, 0, 0)
+        assert tuple(repository.usage(None)) == (0, 0, 0, 0)
+
+    def test_images_in_a_status_are_found(self, repository):
+        made = [make(repository, status="saving").id for _ in range(5)]
+        make(repository)
+        assert list(repository.images_in({"saving", "killed"}, batch=2)) == sorted(made)
+
+    def test_an_audit_sees_every_image_and_every_location(self, repository):
+        made = [make_active(repository, FAST, COLD) for _ in range(5)]
+        queued = make(repository)
+        dropped = repository.drop_location(made[0].id, made[0].locations[0].id)
+        repository.transition(made[1].id, from_={"active"}, to="deleted")
+        for location in repository.pending_locations(made[1].id)[:1]:
+            repository.forget_location(made[1].id, location.id)
+        repository.transition(made[2].id, from_={"active"}, to="deleted")
+        for location in repository.pending_locations(made[2].id):
+            repository.forget_location(made[2].id, location.id)
+        rows = list(repository.audit(batch=2))
+        assert [row.id for row in rows] == sorted({*(image.id for image in made), queued.id} - {made[2].id})
+        found = {row.id: row.locations for row in rows}
+        assert found[made[0].id] == (dropped, made[0].locations[1])
+        assert [(each.uri, each.status) for each in found[made[1].id]] == [(COLD.uri, "pending_delete")]
+        assert found[queued.id] == ()
+
+    def test_purge_removes_what_is_done_with(self, repository):
+        done, with_data, alive = make(repository, tags=frozenset("t")), make_active(repository), make(repository)
+        repository.transition(done.id, from_={"queued"}, to="deleted")
+        repository.transition(with_data.id, from_={"active"}, to="deleted")
+        assert repository.purge(done.created_at) == 0
+        assert repository.purge(datetime.datetime.now(datetime.timezone.utc)) == 1
+        with pytest.raises(ImageNotFound):
+            repository.get(done.id, deleted=True)
+        assert repository.get(with_data.id, deleted=True).deleted
+        assert repository.get(alive.id) == alive
+        make(repository, id=done.id)
+
+    # -- the tables
+
+    def test_the_migrations_lead_to_the_described_tables(self, database):
+        options = {"version_table": VERSION_TABLE, "compare_type": True, "include_object": _is_no_index}
+        difference = database.read(
+            lambda connection: compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        )
+        assert difference == []
+
+    def test_the_migrations_lead_to_the_described_indexes(self, database):
+        inspector = sa.inspect(database.engine)
+        for table in metadata.sorted_tables:
+            found = {index["name"]: index["column_names"] for index in inspector.get_indexes(table.name)}
+            described = {index.name: [column.name for column in index.columns] for index in table.indexes}
+            assert found == described, table.name
+
+    def test_migrating_again_changes_nothing(self, database):
+        check(database)
+        head = version(database.url).head
+        assert sync(database.url) == Version(head, head)
+        check(database)
+
+
+def _is_no_index(thing, name, kind, reflected, compared) -> bool:
+    return kind != "index"
+
+
+def fill(repository: Repository):
+    """Images with many equal and unset values, some deleted; answers all images and all members."""
+    made = []
+    for number in range(24):
+        image = make(
+            repository,
+            owner=("me", "other", None)[number % 3],
+            name=(None, "a", "b", "A", "b ", "")[number % 6],
+            status=("queued", "active", "killed")[number % 3],
+            visibility=("private", "public", "shared", "community")[number % 4],
+            size=(None, 10, 20, 30)[number // 6],
+            disk_format=(None, "raw", "qcow2")[number % 3],
+            container_format=("bare", None)[number % 2],
+            min_ram=number % 2,
+            protected=number % 5 == 0,
+            os_hidden=number % 7 == 0,
+            checksum=("c1", "c2", None)[number % 3],
+            os_hash_value=("h1", None)[number % 2],
+            tags=frozenset(f"t{tag}" for tag in range(number % 3)),
+            properties={"p": f"v{number % 2}", "q": "x"} if number % 4 else {"p": "v1"},
+        )
+        if image.visibility == "shared":
+            repository.add_member(image.id, "me", status=("accepted", "pending", "rejected")[number // 4 % 3])
+        made.append(image.id)
+    for image_id in made[::5]:
+        repository.add_tag(image_id, "touched")
+    members = [member for image_id in made for member in repository.members(image_id)]
+    for image_id in made[4::9]:
+        repository.transition(image_id, from_={repository.get(image_id).status}, to="deleted")
+    return [repository.get(image_id, deleted=True) for image_id in made], members
+
+
+def walk(repository: Repository, query: Query) -> list[str]:
+    """All pages, one after the other."""
+    found: list[str] = []
+    while True:
+        page = repository.list(query)
+        found += ids(page)
+        if not page.more:
+            return found
+        assert len(page.images) == query.limit
+        query = dataclasses.replace(query, marker=page.images[-1].id)
+
+
+def in_processes(count: int, work, database: Database, images: list[str]) -> list[list[str]]:
+    """``work`` in several processes at once, each with a connection of its own."""
+    url = database.url.render_as_string(hide_password=False)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        start, results = manager.Barrier(count), manager.dict()
+        processes = [
+            context.Process(target=_run, args=(work, url, images, number, start, results)) for number in range(count)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+        return [results[number] for number in range(count)]
+
+
+def _run(work, url, images, number, start, results) -> None:
+    database = Database(url)
+    repository = Repository(database)
+    start.wait(60)
+    results[number] = work(repository, images, number)
+    repository.close()
+
+
+def race_for(repository: Repository, images: list[str], number: int) -> list[str]:
+    """The images this process won."""
+    won = []
+    for image_id in images:
+        try:
+            repository.transition(image_id, from_={"queued"}, to="saving")
+        except StatusConflict:
+            continue
+        won.append(image_id)
+    return won
+
+
+def tag_all(repository: Repository, images: list[str], number: int) -> list[str]:
+    """Ten tags of its own for each image."""
+    for tag in range(10):
+        for image_id in images:
+            repository.add_tag(image_id, f"{number}-{tag}")
+    return images

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image API's repository on real servers: every promise it keeps on SQLite, and what only servers can do to it."""
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from db_contract import ADMIN, ME, RepositoryContract, ids, make
+from servers.mariadb import MariaDB
+from servers.postgresql import PostgreSQL
+
+from storelib.api.db import Repository
+from storelib.api.db.engine import Database
+from storelib.api.db.migrate import Version, check, prepare, sync, version
+from storelib.api.db.records import Query
+from storelib.api.db.schema import images, metadata
+from storelib.api.errors import BadDatabase, DatabaseUnavailable, OutcomeUnknown, SchemaOutOfDate
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb():
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgresql_database(postgresql):
+    yield from _migrated(postgresql)
+
+
+@pytest.fixture(scope="module")
+def mariadb_database(mariadb):
+    yield from _migrated(mariadb)
+
+
+def _migrated(server):
+    url = server.new_database()
+    sync(url)
+    database = Database(url)
+    yield database
+    database.close()
+
+
+class ServerContract(RepositoryContract):
+    """What holds on servers beyond what holds everywhere; subclasses have fixtures ``server`` and ``opened``."""
+
+    @pytest.fixture
+    def database(self, opened):
+        with opened.engine.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+        return opened
+
+    def test_an_empty_database_is_refused_until_it_is_migrated(self, server):
+        url = server.new_database()
+        database = Database(url)
+        with pytest.raises(SchemaOutOfDate, match="storelib db sync"):
+            prepare(database)
+        assert version(url).current is None
+        assert sync(url) == Version(None, version(url).head)
+        check(database)
+        database.close()
+
+    def test_processes_that_migrate_together_do_it_once(self, server):
+        url = server.new_database()
+        with ThreadPoolExecutor(3) as pool:
+            found = [each.current for each in pool.map(sync, [url] * 3)]
+        assert sorted(found, key=str) == [version(url).head] * 2 + [None]
+
+    def test_tables_of_another_program_are_left_alone(self, server):
+        url = server.new_database()
+        database = Database(url)
+        database.write(lambda connection: connection.execute(sa.text("CREATE TABLE images (id INT)")))
+        with pytest.raises(BadDatabase, match="another program"):
+            sync(url)
+        database.close()
+
+    def test_a_newer_database_is_refused(self, server):
+        url = server.new_database()
+        sync(url)
+        database = Database(url)
+        database.write(lambda connection: connection.execute(sa.text("UPDATE storelib_version SET version_num = '9'")))
+        with pytest.raises(SchemaOutOfDate, match="newer"):
+            check(database)
+        database.close()
+
+    def test_lost_connections_are_made_anew(self, server, repository):
+        image = make(repository)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(repository.get, [image.id] * 8))
+        assert server.kill_connections() > 0
+        assert repository.get(image.id) == image
+        server.kill_connections()
+        repository.add_tag(image.id, "t")
+        assert repository.get(image.id).tags == ("t",)
+
+    def test_a_connection_lost_in_a_transaction_repeats_it(self, server, repository, database):
+        image = make(repository)
+        tries = []
+
+        def work(connection):
+            connection.execute(sa.update(images).where(images.c.id == image.id).values(name="x"))
+            tries.append(1)
+            if len(tries) == 1:
+                server.kill_connections()
+            connection.execute(sa.update(images).where(images.c.id == image.id).values(min_ram=len(tries)))
+
+        database.write(work)
+        assert len(tries) == 2
+        assert repository.get(image.id).min_ram == 2
+
+    def test_a_connection_lost_at_the_commit_is_reported_not_repeated(self, server, repository, database):
+        image = make(repository)
+        tries = []
+
+        def work(connection):
+            connection.execute(sa.update(images).where(images.c.id == image.id).values(name="x"))
+            tries.append(1)
+            server.kill_connections()
+
+        with pytest.raises(OutcomeUnknown):
+            database.write(work)
+        assert len(tries) == 1
+
+    def test_a_deadlock_is_repeated(self, repository, database):
+        one, two = make(repository), make(repository)
+        meet = threading.Barrier(2)
+        tries = []
+
+        def work(connection, order):
+            for number, image in enumerate(order):
+                connection.execute(
+                    sa.update(images).where(images.c.id == image.id).values(min_ram=images.c.min_ram + 1)
+                )
+                tries.append(image.id)
+                if number == 0 and len(tries) <= 2:
+                    meet.wait(30)
+
+        orders = [(one, two), (two, one)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda order: database.write(lambda connection: work(connection, order)), orders))
+        assert len(tries) > 4
+        assert [repository.get(image.id).min_ram for image in (one, two)] == [2, 2]
+
+    def test_a_restarted_server_is_waited_for(self, server, repository):
+        image = make(repository)
+        server.stop()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(repository.get, image.id)
+            server.start()
+            assert answer.result(60) == image
+
+    def test_a_server_that_stays_away_is_unavailable(self, server, monkeypatch):
+        url = sa.make_url(server.new_database()).set(port=1)
+        database = Database(url)
+        database._retrying.stop = lambda state: state.attempt_number >= 2
+        with pytest.raises(DatabaseUnavailable) as caught:
+            Repository(database).get("x")
+        assert url.password not in str(caught.value)
+        database.close()
+
+    def test_a_forked_child_makes_its_own_connections(self, repository):
+        made = [make(repository).id for _ in range(5)]
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=_read_and_exit, args=(repository, made)) for _ in range(3)]
+        for child in children:
+            child.start()
+        for _ in range(50):
+            assert sorted(ids(repository.list(Query(ME)))) == sorted(made)
+        for child in children:
+            child.join(60)
+            assert child.exitcode == 0
+        assert sorted(ids(repository.list(Query(ADMIN)))) == sorted(made)
+
+    def test_an_upload_taken_over_meanwhile_is_not_taken_again(self, repository, database):
+        image, dead = make(repository), repository.join("host", 1)
+        slow, fast = repository.join("host", 2), repository.join("host", 3)
+        repository.begin_upload(image.id, dead.id)
+        repository.leave(dead.id)
+        taken = []
+
+        def overtake(connection, cursor, statement, *_) -> None:
+            if statement.startswith("UPDATE uploads") and not taken:
+                taken.append(None)
+                with ThreadPoolExecutor(1) as pool:
+                    taken[0] = pool.submit(repository.take_over_uploads, fast.id, ttl=60).result(30)
+
+        sa.event.listen(database.engine, "before_cursor_execute", overtake)
+        try:
+            assert repository.take_over_uploads(slow.id, ttl=60) == []
+        finally:
+            sa.event.remove(database.engine, "before_cursor_execute", overtake)
+        assert [each.image_id for each in taken[0]] == [image.id]
+        assert repository.upload(image.id).process_id == fast.id
+
+    def test_a_write_sees_what_others_have_committed(self, repository, database):
+        image = make(repository, name="before")
+
+        def work(connection):
+            name = sa.select(images.c.name).where(images.c.id == image.id)
+            first = connection.execute(name).scalar_one()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+            return first, connection.execute(name).scalar_one()
+
+        assert database.write(work) == ("before", "after")
+
+    def test_a_read_sees_one_moment(self, repository, database):
+        image = make(repository, name="before")
+
+        def work(connection):
+            first = connection.execute(sa.select(images.c.name).where(images.c.id == image.id)).scalar_one()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+            return first, connection.execute(sa.select(images.c.name).where(images.c.id == image.id)).scalar_one()
+
+        assert database.read(work) == ("before", "before")
+
+
+def _read_and_exit(repository, made) -> None:
+    for _ in range(50):
+        assert sorted(ids(repository.list(Query(ME)))) == sorted(made)
+    # Nothing of the parent's is cleaned up here.
+    os._exit(0)
+
+
+class TestPostgreSQL(ServerContract):
+    @pytest.fixture
+    def server(self, postgresql):
+        return postgresql
+
+    @pytest.fixture
+    def opened(self, postgresql_database):
+        return postgresql_database
+
+
+class TestMariaDB(ServerContract):
+    @pytest.fixture
+    def server(self, mariadb):
+        return mariadb
+
+    @pytest.fixture
+    def opened(self, mariadb_database):
+        return mariadb_database

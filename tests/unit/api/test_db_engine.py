@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening databases: SQLite without any set-up, what URLs may say, and what no message may show."""
+
+import logging
+import multiprocessing
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from db_contract import make, new_id
+from oslo_config import cfg
+
+from storelib.api.db import Repository, open_repository
+from storelib.api.db.config import list_opts, register_opts
+from storelib.api.db.engine import Database, from_conf, parse_url
+from storelib.api.db.migrate import Version, check, prepare, sync, version
+from storelib.api.db.records import ImageLocation, NewImage, NewLocation
+from storelib.api.db.schema import images
+from storelib.api.errors import BadDatabase, DatabaseUnavailable, ImageNotFound, SchemaOutOfDate
+
+
+def configured(url: str, **options) -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    register_opts(conf)
+    for name, value in {"connection": url, **options}.items():
+        conf.set_override(name, value, "database")
+    return conf
+
+
+@pytest.fixture
+def repository(tmp_path):
+    repository = open_repository(configured(f"sqlite:///{tmp_path}/images.sqlite"))
+    yield repository
+    repository.close()
+
+
+class TestSqliteWithoutSetUp:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "sqlite:///{path}",
+            "sqlite+pysqlite:///{path}",
+            "sqlite:///file:{path}?uri=true",
+            "sqlite:///file:{path}?mode=rwc&uri=true",
+        ],
+    )
+    @pytest.mark.parametrize("state", ["absent", "empty"])
+    def test_an_absent_or_empty_database_is_made(self, tmp_path, url, state):
+        path = tmp_path / "images.sqlite"
+        if state == "empty":
+            path.touch()
+        repository = open_repository(configured(url.format(path=path)))
+        image = make(repository)
+        repository.close()
+        again = open_repository(configured(f"sqlite:///{path}"))
+        assert again.get(image.id) == image
+        again.close()
+
+    def test_its_directories_are_made(self, tmp_path):
+        open_repository(configured(f"sqlite:///{tmp_path}/a/b/images.sqlite")).close()
+        assert (tmp_path / "a/b/images.sqlite").exists()
+
+    def test_only_its_owner_reads_it(self, tmp_path):
+        path = tmp_path / "images.sqlite"
+        repository = open_repository(configured(f"sqlite:///{path}"))
+        make(repository)
+        for each in tmp_path.iterdir():
+            assert stat.S_IMODE(each.stat().st_mode) == 0o600, each.name
+        repository.close()
+
+    def test_a_path_that_cannot_be_written_is_named(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(BadDatabase, match="file/images.sqlite"):
+            open_repository(configured(f"sqlite:///{tmp_path}/file/images.sqlite"))
+
+    def test_a_file_that_is_no_database_is_left_alone(self, tmp_path):
+        path = tmp_path / "images.sqlite"
+        path.write_bytes(b"something else" * 100)
+        with pytest.raises(BadDatabase, match="not a database"):
+            open_repository(configured(f"sqlite:///{path}"))
+        assert path.read_bytes() == b"something else" * 100
+
+    def test_tables_of_another_program_are_left_alone(self, tmp_path):
+        path = tmp_path / "images.sqlite"
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE images (id TEXT)")
+        connection.close()
+        with pytest.raises(SchemaOutOfDate, match="no tables of storelib"):
+            open_repository(configured(f"sqlite:///{path}"))
+        with pytest.raises(BadDatabase, match="another program"):
+            sync(f"sqlite:///{path}")
+
+    @pytest.mark.parametrize("attempt", range(4))
+    def test_processes_that_start_together_make_it_once_and_share_it(self, tmp_path, attempt):
+        code = (
+            "import os, sys, time\n"
+            "from oslo_config import cfg\n"
+            "from storelib.api.db import config, open_repository\n"
+            "conf = cfg.ConfigOpts(); conf([]); config.register_opts(conf)\n"
+            "conf.set_override('connection', sys.argv[1], 'database')\n"
+            "print('ready', flush=True); sys.stdin.read(1)\n"
+            "repository = open_repository(conf); repository.join('host', 1); time.sleep(0.2)\n"
+            "print('made', flush=True); sys.stdin.read(1)\n"
+            "# SQLite deletes its log when it believes that nobody else has the database open.\n"
+            "files = [os.readlink(entry.path) for entry in os.scandir('/proc/self/fd') if os.path.islink(entry.path)]\n"
+            "seen = len(repository.processes()); repository.close()\n"
+            "sys.exit(seen != 3 or any('images.sqlite' in file and '(deleted)' in file for file in files))\n"
+        )
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        started = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(3)]
+        for process in started:
+            assert process.stdout.readline() == b"ready\n"
+        for process in started:
+            process.stdin.write(b"x")
+            process.stdin.flush()
+        for process in started:
+            assert process.stdout.readline() == b"made\n"
+        for process in started:
+            _, errors = process.communicate(b"x", timeout=60)
+            assert (process.returncode, errors) == (0, b"")
+        assert version(url).current == version(url).head
+
+    def test_asking_for_the_version_makes_nothing(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        head = version(url).head
+        assert version(url) == Version(None, head)
+        database = Database(url)
+        with pytest.raises(SchemaOutOfDate, match="storelib db sync"):
+            check(database)
+        assert list(tmp_path.iterdir()) == []
+        assert sync(url) == Version(None, head)
+        check(database)
+        database.close()
+
+    def test_a_newer_database_is_refused(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        sync(url)
+        database = Database(url)
+        database.write(lambda connection: connection.execute(sa.text("UPDATE storelib_version SET version_num = '9'")))
+        with pytest.raises(SchemaOutOfDate, match="newer"):
+            prepare(database)
+        database.close()
+
+
+class TestSqlite:
+    def test_it_writes_ahead_and_keeps_references_and_commits(self, repository):
+        def pragmas(connection):
+            names = ("journal_mode", "foreign_keys", "synchronous", "busy_timeout")
+            return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+
+        assert repository.database.read(pragmas) == ["wal", 1, 2, 15000]
+
+    def test_readers_see_one_moment_and_do_not_wait_for_writers(self, repository):
+        image = make(repository, name="before")
+
+        def work(connection):
+            name = sa.select(images.c.name).where(images.c.id == image.id)
+            first = connection.execute(name).scalar_one()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+            return first, connection.execute(name).scalar_one()
+
+        assert repository.database.read(work) == ("before", "before")
+        assert repository.get(image.id).name == "after"
+
+    def test_writers_wait_for_another_process(self, repository, tmp_path):
+        image = make(repository)
+        other = sqlite3.connect(tmp_path / "images.sqlite", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(repository.add_tag, image.id, "t")
+            assert repository.get(image.id).tags == ()
+            other.execute("COMMIT")
+            waiting.result(30)
+        other.close()
+        assert repository.get(image.id).tags == ("t",)
+
+    def test_a_failure_rolls_everything_back(self, repository):
+        image = make(repository)
+
+        def work(connection):
+            connection.execute(images.update().values(name="x"))
+            raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            repository.database.write(work)
+        assert repository.get(image.id) == image
+
+    def test_a_forked_child_makes_its_own_connections(self, repository):
+        image = make(repository)
+        children = [
+            multiprocessing.get_context("fork").Process(target=tag_and_exit, args=(repository, image.id, n))
+            for n in range(3)
+        ]
+        for child in children:
+            child.start()
+        for number in range(20):
+            repository.add_tag(image.id, f"parent-{number}")
+        for child in children:
+            child.join(60)
+            assert child.exitcode == 0
+        assert len(repository.get(image.id).tags) == 80
+
+    def test_a_closed_repository_opens_again(self, repository):
+        image = make(repository)
+        repository.close()
+        assert repository.get(image.id) == image
+
+    def test_a_full_pool_says_which_option(self, tmp_path):
+        conf = configured(f"sqlite:///{tmp_path}/i.sqlite", max_pool_size=1, max_overflow=0, pool_timeout=0.1)
+        repository = open_repository(conf)
+        with pytest.raises(DatabaseUnavailable, match="max_pool_size"):
+            repository.database.read(lambda connection: repository.get(new_id()))
+        with pytest.raises(ImageNotFound):
+            repository.get(new_id())
+        repository.close()
+
+    def test_a_database_that_cannot_be_opened_is_unavailable(self, repository, tmp_path):
+        repository.close()
+        for name in ("images.sqlite", "images.sqlite-wal", "images.sqlite-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / "images.sqlite").mkdir()
+        with pytest.raises(DatabaseUnavailable, match="unable to open"):
+            repository.get(new_id())
+
+
+def tag_and_exit(repository: Repository, image_id: str, number: int) -> None:
+    for tag in range(20):
+        repository.add_tag(image_id, f"child-{number}-{tag}")
+    # Nothing of the parent's is cleaned up here.
+    os._exit(0)
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("url", "driver"),
+        [
+            ("sqlite:////srv/a", "sqlite+pysqlite"),
+            ("postgresql://u:p@h/n", "postgresql+psycopg"),
+            ("postgres://u:p@h/n", "postgresql+psycopg"),
+            ("postgresql+psycopg://u:p@h/n", "postgresql+psycopg"),
+            ("mysql://u:p@h/n", "mysql+pymysql"),
+            ("mysql+pymysql://u:p@h/n", "mysql+pymysql"),
+            ("mariadb://u:p@h/n", "mariadb+pymysql"),
+        ],
+    )
+    def test_every_url_gets_its_driver(self, url, driver):
+        assert parse_url(url).drivername == driver
+
+    @pytest.mark.parametrize(
+        "url", ["", "images.sqlite", "oracle://u:secret@h/n", "mysql+mysqldb://u:secret@h/n", "//u:secret@h"]
+    )
+    def test_other_urls_are_refused_without_showing_them(self, url):
+        with pytest.raises(BadDatabase) as caught:
+            parse_url(url)
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
+    def test_a_memory_nobody_can_share_is_refused(self, url):
+        with pytest.raises(BadDatabase, match="file"):
+            parse_url(url)
+
+    def test_no_password_is_shown(self):
+        database = Database("postgresql://jane:secret@127.0.0.1:1/images")
+        database._retrying.stop = lambda state: True
+        with pytest.raises(DatabaseUnavailable) as caught:
+            Repository(database).get(new_id())
+        assert "secret" not in f"{caught.value}{database!r}"
+        assert "jane" in repr(database)
+        database.close()
+
+    def test_a_missing_driver_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pymysql", None)
+        with pytest.raises(BadDatabase, match=r"pip install 'storelib\[mysql\]'"):
+            Database("mysql://u:secret@h/n")
+
+    def test_options_reach_the_pool(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        database = from_conf(configured(url, max_pool_size=3, max_overflow=2, pool_timeout=1.5))
+        assert (database.engine.pool.size(), database.engine.pool._max_overflow, database.engine.pool.timeout()) == (
+            3,
+            2,
+            1.5,
+        )
+        database.close()
+
+    def test_options_are_listed_and_registered_again(self):
+        conf = cfg.ConfigOpts()
+        register_opts(conf)
+        register_opts(conf)
+        ((group, options),) = list_opts()
+        assert group == "database"
+        assert "connection" in {option.name for option in options}
+
+
+class TestSecrets:
+    URI = "swift+https://user:secret@host/container/object"
+
+    def test_locations_do_not_show_credentials(self):
+        for location in (NewLocation(self.URI), ImageLocation(self.URI, {}, 7)):
+            assert "secret" not in repr(location)
+            assert "host" in repr(location)
+        assert "7" in repr(ImageLocation(self.URI, {}, 7))
+
+    def test_no_error_of_the_database_shows_values(self, repository, caplog):
+        caplog.set_level(logging.DEBUG)
+        repository.database.write(lambda connection: connection.exec_driver_sql("DROP TABLE image_locations"))
+        image = NewImage(new_id(), status="active", locations=(NewLocation(self.URI),))
+        with pytest.raises(DatabaseUnavailable) as caught:
+            repository.create(image)
+        assert "secret" not in f"{caught.value}{caught.value.__cause__}{caplog.text}"

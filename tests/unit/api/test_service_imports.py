@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage and import: from staged data, from the web, from one store to others; what is left when it fails."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+
+import pytest
+from deployment import OCTETS, Deployed
+
+from storelib.exceptions import StorageFull
+
+DATA = b"imported data " * 1000
+
+
+class Importing(Deployed):
+    def stage(self, image, data=DATA, caller=None):
+        return (caller or self.api.alice).request("PUT", f"/v2/images/{image}/stage", OCTETS, body=data)
+
+    def start(self, image, name, caller=None, header=None, **more):
+        method = {"name": name, **({"uri": more.pop("uri")} if "uri" in more else {})}
+        headers = {"x_image_meta_store": header} if header else {}
+        answer = (caller or self.api.alice).post(f"/v2/images/{image}/import", {"method": method, **more}, **headers)
+        self.api.settle()
+        return answer
+
+    def staged(self):
+        return sorted(path.name for path in (self.api.directory / "staging").iterdir())
+
+    def break_store(self, monkeypatch, name):
+        def fail(*arguments):
+            raise StorageFull("no room")
+
+        monkeypatch.setattr(self.api.registry[name], "open_writer", fail)
+
+    def failed(self, image):
+        shown = self.api.alice.show(image)
+        return shown["status"], shown.get("os_glance_failed_import"), shown.get("os_glance_importing_to_stores")
+
+
+class TestGlanceDirect(Importing):
+    def test_staged_data_is_imported_and_the_stage_is_empty_again(self):
+        image = self.api.alice.create()
+        assert self.stage(image).status_code == 204
+        shown = self.api.alice.show(image)
+        assert (shown["status"], shown["size"]) == ("uploading", len(DATA))
+        answer = self.start(image, "glance-direct")
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert not answer.headers["content-type"].startswith("application/json")
+        assert self.api.alice.show(image)["status"] == "active"
+        assert self.api.alice.download(image).content == DATA
+        assert self.staged() == []
+
+    def test_one_read_fills_several_stores(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct", stores=["mem", "fast"])
+        assert sorted(self.api.alice.show(image)["stores"].split(",")) == ["fast", "mem"]
+
+    def test_all_stores(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct", all_stores=True)
+        assert self.api.alice.show(image)["stores"] == "spare,fast,mem"
+
+    def test_the_header_names_the_store(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct", header="mem")
+        assert self.api.alice.show(image)["stores"] == "mem"
+
+    def test_an_import_that_must_fill_all_stores_leaves_nothing_when_one_fails(self, monkeypatch):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.break_store(monkeypatch, "mem")
+        self.start(image, "glance-direct", stores=["fast", "mem"])
+        assert self.failed(image) == ("queued", "fast,mem", None)
+        assert image not in self.api.files()
+        assert self.staged() == []
+
+    def test_an_import_that_may_fail_in_one_store_is_active_in_the_others(self, monkeypatch):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.break_store(monkeypatch, "mem")
+        self.start(image, "glance-direct", stores=["fast", "mem"], all_stores_must_succeed=False)
+        assert self.failed(image) == ("active", "mem", None)
+        assert self.api.alice.show(image)["stores"] == "fast"
+
+    def test_an_import_of_another_format_fails(self):
+        image = self.api.alice.create(disk_format="qcow2")
+        self.stage(image)
+        self.start(image, "glance-direct")
+        assert self.failed(image) == ("queued", "fast", None)
+        assert image not in self.api.files()
+
+    def test_what_is_staged_goes_with_the_image(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+        assert self.staged() == []
+
+    def test_data_is_staged_once(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        assert self.stage(image).status_code == 409
+
+    def test_the_task_of_an_import_is_told(self):
+        image = self.api.alice.create()
+        assert self.api.alice.get(f"/v2/images/{image}/tasks").json == {"tasks": []}
+        self.stage(image)
+        self.start(image, "glance-direct")
+        [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert (task["status"], task["image_id"], task["type"]) == ("success", image, "api_image_import")
+        assert self.api.bob.get(f"/v2/images/{image}/tasks").status_code == 404
+
+    def test_administrators_see_all_tasks(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct")
+        [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert task in self.api.admin.get("/v2/tasks").json["tasks"]
+        assert self.api.admin.get(f"/v2/tasks/{task['id']}").json == task
+        assert self.api.admin.get("/v2/tasks/nothing").status_code == 404
+        assert self.api.alice.get("/v2/tasks").status_code == 403
+        assert self.api.alice.get(f"/v2/tasks/{task['id']}").status_code == 403
+        assert self.api.admin.post("/v2/tasks", {}).status_code == 405
+
+    def test_what_only_the_service_needs_is_not_shown(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct")
+        text = self.api.alice.get(f"/v2/images/{image}").text
+        assert "staging" not in text
+        assert "os_glance" not in text
+
+    @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403)])
+    def test_others_neither_stage_nor_import(self, caller, status):
+        image = self.api.alice.create()
+        other = getattr(self.api, caller)
+        assert self.stage(image, caller=other).status_code == status
+        self.stage(image)
+        assert self.start(image, "glance-direct", caller=other).status_code == status
+
+
+class TestRefused(Importing):
+    @pytest.mark.parametrize(
+        ("body", "status"),
+        [
+            ({}, 400),
+            ({"method": "glance-direct"}, 400),
+            ({"method": {}}, 400),
+            ({"method": {"name": "glance-download"}}, 400),
+            ({"method": {"name": "nothing"}}, 400),
+            ({"method": {"name": "web-download"}}, 400),
+            ({"method": {"name": "web-download", "uri": "ftp://example.org/x"}}, 400),
+            ({"method": {"name": "web-download", "uri": "http://127.0.0.1/x"}}, 400),
+            ({"method": {"name": "web-download", "uri": "http://example.org:22/x"}}, 400),
+            ({"method": {"name": "web-download", "uri": "file:///etc/passwd"}}, 400),
+            ({"method": {"name": "glance-direct", "uri": "http://example.org/"}}, 400),
+            ({"method": {"name": "glance-direct"}}, 409),
+            ({"method": {"name": "glance-direct"}, "stores": "fast"}, 400),
+            ({"method": {"name": "glance-direct"}, "stores": []}, 400),
+            ({"method": {"name": "glance-direct"}, "stores": ["nowhere"]}, 409),
+            ({"method": {"name": "glance-direct"}, "all_stores": "yes"}, 400),
+            ({"method": {"name": "glance-direct"}, "all_stores_must_succeed": 1}, 400),
+            ({"method": {"name": "glance-direct"}, "all_stores": True, "stores": ["fast"]}, 400),
+            ({"method": {"name": "copy-image"}, "stores": ["mem"]}, 403),
+        ],
+    )
+    def test_wrong_requests_are_refused_and_the_image_stays_queued(self, body, status):
+        image = self.api.alice.create()
+        assert self.api.alice.post(f"/v2/images/{image}/import", body).status_code == status
+        assert self.failed(image) == ("queued", None, None)
+
+    def test_header_and_body_do_not_both_name_stores(self):
+        image = self.api.alice.create()
+        self.stage(image)
+        assert self.start(image, "glance-direct", header="mem", stores=["fast"]).status_code == 400
+
+    def test_an_image_has_its_formats_before_it_is_imported(self):
+        image = self.api.alice.post("/v2/images", {}).json["id"]
+        self.stage(image)
+        assert self.start(image, "glance-direct").status_code == 409
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
+        self.wfile.write(DATA)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def web():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class TestWebDownload(Importing):
+    options = {"import_allowed_ports": "", "import_allowed_networks": "127.0.0.0/8"}  # noqa: RUF012
+
+    def test_data_at_a_url_is_imported(self, web):
+        image = self.api.alice.create()
+        assert self.start(image, "web-download", uri=f"{web}/image", stores=["mem"]).status_code == 202
+        shown = self.api.alice.show(image)
+        assert (shown["status"], shown["size"], shown["stores"]) == ("active", len(DATA), "mem")
+        assert self.api.alice.download(image).content == DATA
+
+    def test_a_url_without_data_leaves_the_image_queued(self, web):
+        image = self.api.alice.create()
+        assert self.start(image, "web-download", uri=f"{web}/missing").status_code == 202
+        assert self.failed(image) == ("queued", "fast", None)
+        [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert task["status"] == "failure"
+
+
+class TestWebDownloadCapped(Importing):
+    options = {  # noqa: RUF012
+        "import_allowed_ports": "",
+        "import_allowed_networks": "127.0.0.0/8",
+        "image_size_cap": 5000,
+    }
+
+    def test_more_than_an_image_may_have_is_not_downloaded(self, web):
+        image = self.api.alice.create()
+        self.start(image, "web-download", uri=f"{web}/image")
+        assert self.failed(image) == ("queued", "fast", None)
+
+
+class TestCopyImage(Importing):
+    @pytest.fixture
+    def image(self):
+        return self.api.alice.active(DATA)
+
+    def test_an_image_is_copied_to_other_stores(self, image):
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 202
+        assert sorted(self.api.alice.show(image)["stores"].split(",")) == ["fast", "mem"]
+        assert self.api.registry["mem"].backend.images[image].data == DATA
+
+    def test_all_stores_are_those_that_do_not_have_it(self, image):
+        self.start(image, "copy-image", self.api.admin, all_stores=True)
+        assert self.api.alice.show(image)["stores"] == "spare,fast,mem"
+        assert self.start(image, "copy-image", self.api.admin, all_stores=True).status_code == 400
+
+    def test_a_store_that_has_it_is_refused(self, image):
+        assert self.start(image, "copy-image", self.api.admin, stores=["fast"]).status_code == 400
+
+    def test_what_a_dead_copy_left_is_no_hindrance(self, image):
+        self.api.registry["mem"].add(image, b"half of it")
+        self.start(image, "copy-image", self.api.admin, stores=["mem"])
+        assert self.api.registry["mem"].backend.images[image].data == DATA
+
+    def test_a_copy_that_fails_leaves_the_image_as_it_was(self, image, monkeypatch):
+        self.break_store(monkeypatch, "mem")
+        self.start(image, "copy-image", self.api.admin, stores=["mem", "spare"])
+        assert self.failed(image) == ("active", "mem,spare", None)
+        assert self.api.alice.show(image)["stores"] == "fast"
+        assert image not in self.api.registry["spare"].backend.images
+
+    def test_a_copy_may_fail_in_one_store(self, image, monkeypatch):
+        self.break_store(monkeypatch, "mem")
+        more = {"stores": ["mem", "spare"], "all_stores_must_succeed": False}
+        self.start(image, "copy-image", self.api.admin, **more)
+        assert self.failed(image) == ("active", "mem", None)
+        assert self.api.alice.show(image)["stores"] == "spare,fast"
+
+    def test_one_copy_at_a_time(self, image):
+        service = self.api.service
+        service.core.repository.begin_upload(image, service.lease.id, from_=("active",), to=None, stores=["mem"])
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409
+
+    def test_an_image_without_data_is_not_copied(self):
+        image = self.api.alice.create()
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409

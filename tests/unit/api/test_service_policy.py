@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy, identity and the application as a whole: who one is, what rules say, what the operator may change."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+
+import bcrypt
+import falcon.testing
+import pytest
+from deployment import FILE, Deployed, Deployment
+
+import storelib.config
+from storelib.api import create_app
+from storelib.api.context import Context
+from storelib.api.policy import RULES, get_enforcer, list_rules
+from storelib.api.service.notifications import Notifier
+from storelib.exceptions import BadStoreConfiguration, StoreError
+
+
+def start(directory, text="", **conf):
+    """The application as an operator would start it."""
+    path = directory / "storelib.ini"
+    path.write_text(FILE.format(directory=directory) + text)
+    return create_app(storelib.config.load_file(path))
+
+
+class TestRules(Deployed):
+    def test_every_rule_is_documented(self):
+        assert all(rule.description for rule in list_rules())
+
+    def test_the_defaults_are_valid_rules(self):
+        get_enforcer().check_rules(raise_on_violation=True)
+
+    def test_a_rule_that_does_not_exist_allows_nothing(self):
+        admin = Context("u", "p", ["admin"])
+        assert not self.api.service.core.policy.allows(admin, "no_such_rule", {})
+
+    def test_a_context_without_a_project_does_not_own_what_has_no_owner(self):
+        image = self.api.admin.create(visibility="private", owner=None)
+        unscoped = Context("u", None, ["member", "reader"])
+        core = self.api.service.core
+        assert not core.may_see(unscoped, core.repository.get(image))
+
+    @pytest.mark.parametrize("name", sorted(rule.name for rule in RULES if rule.name not in ("default",)))
+    def test_decisions_are_those_of_oslo_policy(self, name):
+        """The cache must never answer otherwise than oslo.policy itself."""
+        policy = self.api.service.core.policy
+        targets = [
+            {"project_id": owner, "owner": owner, "visibility": visibility, "member_id": member}
+            for owner in ("alpha", "beta")
+            for visibility in ("private", "public", "shared", "community")
+            for member in ("alpha", "gamma")
+        ]
+        for roles in (["admin"], ["member", "reader"], ["reader"], ["service"], []):
+            context = Context("u", "alpha", roles)
+            for target in targets * 2:
+                credentials = {"roles": roles, "project_id": "alpha", "user_id": "u"}
+                expected = policy.enforcer.enforce(name, target, credentials)
+                assert policy.allows(context, name, target) == expected
+
+    @pytest.mark.parametrize("module", ["policy", "config", "app", "service", "context", "middleware.faults"])
+    def test_every_entry_point_is_imported_alone(self, module):
+        command = [sys.executable, "-W", "ignore", "-c", f"import storelib.api.{module}"]
+        subprocess.run(command, check=True, timeout=60)
+
+
+class TestPolicyFile:
+    def test_a_file_that_is_broken_later_leaves_the_rules_as_they_are(self, tmp_path, monkeypatch):
+        path = tmp_path / "policy.yaml"
+        path.write_text(json.dumps({"get_images": "role:reader"}))
+        api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {path}")
+        monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
+        path.write_text("{ broken")
+        os.utime(path, (time.time() + 5, time.time() + 5))
+        answer = api.alice.get("/v2/images")
+        api.close()
+        assert answer.status_code == 200
+
+    def test_the_operators_file_changes_rules(self, tmp_path):
+        (tmp_path / "policy.yaml").write_text(json.dumps({"publicize_image": "role:member", "get_images": "!"}))
+        api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
+        answers = [api.alice.post("/v2/images", {"visibility": "public"}), api.alice.get("/v2/images")]
+        api.close()
+        assert [answer.status_code for answer in answers] == [201, 403]
+
+    def test_a_changed_file_is_noticed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
+        path = tmp_path / "policy.yaml"
+        path.write_text(json.dumps({"get_images": "!"}))
+        api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {path}")
+        assert api.alice.get("/v2/images").status_code == 403
+        path.write_text(json.dumps({"get_images": "@"}))
+        os.utime(path, (time.time() + 5, time.time() + 5))
+        assert api.alice.get("/v2/images").status_code == 200
+        api.close()
+
+    def test_rules_may_name_anything_of_an_image(self, tmp_path):
+        (tmp_path / "policy.yaml").write_text(json.dumps({"delete_image": "'queued':%(status)s"}))
+        api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
+        queued, active = api.alice.create(), api.alice.active()
+        answers = [api.alice.delete(f"/v2/images/{image}").status_code for image in (queued, active)]
+        api.close()
+        assert answers == [204, 403]
+
+
+class TestAnonymous(Deployed):
+    def test_without_a_token_nothing_is_changed_whatever_the_rules_say(self):
+        assert self.api.nobody.post("/v2/images", {}).status_code == 403
+
+
+class TestNoauth:
+    def test_everybody_is_an_administrator(self, tmp_path):
+        app = start(tmp_path)
+        client = falcon.testing.TestClient(app)
+        answer = client.simulate_post("/v2/images", json={"visibility": "public"})
+        app.close()
+        assert (answer.status_code, answer.json["owner"]) == (201, None)
+
+    def test_closing_twice_does_no_harm(self, tmp_path):
+        app = start(tmp_path)
+        app.close()
+        app.close()
+
+    def test_the_application_is_mounted_below_a_path(self, tmp_path):
+        app = start(tmp_path)
+        client = falcon.testing.TestClient(app)
+        answer = client.simulate_get("/versions", root_path="/image")
+        app.close()
+        assert answer.json["versions"][0]["links"][0]["href"].endswith("/image/v2/")
+
+    @pytest.mark.parametrize(
+        ("option", "named"),
+        [
+            ("hashing_algorithm = rot13", "rot13"),
+            ("user_storage_quota = much", "user_storage_quota"),
+            ("auth_strategy = hope", "auth_strategy"),
+            ("limit_param_default = 0", "limit_param_default"),
+            ("http_retries = some", "http_retries"),
+            ("enabled_import_methods = telepathy", "enabled_import_methods"),
+            ("shw_multiple_locations = true", "did you mean show_multiple_locations"),
+        ],
+    )
+    def test_a_mistake_stops_the_start(self, tmp_path, option, named):
+        with pytest.raises((BadStoreConfiguration, StoreError), match=named):
+            start(tmp_path, option)
+
+
+class TestMessageBus:
+    def test_notifications_go_where_oslo_messaging_is_told(self, tmp_path):
+        """The driver ``log`` is oslo.messaging's own. In a process of its own, for it may import eventlet."""
+        path = tmp_path / "storelib.ini"
+        bus = "notifications = true\n[DEFAULT]\ntransport_url = fake://\n[oslo_messaging_notifications]\ndriver = log\n"
+        path.write_text(FILE.format(directory=tmp_path) + bus)
+        program = [
+            "import logging, sys, falcon.testing, storelib.config",
+            "from storelib.api import create_app",
+            "logging.basicConfig(level=logging.INFO)",
+            "app = create_app(storelib.config.load_file(sys.argv[1]))",
+            "falcon.testing.TestClient(app).simulate_post('/v2/images', json={'name': 'told'})",
+            "app.close()",
+        ]
+        command = [sys.executable, "-c", "\n".join(program), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert '"image.create"' in done.stderr
+        assert '"told"' in done.stderr
+
+    def test_what_is_disabled_is_not_told(self):
+        told = []
+        notifier = Notifier(lambda *event: told.append(event), disabled=["image.member", "image.send"])
+        for event in ("member.create", "send", "create"):
+            notifier.error(event, "x")
+        assert [event for _, event, _ in told] == ["image.create"]
+
+    def test_a_bus_that_is_down_fails_no_request(self):
+        def fail(*event):
+            raise ConnectionError("down")
+
+        Notifier(fail).error("create", "x")
+
+
+# Older releases of oslo.cache import what says that it will go away, eventlet where it is installed.
+@pytest.mark.filterwarnings("ignore")
+class TestKeystone:
+    @pytest.fixture
+    def client(self, tmp_path):
+        text = "auth_strategy = keystone\n[keystone_authtoken]\nwww_authenticate_uri = http://127.0.0.1:9/identity\n"
+        app = start(tmp_path, text)
+        yield falcon.testing.TestClient(app)
+        app.close()
+
+    def test_a_request_without_a_token_is_refused_with_the_place_to_get_one(self, client):
+        answer = client.simulate_get("/v2/images")
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == 'Keystone uri="http://127.0.0.1:9/identity"'
+
+    def test_nobody_gives_himself_an_identity(self, client):
+        headers = {"X-Identity-Status": "Confirmed", "X-Roles": "admin", "X-Project-Id": "p"}
+        assert client.simulate_get("/v2/images", headers=headers).status_code == 401
+
+    @pytest.mark.parametrize("path", ["/", "/versions", "/healthcheck", "/metrics"])
+    def test_what_is_for_everybody_needs_no_token(self, client, path):
+        assert client.simulate_get(path).status_code in (200, 300)
+
+
+class TestBasicAuth:
+    @pytest.fixture
+    def client(self, tmp_path):
+        users = tmp_path / "htpasswd"
+        lines = [
+            f"{name}:{bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()}"
+            for name, password in (("admin", b"secret"), ("eve", b"apple"))
+        ]
+        users.write_text("\n".join(lines))
+        text = f"auth_strategy = http_basic\n[oslo_middleware]\nhttp_basic_auth_user_file = {users}\n"
+        app = start(tmp_path, text)
+        yield falcon.testing.TestClient(app)
+        app.close()
+
+    def headers(self, name, password):
+        return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+    def test_users_have_a_project_of_their_own(self, client):
+        answer = client.simulate_post("/v2/images", json={}, headers=self.headers("eve", "apple"))
+        assert (answer.status_code, answer.json["owner"]) == (201, "eve")
+
+    def test_administrators_are_listed(self, client):
+        body = {"visibility": "public"}
+        for name, password, status in (("eve", "apple", 403), ("admin", "secret", 201)):
+            answer = client.simulate_post("/v2/images", json=body, headers=self.headers(name, password))
+            assert answer.status_code == status
+
+    @pytest.mark.parametrize(("name", "password"), [("eve", "pear"), ("adam", "apple"), ("", "")])
+    def test_a_wrong_password_is_refused_with_a_challenge(self, client, name, password):
+        client.simulate_get("/v2/images", headers=self.headers("eve", "apple"))
+        answer = client.simulate_get("/v2/images", headers=self.headers(name, password))
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic")
+
+    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"Authorization": "Basic !"}])
+    def test_what_is_no_password_is_refused(self, client, headers):
+        assert client.simulate_get("/v2/images", headers=headers).status_code == 401
+
+    def test_health_needs_no_password(self, client):
+        assert client.simulate_get("/healthcheck").status_code == 200
+
+    def test_a_file_that_is_not_there_stops_the_start(self, tmp_path):
+        text = "auth_strategy = http_basic\n[oslo_middleware]\nhttp_basic_auth_user_file = /nowhere\n"
+        with pytest.raises(BadStoreConfiguration, match="/nowhere"):
+            start(tmp_path, text)

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that die, databases that go away, changes that race: nothing stays saving, nothing leaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from deployment import Deployment
+
+from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
+from storelib.api.service import Operation, Service, Source, administrator
+from storelib.api.service.lease import this_host
+
+DATA = b"some data " * 100
+
+
+@pytest.fixture
+def api(tmp_path):
+    deployment = Deployment(tmp_path)
+    yield deployment
+    deployment.close()
+
+
+def die_in_mid_upload(api, service, image, when):
+    """Let ``service`` upload and stop in the middle as if its process were killed, without any cleaning up."""
+    store = api.registry["fast"]
+    if when == "stored":
+        store.add(image, DATA)
+    service.core.repository.begin_upload(image, service.lease.id, stores=["fast"])
+
+
+class TestDeadProcess:
+    # Python 3.12 and later warn of forking with threads, which is what gunicorn does as well.
+    @pytest.mark.filterwarnings("ignore:.*fork")
+    def test_a_process_killed_while_it_writes_leaves_nothing(self, api):
+        image = api.alice.create()
+        reading, writing = os.pipe()
+
+        class Stalls:
+            sent = 0
+
+            def read(self, size):
+                self.sent += 1
+                if self.sent > 20:
+                    os.write(writing, b"!")
+                    time.sleep(60)
+                return b"x" * size
+
+        child = os.fork()
+        if child == 0:
+            try:
+                api.service.data.upload(administrator(), image, Source(Stalls(), None))
+            finally:
+                os._exit(1)
+        assert os.read(reading, 1) == b"!"
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+        assert api.alice.show(image)["status"] == "saving"
+        restarted = api.another_process()
+        restarted.start()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.files() == []
+        restarted.stop()
+        restarted.core.repository.close()
+
+    @pytest.mark.parametrize("when", ["begun", "stored"])
+    def test_its_upload_is_undone_by_another(self, api, when):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, when)
+        assert api.alice.show(image)["status"] == "saving"
+        other.core.repository.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.files() == []
+        assert api.alice.upload(image, DATA).status_code == 204
+        other.core.repository.close()
+
+    def test_a_living_process_is_left_alone(self, api):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "begun")
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "saving"
+        other.stop()
+        other.core.repository.close()
+
+    def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(self, api):
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        image = api.alice.create()
+        process = api.repository.join(this_host(), gone.pid)
+        api.repository.begin_upload(image, process.id, stores=["fast"])
+        api.service.start()
+        assert api.alice.show(image)["status"] == "queued"
+
+    def test_a_process_of_another_machine_is_waited_for(self, api):
+        image = api.alice.create()
+        process = api.repository.join("elsewhere", os.getpid())
+        api.repository.begin_upload(image, process.id, stores=["fast"])
+        api.service.start()
+        assert api.alice.show(image)["status"] == "saving"
+
+    def test_an_image_that_was_deleted_meanwhile_leaves_nothing(self, api):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "stored")
+        assert api.alice.delete(f"/v2/images/{image}").status_code == 204
+        other.core.repository.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.files() == []
+        other.core.repository.close()
+
+    @pytest.mark.parametrize("status", ["uploading", "importing"])
+    def test_what_it_staged_is_removed_and_its_task_has_failed(self, api, status):
+        image = api.alice.create()
+        other = api.another_process()
+        other.imports._staging.add(image, DATA)
+        other.data.begin(api.repository.get(image), from_=("queued",), to=status, stores=["fast"])
+        other.tasks.begin(administrator(), image, "api_image_import", {}, "fast")
+        api.repository.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert list((api.directory / "staging").iterdir()) == []
+        [task] = api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert task["status"] == "failure"
+        other.core.repository.close()
+
+    def test_a_process_that_was_taken_for_dead_joins_again(self, api):
+        first = api.service.lease.id
+        api.repository.leave(first)
+        api.service.lease.beat()
+        assert api.service.lease.id != first
+        api.alice.active(DATA)
+
+    def test_an_upload_that_was_taken_over_leaves_no_data(self, api):
+        image = api.alice.create()
+
+        class Slow:
+            def read(inner, size):  # noqa: N805
+                api.repository.leave(api.service.lease.id)
+                other = api.another_process()
+                other.lease.beat()
+                other.stop()
+                other.core.repository.close()
+                return b""
+
+        with pytest.raises(Exception, match="deleted while"):
+            api.service.data.upload(administrator(), image, Source(Slow(), None))
+        assert api.files() == []
+
+
+class TestDatabaseTrouble:
+    def upload_with(self, api, monkeypatch, error, *, after):
+        image = api.alice.create()
+        finish = api.repository.finish_upload
+
+        def fail(*arguments, **more):
+            if after:
+                finish(*arguments, **more)
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(api.repository, "finish_upload", fail)
+            assert api.alice.upload(image, DATA).status_code == 503
+        return image
+
+    def test_a_database_that_is_away_at_the_end_leaves_nothing(self, api, monkeypatch):
+        image = self.upload_with(api, monkeypatch, DatabaseUnavailable("away"), after=False)
+        assert api.files() == []
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+
+    def test_a_commit_that_did_not_happen_is_undone(self, api, monkeypatch):
+        image = self.upload_with(api, monkeypatch, OutcomeUnknown("lost"), after=False)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.files() == []
+
+    def test_a_commit_that_did_happen_is_kept(self, api, monkeypatch):
+        image = self.upload_with(api, monkeypatch, OutcomeUnknown("lost"), after=True)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "active"
+        assert api.alice.download(image).content == DATA
+
+
+class TestRaces:
+    def test_changes_of_different_properties_are_all_there(self, api):
+        image = api.alice.create()
+        names = [f"p{number}" for number in range(6)]
+        answers = []
+
+        def change(name):
+            answers.append(api.alice.patch(image, {"op": "add", "path": f"/{name}", "value": "x"}).status_code)
+
+        threads = [threading.Thread(target=change, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 6
+        assert set(names) <= set(api.alice.show(image))
+
+    def test_a_change_that_never_gets_through_is_a_conflict(self, api, monkeypatch):
+        image = api.alice.create()
+
+        def stale(*arguments):
+            raise StaleImage("changed")
+
+        monkeypatch.setattr(api.repository, "update", stale)
+        with pytest.raises(StaleImage):
+            api.service.images.update(administrator(), image, [Operation("add", ("a",), "x")])
+
+    def test_of_racing_deletions_one_is_done_and_the_data_is_gone(self, api):
+        image = api.alice.active(DATA)
+        answers = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(api.alice.delete(f"/v2/images/{image}").status_code))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers.count(204) == 1
+        assert set(answers) <= {204, 403, 404, 409}
+        assert api.files() == []
+
+
+class TestThreads:
+    def test_they_renew_and_recover_until_the_service_stops(self, api):
+        image = api.alice.create()
+        process = api.repository.join("elsewhere", 1)
+        api.repository.begin_upload(image, process.id, stores=["fast"])
+        before = set(threading.enumerate())
+        service = Service(api.conf, api.repository, api.registry, renew=0.05)
+        service.start()
+        mine = set(threading.enumerate()) - before
+        assert {thread.name for thread in mine} == {"storelib-renew", "storelib-recover"}
+        api.repository.leave(process.id)
+        deadline = time.monotonic() + 10
+        while api.alice.show(image)["status"] != "queued" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert api.alice.show(image)["status"] == "queued"
+        service.stop()
+        assert not any(thread.is_alive() for thread in mine)
+
+    def test_a_service_that_is_forgotten_ends_its_threads(self, api):
+        before = set(threading.enumerate())
+        service = Service(api.conf, api.repository, api.registry, renew=0.05)
+        service.start()
+        mine = set(threading.enumerate()) - before
+        del service
+        deadline = time.monotonic() + 10
+        while any(thread.is_alive() for thread in mine) and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.02)
+        assert not any(thread.is_alive() for thread in mine)
+
+
+class TestInterruptedDeletion:
+    def test_an_image_whose_deletion_stopped_half_way_is_deleted_in_the_end(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        api.repository.transition(image, from_=("active",), to="pending_delete")
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert api.files() == []
+
+
+class TestForkedChild:
+    # Python 3.12 and later warn of forking with threads, which is what gunicorn does as well.
+    @pytest.mark.filterwarnings("ignore:.*fork")
+    def test_a_child_has_a_lease_of_its_own(self, api):
+        parent = api.service.lease.id
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(writing, api.service.lease.id.encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)
+        with os.fdopen(reading) as pipe:
+            assert pipe.read() not in ("", parent)
+        assert api.service.lease.id == parent

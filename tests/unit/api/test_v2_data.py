@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of images in v2: upload, download, ranges, formats, failures, and what is left after them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import threading
+from wsgiref.util import FileWrapper
+
+import pytest
+from deployment import OCTETS, Deployed
+
+from storelib.api.service import Source, administrator
+from storelib.exceptions import RemoteServiceUnavailable, StorageFull, StorageWriteDenied, StoreAddDisabled
+
+DATA = bytes(range(256)) * 8
+
+
+def qcow2(virtual_size: int = 1 << 30, backing_file: bytes = b"") -> bytes:
+    """The header of a qcow2 image, version 3, as docs/interop/qcow2.txt of QEMU says, and a little after it."""
+    offset = 104 if backing_file else 0
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, offset, len(backing_file), 16, virtual_size, 0, 1, 0, 0, 1, 0, 0
+    )
+    header += struct.pack(">QQQII", 0, 0, 0, 4, 104)
+    return (header + backing_file).ljust(128 * 1024, b"\0")
+
+
+def gpt() -> bytes:
+    """A protective master boot record and what else makes a disk with a GUID partition table (UEFI 2.10, 5.2.3)."""
+    entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, 0xFFFFFFFF)
+    return b"\0" * 446 + entry + b"\0" * 48 + b"\x55\xaa" + b"\0" * 65536
+
+
+class Chunked(io.RawIOBase):
+    """A body whose end nobody knows before."""
+
+    def __init__(self, data: bytes, error: Exception | None = None) -> None:
+        self._data = io.BytesIO(data)
+        self._error = error
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self._data.read(min(size, 1000))
+        if not chunk and self._error:
+            raise self._error
+        return chunk
+
+
+class TestUpload(Deployed):
+    def test_an_image_with_data_is_active_and_knows_its_size_and_digests(self):
+        image = self.api.alice.show(self.api.alice.active(DATA))
+        assert (image["status"], image["size"], image["virtual_size"]) == ("active", len(DATA), len(DATA))
+        assert image["checksum"] == hashlib.md5(DATA).hexdigest()
+        assert (image["os_hash_algo"], image["os_hash_value"]) == ("sha512", hashlib.sha512(DATA).hexdigest())
+        assert image["stores"] == "fast"
+
+    def test_data_of_no_bytes_is_data(self):
+        image = self.api.alice.active(b"")
+        assert self.api.alice.show(image)["size"] == 0
+        assert self.api.alice.download(image).content == b""
+
+    @pytest.mark.parametrize("store", ["fast", "mem", "spare"])
+    def test_the_client_chooses_the_store(self, store):
+        image = self.api.alice.create()
+        assert self.api.alice.upload(image, DATA, x_image_meta_store=store).status_code == 204
+        assert self.api.alice.show(image)["stores"] == store
+        assert self.api.alice.download(image).content == DATA
+
+    def test_a_body_in_chunks_needs_no_length(self):
+        image = self.api.alice.create()
+        self.api.service.data.upload(administrator(), image, Source(Chunked(DATA)))
+        assert self.api.alice.download(image).content == DATA
+
+    def test_the_image_size_header_tells_the_size_of_chunks(self):
+        image = self.api.alice.create()
+        self.api.service.data.upload(administrator(), image, Source(Chunked(DATA), None, len(DATA)))
+        assert self.api.alice.show(image)["size"] == len(DATA)
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({"Content_Type": "application/json"}, 415),
+            ({"Content_Type": "text/plain"}, 415),
+            ({"x_image_meta_store": "nowhere"}, 400),
+            ({"x_openstack_image_size": "many"}, 400),
+            ({"x_openstack_image_size": "-1"}, 400),
+            ({"x_openstack_image_size": "7"}, 400),
+        ],
+    )
+    def test_headers_that_are_wrong_are_refused_and_the_image_stays_queued(self, headers, status):
+        image = self.api.alice.create()
+        assert self.api.alice.upload(image, DATA, **headers).status_code == status
+        assert self.api.alice.show(image)["status"] == "queued"
+
+    def test_an_image_has_its_formats_before_its_data(self):
+        image = self.api.alice.post("/v2/images", {"disk_format": "raw"}).json["id"]
+        assert self.api.alice.upload(image, DATA).status_code == 400
+
+    def test_data_is_uploaded_once(self):
+        image = self.api.alice.active(DATA)
+        assert self.api.alice.upload(image, b"other").status_code == 409
+        assert self.api.alice.download(image).content == DATA
+
+    @pytest.mark.parametrize(("caller", "status"), [("colleague", 403), ("bob", 404), ("nobody", 403)])
+    def test_others_upload_nothing(self, caller, status):
+        image = self.api.alice.create()
+        assert getattr(self.api, caller).upload(image, DATA).status_code == status
+
+    def test_of_racing_uploads_one_wins(self):
+        image = self.api.alice.create()
+        answers = []
+        start = threading.Barrier(6)
+
+        def race(number):
+            start.wait()
+            answers.append((self.api.alice.upload(image, bytes([number]) * 5000).status_code, number))
+
+        threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [winner] = [number for status, number in answers if status == 204]
+        assert sorted(status for status, _ in answers) == [204, 409, 409, 409, 409, 409]
+        assert self.api.alice.download(image).content == bytes([winner]) * 5000
+
+
+class TestFailedUpload(Deployed):
+    """After each of these the image is queued, no bytes are left, and a second attempt succeeds."""
+
+    options = {"image_size_cap": 5000}  # noqa: RUF012
+
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.create()
+        yield image
+        assert self.api.alice.show(image)["status"] == "queued"
+        assert self.api.alice.show(image)["size"] is None
+        assert self.api.files() == []
+        assert self.api.alice.upload(image, DATA).status_code == 204
+        assert self.api.alice.download(image).content == DATA
+        self.api.alice.delete(f"/v2/images/{image}")
+
+    def test_more_than_an_image_may_have(self, image):
+        assert self.api.alice.upload(image, b"x" * 5001).status_code == 413
+
+    def test_more_than_an_image_may_have_in_chunks(self, image):
+        headers = OCTETS | {"Transfer-Encoding": "chunked"}
+        path = f"/v2/images/{image}/file"
+        answer = self.api.alice.request("PUT", path, headers, body=b"x" * 5001, extras={"CONTENT_LENGTH": ""})
+        assert answer.status_code == 413
+
+    def test_a_client_that_goes_away(self, image):
+        path = f"/v2/images/{image}/file"
+        headers = OCTETS | {"Content-Length": "2000"}
+        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": io.BytesIO(b"x" * 1000)})
+        assert answer.status_code == 400
+
+    def test_a_connection_that_breaks(self, image):
+        path = f"/v2/images/{image}/file"
+        headers = OCTETS | {"Transfer-Encoding": "chunked"}
+        broken = Chunked(b"x" * 3000, ConnectionResetError("peer"))
+        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": broken})
+        assert answer.status_code == 400
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (StorageFull("no room"), 413),
+            (StorageWriteDenied("read-only media"), 503),
+            (StoreAddDisabled("read-only"), 410),
+            (RemoteServiceUnavailable("down", transient=False), 503),
+            (OSError("a driver's mistake"), 500),
+        ],
+    )
+    def test_a_store_that_fails(self, image, error, status, monkeypatch):
+        def fail(*arguments):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.api.registry["fast"], "open_writer", fail)
+            assert self.api.alice.upload(image, DATA).status_code == status
+
+
+class TestDeletedMeanwhile(Deployed):
+    def test_data_of_an_image_that_was_deleted_meanwhile_is_removed(self):
+        image = self.api.alice.create()
+
+        class Deletes(Chunked):
+            def read(inner, size=-1):  # noqa: N805
+                chunk = super().read(size)
+                if not chunk:
+                    assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+                return chunk
+
+        headers = OCTETS | {"Transfer-Encoding": "chunked"}
+        path = f"/v2/images/{image}/file"
+        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": Deletes(DATA)})
+        assert answer.status_code == 410
+        assert self.api.files() == []
+
+
+class TestFormats(Deployed):
+    def test_the_virtual_size_of_a_qcow2_is_filled_in(self):
+        image = self.api.alice.active(qcow2(5 << 30), disk_format="qcow2")
+        assert self.api.alice.show(image)["virtual_size"] == 5 << 30
+
+    @pytest.mark.parametrize(
+        ("declared", "data"),
+        [
+            ("raw", qcow2()),
+            ("qcow2", DATA),
+            ("qcow2", b""),
+            ("vmdk", qcow2()),
+            ("iso", gpt()),
+            ("ploop", qcow2()),
+        ],
+    )
+    def test_data_of_another_format_is_refused(self, declared, data):
+        image = self.api.alice.create(disk_format=declared)
+        assert self.api.alice.upload(image, data).status_code == 415
+        assert self.api.alice.show(image)["status"] == "queued"
+        assert image not in self.api.files()
+
+    def test_an_image_that_opens_other_files_is_refused(self):
+        image = self.api.alice.create(disk_format="qcow2")
+        assert self.api.alice.upload(image, qcow2(backing_file=b"/etc/passwd")).status_code == 415
+        assert image not in self.api.files()
+
+    def test_a_disk_with_partitions_is_a_raw_disk(self):
+        assert self.api.alice.show(self.api.alice.active(gpt()))["status"] == "active"
+
+    def test_what_is_in_a_container_is_not_looked_at(self):
+        image = self.api.alice.active(DATA, disk_format="qcow2", container_format="ova")
+        assert self.api.alice.show(image)["virtual_size"] is None
+
+
+class TestFormatsNotEnforced(Deployed):
+    options = {"require_image_format_match": "false"}  # noqa: RUF012
+
+    def test_another_format_is_taken(self):
+        assert self.api.alice.show(self.api.alice.active(DATA, disk_format="qcow2"))["status"] == "active"
+
+    def test_an_unsafe_image_is_refused_all_the_same(self):
+        image = self.api.alice.create(disk_format="raw")
+        assert self.api.alice.upload(image, qcow2(backing_file=b"/etc/passwd")).status_code == 415
+
+
+class TestDownload(Deployed):
+    @pytest.fixture(scope="class", params=["fast", "mem"])
+    @classmethod
+    def image(cls, _deployed, request):
+        image = cls.api.alice.create()
+        assert cls.api.alice.upload(image, DATA, x_image_meta_store=request.param).status_code == 204
+        return image
+
+    def test_all_of_it(self, image):
+        answer = self.api.alice.download(image)
+        assert (answer.status_code, answer.content) == (200, DATA)
+        assert answer.headers["content-length"] == str(len(DATA))
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-md5"] == hashlib.md5(DATA).hexdigest()
+
+    @pytest.mark.parametrize(
+        ("header", "first", "last"),
+        [
+            ("bytes=0-0", 0, 0),
+            ("bytes=5-9", 5, 9),
+            ("bytes=2000-", 2000, 2047),
+            ("bytes=2000-9999", 2000, 2047),
+            ("bytes=-10", 2038, 2047),
+            ("bytes=-99999", 0, 2047),
+            ("bytes=0-", 0, 2047),
+        ],
+    )
+    def test_a_range_of_it(self, image, header, first, last):
+        answer = self.api.alice.download(image, Range=header)
+        assert (answer.status_code, answer.content) == (206, DATA[first : last + 1])
+        assert answer.headers["content-range"] == f"bytes {first}-{last}/2048"
+        assert answer.headers["content-length"] == str(last - first + 1)
+        assert "content-md5" not in answer.headers
+
+    @pytest.mark.parametrize("header", ["bytes 5-9/2048", "bytes 5-9/*"])
+    def test_a_range_in_the_header_of_answers(self, image, header):
+        answer = self.api.alice.download(image, Content_Range=header)
+        assert (answer.status_code, answer.content) == (206, DATA[5:10])
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({"Range": "bytes=0-1,5-6"}, 400),
+            ({"Range": "bytes=2048-"}, 416),
+            ({"Range": "bytes=9-5"}, 416),
+            ({"Range": "bytes=-0"}, 416),
+            ({"Range": "bytes=-"}, 416),
+            ({"Range": "lines=1-2"}, 416),
+            ({"Range": "nonsense"}, 416),
+            ({"Content_Range": "bytes 3000-3001/*"}, 416),
+            ({"Content_Range": "nonsense"}, 416),
+        ],
+    )
+    def test_ranges_that_are_not_there(self, image, headers, status):
+        assert self.api.alice.download(image, **headers).status_code == status
+
+    def test_an_image_without_data_has_no_content(self):
+        assert self.api.alice.download(self.api.alice.create()).status_code == 204
+
+    @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403), ("admin", 200)])
+    def test_who_may_download(self, image, caller, status):
+        assert getattr(self.api, caller).download(image).status_code == status
+
+    def test_members_download_shared_images(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "gamma"})
+        assert self.api.caller("gamma", "member", "reader").download(image).content == DATA
+
+    def test_what_was_sent_is_told(self, image):
+        self.api.events.clear()
+        self.api.alice.download(image, Range="bytes=0-9")
+        [(_, event, payload)] = self.api.events
+        assert (event, payload["bytes_sent"]) == ("image.send", 10)
+
+
+class TestLocalFiles(Deployed):
+    def wrapped(self, image, **headers):
+        """What the server's file wrapper is given, and the descriptor's position then."""
+        seen = {}
+
+        class Wrapper(FileWrapper):
+            def __init__(self, file, block):
+                seen["block"] = block
+                seen["position"] = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+                super().__init__(file, block)
+
+        path = f"/v2/images/{image}/file"
+        seen["answer"] = self.api.alice.request("GET", path, headers, file_wrapper=Wrapper)
+        return seen
+
+    def test_a_local_file_is_left_to_the_server(self):
+        seen = self.wrapped(self.api.alice.active(DATA))
+        assert (seen["position"], seen["answer"].content) == (0, DATA)
+
+    def test_a_range_of_a_local_file_begins_at_its_first_byte(self):
+        seen = self.wrapped(self.api.alice.active(DATA), Range="bytes=100-199")
+        assert seen["position"] == 100
+        assert seen["answer"].headers["content-length"] == "100"
+
+    def test_other_stores_send_large_blocks_themselves(self):
+        image = self.api.alice.create()
+        self.api.alice.upload(image, DATA, x_image_meta_store="mem")
+        seen = self.wrapped(image)
+        assert (seen.keys(), seen["answer"].content) == ({"answer"}, DATA)
+
+
+class TestSeveralStores(Deployed):
+    """An image in all three: spare has the highest weight, then fast, then mem."""
+
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.active(DATA)
+        body = {"method": {"name": "copy-image"}, "all_stores": True}
+        assert self.api.admin.post(f"/v2/images/{image}/import", body).status_code == 202
+        self.api.settle()
+        return image
+
+    def break_store(self, patch, name, error):
+        def fail(*arguments, **more):
+            raise error
+
+        patch.setattr(self.api.registry[name], "get", fail)
+
+    def test_stores_are_told_by_weight(self, image):
+        assert self.api.alice.show(image)["stores"] == "spare,fast,mem"
+
+    def test_the_next_store_is_asked_when_one_does_not_answer(self, image, monkeypatch):
+        self.break_store(monkeypatch, "spare", RemoteServiceUnavailable("down"))
+        assert self.api.alice.download(image).content == DATA
+
+    def test_no_store_that_answers_is_unavailable(self, image, monkeypatch):
+        for name in ("spare", "fast", "mem"):
+            self.break_store(monkeypatch, name, RemoteServiceUnavailable("down"))
+        assert self.api.alice.download(image).status_code == 503
+
+    def test_data_that_is_nowhere_is_not_found(self):
+        image = self.api.alice.active(DATA)
+        (self.api.directory / "images" / image).unlink()
+        assert self.api.alice.download(image).status_code == 404
+
+    @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=2000-"}])
+    def test_data_that_is_cut_short_is_never_sent_as_if_it_were_all(self, headers):
+        image = self.api.alice.active(DATA)
+        (self.api.directory / "images" / image).write_bytes(DATA[:2010])
+        assert self.api.alice.download(image, **headers).status_code == 503
+
+    def test_the_next_store_is_asked_when_one_has_too_little(self, image):
+        (self.api.directory / "images" / image).write_bytes(DATA[:1000])
+        answer = self.api.admin.get(f"/v2/images/{image}/file?prefer=fast")
+        assert (answer.status_code, answer.content) == (200, DATA)
+
+    def test_an_administrator_prefers_a_store(self, image, monkeypatch):
+        asked = []
+        for name in ("spare", "fast", "mem"):
+            store = self.api.registry[name]
+            get = store.get
+            monkeypatch.setattr(store, "get", lambda *a, name=name, get=get, **k: asked.append(name) or get(*a, **k))
+        assert self.api.admin.get(f"/v2/images/{image}/file?prefer=mem,fast").content == DATA
+        assert asked == ["mem"]
+
+    def test_others_may_not_prefer(self, image):
+        assert self.api.alice.get(f"/v2/images/{image}/file?prefer=mem").status_code == 403
+
+
+class TestStorageQuota(Deployed):
+    options = {"user_storage_quota": "3KB"}  # noqa: RUF012
+
+    def test_a_project_stores_no_more_than_its_quota(self):
+        self.api.alice.active(DATA)
+        image = self.api.alice.create()
+        assert self.api.alice.upload(image, DATA).status_code == 413
+        assert self.api.alice.upload(image, DATA[:1000]).status_code == 204
+
+    def test_another_project_has_a_quota_of_its_own(self):
+        assert self.api.bob.upload(self.api.bob.create(), DATA).status_code == 204

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What v2 tells of itself: versions, schemas, stores, import methods, health, metrics. And how it can be configured."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from deployment import Deployed, Deployment
+
+from storelib.exceptions import BadStoreConfiguration
+
+
+class TestVersions(Deployed):
+    @pytest.mark.parametrize(("path", "status"), [("/", 300), ("/versions", 200), ("/v3/images", 300), ("/v2", 300)])
+    def test_versions_are_listed_without_a_token(self, path, status):
+        answer = self.api.nobody.get(path)
+        assert answer.status_code == status
+        versions = answer.json["versions"]
+        assert versions[0]["id"] == "v2.17"
+        assert [version["status"] for version in versions].count("CURRENT") == 1
+        assert versions[-1]["id"] == "v2.0"
+        assert versions[0]["links"] == [{"rel": "self", "href": "http://falconframework.org/v2/"}]
+
+    @pytest.mark.parametrize("prefix", ["v2", "v2.0", "v2.9", "v2.17"])
+    def test_every_minor_version_is_the_same(self, prefix):
+        assert self.api.alice.get(f"/{prefix}/images").status_code == 200
+
+    def test_the_accept_header_may_name_the_version(self):
+        answer = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v2.1")
+        assert answer.status_code == 200
+
+    @pytest.mark.parametrize("path", ["/v2/", "/v2/nothing", "/v2/images/a/b/c"])
+    def test_what_is_not_there_is_not_found(self, path):
+        assert self.api.alice.get(path).status_code in (300, 404)
+
+
+class TestPublicEndpoint(Deployed):
+    options = {"public_endpoint": "https://images.example.org/api/"}  # noqa: RUF012
+
+    def test_links_of_versions_use_it(self):
+        [link] = self.api.nobody.get("/").json["versions"][0]["links"]
+        assert link["href"] == "https://images.example.org/api/v2/"
+
+
+class TestAround(Deployed):
+    def test_health_is_told_without_a_token(self):
+        assert self.api.nobody.get("/healthcheck").status_code == 200
+
+    def test_metrics_count_requests_and_bytes(self):
+        image = self.api.alice.active(b"12345")
+        self.api.alice.download(image)
+        text = self.api.nobody.get("/metrics").text
+        route = 'method="GET",route="/v2/images/{image_id}/file",status="200"'
+        assert f"storelib_api_request_seconds_count{{{route}}} 1.0" in text
+        assert "storelib_api_image_bytes_sent_total 5.0" in text
+        assert "storelib_api_image_bytes_received_total 5.0" in text
+
+
+class TestInfo(Deployed):
+    def test_import_methods(self):
+        methods = self.api.alice.get("/v2/info/import").json["import-methods"]
+        assert methods["type"] == "array"
+        assert methods["value"] == ["glance-direct", "web-download", "copy-image"]
+
+    def test_stores(self):
+        assert self.api.alice.get("/v2/info/stores").json == {
+            "stores": [
+                {"id": "fast", "default": "true"},
+                {"id": "mem"},
+                {"id": "spare", "description": "The spare one"},
+            ]
+        }
+
+    def test_details_of_stores_are_for_administrators_and_services(self):
+        answers = [getattr(self.api, name).get("/v2/info/stores/detail") for name in ("alice", "admin", "nova")]
+        assert [answer.status_code for answer in answers] == [403, 200, 200]
+        fast, _, spare = answers[1].json["stores"]
+        assert (fast["type"], fast["weight"]) == ("file", 5)
+        assert fast["properties"]["datadir"] == f"{self.api.directory}/images"
+        assert spare["weight"] == 10
+
+    def test_usage_is_not_limited(self):
+        assert self.api.alice.get("/v2/info/usage").json == {"usage": {}}
+
+
+class TestSchemas(Deployed):
+    @pytest.mark.parametrize("name", ["image", "images", "member", "members", "task", "tasks"])
+    def test_there_is_a_valid_schema(self, name):
+        document = self.api.alice.get(f"/v2/schemas/{name}").json
+        jsonschema.Draft4Validator.check_schema(document)
+        assert document["name"] == name
+
+    def test_other_schemas_are_not_there(self):
+        assert self.api.alice.get("/v2/schemas/nothing").status_code == 404
+
+    def test_the_image_schema_is_permissive(self):
+        document = self.api.alice.get("/v2/schemas/image").json
+        assert document["additionalProperties"] == {"type": "string"}
+        assert {link["rel"] for link in document["links"]} == {"self", "enclosure", "describedby"}
+        assert document["properties"]["os_distro"]["is_base"] is False
+
+    def test_images_are_as_their_schema_says(self):
+        image = self.api.alice.show(self.api.alice.active(b"x", colour="red", tags=["a"]))
+        jsonschema.validate(image, self.api.alice.get("/v2/schemas/image").json, jsonschema.Draft4Validator)
+
+    def test_lists_are_as_their_schema_says(self):
+        self.api.alice.create()
+        listed = self.api.alice.get("/v2/images?limit=1").json
+        jsonschema.validate(listed, self.api.alice.get("/v2/schemas/images").json, jsonschema.Draft4Validator)
+
+
+class TestStrictSchema(Deployed):
+    options = {"allow_additional_image_properties": "false"}  # noqa: RUF012
+
+    def test_the_image_schema_is_strict(self):
+        document = self.api.alice.get("/v2/schemas/image").json
+        assert document["additionalProperties"] is False
+        assert "links" not in document
+
+    def test_unknown_properties_are_refused(self):
+        image = self.api.alice.create(os_distro="debian")
+        assert self.api.alice.post("/v2/images", {"colour": "red"}).status_code == 400
+        operations = [{"op": "add", "path": f"/{name}", "value": "x"} for name in ("colour", "os_version")]
+        answers = [self.api.alice.patch(image, operation).status_code for operation in operations]
+        assert answers == [400, 200]
+
+    def test_images_with_data_are_as_their_schema_says(self):
+        image = self.api.alice.show(self.api.alice.active(b"x"))
+        jsonschema.validate(image, self.api.alice.get("/v2/schemas/image").json, jsonschema.Draft4Validator)
+
+
+class TestOwnProperties:
+    @pytest.fixture
+    def deploy(self, tmp_path):
+        made = []
+
+        def start(document, **options):
+            path = tmp_path / "schema-image.json"
+            path.write_text(document if isinstance(document, str) else json.dumps(document))
+            made.append(Deployment(tmp_path, property_schema_file=path, **options))
+            return made[-1]
+
+        yield start
+        for deployment in made:
+            deployment.close()
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_the_operators_properties_are_in_the_schema_and_checked(self, deploy, wrapped):
+        own = {"shelf": {"type": "string", "enum": ["left", "right"], "description": "Where it is"}}
+        api = deploy({"properties": own} if wrapped else own)
+        assert api.alice.get("/v2/schemas/image").json["properties"]["shelf"]["enum"] == ["left", "right"]
+        assert api.alice.post("/v2/images", {"shelf": "left"}).status_code == 201
+        assert api.alice.post("/v2/images", {"shelf": "middle"}).status_code == 400
+
+    def test_a_property_may_be_a_number(self, deploy):
+        api = deploy({"shelf": {"type": "string", "pattern": "^[0-9]+$"}}, allow_additional_image_properties="false")
+        assert api.alice.post("/v2/images", {"shelf": "7"}).status_code == 201
+
+    def test_a_base_property_that_is_defined_differently_stops_the_start(self, deploy):
+        with pytest.raises(BadStoreConfiguration, match="'min_ram'"):
+            deploy({"min_ram": {"type": "string"}})
+
+    @pytest.mark.parametrize("document", ["{", "[]", '"x"', {"shelf": "string"}, {"shelf": {"type": "thing"}}])
+    def test_a_file_that_is_no_schema_stops_the_start(self, deploy, document):
+        with pytest.raises(BadStoreConfiguration, match="property_schema_file"):
+            deploy(document)
+
+    def test_a_file_that_is_not_there_stops_the_start(self, tmp_path):
+        with pytest.raises(BadStoreConfiguration, match="nowhere.json"):
+            Deployment(tmp_path, property_schema_file=tmp_path / "nowhere.json")
+
+
+class TestWithoutStaging(Deployed):
+    options = {"enabled_import_methods": "web-download"}  # noqa: RUF012
+
+    def test_what_is_not_enabled_is_not_told(self):
+        assert self.api.alice.get("/v2/info/import").json["import-methods"]["value"] == ["web-download"]
+
+    def test_nothing_can_be_staged(self):
+        image = self.api.alice.create()
+        headers = {"Content-Type": "application/octet-stream"}
+        assert self.api.alice.request("PUT", f"/v2/images/{image}/stage", headers, body="x").status_code == 404
+
+
+class TestProtectedProperties:
+    RULES = """
+[^team_]
+create = member
+read = @
+update = admin
+delete = !
+[^secret_]
+create = admin
+read = admin
+update = admin
+delete = admin
+[.*]
+create = @
+read = @
+update = @
+delete = @
+"""
+
+    @pytest.fixture
+    def api(self, tmp_path):
+        path = tmp_path / "property-protections.conf"
+        path.write_text(self.RULES)
+        api = Deployment(tmp_path, property_protection_file=path)
+        yield api
+        api.close()
+
+    def test_rules_say_who_may_do_what(self, api):
+        image = api.alice.create(team_name="red", free="x")
+        assert api.alice.show(image)["team_name"] == "red"
+        changes = [
+            {"op": "replace", "path": "/team_name", "value": "blue"},
+            {"op": "remove", "path": "/team_name"},
+            {"op": "add", "path": "/secret_key", "value": "x"},
+            {"op": "replace", "path": "/free", "value": "y"},
+        ]
+        assert [api.alice.patch(image, change).status_code for change in changes] == [403, 403, 403, 200]
+        assert [api.admin.patch(image, change).status_code for change in changes] == [200, 403, 200, 200]
+
+    def test_what_one_may_not_read_is_not_there(self, api):
+        image = api.admin.create(owner="alpha", secret_key="x")
+        assert "secret_key" not in api.alice.show(image)
+        assert api.admin.show(image)["secret_key"] == "x"
+        [listed] = api.alice.get("/v2/images").json["images"]
+        assert "secret_key" not in listed
+
+    def test_what_one_may_not_create_is_refused_when_creating(self, api):
+        assert api.alice.post("/v2/images", {"secret_key": "x"}).status_code == 403
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("[(]\ncreate=@\nread=@\nupdate=@\ndelete=@", "regular expression"),
+            ("[a]\ncreate=@\nread=@\nupdate=@", "delete"),
+            ("[a]\ncreate=@,!\nread=@\nupdate=@\ndelete=@", "create"),
+            ("create=@", "property_protection_file"),
+        ],
+    )
+    def test_a_mistake_stops_the_start(self, tmp_path, text, named):
+        path = tmp_path / "rules.conf"
+        path.write_text(text)
+        with pytest.raises(BadStoreConfiguration, match=named):
+            Deployment(tmp_path, property_protection_file=path)
+
+    def test_a_policy_that_does_not_exist_stops_the_start(self, tmp_path):
+        path = tmp_path / "rules.conf"
+        path.write_text("[a]\ncreate=nothing\nread=@\nupdate=@\ndelete=@")
+        with pytest.raises(BadStoreConfiguration, match="'nothing'"):
+            Deployment(tmp_path, property_protection_file=path, property_protection_rule_format="policies")
+
+    def test_policies_may_decide(self, tmp_path):
+        path = tmp_path / "rules.conf"
+        path.write_text("[a]\ncreate=context_is_admin\nread=@\nupdate=@\ndelete=@")
+        api = Deployment(tmp_path, property_protection_file=path, property_protection_rule_format="policies")
+        answers = [caller.post("/v2/images", {"a": "x"}).status_code for caller in (api.alice, api.admin)]
+        api.close()
+        assert answers == [403, 201]

@@ -1,0 +1,480 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members and locations in v2."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+import pytest
+from deployment import Deployed
+
+from storelib.capabilities import Capability
+from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
+
+DATA = b"some data of an image"
+
+
+class TestMembers(Deployed):
+    @pytest.fixture
+    def image(self):
+        return self.api.alice.active(DATA)
+
+    def test_a_member_is_added_as_pending(self, image):
+        answer = self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert answer.status_code == 200
+        member = answer.json
+        assert (member["image_id"], member["member_id"], member["status"]) == (image, "beta", "pending")
+        assert member["schema"] == "/v2/schemas/member"
+        assert self.api.alice.get(f"/v2/images/{image}/members/beta").json == member
+
+    def test_members_are_listed(self, image):
+        for member in ("beta", "gamma"):
+            self.api.alice.post(f"/v2/images/{image}/members", {"member": member})
+        listed = self.api.alice.get(f"/v2/images/{image}/members").json
+        assert [member["member_id"] for member in listed["members"]] == ["beta", "gamma"]
+        assert listed["schema"] == "/v2/schemas/members"
+
+    def test_a_member_sees_himself_only(self, image):
+        for member in ("beta", "gamma"):
+            self.api.alice.post(f"/v2/images/{image}/members", {"member": member})
+        listed = self.api.bob.get(f"/v2/images/{image}/members").json
+        assert [member["member_id"] for member in listed["members"]] == ["beta"]
+        assert self.api.bob.get(f"/v2/images/{image}/members/gamma").status_code == 404
+
+    @pytest.mark.parametrize("status", ["accepted", "rejected", "pending"])
+    def test_the_member_decides(self, image, status):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        answer = self.api.bob.put(f"/v2/images/{image}/members/beta", {"status": status})
+        assert (answer.status_code, answer.json["status"]) == (200, status)
+
+    def test_the_owner_does_not_decide(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert self.api.alice.put(f"/v2/images/{image}/members/beta", {"status": "accepted"}).status_code == 403
+
+    def test_an_accepted_image_is_in_the_members_list(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        path = f"/v2/images?id={image}"
+        assert self.api.bob.get(path).json["images"] == []
+        assert len(self.api.bob.get(f"{path}&member_status=pending").json["images"]) == 1
+        self.api.bob.put(f"/v2/images/{image}/members/beta", {"status": "accepted"})
+        assert len(self.api.bob.get(path).json["images"]) == 1
+
+    def test_a_removed_member_sees_nothing_any_more(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert self.api.bob.get(f"/v2/images/{image}").status_code == 200
+        assert self.api.alice.delete(f"/v2/images/{image}/members/beta").status_code == 204
+        assert self.api.bob.get(f"/v2/images/{image}").status_code == 404
+        assert self.api.alice.delete(f"/v2/images/{image}/members/beta").status_code == 404
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "status"),
+        [
+            ("POST", "", {}, 400),
+            ("POST", "", {"member": ""}, 400),
+            ("POST", "", {"member": 7}, 400),
+            ("POST", "", {"member": "x" * 256}, 400),
+            ("POST", "", ["beta"], 400),
+            ("PUT", "/beta", {}, 400),
+            ("PUT", "/beta", {"status": "perhaps"}, 400),
+            ("PUT", "/nobody", {"status": "accepted"}, 404),
+            ("GET", "/nobody", None, 404),
+            ("DELETE", "/nobody", None, 404),
+        ],
+    )
+    def test_wrong_requests_are_refused(self, image, method, path, body, status):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        more = {} if body is None else {"json": body}
+        caller = self.api.admin if method == "PUT" else self.api.alice
+        assert caller.request(method, f"/v2/images/{image}/members{path}", **more).status_code == status
+
+    def test_a_member_is_added_once(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 409
+
+    @pytest.mark.parametrize("visibility", ["private", "community"])
+    def test_only_shared_images_have_members(self, visibility):
+        image = self.api.alice.create(visibility=visibility)
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 403
+        assert self.api.alice.get(f"/v2/images/{image}/members").status_code == 403
+
+    @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403)])
+    def test_others_add_nobody(self, image, caller, status):
+        answer = getattr(self.api, caller).post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert answer.status_code == status
+
+    def test_a_member_adds_nobody(self, image):
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert self.api.bob.post(f"/v2/images/{image}/members", {"member": "gamma"}).status_code == 403
+        assert self.api.bob.delete(f"/v2/images/{image}/members/beta").status_code == 403
+
+
+class TestAccessLists(Deployed):
+    """In stores that have them, those may read the data who may see the image."""
+
+    @pytest.fixture
+    def lists(self, monkeypatch):
+        set_to = []
+        store = self.api.registry["fast"]
+        monkeypatch.setattr(store, "capabilities", store.capabilities | Capability.ACLS)
+        monkeypatch.setattr(store, "set_acls", lambda uri, public, read, write, context: set_to.append((public, read)))
+        return set_to
+
+    def test_they_follow_members_and_visibility(self, lists):
+        image = self.api.alice.active(DATA)
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        self.api.alice.delete(f"/v2/images/{image}/members/beta")
+        self.api.admin.patch(image, {"op": "replace", "path": "/visibility", "value": "public"})
+        assert lists == [(False, []), (False, ["beta"]), (False, []), (True, [])]
+
+    def test_they_are_not_set_for_changes_of_other_things(self, lists):
+        image = self.api.alice.active(DATA)
+        lists.clear()
+        self.api.alice.patch(image, {"op": "replace", "path": "/name", "value": "x"})
+        assert lists == []
+
+
+class TestMemberQuota(Deployed):
+    options = {"image_member_quota": 1}  # noqa: RUF012
+
+    def test_more_members_than_the_quota_are_refused(self):
+        image = self.api.alice.create()
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 200
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "gamma"}).status_code == 413
+
+
+class WithPlaces(Deployed):
+    def data_in(self, store: str, data: bytes = DATA) -> str:
+        """The URI of data that some other program put into a store."""
+        return self.api.registry[store].add(str(uuid.uuid4()), data).uri
+
+    def add(self, image, url, caller=None, **more):
+        value = {"url": url, "metadata": {}, **more}
+        return (caller or self.api.alice).patch(image, {"op": "add", "path": "/locations/-", "value": value})
+
+
+class TestLocationsByPatch(WithPlaces):
+    options = {"show_multiple_locations": "true", "image_location_quota": 3}  # noqa: RUF012
+
+    def test_a_queued_image_gets_active_with_its_first_location(self):
+        image, url = self.api.alice.create(), self.data_in("mem")
+        answer = self.add(image, url)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json["status"], answer.json["size"]) == ("active", len(DATA))
+        assert answer.json["locations"] == [{"url": url, "metadata": {"store": "mem"}}]
+        assert self.api.alice.download(image).content == DATA
+
+    def test_what_the_client_says_of_the_data_is_recorded(self):
+        image = self.api.alice.create()
+        said = {
+            "checksum": hashlib.md5(DATA).hexdigest(),
+            "os_hash_algo": "sha512",
+            "os_hash_value": hashlib.sha512(DATA).hexdigest(),
+        }
+        shown = self.add(image, self.data_in("mem"), validation_data=said).json
+        assert {name: shown[name] for name in said} == said
+
+    def test_an_active_image_says_what_its_data_is_already(self):
+        image = self.api.alice.active(DATA)
+        other = {"checksum": "0" * 32, "os_hash_algo": "sha512", "os_hash_value": "0" * 128}
+        same = {name: self.api.alice.show(image)[name] for name in other}
+        assert self.add(image, self.data_in("mem"), validation_data=other).status_code == 409
+        assert self.add(image, self.data_in("mem"), validation_data=same).status_code == 200
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"checksum": "0" * 32},
+            {"os_hash_algo": "sha512"},
+            {"os_hash_algo": "sha256", "os_hash_value": "0" * 64},
+            {"os_hash_algo": "sha512", "os_hash_value": "short"},
+            {"os_hash_algo": "sha512", "os_hash_value": "g" * 128},
+            {"checksum": "0" * 31, "os_hash_algo": "sha512", "os_hash_value": "0" * 128},
+            {"os_hash_algo": "sha512", "os_hash_value": "0" * 128, "other": "x"},
+        ],
+    )
+    def test_digests_that_cannot_be_are_refused(self, said):
+        image = self.api.alice.create()
+        assert self.add(image, self.data_in("mem"), validation_data=said).status_code == 400
+        assert self.api.alice.show(image)["status"] == "queued"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "file:///etc/passwd",
+            "filesystem:///etc/passwd",
+            "swift+config://ref/container/object",
+            "unknown://somewhere",
+            "memory://mem/not-there",
+            "memory://elsewhere/x",
+            "no uri",
+            "",
+            "memory://mem/" + "x" * 255,
+        ],
+    )
+    def test_places_that_cannot_be_are_refused(self, url):
+        image = self.api.alice.create()
+        assert self.add(image, url).status_code == 400
+        assert self.api.alice.show(image)["status"] == "queued"
+
+    def test_a_place_without_bytes_is_refused(self):
+        assert self.add(self.api.alice.create(), self.data_in("mem", b"")).status_code == 400
+
+    def test_a_place_with_other_bytes_is_refused(self):
+        image = self.api.alice.active(DATA)
+        assert self.add(image, self.data_in("mem", DATA + b"!")).status_code == 409
+
+    def test_the_same_place_is_taken_once(self):
+        image, url = self.api.alice.create(), self.data_in("mem")
+        self.add(image, url)
+        assert self.add(image, url).status_code == 400
+
+    def test_places_are_inserted_where_they_are_wanted(self):
+        image = self.api.alice.create()
+        first, second = self.data_in("mem"), self.data_in("mem")
+        self.add(image, first)
+        value = {"url": second, "metadata": {"colour": "red"}}
+        shown = self.api.alice.patch(image, {"op": "add", "path": "/locations/0", "value": value}).json
+        assert [place["url"] for place in shown["locations"]] == [second, first]
+        assert shown["locations"][0]["metadata"] == {"colour": "red", "store": "mem"}
+
+    def test_more_places_than_the_quota_are_refused(self):
+        image = self.api.alice.create()
+        answers = [self.add(image, self.data_in("mem")).status_code for _ in range(4)]
+        assert answers == [200, 200, 200, 413]
+
+    @pytest.mark.parametrize(
+        ("operation", "status"),
+        [
+            ({"op": "replace", "path": "/locations", "value": []}, 403),
+            ({"op": "replace", "path": "/locations", "value": "x"}, 400),
+            ({"op": "replace", "path": "/locations/0", "value": {"url": "memory://mem/x", "metadata": {}}}, 400),
+            ({"op": "add", "path": "/locations", "value": []}, 400),
+            ({"op": "add", "path": "/locations/x", "value": {"url": "memory://mem/x", "metadata": {}}}, 400),
+            ({"op": "add", "path": "/locations/-", "value": {"url": "memory://mem/x"}}, 400),
+            ({"op": "add", "path": "/locations/-", "value": {"metadata": {}}}, 400),
+            ({"op": "add", "path": "/locations/-", "value": "memory://mem/x"}, 400),
+            ({"op": "add", "path": "/locations/0/url", "value": "x"}, 400),
+        ],
+    )
+    def test_wrong_operations_are_refused(self, operation, status):
+        image = self.api.alice.active(DATA)
+        before = self.api.alice.show(image)
+        assert self.api.alice.patch(image, operation).status_code == status
+        assert self.api.alice.show(image) == before
+
+    def test_the_places_of_an_image_are_not_replaced_by_others(self):
+        image = self.api.alice.active(DATA)
+        value = [{"url": self.data_in("mem"), "metadata": {}}]
+        assert self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value}).status_code == 400
+
+    def test_the_metadata_of_places_is_replaced_but_not_the_store_they_are_in(self):
+        image, url = self.api.alice.create(), self.data_in("mem")
+        self.add(image, url)
+        value = [{"url": url, "metadata": {"store": "fast", "shelf": "7"}}]
+        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert answer.json["locations"] == [{"url": url, "metadata": {"store": "mem", "shelf": "7"}}]
+
+    def test_places_of_a_queued_image_are_set_as_a_whole(self):
+        image = self.api.alice.create()
+        value = [{"url": self.data_in("mem"), "metadata": {}} for _ in range(2)]
+        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert [place["url"] for place in answer.json["locations"]] == [place["url"] for place in value]
+
+    def test_a_removed_place_loses_its_data(self):
+        image = self.api.alice.create()
+        first, second = self.data_in("mem"), self.data_in("mem")
+        self.add(image, first)
+        self.add(image, second)
+        answer = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
+        assert [place["url"] for place in answer.json["locations"]] == [second]
+        uris = [found.uri for found in self.api.registry["mem"].list_images()]
+        assert (first in uris, second in uris) == (False, True)
+
+    def test_the_last_place_is_not_removed(self):
+        image = self.api.alice.active(DATA)
+        assert self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"}).status_code == 403
+
+    def test_a_place_that_is_not_there_is_not_removed(self):
+        image = self.api.alice.active(DATA)
+        self.add(image, self.data_in("mem"))
+        assert self.api.admin.patch(image, {"op": "remove", "path": "/locations/7"}).status_code == 404
+
+    def test_only_administrators_remove_places(self):
+        image = self.api.alice.active(DATA)
+        self.add(image, self.data_in("mem"))
+        assert self.api.alice.patch(image, {"op": "remove", "path": "/locations/0"}).status_code == 403
+
+    def test_places_without_formats_are_refused(self):
+        image = self.api.alice.post("/v2/images", {}).json["id"]
+        assert self.add(image, self.data_in("mem")).status_code == 400
+
+    def test_data_in_use_stays(self, monkeypatch):
+        image = self.api.alice.active(DATA)
+        self.add(image, self.data_in("mem"))
+
+        def fail(*arguments):
+            raise InUseByStore("mapped by a host")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.api.registry["mem"], "delete", fail)
+            assert self.api.admin.patch(image, {"op": "remove", "path": "/locations/1"}).status_code == 409
+        assert len(self.api.alice.show(image)["locations"]) == 2
+
+
+class TestLocationSecrecy(WithPlaces):
+    def test_nothing_tells_where_the_data_is(self):
+        image = self.api.alice.active(DATA)
+        shown = self.api.admin.get(f"/v2/images/{image}")
+        assert "locations" not in shown.json
+        assert "direct_url" not in shown.json
+        assert "file://" not in shown.text
+
+    def test_what_is_not_shown_is_not_changed(self):
+        assert self.add(self.api.alice.create(), self.data_in("mem")).status_code == 403
+
+
+class TestDirectUrl(Deployed):
+    options = {"show_image_direct_url": "true"}  # noqa: RUF012
+
+    def test_the_owner_sees_where_the_data_is(self):
+        image = self.api.alice.active(DATA)
+        assert self.api.alice.show(image)["direct_url"] == f"file://{self.api.directory}/images/{image}"
+
+    def test_others_do_not(self):
+        image = self.api.alice.active(DATA, visibility="community")
+        assert "direct_url" not in self.api.bob.show(image)
+
+
+class TestLocationsResource(WithPlaces):
+    def post(self, image, caller=None, **body):
+        return (caller or self.api.nova).post(f"/v2/images/{image}/locations", body)
+
+    def create(self):
+        return self.api.nova.create()
+
+    def test_data_at_a_place_is_hashed_in_the_background(self):
+        image, url = self.create(), self.data_in("mem")
+        assert self.post(image, url=url).status_code == 202
+        self.api.settle()
+        shown = self.api.nova.show(image)
+        assert (shown["status"], shown["size"], shown["stores"]) == ("active", len(DATA), "mem")
+        assert shown["checksum"] == hashlib.md5(DATA).hexdigest()
+        assert shown["os_hash_value"] == hashlib.sha512(DATA).hexdigest()
+
+    def test_the_data_is_what_the_client_says_or_not_taken(self):
+        right = {"os_hash_algo": "sha256", "os_hash_value": hashlib.sha256(DATA).hexdigest()}
+        wrong = {"os_hash_algo": "sha256", "os_hash_value": "0" * 64}
+        good, bad = self.create(), self.create()
+        assert self.post(good, url=self.data_in("mem"), validation_data=right).status_code == 202
+        assert self.post(bad, url=self.data_in("mem"), validation_data=wrong).status_code == 202
+        self.api.settle()
+        assert (self.api.nova.show(good)["status"], self.api.nova.show(good)["os_hash_algo"]) == ("active", "sha256")
+        assert (self.api.nova.show(bad)["status"], "stores" in self.api.nova.show(bad)) == ("queued", False)
+
+    @pytest.mark.parametrize(
+        ("body", "status"),
+        [
+            ({}, 400),
+            ({"url": ""}, 400),
+            ({"url": "x" * 256}, 400),
+            ({"url": "file:///etc/passwd"}, 400),
+            ({"url": "memory://mem/not-there"}, 400),
+            ({"url": "memory://mem/x", "validation_data": {"os_hash_algo": "sha256"}}, 400),
+            ({"url": "memory://mem/x", "validation_data": {"os_hash_algo": "crc", "os_hash_value": "0"}}, 400),
+            ({"url": "memory://mem/x", "validation_data": {"other": "x"}}, 400),
+            ({"url": "memory://mem/x", "validation_data": "x"}, 400),
+        ],
+    )
+    def test_wrong_requests_are_refused(self, body, status):
+        assert self.post(self.create(), **body).status_code == status
+
+    def test_an_image_that_has_data_takes_no_place(self):
+        image = self.api.nova.active(DATA)
+        assert self.post(image, url=self.data_in("mem")).status_code == 409
+
+    def test_users_name_no_data_in_the_operators_stores(self):
+        image = self.api.alice.create()
+        assert self.post(image, self.api.alice, url=self.data_in("mem")).status_code == 403
+
+    @pytest.mark.parametrize(("caller", "status"), [("nova", 404), ("admin", 200), ("alice", 403), ("bob", 404)])
+    def test_services_list_the_places(self, caller, status):
+        image = self.api.alice.active(DATA)
+        answer = getattr(self.api, caller).get(f"/v2/images/{image}/locations")
+        assert answer.status_code == status
+        if status == 200:
+            url = f"file://{self.api.directory}/images/{image}"
+            assert answer.json == [{"url": url, "metadata": {"store": "fast"}}]
+
+
+class TestDeleteFromStore(WithPlaces):
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.active(DATA)
+        body = {"method": {"name": "copy-image"}, "stores": ["mem"]}
+        assert self.api.admin.post(f"/v2/images/{image}/import", body).status_code == 202
+        self.api.settle()
+        return image
+
+    def test_the_data_in_one_store_is_deleted(self, image):
+        assert self.api.admin.delete(f"/v2/stores/fast/{image}").status_code == 204
+        assert self.api.alice.show(image)["stores"] == "mem"
+        assert image not in self.api.files()
+        assert self.api.alice.download(image).content == DATA
+
+    @pytest.mark.parametrize(("store", "status"), [("nowhere", 404), ("spare", 404)])
+    def test_what_is_not_there_is_not_found(self, image, store, status):
+        assert self.api.admin.delete(f"/v2/stores/{store}/{image}").status_code == status
+
+    def test_the_last_data_stays(self, image):
+        self.api.admin.delete(f"/v2/stores/fast/{image}")
+        assert self.api.admin.delete(f"/v2/stores/mem/{image}").status_code == 403
+
+    def test_an_image_that_is_not_there(self):
+        assert self.api.admin.delete(f"/v2/stores/fast/{uuid.uuid4()}").status_code == 404
+
+    def test_an_image_that_is_not_active(self):
+        assert self.api.admin.delete(f"/v2/stores/fast/{self.api.alice.create()}").status_code == 409
+
+    def test_only_administrators_do(self, image):
+        assert self.api.alice.delete(f"/v2/stores/fast/{image}").status_code == 403
+
+    def test_data_in_use_stays(self, image, monkeypatch):
+        def fail(*arguments):
+            raise InUseByStore("mapped by a host")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.api.registry["fast"], "delete", fail)
+            assert self.api.admin.delete(f"/v2/stores/fast/{image}").status_code == 409
+        assert sorted(self.api.alice.show(image)["stores"].split(",")) == ["fast", "mem"]
+
+
+class TestDeleteInUse(Deployed):
+    @pytest.mark.parametrize("status", ["active", "deactivated"])
+    def test_an_image_in_use_stays_what_it_was(self, status, monkeypatch):
+        image = self.api.alice.active(DATA)
+        if status == "deactivated":
+            self.api.alice.post(f"/v2/images/{image}/actions/deactivate")
+
+        def fail(*arguments):
+            raise InUseByStore("mapped by a host")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.api.registry["fast"], "delete", fail)
+            assert self.api.alice.delete(f"/v2/images/{image}").status_code == 409
+        assert self.api.alice.show(image)["status"] == status
+        assert self.api.admin.download(image).content == DATA
+
+    def test_data_in_a_store_that_does_not_answer_is_deleted_later(self, monkeypatch):
+        image = self.api.alice.active(DATA)
+
+        def fail(*arguments):
+            raise RemoteServiceUnavailable("down")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.api.registry["fast"], "delete", fail)
+            assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+        assert image in self.api.files()
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        self.api.service.lease.scrub()
+        assert image not in self.api.files()
