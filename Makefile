@@ -18,7 +18,9 @@ export PIP_NO_INPUT := 1
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-EXTRAS := blake3,s3,swift,gridfs,api,postgresql,mysql,notifications
+# Two cores are what this is meant for; files go to workers whole, so that each server is started once.
+PYTEST := -m pytest -n 2 --dist loadfile
+EXTRAS := parallel,blake3,s3,swift,gridfs,api,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
 CONFORMANCE := tests/functional/test_filesystem_conformance.py
 BIN := .venv-ci/bin
@@ -77,7 +79,7 @@ interpreters: environment
 		[[ "$$($(BIN)/python -V)" != "Python $$version."* ]] || continue; \
 		echo "-- Python $$version: $$python"; \
 		.ci/venv ".venv-$$version" "$$python" test,$(EXTRAS); \
-		".venv-$$version/bin/python" -m pytest -q tests/unit $(CONFORMANCE) </dev/null; \
+		".venv-$$version/bin/python" $(PYTEST) -q tests/unit $(CONFORMANCE) </dev/null; \
 	done
 
 servers: environment
@@ -89,7 +91,7 @@ servers: environment
 full: environment servers
 	$(call heading,all tests)
 	@echo "-- $$($(BIN)/python -V): $$($(BIN)/python -c 'import sys; print(sys._base_executable)')"
-	@$(BIN)/python -m pytest tests/unit tests/functional </dev/null
+	@$(BIN)/python $(PYTEST) -q tests/unit tests/functional </dev/null
 
 clean:
 	rm -rf .venv .venv-* .cache .demo .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -170,7 +170,7 @@ class RepositoryContract:
             {"locations": (NewLocation("file:///a\0"),)},
             {"locations": (NewLocation("file:///a", {"x": object()}),)},
         ],
-        ids=str,
+        ids="-".join,
     )
     def test_values_that_do_not_fit_are_refused_and_nothing_is_created(self, repository, values):
         image_id = new_id()
@@ -845,7 +845,7 @@ class RepositoryContract:
             {"marker": "\0"},
             {"times": (TimeFilter("created_at", "about", datetime.datetime.now()),)},
         ],
-        ids=str,
+        ids="-".join,
     )
     def test_bad_queries_are_refused(self, repository, query):
         with pytest.raises(Invalid):

@@ -47,7 +47,7 @@ BY_CODE = {
     ("InvalidStorageClass", 400, "PutObject"): storelib.BadStoreConfiguration,
     ("SomethingNew", 400, "PutObject"): storelib.StoreError,
 }
-PASSING = {
+PASSING = [
     ("SlowDown", 503),
     ("ServiceUnavailable", 503),
     ("InternalError", 500),
@@ -61,7 +61,7 @@ PASSING = {
     ("502", 502),
     ("504", 504),
     ("SomethingNew", 500),
-}
+]
 
 
 def client_error(code, status, operation="GetObject", headers=None, message="MESSAGE of the server"):
