@@ -10,7 +10,7 @@ from typing import Any
 import falcon
 from oslo_config import cfg
 
-from storelib.api import config, v2
+from storelib.api import config, v1, v2
 from storelib.api.db import open_repository
 from storelib.api.middleware.faults import Faults
 from storelib.api.middleware.identity import Identify, Identity, strategy
@@ -61,6 +61,7 @@ def build_wsgi(conf: cfg.ConfigOpts, service: Service, identify: Identify | None
     app.req_options.strip_url_path_trailing_slash = True
     Faults(challenge).install(app)
     v2.add_routes(app, service)
+    v1.add_routes(app, service)
     inner: WsgiApp = app if identify else around(app)
     pages = {"/healthcheck": _healthcheck(conf)}
     if metrics:

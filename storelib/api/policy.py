@@ -129,7 +129,13 @@ RULES = [
     ),
     _rule("tasks_api_access", "rule:context_is_admin", "See tasks.", "GET /v2/tasks", "GET /v2/tasks/{task_id}"),
     # v1 only
-    _rule("copy_from", "rule:context_is_admin", "Make an image of the data at a URL.", "POST /v1/images"),
+    _rule(
+        "copy_from",
+        "rule:context_is_admin",
+        "Make an image of the data at a URL.",
+        "POST /v1/images",
+        "PUT /v1/images/{image_id}",
+    ),
 ]
 
 

@@ -17,6 +17,14 @@ WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 CURRENT = "v2.17"
 #: What Glance calls its versions when it has several stores and no cache.
 V2 = (CURRENT, "v2.15", "v2.13", "v2.12", "v2.11", "v2.10", *(f"v2.{minor}" for minor in range(8, -1, -1)))
+V1 = ("v1.1", "v1.0")
+#: Version to the path its routes begin with.
+PREFIXES = {**dict.fromkeys(("v2", *V2, "v2.9"), "/v2"), **dict.fromkeys(("v1", *V1), "/v1")}
+#: Version to its status, newest first.
+LISTED = {
+    **{name: "CURRENT" if name == CURRENT else "SUPPORTED" for name in V2},
+    **dict.fromkeys(V1, "DEPRECATED"),
+}
 _ACCEPT = re.compile(r"application/vnd\.openstack\.images-(v\d+(?:\.\d+)?)")
 
 
@@ -37,10 +45,8 @@ class VersionNegotiation:
     ) -> None:
         self._app = app
         self._public_endpoint = public_endpoint
-        #: Version to the path its routes begin with; v1 adds its own.
-        self.prefixes = dict(prefixes or {"v2": "/v2", **dict.fromkeys(V2, "/v2"), "v2.9": "/v2"})
-        #: Version to its status, newest first.
-        self.listed = dict(listed or {name: "CURRENT" if name == CURRENT else "SUPPORTED" for name in V2})
+        self.prefixes = dict(prefixes or PREFIXES)
+        self.listed = dict(listed or LISTED)
         self._pages = dict(pages or {})
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -56,7 +62,8 @@ class VersionNegotiation:
         prefix = self.prefixes.get(first)
         if prefix is None and (match := _ACCEPT.search(environ.get("HTTP_ACCEPT", ""))):
             prefix, rest = self.prefixes.get(match[1]), path.lstrip("/")
-        if prefix is None or not rest:
+        # The root of v1 is a list of images, that of v2 is none of its resources.
+        if prefix is None or not (rest or (prefix == "/v1" and first)):
             return self._list(environ, start_response, "300 Multiple Choices")
         return self._app({**environ, "PATH_INFO": f"{prefix}/{rest}"}, start_response)
 

@@ -14,6 +14,7 @@ from storelib.api.db.repository import Repository
 from storelib.api.service.core import Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.draft import Operation
+from storelib.api.service.external import External
 from storelib.api.service.images import Images, Listing
 from storelib.api.service.imports import Imports
 from storelib.api.service.imports import Request as ImportRequest
@@ -49,6 +50,7 @@ class Service:
         self.tasks = Tasks(self.core)
         self.imports = Imports(self.core, self.data, self.workers, self.tasks)
         self.lease.on_undo = self.imports.abandoned
+        self.external = External(self.core, self.data, self.workers)
         self.images = Images(self.core, self.imports.discard)
         self.members = Members(self.core)
         self.locations = Locations(self.core, self.data, self.workers, self.tasks)

@@ -6,14 +6,14 @@ the questions all parts ask: which image is this, may the caller see it, may he 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from oslo_config import cfg
 
 from storelib.api import config, schemas
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, Status
+from storelib.api.db.records import Image, ImageLocation, Member, Status
 from storelib.api.db.repository import Repository
 from storelib.api.errors import Forbidden, ImageNotFound, Invalid, MemberNotFound, NotFound
 from storelib.api.policy import Policy
@@ -159,15 +159,17 @@ class Core:
 
         What cannot be set is logged: the API itself serves the data in any case.
         """
-        members: list[str] | None = None
+        members: Sequence[Member] | None = None
         for location in image.locations:
             store = self.store_of(location, context)
             if Capability.ACLS not in store.capabilities:
                 continue
             if members is None:
-                members = [member.member for member in self.repository.members(image.id)]
+                members = self.repository.members(image.id)
+            readers = [member.member for member in members]
+            writers = [member.member for member in members if member.can_share]
             try:
-                store.set_acls(location.uri, image.visibility == "public", members, (), context)
+                store.set_acls(location.uri, image.visibility == "public", readers, writers, context)
             except StoreError as error:
                 LOG.warning("image %s: its access list at %r is not set: %s", image.id, location, error)
 

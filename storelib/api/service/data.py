@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
+from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status
 from storelib.api.errors import (
     ApiError,
     Forbidden,
@@ -28,6 +28,7 @@ from storelib.api.service.core import LOG, Core
 from storelib.api.service.inspection import Body, Inspected, Readable
 from storelib.api.service.lease import Lease
 from storelib.driver import ImageData, Store, StoredImage
+from storelib.exceptions import Duplicate as AlreadyThere
 from storelib.exceptions import Forbidden as StoreForbidden
 from storelib.exceptions import IncompleteRead, OperationNotSupported, StoreError
 from storelib.exceptions import NotFound as NoData
@@ -42,11 +43,12 @@ class Source(NamedTuple):
     length: int | None = None
     size: int | None = None
 
-    def agreed_size(self) -> int | None:
-        """The size the image must have in the end; raises Invalid when the two differ."""
-        if self.size is not None and self.length is not None and self.size != self.length:
-            raise Invalid(f"the image is said to have {self.size} bytes, but the body has {self.length}")
-        return self.length if self.size is None else self.size
+    def agreed_size(self, reserved: int | None = None) -> int | None:
+        """The size the image must have in the end, which may be ``reserved``; raises Invalid when they differ."""
+        said = reserved if self.size is None else self.size
+        if said is not None and self.length is not None and said != self.length:
+            raise Invalid(f"the image is said to have {said} bytes, but the body has {self.length}")
+        return self.length if said is None else said
 
 
 class Data:
@@ -85,9 +87,15 @@ class Data:
             raise StatusConflict(
                 f"image {image_id} is {image.status}, data is taken by queued images", status=image.status
             )
-        check_formats(image)
-        size = source.agreed_size()
-        room = core.quota.room(image.owner, size)
+        try:
+            check_formats(image)
+            size = source.agreed_size(image.size)
+            room = core.quota.room(image.owner, size)
+        except ApiError:
+            if failed != "queued":
+                self.begin(image, from_=("queued",), to="saving", stores=())
+                self.give_up(image_id, failed)
+            raise
         self.begin(image, from_=("queued",), to="saving", stores=[target.name])
         core.notify.image("prepare", image)
         body = Body(source.stream, source.length, room)
@@ -101,14 +109,21 @@ class Data:
                 hashing_algo=core.hashing_algorithm,
                 context=context,
             )
+            self._verify(context, image, stored)
         except BaseException as error:
-            self.give_up(image_id, failed)
+            # What the store has under this id is not this upload's fault.
+            self.give_up(image_id, "queued" if isinstance(error, AlreadyThere) else failed)
             core.notify.error("upload", f"image {image_id}: {error}")
             raise
         updated = self.record(context, image, [stored], inspected.virtual_size if inspected else None)
         core.notify.image("upload", updated)
         core.notify.image("activate", updated)
         return updated
+
+    def _verify(self, context: Context, image: Image, stored: StoredImage) -> None:
+        if image.checksum is not None and image.checksum.lower() != stored.checksum:
+            self.remove(context, [stored])
+            raise Invalid(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
 
     def begin(self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]) -> Image:
         """Win the right to write the image's data; raises Conflict if somebody else did."""
@@ -268,7 +283,7 @@ class Data:
         raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble
 
 
-def check_formats(image: Image) -> None:
+def check_formats(image: Image | NewImage) -> None:
     """Raise Invalid unless both formats are set, which data needs."""
     if image.disk_format is None or image.container_format is None:
         raise Invalid("disk_format and container_format must be set before the image gets data")

@@ -13,7 +13,7 @@ from storelib.api.context import Context
 from storelib.api.db.records import Changes, Image, NewLocation
 from storelib.api.errors import Conflict, Forbidden, Invalid, LocationNotFound
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
-from storelib.api.service import locating
+from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
@@ -21,9 +21,12 @@ LONGEST_NAME = 255
 
 
 class Operation(NamedTuple):
-    """One change. ``insert`` is an ``add`` that never overwrites. ``path`` is one name, or locations and a place."""
+    """One change. ``insert`` is an ``add`` that never overwrites. ``path`` is one name, or locations and a place.
 
-    op: Literal["add", "insert", "replace", "remove"]
+    Two are v1's only: ``expect`` says what the size or checksum of the data will be, ``locate`` where the data is.
+    """
+
+    op: Literal["add", "insert", "replace", "remove", "expect", "locate"]
     path: tuple[str, ...]
     value: Any = None
 
@@ -49,6 +52,12 @@ class Draft:
         """
         op, path, value = operation
         name = path[0]
+        if op == "expect":
+            self._expect(name, value)
+            return
+        if op == "locate":
+            self._locate(value)
+            return
         if name == "locations":
             self._apply_to_locations(op, path[1:], value)
             return
@@ -89,6 +98,27 @@ class Draft:
         if all(location.uri in kept for location in self._image.locations):
             return
         delete_pending(self._core, self._context, self._image.id)
+
+    # -- what v1 says of data -------------------------------------------------------------------------------------
+
+    def _expect(self, name: str, value: Any) -> None:
+        core, image = self._core, self._image
+        core.require(self._context, "modify_image", image)
+        if image.status != "queued":
+            raise Forbidden(f"the {name} of an image that is {image.status} is that of its data")
+        if name == "size":
+            core.quota.room(image.owner, value)
+        self._values[name] = value
+
+    def _locate(self, uri: str) -> None:
+        self._core.require(self._context, "set_image_location", self._image)
+        if self._image.status != "queued":
+            raise Invalid(f"the image is {self._image.status}, a location is taken by queued images")
+        self._require_formats()
+        expected = self._values.get("size", self._image.size)
+        location, self._values["size"] = external.locate(self._core, self._context, uri, expected)
+        self._locations.append(location)
+        self._activates = True
 
     # -- properties -----------------------------------------------------------------------------------------------
 
@@ -188,15 +218,18 @@ class Draft:
         image = self._image
         size_so_far = self._values.get("size", image.size)
         if image.status == "queued":
-            if not (image.disk_format or self._values.get("disk_format")) or not (
-                image.container_format or self._values.get("container_format")
-            ):
-                raise Invalid("disk_format and container_format must be set before the image gets a location")
+            self._require_formats()
             self._activates = True
-            self._values.setdefault("size", size)
-        elif size_so_far is not None and size != size_so_far:
+        if size_so_far is None:
+            self._values["size"] = size
+        elif size != size_so_far:
             raise Conflict(f"the data there has {size} bytes, the image has {size_so_far}")
         return NewLocation(value["url"], {**value["metadata"], "store": store.name})
+
+    def _require_formats(self) -> None:
+        for name in ("disk_format", "container_format"):
+            if not (getattr(self._image, name) or self._values.get(name)):
+                raise Invalid("disk_format and container_format must be set before the image gets a location")
 
     def _take_over(self, values: Sequence[Mapping[str, Any]]) -> None:
         """Record what the client says the data is; only of a queued image, which has no data yet."""

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
 from storelib.api.errors import Conflict, Forbidden, Invalid, Protected, StaleImage, StatusConflict
+from storelib.api.service import external
 from storelib.api.service.core import DELETING, LOG, Core
+from storelib.api.service.data import check_formats
 from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
@@ -53,9 +55,19 @@ class Images:
         self._core = core
         self._discard_stage = discard_stage
 
-    def create(self, context: Context, values: Mapping[str, Any]) -> Image:
+    def create(
+        self,
+        context: Context,
+        values: Mapping[str, Any],
+        *,
+        size: int | None = None,
+        checksum: str | None = None,
+        location: str | None = None,
+    ) -> Image:
         """A queued image of base and custom properties in one mapping, as a v2 body has them.
 
+        ``size`` (bytes), ``checksum`` (md5) and ``location`` are v1's: what the data will have to be, and where it is.
+        An image is active if it has a location, or is said to have no bytes.
         Raises Invalid, Forbidden (read-only and reserved names, another owner, policy), Duplicate, LimitExceeded.
         """
         core = self._core
@@ -70,11 +82,26 @@ class Images:
         fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())
         base = core.schema.base_names
         properties = {name: value for name, value in values.items() if name not in base}
-        new = NewImage(**fields, tags=frozenset(values.get("tags", ())), properties=properties)
+        new = NewImage(
+            **fields,
+            tags=frozenset(values.get("tags", ())),
+            properties=properties,
+            status="active" if size == 0 else "queued",
+            size=size,
+            checksum=checksum,
+        )
         self._check_new(context, new)
+        if location is not None:
+            new = self._located(context, new, location)
         image = core.repository.create(new)
         core.notify.image("create", image)
         return image
+
+    def _located(self, context: Context, new: NewImage, uri: str) -> NewImage:
+        self._core.policy.require(context, "set_image_location", {"project_id": new.owner or ""})
+        check_formats(new)
+        location, size = external.locate(self._core, context, uri, new.size)
+        return replace(new, status="active", size=size, locations=(location,))
 
     def _check_new(self, context: Context, new: NewImage) -> None:
         core = self._core
@@ -90,18 +117,28 @@ class Images:
             core.protection.require(context, "create", name)
         core.quota.check_properties(new.properties)
         core.quota.check_tags(new.tags)
+        if new.size is not None:
+            core.quota.room(new.owner, new.size)
 
-    def list(self, context: Context, query: Query) -> Listing:
-        """One page of images; the query's caller is replaced by who asks. Raises Invalid, Forbidden."""
+    def list(self, context: Context, query: Query, *, as_user: bool = False) -> Listing:
+        """One page of images; the query's caller is replaced by who asks. Raises Invalid, Forbidden.
+
+        ``as_user`` shows administrators what they would see if they were none.
+        """
         core = self._core
         core.policy.require(context, "get_images", {"project_id": context.project_id or ""})
-        page = core.repository.list(replace(query, caller=Caller(context.project_id, context.is_admin)))
+        page = core.repository.list(replace(query, caller=Caller(context.project_id, context.is_admin and not as_user)))
         allows, target = core.policy.allows, core.target
         images = [image for image in page.images if allows(context, "get_image", target(context, image))]
         return Listing(images, page.images[-1].id if page.more and page.images else None)
 
-    def show(self, context: Context, image_id: str) -> Image:
-        """One image; raises ImageNotFound also for one that the caller may not see."""
+    def show(self, context: Context, image_id: str, *, deleted: bool = False) -> Image:
+        """One image; raises ImageNotFound also for one that the caller may not see.
+
+        With ``deleted``, administrators are shown deleted images, too.
+        """
+        if deleted and context.is_admin:
+            return self._core.repository.get(image_id, deleted=True)
         return self._core.visible(context, image_id)
 
     def update(self, context: Context, image_id: str, operations: Iterable[Operation]) -> Image:
@@ -114,6 +151,8 @@ class Images:
         operations = list(operations)
         for attempt in range(ATTEMPTS):
             image = core.visible(context, image_id)
+            if not operations:
+                core.require(context, "modify_image", image)
             draft = Draft(core, context, image)
             for operation in operations:
                 draft.apply(operation)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from storelib.api.context import Context
-from storelib.api.errors import Invalid
+from storelib.api.errors import Forbidden, Invalid
 from storelib.api.service.core import Core
 from storelib.driver import Store
 from storelib.exceptions import BadStoreUri, NotFound, StoreError
@@ -17,6 +17,8 @@ from storelib.location import redact, scheme_of
 
 #: Schemes that would let a client name files of the server or other people's credentials.
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
+#: Schemes of which everybody may name data; the others are the services' own.
+PUBLIC_SCHEMES = ("http", "https")
 
 
 def check_uri(core: Core, uri: str) -> str:
@@ -28,6 +30,12 @@ def check_uri(core: Core, uri: str) -> str:
     if scheme in RESTRICTED or scheme not in core.registry.schemes:
         raise Invalid(f"locations of the scheme {scheme!r} are not accepted: {redact(uri)}")
     return scheme
+
+
+def check_trusted(core: Core, context: Context, uri: str) -> None:
+    """``check_uri``, and raise Forbidden where only services may name data, which might be somebody else's."""
+    if check_uri(core, uri) not in PUBLIC_SCHEMES and not (context.is_admin or "service" in context.roles):
+        raise Forbidden("only services may name data in this kind of store")
 
 
 def measure(core: Core, uri: str, context: Context) -> tuple[Store[Any], int]:

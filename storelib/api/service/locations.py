@@ -22,9 +22,6 @@ from storelib.location import redact
 from storelib.transfer.contract import MiB
 from storelib.transfer.digests import new_hasher
 
-#: Schemes of which everybody may name data; the others are the services' own.
-PUBLIC_SCHEMES = ("http", "https")
-
 
 class Locations:
     """What the API can do with locations as such."""
@@ -47,9 +44,7 @@ class Locations:
         core = self._core
         core.writable(context)
         image = core.allowed(context, image_id, "add_image_location")
-        trusted = context.is_admin or "service" in context.roles
-        if locating.check_uri(core, url) not in PUBLIC_SCHEMES and not trusted:
-            raise Forbidden("only services may name data in this kind of store")
+        locating.check_trusted(core, context, url)
         if validation:
             locating.check_digests(validation)
         check_formats(image)

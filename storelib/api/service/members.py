@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, Member, MemberStatus
-from storelib.api.errors import Forbidden, Invalid, MemberNotFound
+from storelib.api.errors import Forbidden, ImageNotFound, Invalid, MemberNotFound
 from storelib.api.service.core import Core
 
 LONGEST_ID = 255
@@ -37,13 +39,56 @@ class Members:
         """Share an image; raises Forbidden unless its visibility is shared, Duplicate, LimitExceeded."""
         self._core.writable(context)
         image = self._shared(context, image_id, "add_member")
-        if not isinstance(member, str) or not 0 < len(member) <= LONGEST_ID:
-            raise Invalid(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
+        self._check_id(member)
         limit = self._core.quota.members
         added = self._core.repository.add_member(image_id, member, can_share=can_share, limit=limit)
         self._core.refresh_acls(context, image)
         self._core.notify.member("create", added)
         return added
+
+    def put(self, context: Context, image_id: str, member: str, can_share: bool | None) -> None:
+        """v1: share an image, or change whether the member may share it; None: as it was, or not.
+
+        Raises ImageNotFound, Forbidden, LimitExceeded.
+        """
+        image = self._sharable(context, image_id, "add_member")
+        if all(known.member != member for known in self._core.repository.members(image_id)):
+            self._check_id(member)
+            limit = self._core.quota.members
+            put = self._core.repository.add_member(image_id, member, can_share=bool(can_share), limit=limit)
+            self._core.notify.member("create", put)
+        else:
+            put = self._core.repository.update_member(image_id, member, can_share=can_share)
+            self._core.notify.member("update", put)
+        self._core.refresh_acls(context, image)
+
+    def replace(self, context: Context, image_id: str, wanted: Mapping[str, bool | None]) -> None:
+        """v1: share an image with exactly these, member to ``can_share`` as in ``put``; raises what ``put`` raises."""
+        image = self._sharable(context, image_id, "add_member")
+        self._sharable(context, image_id, "delete_member")
+        for member in wanted:
+            self._check_id(member)
+        self._core.quota.check_members(wanted)
+        before = {member.member: member for member in self._core.repository.members(image_id)}
+        after = {member.member: member for member in self._core.repository.replace_members(image_id, wanted)}
+        self._core.refresh_acls(context, image)
+        for name in sorted(before.keys() | after.keys()):
+            if name not in after:
+                self._core.notify.member("delete", before[name])
+            elif before.get(name) != after[name]:
+                self._core.notify.member("update" if name in before else "create", after[name])
+
+    def shared_with(self, context: Context, member: str) -> builtins.list[Member]:
+        """v1: the memberships of one project that the caller may see: all his own, and those of his images."""
+        found = []
+        for membership in self._core.repository.shared_with(member):
+            try:
+                image = self._core.visible(context, membership.image_id)
+            except ImageNotFound:
+                continue
+            if self._may_see(context, image, member):
+                found.append(membership)
+        return found
 
     def set_status(self, context: Context, image_id: str, member: str, status: Any) -> Member:
         """Accept or reject a shared image, which only the member can (and administrators)."""
@@ -61,7 +106,7 @@ class Members:
     def remove(self, context: Context, image_id: str, member: str) -> None:
         """Stop sharing; raises MemberNotFound."""
         self._core.writable(context)
-        image = self._shared(context, image_id, "delete_member")
+        image = self._sharable(context, image_id, "delete_member")
         removed = self._core.repository.member(image_id, member)
         self._core.repository.remove_member(image_id, member)
         self._core.refresh_acls(context, image)
@@ -72,6 +117,23 @@ class Members:
         if image.visibility != "shared":
             raise Forbidden(f"only shared images have members, image {image_id} is {image.visibility}")
         return image
+
+    def _sharable(self, context: Context, image_id: str, action: str) -> Image:
+        """A shared image that the caller may share: as ``action`` says, or as a member that ``can_share``."""
+        core = self._core
+        core.writable(context)
+        try:
+            return self._shared(context, image_id, action)
+        except Forbidden:
+            image = core.visible(context, image_id)
+            members = core.repository.members(image_id) if image.visibility == "shared" else ()
+            if not any(member.can_share and member.member == context.project_id for member in members):
+                raise
+            return image
+
+    def _check_id(self, member: Any) -> None:
+        if not isinstance(member, str) or not 0 < len(member) <= LONGEST_ID:
+            raise Invalid(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
 
     def _may_see(self, context: Context, image: Image, member: str) -> bool:
         return self._core.policy.allows(context, "get_member", self._target(context, image, member))

@@ -33,6 +33,10 @@ class Quota:
         """Raise LimitExceeded for too many tags."""
         _check("tags", len(tags), self.tags)
 
+    def check_members(self, members: Sized) -> None:
+        """Raise LimitExceeded for too many members."""
+        _check("members", len(members), self.members)
+
     def check_locations(self, locations: Sized) -> None:
         """Raise LimitExceeded for too many locations."""
         _check("locations", len(locations), self.locations)

@@ -55,7 +55,7 @@ class FileResource:
         resp.content_type = OCTETS
         resp.set_header("Accept-Ranges", "bytes")
         resp.set_header("Content-Length", str(found.size))
-        resp.stream = _body(found.data, req.env.get("wsgi.file_wrapper"))
+        resp.stream = sendable(found.data, req.env.get("wsgi.file_wrapper"))
 
 
 class StageResource:
@@ -155,7 +155,7 @@ def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequ
     return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"])
 
 
-def _body(stream: ImageStream, wrapper: Any) -> Any:
+def sendable(stream: ImageStream, wrapper: Any) -> Any:
     """The stream in the form in which a WSGI server sends it fastest."""
     if wrapper is not None:
         try:

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v1/images/{id}/members`` and ``/v1/shared-images/{member}``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import falcon
+
+from storelib.api.errors import Forbidden, Invalid, NotAuthenticated, NotFound
+from storelib.api.sending import send
+from storelib.api.service import Context, Service
+from storelib.api.v2.wire import body_length, read_object
+
+
+class MembersResource:
+    """The members of an image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """List them; images that are not shared have none."""
+        service, context = self._service, req.context.caller
+        shared = service.images.show(context, image_id).visibility == "shared"
+        members = service.members.list(context, image_id) if shared else []
+        send(resp, {"members": [{"member_id": item.member, "can_share": item.can_share} for item in members]})
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
+        """Share the image with exactly these."""
+        context = req.context.caller
+        memberships = read_object(req).get("memberships")
+        if not isinstance(memberships, list):
+            raise Invalid("the body must have 'memberships', a list")
+        wanted = dict(_membership(item) for item in memberships)
+        with _refusal_hidden(context):
+            self._service.members.replace(context, image_id, wanted)
+        _no_content(resp)
+
+
+class MemberResource:
+    """One member of an image."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
+        """Share the image with it, or change whether it may share the image."""
+        context = req.context.caller
+        can_share = None
+        if body_length(req) != 0:
+            body = read_object(req).get("member")
+            if not isinstance(body, dict):
+                raise Invalid("the body must have a 'member', an object")
+            can_share = _can_share(body)
+        with _refusal_hidden(context):
+            self._service.members.put(context, image_id, member_id, can_share)
+        _no_content(resp)
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
+        """Stop sharing with it."""
+        context = req.context.caller
+        with _refusal_hidden(context):
+            self._service.members.remove(context, image_id, member_id)
+        _no_content(resp)
+
+
+class SharedImagesResource:
+    """The images that are shared with a project."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, member_id: str) -> None:
+        """List them."""
+        found = self._service.members.shared_with(req.context.caller, member_id)
+        send(resp, {"shared_images": [{"image_id": item.image_id, "can_share": item.can_share} for item in found]})
+
+
+@contextmanager
+def _refusal_hidden(context: Context) -> Iterator[None]:
+    """v1 answers 404 to whoever may not share an image."""
+    if context.read_only:
+        raise NotAuthenticated("sharing needs a token")
+    try:
+        yield
+    except Forbidden as error:
+        raise NotFound(str(error)) from error
+
+
+def _membership(item: Any) -> tuple[str, bool | None]:
+    if not isinstance(item, dict) or not isinstance(item.get("member_id"), str):
+        raise Invalid("each of the 'memberships' must be an object with a 'member_id', the id of a project")
+    return item["member_id"], _can_share(item)
+
+
+def _can_share(item: dict[str, Any]) -> bool | None:
+    can_share = item.get("can_share")
+    if can_share is not None and not isinstance(can_share, bool):
+        raise Invalid(f"'can_share' must be true or false, not {can_share!r}")
+    return can_share
+
+
+def _no_content(resp: falcon.Response) -> None:
+    resp.status = falcon.HTTP_204
