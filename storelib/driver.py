@@ -8,6 +8,7 @@ no transfer logic: hashing, retries, buffers, threads, length checks and cleanin
 from __future__ import annotations
 
 import abc
+import contextlib
 import itertools
 import logging
 import unicodedata
@@ -261,6 +262,16 @@ class Store(abc.ABC, Generic[L]):
 
         With ``digests`` nothing is hashed. With Capability.COPY the back end does the work where it can.
         """
+        if digests is not None:
+            source = self.locate(location)
+            self.require(Capability.ADD, StoreAddDisabled)
+            check_image_id(image_id)
+            self.stragglers.check()
+            done = self.copy_inside(source, image_id, digests, context, progress)
+            if done is not None:
+                copied, size = done
+                metadata = {"store": self.name}
+                return StoredImage(copied.uri, size, digests.checksum, digests.multihash, metadata)
         return upload.copy(
             self,
             location,
@@ -348,6 +359,16 @@ class Store(abc.ABC, Generic[L]):
         """For Capability.STAT."""
         raise NotImplementedError
 
+    def copy_inside(
+        self, source: L, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[StoreLocation, int] | None:
+        """For Capability.COPY: the back end copies an image; answers where the copy is and its size in bytes.
+
+        None where it cannot, before anything is done: the bytes then pass through here. A copy is as much an add as
+        any other: atomic, Duplicate where the id is taken, nothing left when it fails (``taking_back``).
+        """
+        return None
+
     def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
         """For Capability.GC: what is dead for ``older_than`` seconds, and only that."""
         raise NotImplementedError
@@ -395,6 +416,20 @@ class Store(abc.ABC, Generic[L]):
 
     def _call(self, function: Callable[[], T], subject: object) -> T:
         return self.retry_policy.call(function, self.map_error, str(subject))
+
+    @contextlib.contextmanager
+    def taking_back(self, writer: Writer, subject: object) -> Iterator[None]:
+        """Whatever fails inside, ``writer`` takes back what it did; it is closed in any case. For ``copy_inside``."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._call(writer.abort, subject)
+            except Exception as error:  # noqa: BLE001  (the first error is the one to report)
+                LOG.warning("%s: removing a failed copy: %s; gc will find what is left", subject, error)
+            raise
+        finally:
+            writer.close()
 
     def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
         entries = iter(mapped(items, self.map_error, what))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Digests, Garbage, Health, ImageInfo, Store, StoredImage, check_image_id
+from storelib.driver import Committed, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.client import Client
 from storelib.drivers.gridfs.errors import storelib_error
@@ -20,8 +20,8 @@ from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.options import OPTIONS
 from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsWriter
-from storelib.exceptions import BadStoreConfiguration, NotFound, StoreAddDisabled, StoreError
-from storelib.location import Location
+from storelib.exceptions import BadStoreConfiguration, NotFound, StoreError
+from storelib.location import StoreLocation
 from storelib.transfer.contract import MiB
 from storelib.transfer.upload import Progress
 
@@ -171,37 +171,17 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def copy(
-        self,
-        location: Location | str,
-        image_id: str,
-        *,
-        digests: Digests | None = None,
-        hashing_algo: str = "sha512",
-        context: Any = None,
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """On the server where the digests are known; otherwise the bytes must pass to be hashed."""
-        if digests is None:
-            return super().copy(location, image_id, hashing_algo=hashing_algo, context=context, progress=progress)
-        self.require(Capability.ADD, StoreAddDisabled)
-        check_image_id(image_id)
-        source = self.locate(location)
-        self.stragglers.check()
+    def copy_inside(
+        self, source: GridfsLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[StoreLocation, int]:
+        """By aggregation on the server."""
         original = self._call(lambda: self.find(source, self.client.files_at_primary), source)
         subject = f"image {image_id!r} in store {self.name}"
         writer = self._call(lambda: self.open_writer(image_id, original.size, context), subject)
         writer.chunk_size = original.chunk_size
-        try:
+        with self.taking_back(writer, subject):
             committed = self._copy(original, writer, digests, progress, subject)
-        except BaseException:
-            try:
-                self._call(writer.abort, subject)
-            except StoreError as error:
-                LOG.warning("%s: removing a failed copy: %s; gc will find what is left", subject, error)
-            raise
-        metadata = {**committed.metadata, "store": self.name}
-        return StoredImage(committed.location.uri, original.size, digests.checksum, digests.multihash, metadata)
+        return committed.location, original.size
 
     def _copy(
         self, original: Stored, writer: GridfsWriter, digests: Digests, progress: Progress | None, subject: str

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store, StoredImage, check_image_id
+from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, removal, temporary
 from storelib.drivers.rbd.cluster import Cluster
 from storelib.drivers.rbd.errors import DISCONNECTED, code_of, storelib_error
@@ -24,11 +24,10 @@ from storelib.exceptions import (
     Duplicate,
     NotFound,
     StorageFull,
-    StoreAddDisabled,
     StoreError,
     TransferTimeout,
 )
-from storelib.location import Location
+from storelib.location import StoreLocation
 from storelib.transfer.contract import MiB
 from storelib.transfer.upload import Progress
 
@@ -200,49 +199,20 @@ class RbdStore(Store[RbdLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def copy(
-        self,
-        location: Location | str,
-        image_id: str,
-        *,
-        digests: Digests | None = None,
-        hashing_algo: str = "sha512",
-        context: Any = None,
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """A clone where the digests are known and rbd_store_copy_mode says so; otherwise the bytes pass."""
-        if digests is None or Capability.COPY not in self.capabilities:
-            return super().copy(
-                location,
-                image_id,
-                digests=digests,
-                hashing_algo=hashing_algo,
-                context=context,
-                progress=progress,
-            )
-        self.require(Capability.ADD, StoreAddDisabled)
-        check_image_id(image_id)
-        source = self.locate(location)
-        self.stragglers.check()
+    def copy_inside(
+        self, source: RbdLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[StoreLocation, int] | None:
+        """A clone, if rbd_store_copy_mode says so."""
+        if Capability.COPY not in self.capabilities:
+            return None
         subject = f"image {image_id!r} in store {self.name}"
         writer = self._call(lambda: self.open_writer(image_id, None, context), subject)
-        try:
+        with self.taking_back(writer, subject):
             size = self._call(lambda: writer.clone_of(source.image, source.snapshot), source)
             if progress is not None:
                 progress(size, size)
             committed = self._call(lambda: writer.publish(size), subject)
-        except BaseException:
-            self._abort(writer, subject)
-            raise
-        finally:
-            writer.close()
-        return StoredImage(committed.location.uri, size, digests.checksum, digests.multihash, {"store": self.name})
-
-    def _abort(self, writer: RbdWriter, subject: str) -> None:
-        try:
-            self._call(writer.abort, subject)
-        except StoreError as error:
-            LOG.warning("%s: removing a failed copy: %s; gc will find what is left", subject, error)
+        return committed.location, size
 
 
 def _snapshot(image: Any, location: RbdLocation) -> Any:

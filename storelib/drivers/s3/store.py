@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store, StoredImage, check_image_id
+from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.checksums import PartChecksums
 from storelib.drivers.s3.client import Client
 from storelib.drivers.s3.copying import Copier
@@ -21,8 +21,8 @@ from storelib.drivers.s3.options import OPTIONS
 from storelib.drivers.s3.probing import honours_conditions
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Writer
-from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, StoreAddDisabled, StoreError
-from storelib.location import Location
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, StoreError
+from storelib.location import Location, StoreLocation
 from storelib.transfer.upload import Progress
 
 T = TypeVar("T")
@@ -288,25 +288,12 @@ class S3Store(Store[S3Location]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def copy(
-        self,
-        location: Location | str,
-        image_id: str,
-        *,
-        digests: Digests | None = None,
-        hashing_algo: str = "sha512",
-        context: Any = None,
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """On the server where the digests are known; otherwise the bytes must pass to be hashed."""
-        if digests is None:
-            return super().copy(location, image_id, hashing_algo=hashing_algo, context=context, progress=progress)
-        self.require(Capability.ADD, StoreAddDisabled)
-        check_image_id(image_id)
-        source = self.locate(location)
-        self.stragglers.check()
+    def copy_inside(
+        self, source: S3Location, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[StoreLocation, int]:
+        """See copying.py."""
         committed, size = Copier(self, source, image_id).run(digests, progress)
-        return StoredImage(committed.location.uri, size, digests.checksum, digests.multihash, {"store": self.name})
+        return committed.location, size
 
     def presign(self, location: Location | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do, and not for images with SSE-C."""

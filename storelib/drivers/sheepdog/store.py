@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store, StoredImage, check_image_id
+from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog.command import Dog
 from storelib.drivers.sheepdog.copying import copy_image
 from storelib.drivers.sheepdog.errors import CommandFailed, first_line, meaning_of, storelib_error
@@ -28,10 +28,8 @@ from storelib.exceptions import (
     Duplicate,
     NotFound,
     RemoteServiceUnavailable,
-    StoreAddDisabled,
     StoreError,
 )
-from storelib.location import Location
 from storelib.transfer.contract import MiB
 from storelib.transfer.upload import Progress
 
@@ -268,25 +266,11 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def copy(
-        self,
-        location: Location | str,
-        image_id: str,
-        *,
-        digests: Digests | None = None,
-        hashing_algo: str = "sha512",
-        context: Any = None,
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """By a snapshot and a clone where the digests are known; otherwise the bytes must pass to be hashed."""
-        if digests is None:
-            return super().copy(location, image_id, hashing_algo=hashing_algo, context=context, progress=progress)
-        self.require(Capability.ADD, StoreAddDisabled)
-        check_image_id(image_id)
-        source = self.locate(location)
-        self.stragglers.check()
-        where, size = copy_image(self, source, image_id, digests, progress)
-        return StoredImage(where.uri, size, digests.checksum, digests.multihash, {"store": self.name})
+    def copy_inside(
+        self, source: SheepdogLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[SheepdogLocation, int]:
+        """By a snapshot and a clone."""
+        return copy_image(self, source, image_id, digests, progress)
 
 
 def _not_deleted(name: str, complaint: str) -> RemoteServiceUnavailable:

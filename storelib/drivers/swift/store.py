@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store, StoredImage
+from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.swift import credentials as accounts
 from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
@@ -34,6 +34,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.location import StoreLocation
 from storelib.transfer.contract import Digests
 from storelib.transfer.upload import Progress
 
@@ -407,40 +408,19 @@ class SwiftStore(Store[SwiftLocation]):
 
     # -- Copies -------------------------------------------------------------------------------------------------------
 
-    def copy(
-        self,
-        location: Any,
-        image_id: str,
-        *,
-        digests: Digests | None = None,
-        hashing_algo: str = "sha512",
-        context: Any = None,
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """With known digests Swift copies the objects; otherwise the bytes must come here to be hashed anyway."""
-        found = self.locate(location)
-        source = self._call(lambda: self._copyable(found, context), found) if digests else None
-        if source is None or digests is None:
-            return super().copy(
-                found.uri, image_id, digests=digests, hashing_algo=hashing_algo, context=context, progress=progress
-            )
-        size, segments = source
-        writer: Any = self._call(lambda: self.start_writer(image_id, size, context), f"image {image_id!r}")
-        try:
+    def copy_inside(
+        self, source: SwiftLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    ) -> tuple[StoreLocation, int] | None:
+        """Swift copies the objects, where they are of the same account and it takes them as they are."""
+        found = self._call(lambda: self._copyable(source, context), source)
+        if found is None:
+            return None
+        size, segments = found
+        subject = f"image {image_id!r} in store {self.name}"
+        writer: Any = self._call(lambda: self.start_writer(image_id, size, context), subject)
+        with self.taking_back(writer, subject):
             self._copy_into(writer, size, segments, progress)
-        except BaseException:
-            self._abort(writer)
-            raise
-        finally:
-            writer.close()
-        metadata = {"store": self.name}
-        return StoredImage(writer.location.uri, size, digests.checksum, digests.multihash, metadata)
-
-    def _abort(self, writer: SwiftWriter) -> None:
-        try:
-            self._call(writer.abort, writer.location)
-        except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
-            LOG.warning("%s: removing a failed copy: %s; gc will find what is left", writer.location, error)
+        return writer.location, size
 
     def _copy_into(
         self, writer: SwiftWriter, size: int, segments: Sequence[Segment], progress: Progress | None
