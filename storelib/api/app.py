@@ -46,8 +46,14 @@ def create_app(conf: cfg.ConfigOpts, registry: Registry | None = None) -> Applic
     ``storelib.api.db`` raises for a database that cannot be used.
     """
     config.register_opts(conf)
-    service = Service(conf, open_repository(conf), registry if registry is not None else Registry.from_conf(conf))
-    application = Application(build_wsgi(conf, service), service)
+    stores = registry if registry is not None else Registry.from_conf(conf)
+    repository = open_repository(conf)
+    try:
+        service = Service(conf, repository, stores)
+        application = Application(build_wsgi(conf, service), service)
+    except BaseException:
+        repository.close()
+        raise
     service.start()
     return application
 

@@ -139,7 +139,12 @@ class Deployment:
     def another_process(self) -> Service:
         """A service over the same database and stores, as a second API process would have."""
         notifier = Notifier(lambda priority, event, payload: self.events.append((priority, event, payload)))
-        return Service(self.conf, open_repository(self.conf), self.registry, notifier=notifier, renew=0)
+        repository = open_repository(self.conf)
+        try:
+            return Service(self.conf, repository, self.registry, notifier=notifier, renew=0)
+        except BaseException:
+            repository.close()
+            raise
 
     def caller(self, project: str | None, *roles: str) -> Caller:
         return Caller(self.wsgi, project, *roles)
