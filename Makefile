@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 # Two cores are what this is meant for; files go to workers whole, so that each server is started once.
 PYTEST := -m pytest -n 2 --dist loadfile
-EXTRAS := parallel,blake3,s3,swift,gridfs,api,postgresql,mysql,notifications
+EXTRAS := parallel,blake3,s3,swift,gridfs,api,client,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
 CONFORMANCE := tests/functional/test_filesystem_conformance.py
 BIN := .venv-ci/bin

@@ -13,7 +13,19 @@ from typing import Any, NoReturn
 import click
 
 from storelib._version import __version__
-from storelib.cli import completion, configuration, conformance, demo, exits, images, stores
+from storelib.cli import (
+    audit,
+    completion,
+    configuration,
+    conformance,
+    db,
+    demo,
+    exits,
+    image,
+    images,
+    serve,
+    stores,
+)
 from storelib.cli.output import warn
 from storelib.cli.session import Session, shared_options
 
@@ -48,6 +60,7 @@ cli.params += shared_options()
 for each in (
     *(images.add, images.get, images.stat, images.ls, images.rm, images.cp, images.verify, images.acl),
     *(stores.stores, stores.check, stores.gc),
+    *(serve.serve, db.db, image.image, audit.audit),
     *(configuration.config, conformance.conformance, demo.demo, completion.completion),
 ):
     cli.add_command(each)

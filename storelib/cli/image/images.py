@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about images themselves: create, list, show, set, unset, upload, save, delete."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from storelib.cli.image.command import command
+from storelib.cli.output import size_text, warn
+from storelib.cli.session import Session
+
+if TYPE_CHECKING:
+    from storelib.cli.image.client import Api, Document
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+VISIBILITIES = ("public", "private", "community", "shared")
+COLUMNS = ("id", "name", "status", "size", "disk_format", "visibility", "stores")
+#: Of an image document: links that say nothing to people.
+_LINKS = ("self", "file", "schema")
+_REPEATABLE = "Repeatable."
+
+
+# ParamType is generic from click 8.2 on.
+class Property(click.ParamType):  # type: ignore[type-arg]
+    """``NAME=VALUE``."""
+
+    name = "property"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        """Split one."""
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            self.fail(f"{value!r} is not NAME=VALUE", parameter, context)
+        return name, text
+
+
+def _metadata(function: F) -> F:
+    """The options that create and set share; not given ones are None."""
+    options = (
+        click.option("--visibility", type=click.Choice(VISIBILITIES), help="Who sees it."),
+        click.option("--disk-format", metavar="FORMAT", help="qcow2, raw, iso, vmdk, vhd, vhdx, vdi, ..."),
+        click.option("--container-format", metavar="FORMAT", help="bare, ovf, ova, docker, ..."),
+        click.option("--min-disk", type=click.IntRange(0), metavar="GIB", help="Disk an instance needs."),
+        click.option("--min-ram", type=click.IntRange(0), metavar="MIB", help="Memory an instance needs."),
+        click.option("--protected/--unprotected", default=None, help="Whether it cannot be deleted."),
+        click.option("--hidden/--unhidden", "os_hidden", default=None, help="Whether lists leave it out."),
+        click.option("--owner", metavar="PROJECT", help="Whose it is; for administrators."),
+        click.option(
+            "--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE
+        ),
+        click.option("--tag", "tags", multiple=True, metavar="TAG", help=_REPEATABLE),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command("create")
+@click.argument("name")
+@click.option(
+    "--file",
+    "-i",
+    "source",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Its data; - is stdin. Without it the image waits for 'storelib image upload'.",
+)
+@click.option("--store", metavar="STORE", help="Where the data goes, else the default store.")
+@click.option("--id", metavar="ID", help="A UUID; a new one if not given.")
+@_metadata
+def create(session: Session, api: Api, name: str, source: str | None, store: str | None, **values: Any) -> None:
+    """Create the image NAME and send its data.
+
+    The disk format is told from FILE if it is not given. If the data does not arrive, the image is deleted again.
+    """
+    from storelib.cli.image.client import exists_already
+    from storelib.cli.image.data import guess_format
+    from storelib.exceptions import StoreError
+
+    if source is None and store is not None:
+        raise click.UsageError("--store says where data goes, and there is none: give it with --file")
+    document = _document(values) | {"name": name}
+    if source is not None:
+        document.setdefault("container_format", "bare")
+        if "disk_format" not in document:
+            document["disk_format"] = guess_format(source)
+    try:
+        image = api.ask("POST", "/v2/images", document)
+    except StoreError as error:
+        raise exists_already(error) from error
+    if source is not None:
+        try:
+            _send(session, api, image, source, store)
+        except BaseException:
+            _take_back(api, image)
+            raise
+        image = api.find(image["id"])
+    session.output.one(_shown(image))
+
+
+@command("upload")
+@click.argument("image")
+@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--store", metavar="STORE", help="Where the data goes, else the default store.")
+def upload(session: Session, api: Api, image: str, source: str, store: str | None) -> None:
+    """Send the data of IMAGE, which has none yet; FILE - is stdin."""
+    found = api.find(image)
+    _send(session, api, found, source, store)
+    session.output.one(_shown(api.find(found["id"])))
+
+
+@command("list")
+@click.option("--name", metavar="NAME", help="Only images called so.")
+@click.option("--status", metavar="STATUS", help="Only active, queued, saving, deactivated, ... ones.")
+@click.option("--visibility", type=click.Choice([*VISIBILITIES, "all"]), help="Only such.")
+@click.option("--owner", metavar="PROJECT", help="Only of this project.")
+@click.option("--disk-format", metavar="FORMAT", help="Only of this format.")
+@click.option("--member-status", type=click.Choice(["pending", "accepted", "rejected", "all"]), help="Only so shared.")
+@click.option("--hidden", "os_hidden", is_flag=True, default=None, help="Only hidden ones.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
+@click.option("--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE)
+@click.option("--sort", metavar="KEY[:DIR],...", help="By name, size, created_at ..., asc or desc.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
+def list_images(
+    session: Session,
+    api: Api,
+    tags: tuple[str, ...],
+    properties: tuple[tuple[str, str], ...],
+    limit: int | None,
+    name: str | None,
+    os_hidden: bool | None,
+    **filters: str | None,
+) -> None:
+    """List images."""
+    asked = [(key, value) for key, value in filters.items() if value is not None]
+    if name is not None:
+        # Quoted, so that a name with a colon is no operator.
+        asked.append(("name", f'in:"{name}"' if ":" in name or "," in name else name))
+    if os_hidden:
+        asked.append(("os_hidden", "true"))
+    asked += [("tag", tag) for tag in tags]
+    asked += properties
+    session.output.many(COLUMNS, (_listed(session, image) for image in api.images(asked, limit)))
+
+
+@command("show")
+@click.argument("image")
+def show(session: Session, api: Api, image: str) -> None:
+    """Tell everything about IMAGE."""
+    session.output.one(_shown(api.find(image)))
+
+
+@command("set")
+@click.argument("image")
+@click.option("--name", metavar="NAME", help="Another name.")
+@click.option("--activate", "action", flag_value="reactivate", help="Let it be downloaded again.")
+@click.option("--deactivate", "action", flag_value="deactivate", help="Let nobody but administrators download it.")
+@_metadata
+def set_image(session: Session, api: Api, image: str, action: str | None, **values: Any) -> None:
+    """Change IMAGE; what is not named stays."""
+    from storelib.cli.image.client import path_of
+
+    found = api.find(image)
+    tags = values.pop("tags")
+    properties = dict(values.pop("properties"))
+    operations: list[Document] = [
+        {"op": "replace", "path": f"/{name}", "value": value} for name, value in values.items() if value is not None
+    ]
+    operations += [{"op": "add", "path": _pointer(name), "value": value} for name, value in properties.items()]
+    if not (operations or tags or action):
+        raise click.UsageError("say what to change, see storelib image set --help")
+    if operations:
+        api.patch(found["id"], operations)
+    for tag in tags:
+        api.ask("PUT", path_of(found["id"], "tags", tag))
+    if action is not None:
+        api.ask("POST", path_of(found["id"], "actions", action))
+    session.output.one(_shown(api.find(found["id"])))
+
+
+@command("unset")
+@click.argument("image")
+@click.option("--property", "properties", multiple=True, metavar="NAME", help="Remove this property; repeatable.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Remove this tag; repeatable.")
+def unset(session: Session, api: Api, image: str, properties: tuple[str, ...], tags: tuple[str, ...]) -> None:
+    """Remove properties and tags of IMAGE."""
+    from storelib.cli.image.client import path_of
+
+    if not (properties or tags):
+        raise click.UsageError("say what to remove with --property or --tag")
+    found = api.find(image)
+    if properties:
+        api.patch(found["id"], [{"op": "remove", "path": _pointer(name)} for name in properties])
+    for tag in tags:
+        api.ask("DELETE", path_of(found["id"], "tags", tag))
+    session.output.one(_shown(api.find(found["id"])))
+
+
+@command("save")
+@click.argument("image")
+@click.option(
+    "--file",
+    "--output",
+    "-o",
+    "output",
+    default="-",
+    metavar="FILE",
+    type=click.Path(),
+    help="Where to; stdout if - or not given.",
+)
+@click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
+def save(session: Session, api: Api, image: str, output: str, force: bool) -> None:
+    """Write the data of IMAGE to a file, which appears when it is complete and proven by its digest, or to stdout."""
+    from storelib.cli import files
+    from storelib.cli.image.data import Incoming
+    from storelib.exceptions import NotFound
+
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError("an image is nothing for a terminal: name a file with -o, or redirect stdout")
+    if output != "-" and not force:
+        files.refuse_existing(output)
+    found = api.find(image)
+    if found["size"] is None:
+        raise NotFound(f"image {found['id']} is {found['status']} and has no data")
+    with Incoming(api, found) as stream, session.output.progress("save") as progress:
+        if output == "-":
+            files.pour(stream, sys.stdout.buffer, progress)
+            return
+        files.save(stream, output, progress, force=force)
+    if stream.proof is None:
+        warn("the image API knows no digest of this image: it was saved unproven")
+    elif not session.output.json:
+        session.output.say(f"{output}: {size_text(stream.size)}, {stream.proof[0]} {stream.proof[1]} is right")
+    else:
+        algorithm, digest = stream.proof
+        session.output.one({"id": stream.image_id, "file": output, "size": stream.size, algorithm: digest})
+
+
+@command("delete")
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--store", metavar="STORE", help="Delete only the copy in this store.")
+def delete(session: Session, api: Api, names: tuple[str, ...], store: str | None) -> None:
+    """Delete images and their data, without asking."""
+    from urllib.parse import quote
+
+    from storelib.cli.image.client import path_of
+    from storelib.exceptions import StoreError
+
+    failed: list[StoreError] = []
+    for name in names:
+        try:
+            image_id = api.find(name)["id"]
+            api.ask("DELETE", path_of(image_id) if store is None else f"/v2/stores/{quote(store, safe='')}/{image_id}")
+        except StoreError as error:
+            failed.append(error)
+    for other in failed[1:]:
+        warn(str(other))
+    if failed:
+        raise failed[0]
+
+
+def _document(values: dict[str, Any]) -> Document:
+    """The body of a create."""
+    document: Document = dict(values.pop("properties"))
+    if tags := values.pop("tags"):
+        document["tags"] = sorted(set(tags))
+    return document | {name: value for name, value in values.items() if value is not None}
+
+
+def _send(session: Session, api: Api, image: Document, source: str, store: str | None) -> None:
+    from storelib.cli.image.data import Outgoing
+
+    with Outgoing(source) as body, session.output.progress(f"upload {image['name'] or image['id']}") as progress:
+        body.progress = progress
+        api.upload(image["id"], cast("IO[bytes]", body), body.size, store)
+
+
+def _take_back(api: Api, image: Document) -> None:
+    """Delete the image whose data did not arrive; something else is being raised."""
+    from storelib.cli.image.client import path_of
+    from storelib.exceptions import NotFound, StoreError
+
+    try:
+        with contextlib.suppress(NotFound):
+            api.ask("DELETE", path_of(image["id"]))
+    except StoreError as error:
+        warn(f"image {image['id']} is left without data, delete it later: {error}")
+
+
+def _shown(image: Document) -> Document:
+    return {name: value for name, value in image.items() if name not in _LINKS}
+
+
+def _listed(session: Session, image: Document) -> Document:
+    if session.output.json:
+        return _shown(image)
+    return image | {"size": size_text(image["size"]) if session.output.fancy and image["size"] else image["size"]}
+
+
+def _pointer(name: str) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")

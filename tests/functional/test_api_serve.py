@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``storelib serve`` as real processes: driven by ``storelib image``, stopped, killed and started again, and after
+each of that ``storelib audit`` says whether the database and the stores agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers.nginx import make_certificate
+from servers.postgresql import PostgreSQL
+
+COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()"]
+#: Seconds that anything may take.
+PATIENCE = 30.0
+MIB = 1024 * 1024
+#: Enough for several parts, so that half an upload has reached the store.
+DATA = bytes(range(256)) * (4 * 24 * 1024)
+
+INI = """
+[storelib]
+stores = fast:file, archive:file
+default_store = fast
+[fast]
+filesystem_store_datadir = {directory}/fast
+[archive]
+filesystem_store_datadir = {directory}/archive
+[database]
+connection = {connection}
+sqlite_synchronous = false
+"""
+
+
+class Answer:
+    """What one run of the command gave."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def documents(self):
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def document(self):
+        [document] = self.documents
+        return document
+
+
+class Deployment:
+    """A directory with a configuration, and the servers that were started on it."""
+
+    def __init__(self, directory: Path, connection: str | None = None) -> None:
+        self.directory = directory
+        self.config = directory / "my.ini"
+        connection = connection or f"sqlite:///{directory}/images.sqlite"
+        self.config.write_text(INI.format(directory=directory, connection=connection))
+        self.servers: list[Server] = []
+
+    def serve(self, *options: str) -> Server:
+        """A server that listens."""
+        server = Server(self, options)
+        self.servers.append(server)
+        server.wait_until_listening()
+        return server
+
+    def run(self, *arguments: object, server: Server | None = None, **more: object) -> Answer:
+        """``storelib ...``; with ``server``, an image command to that one."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
+        if server is not None:
+            environment["OS_IMAGE_URL"] = server.url
+        done = subprocess.run(
+            [*COMMAND, "--format", "json", "--config", str(self.config), *map(str, arguments)],
+            env=environment,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            **more,
+        )
+        return Answer(done)
+
+    def image(self, *arguments: object, server: Server | None = None) -> Answer:
+        return self.run("image", *arguments, server=server or self.servers[-1])
+
+    def disagreements(self):
+        """What the audit finds, with everything read and every leftover named."""
+        answer = self.run("audit", "--deep", "--older-than", "0")
+        assert answer.code == (9 if answer.out else 0), answer.err
+        return answer.documents
+
+    def stored(self) -> list[str]:
+        """The names of all files in the stores."""
+        return sorted(
+            name for store in ("fast", "archive") for _, _, files in os.walk(self.directory / store) for name in files
+        )
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.kill()
+
+
+class Server:
+    """One ``storelib serve`` on a free port, in a process group of its own."""
+
+    def __init__(self, deployment: Deployment, options: tuple[str, ...]) -> None:
+        arguments = ["--format", "json", "--config", str(deployment.config), "serve", "--bind", "127.0.0.1:0"]
+        with (deployment.directory / "serve.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, *arguments, *options],
+                cwd=deployment.directory,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        self.said: dict[str, object] = {}
+
+    def wait_until_listening(self) -> None:
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        assert readable, "the server says nothing"
+        self.said = json.loads(self.process.stdout.readline())
+
+    @property
+    def url(self) -> str:
+        return str(self.said["url"])
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """All its processes at once, as when the machine loses power."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(PATIENCE)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def request(self, method: str, path: str, document: object = None) -> dict[str, object]:
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.url).netloc, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, json.dumps(document), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+
+    def status(self, image_id: str) -> object:
+        return self.request("GET", f"/v2/images/{image_id}")["status"]
+
+
+class Upload:
+    """An upload of DATA that has been sent by half."""
+
+    def __init__(self, server: Server) -> None:
+        image = {"name": "half", "disk_format": "raw", "container_format": "bare"}
+        self.image_id = str(server.request("POST", "/v2/images", image)["id"])
+        self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=PATIENCE)
+        self.connection.putrequest("PUT", f"/v2/images/{self.image_id}/file")
+        self.connection.putheader("Content-Type", "application/octet-stream")
+        self.connection.putheader("Content-Length", str(len(DATA)))
+        self.connection.endheaders()
+        self.connection.send(DATA[: len(DATA) // 2])
+        wait_until(lambda: server.status(self.image_id) == "saving")
+
+    def finish(self) -> int:
+        self.connection.send(DATA[len(DATA) // 2 :])
+        with contextlib.closing(self.connection):
+            return self.connection.getresponse().status
+
+
+def wait_until(done) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def deployment(tmp_path) -> Iterator[Deployment]:
+    made = Deployment(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="class")
+def served(tmp_path_factory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("served"))
+    made.serve("--workers", "2")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory) -> Path:
+    """A real qcow2 image with something in it."""
+    directory = tmp_path_factory.mktemp("disk")
+    (directory / "disk.raw").write_bytes(DATA)
+    convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", directory / "disk.raw", directory / "disk.qcow2"]
+    subprocess.run(convert, check=True, timeout=PATIENCE)
+    return directory / "disk.qcow2"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tls")
+    make_certificate(directory / "certificate", directory / "key")
+    return directory
+
+
+def sha512(path: Path) -> str:
+    return hashlib.sha512(path.read_bytes()).hexdigest()
+
+
+class TestServing:
+    @pytest.mark.parametrize("store", ["fast", "archive"])
+    def test_an_image_travels_there_and_back(self, served, disk, store, tmp_path):
+        created = served.image("create", f"in-{store}", "--file", disk, "--store", store).document
+        assert (created["status"], created["disk_format"], created["stores"]) == ("active", "qcow2", store)
+        assert created["os_hash_value"] == sha512(disk)
+        listed = served.image("list", "--name", f"in-{store}").document
+        assert listed["id"] == created["id"]
+        assert served.image("save", f"in-{store}", "-o", tmp_path / "back").code == 0
+        assert sha512(tmp_path / "back") == sha512(disk)
+        assert served.disagreements() == []
+
+    def test_it_says_where_it_listens_and_who_may_do_what(self, served):
+        [server] = served.servers
+        assert server.said == {
+            "url": server.url,
+            "auth": "noauth",
+            "workers": 2,
+            "threads": 16,
+            "pid": server.process.pid,
+        }
+
+    def test_the_database_was_made_at_the_start(self, served):
+        assert served.run("db", "check").code == 0
+
+    def test_a_worker_that_is_killed_is_replaced(self, served):
+        [server] = served.servers
+        before = server.workers()
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(set(server.workers()) - set(before)) == 1)
+        assert served.image("list", "--name", "nothing").code == 0
+
+    def test_an_image_may_have_more_headers_than_the_server_usually_takes(self, served):
+        """v1 sends each property as a header, more than gunicorn takes by default."""
+        [server] = served.servers
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            headers = {f"x-image-meta-property-p{number}": "v" for number in range(200)}
+            connection.request("GET", "/v2/images?limit=1", headers=headers)
+            assert connection.getresponse().status == 200
+
+    def test_the_fields_of_v1_arrive_and_other_headers_with_underscores_do_not(self, served):
+        [server] = served.servers
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=PATIENCE)
+        headers = {"x-image-meta-name": "old", "x-image-meta-min_ram": "7", "SCRIPT_NAME": "/v1", "Content-Length": "0"}
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/images", headers=headers)
+            answer = connection.getresponse()
+            assert (answer.status, json.loads(answer.read())["image"]["min_ram"]) == (201, 7)
+
+    def test_a_port_that_is_taken_is_named(self, served):
+        [server] = served.servers
+        address = urllib.parse.urlsplit(server.url).netloc
+        answer = served.run("serve", "--bind", address)
+        assert (answer.code, answer.err) == (
+            2,
+            f"storelib: cannot listen on --bind {address}: Address already in use\n",
+        )
+
+
+class TestStopping:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_an_upload_under_way_is_finished(self, deployment, number):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        server.process.send_signal(number)
+        time.sleep(0.5)
+        assert upload.finish() == 204
+        assert server.process.wait(PATIENCE) == 0
+        assert deployment.disagreements() == []
+        assert deployment.stored() == [upload.image_id]
+
+    def test_ctrl_c_for_the_whole_group_is_graceful(self, deployment):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        os.killpg(server.process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert upload.finish() == 204
+        assert server.process.wait(PATIENCE) == 0
+
+    @pytest.mark.parametrize(("signals", "grace"), [([signal.SIGTERM], "0.5"), ([signal.SIGINT] * 2, "60")])
+    def test_an_upload_that_does_not_end_leaves_nothing(self, deployment, signals, grace):
+        server = deployment.serve("--workers", "1", "--grace", grace)
+        upload = Upload(server)
+        begun = time.monotonic()
+        for number in signals:
+            server.process.send_signal(number)
+            time.sleep(0.5)
+        assert server.process.wait(PATIENCE) == 0
+        assert time.monotonic() - begun < 10
+        upload.connection.close()
+        assert deployment.stored() == []
+        assert deployment.disagreements() == []
+        assert deployment.serve("--workers", "1").status(upload.image_id) == "queued"
+
+    def test_without_requests_it_ends_at_once(self, deployment):
+        server = deployment.serve("--workers", "2")
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 5
+
+    def test_nothing_listens_while_the_last_upload_ends(self, deployment):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        server.process.send_signal(signal.SIGTERM)
+        parts = urllib.parse.urlsplit(server.url)
+
+        def refused() -> bool:
+            try:
+                socket.create_connection((parts.hostname, parts.port), 1).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_until(refused)
+        assert upload.finish() == 204
+
+    def test_a_client_whose_server_stops_leaves_no_half_image(self, deployment):
+        server = deployment.serve("--workers", "1", "--grace", "0")
+        other = deployment.serve("--workers", "1")
+        client = subprocess.Popen(
+            [*COMMAND, "image", "--url", server.url, "create", "half", "--file", "-", "--disk-format", "raw"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        client.stdin.write(DATA)
+        client.stdin.flush()
+        wait_until(
+            lambda: [image["status"] for image in deployment.image("list", server=other).documents] == ["saving"]
+        )
+        assert server.stop() == 0
+        with contextlib.suppress(BrokenPipeError):
+            client.stdin.write(DATA)
+        _, said = client.communicate(timeout=PATIENCE)
+        assert client.returncode == 7
+        assert b"is left without data, delete it later" in said
+        assert [image["status"] for image in deployment.image("list", server=other).documents] == ["queued"]
+        assert deployment.disagreements() == []
+
+
+class TestKilling:
+    def test_what_a_killed_server_was_writing_is_undone_at_the_next_start(self, deployment):
+        first, second = deployment.serve("--workers", "1"), deployment.serve("--workers", "1")
+        upload = Upload(first)
+        done = Upload(second)
+        first.kill()
+        upload.connection.close()
+        assert done.finish() == 204
+        third = deployment.serve("--workers", "1")
+        wait_until(lambda: third.status(upload.image_id) == "queued")
+        assert second.status(done.image_id) == "active"
+        assert deployment.stored() == [done.image_id]
+        assert deployment.disagreements() == []
+
+    def test_what_a_killed_worker_was_writing_is_undone_by_its_successor(self, deployment):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        upload.connection.close()
+        wait_until(lambda: server.status(upload.image_id) == "queued")
+        assert deployment.disagreements() == []
+
+    def test_workers_whose_parent_is_killed_finish_and_go(self, deployment):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        [worker] = server.workers()
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait(PATIENCE)
+        assert upload.finish() == 204
+        wait_until(lambda: not Path(f"/proc/{worker}").exists())
+        assert deployment.disagreements() == []
+
+    def test_the_audit_of_a_dead_server_names_only_what_is_not_its_own(self, deployment):
+        server = deployment.serve("--workers", "1")
+        upload = Upload(server)
+        server.kill()
+        upload.connection.close()
+        (deployment.directory / "fast" / "stranger").write_bytes(b"whatever")
+        assert [(found["kind"], found["image"]) for found in deployment.disagreements()] == [("orphan", "stranger")]
+
+
+class TestTls:
+    def test_images_travel_over_https(self, deployment, certificate, disk, tmp_path):
+        files = ("--certfile", str(certificate / "certificate"), "--keyfile", str(certificate / "key"))
+        server = deployment.serve("--workers", "1", *files)
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert url.startswith("https://")
+        trusted = ("--url", url, "--cacert", certificate / "certificate")
+        assert deployment.image("create", "one", "--file", disk, *trusted).document["status"] == "active"
+        assert deployment.image("save", "one", "-o", tmp_path / "back", *trusted).code == 0
+        assert sha512(tmp_path / "back") == sha512(disk)
+        stranger = deployment.image("list", "--url", url)
+        assert (stranger.code, "--cacert" in stranger.err) == (7, True)
+
+    def test_a_stop_cuts_an_upload_over_https(self, deployment, certificate):
+        files = ("--certfile", str(certificate / "certificate"), "--keyfile", str(certificate / "key"))
+        server = deployment.serve("--workers", "1", "--grace", "0.5", *files)
+        trusted = ("--url", server.url.replace("127.0.0.1", "localhost"), "--cacert", certificate / "certificate")
+        image = ("one", "--disk-format", "raw", "--container-format", "bare")
+        created = deployment.image("create", *image, *trusted).document
+        context = ssl.create_default_context(cafile=certificate / "certificate")
+        port = urllib.parse.urlsplit(server.url).port
+        connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
+        connection.putrequest("PUT", f"/v2/images/{created['id']}/file")
+        connection.putheader("Content-Type", "application/octet-stream")
+        connection.putheader("Content-Length", str(len(DATA)))
+        connection.endheaders()
+        connection.send(DATA[: len(DATA) // 2])
+        wait_until(lambda: deployment.image("show", "one", *trusted).document["status"] == "saving")
+        assert server.stop() == 0
+        connection.close()
+        assert deployment.stored() == []
+        assert deployment.disagreements() == []
+
+    @pytest.mark.parametrize("options", [("--certfile", "nowhere"), ("--keyfile", "key")])
+    def test_files_that_cannot_be_used_are_refused_by_name(self, deployment, options):
+        answer = deployment.run("serve", "--bind", "127.0.0.1:0", *options)
+        assert answer.code == 2
+        assert options[0] in answer.err
+        assert not (deployment.directory / "images.sqlite").exists()
+
+
+class TestRefusing:
+    @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+    def test_no_authentication_is_for_this_machine_only(self, deployment, address):
+        answer = deployment.run("serve", "--bind", address)
+        assert (answer.code, answer.out) == (2, "")
+        assert f"--bind {address}" in answer.err
+        assert "auth_strategy" in answer.err
+        assert str(deployment.config) in answer.err
+
+    def test_who_insists_gets_it(self, deployment):
+        server = deployment.serve("--workers", "1", "--bind", "0.0.0.0:0", "--allow-noauth-anywhere")
+        assert server.said["auth"] == "noauth"
+        assert server.stop() == 0
+
+    def test_a_mistake_in_the_configuration_of_the_api_is_named(self, deployment):
+        with deployment.config.open("a") as file:
+            file.write("[api]\nproperty_protection_file = /nowhere\n")
+        answer = deployment.run("serve", "--bind", "127.0.0.1:0")
+        assert (answer.code, answer.out) == (2, "")
+        assert "property_protection_file" in answer.err
+
+    def test_a_database_server_without_tables_is_refused_until_db_sync(self, tmp_path):
+        with PostgreSQL() as postgresql:
+            deployment = Deployment(tmp_path, postgresql.new_database())
+            try:
+                answer = deployment.run("serve", "--bind", "127.0.0.1:0")
+                assert (answer.code, answer.out) == (2, "")
+                assert "storelib db sync" in answer.err
+                assert deployment.run("db", "sync").code == 0
+                server = deployment.serve("--workers", "2")
+                image = server.request("POST", "/v2/images", {"name": "one"})
+                assert server.status(str(image["id"])) == "queued"
+                assert server.stop() == 0
+                assert deployment.disagreements() == []
+            finally:
+                deployment.close()
