@@ -162,7 +162,9 @@ class Audit:
                 yield from self._check_location(found, row, location)
 
     def _check_status(self, found: sqlite3.Connection, row: AuditRow) -> Iterator[Finding]:
-        if row.status in _WITH_DATA and not any(location.status == "active" for location in row.locations):
+        # An image of version 1 that is said to have no bytes is active without data.
+        expected = row.status in _WITH_DATA and row.size != 0
+        if expected and not any(location.status == "active" for location in row.locations):
             image = self._again(row.id)
             if image is not None and image.status in _WITH_DATA and not image.locations:
                 yield Finding("nowhere", row.id, None, None, f"the image is {image.status} and has no location")

@@ -239,6 +239,11 @@ def test_a_location_in_no_store(place):
     assert ("nowhere", image_id, None) in place.findings()
 
 
+def test_an_image_without_bytes_needs_no_location(place):
+    place.image(stores=(), data=b"")
+    assert place.findings() == []
+
+
 def test_an_active_image_without_a_location(place):
     image_id = place.image(stores=())
     assert place.findings() == [("nowhere", image_id, None)]
