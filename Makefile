@@ -35,7 +35,7 @@ help:
 
 demo:
 	@.ci/packages demo
-	@.ci/venv .venv "$$(.ci/pythons first 3.11 3.12 3.13 3.10)"
+	@.ci/venv .venv "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" api
 	@.venv/bin/storelib demo </dev/null
 
 test: packages environment lint types imports docs resolve interpreters full

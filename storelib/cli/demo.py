@@ -2,12 +2,14 @@
 """``storelib demo``: the main job on real disk images, from nothing but this package.
 
 Two file stores are named in an ini file; images are added to one, read back, copied to the other, verified there and
-deleted from both. Whatever is not as promised ends it with an error.
+deleted from both. Then the image API is served over both, where it is installed, and each image goes through it.
+Whatever is not as promised ends it with an error.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import secrets
 import shutil
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from storelib.cli import demo_service
+from storelib.cli.demo_service import Broken, expect
 from storelib.cli.files import Readable, chunks
 from storelib.cli.output import size_text
 from storelib.cli.session import Session, command
@@ -56,10 +60,6 @@ SKIPPED = shutil.ignore_patterns(
 )
 
 
-class Broken(click.ClickException):
-    """A promise that was not kept."""
-
-
 @command("demo")
 @click.argument("given", metavar="[IMAGE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -69,7 +69,7 @@ class Broken(click.ClickException):
     help="Work here and leave the configuration behind; else in a temporary directory.",
 )
 def demo(session: Session, given: tuple[Path, ...], directory: Path | None) -> None:
-    """Add, read, copy, verify and delete disk images in two file stores, and tell about it.
+    """Add, read, copy, verify and delete disk images in two file stores, by the image API too, and tell about it.
 
     Without IMAGE it makes them: a sparse raw disk with a file system full of real files (mke2fs), and the same disk as
     qcow2 (qemu-img). With neither of these programs, give it the path of an image.
@@ -94,6 +94,10 @@ def _run(directory: Path, given: tuple[Path, ...], session: Session) -> None:
         say(f"{ini} names two file stores, fast and archive.")
         for image in images:
             Journey(registry, image, say).run()
+        if _serves():
+            demo_service.run(ini, images, say)
+        else:
+            say("\nThe image API is not installed (pip install 'storelib[api]'), so it is not shown.")
         size = sum(image.stat().st_size for image in images)
     seconds = time.monotonic() - begun
     if session.output.json:
@@ -102,6 +106,11 @@ def _run(directory: Path, given: tuple[Path, ...], session: Session) -> None:
         f"\n{len(images)} disk images ({size_text(size)}) were added, read back, copied between two stores, "
         f"verified and deleted in {seconds:.1f} seconds, and every byte was right."
     )
+
+
+def _serves() -> bool:
+    """Whether the image API can be served here."""
+    return all(importlib.util.find_spec(name) for name in ("falcon", "sqlalchemy", "gunicorn"))
 
 
 class Journey:
@@ -134,8 +143,8 @@ class Journey:
         begun = time.monotonic()
         added = self.fast.add(self.image_id, self.image)
         self.tell(f"added to fast as {added.uri}", begun)
-        _expect(added.size == self.size, "the size it was stored with is wrong")
-        _expect(added.multihash == self.digest, "the sha512 it was stored with is wrong")
+        expect(added.size == self.size, "the size it was stored with is wrong")
+        expect(added.multihash == self.digest, "the sha512 it was stored with is wrong")
         self.say(f"  sha512 {added.multihash[:32]}..., md5 {added.checksum}")
         return added
 
@@ -143,7 +152,7 @@ class Journey:
         """All of it."""
         begun = time.monotonic()
         with store.get(stored.uri).data as stream:
-            _expect(_digest(stream) == self.digest, f"{stored.uri} reads back differently")
+            expect(_digest(stream) == self.digest, f"{stored.uri} reads back differently")
         self.tell(f"read back from {store.name} with the same sha512", begun)
 
     def read_range(self, stored: StoredImage) -> None:
@@ -151,7 +160,7 @@ class Journey:
         offset, length = self.size // 2, 100_000
         with self.image.open("rb") as file, self.fast.get(stored.uri, offset, length).data as stream:
             file.seek(offset)
-            _expect(stream.read() == file.read(length), "a range reads back differently")
+            expect(stream.read() == file.read(length), "a range reads back differently")
         self.say(f"  {length} bytes from byte {offset} on are the same too")
 
     def add_again(self) -> None:
@@ -239,8 +248,3 @@ def _digest(file: Readable) -> str:
 
 def _on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512  # stat(2): always units of 512 bytes
-
-
-def _expect(kept: bool, otherwise: str) -> None:
-    if not kept:
-        raise Broken(otherwise)

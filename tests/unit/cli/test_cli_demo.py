@@ -17,6 +17,27 @@ def image(places):
     return path
 
 
+@pytest.fixture
+def with_api():
+    """Asks for the second half."""
+
+
+@pytest.fixture(autouse=True)
+def no_api(monkeypatch, request):
+    """The second half starts servers: one test is enough."""
+    if "with_api" not in request.fixturenames:
+        monkeypatch.setattr("storelib.cli.demo._serves", lambda: False)
+
+
+@pytest.mark.usefixtures("with_api")
+def test_images_go_through_the_image_api_as_well(storelib, image):
+    answer = storelib("demo", image, "--directory", "work")
+    assert answer.code == 0
+    assert "uploaded to archive with the right sha512" in answer.out.decode()
+    assert "all deleted, the server is stopped, and nothing is left behind" in answer.out.decode()
+    assert os.listdir("work/fast") == os.listdir("work/archive") == []
+
+
 def test_the_last_line_is_one_sentence_of_result(storelib, image):
     answer = storelib("demo", image)
     assert answer.code == 0
