@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import os
+import socket
 import threading
 import time
 import traceback
@@ -482,6 +483,64 @@ def test_unknown_certificate_is_refused_at_once(gateway):
     with pytest.raises(RemoteServiceUnavailable, match="s3_store_cacert") as caught:
         store.get_size(store.location("image").uri)
     assert not caught.value.transient
+
+
+class Tunnels:
+    """An HTTP proxy for https: opens tunnels (RFC 9110, 9.3.6) and remembers to where."""
+
+    def __init__(self):
+        self.asked = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._open, args=(client,), daemon=True).start()
+
+    def _open(self, client):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        method, target, _ = head.decode().split(" ", 2)
+        self.asked.append((method, target))
+        host, _, port = target.rpartition(":")
+        with client, socket.create_connection((host, int(port))) as server:
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            answers = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
+            answers.start()
+            self._pass_on(client, server)
+            answers.join()
+
+    @staticmethod
+    def _pass_on(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_https_goes_through_a_tunnel_of_the_proxy(gateway, image_id):
+    with contextlib.closing(Tunnels()) as proxy:
+        options = {"s3_store_proxy": proxy.url, "s3_store_cacert": str(gateway.certificate)}
+        store = in_small_parts(open_rados(gateway, gateway.https_endpoint, **options))
+        assert read(store, store.add(image_id, IMAGE).uri) == IMAGE
+        assert set(proxy.asked) == {("CONNECT", f"localhost:{gateway.tls_port}")}
+
+
+def test_http_is_asked_of_the_proxy_itself(gateway, image_id):
+    # Nobody knows that host; radosgw takes the whole URL that a proxy gets for its own.
+    proxy = f"http://somebody:secret@127.0.0.1:{gateway.port}"
+    options = {"s3_store_proxy": proxy, "s3_store_bucket_url_format": "path"}
+    store = in_small_parts(open_rados(gateway, "http://images.invalid", **options))
+    assert read(store, store.add(image_id, IMAGE).uri) == IMAGE
 
 
 # -- Keys -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 import types
@@ -558,6 +559,20 @@ def test_eight_adds_share_one_token(store, monkeypatch):
     with counted(monkeypatch) as sent, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: store.add(f"x{number}", b"data"), range(8)))
     assert len([line for line in sent if "/auth/" in line]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_child_has_connections_of_its_own(store, small_parts):
+    uri = store.add("x", IMAGE).uri
+    parents = store.clients.connections
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            os._exit(0 if read(store, uri) == IMAGE and store.clients.connections is not parents else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.clients.connections is parents
+    assert read(store, uri) == IMAGE
 
 
 def test_far_away_ranges_are_read_side_by_side(swift, store, container, monkeypatch):
