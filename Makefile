@@ -84,7 +84,7 @@ interpreters: environment
 
 servers: environment
 	$(call heading,servers that come from Python packages)
-	@cd tests/functional && for server in localstack openstack mongod; do \
+	@cd tests/functional && for server in localstack openstack mongod clients; do \
 		$(CURDIR)/$(BIN)/python -m servers.$$server </dev/null; \
 	done
 
