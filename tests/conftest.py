@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 
 # The promises of the API's repository, kept on every database.
-pytest.register_assert_rewrite("db_contract")
+pytest.register_assert_rewrite("db_contract", "db_model")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,15 +7,13 @@ import contextlib
 import secrets
 import shutil
 import subprocess
-import tempfile
 import uuid
-from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
 from servers.nginx import free_ports
-from servers.postgresql import is_listening, server_user, wait_until
+from servers.postgresql import is_listening, server_directory, server_user, wait_until
 
 #: Seconds that anything may take.
 _PATIENCE = 60.0
@@ -32,7 +30,7 @@ class MariaDB:
         self.port = 0
 
     def __enter__(self) -> MariaDB:
-        self.directory = Path(tempfile.mkdtemp(prefix="storelib-mariadb-"))
+        self.directory = server_directory("mariadb")
         self._as = server_user("mysql", self.directory)
         subprocess.run(
             [

@@ -38,7 +38,7 @@ class PostgreSQL:
         self.port = 0
 
     def __enter__(self) -> PostgreSQL:
-        self.directory = Path(tempfile.mkdtemp(prefix="storelib-postgresql-"))
+        self.directory = server_directory("postgresql")
         self._as = server_user("postgres", self.directory)
         password = self.directory / "password"
         password.write_text(self._password)
@@ -131,13 +131,21 @@ class PostgreSQL:
         return False
 
 
+def server_directory(name: str) -> Path:
+    """A new directory that a user other than root can enter: with all other temporary files, or below /tmp."""
+    usual = Path(tempfile.gettempdir()).resolve()
+    open_to_all = all(path.stat().st_mode & 0o001 for path in (usual, *usual.parents))
+    return Path(tempfile.mkdtemp(prefix=f"storelib-{name}-", dir=usual if open_to_all else "/tmp"))
+
+
 def server_user(name: str, directory: Path) -> dict[str, Any]:
-    """How subprocess runs a server that refuses root; ``directory`` becomes its own. Nothing special for others."""
+    """How subprocess runs a server that refuses root; ``directory`` becomes its own, for temporary files too."""
+    environment = {"env": {**os.environ, "TMPDIR": str(directory)}}
     if os.geteuid() != 0:
-        return {}
+        return environment
     user = pwd.getpwnam(name)
     os.chown(directory, user.pw_uid, user.pw_gid)
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], **environment}
 
 
 def wait_until(answers, process: subprocess.Popen[bytes]) -> bool:
