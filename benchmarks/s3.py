@@ -10,6 +10,7 @@ ceph-mon, ceph-osd and radosgw.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import sys
@@ -27,7 +28,7 @@ from glance_store import location as glance_location
 from glance_store._drivers import s3 as glance_s3
 from obstore.store import S3Store as ObstoreS3
 from oslo_config import cfg
-from pairs import MiB, argument, compare, dense_image
+from pairs import MiB, argument, compare, dense_image, show_rate
 from sink import SOURCE, sink
 
 from storelib import fan_out, open_store
@@ -229,7 +230,15 @@ def radosgw(path: str) -> None:
             compare(f"radosgw: {name}", SIZE, mine, theirs, target=target, peer=peer)
 
 
+def show_bounds() -> None:
+    """What bounds an add with digests: md5 and sha512 on a core each, with crc32 and sending beside them."""
+    block = os.urandom(MiB)
+    for name in ("md5", "sha512", "sha256"):
+        show_rate(f"{name}, one core", lambda name=name: hashlib.new(name, block).digest(), 512)
+
+
 def main() -> None:
+    show_bounds()
     servers = {"free": free, "far": far, "radosgw": radosgw}
     wanted = argument("--only", "")
     with dense_image(SIZE) as path:
