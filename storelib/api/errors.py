@@ -103,7 +103,11 @@ class UnsupportedMediaType(ApiError):
 
 
 class RangeNotSatisfiable(ApiError):
-    """The range starts behind the end of the image. 416."""
+    """The range starts behind the end of the image, which has ``size`` bytes. 416."""
+
+    def __init__(self, message: str = "", *, size: int | None = None) -> None:
+        super().__init__(message)
+        self.size = size
 
 
 class Unavailable(ApiError):

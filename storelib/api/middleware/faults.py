@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import falcon
+import falcon.inspect
 
 from storelib import exceptions as store
 from storelib.api import errors as api
@@ -14,6 +16,8 @@ from storelib.api.sending import send
 
 LOG = logging.getLogger(__name__)
 
+#: Characters of a message at most.
+LONGEST = 2000
 #: The first class in an error's ancestry that is in here decides.
 STATUSES: dict[type[Exception], int] = {
     api.Invalid: 400,
@@ -54,6 +58,9 @@ def answer(resp: falcon.Response, code: int, message: str) -> None:
     """Answer with an error."""
     status = falcon.code_to_http_status(code)
     title = status.partition(" ")[2]
+    # Messages quote what the client sent: it may be of any length, and JSON may have halves of characters in it.
+    shown = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
+    message = shown.encode(errors="backslashreplace").decode()
     send(resp, {"error": {"code": code, "title": title, "message": message}}, status)
 
 
@@ -62,9 +69,11 @@ class Faults:
 
     def __init__(self, challenge: str = "") -> None:
         self._challenge = challenge
+        self._routes: Callable[[], list[falcon.inspect.RouteInfo]] = list
 
     def install(self, app: falcon.App) -> None:  # type: ignore[type-arg]
         """Handle everything that is raised in ``app``."""
+        self._routes = lambda: falcon.inspect.inspect_routes(app)
         app.add_error_handler(Exception, self.on_unknown)
         app.add_error_handler((api.ApiError, store.StoreError), self.on_known)
         app.add_error_handler(falcon.HTTPError, self.on_http)
@@ -76,8 +85,10 @@ class Faults:
             LOG.error("%s %s: %s", req.method, req.path, error, exc_info=code == 500)
         if code == 401 and self._challenge:
             resp.set_header("WWW-Authenticate", self._challenge)
-        if code == 416 and not resp.get_header("Content-Range"):
+        if isinstance(error, api.RangeNotSatisfiable):
             resp.set_header("Accept-Ranges", "bytes")
+            if error.size is not None:
+                resp.set_header("Content-Range", f"bytes */{error.size}")
         if (after := getattr(error, "retry_after", None)) is not None:
             resp.set_header("Retry-After", str(int(after) or 1))
         resp.stream = None
@@ -85,9 +96,16 @@ class Faults:
 
     def on_http(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
         """What falcon itself finds: no such path, no such method, a header it cannot read."""
+        if error.status_code == 400 and req.uri_template and req.method not in falcon.COMBINED_METHODS:
+            error = falcon.HTTPMethodNotAllowed(self._methods(req.uri_template))
         if error.headers:
             resp.set_headers(error.headers)
         answer(resp, error.status_code, error.description or error.title)
+
+    def _methods(self, path: str) -> list[str]:
+        """Those of a route; falcon tells them only to clients whose method it has heard of."""
+        [found] = (route.methods for route in self._routes() if route.path == path)
+        return [each.method for each in found or () if not each.internal or each.method == "OPTIONS"]
 
     def on_unknown(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
         """A mistake of ours: the log has everything, the client nothing."""

@@ -79,7 +79,7 @@ class VersionNegotiation:
         ]
         body = json.dumps({"versions": versions}).encode()
         start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-        return [body]
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def _own_url(environ: Mapping[str, Any]) -> str:

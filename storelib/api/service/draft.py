@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from storelib.api.context import Context
 from storelib.api.db.records import Changes, Image, NewLocation
 from storelib.api.errors import Conflict, Forbidden, Invalid, LocationNotFound
+from storelib.api.numbers import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
@@ -295,7 +296,7 @@ def _index(place: str, last: int) -> int:
         return last
     if not place.isascii() or not place.isdigit():
         raise Invalid(f"{place!r} is not a place in the list of locations")
-    index = int(place)
-    if index > last:
-        raise LocationNotFound(f"the image has no location {index}")
+    index = whole_number(place)
+    if index is None or index > last:
+        raise LocationNotFound(f"the image has no location {place}")
     return index

@@ -13,10 +13,13 @@ from typing import IO, Any, Protocol, cast
 from oslo_utils.imageutils import format_inspector
 
 from storelib.api.errors import ApiError, Invalid, LimitExceeded, UnsupportedMediaType
+from storelib.exceptions import StoreError
 
 #: What may be found besides the format itself: a disk with a partition table is a raw disk to everybody else, and
 #: bootable ISO images have one, too.
 _ALSO = {"raw": [{"gpt"}], "iso": [{"iso", "gpt"}]}
+#: Formats of which no header tells how large the disk is.
+_AS_LONG_AS_THE_DATA = frozenset({"gpt", "luks"})
 
 
 class Readable(Protocol):
@@ -47,8 +50,12 @@ class Body:
             return b""
         try:
             chunk = self._stream.read(size)
+        except (ApiError, StoreError):
+            raise
         except (OSError, ValueError) as error:
             raise ClientDisconnected(f"the connection was lost after {self.count} bytes") from error
+        except Exception as error:  # what a server raises for chunks that are none is its own
+            raise Invalid(f"the body cannot be read after {self.count} bytes: {error}") from error
         if self._left is not None:
             if not chunk:
                 raise ClientDisconnected(f"the connection ended after {self.count} bytes, {self._left} were to come")
@@ -72,16 +79,18 @@ class Inspected:
         expected = disk_format if enforce and disk_format in format_inspector.ALL_FORMATS else None
         self._wrapper = format_inspector.InspectWrapper(cast(IO[bytes], source), expected_format=expected)
         self._decided = False
-        #: Bytes of the disk in the image, once all was read; None for raw data, whose size it is.
-        self.virtual_size: int | None = None
+        self._found: Any = None
+        self._behind = 0
 
     def read(self, size: int) -> bytes:
         """The next bytes; raises UnsupportedMediaType."""
         if self._decided:
-            return self._source.read(size)
+            chunk = self._source.read(size)
+            self._behind += len(chunk)
+            return chunk
         try:
-            chunk: bytes = self._wrapper.read(size)
-        except ApiError:
+            chunk = self._wrapper.read(size)
+        except (ApiError, StoreError):
             raise
         except Exception as error:  # parsers of hostile data raise anything
             raise UnsupportedMediaType(f"the data is not of format {self._format}: {error}") from error
@@ -98,9 +107,18 @@ class Inspected:
             self._check(set(found))
         for inspector in found.values():
             self._check_safety(inspector)
-        main = found.get(self._format)
-        if main is not None and self._format != "raw":
-            self.virtual_size = main.virtual_size or None
+        self._found = found.get(self._format)
+
+    @property
+    def virtual_size(self) -> int | None:
+        """Bytes of the disk in the image, once all was read; None for raw data, whose size it is."""
+        if self._found is None or self._format == "raw":
+            return None
+        size: int = self._found.virtual_size
+        # oslo.utils tells it as if the image ended where it stopped looking.
+        if self._format in _AS_LONG_AS_THE_DATA:
+            size += self._behind
+        return size if size > 0 else None
 
     def _check(self, found: set[str]) -> None:
         # Formats nobody can recognise (ami, ploop) look like raw data.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from typing import Any
 
 import falcon
 
 from storelib.api.errors import Invalid, NotFound, RangeNotSatisfiable, UnsupportedMediaType
+from storelib.api.numbers import whole_number
 from storelib.api.service import ImportRequest, Service, Source
 from storelib.api.v2.wire import body_length, read_object
 from storelib.transfer.contract import MiB
@@ -92,9 +94,10 @@ def upload_source(req: falcon.Request) -> Source:
     if (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
         raise UnsupportedMediaType(f"data is of type {OCTETS}")
     declared = req.get_header("x-openstack-image-size")
-    if declared is not None and not (declared.isascii() and declared.isdigit()):
+    size = None if declared is None else whole_number(declared)
+    if declared is not None and size is None:
         raise Invalid(f"x-openstack-image-size must be a whole number of bytes, 0 or more, not {declared!r}")
-    return Source(req.stream, body_length(req), None if declared is None else int(declared))
+    return Source(req.stream, body_length(req), size)
 
 
 def asked_range(req: falcon.Request, size: int) -> tuple[int, int] | None:
@@ -108,23 +111,29 @@ def asked_range(req: falcon.Request, size: int) -> tuple[int, int] | None:
             raise Invalid("only one range can be asked for")
         match = _RANGE.fullmatch(header.strip())
         if match is None or match.groups() == ("", ""):
-            raise RangeNotSatisfiable(f"{header!r} is not a range of bytes")
+            raise RangeNotSatisfiable(f"{header!r} is not a range of bytes", size=size)
         first, last = match.groups()
         if first:
-            return _clipped(int(first), int(last) if last else size - 1, size)
-        return _clipped(max(size - int(last), 0), size - 1, size)
+            return _clipped(_position(first), _position(last) if last else size - 1, size)
+        return _clipped(max(size - _position(last), 0), size - 1, size)
     legacy = req.get_header("Content-Range")
     if legacy is None:
         return None
     match = _CONTENT_RANGE.fullmatch(legacy.strip())
     if match is None:
-        raise RangeNotSatisfiable(f"{legacy!r} is not a range of bytes")
-    return _clipped(int(match[1]), int(match[2]), size)
+        raise RangeNotSatisfiable(f"{legacy!r} is not a range of bytes", size=size)
+    return _clipped(_position(match[1]), _position(match[2]), size)
+
+
+def _position(digits: str) -> int:
+    """A place in an image; one of more digits than a number may have is behind the end of any."""
+    found = whole_number(digits)
+    return sys.maxsize if found is None else found
 
 
 def _clipped(first: int, last: int, size: int) -> tuple[int, int]:
     if first >= size or last < first:
-        raise RangeNotSatisfiable(f"the image has {size} bytes, there are none from {first} to {last}")
+        raise RangeNotSatisfiable(f"the image has {size} bytes, there are none from {first} to {last}", size=size)
     return first, min(last, size - 1) - first + 1
 
 

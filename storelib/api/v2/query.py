@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from storelib.api.db.records import (
@@ -24,6 +23,7 @@ from storelib.api.db.records import (
     Visibility,
 )
 from storelib.api.errors import Invalid
+from storelib.api.numbers import whole_number
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -44,6 +44,7 @@ TIMES = get_args(TimeField)
 OPERATORS = get_args(TimeOperator)
 _LARGEST = 2**63 - 1
 _NOBODY = Caller(None)
+_ITEM = re.compile(r',(?:"((?:[^"]|"")*)"(?=,|\Z)|([^,]*))')
 
 
 def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
@@ -121,9 +122,10 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
 
 
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit()) or int(value) > _LARGEST:
+    found = whole_number(value)
+    if found is None or found > _LARGEST:
         raise Invalid(f"{name} must be a whole number, 0 or more, not {value!r}")
-    return int(value)
+    return found
 
 
 def _boolean(name: str, value: str) -> bool:
@@ -149,11 +151,16 @@ def _one_of(name: str, value: str) -> tuple[str, ...]:
     if operator == "in":
         if rest.count('"') % 2:
             raise Invalid(f"{name}: the quotes in {value!r} do not match")
-        [items] = csv.reader([rest]) if rest else [[]]
-        if not items:
+        if not rest:
             raise Invalid(f"{name}: there is nothing after 'in:'")
-        return tuple(items)
+        return tuple(_items(rest))
     raise Invalid(f"{name}: the operator must be in or eq, not {operator!r}")
+
+
+def _items(text: str) -> Iterator[str]:
+    """The items of a list with commas in between; one in quotes may have commas in it, and quotes doubled."""
+    for match in _ITEM.finditer(f",{text}"):
+        yield match[2] if match[1] is None else match[1].replace('""', '"')
 
 
 def _unquoted(name: str, value: str) -> str:

@@ -29,7 +29,7 @@ def read_json(req: falcon.Request, *, media_types: Iterable[str] = ("application
     if not body:
         raise Invalid("a body in JSON is expected")
     try:
-        return json.loads(body)
+        return json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Invalid(f"the body is not JSON: {error}") from error
 
@@ -47,10 +47,19 @@ def read_body(req: falcon.Request) -> bytes:
     length = body_length(req)
     if length is not None and length > LARGEST_BODY:
         raise LimitExceeded(f"the body may have {LARGEST_BODY} bytes")
-    body: bytes = req.stream.read(LARGEST_BODY + 1 if length is None else length) if length != 0 else b""
+    if length == 0:
+        return b""
+    try:
+        body: bytes = req.stream.read(LARGEST_BODY + 1 if length is None else length)
+    except Exception as error:  # what a server raises for chunks that are none is its own
+        raise Invalid(f"the body cannot be read: {error}") from error
     if len(body) > LARGEST_BODY:
         raise LimitExceeded(f"the body may have {LARGEST_BODY} bytes")
     return body
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def body_length(req: falcon.Request) -> int | None:

@@ -35,6 +35,12 @@ def gpt() -> bytes:
     return b"\0" * 446 + entry + b"\0" * 48 + b"\x55\xaa" + b"\0" * 65536
 
 
+def luks(length: int) -> bytes:
+    """A LUKS header, version 1, whose data begins at sector 4096 (LUKS1 On-Disk Format, 4.1), and zeros behind it."""
+    header = struct.pack(">6sH32s32s32sII", b"LUKS\xba\xbe", 1, b"aes", b"xts-plain64", b"sha256", 4096, 64)
+    return header.ljust(length, b"\0")
+
+
 class Chunked(io.RawIOBase):
     """A body whose end nobody knows before."""
 
@@ -88,6 +94,7 @@ class TestUpload(Deployed):
             ({"x_openstack_image_size": "many"}, 400),
             ({"x_openstack_image_size": "-1"}, 400),
             ({"x_openstack_image_size": "7"}, 400),
+            ({"x_openstack_image_size": "9" * 5000}, 400),
         ],
     )
     def test_headers_that_are_wrong_are_refused_and_the_image_stays_queued(self, headers, status):
@@ -208,6 +215,18 @@ class TestFormats(Deployed):
         image = self.api.alice.active(qcow2(5 << 30), disk_format="qcow2")
         assert self.api.alice.show(image)["virtual_size"] == 5 << 30
 
+    def test_the_virtual_size_of_an_encrypted_disk_is_what_its_header_leaves(self):
+        image = self.api.alice.active(luks(5 << 20), disk_format="luks")
+        assert self.api.alice.show(image)["virtual_size"] == 3 << 20
+
+    def test_a_header_that_leaves_nothing_tells_no_virtual_size(self):
+        image = self.api.alice.active(luks(1 << 20), disk_format="luks")
+        assert self.api.alice.show(image)["virtual_size"] is None
+
+    def test_the_virtual_size_of_a_disk_with_partitions_is_its_size(self):
+        image = self.api.alice.active(gpt().ljust(3 << 20, b"\0"), disk_format="gpt")
+        assert self.api.alice.show(image)["virtual_size"] == 3 << 20
+
     @pytest.mark.parametrize(
         ("declared", "data"),
         [
@@ -274,6 +293,8 @@ class TestDownload(Deployed):
             ("bytes=-10", 2038, 2047),
             ("bytes=-99999", 0, 2047),
             ("bytes=0-", 0, 2047),
+            ("bytes=0-" + "9" * 5000, 0, 2047),
+            ("bytes=-" + "9" * 5000, 0, 2047),
         ],
     )
     def test_a_range_of_it(self, image, header, first, last):
@@ -295,6 +316,7 @@ class TestDownload(Deployed):
             ({"Range": "bytes=2048-"}, 416),
             ({"Range": "bytes=9-5"}, 416),
             ({"Range": "bytes=-0"}, 416),
+            ({"Range": f"bytes={'9' * 5000}-"}, 416),
             ({"Range": "bytes=-"}, 416),
             ({"Range": "lines=1-2"}, 416),
             ({"Range": "nonsense"}, 416),
@@ -304,6 +326,13 @@ class TestDownload(Deployed):
     )
     def test_ranges_that_are_not_there(self, image, headers, status):
         assert self.api.alice.download(image, **headers).status_code == status
+
+    def test_a_range_that_is_not_there_is_answered_with_the_size_there_is(self, image):
+        assert self.api.alice.download(image, Range="bytes=2048-").headers["content-range"] == "bytes */2048"
+
+    @pytest.mark.parametrize("header", ["bytes=0-", "bytes=0-0", "bytes=-5", "bytes=-0"])
+    def test_there_is_no_range_of_no_bytes(self, header):
+        assert self.api.alice.download(self.api.alice.active(b""), Range=header).status_code == 416
 
     def test_an_image_without_data_has_no_content(self):
         assert self.api.alice.download(self.api.alice.create()).status_code == 204

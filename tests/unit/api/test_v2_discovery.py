@@ -23,6 +23,10 @@ class TestVersions(Deployed):
         assert [version["id"] for version in versions[-3:]] == ["v2.0", "v1.1", "v1.0"]
         assert versions[0]["links"] == [{"rel": "self", "href": "http://falconframework.org/v2/"}]
 
+    def test_the_head_of_the_list_has_no_body(self):
+        answer = self.api.nobody.request("HEAD", "/versions")
+        assert (answer.status_code, answer.content) == (200, b"")
+
     @pytest.mark.parametrize("prefix", ["v2", "v2.0", "v2.9", "v2.17"])
     def test_every_minor_version_is_the_same(self, prefix):
         assert self.api.alice.get(f"/{prefix}/images").status_code == 200

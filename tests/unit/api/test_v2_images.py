@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 
 import pytest
@@ -444,6 +445,16 @@ class TestNotifications(Deployed):
         assert "file://" not in repr(self.api.events)
 
 
+class BrokenChunks(io.RawIOBase):
+    """A body as gunicorn hands it over when a client's chunks are wrong."""
+
+    class Error(Exception):
+        pass
+
+    def read(self, size=-1):
+        raise self.Error("Invalid chunk size")
+
+
 class TestStrangeInput(Deployed):
     """Whatever a client sends, the answer is never that the server made a mistake."""
 
@@ -459,6 +470,8 @@ class TestStrangeInput(Deployed):
             "[" * 100_000,
             '{"min_ram":NaN}',
             '{"min_ram":1e400}',
+            '{"\\ud800":1}',
+            '{"min_ram":' + "9" * 5000 + "}",
             '{"a":"' + "x" * 70_000 + '"}',
             '{"id":null}',
             '{"protected":null}',
@@ -484,6 +497,9 @@ class TestStrangeInput(Deployed):
             ("/v2/images?=", 200),
             ("/v2/images?&&", 200),
             ("/v2/images?limit=99999999999999999999", 400),
+            ("/v2/images?limit=" + "9" * 5000, 400),
+            ("/v2/images?size_min=" + "9" * 5000, 400),
+            ("/v2/images?name=in:%0Aa", 200),
             ("/v2/images?created_at=gt:9999-12-31T23:59:59Z", 200),
             ("/v2/images?id=in:" + ",".join(["x"] * 3000), 200),
             ("/v2/images/%ff", 404),
@@ -494,7 +510,32 @@ class TestStrangeInput(Deployed):
     def test_paths(self, path, status):
         assert self.api.alice.get(path).status_code == status
 
-    @pytest.mark.parametrize(("path", "value"), [("/a\0", "x"), ("/a", "\udc00"), ("/a", "\0")])
+    @pytest.mark.parametrize(
+        ("path", "value"), [("/a\0", "x"), ("/a", "\udc00"), ("/a", "\0"), ("/\ud800", 1), ("/\ud800", "x")]
+    )
     def test_changes(self, path, value):
         image = self.api.alice.create()
         assert self.api.alice.patch(image, {"op": "add", "path": path, "value": value}).status_code == 400
+
+    def test_what_is_quoted_in_a_message_is_cut(self):
+        answer = self.api.alice.post("/v2/images", {"name": "x" * 1_000_000})
+        assert answer.status_code == 400
+        assert len(answer.content) < 5000
+
+    @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+    @pytest.mark.parametrize("method", ["FOO", "PROPFIND", "HEAD"])
+    def test_methods_nobody_knows_are_told_with_those_that_are(self, method):
+        answer = self.api.alice.request(method, "/v2/info/stores")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, OPTIONS")
+
+    def test_a_body_whose_chunks_are_none_is_the_clients_mistake(self):
+        image = self.api.alice.create(name="x")
+        chunked = {"Transfer-Encoding": "chunked"}
+        broken = {"wsgi.input": BrokenChunks()}
+        paths = {"POST": "/v2/images", "PUT": f"/v2/images/{image}/file"}
+        kinds = {"POST": "application/json", "PUT": "application/octet-stream"}
+        answers = [
+            self.api.alice.request(method, path, chunked | {"Content-Type": kinds[method]}, extras=broken).status_code
+            for method, path in paths.items()
+        ]
+        assert answers == [400, 400]
