@@ -859,10 +859,67 @@ class RepositoryContract:
         statements = []
         sa.event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
         page = repository.list(Query(ADMIN, limit=50))
-        assert page.images == tuple(repository.get(image.id) for image in reversed(made))
+        assert len(statements) == 2
+        # Read one by one by somebody who remembers nothing.
+        others = Repository(database)
+        assert page.images == tuple(others.get(image.id) for image in reversed(made))
         assert len(statements) == 2 + 2 * len(made)
 
     # -- how much, and everything
+
+    def test_what_did_not_change_is_not_read_again(self, repository, database):
+        image = make_active(repository, tags={"x"}, properties={"a": "b"})
+        before = repository.get(image.id)
+        statements = []
+        sa.event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        assert repository.get(image.id) == repository.list(Query(ADMIN)).images[0] == before
+        assert [sum(name in each for each in statements) for name in ("images", "image_tags")] == [2, 0]
+
+    def test_whoever_has_read_an_image_sees_every_change_of_others(self, repository, database):
+        """Each change by another process, which remembers nothing of this one's."""
+        image = make_active(repository, tags={"x"}, properties={"a": "b"})
+        others = Repository(database)
+        process = others.join("host", 1)
+        location = repository.get(image.id).locations[0]
+
+        def change(values=None, **more):
+            others.update(others.get(image.id), Changes(values or {}, **more))
+
+        def copy():
+            others.begin_upload(image.id, process.id, from_={"active"}, to=None)
+            others.finish_upload(image.id, process.id, to=None, locations=[NewLocation("rbd://pool/1", {})])
+
+        for work in (
+            lambda: change({"name": "new"}),
+            lambda: change(properties={"a": "c"}),
+            lambda: change(tags=frozenset({"y"})),
+            lambda: change(locations=(location, COLD)),
+            lambda: others.set_properties(image.id, {"d": "e"}, remove=["a"]),
+            lambda: others.add_tag(image.id, "z"),
+            lambda: others.remove_tag(image.id, "y"),
+            lambda: others.append_location(image.id, NewLocation("file:///srv/images/2", {})),
+            lambda: others.update_location(image.id, location.id, {"store": "slow"}),
+            lambda: others.drop_location(image.id, location.id),
+            lambda: others.restore_location(image.id, location.id),
+            copy,
+            lambda: others.transition(image.id, from_={"active"}, to="deactivated"),
+            lambda: others.transition(image.id, from_={"deactivated"}, to="pending_delete"),
+            lambda: others.transition(image.id, from_={"pending_delete"}, to="active"),
+        ):
+            before = repository.get(image.id)
+            work()
+            after = repository.get(image.id)
+            assert after != before
+            assert after == repository.list(Query(ADMIN)).images[0] == Repository(database).get(image.id)
+
+    def test_an_id_that_is_used_again_is_another_image(self, repository, database):
+        image = make(repository, tags={"old"})
+        repository.get(image.id)
+        others = Repository(database)
+        others.transition(image.id, from_={"queued"}, to="deleted")
+        others.purge(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=1))
+        others.create(NewImage(image.id, owner="me", tags=frozenset({"new"})))
+        assert repository.get(image.id).tags == ("new",)
 
     def test_what_an_owner_holds_is_summed(self, repository):
         make_active(repository, FAST, COLD, size=10)

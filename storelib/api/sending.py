@@ -9,11 +9,16 @@ from typing import Any
 import falcon
 
 # Made once: building an encoder costs more than encoding a small document.
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 def send(resp: falcon.Response, document: Any, status: str = falcon.HTTP_200) -> None:
     """Answer with a JSON document."""
-    resp.data = _encode(document).encode()
+    send_encoded(resp, encode(document), status)
+
+
+def send_encoded(resp: falcon.Response, text: str, status: str = falcon.HTTP_200) -> None:
+    """Answer with a document that is JSON already."""
+    resp.data = text.encode()
     resp.content_type = "application/json"
     resp.status = status

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db.known import KnownImages
 from storelib.api.db.records import Page, Query, SortKey, TimeFilter
 from storelib.api.db.rows import SELECT_IMAGES, check_number, check_text, complete, from_time
 from storelib.api.db.schema import HEAD, image_members, image_properties, image_tags, images
@@ -33,7 +34,7 @@ _ROW_COMPARISON = frozenset({"sqlite", "postgresql"})
 _Condition = sa.ColumnElement[bool]
 
 
-def list_page(connection: Connection, query: Query) -> Page:
+def list_page(connection: Connection, query: Query, known: KnownImages) -> Page:
     """The page; raises InvalidMarker, Invalid."""
     keys = _keys(query)
     sets = [each for each in _visible(connection, query) if not isinstance(each, sa.False_)]
@@ -50,7 +51,7 @@ def list_page(connection: Connection, query: Query) -> Page:
         if limit is not None and len(rows) > limit:
             break
     more = limit is not None and len(rows) > limit
-    return Page(complete(connection, rows[:limit]), more)
+    return Page(complete(connection, rows[:limit], known), more)
 
 
 def _keys(query: Query) -> list[SortKey]:

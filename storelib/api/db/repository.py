@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from storelib.api.db import images, leases, locations, members
 from storelib.api.db.engine import Database, from_conf
+from storelib.api.db.known import KnownImages
 from storelib.api.db.listing import list_page
 from storelib.api.db.migrate import prepare
 from storelib.api.db.records import (
@@ -63,6 +64,7 @@ class Repository:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._known = KnownImages()
 
     def close(self) -> None:
         """Close the connections nobody uses; the repository stays usable and connects again."""
@@ -76,11 +78,11 @@ class Repository:
 
     def get(self, image_id: str, *, deleted: bool = False) -> Image:
         """The image, a deleted one only with ``deleted``; raises ImageNotFound. Whoever asks: see policy."""
-        return self.database.read(lambda connection: load(connection, image_id, deleted=deleted))
+        return self.database.read(lambda connection: load(connection, image_id, deleted=deleted, known=self._known))
 
     def list(self, query: Query) -> Page:
         """One page of what the query's caller may see. Raises InvalidMarker, and Invalid for bad values."""
-        return self._read(list_page, query)
+        return self._read(list_page, query, self._known)
 
     def update(self, image: Image, changes: Changes) -> Image:
         """Apply ``changes`` if nobody changed the image since it was read, else StaleImage: read again and repeat.

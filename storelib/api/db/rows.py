@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db.known import KnownImages
 from storelib.api.db.records import Image, ImageLocation, NewLocation
 from storelib.api.db.schema import (
     HEAD,
@@ -188,21 +189,30 @@ _CHILDREN_OF_ONE = _select_children(lambda column: column == sa.bindparam("image
 _CHILDREN_OF_MANY = _select_children(lambda column: column.in_(sa.bindparam("image_ids", expanding=True)))
 
 
-def load(connection: Connection, image_id: str, *, deleted: bool = False) -> Image:
-    """One image with all that belongs to it; raises ImageNotFound."""
+def load(connection: Connection, image_id: str, *, deleted: bool = False, known: KnownImages | None = None) -> Image:
+    """One image with all that belongs to it; raises ImageNotFound. ``known`` is for transactions that only read."""
     parameters = {"image_id": image_id}
     row = connection.execute(_SELECT_ONE, parameters).one_or_none()
     if row is None or (row.deleted and not deleted):
         raise no_image(image_id)
-    return _images([row], connection.execute(_CHILDREN_OF_ONE, parameters).all())[0]
+    if known is not None and (image := known.find(row)) is not None:
+        return image
+    [image] = _images([row], connection.execute(_CHILDREN_OF_ONE, parameters).all())
+    if known is not None:
+        known.add(row, image)
+    return image
 
 
-def complete(connection: Connection, rows: Sequence[Any]) -> tuple[Image, ...]:
-    """Images of SELECT_IMAGES with all that belongs to them, in the same order, with one more statement."""
-    if not rows:
-        return ()
-    children = connection.execute(_CHILDREN_OF_MANY, {"image_ids": [row[0] for row in rows]}).all()
-    return tuple(_images(rows, children))
+def complete(connection: Connection, rows: Sequence[Any], known: KnownImages) -> tuple[Image, ...]:
+    """Images of SELECT_IMAGES with all that belongs to them, in the same order, with at most one more statement."""
+    found = {row[0]: known.find(row) for row in rows}
+    missing = [row for row in rows if found[row[0]] is None]
+    if missing:
+        children = connection.execute(_CHILDREN_OF_MANY, {"image_ids": [row[0] for row in missing]}).all()
+        for row, image in zip(missing, _images(missing, children), strict=True):
+            known.add(row, image)
+            found[row[0]] = image
+    return tuple(found.values())  # type: ignore[arg-type]
 
 
 def _images(rows: Sequence[Any], children: Sequence[Any]) -> list[Image]:

@@ -7,13 +7,15 @@ import falcon
 
 from storelib.api.service import Service
 from storelib.api.v2 import data, discovery, images, locations, members
+from storelib.api.v2.documents import ImageDocuments
 
 
 def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-arg]
     """Every path of the v2 API."""
     one = "/v2/images/{image_id}"
-    app.add_route("/v2/images", images.ImagesResource(service))
-    app.add_route(one, images.ImageResource(service))
+    documents = ImageDocuments(service.core)
+    app.add_route("/v2/images", images.ImagesResource(service, documents))
+    app.add_route(one, images.ImageResource(service, documents))
     app.add_route(f"{one}/file", data.FileResource(service))
     app.add_route(f"{one}/stage", data.StageResource(service))
     app.add_route(f"{one}/import", data.ImportResource(service))

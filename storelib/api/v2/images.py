@@ -7,17 +7,19 @@ from urllib.parse import parse_qsl, urlencode
 
 import falcon
 
-from storelib.api.sending import send
+from storelib.api.sending import encode, send_encoded
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
-from storelib.api.v2.wire import image_document, read_json, read_object, refuse_body
+from storelib.api.v2.documents import ImageDocuments
+from storelib.api.v2.wire import read_json, read_object, refuse_body
 
 
 class ImagesResource:
     """The collection."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, documents: ImageDocuments) -> None:
         self._service = service
+        self._documents = documents
         self._default_limit: int = service.core.options.limit_param_default
         self._largest_limit: int = service.core.options.api_limit_max
 
@@ -25,24 +27,21 @@ class ImagesResource:
         """List images."""
         pairs = parse_qsl(req.query_string, keep_blank_values=True)
         asked = query.parse(pairs, default_limit=self._default_limit, largest_limit=self._largest_limit)
-        core, context = self._service.core, req.context.caller
+        context = req.context.caller
         found = self._service.images.list(context, asked)
         others = urlencode([pair for pair in pairs if pair[0] != "marker"])
-        document = {
-            "images": [image_document(core, context, image) for image in found.images],
-            "first": f"/v2/images?{others}" if others else "/v2/images",
-            "schema": "/v2/schemas/images",
-        }
+        links = {"first": f"/v2/images?{others}" if others else "/v2/images", "schema": "/v2/schemas/images"}
         if found.last is not None:
             marker = urlencode({"marker": found.last})
-            document["next"] = f"/v2/images?{others}&{marker}" if others else f"/v2/images?{marker}"
-        send(resp, document)
+            links["next"] = f"/v2/images?{others}&{marker}" if others else f"/v2/images?{marker}"
+        images = ",".join([self._documents.encode(context, image) for image in found.images])
+        send_encoded(resp, f'{{"images":[{images}],{encode(links)[1:]}')
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Create an image."""
         service, context = self._service, req.context.caller
         image = service.images.create(context, read_object(req))
-        send(resp, image_document(service.core, context, image), falcon.HTTP_201)
+        send_encoded(resp, self._documents.encode(context, image), falcon.HTTP_201)
         resp.set_header("Location", f"/v2/images/{image.id}")
         if methods := service.imports.methods:
             resp.set_header("OpenStack-image-import-methods", ",".join(methods))
@@ -52,22 +51,23 @@ class ImagesResource:
 class ImageResource:
     """One image."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, documents: ImageDocuments) -> None:
         self._service = service
+        self._documents = documents
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Show it."""
-        service, context = self._service, req.context.caller
-        send(resp, image_document(service.core, context, service.images.show(context, image_id)))
+        context = req.context.caller
+        send_encoded(resp, self._documents.encode(context, self._service.images.show(context, image_id)))
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Change it."""
-        service, context = self._service, req.context.caller
+        context = req.context.caller
         resp.set_header("Accept-Patch", ", ".join(patch.MEDIA_TYPES))
         patch.check_type(req.content_type)
         operations = patch.parse(req.content_type, read_json(req, media_types=patch.MEDIA_TYPES))
-        image = service.images.update(context, image_id, operations)
-        send(resp, image_document(service.core, context, image))
+        image = self._service.images.update(context, image_id, operations)
+        send_encoded(resp, self._documents.encode(context, image))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Delete it."""

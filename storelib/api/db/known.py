@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that were read before, so that what belongs to one is read again only after it has changed.
+
+A row of the images table has a version that grows with every change of the image's properties, tags and locations, so
+an image whose row is what it was, is what it was. Only committed rows may be kept here: those of reading transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from storelib.api.db.records import Image
+
+#: Images remembered at most; all are forgotten when there are more.
+MEMORY = 4096
+#: Characters of properties and locations in an image that is remembered at most: together about 32 MiB.
+LARGEST = 8192
+
+
+class KnownImages:
+    """Safe from many threads: each step is one operation of a dictionary."""
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self._memory = memory
+        self._images: dict[str, tuple[tuple[Any, ...], Image]] = {}
+
+    def find(self, row: Sequence[Any]) -> Image | None:
+        """The image of this row, if the row is the one it was read with."""
+        known = self._images.get(row[0])
+        return known[1] if known is not None and known[0] == tuple(row) else None
+
+    def add(self, row: Sequence[Any], image: Image) -> None:
+        """Remember it."""
+        if _characters(image) > LARGEST:
+            return
+        if len(self._images) >= self._memory:
+            self._images.clear()
+        self._images[image.id] = (tuple(row), image)
+
+
+def _characters(image: Image) -> int:
+    count = sum(len(name) + len(value or "") for name, value in image.properties.items())
+    count += sum(len(tag) for tag in image.tags)
+    return count + sum(len(location.uri) + len(repr(location.metadata)) for location in image.locations)
