@@ -29,6 +29,7 @@ _KEYSTONE = """
 use_stderr = true
 [database]
 connection = sqlite:///{directory}/keystone.db
+sqlite_synchronous = false
 [token]
 provider = fernet
 expiration = 86400
@@ -40,8 +41,10 @@ key_repository = {directory}/fernet-keys
 key_repository = {directory}/credential-keys
 [identity]
 password_hash_rounds = 4
+# A request is some 300 statements otherwise, half a second; one worker shares its memory with nobody.
 [cache]
-enabled = false
+enabled = true
+backend = dogpile.cache.memory_pickle
 """
 
 # One request at a time: SQLite has one writer. In a file because Keystone parses the arguments of its process.

@@ -33,6 +33,19 @@ sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# What swift-ring-builder does with create, add and rebalance: one partition, one device; arguments: files and ports.
+# One process for all rings, because each takes half a second to import Swift.
+_RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+for file, port in zip(sys.argv[1::2], sys.argv[2::2]):
+    builder = RingBuilder(0, 1, 1)
+    place = {"ip": "127.0.0.1", "port": int(port), "replication_ip": "127.0.0.1", "replication_port": int(port)}
+    builder.add_dev({"region": 1, "zone": 1, "device": "d1", "weight": 1, "meta": "", **place})
+    builder.rebalance()
+    builder.get_ring().save(file)
+"""
+
 _SWIFT = """
 [swift-hash]
 swift_hash_path_prefix = {prefix}
@@ -189,8 +202,8 @@ class Swift:
             "memcached",
             [memcached, "-u", "root", "-l", "127.0.0.1", "-p", str(self.ports["memcached"]), "-U", "0", "-m", "16"],
         )
+        self._make_rings()
         for kind in ("account", "container", "object"):
-            self._make_rings(kind)
             text = _COMMON.format(port=self.ports[kind], **self._places()) + _STORAGE.format(kind=kind)
             self._run(kind, kind, text)
         self._start_proxy("proxy", self.ports["proxy"], {})
@@ -210,14 +223,12 @@ class Swift:
         command = [self._programs / "python", "-c", _RUN, self.directory / "swift.conf", program, config, "-v"]
         self._processes.start(name, command)
 
-    def _make_rings(self, kind: str) -> None:
-        """One partition on one device; ``object-1`` is the ring of the second storage policy."""
-        builder = self._programs / "swift-ring-builder"
-        device = f"r1z1-127.0.0.1:{self.ports[kind]}/d1"
-        for name in (kind, "object-1") if kind == "object" else (kind,):
-            file = self.directory / f"{name}.builder"
-            for arguments in (["create", "0", "1", "1"], ["add", device, "1"], ["rebalance"]):
-                subprocess.run([builder, file, *arguments], check=True, capture_output=True)
+    def _make_rings(self) -> None:
+        """``object-1`` is the ring of the second storage policy."""
+        rings = {"account": "account", "container": "container", "object": "object", "object-1": "object"}
+        places = [(self.directory / f"{name}.ring.gz", self.ports[kind]) for name, kind in rings.items()]
+        command = [self._programs / "python", "-c", _RINGS, *(str(word) for place in places for word in place)]
+        subprocess.run(command, check=True, capture_output=True)
 
     def _places(self) -> Mapping[str, object]:
         user = subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
