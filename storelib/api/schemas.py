@@ -215,14 +215,45 @@ class ImageSchema:
             self.document["additionalProperties"] = False
             # Not among the properties: glanceclient makes an option of each, and it has a --stores already.
             self.document["patternProperties"] = {"^stores$": {"type": "string"}}
+        #: Custom properties that are no strings; they are stored as JSON.
+        self._typed = frozenset(name for name in custom if name not in base and not _may_be_text(custom[name]))
         self._validator = Draft4Validator(self.document, format_checker=FormatChecker())
+        try:
+            list(self._validator.iter_errors(dict.fromkeys(properties, "")))
+        except Exception as error:  # references that lead nowhere raise what the library happens to use
+            raise BadStoreConfiguration(f"property_schema_file is not a JSON schema: {error}") from error
 
     def check(self, image: Mapping[str, Any]) -> None:
         """Raise Invalid, naming the property, unless ``image`` is as the schema says."""
+        if not self.additional:
+            for name in image.keys() - self.known_names:
+                raise Invalid(f"there is no image property {name!r}, and no others are accepted here")
         error = best_match(self._validator.iter_errors(image))
         if error is not None:
             where = "/".join(map(str, error.absolute_path))
             raise Invalid(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
+
+    def shown(self, properties: dict[str, Any]) -> dict[str, Any]:
+        """Custom properties as ``stored`` got them."""
+        if self._typed.isdisjoint(properties):
+            return properties
+        return {name: _value(text) if name in self._typed else text for name, text in properties.items()}
+
+
+def stored(value: Any) -> str | None:
+    """A custom property as text, which all of them are to the database and to v1."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:  # from a time when it was text
+        return text
+
+
+def _may_be_text(definition: Mapping[str, Any]) -> bool:
+    return "type" not in definition or "string" in definition["type"]
 
 
 def merge(base: Mapping[str, Any], custom: Mapping[str, Any]) -> Schema:
@@ -244,10 +275,10 @@ def custom_properties(path: str | None) -> Schema:
         raise BadStoreConfiguration(f"cannot read property_schema_file {path}: {error.strerror}") from error
     except ValueError as error:
         raise BadStoreConfiguration(f"property_schema_file {path} is not JSON: {error}") from error
-    properties = found.get("properties", found) if isinstance(found, dict) else None
+    properties = found
     # A property may itself be called "properties"; then it has a type.
-    if isinstance(found, dict) and isinstance(found.get("properties", {}).get("type"), (str, list)):
-        properties = found
+    if isinstance(found, dict) and "properties" in found and not _is_definition(found["properties"]):
+        properties = found["properties"]
     if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):
         raise BadStoreConfiguration(f"property_schema_file {path} is not an object of property definitions")
     try:
@@ -255,3 +286,7 @@ def custom_properties(path: str | None) -> Schema:
     except SchemaError as error:
         raise BadStoreConfiguration(f"property_schema_file {path} is not a JSON schema: {error.message}") from error
     return {**WELL_KNOWN, **properties}
+
+
+def _is_definition(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("type"), (str, list))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Changes, Image, NewLocation
 from storelib.api.errors import Conflict, Forbidden, Invalid, LocationNotFound
@@ -17,6 +18,7 @@ from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+from storelib.location import redact
 
 LONGEST_NAME = 255
 
@@ -151,7 +153,7 @@ class Draft:
         if op == "insert" and exists:
             raise Conflict(f"the property {name!r} exists already")
         self._core.schema.check({name: value})
-        self._properties[name] = value
+        self._properties[name] = schemas.stored(value)
 
     def _remove_property(self, name: str) -> None:
         if name not in self._properties:
@@ -188,6 +190,9 @@ class Draft:
         if not values:
             raise Forbidden("the locations of an image cannot be replaced by none")
         present = {location.uri: location for location in self._locations}
+        # Clients know locations as they are shown.
+        shown = {redact(uri): uri for uri in present}
+        values = [{**value, "url": shown.get(value["url"], value["url"])} for value in values]
         urls = [value["url"] for value in values]
         if len(set(urls)) != len(urls):
             raise Invalid("the same location is given twice")

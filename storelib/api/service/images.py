@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
 from storelib.api.errors import Conflict, Forbidden, Invalid, Protected, StaleImage, StatusConflict
@@ -81,7 +82,7 @@ class Images:
         fields.setdefault("owner", context.owner)
         fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())
         base = core.schema.base_names
-        properties = {name: value for name, value in values.items() if name not in base}
+        properties = {name: schemas.stored(value) for name, value in values.items() if name not in base}
         new = NewImage(
             **fields,
             tags=frozenset(values.get("tags", ())),
@@ -127,6 +128,9 @@ class Images:
         """
         core = self._core
         core.policy.require(context, "get_images", {"project_id": context.project_id or ""})
+        # Whether a list is empty would tell what the caller may not read.
+        if not all(core.protection.allows(context, "read", name) for name in query.properties):
+            return Listing([], None)
         page = core.repository.list(replace(query, caller=Caller(context.project_id, context.is_admin and not as_user)))
         allows, target = core.policy.allows, core.target
         images = [image for image in page.images if allows(context, "get_image", target(context, image))]

@@ -19,6 +19,7 @@ from storelib.api.service.inspection import Body
 from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.tasks import STAGED, Tasks
 from storelib.api.service.workers import Workers
+from storelib.capabilities import Capability
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.drivers.http.rules import Rules
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError, UnknownScheme
@@ -138,9 +139,9 @@ class Imports:
         copying = request.method == "copy-image"
         has = {location.metadata.get("store") for location in image.locations}
         if request.all_stores:
-            found = [store for store in registry if not (copying and store.name in has)]
+            found = [store for store in registry if _takes_data(store) and not (copying and store.name in has)]
             if not found:
-                raise Invalid(f"image {image.id} is in all stores already")
+                raise Invalid(f"image {image.id} is in all stores that take data already")
             return found
         try:
             found = [registry[name] for name in dict.fromkeys(request.stores)] if request.stores else [registry.default]
@@ -149,6 +150,8 @@ class Imports:
         for store in found:
             if store.name in registry.reserved:
                 raise Conflict(f"there is no store {store.name!r}")
+            if not _takes_data(store):
+                raise Conflict(f"store {store.name} takes no data")
             if copying and store.name in has:
                 raise Invalid(f"image {image.id} is in store {store.name} already")
         return found
@@ -286,3 +289,7 @@ class Imports:
             self._data.remove(context, good)
             raise next(iter(errors.values()))
         return good, list(errors), message
+
+
+def _takes_data(store: Store[Any]) -> bool:
+    return Capability.ADD in store.capabilities

@@ -110,6 +110,8 @@ class Locations:
         found = self._hashed(context, store, url, names)
         if algorithm and found[algorithm] != validation["os_hash_value"]:
             raise Invalid(f"the {algorithm} of the data is {found[algorithm]}, not {validation['os_hash_value']}")
+        if validation.get("checksum", found["md5"]) != found["md5"]:
+            raise Invalid(f"the md5 of the data is {found['md5']}, not {validation['checksum']}")
         main = algorithm or self._core.hashing_algorithm
         return {"checksum": found["md5"], "os_hash_algo": main, "os_hash_value": found[main]}
 

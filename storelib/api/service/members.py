@@ -30,8 +30,8 @@ class Members:
 
     def show(self, context: Context, image_id: str, member: str) -> Member:
         """One membership; raises MemberNotFound also for one that the caller may not see."""
-        image = self._shared(context, image_id, "get_members")
-        if not self._may_see(context, image, member):
+        image = self._core.allowed(context, image_id, "get_members")
+        if image.visibility != "shared" or not self._may_see(context, image, member):
             raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
         return self._core.repository.member(image_id, member)
 

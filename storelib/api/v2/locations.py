@@ -29,10 +29,11 @@ class LocationsResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Add one to a queued image."""
         body = read_object(req)
-        url, validation = body.get("url"), body.get("validation_data") or {}
+        url, validation = body.get("url"), body.get("validation_data")
         if not isinstance(url, str) or not 0 < len(url) <= LONGEST_URL:
             raise Invalid(f"the body must have a 'url' of at most {LONGEST_URL} characters")
-        image = self._service.locations.add(req.context.caller, image_id, url, _checked(validation))
+        said = {} if validation is None else _checked(validation)
+        image = self._service.locations.add(req.context.caller, image_id, url, said)
         send(resp, image_document(self._service.core, req.context.caller, image), falcon.HTTP_202)
 
 

@@ -15,6 +15,7 @@ from storelib.api.errors import Invalid, LimitExceeded, UnsupportedMediaType
 from storelib.api.service import Context
 from storelib.api.service.core import Core
 from storelib.api.service.tasks import shown_properties
+from storelib.location import redact
 
 #: Bytes of a JSON body at most; the largest image document within the quotas is far smaller.
 LARGEST_BODY = 4 * 1024 * 1024
@@ -93,7 +94,7 @@ def image_document(core: Core, context: Context, image: Image) -> dict[str, Any]
     properties = image.properties
     document: dict[str, Any] = {}
     if properties:
-        document = shown_properties(core.protection.readable(context, properties))
+        document = core.schema.shown(shown_properties(core.protection.readable(context, properties)))
     path = "/v2/images/" + image.id
     document |= {
         "name": image.name,
@@ -138,12 +139,12 @@ def _add_places(core: Core, context: Context, image: Image, document: dict[str, 
     if core.show_locations:
         document["locations"] = [location_document(location) for location in locations]
     if core.show_direct_url:
-        document["direct_url"] = locations[0].uri
+        document["direct_url"] = redact(locations[0].uri)
 
 
 def location_document(location: ImageLocation) -> dict[str, Any]:
-    """A location."""
-    return {"url": location.uri, "metadata": dict(location.metadata)}
+    """A location. Credentials that old or foreign URIs have in them are nobody's business."""
+    return {"url": redact(location.uri), "metadata": dict(location.metadata)}
 
 
 def member_document(member: Member) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 import pytest
 from deployment import OCTETS, Deployed
 
+from storelib.capabilities import Capability
 from storelib.exceptions import StorageFull
 
 DATA = b"imported data " * 1000
@@ -33,6 +34,12 @@ class Importing(Deployed):
             raise StorageFull("no room")
 
         monkeypatch.setattr(self.api.registry[name], "open_writer", fail)
+
+    @pytest.fixture
+    def read_only(self, monkeypatch):
+        """The store mem takes no data."""
+        store = self.api.registry["mem"]
+        monkeypatch.setattr(store, "capabilities", store.capabilities & ~Capability.ADD)
 
     def failed(self, image):
         shown = self.api.alice.show(image)
@@ -63,6 +70,18 @@ class TestGlanceDirect(Importing):
         self.stage(image)
         self.start(image, "glance-direct", all_stores=True)
         assert self.api.alice.show(image)["stores"] == "spare,fast,mem"
+
+    def test_all_stores_are_those_that_take_data(self, read_only):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct", all_stores=True)
+        assert self.api.alice.show(image)["stores"] == "spare,fast"
+
+    def test_a_store_that_takes_no_data_is_refused(self, read_only):
+        image = self.api.alice.create()
+        self.stage(image)
+        assert self.start(image, "glance-direct", stores=["fast", "mem"]).status_code == 409
+        assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
 
     def test_the_header_names_the_store(self):
         image = self.api.alice.create()
@@ -189,6 +208,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/missing":
             self.send_error(404)
             return
+        if self.path.startswith("/cut"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+            self.wfile.write(DATA[:100])
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(DATA)))
         self.end_headers()
@@ -224,6 +249,12 @@ class TestWebDownload(Importing):
         assert self.failed(image) == ("queued", "fast", None)
         [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
         assert task["status"] == "failure"
+
+    def test_the_task_tells_what_went_wrong_with_the_source(self, web):
+        image = self.api.alice.create()
+        self.start(image, "web-download", uri=f"{web}/cut?signature=SECRET")
+        [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert task["message"].startswith(f"reading {web}/cut?signature=***")
 
 
 class TestWebDownloadCapped(Importing):

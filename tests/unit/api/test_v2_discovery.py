@@ -126,6 +126,7 @@ class TestStrictSchema(Deployed):
     def test_unknown_properties_are_refused(self):
         image = self.api.alice.create(os_distro="debian")
         assert self.api.alice.post("/v2/images", {"colour": "red"}).status_code == 400
+        assert "'colour'" in self.api.alice.post("/v2/images", {"colour": "red"}).text
         operations = [{"op": "add", "path": f"/{name}", "value": "x"} for name in ("colour", "os_version")]
         answers = [self.api.alice.patch(image, operation).status_code for operation in operations]
         assert answers == [400, 200]
@@ -158,15 +159,56 @@ class TestOwnProperties:
         assert api.alice.post("/v2/images", {"shelf": "left"}).status_code == 201
         assert api.alice.post("/v2/images", {"shelf": "middle"}).status_code == 400
 
-    def test_a_property_may_be_a_number(self, deploy):
+    def test_a_property_may_be_digits(self, deploy):
         api = deploy({"shelf": {"type": "string", "pattern": "^[0-9]+$"}}, allow_additional_image_properties="false")
         assert api.alice.post("/v2/images", {"shelf": "7"}).status_code == 201
+
+    @pytest.mark.parametrize(
+        ("definition", "first", "second"),
+        [
+            ({"type": "integer"}, 7, 8),
+            ({"type": "number"}, 0.5, 3),
+            ({"type": "boolean"}, True, False),
+            ({"type": ["integer", "null"]}, None, 7),
+            ({"type": "array", "items": {"type": "string"}}, ["ä"], []),
+            ({"type": ["string", "null"]}, "7", None),
+        ],
+    )
+    def test_a_property_keeps_its_type(self, deploy, definition, first, second):
+        api = deploy({"shelf": definition})
+        image = api.alice.create(shelf=first)
+        shown = [api.alice.show(image)["shelf"]]
+        shown.append(api.alice.patch(image, {"op": "replace", "path": "/shelf", "value": second}).json["shelf"])
+        assert shown == [first, second]
+        jsonschema.validate(api.alice.show(image), api.alice.get("/v2/schemas/image").json, jsonschema.Draft4Validator)
+
+    def test_images_are_found_by_properties_that_are_no_strings(self, deploy):
+        api = deploy({"shelf": {"type": "integer"}})
+        image = api.alice.create(shelf=7)
+        api.alice.create(shelf=8)
+        assert [found["id"] for found in api.alice.get("/v2/images?shelf=7").json["images"]] == [image]
+
+    @pytest.mark.parametrize("value", ["7", 7.5, True])
+    def test_a_value_of_another_type_is_refused(self, deploy, value):
+        assert deploy({"shelf": {"type": "integer"}}).alice.post("/v2/images", {"shelf": value}).status_code == 400
 
     def test_a_base_property_that_is_defined_differently_stops_the_start(self, deploy):
         with pytest.raises(BadStoreConfiguration, match="'min_ram'"):
             deploy({"min_ram": {"type": "string"}})
 
-    @pytest.mark.parametrize("document", ["{", "[]", '"x"', {"shelf": "string"}, {"shelf": {"type": "thing"}}])
+    @pytest.mark.parametrize(
+        "document",
+        [
+            "{",
+            "[]",
+            '"x"',
+            {"shelf": "string"},
+            {"shelf": {"type": "thing"}},
+            {"properties": []},
+            {"properties": "x"},
+            {"shelf": {"$ref": "#/nowhere"}},
+        ],
+    )
     def test_a_file_that_is_no_schema_stops_the_start(self, deploy, document):
         with pytest.raises(BadStoreConfiguration, match="property_schema_file"):
             deploy(document)
@@ -233,6 +275,11 @@ delete = @
         assert api.admin.show(image)["secret_key"] == "x"
         [listed] = api.alice.get("/v2/images").json["images"]
         assert "secret_key" not in listed
+
+    def test_lists_do_not_tell_what_one_may_not_read(self, api):
+        api.admin.create(owner="alpha", secret_key="x")
+        found = [caller.get("/v2/images?secret_key=x").json["images"] for caller in (api.alice, api.admin)]
+        assert [len(images) for images in found] == [0, 1]
 
     def test_what_one_may_not_create_is_refused_when_creating(self, api):
         assert api.alice.post("/v2/images", {"secret_key": "x"}).status_code == 403

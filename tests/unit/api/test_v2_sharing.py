@@ -9,6 +9,7 @@ import uuid
 import pytest
 from deployment import Deployed
 
+from storelib.api.db.records import NewLocation
 from storelib.capabilities import Capability
 from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
 
@@ -97,6 +98,7 @@ class TestMembers(Deployed):
         image = self.api.alice.create(visibility=visibility)
         assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 403
         assert self.api.alice.get(f"/v2/images/{image}/members").status_code == 403
+        assert self.api.alice.get(f"/v2/images/{image}/members/beta").status_code == 404
 
     @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403)])
     def test_others_add_nobody(self, image, caller, status):
@@ -334,6 +336,37 @@ class TestLocationSecrecy(WithPlaces):
         assert self.add(self.api.alice.create(), self.data_in("mem")).status_code == 403
 
 
+class TestCredentialsInLocations(WithPlaces):
+    """Old databases have URIs with the credentials of stores in them; nobody is ever told those."""
+
+    options = {"show_multiple_locations": "true", "show_image_direct_url": "true"}  # noqa: RUF012
+
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.active(DATA)
+        old = NewLocation("s3://KEY:SECRET@s3.example.org/bucket/image", {"store": "spare"})
+        self.api.repository.append_location(image, old)
+        return image
+
+    def test_no_answer_has_them(self, image):
+        paths = [f"/v2/images/{image}", "/v2/images", f"/v2/images/{image}/locations"]
+        answers = [self.api.admin.get(path).text for path in paths]
+        assert all("s3://***@s3.example.org/bucket/image" in text for text in answers)
+        assert not any("SECRET" in text for text in answers)
+
+    def test_a_location_is_known_by_what_is_shown_of_it(self, image):
+        value = [{**place, "metadata": {"shelf": "7"}} for place in self.api.alice.show(image)["locations"]]
+        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert [place["metadata"]["shelf"] for place in answer.json["locations"]] == ["7", "7"]
+        kept = [location.uri for location in self.api.repository.get(image).locations]
+        assert "s3://KEY:SECRET@s3.example.org/bucket/image" in kept
+
+    def test_no_error_has_them(self, image):
+        answer = self.add(image, "s3://KEY:SECRET@s3.example.org/bucket/image")
+        assert answer.status_code == 400
+        assert "SECRET" not in answer.text
+
+
 class TestDirectUrl(Deployed):
     options = {"show_image_direct_url": "true"}  # noqa: RUF012
 
@@ -372,6 +405,13 @@ class TestLocationsResource(WithPlaces):
         assert (self.api.nova.show(good)["status"], self.api.nova.show(good)["os_hash_algo"]) == ("active", "sha256")
         assert (self.api.nova.show(bad)["status"], "stores" in self.api.nova.show(bad)) == ("queued", False)
 
+    def test_every_digest_is_compared(self):
+        said = {"os_hash_algo": "sha256", "os_hash_value": hashlib.sha256(DATA).hexdigest(), "checksum": "0" * 32}
+        image = self.create()
+        assert self.post(image, url=self.data_in("mem"), validation_data=said).status_code == 202
+        self.api.settle()
+        assert self.api.nova.show(image)["status"] == "queued"
+
     @pytest.mark.parametrize(
         ("body", "status"),
         [
@@ -384,6 +424,7 @@ class TestLocationsResource(WithPlaces):
             ({"url": "memory://mem/x", "validation_data": {"os_hash_algo": "crc", "os_hash_value": "0"}}, 400),
             ({"url": "memory://mem/x", "validation_data": {"other": "x"}}, 400),
             ({"url": "memory://mem/x", "validation_data": "x"}, 400),
+            ({"url": "memory://mem/x", "validation_data": []}, 400),
         ],
     )
     def test_wrong_requests_are_refused(self, body, status):
