@@ -131,6 +131,7 @@ def _filters(connection: Connection, query: Query) -> list[_Condition]:
     equal: list[tuple[str, str | bool | None]] = [
         ("owner", query.owner),
         ("checksum", query.checksum),
+        ("os_hash_algo", query.os_hash_algo),
         ("os_hash_value", query.os_hash_value),
         ("protected", query.protected),
         ("os_hidden", query.os_hidden),

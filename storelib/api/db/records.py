@@ -202,6 +202,7 @@ class Query:
     protected: bool | None = None
     os_hidden: bool | None = None
     checksum: str | None = None
+    os_hash_algo: str | None = None
     os_hash_value: str | None = None
     tags: frozenset[str] = frozenset()
     properties: Mapping[str, str] = field(default_factory=dict)

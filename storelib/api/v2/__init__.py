@@ -23,10 +23,10 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
     app.add_route(f"{one}/locations", locations.LocationsResource(service))
     app.add_route(f"{one}/actions/deactivate", images.DeactivateResource(service))
     app.add_route(f"{one}/actions/reactivate", images.ReactivateResource(service))
-    # A tag may have slashes in it.
+    # A tag may have slashes in it, and the id of a member.
     app.add_route(f"{one}/tags/{{tag:path}}", images.TagResource(service))
     app.add_route(f"{one}/members", members.MembersResource(service))
-    app.add_route(f"{one}/members/{{member_id}}", members.MemberResource(service))
+    app.add_route(f"{one}/members/{{member_id:path}}", members.MemberResource(service))
     app.add_route("/v2/stores/{store_id}/{image_id}", locations.StoreImageResource(service))
     app.add_route("/v2/tasks", discovery.tasks_resource(service))
     app.add_route("/v2/tasks/{task_id}", discovery.TaskResource(service))

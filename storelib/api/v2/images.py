@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import falcon
 
+from storelib.api.errors import Invalid
 from storelib.api.sending import encode, send_encoded
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
@@ -85,14 +86,24 @@ class TagResource:
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
         """Add it."""
         refuse_body(req)
-        self._service.images.add_tag(req.context.caller, image_id, tag)
+        self._service.images.add_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
         """Remove it."""
         refuse_body(req)
-        self._service.images.remove_tag(req.context.caller, image_id, tag)
+        self._service.images.remove_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
+
+
+def named_tag(req: falcon.Request) -> str:
+    """The tag that a path ends with, which may itself end with a slash; raises Invalid."""
+    _, _, quoted = req.env["PATH_INFO"].partition("/tags/")
+    try:
+        # PEP 3333: bytes, each as a character.
+        return str(quoted.encode("latin-1").decode())
+    except UnicodeDecodeError:
+        raise Invalid("the tag is not UTF-8") from None
 
 
 class DeactivateResource:

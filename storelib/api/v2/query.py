@@ -75,7 +75,7 @@ def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
             times.append(_time(name, value))
         elif name in ("protected", "os_hidden"):
             values[name] = _boolean(name, value)
-        elif name in ("owner", "checksum", "os_hash_value"):
+        elif name in ("owner", "checksum", "os_hash_algo", "os_hash_value"):
             values[name] = value
         elif name == "visibility":
             values[name] = _choice(name, value, VISIBILITIES)

@@ -359,7 +359,7 @@ class TestDelete(Deployed):
 
 
 class TestTags(Deployed):
-    @pytest.mark.parametrize("tag", ["simple", "with space", "with/slash", "ünïcode", "a" * 255])
+    @pytest.mark.parametrize("tag", ["simple", "with space", "with/slash", "slash/", "ünïcode", "a" * 255])
     def test_a_tag_comes_and_goes(self, tag):
         image = self.api.alice.create()
         assert self.api.alice.put(f"/v2/images/{image}/tags/{tag}").status_code == 204
@@ -371,6 +371,10 @@ class TestTags(Deployed):
     def test_a_tag_that_is_too_long_is_refused(self):
         image = self.api.alice.create()
         assert self.api.alice.put(f"/v2/images/{image}/tags/{'a' * 256}").status_code == 400
+
+    def test_a_tag_that_is_not_utf_8_is_refused(self):
+        path = {"PATH_INFO": f"/v2/images/{self.api.alice.create()}/tags/\xff"}
+        assert self.api.alice.request("PUT", "/", extras=path).status_code == 400
 
     def test_more_tags_than_the_quota_are_refused(self):
         image = self.api.alice.create(tags=[f"t{number}" for number in range(128)])

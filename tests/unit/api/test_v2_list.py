@@ -69,6 +69,7 @@ class TestFilters(Listed):
             ("visibility=all", {"one", "two", "three, 3", "private", "everybody's", "bob's"}),
             ("owner=alpha", {"one", "two", "three, 3", "private"}),
             ("checksum=c4ca4238a0b923820dcc509a6f75849b", {"one"}),
+            ("os_hash_algo=sha512&colour=red", {"one"}),
             ("created_at=gt:2100-01-01T00:00:00Z", set()),
             ("created_at=lt:2100-01-01T00:00:00Z&colour=blue", {"two"}),
             ("updated_at=gte:2020-01-01&colour=blue", {"two"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from urllib.parse import quote
 
 import pytest
 from deployment import Deployed
@@ -60,6 +61,13 @@ class TestMembers(Deployed):
         assert len(self.api.bob.get(f"{path}&member_status=pending").json["images"]) == 1
         self.api.bob.put(f"/v2/images/{image}/members/beta", {"status": "accepted"})
         assert len(self.api.bob.get(path).json["images"]) == 1
+
+    @pytest.mark.parametrize("member", ["domain/project", "ünïcode", "with space"])
+    def test_whoever_was_added_can_be_removed(self, image, member):
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": member}).status_code == 200
+        path = f"/v2/images/{image}/members/{quote(member, safe='')}"
+        assert self.api.alice.get(path).json["member_id"] == member
+        assert self.api.alice.delete(path).status_code == 204
 
     def test_a_removed_member_sees_nothing_any_more(self, image):
         self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
