@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image API's database: what one image costs, and a page of 100 out of many images against one out of a hundred.
 
-python benchmarks/api_database.py [--images 1000000] [--url URL]...
+python benchmarks/api_database.py [--images 1000000] [--sqlite] [--postgresql] [--mariadb]
 
-Without a URL an SQLite file in a temporary directory is used; the databases behind URLs must be empty, and are left
-full. Exits with 1 when a page out of many takes more than twice the time of one out of a hundred.
+Each is a database of its own in a temporary directory, SQLite if none is named. Exits with 1 when a page out of many
+takes more than twice the time of one out of a hundred.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "functional"))
 
 import sqlalchemy as sa
+from servers.mariadb import MariaDB
+from servers.postgresql import PostgreSQL
 
 from storelib.api.db import Repository
 from storelib.api.db.engine import Database
@@ -45,11 +51,35 @@ SHARED = {f"image-{number}" for number in range(80, FEW)}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=1_000_000, help="how many are many")
-    parser.add_argument("--url", action="append", help="an empty database; may be repeated")
+    for name in DATABASES:
+        parser.add_argument(f"--{name}", action="append_const", const=name, dest="databases")
     arguments = parser.parse_args()
+    slow = 0
+    for name in arguments.databases or ["sqlite"]:
+        with DATABASES[name]() as url:
+            slow |= measure(url, arguments.images)
+    return slow
+
+
+@contextlib.contextmanager
+def sqlite() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="storelib-benchmark-") as directory:
-        urls = arguments.url or [f"sqlite:///{directory}/images.sqlite"]
-        return max([measure(url, arguments.images) for url in urls])
+        yield f"sqlite:///{directory}/images.sqlite"
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    with PostgreSQL() as server:
+        yield server.new_database()
+
+
+@contextlib.contextmanager
+def mariadb() -> Iterator[str]:
+    with MariaDB() as server:
+        yield server.new_database()
+
+
+DATABASES = {"sqlite": sqlite, "postgresql": postgresql, "mariadb": mariadb}
 
 
 def measure(url: str, many: int) -> int:
@@ -65,7 +95,7 @@ def measure(url: str, many: int) -> int:
     clear(database)
     fill(database, FEW)
     for name, query in queries(repository):
-        few[name], how_many_few[name] = fastest(lambda query=query: repository.list(query))
+        few[name], how_many_few[name] = fastest(lambda query=query: Repository(database).list(query))
     started = time.perf_counter()
     filler = Database(url, sqlite_synchronous=False)
     if filler.kind == "sqlite":
@@ -80,7 +110,7 @@ def measure(url: str, many: int) -> int:
     print(f"  {'':<44}{'of ' + str(FEW):>12}{'of ' + str(many):>12}{'ratio':>8}")
     slow = 0
     for name, query in queries(repository):
-        took, found = fastest(lambda query=query: repository.list(query))
+        took, found = fastest(lambda query=query: Repository(database).list(query))
         # A shorter page is compared by what one image of it takes, but never as more than the whole.
         before = few[name] * max(1.0, found / max(1, how_many_few[name]))
         ratio = took / before
@@ -207,7 +237,10 @@ def rate(work: Callable[[], object], seconds: float = 2.0) -> float:
 
 
 def fastest(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds of the fastest of many calls, as others use the machine too, and how many images one answers."""
+    """Seconds of the fastest of many calls, as others use the machine too, and how many images one answers.
+
+    Each call is that of a repository that remembers nothing.
+    """
     page = work()
     times = []
     deadline = time.perf_counter() + 2.0

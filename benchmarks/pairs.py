@@ -24,7 +24,7 @@ MiB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Pair:
-    """The outcome of one comparison; rates in MiB/s."""
+    """The outcome of one comparison; rates in ``unit``."""
 
     name: str
     ours: float
@@ -32,6 +32,7 @@ class Pair:
     ratio: float
     target: float
     peer: str
+    unit: str = "MiB/s"
 
     @property
     def reached(self) -> bool:
@@ -52,21 +53,33 @@ def compare(
 
     What a side answers, if anything, is called afterwards, untimed, to remove what it made.
     """
-    _seconds(theirs), _seconds(ours)
-    our_times, their_times = [], []
+
+    def rate(function: Callable[[], Any]) -> Callable[[], float]:
+        return lambda: size / MiB / _seconds(function)
+
+    return compare_rates(name, rate(ours), rate(theirs), target=target, peer=peer, rounds=rounds)
+
+
+def compare_rates(
+    name: str,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    *,
+    target: float,
+    peer: str,
+    rounds: int = 3,
+    unit: str = "MiB/s",
+) -> Pair:
+    """The same of functions that measure themselves and answer how much they did in a second."""
+    theirs(), ours()
+    our_rates: list[float] = []
+    their_rates: list[float] = []
     for index in range(rounds):
-        order = [(ours, our_times), (theirs, their_times)]
-        for function, times in order if index % 2 else reversed(order):
-            times.append(_seconds(function))
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(our_times, their_times, strict=True))
-    pair = Pair(
-        name,
-        size / MiB / statistics.median(our_times),
-        size / MiB / statistics.median(their_times),
-        ratio,
-        target,
-        peer,
-    )
+        order = [(ours, our_rates), (theirs, their_rates)]
+        for function, rates in order if index % 2 else reversed(order):
+            rates.append(function())
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(our_rates, their_rates, strict=True))
+    pair = Pair(name, statistics.median(our_rates), statistics.median(their_rates), ratio, target, peer, unit)
     show(pair)
     return pair
 
@@ -87,7 +100,7 @@ def show(pair: Pair) -> None:
         return
     verdict = "ok" if pair.reached else "BELOW"
     print(
-        f"{pair.name:46} ours {pair.ours:8.0f} MiB/s  {pair.peer:32} {pair.theirs:8.0f} MiB/s  "
+        f"{pair.name:46} ours {pair.ours:8.0f} {pair.unit}  {pair.peer:32} {pair.theirs:8.0f} {pair.unit}  "
         f"ratio {pair.ratio:6.2f}  target {pair.target:5.2f}  {verdict}",
         flush=True,
     )
