@@ -53,11 +53,11 @@ class Metrics:
             child = self._children[key] = self._requests.labels(*key)
         began = getattr(req.context, "began", None)
         child.observe(0 if began is None else time.perf_counter() - began)
-        if key[1].endswith("/file") and succeeded:
-            if req.method == "GET":
-                self._sent.inc(int(resp.get_header("Content-Length") or 0))
-            elif req.content_length:
-                self._received.inc(req.content_length)
+        # Set by those who take data: the body of an upload may have no length.
+        if received := getattr(req.context, "received", None):
+            self._received.inc(received)
+        if key[1].endswith("/file") and req.method == "GET" and succeeded:
+            self._sent.inc(int(resp.get_header("Content-Length") or 0))
 
     def page(self) -> Any:
         """The WSGI application of ``/metrics``."""

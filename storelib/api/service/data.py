@@ -18,6 +18,7 @@ from storelib.api.errors import (
     Gone,
     ImageNotFound,
     Invalid,
+    LimitExceeded,
     NotFound,
     OutcomeUnknown,
     StatusConflict,
@@ -110,20 +111,26 @@ class Data:
                 context=context,
             )
             self._verify(context, image, stored)
+            self.check_quota(context, image, [stored])
         except BaseException as error:
             # What the store has under this id is not this upload's fault.
             self.give_up(image_id, "queued" if isinstance(error, AlreadyThere) else failed)
             core.notify.error("upload", f"image {image_id}: {error}")
             raise
-        updated = self.record(context, image, [stored], inspected.virtual_size if inspected else None)
-        core.notify.image("upload", updated)
-        core.notify.image("activate", updated)
-        return updated
+        return self.record(context, image, [stored], inspected.virtual_size if inspected else None)
 
     def _verify(self, context: Context, image: Image, stored: StoredImage) -> None:
         if image.checksum is not None and image.checksum.lower() != stored.checksum:
             self.remove(context, [stored])
             raise Invalid(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
+
+    def check_quota(self, context: Context, image: Image, stored: Sequence[StoredImage]) -> None:
+        """Remove the data and raise QuotaExceeded if other data of the owner has taken the room meanwhile."""
+        try:
+            self._core.quota.room(image.owner, stored[0].size, len(stored))
+        except LimitExceeded:
+            self.remove(context, stored)
+            raise
 
     def begin(self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]) -> Image:
         """Win the right to write the image's data; raises Conflict if somebody else did."""
@@ -175,6 +182,8 @@ class Data:
             self._lease.undo_later(image.id)
             raise
         self._core.refresh_acls(context, updated)
+        self._core.notify.image("upload", updated)
+        self._core.notify.image("activate", updated)
         return updated
 
     def remove(self, context: Context, stored: Sequence[StoredImage]) -> None:

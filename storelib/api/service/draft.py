@@ -86,12 +86,14 @@ class Draft:
         values = {name: value for name, value in self._values.items() if getattr(image, name) != value}
         if properties is None and tags is None and locations is None and not values:
             return image
-        if properties is not None:
+        # What only becomes less may still be more than a quota that was lowered.
+        if properties is not None and properties.keys() - image.properties.keys():
             core.quota.check_properties(properties)
-        if tags is not None:
+        if tags is not None and tags - set(image.tags):
             core.quota.check_tags(tags)
-        if locations is not None:
-            core.quota.check_locations(locations)
+        if added := {location.uri for location in self._locations} - {location.uri for location in image.locations}:
+            core.quota.check_locations(self._locations)
+            core.quota.room(image.owner, self._values.get("size", image.size), len(added))
         status = "active" if self._activates else None
         return core.repository.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
 

@@ -102,6 +102,7 @@ class Images:
         self._core.policy.require(context, "set_image_location", {"project_id": new.owner or ""})
         check_formats(new)
         location, size = external.locate(self._core, context, uri, new.size)
+        self._core.quota.room(new.owner, size)
         return replace(new, status="active", size=size, locations=(location,))
 
     def _check_new(self, context: Context, new: NewImage) -> None:

@@ -211,6 +211,7 @@ class Imports:
                 good, failed, message = self._fan_out(
                     context, image, stores, inspected or body, found.size, all_must_succeed
                 )
+            self._data.check_quota(context, image, good)
             self._data.record(context, image, good, inspected.virtual_size if inspected else None)
             success = True
         except (ApiError, StoreError) as error:
@@ -240,6 +241,7 @@ class Imports:
                 good, failed, message = self._fan_out(
                     context, image, stores, stream, found.size, all_must_succeed, digests
                 )
+            self._data.check_quota(context, image, good)
             self._add_copies(context, image.id, good)
             success = True
         except (ApiError, StoreError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib.api.db.records import Image, Member
+from storelib.api.schemas import RESERVED_PREFIX
 from storelib.exceptions import MissingDependency
 
 LOG = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def image_payload(image: Image) -> dict[str, Any]:
     for name in ("created_at", "updated_at", "deleted_at"):
         value = getattr(image, name)
         payload[name] = value.isoformat() if value else None
-    return payload | {"properties": dict(image.properties), "tags": list(image.tags)}
+    properties = {name: value for name, value in image.properties.items() if not name.startswith(RESERVED_PREFIX)}
+    return payload | {"properties": properties, "tags": list(image.tags)}
 
 
 def member_payload(member: Member) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class FileResource:
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Upload it."""
         source = upload_source(req)
-        self._service.data.upload(req.context.caller, image_id, source, req.get_header("x-image-meta-store"))
+        store = req.get_header("x-image-meta-store")
+        req.context.received = self._service.data.upload(req.context.caller, image_id, source, store).size
         resp.status = falcon.HTTP_204
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
@@ -70,7 +71,7 @@ class StageResource:
         """Stage it."""
         if "glance-direct" not in self._service.imports.methods:
             raise NotFound("data cannot be staged here")
-        self._service.imports.stage(req.context.caller, image_id, upload_source(req))
+        req.context.received = self._service.imports.stage(req.context.caller, image_id, upload_source(req)).size
         resp.status = falcon.HTTP_204
 
 

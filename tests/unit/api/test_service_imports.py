@@ -113,6 +113,16 @@ class TestGlanceDirect(Importing):
         assert self.failed(image) == ("queued", "fast", None)
         assert image not in self.api.files()
 
+    def test_an_import_is_told_as_an_upload_is_and_never_where_the_data_is(self):
+        self.api.events.clear()
+        image = self.api.alice.create()
+        self.stage(image)
+        self.api.alice.patch(image, {"op": "replace", "path": "/name", "value": "staged"})
+        self.start(image, "glance-direct")
+        told = [event for _, event, _ in self.api.events]
+        assert told == ["image.create", "image.update", "image.upload", "image.activate"]
+        assert str(self.api.directory) not in repr(self.api.events)
+
     def test_what_is_staged_goes_with_the_image(self):
         image = self.api.alice.create()
         self.stage(image)

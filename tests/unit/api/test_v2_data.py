@@ -450,5 +450,22 @@ class TestStorageQuota(Deployed):
         assert self.api.alice.upload(image, DATA).status_code == 413
         assert self.api.alice.upload(image, DATA[:1000]).status_code == 204
 
+    def test_of_uploads_that_fit_one_by_one_only_as_many_are_kept_as_fit_together(self):
+        carol = self.api.caller("carol", "member", "reader")
+        first, second = carol.create(), carol.create()
+
+        class Between(io.BytesIO):
+            """A body in the middle of which another image is uploaded."""
+
+            def read(self, size=-1):
+                if not self.tell():
+                    assert carol.upload(second, DATA).status_code == 204
+                return super().read(size)
+
+        headers = OCTETS | {"Content-Length": str(len(DATA))}
+        answer = carol.request("PUT", f"/v2/images/{first}/file", headers, extras={"wsgi.input": Between(DATA)})
+        assert (answer.status_code, carol.show(first)["status"]) == (413, "queued")
+        assert first not in self.api.files()
+
     def test_another_project_has_a_quota_of_its_own(self):
         assert self.api.bob.upload(self.api.bob.create(), DATA).status_code == 204

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import jsonschema
@@ -60,6 +61,18 @@ class TestAround(Deployed):
         assert f"storelib_api_request_seconds_count{{{route}}} 1.0" in text
         assert "storelib_api_image_bytes_sent_total 5.0" in text
         assert "storelib_api_image_bytes_received_total 5.0" in text
+
+    def test_bytes_are_counted_that_come_in_chunks(self):
+        image, before = self.api.alice.create(), self.received()
+        chunked = {"Content-Type": "application/octet-stream", "Transfer-Encoding": "chunked"}
+        body = {"wsgi.input": io.BytesIO(b"12345678")}
+        assert self.api.alice.request("PUT", f"/v2/images/{image}/file", chunked, extras=body).status_code == 204
+        assert self.received() == before + 8
+
+    def received(self):
+        lines = self.api.nobody.get("/metrics").text.splitlines()
+        [number] = [line.split()[1] for line in lines if line.startswith("storelib_api_image_bytes_received_total")]
+        return float(number)
 
 
 class TestInfo(Deployed):

@@ -449,6 +449,29 @@ class TestNotifications(Deployed):
         assert "file://" not in repr(self.api.events)
 
 
+class TestLoweredQuotas(Deployed):
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.create(a="1", b="2", c="3", tags=["a", "b", "c"])
+        quota = self.api.service.core.quota
+        quota.properties, quota.tags = 1, 1
+        yield image
+        quota.properties, quota.tags = 128, 128
+
+    @pytest.mark.parametrize(
+        ("operation", "status"),
+        [
+            ({"op": "remove", "path": "/a"}, 200),
+            ({"op": "replace", "path": "/a", "value": "x"}, 200),
+            ({"op": "replace", "path": "/tags", "value": ["a", "b"]}, 200),
+            ({"op": "add", "path": "/d", "value": "x"}, 413),
+            ({"op": "replace", "path": "/tags", "value": ["a", "d"]}, 413),
+        ],
+    )
+    def test_what_is_too_much_already_may_become_less(self, image, operation, status):
+        assert self.api.alice.patch(image, operation).status_code == status
+
+
 class BrokenChunks(io.RawIOBase):
     """A body as gunicorn hands it over when a client's chunks are wrong."""
 

@@ -332,6 +332,16 @@ class TestLocationsByPatch(WithPlaces):
         assert len(self.api.alice.show(image)["locations"]) == 2
 
 
+class TestStorageQuota(WithPlaces):
+    options = {"show_multiple_locations": "true", "user_storage_quota": len(DATA)}  # noqa: RUF012
+
+    def test_data_that_is_named_counts(self):
+        image = self.api.alice.create()
+        assert self.add(image, self.data_in("mem")).status_code == 200
+        assert self.add(image, self.data_in("mem")).status_code == 413
+        assert self.add(self.api.alice.create(), self.data_in("mem")).status_code == 413
+
+
 class TestLocationSecrecy(WithPlaces):
     def test_nothing_tells_where_the_data_is(self):
         image = self.api.alice.active(DATA)
