@@ -26,6 +26,10 @@ class Run:
     def broken(self):
         return self._store
 
+    def pytest_configure(self, config):
+        # Nobody reads the tracebacks; without a terminal there is no option for it.
+        config.option.tbstyle = "native"
+
     def pytest_pycollect_makeitem(self, name):
         return [] if name.startswith("test_") and name not in self._promises else None
 
