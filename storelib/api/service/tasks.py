@@ -9,11 +9,11 @@ import datetime
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Query
-from storelib.api.errors import ApiError, NotFound
+from storelib.api.errors import ApiError, Invalid, InvalidMarker, NotFound
 from storelib.api.service.core import LOG, Core
 
 Task = dict[str, Any]
@@ -32,6 +32,21 @@ HIDDEN = frozenset({STAGED, RECORD, TASK_ID, KIND})
 #: Every task has this kind, so that all are found by it.
 ANY = "any"
 LISTED = 1000
+
+
+SORT_KEYS = ("created_at", "expires_at", "id", "status", "type", "updated_at")
+DIRECTIONS = ("asc", "desc")
+
+
+class TaskQuery(NamedTuple):
+    """Which tasks, in which order, how many, behind which. None is any, or the beginning."""
+
+    kind: str | None = None
+    status: str | None = None
+    sort_key: str = "created_at"
+    sort_dir: str = "desc"
+    limit: int = LISTED
+    marker: str | None = None
 
 
 class Tasks:
@@ -86,10 +101,27 @@ class Tasks:
         properties = self._core.visible(context, image_id).properties
         return [self._of(properties)] if properties.get(RECORD) else []
 
-    def list(self, context: Context) -> Found:
-        """The tasks of all images, newest images first; raises Forbidden."""
+    def list(self, context: Context, query: TaskQuery | None = None) -> tuple[Found, bool]:
+        """One page of the tasks of all images, and whether there are more behind it; raises Forbidden, Invalid."""
         self._core.policy.require(context, "tasks_api_access", {})
-        return self._found({KIND: ANY})
+        query = query or TaskQuery()
+        for what, given, known in (("key", query.sort_key, SORT_KEYS), ("direction", query.sort_dir, DIRECTIONS)):
+            if given not in known:
+                raise Invalid(f"a sort {what} must be one of {', '.join(known)}, not {given!r}")
+        found = [
+            task
+            for task in self._found({KIND: ANY})
+            if query.kind in (None, task["type"]) and query.status in (None, task["status"])
+        ]
+        found.sort(key=lambda task: (task[query.sort_key] or "", task["id"]), reverse=query.sort_dir == "desc")
+        first = 0
+        if query.marker is not None:
+            places = [place for place, task in enumerate(found) if task["id"] == query.marker]
+            if not places:
+                raise InvalidMarker(f"marker {query.marker} is no task")
+            first = places[0] + 1
+        end = first + query.limit
+        return found[first:end], 0 < query.limit < len(found) - first
 
     def show(self, context: Context, task_id: str) -> Task:
         """One task; raises Forbidden and NotFound."""

@@ -28,7 +28,7 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
     app.add_route(f"{one}/members", members.MembersResource(service))
     app.add_route(f"{one}/members/{{member_id:path}}", members.MemberResource(service))
     app.add_route("/v2/stores/{store_id}/{image_id}", locations.StoreImageResource(service))
-    app.add_route("/v2/tasks", discovery.tasks_resource(service))
+    app.add_route("/v2/tasks", discovery.TasksResource(service))
     app.add_route("/v2/tasks/{task_id}", discovery.TaskResource(service))
     for name, resource in discovery.info_resources(service).items():
         app.add_route(f"/v2/info/{name}", resource)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import falcon
 
 from storelib.api import schemas
-from storelib.api.errors import NotFound
+from storelib.api.errors import Invalid, NotFound
+from storelib.api.numbers import whole_number
 from storelib.api.sending import send
 from storelib.api.service import Context, Service
+from storelib.api.service.tasks import TaskQuery
 
 
 class Answer:
@@ -36,6 +39,35 @@ class SchemaResource:
         if name not in self._documents:
             raise NotFound(f"there is no schema {name!r}")
         send(resp, self._documents[name])
+
+
+class TasksResource:
+    """The tasks of all images."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List them."""
+        options = self._service.core.options
+        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        limit = whole_number(asked.get("limit", str(options.limit_param_default)))
+        if limit is None:
+            raise Invalid(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
+        query = TaskQuery(
+            asked.get("type"),
+            asked.get("status"),
+            asked.get("sort_key", "created_at"),
+            asked.get("sort_dir", "desc"),
+            min(limit, options.api_limit_max),
+            asked.pop("marker", None),
+        )
+        tasks, more = self._service.tasks.list(req.context.caller, query)
+        others = f"?{urlencode(asked)}" if asked else ""
+        document = {"tasks": tasks, "first": f"/v2/tasks{others}", "schema": "/v2/schemas/tasks"}
+        if more:
+            document["next"] = f"/v2/tasks?{urlencode({**asked, 'marker': tasks[-1]['id']})}"
+        send(resp, document)
 
 
 class TaskResource:
@@ -75,12 +107,6 @@ def info_resources(service: Service) -> dict[str, Answer]:
         # There are no limits of the whole cloud here, which is what an empty answer says.
         "usage": Answer(lambda context: {"usage": {}}),
     }
-
-
-def tasks_resource(service: Service) -> Answer:
-    """``/v2/tasks``."""
-    first, schema = "/v2/tasks", "/v2/schemas/tasks"
-    return Answer(lambda context: {"tasks": service.tasks.list(context), "first": first, "schema": schema})
 
 
 def schema_documents(service: Service) -> dict[str, schemas.Schema]:

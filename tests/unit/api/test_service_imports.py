@@ -35,6 +35,17 @@ class Importing(Deployed):
 
         monkeypatch.setattr(self.api.registry[name], "open_writer", fail)
 
+    def delete_while_it_is_stored(self, monkeypatch, image, name):
+        """Delete the image when its data is about to be written into the store."""
+        store = self.api.registry[name]
+        open_writer = store.open_writer
+
+        def delete_first(*arguments):
+            assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+            return open_writer(*arguments)
+
+        monkeypatch.setattr(store, "open_writer", delete_first)
+
     @pytest.fixture
     def read_only(self, monkeypatch):
         """The store mem takes no data."""
@@ -123,6 +134,15 @@ class TestGlanceDirect(Importing):
         assert told == ["image.create", "image.update", "image.upload", "image.activate"]
         assert str(self.api.directory) not in repr(self.api.events)
 
+    def test_an_image_that_is_deleted_meanwhile_leaves_nothing(self, monkeypatch):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.delete_while_it_is_stored(monkeypatch, image, "mem")
+        assert self.start(image, "glance-direct", stores=["mem", "fast"]).status_code == 202
+        assert self.api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert (image in self.api.registry["mem"].backend.images, image in self.api.files()) == (False, False)
+        assert self.staged() == []
+
     def test_what_is_staged_goes_with_the_image(self):
         image = self.api.alice.create()
         self.stage(image)
@@ -154,6 +174,26 @@ class TestGlanceDirect(Importing):
         assert self.api.alice.get("/v2/tasks").status_code == 403
         assert self.api.alice.get(f"/v2/tasks/{task['id']}").status_code == 403
         assert self.api.admin.post("/v2/tasks", {}).status_code == 405
+
+    def test_tasks_are_found_by_type_and_status_and_listed_in_pages(self):
+        good, wrong = [self.api.alice.create() for _ in range(2)], self.api.alice.create(disk_format="qcow2")
+        for image in (*good, wrong):
+            self.stage(image)
+            self.start(image, "glance-direct")
+        path, seen = "/v2/tasks?type=api_image_import&status=success&limit=1&sort_key=id&sort_dir=asc", []
+        while path:
+            page = self.api.admin.get(path).json
+            seen += page["tasks"]
+            path = page.get("next")
+        ids = [task["id"] for task in seen]
+        assert ids == sorted(ids)
+        assert {*good, wrong} & {task["image_id"] for task in seen} == set(good)
+        assert {task["status"] for task in seen} == {"success"}
+        assert self.api.admin.get("/v2/tasks?type=location_import").json["tasks"] == []
+
+    @pytest.mark.parametrize("query", ["limit=x", "marker=x", "sort_key=x", "sort_dir=x", "limit=" + "9" * 5000])
+    def test_lists_of_tasks_that_cannot_be_are_refused(self, query):
+        assert self.api.admin.get(f"/v2/tasks?{query}").status_code == 400
 
     def test_what_only_the_service_needs_is_not_shown(self):
         image = self.api.alice.create()
@@ -316,6 +356,12 @@ class TestCopyImage(Importing):
         self.start(image, "copy-image", self.api.admin, **more)
         assert self.failed(image) == ("active", "mem", None)
         assert self.api.alice.show(image)["stores"] == "spare,fast"
+
+    def test_an_image_that_is_deleted_meanwhile_leaves_nothing(self, image, monkeypatch):
+        self.delete_while_it_is_stored(monkeypatch, image, "mem")
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 202
+        assert self.api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert (image in self.api.registry["mem"].backend.images, image in self.api.files()) == (False, False)
 
     def test_one_copy_at_a_time(self, image):
         service = self.api.service

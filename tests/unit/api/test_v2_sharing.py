@@ -385,12 +385,53 @@ class TestCredentialsInLocations(WithPlaces):
         assert "SECRET" not in answer.text
 
 
+class TestLocationsNotHashed(WithPlaces):
+    options = {"do_secure_hash": "false"}  # noqa: RUF012
+
+    def test_what_the_client_says_is_believed(self):
+        said = {"os_hash_algo": "sha256", "os_hash_value": "0" * 64}
+        image = self.api.nova.create()
+        self.api.nova.post(f"/v2/images/{image}/locations", {"url": self.data_in("mem"), "validation_data": said})
+        self.api.settle()
+        shown = self.api.nova.show(image)
+        assert (shown["status"], shown["size"]) == ("active", len(DATA))
+        assert {name: shown[name] for name in said} == said
+
+
+class TestLocationsHashedAgain(WithPlaces):
+    options = {"http_retries": 1}  # noqa: RUF012
+
+    @pytest.mark.parametrize(("failures", "status"), [(1, "active"), (2, "queued")])
+    def test_hashing_is_tried_again(self, monkeypatch, failures, status):
+        store, url = self.api.registry["mem"], self.data_in("mem")
+        errors = [RemoteServiceUnavailable("down") for _ in range(failures)]
+        get = store.get
+
+        def fail_first(*arguments, **named):
+            if errors:
+                raise errors.pop()
+            return get(*arguments, **named)
+
+        monkeypatch.setattr(store, "get", fail_first)
+        image = self.api.nova.create()
+        self.api.nova.post(f"/v2/images/{image}/locations", {"url": url})
+        self.api.settle()
+        assert self.api.nova.show(image)["status"] == status
+
+
 class TestDirectUrl(Deployed):
     options = {"show_image_direct_url": "true"}  # noqa: RUF012
 
     def test_the_owner_sees_where_the_data_is(self):
         image = self.api.alice.active(DATA)
         assert self.api.alice.show(image)["direct_url"] == f"file://{self.api.directory}/images/{image}"
+
+    def test_it_is_that_of_the_store_with_the_highest_weight(self):
+        image = self.api.alice.active(DATA)
+        method = {"method": {"name": "copy-image"}, "stores": ["mem", "spare"]}
+        self.api.admin.post(f"/v2/images/{image}/import", method)
+        self.api.settle()
+        assert self.api.alice.show(image)["direct_url"].startswith("memory://spare/")
 
     def test_others_do_not(self):
         image = self.api.alice.active(DATA, visibility="community")
