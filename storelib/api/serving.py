@@ -34,6 +34,11 @@ from storelib.registry import Registry
 SILENCE = 300.0
 #: Seconds that uploads whose connection was cut have for removing what they wrote.
 CLEANUP = 15.0
+#: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
+#: most clients look at the answer only when all is sent, and closing before that would take the answer from them.
+DISCARD, DISCARD_SILENCE = 30.0, 5.0
+#: Bytes of an unread body that gunicorn certainly reads to keep the connection.
+_SMALL = 32768
 #: Seconds between two looks at whether to stop.
 _POLL = 0.2
 # Image properties travel as headers in v1, each with its own; gunicorn's default is 100.
@@ -293,10 +298,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: Any) -> bool:
         """One request, with the headers that are ours and a limit to the client's silence."""
         req.headers = [(name, value) for name, value in req.headers if _is_plain(name)]
+        wants_close = req.should_close
+        # Asked when the answer is sent: the client must be told that its connection ends.
+        req.should_close = lambda: wants_close() or _is_unread(req)
         conn.sock.settimeout(SILENCE)
         self._busy.add(conn)
         try:
-            return bool(super().handle_request(req, conn))
+            kept = bool(super().handle_request(req, conn))
+            if not _is_unread(req):
+                return kept
+            _discard(conn.sock)
+            return False
         finally:
             self._busy.discard(conn)
 
@@ -318,6 +330,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 conn.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+
+def _is_unread(req: Any) -> bool:
+    """Whether much of the body was not read: it was refused."""
+    reader = req.body.reader
+    left = getattr(reader, "length", None)
+    return left > _SMALL if left is not None else getattr(reader, "parser", None) is not None
+
+
+def _discard(sock: socket.socket) -> None:
+    deadline = time.monotonic() + DISCARD
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(DISCARD_SILENCE)
+        while time.monotonic() < deadline and sock.recv(_SMALL):
+            pass
+    except OSError:
+        pass
 
 
 def _is_plain(name: str) -> bool:
