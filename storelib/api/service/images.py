@@ -5,6 +5,8 @@ what the caller may see, what he may do, what the image allows, quota, the chang
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,7 +23,9 @@ from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_nam
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
 #: How often a change is begun again because somebody else was faster.
-ATTEMPTS = 8
+ATTEMPTS = 12
+#: Seconds at most before the third attempt, twice as many before the fourth, and so on.
+PAUSE = 0.005
 #: Base properties that a client may give when creating.
 SETTABLE = (
     "id",
@@ -166,6 +170,8 @@ class Images:
             except StaleImage:
                 if attempt == ATTEMPTS - 1:
                     raise
+                # Those who change the same image at once do not all come back at once.
+                time.sleep(random.uniform(0, PAUSE * attempt))  # noqa: S311  (no secret)
                 continue
             draft.delete_dropped()
             if updated.visibility != image.visibility or updated.locations != image.locations:

@@ -32,6 +32,8 @@ HIDDEN = frozenset({STAGED, RECORD, TASK_ID, KIND})
 #: Every task has this kind, so that all are found by it.
 ANY = "any"
 LISTED = 1000
+#: Characters of a message at most.
+LONGEST = 2000
 
 
 SORT_KEYS = ("created_at", "expires_at", "id", "status", "type", "updated_at")
@@ -88,7 +90,8 @@ class Tasks:
             task = self._of(repository.get(image_id).properties)
             if task.get("status") != "processing":
                 return
-            task |= {"status": "success" if success else "failure", "message": message, "updated_at": _now()}
+            # Messages quote what clients sent, and a record has to fit into a property.
+            task |= {"status": "success" if success else "failure", "message": message[:LONGEST], "updated_at": _now()}
             values = {RECORD: json.dumps(task)}
             if failed:
                 values[FAILED] = ",".join(failed)
