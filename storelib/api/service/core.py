@@ -161,14 +161,14 @@ class Core:
         """
         members: Sequence[Member] | None = None
         for location in image.locations:
-            store = self.store_of(location, context)
-            if Capability.ACLS not in store.capabilities:
-                continue
-            if members is None:
-                members = self.repository.members(image.id)
-            readers = [member.member for member in members]
-            writers = [member.member for member in members if member.can_share]
             try:
+                store = self.store_of(location, context)
+                if Capability.ACLS not in store.capabilities:
+                    continue
+                if members is None:
+                    members = self.repository.members(image.id)
+                readers = [member.member for member in members]
+                writers = [member.member for member in members if member.can_share]
                 store.set_acls(location.uri, image.visibility == "public", readers, writers, context)
             except StoreError as error:
                 LOG.warning("image %s: its access list at %r is not set: %s", image.id, location, error)

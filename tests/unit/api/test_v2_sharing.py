@@ -143,6 +143,16 @@ class TestAccessLists(Deployed):
         self.api.alice.patch(image, {"op": "replace", "path": "/name", "value": "x"})
         assert lists == []
 
+    def test_an_image_in_a_store_that_is_no_longer_there_is_changed_and_shared(self):
+        image = self.api.alice.active(DATA)
+        gone = NewLocation("rbd://fsid/pool/image/snap", {"store": "gone"})
+        self.api.repository.append_location(image, gone)
+        visibility = {"op": "replace", "path": "/visibility", "value": "community"}
+        assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 200
+        assert self.api.alice.patch(image, visibility).status_code == 200
+        assert self.api.bob.download(image).content == DATA
+        assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+
 
 class TestMemberQuota(Deployed):
     options = {"image_member_quota": 1}  # noqa: RUF012
