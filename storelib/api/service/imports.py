@@ -21,6 +21,7 @@ from storelib.api.service.tasks import STAGED, Tasks
 from storelib.api.service.workers import Workers
 from storelib.capabilities import Capability
 from storelib.driver import ImageData, Store, StoredImage
+from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.rules import Rules
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError, UnknownScheme
 from storelib.location import redact, scheme_of
@@ -124,6 +125,8 @@ class Imports:
         names = [store.name for store in stores]
         self._data.begin(image, from_=(image.status,), to=None if copying else "importing", stores=names)
         try:
+            if copying:
+                image = self._with_room(image_id, names)
             given = {"method": request.method, "stores": names}
             self._tasks.begin(context, image_id, "api_image_import", given, ",".join(names))
         except BaseException:
@@ -133,6 +136,19 @@ class Imports:
             self._workers.start(lambda: self._copy(context, image, stores, request.all_must_succeed))
             return
         self._workers.start(lambda: self._import(context, image, source, stores, request.all_must_succeed))
+
+    def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
+        """The image, of which nobody else makes a copy now; raises Invalid and Conflict where there still is one."""
+        repository = self._core.repository
+        image = repository.get(image_id)
+        for location in image.locations:
+            if location.metadata.get("store") in names:
+                raise Invalid(f"image {image_id} is in store {location.metadata['store']} already")
+        for location in repository.pending_locations(image_id):
+            # Whoever deletes it would delete the new copy, which is in the same place.
+            if location.metadata.get("store") in names:
+                raise Conflict(f"store {location.metadata['store']} still deletes its copy of image {image_id}")
+        return image
 
     def _stores(self, image: Image, request: Request) -> list[Store[Any]]:
         registry = self._core.registry
@@ -183,12 +199,14 @@ class Imports:
                 http_disallowed_networks=options.import_disallowed_networks,
                 http_read_timeout=options.import_timeout,
             )
-            found = web.locate(uri)
+            found = HttpLocation.parse(uri)
         except BadStoreUri as error:
             raise Invalid(f"this URL cannot be imported: {error}") from error
-        refused = Rules.from_conf(web.conf).refuse_written_address(found)
+        rules = Rules.from_conf(web.conf)
+        refused = rules.refuse_url(found) or rules.refuse_written_address(found)
         if refused:
-            raise Invalid(f"{redact(uri)} cannot be imported: {refused}")
+            # The rules name the options of the http driver.
+            raise Invalid(f"{redact(uri)} cannot be imported: {refused.replace('http_', 'import_')}")
         return web
 
     def _import(

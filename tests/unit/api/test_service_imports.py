@@ -314,6 +314,23 @@ class TestWebDownload(Importing):
         assert "os_glance_import_task" not in self.api.alice.show(image)
 
 
+class TestWebDownloadRules(Importing):
+    options = {"import_allowed_hosts": "*.example.org", "import_disallowed_hosts": "x.example.org"}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("url", "option"),
+        [
+            ("http://a.example.org:8080/image", "import_allowed_ports"),
+            ("http://example.com/image", "import_allowed_hosts"),
+            ("https://x.example.org/image", "import_disallowed_hosts"),
+        ],
+    )
+    def test_what_is_refused_is_told_with_the_option_that_says_so(self, url, option):
+        answer = self.start(self.api.alice.create(), "web-download", uri=url)
+        assert answer.status_code == 400
+        assert option in answer.text
+
+
 class TestWebDownloadCapped(Importing):
     options = {  # noqa: RUF012
         "import_allowed_ports": "",
