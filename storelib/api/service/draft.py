@@ -44,7 +44,9 @@ class Draft:
         self._values: dict[str, Any] = {}
         self._properties = dict(image.properties)
         self._tags = frozenset(image.tags)
-        self._locations: list[NewLocation] = list(image.locations)
+        # In the order in which they are shown, which is what clients count in.
+        self._shown: list[NewLocation] = [*core.by_weight(image.locations)]
+        self._locations = list(self._shown)
         self._activates = False
 
     def apply(self, operation: Operation) -> None:
@@ -82,7 +84,7 @@ class Draft:
         image, core = self._image, self._core
         properties = self._properties if self._properties != image.properties else None
         tags = self._tags if self._tags != frozenset(image.tags) else None
-        locations = tuple(self._locations) if tuple(self._locations) != image.locations else None
+        locations = tuple(self._locations) if self._locations != self._shown else None
         values = {name: value for name, value in self._values.items() if getattr(image, name) != value}
         if properties is None and tags is None and locations is None and not values:
             return image

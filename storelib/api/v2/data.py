@@ -157,8 +157,9 @@ def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequ
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise Invalid(f"{name!r} must be true or false, not {value!r}")
-    if header_store is not None and (stores or flags["all_stores"]):
-        raise Invalid("the header x-image-meta-store cannot be used together with 'stores' or 'all_stores'")
+    # openstacksdk says the same store in both.
+    if header_store is not None and (flags["all_stores"] or stores not in (None, [header_store])):
+        raise Invalid("the header x-image-meta-store cannot be used together with other 'stores' or 'all_stores'")
     if stores and flags["all_stores"]:
         raise Invalid("'stores' and 'all_stores' cannot be used together")
     wanted = [header_store] if header_store is not None else stores

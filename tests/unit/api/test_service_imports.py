@@ -9,6 +9,7 @@ import threading
 import pytest
 from deployment import OCTETS, Deployed
 
+from storelib.api.service import administrator
 from storelib.capabilities import Capability
 from storelib.exceptions import StorageFull
 
@@ -246,6 +247,9 @@ class TestRefused(Importing):
         image = self.api.alice.create()
         self.stage(image)
         assert self.start(image, "glance-direct", header="mem", stores=["fast"]).status_code == 400
+        assert self.start(image, "glance-direct", header="mem", stores=["mem", "fast"]).status_code == 400
+        assert self.start(image, "glance-direct", header="mem", all_stores=True).status_code == 400
+        assert self.start(image, "glance-direct", header="mem", stores=["mem"]).status_code == 202
 
     def test_an_image_has_its_formats_before_it_is_imported(self):
         image = self.api.alice.post("/v2/images", {}).json["id"]
@@ -366,6 +370,36 @@ class TestCopyImage(Importing):
         self.api.registry["mem"].add(image, b"half of it")
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
         assert self.api.registry["mem"].backend.images[image].data == DATA
+
+    def test_a_store_that_still_deletes_its_copy_is_refused(self, image):
+        """What is deleted late would be the new copy."""
+        self.start(image, "copy-image", self.api.admin, stores=["mem"])
+        [copy] = [each for each in self.api.repository.get(image).locations if each.metadata["store"] == "mem"]
+        self.api.repository.drop_location(image, copy.id)
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409
+        self.api.repository.forget_location(image, copy.id)
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 202
+        assert self.api.alice.show(image)["stores"] == "fast,mem"
+
+    def test_a_store_that_has_got_it_from_another_copy_is_refused(self, image, monkeypatch):
+        begin = self.api.service.data.begin
+
+        def copied_before(*arguments, **more):
+            monkeypatch.undo()
+            self.start(image, "copy-image", self.api.admin, stores=["mem"])
+            return begin(*arguments, **more)
+
+        monkeypatch.setattr(self.api.service.data, "begin", copied_before)
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 400
+        assert self.api.alice.show(image)["stores"] == "fast,mem"
+        assert self.api.repository.upload(image) is None
+
+    def test_a_download_follows_an_image_from_store_to_store(self, image):
+        seen = self.api.repository.get(image)
+        self.start(image, "copy-image", self.api.admin, stores=["mem"])
+        assert self.api.admin.delete(f"/v2/stores/fast/{image}").status_code == 204
+        with self.api.service.data.read(administrator(), seen).data as stream:
+            assert stream.read() == DATA
 
     def test_a_copy_that_fails_leaves_the_image_as_it_was(self, image, monkeypatch):
         self.break_store(monkeypatch, "mem")

@@ -311,6 +311,16 @@ class TestLocationsByPatch(WithPlaces):
         uris = [found.uri for found in self.api.registry["mem"].list_images()]
         assert (first in uris, second in uris) == (False, True)
 
+    def test_places_are_counted_as_they_are_shown(self):
+        image = self.api.alice.active(DATA)
+        heavier = self.data_in("spare")
+        self.add(image, heavier)
+        shown = self.api.alice.show(image)["locations"]
+        assert [place["metadata"]["store"] for place in shown] == ["spare", "fast"]
+        answer = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
+        assert answer.json["locations"] == shown[1:]
+        assert self.api.alice.download(image).content == DATA
+
     def test_the_last_place_is_not_removed(self):
         image = self.api.alice.active(DATA)
         assert self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"}).status_code == 403
