@@ -712,6 +712,38 @@ class RepositoryContract:
         repository.leave(gone.id)
         assert [each.image_id for each in repository.take_over_uploads(taker.id, ttl=60)] == [image.id]
 
+    def test_the_deletion_of_a_dead_process_is_taken_over(self, repository):
+        image, gone, taker = make_active(repository), repository.join("host", 1), repository.join("host", 2)
+        deleting = repository.begin_deletion(image.id, gone.id, from_={"active", "deactivated"})
+        assert (deleting.status, deleting.locations) == ("pending_delete", ())
+        repository.leave(gone.id)
+        [taken] = repository.take_over_uploads(taker.id, ttl=60)
+        assert (taken.image_id, taken.status, taken.restore, taken.stores) == (image.id, "pending_delete", "active", ())
+
+    @pytest.mark.parametrize("to", ["active", "deleted"])
+    def test_a_deletion_is_over_with_the_next_status(self, repository, to):
+        image, process = make_active(repository), repository.join("host", 1)
+        repository.begin_deletion(image.id, process.id, from_={"active"})
+        with pytest.raises(StatusConflict):
+            repository.begin_deletion(image.id, process.id, from_={"active"})
+        repository.transition(image.id, from_={"pending_delete"}, to=to)
+        assert repository.uploads_of(process.id) == []
+
+    def test_a_copy_goes_on_while_the_image_is_deleted_and_is_lost(self, repository):
+        image, process = make_active(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id, from_={"active"}, to=None, stores=("cold",))
+        repository.begin_deletion(image.id, process.id, from_={"active"})
+        repository.transition(image.id, from_={"pending_delete"}, to="deleted")
+        assert [each.stores for each in repository.uploads_of(process.id)] == [("cold",)]
+        with pytest.raises(UploadLost):
+            repository.finish_upload(image.id, process.id, to=None, locations=(COLD,))
+
+    def test_a_process_without_a_lease_deletes_as_well(self, repository):
+        image = make_active(repository)
+        repository.begin_deletion(image.id, "nobody", from_={"active"})
+        assert repository.uploads_of("nobody") == []
+        assert repository.get(image.id).status == "pending_delete"
+
     def test_a_dead_taker_is_followed_by_another(self, repository):
         image = make(repository)
         first, second, third = (repository.join("host", pid) for pid in range(3))

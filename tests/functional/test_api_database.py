@@ -93,6 +93,24 @@ class ServerContract(RepositoryContract):
             check(database)
         database.close()
 
+    def test_a_transition_meets_an_image_that_comes_into_its_status_meanwhile(self, server, repository, database):
+        image = make(repository)
+        process = repository.join("here", 1)
+        repository.begin_upload(image.id, process.id)
+        met = []
+
+        def finish_behind_it(connection, cursor, statement, parameters, context, executemany):
+            if not met and statement.startswith("UPDATE images") and not cursor.rowcount:
+                met.append(repository.finish_upload(image.id, process.id, size=1))
+
+        sa.event.listen(database.engine, "after_cursor_execute", finish_behind_it)
+        try:
+            done = repository.transition(image.id, from_=("active",), to="deactivated")
+        finally:
+            sa.event.remove(database.engine, "after_cursor_execute", finish_behind_it)
+        assert [image.status for image in met] == ["active"]
+        assert done.status == "deactivated"
+
     def test_lost_connections_are_made_anew(self, server, repository):
         image = make(repository)
         with ThreadPoolExecutor(4) as pool:

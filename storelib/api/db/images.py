@@ -99,11 +99,17 @@ def transition(
     if version is not None:
         conditions.append(images.c.version == version)
     if not touch(connection, image_id, values, *conditions):
-        status = _find(connection, image_id)
-        if status in from_:
+        status = lock(connection, image_id)
+        if status not in from_:
+            raise StatusConflict(f"image {image_id} is {status} and cannot become {to}", status=status)
+        if version is not None:
             raise StaleImage(f"image {image_id} was changed by somebody else")
-        raise StatusConflict(f"image {image_id} is {status} and cannot become {to}", status=status)
+        # It came into this status between the two statements; now that it is held, it stays in it.
+        touch(connection, image_id, values)
     locations.follow_status(connection, image_id, from_, to)
+    if "pending_delete" in from_:
+        # Whoever deleted it is done; a copy that is still being written keeps its row.
+        connection.execute(uploads.delete().where(uploads.c.image_id == image_id, uploads.c.status == "pending_delete"))
     return load(connection, image_id, deleted=True)
 
 
@@ -208,9 +214,10 @@ def remove_tag(connection: Connection, image_id: str, tag: str) -> None:
 
 def append_location(connection: Connection, image_id: str, location: NewLocation, limit: int | None) -> ImageLocation:
     """Behind the last, of an image that has data."""
-    if not touch(connection, image_id, {}, images.c.status.in_(["active", "deactivated"])):
-        status = _find(connection, image_id)
+    status = lock(connection, image_id)
+    if status not in ("active", "deactivated"):
         raise StatusConflict(f"image {image_id} is {status} and gets no further location", status=status)
+    touch(connection, image_id, {})
     return locations.append(connection, image_id, [location], limit)[0]
 
 

@@ -90,6 +90,19 @@ def begin(
     return load(connection, image_id)
 
 
+def begin_deletion(connection: Connection, image_id: str, process_id: str, from_: Collection[Status]) -> Image:
+    """Status and row; not the row where a copy to another store has one, or the process no lease."""
+    before = image_rows.lock(connection, image_id)
+    if before not in from_:
+        raise StatusConflict(f"image {image_id} is {before} and cannot be deleted so", status=before)
+    image = image_rows.transition(connection, image_id, (before,), "pending_delete", None, {})
+    leased = connection.execute(sa.select(processes.c.id).where(processes.c.id == process_id)).one_or_none()
+    if leased is not None and of(connection, image_id) is None:
+        row = {"image_id": image_id, "process_id": process_id, "status": "pending_delete", "restore": before}
+        connection.execute(uploads.insert(), {**row, "stores": _stores(()), "started_at": now()})
+    return image
+
+
 def advance(
     connection: Connection, image_id: str, process_id: str, to: Status | None, stores: Sequence[str] | None
 ) -> None:

@@ -232,7 +232,8 @@ class Usage(NamedTuple):
 class Upload:
     """Data being written by one API process. ``stores`` are the ids of the stores it may have reached.
 
-    ``status`` is what the image is while it lasts (saving, uploading, importing), ``restore`` what it was before.
+    ``status`` is what the image is while it lasts (saving, uploading, importing; pending_delete: it is deleted),
+    ``restore`` what it was before.
     """
 
     image_id: str

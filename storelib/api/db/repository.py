@@ -265,6 +265,14 @@ class Repository:
         """
         return self._write(leases.begin, image_id, process_id, from_, to, stores, values)
 
+    def begin_deletion(self, image_id: str, process_id: str, *, from_: Collection[Status]) -> Image:
+        """``transition`` to pending_delete, and note who deletes the data, as an upload with that status.
+
+        A ``transition`` from pending_delete ends it. Nothing is noted where a copy is being written, or the process
+        has no lease. Raises ImageNotFound, StatusConflict.
+        """
+        return self._write(leases.begin_deletion, image_id, process_id, from_)
+
     def advance_upload(
         self, image_id: str, process_id: str, *, to: Status | None = None, stores: Sequence[str] | None = None
     ) -> None:
@@ -307,7 +315,7 @@ class Repository:
 
         The caller removes what they left in ``stores`` under the image's id, then ends each with
         ``finish_upload(..., to=upload.restore)``, or after UploadLost with ``forget_upload``. Should it die over that,
-        they are taken over again.
+        they are taken over again. One that is pending_delete is a deletion, to be gone on with.
         """
         return self._write(leases.take_over, process_id, ttl)
 

@@ -51,7 +51,7 @@ class Service:
         self.imports = Imports(self.core, self.data, self.workers, self.tasks)
         self.lease.on_undo = self.imports.abandoned
         self.external = External(self.core, self.data, self.workers)
-        self.images = Images(self.core, self.imports.discard)
+        self.images = Images(self.core, self.lease, self.imports.discard)
         self.members = Members(self.core)
         self.locations = Locations(self.core, self.data, self.workers, self.tasks)
         self.stores = Stores(self.core)

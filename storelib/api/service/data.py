@@ -258,7 +258,15 @@ class Data:
                 raise IncompleteRead(f"store {store.name} has {found.size} of the {wanted} bytes that were asked for")
             return found
 
-        return self._first_of(context, image, ask, preferred)
+        while True:
+            try:
+                return self._first_of(context, image, ask, preferred)
+            except NotFound:
+                # It may have gone from one store to another since the image was read.
+                found = self._core.repository.get(image.id)
+                if not found.locations or found.locations == image.locations:
+                    raise
+                image = found
 
     def _first_of(
         self,

@@ -17,10 +17,11 @@ from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
 from storelib.api.errors import Conflict, Forbidden, Invalid, Protected, StaleImage, StatusConflict
 from storelib.api.service import external
-from storelib.api.service.core import DELETING, LOG, Core
+from storelib.api.service.core import Core
 from storelib.api.service.data import check_formats
+from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
-from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+from storelib.api.service.lease import Lease
 
 #: How often a change is begun again because somebody else was faster.
 ATTEMPTS = 12
@@ -56,8 +57,9 @@ class Listing(NamedTuple):
 class Images:
     """What the API can do with images themselves."""
 
-    def __init__(self, core: Core, discard_stage: Callable[[Image], None]) -> None:
+    def __init__(self, core: Core, lease: Lease, discard_stage: Callable[[Image], None]) -> None:
         self._core = core
+        self._lease = lease
         self._discard_stage = discard_stage
 
     def create(
@@ -210,20 +212,8 @@ class Images:
         return deleted
 
     def _delete_with_data(self, context: Context, image: Image) -> Image:
-        core = self._core
-        repository = core.repository
-        repository.transition(image.id, from_=WITH_DATA, to="pending_delete")
-        for location in repository.pending_locations(image.id):
-            try:
-                core.delete_data(location, context)
-            except (InUseByStore, HasSnapshot) as error:
-                repository.transition(image.id, from_=DELETING, to=image.status)
-                raise Conflict(f"image {image.id} is in use and cannot be deleted: {error}") from error
-            except StoreError as error:
-                LOG.warning("image %s: its data at %r is deleted later: %s", image.id, location, error)
-            else:
-                repository.forget_location(image.id, location.id)
-        return repository.transition(image.id, from_=DELETING, to="deleted")
+        self._core.repository.begin_deletion(image.id, self._lease.id, from_=WITH_DATA)
+        return finish_deletion(self._core, context, image.id, image.status)
 
     def deactivate(self, context: Context, image_id: str) -> None:
         """Stop everybody but administrators from downloading; raises Forbidden in a wrong status."""

@@ -21,6 +21,7 @@ from storelib.api.context import administrator
 from storelib.api.db.records import Process, Upload
 from storelib.api.errors import ApiError, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
+from storelib.api.service.deletion import finish_deletion
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import StoreError
@@ -145,8 +146,12 @@ class Lease:
         self._unfinished.add(image_id)
 
     def undo(self, upload: Upload) -> None:
-        """Remove what an upload left in its stores, then put the image back to what it was."""
+        """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
         try:
+            if upload.status == "pending_delete":
+                finish_deletion(self._core, administrator(), upload.image_id, upload.restore)
+                LOG.warning("image %s: a deletion that was never finished is done", upload.image_id)
+                return
             for name in upload.stores:
                 if name in self._core.registry:
                     remove_leftovers(self._core, self._core.registry[name], upload.image_id)
@@ -168,6 +173,9 @@ class Lease:
         before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
         for image_id, location in self._core.repository.all_pending_locations(before):
             try:
+                # Another process may have deleted it since, and a copy of the image may be there again.
+                if location not in self._core.repository.pending_locations(image_id):
+                    continue
                 self._core.delete_data(location, context)
                 self._core.repository.forget_location(image_id, location.id)
             except (ApiError, StoreError) as error:

@@ -268,6 +268,38 @@ class TestThreads:
 
 
 class TestInterruptedDeletion:
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_what_a_dead_process_was_deleting_is_deleted_at_once_by_another(self, api, deleted):
+        image = api.alice.active(DATA)
+        other = api.another_process()
+        other.core.repository.begin_deletion(image, other.lease.id, from_=("active",))
+        if deleted:
+            [location] = other.core.repository.pending_locations(image)
+            other.core.delete_data(location, administrator())
+        assert api.alice.show(image)["status"] == "pending_delete"
+        other.core.repository.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert api.files() == []
+        assert api.repository.pending_locations(image) == []
+        other.core.repository.close()
+
+    def test_a_deletion_that_others_finished_succeeds(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        delete = api.service.core.delete_data
+
+        def slow(location, context):
+            other = api.another_process()
+            other.core.repository.leave(api.service.lease.id)
+            other.lease.beat()
+            other.stop()
+            other.core.repository.close()
+            delete(location, context)
+
+        monkeypatch.setattr(api.service.core, "delete_data", slow)
+        assert api.alice.delete(f"/v2/images/{image}").status_code == 204
+        assert api.files() == []
+
     def test_an_image_whose_deletion_stopped_half_way_is_deleted_in_the_end(self, api, monkeypatch):
         image = api.alice.active(DATA)
         api.repository.transition(image, from_=("active",), to="pending_delete")
