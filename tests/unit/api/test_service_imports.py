@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import threading
 
 import pytest
@@ -255,6 +256,42 @@ class TestRefused(Importing):
         image = self.api.alice.post("/v2/images", {}).json["id"]
         self.stage(image)
         assert self.start(image, "glance-direct").status_code == 409
+
+
+class TestFailedStage(Importing):
+    """After each of these nothing is staged, and where the image still is, it can be staged again."""
+
+    options = {"image_size_cap": 5000}  # noqa: RUF012
+
+    def send(self, image, body, length=None):
+        told = {"Content-Length": str(length)} if length else {"Transfer-Encoding": "chunked"}
+        path = f"/v2/images/{image}/stage"
+        return self.api.alice.request("PUT", path, OCTETS | told, extras={"wsgi.input": body}).status_code
+
+    def test_a_client_that_goes_away(self):
+        image = self.api.alice.create()
+        assert self.send(image, io.BytesIO(b"x" * 1000), 2000) == 400
+        assert (self.api.alice.show(image)["status"], self.staged()) == ("queued", [])
+        assert self.stage(image, b"x").status_code == 204
+        self.api.alice.delete(f"/v2/images/{image}")
+
+    def test_more_than_an_image_may_have(self):
+        image = self.api.alice.create()
+        answers = [self.send(image, io.BytesIO(b"x" * 5001), length) for length in (5001, None)]
+        assert answers == [413, 413]
+        assert (self.api.alice.show(image)["status"], self.staged()) == ("queued", [])
+
+    def test_an_image_that_is_deleted_meanwhile(self):
+        image, alice = self.api.alice.create(), self.api.alice
+
+        class Deletes(io.BytesIO):
+            def read(self, size=-1):
+                if not self.tell():
+                    assert alice.delete(f"/v2/images/{image}").status_code == 204
+                return super().read(size)
+
+        assert self.send(image, Deletes(b"x" * 1000), 1000) == 410
+        assert self.staged() == []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
