@@ -25,7 +25,7 @@ _PATIENCE = 60.0
 # What a child runs is what the console scripts run. Its standard input is a terminal, because glance takes any other
 # for data, unless the request names a file.
 _RUNNER = """
-import importlib, json, os, signal, sys, traceback
+import contextlib, gc, importlib, io, json, os, signal, sys, traceback
 MAINS = {"openstack": "openstackclient.shell", "glance": "glanceclient.shell"}
 for name in (*MAINS.values(), "glanceclient.v1.shell", "glanceclient.v2.shell", "openstackclient.image.client",
              "openstackclient.image.v1.image", "openstackclient.image.v2.image", "openstackclient.identity.client",
@@ -57,6 +57,11 @@ def run(request):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+# What openstack finds out about its plugins, a second time in each child otherwise.
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    importlib.import_module(MAINS["openstack"]).main(["image", "list", "--help"])
+gc.freeze()
 
 print("ready", flush=True)
 for line in sys.stdin:
