@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import signal
 import socket
 import ssl
@@ -41,6 +42,8 @@ DISCARD, DISCARD_SILENCE = 30.0, 5.0
 _SMALL = 32768
 #: Seconds between two looks at whether to stop.
 _POLL = 0.2
+#: Milliseconds that a thread waits for the next request of its client before it takes another's.
+_LINGER = 1
 # Image properties travel as headers in v1, each with its own; gunicorn's default is 100.
 _HEADERS = 1000
 _REQUEST_LINE = 8190
@@ -294,6 +297,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not enabled and (not self.alive or os.getppid() != self.ppid):
             for listener in self.sockets:
                 listener.close()
+
+    def handle(self, conn: Any) -> Any:
+        """Requests of one connection. A client that asks again at once is answered by the same thread: two changes of
+        thread cost more than a small answer.
+        """
+        while (kept := super().handle(conn)) is True and self._asks_again(conn):
+            pass
+        return kept
+
+    def _asks_again(self, conn: Any) -> bool:
+        if not self.alive or self.tpool._work_queue.qsize():
+            return False
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(_LINGER))
 
     def handle_request(self, req: Any, conn: Any) -> bool:
         """One request, with the headers that are ours and a limit to the client's silence."""

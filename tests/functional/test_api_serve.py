@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -128,6 +129,31 @@ class TestServing:
             answer = connection.getresponse()
             assert (answer.status, answer.headers["Connection"]) == (409, "close")
             assert "is active" in json.loads(answer.read())["error"]["message"]
+
+    def test_a_client_that_never_pauses_does_not_keep_the_only_thread(self, deployment):
+        server = deployment.serve("--workers", "1", "--threads", "1")
+        address = urllib.parse.urlsplit(server.url).netloc
+        answered = threading.Event()
+
+        def ask(connection: http.client.HTTPConnection) -> int:
+            connection.request("GET", "/v2/images?limit=1")
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+        def hurry() -> None:
+            with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+                while not answered.is_set():
+                    ask(connection)
+
+        busy = threading.Thread(target=hurry)
+        busy.start()
+        try:
+            with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+                assert [ask(connection) for _ in range(20)] == [200] * 20
+        finally:
+            answered.set()
+            busy.join()
 
     def test_a_port_that_is_taken_is_named(self, served):
         [server] = served.servers
