@@ -125,6 +125,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "share it. Not set: no glance-direct.",
     ),
     cfg.ListOpt("import_allowed_schemes", default=["http", "https"], help="URL schemes web-download accepts."),
+    cfg.ListOpt("import_disallowed_schemes", default=[], help="URL schemes it never accepts, even if also allowed."),
     cfg.ListOpt("import_allowed_hosts", default=[], help="Hosts web-download may read from; empty: all."),
     cfg.ListOpt("import_disallowed_hosts", default=[], help="Hosts it never reads from, even if also allowed."),
     cfg.ListOpt(
@@ -132,6 +133,12 @@ OPTIONS: Sequence[cfg.Opt] = (
         item_type=types.Port(),
         default=[80, 443],
         help="Ports web-download may connect to; empty: all.",
+    ),
+    cfg.ListOpt(
+        "import_disallowed_ports",
+        item_type=types.Port(),
+        default=[],
+        help="Ports it never connects to, even if also allowed.",
     ),
     cfg.ListOpt(
         "import_allowed_networks",

@@ -187,7 +187,8 @@ class Imports:
         options = self._core.options
         try:
             scheme = scheme_of(uri)
-            if scheme not in options.import_allowed_schemes or scheme not in ("http", "https"):
+            allowed = set(options.import_allowed_schemes) - set(options.import_disallowed_schemes)
+            if scheme not in allowed & {"http", "https"}:
                 raise Invalid(f"URLs of the scheme {scheme!r} are not accepted")
             web = open_store(
                 "http",
@@ -195,6 +196,7 @@ class Imports:
                 http_allowed_hosts=options.import_allowed_hosts,
                 http_disallowed_hosts=options.import_disallowed_hosts,
                 http_allowed_ports=options.import_allowed_ports,
+                http_disallowed_ports=options.import_disallowed_ports,
                 http_allowed_networks=options.import_allowed_networks,
                 http_disallowed_networks=options.import_disallowed_networks,
                 http_read_timeout=options.import_timeout,

@@ -356,14 +356,22 @@ class TestWebDownload(Importing):
 
 
 class TestWebDownloadRules(Importing):
-    options = {"import_allowed_hosts": "*.example.org", "import_disallowed_hosts": "x.example.org"}  # noqa: RUF012
+    options = {  # noqa: RUF012
+        "import_disallowed_schemes": "https",
+        "import_allowed_hosts": "*.example.org",
+        "import_disallowed_hosts": "x.example.org",
+        "import_allowed_ports": "80,81",
+        "import_disallowed_ports": "81",
+    }
 
     @pytest.mark.parametrize(
         ("url", "option"),
         [
             ("http://a.example.org:8080/image", "import_allowed_ports"),
             ("http://example.com/image", "import_allowed_hosts"),
-            ("https://x.example.org/image", "import_disallowed_hosts"),
+            ("http://x.example.org/image", "import_disallowed_hosts"),
+            ("http://a.example.org:81/image", "import_disallowed_ports"),
+            ("https://a.example.org:80/image", "scheme"),
         ],
     )
     def test_what_is_refused_is_told_with_the_option_that_says_so(self, url, option):
