@@ -81,7 +81,9 @@ def begin(
     if before not in from_:
         raise StatusConflict(f"image {image_id} is {before} and takes no data", status=before)
     status = before if to is None else to
-    row = {"image_id": image_id, "process_id": process_id, "status": status, "restore": before}
+    # What was staged is gone when an import of it is given up.
+    restore = before if before == status or before in ALLOWED[status] else "queued"
+    row = {"image_id": image_id, "process_id": process_id, "status": status, "restore": restore}
     row["stores"] = _stores(stores)
     if of(connection, image_id) is not None:
         raise StatusConflict(f"image {image_id} is being written already", status=before)
@@ -126,9 +128,10 @@ def finish(
     process_id: str,
     to: Status | None,
     new_locations: Sequence[NewLocation],
+    properties: Mapping[str, str | None],
     values: Mapping[str, Any],
 ) -> Image:
-    """Status, values, locations, and the row goes."""
+    """Status, values, locations, properties, and the row goes."""
     mine = _mine(connection, image_id, process_id)
     changed = changeable(values)
     expected = images.c.status == mine.status
@@ -142,6 +145,10 @@ def finish(
         raise _lost(image_id)
     if new_locations:
         locations.append(connection, image_id, new_locations, None)
+    if properties:
+        gone = [name for name, value in properties.items() if value is None]
+        kept = {name: value for name, value in properties.items() if value is not None}
+        image_rows.set_properties(connection, image_id, kept, gone)
     forget(connection, image_id, process_id)
     return load(connection, image_id, deleted=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from oslo_config import cfg
@@ -36,6 +37,8 @@ from storelib.api.db.records import (
     Usage,
 )
 from storelib.api.db.rows import from_time, load, now
+
+NOTHING: Mapping[str, str | None] = MappingProxyType({})
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -268,8 +271,8 @@ class Repository:
     def begin_deletion(self, image_id: str, process_id: str, *, from_: Collection[Status]) -> Image:
         """``transition`` to pending_delete, and note who deletes the data, as an upload with that status.
 
-        A ``transition`` from pending_delete ends it. Nothing is noted where a copy is being written, or the process
-        has no lease. Raises ImageNotFound, StatusConflict.
+        A ``transition`` from pending_delete ends it. Nothing is noted where a copy is being written, whose end is then
+        this one's, too, or where the process has no lease. Raises ImageNotFound, StatusConflict.
         """
         return self._write(leases.begin_deletion, image_id, process_id, from_)
 
@@ -286,14 +289,17 @@ class Repository:
         *,
         to: Status | None = "active",
         locations: Sequence[NewLocation] = (),
+        properties: Mapping[str, str | None] = NOTHING,
         **values: Any,
     ) -> Image:
         """End the upload: status, values and more locations at once. ``to`` queued or killed gives it up.
 
+        ``properties`` are set, or removed where they are None, at the same time.
+
         ``to`` None, or the status it has, ends it without a change of status. Raises UploadLost if the image was
         deleted or the upload was taken over: then the caller removes the data and calls ``forget_upload``.
         """
-        return self._write(leases.finish, image_id, process_id, to, locations, values)
+        return self._write(leases.finish, image_id, process_id, to, locations, properties, values)
 
     def forget_upload(self, image_id: str, process_id: str) -> None:
         """End an upload without touching the image; its data must be gone. Nothing happens if it is not this one's.

@@ -7,11 +7,12 @@ in the database, so that somebody cleans up after it whatever becomes of this pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status
+from storelib.api.db.repository import NOTHING
 from storelib.api.errors import (
     ApiError,
     Forbidden,
@@ -26,6 +27,7 @@ from storelib.api.errors import (
     UploadLost,
 )
 from storelib.api.service.core import LOG, Core
+from storelib.api.service.deletion import finish_if_deleting
 from storelib.api.service.inspection import Body, Inspected, Readable
 from storelib.api.service.lease import Lease
 from storelib.driver import ImageData, Store, StoredImage
@@ -152,7 +154,14 @@ class Data:
             nonfatal=options.gpt_safety_checks_nonfatal,
         )
 
-    def record(self, context: Context, image: Image, stored: Sequence[StoredImage], virtual_size: int | None) -> Image:
+    def record(
+        self,
+        context: Context,
+        image: Image,
+        stored: Sequence[StoredImage],
+        virtual_size: int | None,
+        properties: Mapping[str, str | None] = NOTHING,
+    ) -> Image:
         """Make the image active with this data; if it is no longer ours, remove the data and raise Gone."""
         first = stored[0]
         if virtual_size is None and image.disk_format == "raw" and image.container_format == "bare":
@@ -163,6 +172,7 @@ class Data:
                 self._lease.id,
                 to="active",
                 locations=[NewLocation(item.uri, item.metadata) for item in stored],
+                properties=properties,
                 size=first.size,
                 virtual_size=virtual_size,
                 checksum=first.checksum,
@@ -199,10 +209,15 @@ class Data:
         try:
             self._core.repository.finish_upload(image_id, self._lease.id, to=to)
         except (UploadLost, ImageNotFound, StatusConflict):
+            finish_if_deleting(self._core, image_id)
             self.forget(image_id)
         except ApiError as error:
             LOG.warning("image %s: that its upload failed cannot be recorded yet: %s", image_id, error)
             self._lease.undo_later(image_id)
+
+    def undo_later(self, image_id: str) -> None:
+        """Whether this upload is recorded is not known: the lease looks later, and undoes it if not."""
+        self._lease.undo_later(image_id)
 
     def forget(self, image_id: str) -> None:
         """The image is gone and so is the data of this upload; never raises, others would clean up after us."""

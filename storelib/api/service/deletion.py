@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from storelib.api.context import Context
+from storelib.api.context import Context, administrator
 from storelib.api.db.records import Image, Status
-from storelib.api.errors import Conflict, ImageNotFound
+from storelib.api.errors import ApiError, Conflict, ImageNotFound
 from storelib.api.service.core import DELETING, LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
@@ -31,3 +31,15 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
         return repository.transition(image_id, from_=DELETING, to="deleted")
     except ImageNotFound:
         return repository.get(image_id, deleted=True)
+
+
+def finish_if_deleting(core: Core, image_id: str) -> None:
+    """What whoever ends a copy has to do first: a deletion that found it under way could leave no lease of its own.
+
+    Never raises: who was asked to delete the image most likely does it, too, at the same time.
+    """
+    try:
+        if core.repository.get(image_id).status == "pending_delete":
+            finish_deletion(core, administrator(), image_id, "active")
+    except ApiError as error:
+        LOG.info("image %s: its deletion is not finished here: %s", image_id, error)

@@ -6,13 +6,13 @@ Each import is one read of its source, fanned out to the stores. tasks.py notes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, NewLocation
-from storelib.api.errors import ApiError, Conflict, Gone, Invalid, NotFound, StatusConflict
+from storelib.api.db.records import Image, NewLocation, Status
+from storelib.api.errors import ApiError, Conflict, Gone, Invalid, NotFound, OutcomeUnknown, StatusConflict
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body
@@ -95,7 +95,7 @@ class Imports:
     def abandoned(self, image_id: str) -> None:
         """The process that staged or imported is dead: nothing of it is left, and nothing says it is still at it."""
         self._unstage(image_id)
-        self._tasks.end(image_id, (), "the process that worked on it ended", success=False)
+        self._tasks.fail(image_id, (), "the process that worked on it ended")
 
     def _unstage(self, image_id: str) -> None:
         if self._staging is not None:
@@ -220,8 +220,7 @@ class Imports:
         all_must_succeed: bool,
     ) -> None:
         """In the background: from a source into stores, then active, or back to queued with nothing left behind."""
-        failed = [store.name for store in stores]
-        message, success = "", False
+        failed, message = [store.name for store in stores], ""
         try:
             found = source()
             with closing(found.data) as stream:
@@ -232,23 +231,21 @@ class Imports:
                     context, image, stores, inspected or body, found.size, all_must_succeed
                 )
             self._data.check_quota(context, image, good)
-            self._data.record(context, image, good, inspected.virtual_size if inspected else None)
-            success = True
+            self._drop_staged(image.id)
+            virtual_size = inspected.virtual_size if inspected else None
+            self._data.record(context, image, good, virtual_size, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
-            message = message or str(error)
             LOG.warning("image %s: the import failed: %s", image.id, error)
-            self._data.give_up(image.id, "queued")
-        except BaseException:
-            self._data.give_up(image.id, "queued")
+            self._drop_staged(image.id)
+            self._fail(image.id, "queued", failed, message, error)
+        except BaseException as error:
+            self._drop_staged(image.id)
+            self._fail(image.id, "queued", failed, message, error)
             raise
-        finally:
-            self._unstage(image.id)
-            self._tasks.end(image.id, failed, message, success=success)
 
     def _copy(self, context: Context, image: Image, stores: Sequence[Store[Any]], all_must_succeed: bool) -> None:
         """In the background: from the store that has an active image into others."""
-        failed = [store.name for store in stores]
-        message, success = "", False
+        failed, message = [store.name for store in stores], ""
         try:
             for store in stores:
                 # What a copy left that never was recorded is nobody's, and in the way.
@@ -262,22 +259,42 @@ class Imports:
                     context, image, stores, stream, found.size, all_must_succeed, digests
                 )
             self._data.check_quota(context, image, good)
-            self._add_copies(context, image.id, good)
-            success = True
+            self._add_copies(context, image.id, good, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
-            message = message or str(error)
             LOG.warning("image %s: it could not be copied: %s", image.id, error)
-            self._data.give_up(image.id, None)
-        except BaseException:
-            self._data.give_up(image.id, None)
+            self._fail(image.id, None, failed, message, error)
+        except BaseException as error:
+            self._fail(image.id, None, failed, message, error)
             raise
-        finally:
-            self._tasks.end(image.id, failed, message, success=success)
 
-    def _add_copies(self, context: Context, image_id: str, good: Sequence[StoredImage]) -> None:
+    def _fail(
+        self, image_id: str, to: Status | None, failed: Sequence[str], message: str, error: BaseException
+    ) -> None:
+        """End the task, then the upload: as long as that is recorded, somebody cleans up after this process."""
+        if isinstance(error, OutcomeUnknown):
+            # It may be recorded as done, so only the lease, which can look later, may undo it.
+            self._data.undo_later(image_id)
+            return
+        self._tasks.fail(image_id, failed, message or str(error))
+        self._data.give_up(image_id, to)
+
+    def _drop_staged(self, image_id: str) -> None:
+        """While the upload is recorded, so that a crash leaves nothing."""
+        try:
+            self._unstage(image_id)
+        except StoreError as error:
+            LOG.warning("image %s: what was staged cannot be removed: %s", image_id, error)
+
+    def _add_copies(
+        self, context: Context, image_id: str, good: Sequence[StoredImage], properties: Mapping[str, str | None]
+    ) -> None:
         locations = [NewLocation(item.uri, item.metadata) for item in good]
         try:
-            self._core.repository.finish_upload(image_id, self._data.process_id, to=None, locations=locations)
+            self._core.repository.finish_upload(
+                image_id, self._data.process_id, to=None, locations=locations, properties=properties
+            )
+        except OutcomeUnknown:
+            raise
         except ApiError:
             self._data.remove(context, good)
             raise

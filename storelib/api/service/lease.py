@@ -21,7 +21,7 @@ from storelib.api.context import administrator
 from storelib.api.db.records import Process, Upload
 from storelib.api.errors import ApiError, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
-from storelib.api.service.deletion import finish_deletion
+from storelib.api.service.deletion import finish_deletion, finish_if_deleting
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import StoreError
@@ -160,9 +160,14 @@ class Lease:
             self._core.repository.finish_upload(upload.image_id, upload.process_id, to=upload.restore)
             LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
         except (UploadLost, ImageNotFound):
+            finish_if_deleting(self._core, upload.image_id)
             self._core.repository.forget_upload(upload.image_id, upload.process_id)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: an upload cannot be undone yet: %s", upload.image_id, error)
+            self._unfinished.add(upload.image_id)
+        except Exception:
+            # The others must not wait for it.
+            LOG.exception("image %s: an upload cannot be undone", upload.image_id)
             self._unfinished.add(upload.image_id)
 
     def scrub(self) -> None:

@@ -87,15 +87,16 @@ class Locations:
                 self._data.process_id,
                 to="active",
                 locations=[NewLocation(url, {"store": store.name})],
+                properties=self._tasks.ended(image_id, (), ""),
                 size=size,
                 **values,
             )
-            self._tasks.end(image_id, (), "", success=True)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: its location is not taken: %s", image_id, error)
+            self._tasks.fail(image_id, (), str(error))
             self._data.give_up(image_id, "queued")
-            self._tasks.end(image_id, (), str(error), success=False)
         except BaseException:
+            self._tasks.fail(image_id, (), "the server made a mistake")
             self._data.give_up(image_id, "queued")
             raise
 

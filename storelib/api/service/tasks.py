@@ -83,19 +83,33 @@ class Tasks:
             values[IMPORTING] = stores
         self._core.repository.set_properties(image_id, values, remove=[FAILED])
 
-    def end(self, image_id: str, failed: Sequence[str], message: str, *, success: bool) -> None:
-        """Note how the image's task ended, if one is at work; that the database does not answer is only logged."""
-        repository = self._core.repository
+    def ended(
+        self, image_id: str, failed: Sequence[str], message: str, *, success: bool = True
+    ) -> dict[str, str | None]:
+        """How the image's properties say that its task ended, None for those that go; nothing if none is at work.
+
+        For ``finish_upload``, so that both end at once; which tells if the image is gone.
+        """
         try:
-            task = self._of(repository.get(image_id).properties)
-            if task.get("status") != "processing":
-                return
-            # Messages quote what clients sent, and a record has to fit into a property.
-            task |= {"status": "success" if success else "failure", "message": message[:LONGEST], "updated_at": _now()}
-            values = {RECORD: json.dumps(task)}
-            if failed:
-                values[FAILED] = ",".join(failed)
-            repository.set_properties(image_id, values, remove=[IMPORTING, TASK, STAGED])
+            task = self._of(self._core.repository.get(image_id).properties)
+        except ApiError as error:
+            LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
+            return {}
+        if task.get("status") != "processing":
+            return {}
+        # Messages quote what clients sent, and a record has to fit into a property.
+        task |= {"status": "success" if success else "failure", "message": message[:LONGEST], "updated_at": _now()}
+        values: dict[str, str | None] = {IMPORTING: None, TASK: None, STAGED: None, RECORD: json.dumps(task)}
+        if failed:
+            values[FAILED] = ",".join(failed)
+        return values
+
+    def fail(self, image_id: str, failed: Sequence[str], message: str) -> None:
+        """Note that the image's task failed, if one is at work; that the database does not answer is only logged."""
+        try:
+            if values := self.ended(image_id, failed, message, success=False):
+                kept = {name: value for name, value in values.items() if value is not None}
+                self._core.repository.set_properties(image_id, kept, remove=values.keys() - kept.keys())
         except ApiError as error:
             LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
 
@@ -135,7 +149,7 @@ class Tasks:
         return found[0]
 
     def _found(self, properties: Mapping[str, str]) -> Found:
-        query = Query(Caller(None, is_admin=True), limit=LISTED, properties=properties)
+        query = Query(Caller(None, is_admin=True), limit=LISTED, properties=properties, visibility="all")
         return [self._of(image.properties) for image in self._core.repository.list(query).images]
 
     def _of(self, properties: Mapping[str, str | None]) -> Task:

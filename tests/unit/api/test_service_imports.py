@@ -10,6 +10,7 @@ import threading
 import pytest
 from deployment import OCTETS, Deployed
 
+from storelib.api.errors import OutcomeUnknown
 from storelib.api.service import administrator
 from storelib.capabilities import Capability
 from storelib.exceptions import StorageFull
@@ -380,6 +381,27 @@ class TestWebDownloadRules(Importing):
         assert option in answer.text
 
 
+class TestLostCommit(Importing):
+    @pytest.mark.parametrize("committed", [True, False])
+    def test_an_import_of_which_the_commit_is_lost_is_there_or_not(self, monkeypatch, committed):
+        image = self.api.alice.create()
+        assert self.stage(image, DATA).status_code == 204
+        finish = self.api.repository.finish_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            if committed:
+                finish(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+        self.start(image, "glance-direct")
+        self.api.service.lease.beat()
+        assert self.api.alice.show(image)["status"] == ("active" if committed else "queued")
+        assert (image in self.api.files()) == committed
+        assert list((self.api.directory / "staging").iterdir()) == []
+
+
 class TestWebDownloadCapped(Importing):
     options = {  # noqa: RUF012
         "import_allowed_ports": "",
@@ -415,6 +437,34 @@ class TestCopyImage(Importing):
         self.api.registry["mem"].add(image, b"half of it")
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
         assert self.api.registry["mem"].backend.images[image].data == DATA
+
+    def test_the_task_ends_with_the_copy(self, image, monkeypatch):
+        """A process that dies right after it leaves nothing that says it is still at work."""
+        finish, seen = self.api.repository.finish_upload, []
+        monkeypatch.setattr(
+            self.api.repository, "finish_upload", lambda *given, **more: seen.append(finish(*given, **more))
+        )
+        self.start(image, "copy-image", self.api.admin, stores=["mem"])
+        [recorded] = seen
+        assert "os_glance_importing_to_stores" not in recorded.properties
+        assert '"status": "success"' in recorded.properties["os_glance_task_record"]
+
+    @pytest.mark.parametrize("committed", [True, False])
+    def test_a_copy_of_which_the_commit_is_lost_is_there_or_not(self, image, monkeypatch, committed):
+        finish = self.api.repository.finish_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            if committed:
+                finish(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+        self.start(image, "copy-image", self.api.admin, stores=["mem"])
+        self.api.service.lease.beat()
+        assert self.api.alice.show(image)["stores"] == ("fast,mem" if committed else "fast")
+        assert (image in self.api.registry["mem"].backend.images) == committed
+        assert "os_glance_importing_to_stores" not in self.api.alice.show(image)
 
     def test_a_store_that_still_deletes_its_copy_is_refused(self, image):
         """What is deleted late would be the new copy."""

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from deployment import Deployment
+from deployment import OCTETS, Deployment
 
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
 from storelib.api.service import Operation, Service, Source, administrator
@@ -133,6 +133,40 @@ class TestDeadProcess:
         assert list((api.directory / "staging").iterdir()) == []
         [task] = api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
         assert task["status"] == "failure"
+        other.core.repository.close()
+
+    def test_an_import_of_what_was_staged_is_undone(self, api):
+        image = api.alice.create()
+        assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 204
+        other = api.another_process()
+        other.data.begin(api.repository.get(image), from_=("uploading",), to="importing", stores=["fast"])
+        api.repository.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert list((api.directory / "staging").iterdir()) == []
+        assert api.alice.upload(image, DATA).status_code == 204
+        other.core.repository.close()
+
+    def test_an_upload_that_cannot_be_undone_does_not_hinder_others(self, api, monkeypatch):
+        first, second = sorted(api.alice.create() for _ in range(2))
+        other = api.another_process()
+        for image in (first, second):
+            die_in_mid_upload(api, other, image, "stored")
+        api.repository.leave(other.lease.id)
+        garbage = api.registry["fast"].garbage
+
+        def break_down(older_than, prefix):
+            if prefix == first:
+                raise ZeroDivisionError
+            return garbage(older_than, prefix)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(api.registry["fast"], "garbage", break_down)
+            api.service.lease.beat()
+            assert [api.alice.show(image)["status"] for image in (first, second)] == ["saving", "queued"]
+        api.service.lease.beat()
+        assert api.alice.show(first)["status"] == "queued"
+        assert api.files() == []
         other.core.repository.close()
 
     def test_a_process_that_was_taken_for_dead_joins_again(self, api):
@@ -282,6 +316,23 @@ class TestInterruptedDeletion:
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
         assert api.repository.pending_locations(image) == []
+        other.core.repository.close()
+
+    @pytest.mark.parametrize("copier", ["living", "dead"])
+    def test_one_that_met_a_copy_is_finished_when_the_copy_ends(self, api, copier):
+        image = api.alice.active(DATA)
+        other = api.another_process()
+        writer = api.service if copier == "living" else other
+        writer.data.begin(api.repository.get(image), from_=("active",), to=None, stores=["mem"])
+        other.core.repository.begin_deletion(image, other.lease.id, from_=("active",))
+        other.core.repository.leave(other.lease.id)
+        if copier == "living":
+            api.service.data.give_up(image, None)
+        else:
+            api.service.lease.beat()
+        assert api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert api.files() == []
+        assert api.repository.upload(image) is None
         other.core.repository.close()
 
     def test_a_deletion_that_others_finished_succeeds(self, api, monkeypatch):
