@@ -21,7 +21,9 @@ def _visible(image, shared, query):
     if wanted not in (None, "all") and image.visibility != wanted:
         return False
     project, is_admin = query.caller
-    if is_admin or (project is not None and image.owner == project) or image.visibility == "public":
+    if is_admin:
+        return wanted is not None or image.visibility != "community" or image.owner == project
+    if (project is not None and image.owner == project) or image.visibility == "public":
         return True
     if image.visibility == "community":
         return wanted in ("community", "all")
@@ -40,6 +42,7 @@ def _matches(image, query):
     equal = [
         (image.owner, query.owner),
         (image.checksum, query.checksum),
+        (image.os_hash_algo, query.os_hash_algo),
         (image.os_hash_value, query.os_hash_value),
         (image.protected, query.protected),
         (image.os_hidden, query.os_hidden),

@@ -72,9 +72,11 @@ def _keys(query: Query) -> list[SortKey]:
 def _visible(connection: Connection, query: Query) -> list[_Condition]:
     """The sets that make up what the caller may see; they may overlap."""
     wanted = query.visibility
-    if query.caller.is_admin:
-        return [images.c.visibility == wanted if wanted not in (None, "all") else sa.true()]
     project = query.caller.project
+    if query.caller.is_admin:
+        if wanted is None:
+            return [(images.c.visibility != "community") | (images.c.owner == project)]
+        return [images.c.visibility == wanted if wanted != "all" else sa.true()]
     sets: list[_Condition] = []
     if project is not None:
         own = images.c.owner == project

@@ -179,8 +179,9 @@ class TimeFilter(NamedTuple):
 class Query:
     """A list: who asks, what for, in which order, which page.
 
-    An admin sees every image. Others see their own, public ones, those shared with them in ``member_status``, and
-    community ones of others only with ``visibility`` community or all. Tuples of values mean "one of"; None is "any".
+    An admin sees every image. Others see their own, public ones and those shared with them in ``member_status``.
+    Everybody sees community ones of others only with ``visibility`` community or all. Tuples of values mean "one of";
+    None is "any".
     ``is_public`` True is v1's public only, False all but public. ``deleted`` None is both. ``changes_since`` is
     updated_at at or after, and implies nothing about ``deleted``. The id is always the last sort key, in the direction
     of the key before it. ``marker`` is the id of the last image of the page before; it may have been deleted since.
@@ -233,7 +234,7 @@ class Upload:
     """Data being written by one API process. ``stores`` are the ids of the stores it may have reached.
 
     ``status`` is what the image is while it lasts (saving, uploading, importing; pending_delete: it is deleted),
-    ``restore`` what it was before.
+    ``restore`` what it becomes when it is given up: what it was before, or queued.
     """
 
     image_id: str
