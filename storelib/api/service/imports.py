@@ -120,6 +120,8 @@ class Imports:
         expected = {"glance-direct": "uploading", "web-download": "queued", "copy-image": "active"}[request.method]
         if image.status != expected:
             raise Conflict(f"{request.method} is for images that are {expected}, image {image_id} is {image.status}")
+        if not stores:
+            return  # it is everywhere already
         source = self._source(image, request, context)
         core.quota.room(image.owner, image.size, len(stores))
         names = [store.name for store in stores]
@@ -156,8 +158,8 @@ class Imports:
         has = {location.metadata.get("store") for location in image.locations}
         if request.all_stores:
             found = [store for store in registry if _takes_data(store) and not (copying and store.name in has)]
-            if not found:
-                raise Invalid(f"image {image.id} is in all stores that take data already")
+            if not found and not copying:
+                raise Conflict("no store takes data")
             return found
         try:
             found = [registry[name] for name in dict.fromkeys(request.stores)] if request.stores else [registry.default]

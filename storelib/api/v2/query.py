@@ -105,8 +105,8 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
     if len(new) > 1:
         raise Invalid("sort is given more than once; write sort=key:dir,key:dir")
     if new:
-        entries = [entry.strip().partition(":") for entry in new[0].split(",")]
-        found = [(key, direction if colon else "desc") for key, colon, direction in entries]
+        entries = [entry.partition(":") for entry in new[0].split(",")]
+        found = [(key.strip(), direction.strip() or "desc") for key, _, direction in entries]
     else:
         if len(directions) > 1 and len(directions) != len(keys):
             raise Invalid("give one sort_dir, or as many as there are sort_keys")
@@ -116,8 +116,6 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
     for key, direction in found:
         _choice("a sort key", key, SORT_FIELDS)
         _choice("a sort direction", direction, DIRECTIONS)
-    if len({key for key, _ in found}) != len(found):
-        raise Invalid("a sort key is given twice")
     return tuple(SortKey(key, direction) for key, direction in found)  # type: ignore[arg-type]
 
 

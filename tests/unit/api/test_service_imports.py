@@ -428,7 +428,12 @@ class TestCopyImage(Importing):
     def test_all_stores_are_those_that_do_not_have_it(self, image):
         self.start(image, "copy-image", self.api.admin, all_stores=True)
         assert self.api.alice.show(image)["stores"] == "spare,fast,mem"
-        assert self.start(image, "copy-image", self.api.admin, all_stores=True).status_code == 400
+
+    def test_an_image_that_is_in_all_stores_is_done_already(self, image):
+        self.start(image, "copy-image", self.api.admin, all_stores=True)
+        before = self.api.alice.show(image)
+        assert self.start(image, "copy-image", self.api.admin, all_stores=True).status_code == 202
+        assert self.api.alice.show(image) == before
 
     def test_a_store_that_has_it_is_refused(self, image):
         assert self.start(image, "copy-image", self.api.admin, stores=["fast"]).status_code == 400
