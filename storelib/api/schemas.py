@@ -202,12 +202,16 @@ class ImageSchema:
         custom: Mapping[str, Any],
         *,
         additional: bool,
+        required: Iterable[str] = (),
     ) -> None:
         base = base_properties(container_formats, disk_formats)
         self.base_names = frozenset(base)
         self.additional = additional
         properties = merge(base, custom)
         self.known_names = frozenset(properties)
+        #: What an image has from its creation on. Not in the document: glanceclient begins with an empty image, which
+        #: it checks.
+        self.required = frozenset(required)
         self.document: Schema = {"name": "image", "properties": properties}
         if additional:
             self.document |= {"additionalProperties": {"type": "string"}, "links": SELF_LINKS}
@@ -221,7 +225,13 @@ class ImageSchema:
         try:
             list(self._validator.iter_errors(dict.fromkeys(properties, "")))
         except Exception as error:  # references that lead nowhere raise what the library happens to use
-            raise BadStoreConfiguration(f"property_schema_file is not a JSON schema: {error}") from error
+            raise BadStoreConfiguration(f"property_schema_file is not a JSON schema: {str(error)[:200]}") from error
+
+    def check_new(self, image: Mapping[str, Any]) -> None:
+        """``check`` for all that a new image has."""
+        self.check(image)
+        for name in sorted(self.required - image.keys()):
+            raise Invalid(f"every image has to have the property {name!r} here")
 
     def check(self, image: Mapping[str, Any]) -> None:
         """Raise Invalid, naming the property, unless ``image`` is as the schema says."""
@@ -264,10 +274,13 @@ def merge(base: Mapping[str, Any], custom: Mapping[str, Any]) -> Schema:
     return {**base, **{name: {**value, "is_base": False} for name, value in custom.items() if name not in base}}
 
 
-def custom_properties(path: str | None) -> Schema:
-    """The well-known properties and those of the operator's file; raises BadStoreConfiguration."""
+def custom_properties(path: str | None) -> tuple[Schema, list[str]]:
+    """The well-known properties and those of the operator's file, and which every image has to have.
+
+    Raises BadStoreConfiguration.
+    """
     if not path:
-        return dict(WELL_KNOWN)
+        return dict(WELL_KNOWN), []
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -275,17 +288,20 @@ def custom_properties(path: str | None) -> Schema:
         raise BadStoreConfiguration(f"cannot read property_schema_file {path}: {error.strerror}") from error
     except ValueError as error:
         raise BadStoreConfiguration(f"property_schema_file {path} is not JSON: {error}") from error
-    properties = found
+    properties: Any = found
+    required: Any = []
     # A property may itself be called "properties"; then it has a type.
     if isinstance(found, dict) and "properties" in found and not _is_definition(found["properties"]):
-        properties = found["properties"]
+        properties, required = found["properties"], found.get("required") or []
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise BadStoreConfiguration(f"property_schema_file {path}: 'required' is not a list of names")
     if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):
         raise BadStoreConfiguration(f"property_schema_file {path} is not an object of property definitions")
     try:
         Draft4Validator.check_schema({"properties": properties})
     except SchemaError as error:
         raise BadStoreConfiguration(f"property_schema_file {path} is not a JSON schema: {error.message}") from error
-    return {**WELL_KNOWN, **properties}
+    return {**WELL_KNOWN, **properties}, required
 
 
 def _is_definition(value: Any) -> bool:

@@ -54,11 +54,13 @@ class Core:
         self.show_direct_url: bool = options.show_image_direct_url
         self.show_locations: bool = options.show_multiple_locations
         new_hasher(self.hashing_algorithm)
+        custom, required = schemas.custom_properties(options.property_schema_file)
         self.schema = schemas.ImageSchema(
             options.container_formats,
             options.disk_formats,
-            schemas.custom_properties(options.property_schema_file),
+            custom,
             additional=options.allow_additional_image_properties,
+            required=required,
         )
 
     # -- images -------------------------------------------------------------------------------------------------

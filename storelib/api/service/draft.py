@@ -163,6 +163,8 @@ class Draft:
         if name not in self._properties:
             raise Conflict(f"the image has no property {name!r} that could be removed")
         self._core.protection.require(self._context, "delete", name)
+        if name in self._core.schema.required:
+            raise Forbidden(f"the property {name!r} may not be removed: every image has to have it here")
         del self._properties[name]
 
     # -- locations ------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class Images:
             check_name(name)
         if "locations" in values:
             raise Forbidden("locations are set by changing an image, not by creating it")
-        core.schema.check(values)
+        core.schema.check_new(values)
         fields: dict[str, Any] = {name: values[name] for name in SETTABLE if name in values}
         fields.setdefault("owner", context.owner)
         fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())

@@ -195,6 +195,19 @@ class TestOwnProperties:
         assert shown == [first, second]
         jsonschema.validate(api.alice.show(image), api.alice.get("/v2/schemas/image").json, jsonschema.Draft4Validator)
 
+    def test_what_is_required_is_there_from_the_beginning_to_the_end(self, deploy):
+        api = deploy({"properties": {"shelf": {"type": "string"}}, "required": ["shelf", "name"]})
+        bodies = [{"name": "x"}, {"shelf": "x"}, {"name": "x", "shelf": "y"}]
+        answers = [api.alice.post("/v2/images", body) for body in bodies]
+        assert [answer.status_code for answer in answers] == [400, 400, 201]
+        image = answers[2].json["id"]
+        operations = [
+            {"op": "remove", "path": "/shelf"},
+            {"op": "replace", "path": "/shelf", "value": "z"},
+            {"op": "add", "path": "/colour", "value": "red"},
+        ]
+        assert [api.alice.patch(image, operation).status_code for operation in operations] == [403, 200, 200]
+
     def test_images_are_found_by_properties_that_are_no_strings(self, deploy):
         api = deploy({"shelf": {"type": "integer"}})
         image = api.alice.create(shelf=7)
@@ -219,6 +232,7 @@ class TestOwnProperties:
             {"shelf": {"type": "thing"}},
             {"properties": []},
             {"properties": "x"},
+            {"properties": {}, "required": "shelf"},
             {"shelf": {"$ref": "#/nowhere"}},
         ],
     )
