@@ -69,7 +69,8 @@ OPTIONS: Sequence[cfg.Opt] = (
     ),
     cfg.StrOpt(
         "property_schema_file",
-        help="JSON schema of the operator's own image properties, {name: {...}} or {properties: {...}, required: [...]}.",
+        help="JSON schema of the operator's own image properties, {name: {...}} or {properties: {...}}; the latter may "
+        "have a list, required, of those that every new image must have.",
     ),
     cfg.StrOpt("hashing_algorithm", default="sha512", help="Algorithm of os_hash_value: one of hashlib, or blake3."),
     cfg.BoolOpt(
