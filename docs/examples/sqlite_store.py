@@ -153,6 +153,10 @@ class SqliteStore(Store[SqliteLocation]):
         """A reader of the image that is there now."""
         return SqliteReader(self, self.inspect(location, context))
 
+    def places(self, image_id: str) -> list[SqliteLocation]:
+        """The only one."""
+        return [SqliteLocation(self.file, image_id)]
+
     def images(self) -> Iterator[ImageInfo]:
         """All images."""
         with self.transaction() as db:

@@ -730,6 +730,18 @@ class ListsWrongSizes(Faulty):
             yield ImageInfo(info.uri, info.size + 1, info.image_id)
 
 
+@rejected_by("test_an_image_is_found_by_its_id")
+class LooksInTheWrongPlace(Faulty):
+    def places(self, image_id):
+        return [self.location(image_id.upper())]
+
+
+@rejected_by("test_an_image_is_found_by_its_id")
+class TakesTheBeginningOfAnIdForIt(Faulty):
+    def places(self, image_id):
+        return [self.location(each) for each in list(self.backend.images) if each.startswith(image_id)]
+
+
 @rejected_by("test_stat_is_right")
 class StatIsWrong(Faulty):
     def inspect(self, location, context):

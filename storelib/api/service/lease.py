@@ -228,15 +228,19 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str) -> None:
     """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there."""
     if Capability.GC in store.capabilities:
         store.gc(0, prefix=image_id)
+    if Capability.LIST not in store.capabilities:
+        return
     try:
-        kept = {location.uri for location in core.repository.get(image_id).locations}
+        locations = core.repository.get(image_id).locations
     except ImageNotFound:
-        kept = set()
-    if Capability.LIST in store.capabilities:
-        for found in store.list_images():
-            if found.image_id == image_id and found.uri not in kept:
-                store.delete(found.uri)
-                return
+        locations = ()
+    # Its URI may be spelled in another way than the store does.
+    if any(location.metadata.get("store") == store.name for location in locations):
+        return
+    found = store.find_image(image_id)
+    if found is not None and all(location.uri != found.uri for location in locations):
+        store.delete(found.uri)
+
 
 
 def _run(lease: weakref.ref[Lease], work: Callable[[Lease], None], stop: threading.Event, every: float) -> None:

@@ -189,8 +189,7 @@ class FilesystemStore(Store[FileLocation]):
 
     def _existing(self, image_id: str) -> FileLocation | None:
         """The image with this id wherever in this store it is."""
-        for datadir, levels in itertools.product(self.datadirs, range(DEEPEST_SHARD + 1)):
-            location = self.location(datadir.path, image_id, levels)
+        for location in self.places(image_id):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 if not stat.S_ISDIR(os.lstat(location.path).st_mode):
                     return location
@@ -306,6 +305,13 @@ class FilesystemStore(Store[FileLocation]):
                             yield path, entry
                         elif depth < DEEPEST_SHARD and SHARD.fullmatch(entry.name) and not entry.is_symlink():
                             pending.append((entry.path, depth + 1))
+
+    def places(self, image_id: str) -> list[FileLocation]:
+        """In any data directory, as deep as images ever are; a part file is no image."""
+        if PART.fullmatch(image_id):
+            return []
+        depths = range(DEEPEST_SHARD + 1)
+        return [self.location(each.path, image_id, depth) for each in self.datadirs for depth in depths]
 
     def images(self) -> Iterator[ImageInfo]:
         """Every file that is not a part file."""

@@ -129,6 +129,10 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
+    def places(self, image_id: str) -> list[GridfsLocation]:
+        """The only one."""
+        return [GridfsLocation(image_id)]
+
     def images(self) -> Iterator[ImageInfo]:
         """Every file of the bucket that a URI can name, but what is no file that could be read."""
         with self.client.files.find(any_image()) as found:

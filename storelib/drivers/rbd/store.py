@@ -149,6 +149,10 @@ class RbdStore(Store[RbdLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
+    def places(self, image_id: str) -> list[RbdLocation]:
+        """The only one."""
+        return [self.location(image_id)]
+
     def images(self) -> Iterator[ImageInfo]:
         """Every image with its snapshot, whoever made it."""
         import rbd

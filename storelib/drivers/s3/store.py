@@ -203,6 +203,10 @@ class S3Store(Store[S3Location]):
             if not self._awaits_bucket(error):
                 raise
 
+    def places(self, image_id: str) -> list[S3Location]:
+        """The only one."""
+        return [self.location(image_id)]
+
     def images(self) -> Iterator[ImageInfo]:
         """Every object directly below the prefix."""
         prefix = self.conf.s3_store_key_prefix

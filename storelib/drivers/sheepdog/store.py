@@ -204,6 +204,10 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
+    def places(self, image_id: str) -> list[SheepdogLocation]:
+        """The only one."""
+        return [self.location(name_of(image_id))]
+
     def images(self) -> Iterator[ImageInfo]:
         """Every vdi that an id leads to."""
         for vdi in self.vdis():

@@ -291,6 +291,12 @@ class SwiftStore(Store[SwiftLocation]):
         """See errors.py."""
         return error_of_exception(error, subject)
 
+    def places(self, image_id: str) -> list[SwiftLocation] | None:
+        """The only one; but with a seed, which may have been another before, in any container."""
+        if self.layout.seed:
+            return None
+        return [self.location_of(self.own_account(), self.layout.container_for(image_id), image_id)]
+
     def images(self) -> Iterator[ImageInfo]:
         """Images of the account that new ones go to."""
         from storelib.drivers.swift.account import present

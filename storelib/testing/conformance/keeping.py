@@ -63,6 +63,24 @@ class Keeping(Promises):
 
         bench.eventually(lambda: not differences(), lambda: "; ".join(differences()))
 
+    @needs(Capability.LIST)
+    def test_an_image_is_found_by_its_id(self, bench: Bench) -> None:
+        """``find_image`` answers what the list has, and None for ids that begin alike and for what was deleted."""
+        image_id = bench.new_id("found")
+        assert bench.store.find_image(image_id) is None
+        stored = bench.add(image_id, payload(17))
+        other = bench.add(f"{image_id} -", payload(5))
+
+        def found() -> list[tuple[str | None, str, int]]:
+            infos = [bench.store.find_image(each) for each in (image_id, f"{image_id} -", image_id[:-1])]
+            return [(info.image_id, info.uri, info.size) for info in infos if info is not None]
+
+        expected = [(image_id, stored.uri, 17), (f"{image_id} -", other.uri, 5)]
+        bench.eventually(lambda: found() == expected, lambda: f"found {found()} instead of {expected}")
+        if bench.can(Capability.DELETE):
+            bench.remove(stored.uri)
+            bench.eventually(lambda: bench.store.find_image(image_id) is None, lambda: "a deleted image is found")
+
     @needs(Capability.STAT)
     @pytest.mark.parametrize("size", ["0", "part+1"])
     def test_stat_is_right(self, bench: Bench, size: str) -> None:
