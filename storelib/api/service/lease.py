@@ -242,7 +242,6 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str) -> None:
         store.delete(found.uri)
 
 
-
 def _run(lease: weakref.ref[Lease], work: Callable[[Lease], None], stop: threading.Event, every: float) -> None:
     """Work at once and every so often as long as the lease exists; the thread holds it only while it works."""
     while not stop.is_set():
