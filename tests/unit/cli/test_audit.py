@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
 import storelib.config
 from storelib import open_store
-from storelib.api.auditing import Audit
+from storelib.api.auditing import KINDS, Audit
 from storelib.api.db import Repository, open_repository
 from storelib.api.db.records import NewImage, NewLocation
 from storelib.exceptions import IncompleteRead, RemoteServiceUnavailable
@@ -293,6 +293,47 @@ def test_staged_data_of_an_image_that_waits_for_it(place, staging):
     image_id = place.image(stores=(), status="uploading")
     staging.add(image_id, DATA)
     assert place.findings(staging=staging) == []
+
+
+def test_every_kind_there_is_is_named_beside_all_others(place, staging, monkeypatch):
+    def fail(*_):
+        raise RemoteServiceUnavailable("gone fishing")
+
+    def cut(location, *more):
+        if location.path == str(place.path(unreadable)):
+            raise IncompleteRead("cut")
+        return open_reader(location, *more)
+
+    place.image()
+    missing, size, digest, unreadable, first = (place.image() for _ in range(5))
+    place.path(missing).unlink()
+    place.path(size).write_bytes(DATA + b"!")
+    place.path(digest).write_bytes(OTHER)
+    second = place.image(stores=(), locations=place.repository.get(first).locations)
+    nowhere, stuck = place.image(stores=()), place.image(stores=(), status="importing")
+    place.registry["slow"].add("orphan", DATA)
+    staging.add("staged", DATA)
+    (place.directory / "fast" / ".part\x010123456789abcdef\x01half").write_bytes(DATA)
+    open_reader = place.registry["fast"].open_reader
+    monkeypatch.setattr(place.registry["fast"], "open_reader", cut)
+    monkeypatch.setattr(place.registry["mem"], "images", fail)
+    planted = [
+        ("missing", missing, "fast"),
+        ("orphan", "orphan", "slow"),
+        ("size", size, "fast"),
+        ("digest", digest, "fast"),
+        ("digest", digest, "fast"),
+        ("unreadable", unreadable, "fast"),
+        ("unchecked", None, "mem"),
+        ("nowhere", nowhere, None),
+        ("stuck", stuck, None),
+        ("shared", max(first, second), "fast"),
+        ("staged", "staged", "(staging)"),
+        ("leftover", "half", "fast"),
+    ]
+    assert {kind for kind, _, _ in planted} == set(KINDS)
+    found = place.findings(staging=staging, deep=True, older_than=0)
+    assert sorted(found, key=str) == sorted(planted, key=str)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
