@@ -50,6 +50,7 @@ class Service:
         self.tasks = Tasks(self.core)
         self.imports = Imports(self.core, self.data, self.workers, self.tasks)
         self.lease.on_undo = self.imports.abandoned
+        self.lease.on_scrub = self.imports.scrub
         self.external = External(self.core, self.data, self.workers)
         self.images = Images(self.core, self.lease, self.imports.discard)
         self.members = Members(self.core)

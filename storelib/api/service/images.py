@@ -207,8 +207,7 @@ class Images:
             deleted = self._core.repository.transition(image.id, from_=WITHOUT_DATA, to="deleted")
         except StatusConflict as error:
             raise Conflict(f"image {image.id} has just become {error.status}; try again") from error
-        if image.status in ("uploading", "importing"):
-            self._discard_stage(image)
+        self._discard_stage(deleted)
         return deleted
 
     def _delete_with_data(self, context: Context, image: Image) -> Image:

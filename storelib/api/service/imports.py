@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, NewLocation, Status
-from storelib.api.errors import ApiError, Conflict, Gone, Invalid, NotFound, OutcomeUnknown, StatusConflict
+from storelib.api.errors import (
+    ApiError,
+    Conflict,
+    Gone,
+    ImageNotFound,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    StatusConflict,
+)
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body
@@ -82,6 +91,9 @@ class Imports:
         try:
             core.repository.set_properties(image_id, {STAGED: stored.uri})
             return core.repository.finish_upload(image_id, self._data.process_id, to="uploading", size=stored.size)
+        except OutcomeUnknown:
+            self._data.undo_later(image_id)
+            raise
         except ApiError as error:
             self._unstage(image_id)
             self._data.give_up(image_id, "queued")
@@ -96,6 +108,27 @@ class Imports:
         """The process that staged or imported is dead: nothing of it is left, and nothing says it is still at it."""
         self._unstage(image_id)
         self._tasks.fail(image_id, (), "the process that worked on it ended")
+
+    def scrub(self) -> None:
+        """Remove what is staged for images that do not wait for it: a process died before it could. Raises StoreError.
+
+        Files that are called like no image, which other programs may have put there, are left alone.
+        """
+        if self._staging is None:
+            return
+        for found in self._staging.list_images():
+            if found.image_id is not None and self._is_over(found.image_id):
+                self._unstage(found.image_id)
+
+    def _is_over(self, image_id: str) -> bool:
+        repository = self._core.repository
+        # In this order: an upload ends as uploading, or with nothing staged.
+        if repository.upload(image_id) is not None:
+            return False
+        try:
+            return repository.get(image_id, deleted=True).status not in ("uploading", "importing")
+        except ImageNotFound:
+            return False
 
     def _unstage(self, image_id: str) -> None:
         if self._staging is not None:

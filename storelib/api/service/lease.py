@@ -68,6 +68,8 @@ class Lease:
         self._scrubbed: float | None = None
         #: Called with the id of an image whose upload was undone.
         self.on_undo: Callable[[str], None] | None = None
+        #: Called when things are looked for that could not be removed before; may raise ApiError and StoreError.
+        self.on_scrub: Callable[[], None] | None = None
         weak = weakref.WeakMethod(self._forget_parent)
         os.register_at_fork(after_in_child=lambda: (found := weak()) and found())
 
@@ -185,6 +187,11 @@ class Lease:
                 self._core.repository.forget_location(image_id, location.id)
             except (ApiError, StoreError) as error:
                 LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
+        if self.on_scrub is not None:
+            try:
+                self.on_scrub()
+            except (ApiError, StoreError) as error:
+                LOG.warning("what was staged and is not needed cannot be removed yet: %s", error)
 
     def _finish_deletion(self, image_id: str) -> None:
         """A process died while it deleted this image; one that is still at it is left alone."""

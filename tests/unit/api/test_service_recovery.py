@@ -360,6 +360,63 @@ class TestInterruptedDeletion:
         assert api.files() == []
 
 
+class TestStagedData:
+    def stage(self, api):
+        image = api.alice.create()
+        assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 204
+        return image
+
+    def staged(self, api):
+        return sorted(path.name for path in (api.directory / "staging").iterdir())
+
+    def test_what_an_interrupted_deletion_left_is_removed(self, api):
+        waiting, gone = self.stage(api), self.stage(api)
+        api.repository.transition(gone, from_=("uploading",), to="deleted")
+        (api.directory / "staging" / "of another program").write_bytes(DATA)
+        api.service.lease.scrub()
+        assert self.staged(api) == sorted([waiting, "of another program"])
+
+    def test_what_is_being_staged_is_left_alone(self, api):
+        image = api.alice.create()
+        other = api.another_process()
+        other.data.begin(api.repository.get(image), from_=("queued",), to="uploading", stores=())
+        other.imports._staging.add(image, DATA)
+        api.service.lease.scrub()
+        assert self.staged(api) == [image]
+        other.stop()
+        other.core.repository.close()
+
+    def test_an_image_that_is_staged_while_it_is_deleted_leaves_nothing(self, api, monkeypatch):
+        image = api.alice.create()
+        transition = api.repository.transition
+
+        def stage_first(*given, **more):
+            monkeypatch.undo()
+            assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 204
+            return transition(*given, **more)
+
+        monkeypatch.setattr(api.repository, "transition", stage_first)
+        assert api.alice.delete(f"/v2/images/{image}").status_code == 204
+        assert self.staged(api) == []
+
+    @pytest.mark.parametrize("committed", [True, False])
+    def test_a_stage_of_which_the_commit_is_lost_is_there_or_not(self, api, monkeypatch, committed):
+        image = api.alice.create()
+        finish = api.repository.finish_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            if committed:
+                finish(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(api.repository, "finish_upload", lose)
+        assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 503
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == ("uploading" if committed else "queued")
+        assert self.staged(api) == ([image] if committed else [])
+
+
 class TestForkedChild:
     # Python 3.12 and later warn of forking with threads, which is what gunicorn does as well.
     @pytest.mark.filterwarnings("ignore:.*fork")
