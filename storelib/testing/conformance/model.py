@@ -16,6 +16,7 @@ from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks, raising
 
+SEQUENCES = 20
 STEPS = 20
 #: Seconds all sequences together may take; a slow back end gets fewer.
 ALLOWANCE = 45.0
@@ -126,7 +127,7 @@ class Modelled(Promises):
         started = time.monotonic()
         bench.remove(bench.add(bench.new_id(), payload(bench.part + 1)).uri)
         pace = time.monotonic() - started
-        sequences = max(2, min(20, int(ALLOWANCE / (STEPS * max(pace, 0.001)))))
+        sequences = max(2, min(SEQUENCES, int(ALLOWANCE / (STEPS * max(pace, 0.001)))))
         machine = type("Machine", (StoreLikeDict,), {"bench": bench})
         quiet = settings(
             max_examples=sequences,
