@@ -18,8 +18,9 @@ export PIP_NO_INPUT := 1
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-# Two cores are what this is meant for; files go to workers whole, so that each server is started once.
-PYTEST := -m pytest -n 2 --dist loadfile
+# Two cores are what this is meant for; files go to workers whole, so that each server is started once, and in the
+# order of tests/conftest.py.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 EXTRAS := parallel,blake3,s3,swift,gridfs,api,client,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
 CONFORMANCE := tests/functional/test_filesystem_conformance.py

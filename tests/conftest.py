@@ -13,6 +13,29 @@ import pytest
 pytest.register_assert_rewrite("db_contract", "db_model")
 
 
+#: Files that take long, the longest first. Whole files go to the processes of `make test`, which end at the same time
+#: only if what comes last is short.
+LONGEST = (
+    "test_swift.py",
+    "test_api_concurrency.py",
+    "test_rbd.py",
+    "test_s3.py",
+    "test_sheepdog.py",
+    "test_gridfs.py",
+    "test_api_clients.py",
+    "test_api_database.py",
+    "test_api_serve.py",
+    "test_filesystem_conformance.py",
+    "test_conformance_live.py",
+    "test_conformance_rejects.py",
+    "test_filesystem.py",
+    "test_http.py",
+    "test_conformance_memory.py",
+    "test_conformance_plugin.py",
+    "test_no_skips.py",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips",
@@ -20,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI", "").lower() in ("1", "true", "yes"),
         help="a test that skips fails, and so does a file; the default where CI=true",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_collection_finish() -> None:
