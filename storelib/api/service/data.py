@@ -180,7 +180,7 @@ class Data:
                 os_hash_value=first.multihash,
             )
         except (UploadLost, ImageNotFound, StatusConflict) as error:
-            self.remove(context, stored)
+            self.remove_lost(context, image.id, stored)
             self.forget(image.id)
             raise Gone(f"image {image.id} was deleted while its data was being stored") from error
         except OutcomeUnknown:
@@ -203,6 +203,23 @@ class Data:
                 self._core.registry[item.metadata["store"]].delete(item.uri, context)
             except StoreError as error:
                 LOG.error("data that no image has is left in store %s: %s", item.metadata["store"], error)
+
+    def remove_lost(self, context: Context, image_id: str, stored: Sequence[StoredImage]) -> None:
+        """Remove the data of an upload that is not the image's any more, but none that is the image's now.
+
+        Whoever took this process for dead has removed it, and somebody may have uploaded to the same place since.
+        """
+        repository = self._core.repository
+        try:
+            upload = repository.upload(image_id)
+            kept = {location.uri for location in repository.get(image_id).locations}
+        except ImageNotFound:
+            kept = set()
+        except ApiError:
+            self._lease.undo_later(image_id)
+            return
+        writing = upload.stores if upload is not None and upload.process_id != self.process_id else ()
+        self.remove(context, [s for s in stored if s.uri not in kept and s.metadata["store"] not in writing])
 
     def give_up(self, image_id: str, to: Status | None) -> None:
         """End an upload that failed; never raises, since something else is being raised."""

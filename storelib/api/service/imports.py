@@ -21,6 +21,7 @@ from storelib.api.errors import (
     NotFound,
     OutcomeUnknown,
     StatusConflict,
+    UploadLost,
 )
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
@@ -329,6 +330,9 @@ class Imports:
                 image_id, self._data.process_id, to=None, locations=locations, properties=properties
             )
         except OutcomeUnknown:
+            raise
+        except (UploadLost, ImageNotFound):
+            self._data.remove_lost(context, image_id, good)
             raise
         except ApiError:
             self._data.remove(context, good)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import subprocess
@@ -191,6 +192,25 @@ class TestDeadProcess:
         with pytest.raises(Exception, match="deleted while"):
             api.service.data.upload(administrator(), image, Source(Slow(), None))
         assert api.files() == []
+
+    def test_an_upload_that_was_taken_over_spares_the_next_one(self, api, monkeypatch):
+        """A process that slept between storing and recording must not delete what was uploaded since."""
+        image = api.alice.create()
+        finish = api.repository.finish_upload
+
+        def sleep(*given, **more):
+            monkeypatch.undo()
+            api.repository.leave(api.service.lease.id)
+            other = api.another_process()
+            other.lease.beat()
+            other.data.upload(administrator(), image, Source(io.BytesIO(b"newer data")))
+            other.stop()
+            other.core.repository.close()
+            return finish(*given, **more)
+
+        monkeypatch.setattr(api.repository, "finish_upload", sleep)
+        assert api.alice.upload(image, DATA).status_code == 410
+        assert api.alice.download(image).content == b"newer data"
 
 
 class TestDatabaseTrouble:
