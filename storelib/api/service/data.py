@@ -183,12 +183,13 @@ class Data:
             self.remove_lost(context, image.id, stored)
             self.forget(image.id)
             raise Gone(f"image {image.id} was deleted while its data was being stored") from error
-        except OutcomeUnknown:
-            # The image may be active with this data, so only the lease, which can look later, may undo it.
+        except ApiError as error:
+            # After OutcomeUnknown the image may be active with this data: only the lease, which looks later, undoes it.
+            if not isinstance(error, OutcomeUnknown):
+                self.remove(context, stored)
             self._lease.undo_later(image.id)
             raise
-        except ApiError:
-            self.remove(context, stored)
+        except BaseException:
             self._lease.undo_later(image.id)
             raise
         self._core.refresh_acls(context, updated)

@@ -307,8 +307,8 @@ class Imports:
         self, image_id: str, to: Status | None, failed: Sequence[str], message: str, error: BaseException
     ) -> None:
         """End the task, then the upload: as long as that is recorded, somebody cleans up after this process."""
-        if isinstance(error, OutcomeUnknown):
-            # It may be recorded as done, so only the lease, which can look later, may undo it.
+        if isinstance(error, OutcomeUnknown) or not isinstance(error, (ApiError, StoreError)):
+            # It may be recorded as done, or have left data, so only the lease, which can look later, may undo it.
             self._data.undo_later(image_id)
             return
         self._tasks.fail(image_id, failed, message or str(error))

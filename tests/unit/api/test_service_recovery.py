@@ -234,6 +234,19 @@ class TestDatabaseTrouble:
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
 
+    def test_a_mistake_at_the_end_leaves_nothing(self, api, monkeypatch):
+        image = api.alice.create()
+
+        def fail(*arguments, **more):
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(api.repository, "finish_upload", fail)
+            assert api.alice.upload(image, DATA).status_code == 500
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.files() == []
+
     def test_a_commit_that_did_not_happen_is_undone(self, api, monkeypatch):
         image = self.upload_with(api, monkeypatch, OutcomeUnknown("lost"), after=False)
         api.service.lease.beat()
