@@ -240,7 +240,6 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             # Worker keeps of them what the API knows.
             "header_map": "dangerous",
             "control_socket_disable": True,
-            "sendfile": True,
             "when_ready": lambda arbiter: self._announce(),
         }
 

@@ -130,6 +130,20 @@ class TestServing:
             assert (answer.status, answer.headers["Connection"]) == (409, "close")
             assert "is active" in json.loads(answer.read())["error"]["message"]
 
+    def test_a_local_file_leaves_without_passing_through_the_server(self, deployment, disk, tmp_path):
+        server = deployment.serve("--workers", "1")
+        image = deployment.image("create", "one", "--file", disk).document
+        [worker] = server.workers()
+
+        def written() -> int:
+            """Bytes; what is sent to a socket counts when it is sent by sendfile(2)."""
+            fields = Path(f"/proc/{worker}/io").read_text().split()
+            return int(fields[fields.index("wchar:") + 1])
+
+        before = written()
+        assert deployment.image("save", "one", "-o", tmp_path / "back").code == 0
+        assert written() - before >= image["size"]
+
     def test_a_client_that_never_pauses_does_not_keep_the_only_thread(self, deployment):
         server = deployment.serve("--workers", "1", "--threads", "1")
         address = urllib.parse.urlsplit(server.url).netloc

@@ -149,6 +149,11 @@ def test_options_become_settings(gunicorn):
     assert gunicorn.graceful_timeout == 7 + serving.CLEANUP
 
 
+def test_sendfile_is_used(gunicorn):
+    """Which setting it to anything would switch off."""
+    assert gunicorn.sendfile
+
+
 def test_only_the_bound_socket_is_served(gunicorn):
     [descriptor] = gunicorn.address
     os.close(descriptor)
