@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,10 @@ from storelib.api.service import Service
 from storelib.exceptions import BadStoreConfiguration
 from storelib.registry import Registry
 
-#: Seconds a client may be silent in the middle of a request.
+#: Seconds a client may be silent in the middle of a body.
 SILENCE = 300.0
+#: Seconds in which the headers of a request must have come, once they begin.
+HEADERS = 10.0
 #: Seconds that uploads whose connection was cut have for removing what they wrote.
 CLEANUP = 15.0
 #: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
@@ -116,7 +118,7 @@ class Settings:
 
     address: Address
     workers: int = 1
-    threads: int = 16
+    threads: int = 64
     certfile: str | None = None
     keyfile: str | None = None
     grace: float = 30.0
@@ -273,6 +275,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._busy: set[Any] = set()
+        #: Connections of which the headers are read, and when that has to be over.
+        self._late: dict[Any, float] = {}
 
     def init_signals(self) -> None:
         """Ctrl-C reaches the whole group; what becomes of the workers is the parent's to say."""
@@ -301,9 +305,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Requests of one connection. A client that asks again at once is answered by the same thread: two changes of
         thread cost more than a small answer.
         """
-        while (kept := super().handle(conn)) is True and self._asks_again(conn):
-            pass
+        kept = self._handle_one(conn)
+        while kept is True and self._asks_again(conn):
+            kept = self._handle_one(conn)
         return kept
+
+    def _handle_one(self, conn: Any) -> Any:
+        # gunicorn would wait for the headers for ever.
+        self._late[conn] = time.monotonic() + HEADERS
+        try:
+            return super().handle(conn)
+        finally:
+            self._late.pop(conn, None)
 
     def _asks_again(self, conn: Any) -> bool:
         if not self.alive or self.tpool._work_queue.qsize():
@@ -314,6 +327,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_request(self, req: Any, conn: Any) -> bool:
         """One request, with the headers that are ours and a limit to the client's silence."""
+        self._late.pop(conn, None)
         req.headers = [(name, value) for name, value in req.headers if _is_plain(name)]
         wants_close = req.should_close
         # Asked when the answer is sent: the client must be told that its connection ends.
@@ -330,9 +344,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._busy.discard(conn)
 
     def _watch(self) -> None:
-        """Cut the connections that are still busy when the grace is over."""
+        """Cut the connections whose headers do not come, and those that are still busy when the grace is over."""
         while self.alive and os.getppid() == self.ppid:
             time.sleep(_POLL)
+            now = time.monotonic()
+            _shut_down([conn for conn, until in list(self._late.items()) if until < now])
         self._wait(self.app.grace)
         self._cut()
 
@@ -342,11 +358,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             time.sleep(_POLL / 4)
 
     def _cut(self) -> None:
-        for conn in list(self._busy):
-            try:
-                conn.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        _shut_down(list(self._busy))
+
+
+def _shut_down(connections: Iterable[Any]) -> None:
+    for conn in connections:
+        try:
+            conn.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
 
 def _is_unread(req: Any) -> bool:

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 
 import click
 
@@ -38,7 +42,7 @@ _MOST_WORKERS = 8
 @click.option(
     "--threads",
     type=click.IntRange(1, 1024),
-    default=16,
+    default=64,
     show_default=True,
     metavar="N",
     help="Requests under way in one process.",
@@ -75,7 +79,7 @@ def serve(
     [api] auth_strategy says who may do what, [database] connection where the images are recorded; an absent or empty
     SQLite database is created.
     """
-    with image_api("serve"), warnings.catch_warnings():
+    with image_api("serve"), warnings.catch_warnings(), _counting_together():
         # WebOb, on which the middleware of OpenStack stands, still imports cgi.
         warnings.simplefilter("ignore", DeprecationWarning)
         from storelib.api import serving
@@ -105,3 +109,23 @@ def serve(
             sys.stdout.flush()
 
         serving.run(conf, settings, announce)
+
+
+@contextlib.contextmanager
+def _counting_together() -> Iterator[None]:
+    """A directory in which all workers count for /metrics, unless the operator names one.
+
+    prometheus_client looks for it when it is imported, so nothing of the API may be before.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        yield
+        return
+    parent, directory = os.getpid(), tempfile.mkdtemp(prefix="storelib-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        yield
+    finally:
+        # Workers come by here, too, when they end.
+        if os.getpid() == parent:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+            shutil.rmtree(directory, ignore_errors=True)

@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -17,6 +18,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,7 +84,7 @@ class TestServing:
             "url": server.url,
             "auth": "noauth",
             "workers": 2,
-            "threads": 16,
+            "threads": 64,
             "pid": server.process.pid,
         }
 
@@ -129,6 +131,37 @@ class TestServing:
             answer = connection.getresponse()
             assert (answer.status, answer.headers["Connection"]) == (409, "close")
             assert "is active" in json.loads(answer.read())["error"]["message"]
+
+    def test_metrics_are_those_of_all_workers_also_of_one_that_died(self, deployment):
+        server = deployment.serve("--workers", "2")
+        line = r'storelib_api_request_seconds_count\{method="GET",route="/v2/schemas/\{name\}",status="200"\} (\d+)'
+
+        def ask(path: str) -> str:
+            """In a connection of its own, which any worker may take."""
+            with urllib.request.urlopen(server.url + path, timeout=PATIENCE) as answer:
+                return answer.read().decode()
+
+        def counted() -> set[int]:
+            return {int(re.search(line, ask("/metrics"))[1]) for _ in range(10)}
+
+        for _ in range(30):
+            ask("/v2/schemas/image")
+        assert counted() == {30}
+        before = server.workers()
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(set(server.workers()) - set(before)) == 1)
+        for _ in range(10):
+            ask("/v2/schemas/image")
+        assert counted() == {40}
+
+    def test_a_client_whose_headers_do_not_come_keeps_no_thread(self, deployment):
+        server = deployment.serve("--workers", "1", "--threads", "1")
+        parts = urllib.parse.urlsplit(server.url)
+        with socket.create_connection((parts.hostname, parts.port), PATIENCE) as slow:
+            slow.sendall(b"GET /v2/images HTTP/1.1\r\nHost: x\r\nX-Half: ")
+            time.sleep(0.5)
+            assert server.request("GET", "/v2/images?limit=1")["images"] == []
+            assert slow.recv(1) == b""
 
     def test_a_local_file_leaves_without_passing_through_the_server(self, deployment, disk, tmp_path):
         server = deployment.serve("--workers", "1")

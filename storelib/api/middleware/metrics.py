@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is counted, for Prometheus: requests by route and status with their time, bytes in and out.
 
-With several worker processes set ``PROMETHEUS_MULTIPROC_DIR`` (prometheus_client's own variable): ``/metrics`` of any
-of them then tells of all.
+Where ``PROMETHEUS_MULTIPROC_DIR`` (prometheus_client's own variable) is set when this is imported, which ``storelib
+serve`` sees to, ``/metrics`` of any process tells of all. What processes counted that have ended stays.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import prometheus_client
 from prometheus_client import multiprocess
 from prometheus_client.exposition import make_wsgi_app
 
+_TOGETHER = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 #: Seconds; uploads and downloads of large images take minutes.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600)
 
@@ -61,7 +62,7 @@ class Metrics:
 
     def page(self) -> Any:
         """The WSGI application of ``/metrics``."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if not _TOGETHER:
             return make_wsgi_app(self.registry)
         everybody = prometheus_client.CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
