@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -84,6 +85,12 @@ class Context:
         self.is_admin = is_admin
         self._fingerprint = None
         return self
+
+    def of_request(self, request_id: str) -> Context:
+        """The same caller in another request."""
+        context = copy.copy(self)
+        context.request_id = request_id
+        return context
 
     @property
     def owner(self) -> str | None:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import falcon
@@ -17,10 +17,11 @@ from oslo_config import cfg
 
 from storelib.api.context import Context, administrator
 from storelib.api.errors import NotAuthenticated
+from storelib.api.middleware.tokens import Callers, known
 from storelib.api.policy import Policy
 from storelib.exceptions import BadStoreConfiguration
 
-Environ = Mapping[str, Any]
+Environ = dict[str, Any]
 #: From a WSGI environ and a request id to the caller.
 Identify = Callable[[Environ, str], Context]
 
@@ -60,8 +61,19 @@ class FromHeaders:
     def __init__(self, policy: Policy, *, anonymous: bool = False) -> None:
         self._policy = policy
         self._anonymous = anonymous
+        #: Set where auth_token is in front.
+        self.callers: Callers | None = None
 
     def __call__(self, environ: Environ, request_id: str) -> Context:
+        if self.callers is None:
+            return self._read(environ, request_id)
+        context = known(environ)
+        if context is None:
+            context = self._read(environ, request_id)
+            self.callers.remember(environ, context)
+        return context.of_request(request_id)
+
+    def _read(self, environ: Environ, request_id: str) -> Context:
         if environ.get("HTTP_X_IDENTITY_STATUS") != "Confirmed":
             if self._anonymous and "HTTP_X_AUTH_TOKEN" not in environ:
                 return Context(roles=ANONYMOUS_ROLES, read_only=True, request_id=request_id)
@@ -136,12 +148,18 @@ def strategy(conf: cfg.ConfigOpts, policy: Policy) -> tuple[Identify, Callable[[
         conf.register_opts(basic_auth.OPTS, group="oslo_middleware")
         user_file = conf.oslo_middleware.http_basic_auth_user_file
         return BasicAuth(policy, user_file, conf.api.http_basic_admins), lambda app: app, 'Basic realm="images"'
+    anonymous = conf.api.allow_anonymous_access
+    identify = FromHeaders(policy, anonymous=anonymous)
+    return identify, lambda app: _behind_keystone(conf, identify, app, anonymous), ""
+
+
+def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anonymous: bool) -> Any:
     from keystonemiddleware import auth_token
 
-    anonymous = conf.api.allow_anonymous_access
     # Without the delay the middleware answers 401 itself, with the challenge that clients know.
-    options = {"oslo_config_config": conf, "delay_auth_decision": anonymous}
-    return FromHeaders(policy, anonymous=anonymous), lambda app: auth_token.AuthProtocol(app, options), ""
+    checked = auth_token.AuthProtocol(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
+    identify.callers = Callers(conf.keystone_authtoken.token_cache_time)
+    return identify.callers.before(app, checked)
 
 
 def _words(text: str) -> list[str]:
