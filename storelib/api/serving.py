@@ -40,6 +40,9 @@ CLEANUP = 15.0
 #: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
 #: most clients look at the answer only when all is sent, and closing before that would take the answer from them.
 DISCARD, DISCARD_SILENCE = 30.0, 5.0
+#: Seconds that a small request waits for others to be answered before it runs beside them. Threads that run at once fight
+#: for the interpreter at each row that SQLite gives them: in turn they answer a fifth more.
+TURN = 0.01
 #: Bytes of an unread body that gunicorn certainly reads to keep the connection.
 _SMALL = 32768
 #: Seconds between two looks at whether to stop.
@@ -275,6 +278,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._busy: set[Any] = set()
+        self._turn = threading.Lock()
         #: Connections of which the headers are read, and when that has to be over.
         self._late: dict[Any, float] = {}
 
@@ -334,6 +338,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         req.should_close = lambda: wants_close() or _is_unread(req)
         conn.sock.settimeout(SILENCE)
         self._busy.add(conn)
+        in_turn = _is_quick(req) and self._turn.acquire(timeout=TURN)
         try:
             kept = bool(super().handle_request(req, conn))
             if not _is_unread(req):
@@ -341,6 +346,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             _discard(conn.sock)
             return False
         finally:
+            if in_turn:
+                self._turn.release()
             self._busy.discard(conn)
 
     def _watch(self) -> None:
@@ -367,6 +374,11 @@ def _shut_down(connections: Iterable[Any]) -> None:
             conn.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+
+
+def _is_quick(req: Any) -> bool:
+    """Whether a request only asks for metadata."""
+    return req.method == "GET" and req.path.startswith("/v2/") and not req.path.endswith("/file")
 
 
 def _is_unread(req: Any) -> bool:

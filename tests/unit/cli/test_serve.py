@@ -202,3 +202,18 @@ def test_the_address_in_the_announcement_is_one_to_connect_to():
     listener = types.SimpleNamespace(getsockname=lambda: ("::1", 9292, 0, 0))
     settings = serving.Settings(serving.Address("[::1]:0"), certfile="some")
     assert serving._url(settings, listener) == "https://[::1]:9292"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "quick"),
+    [
+        ("GET", "/v2/images", True),
+        ("GET", "/v2/images/1", True),
+        ("GET", "/v2/images/1/file", False),
+        ("PUT", "/v2/images/1/file", False),
+        ("DELETE", "/v2/images/1", False),
+        ("GET", "/v1/images/1", False),
+    ],
+)
+def test_only_what_asks_for_metadata_waits_for_its_turn(method, path, quick):
+    assert serving._is_quick(types.SimpleNamespace(method=method, path=path)) is quick
