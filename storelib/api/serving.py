@@ -40,8 +40,8 @@ CLEANUP = 15.0
 #: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
 #: most clients look at the answer only when all is sent, and closing before that would take the answer from them.
 DISCARD, DISCARD_SILENCE = 30.0, 5.0
-#: Seconds that a small request waits for others to be answered before it runs beside them. Threads that run at once fight
-#: for the interpreter at each row that SQLite gives them: in turn they answer a fifth more.
+#: Seconds that a small request waits for others to be answered before it runs beside them. Threads that run at once
+#: fight for the interpreter at each row that SQLite gives them: in turn they answer a fifth more.
 TURN = 0.01
 #: Bytes of an unread body that gunicorn certainly reads to keep the connection.
 _SMALL = 32768
