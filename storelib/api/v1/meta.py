@@ -16,6 +16,7 @@ from oslo_utils import strutils
 
 from storelib.api.db.records import Image
 from storelib.api.errors import Forbidden, Invalid
+from storelib.api.numbers import whole_number
 from storelib.api.schemas import RESERVED_PREFIX
 from storelib.api.service import Context
 from storelib.api.service.core import Core
@@ -113,9 +114,10 @@ def _typed(name: str, value: str | None) -> Any:
         return value
     if name == "virtual_size" and value in (None, "None"):
         return None
-    if value is None or not (value.isascii() and value.isdigit()):
+    number = None if value is None else whole_number(value)
+    if number is None:
         raise Invalid(f"{PREFIX}{name} must be a whole number, 0 or more, not {value!r}")
-    return int(value)
+    return number
 
 
 def base_values(meta: Meta, context: Context, image: Image | None = None) -> dict[str, Any]:

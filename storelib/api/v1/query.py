@@ -10,6 +10,7 @@ from oslo_utils import strutils
 
 from storelib.api.db.records import Caller, Direction, Query, Range, RangeField, SortField, SortKey
 from storelib.api.errors import Invalid
+from storelib.api.numbers import whole_number
 from storelib.api.service import Context
 from storelib.api.v2.query import parse_time
 
@@ -106,9 +107,10 @@ def _given_number(given: Mapping[str, str], name: str) -> int | None:
 
 
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
+    number = whole_number(value)
+    if number is None:
         raise Invalid(f"{name} must be a whole number, 0 or more, not {value!r}")
-    return int(value)
+    return number
 
 
 def _boolean(name: str, value: str) -> bool:

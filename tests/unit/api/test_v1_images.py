@@ -82,6 +82,7 @@ class TestCreate(Deployed):
             ({"size": "-1"}, 400),
             ({"size": "many"}, 400),
             ({"min_ram": "1.5"}, 400),
+            ({"size": 5000 * "9"}, 400),
             ({"min_disk": ""}, 400),
             ({"virtual_size": "some"}, 400),
             ({"store": "nowhere"}, 400),

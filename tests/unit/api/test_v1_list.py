@@ -99,6 +99,8 @@ class TestFilters(Listed):
         [
             "limit=-1",
             "limit=ten",
+            f"limit={5000 * '9'}",
+            f"size_min={20 * '9'}",
             "marker=6c9a6ae1-63c9-4c5c-9a14-6a3c35e3f6a5",
             "sort_key=owner",
             "sort_dir=up",
