@@ -17,5 +17,6 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
     app.add_route("/v1/images/detail", images.ListResource(service, images.detailed_document))
     app.add_route(one, images.ImageResource(service))
     app.add_route(f"{one}/members", members.MembersResource(service))
-    app.add_route(f"{one}/members/{{member_id}}", members.MemberResource(service))
-    app.add_route("/v1/shared-images/{member_id}", members.SharedImagesResource(service))
+    # The id of a member may have slashes in it.
+    app.add_route(f"{one}/members/{{member_id:path}}", members.MemberResource(service))
+    app.add_route("/v1/shared-images/{member_id:path}", members.SharedImagesResource(service))

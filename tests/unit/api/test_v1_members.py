@@ -39,6 +39,14 @@ class TestMembers(Shared):
         assert self.api.bob.get(f"/v1/images/{image}").content == b"shared"
         assert self.api.caller("gamma", "member", "reader").get(f"/v1/images/{image}").status_code == 404
 
+    def test_the_id_of_a_member_may_have_slashes(self, image):
+        assert self.put(image, "a/b", True) == 204
+        assert self.members(image) == {"a/b": True}
+        shared = self.api.admin.get("/v1/shared-images/a/b").json["shared_images"]
+        assert {"image_id": image, "can_share": True} in shared
+        assert self.api.alice.delete(f"/v1/images/{image}/members/a/b").status_code == 204
+        assert self.members(image) == {}
+
     @pytest.mark.parametrize(
         ("first", "second", "after"),
         [
