@@ -58,15 +58,6 @@ auth_strategy = {auth}
 show_multiple_locations = {locations}
 [database]
 connection = {connection}
-[keystone_authtoken]
-www_authenticate_uri = {keystone}
-auth_url = {keystone}
-auth_type = password
-username = images
-password = imagespass
-project_name = service
-user_domain_id = default
-project_domain_id = default
 """
 
 _NGINX = """
@@ -146,7 +137,7 @@ def main() -> None:
             connections = [server.new_database(), server.new_database()]
         else:
             connections = [f"sqlite:///{directory[name]}/images.sqlite" for name in ("ours", "glance")]
-        url = stack.enter_context(storelib(directory["ours"], keystone.url, connections[0]))
+        url = stack.enter_context(storelib(directory["ours"], keystone, connections[0]))
         ours = Api(url, token)
         theirs = Api(
             stack.enter_context(glance(directory["glance"], keystone, connections[1], WORKERS, THREADS)), token
@@ -262,13 +253,17 @@ def resident(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def storelib(directory: Path, keystone: str | None, connection: str, threads: int = THREADS) -> Iterator[str]:
-    """The URL of a ``storelib serve``."""
+def storelib(directory: Path, keystone: Keystone | None, connection: str, threads: int = THREADS) -> Iterator[str]:
+    """The URL of a ``storelib serve``, without authentication where there is no Keystone."""
     config = directory / "storelib.ini"
-    auth = "keystone" if keystone else "noauth"
-    # Documents of images differ between callers where locations are shown.
-    settings = {"directory": directory, "keystone": keystone, "connection": connection, "locations": keystone is None}
-    config.write_text(_CONFIG.format(auth=auth, **settings))
+    settings = {
+        "directory": directory,
+        "connection": connection,
+        "auth": "keystone" if keystone else "noauth",
+        # Documents of images differ between callers where locations are shown.
+        "locations": keystone is None,
+    }
+    config.write_text(_CONFIG.format(**settings) + (keystone.authtoken if keystone else ""))
     command = [sys.executable, "-c", "from storelib.cli.main import main; main()", "--format", "json"]
     command += ["--config", str(config)]
     if not connection.startswith("sqlite"):

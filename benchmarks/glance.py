@@ -36,15 +36,6 @@ python_interpreter = {programs}/python
 [paste_deploy]
 flavor = keystone
 config_file = {paste}
-[keystone_authtoken]
-www_authenticate_uri = {keystone}
-auth_url = {keystone}
-auth_type = password
-username = images
-password = imagespass
-project_name = service
-user_domain_id = default
-project_domain_id = default
 [oslo_concurrency]
 lock_path = {directory}/lock
 """
@@ -70,13 +61,12 @@ def glance(directory: Path, keystone: Keystone, connection: str, workers: int, t
         "directory": directory,
         "port": port,
         "connection": connection.replace("mysql://", "mysql+pymysql://"),
-        "keystone": keystone.url,
         "programs": programs,
         "paste": programs.parent / "etc/glance/glance-api-paste.ini",
         "workers": workers,
         "threads": threads,
     }
-    (directory / "glance-api.conf").write_text(_CONFIG.format(**settings))
+    (directory / "glance-api.conf").write_text(_CONFIG.format(**settings) + keystone.authtoken)
     (directory / "gunicorn.py").write_text(_GUNICORN.format(**settings))
     manage = [programs / "glance-manage", "--config-file", directory / "glance-api.conf", "db", "sync"]
     subprocess.run(manage, check=True, capture_output=True)

@@ -83,15 +83,6 @@ connection = {connection}
 sqlite_synchronous = false
 [oslo_middleware]
 http_basic_auth_user_file = {directory}/users
-[keystone_authtoken]
-www_authenticate_uri = {keystone}
-auth_url = {keystone}
-auth_type = password
-username = images
-password = imagespass
-project_name = service
-user_domain_id = default
-project_domain_id = default
 """
 
 
@@ -157,8 +148,8 @@ class Deployment:
         self.callers: dict[str, Caller] = {}
         self._headers: dict[str, str] = {}
         config = directory / "my.ini"
-        settings = {"auth": auth, "keystone": keystone.url if keystone else "-"}
-        text = API.format(directory=directory, connection=connection, nginx=backends.nginx, **settings)
+        text = API.format(directory=directory, connection=connection, nginx=backends.nginx, auth=auth)
+        text += keystone.authtoken if keystone else ""
         config.write_text(backends.configuration(directory) + text)
         users = {user: bcrypt.hashpw(f"{user}pass".encode(), bcrypt.gensalt(4)).decode() for user in BASIC}
         (directory / "users").write_text("".join(f"{user}:{hashed}\n" for user, hashed in users.items()))

@@ -47,6 +47,19 @@ enabled = true
 backend = dogpile.cache.memory_pickle
 """
 
+#: How servers that check tokens are told to ask it.
+_AUTHTOKEN = """
+[keystone_authtoken]
+www_authenticate_uri = {url}
+auth_url = {url}
+auth_type = password
+username = images
+password = imagespass
+project_name = service
+user_domain_id = default
+project_domain_id = default
+"""
+
 # One request at a time: SQLite has one writer. In a file because Keystone parses the arguments of its process.
 _GUNICORN = """
 bind = "127.0.0.1:{port}"
@@ -89,6 +102,11 @@ class Keystone:
 
     def __exit__(self, *exc_info: object) -> None:
         self._processes.stop()
+
+    @property
+    def authtoken(self) -> str:
+        """The section of a server's configuration file with which it checks tokens here."""
+        return _AUTHTOKEN.format(url=self.url)
 
     def token(self, user: str, project: str) -> tuple[str, dict[str, Any]]:
         """A token of that user for that project, and what Keystone says about it."""

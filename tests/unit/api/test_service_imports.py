@@ -59,6 +59,18 @@ class Importing(Deployed):
         shown = self.api.alice.show(image)
         return shown["status"], shown.get("os_glance_failed_import"), shown.get("os_glance_importing_to_stores")
 
+    def lose_commit(self, monkeypatch, committed):
+        """The connection is lost at the end of the next upload, before or after the database has it."""
+        finish = self.api.repository.finish_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            if committed:
+                finish(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+
 
 class TestGlanceDirect(Importing):
     def test_staged_data_is_imported_and_the_stage_is_empty_again(self):
@@ -386,15 +398,7 @@ class TestLostCommit(Importing):
     def test_an_import_of_which_the_commit_is_lost_is_there_or_not(self, monkeypatch, committed):
         image = self.api.alice.create()
         assert self.stage(image, DATA).status_code == 204
-        finish = self.api.repository.finish_upload
-
-        def lose(*given, **more):
-            monkeypatch.undo()
-            if committed:
-                finish(*given, **more)
-            raise OutcomeUnknown("lost")
-
-        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+        self.lose_commit(monkeypatch, committed)
         self.start(image, "glance-direct")
         self.api.service.lease.beat()
         assert self.api.alice.show(image)["status"] == ("active" if committed else "queued")
@@ -456,15 +460,7 @@ class TestCopyImage(Importing):
 
     @pytest.mark.parametrize("committed", [True, False])
     def test_a_copy_of_which_the_commit_is_lost_is_there_or_not(self, image, monkeypatch, committed):
-        finish = self.api.repository.finish_upload
-
-        def lose(*given, **more):
-            monkeypatch.undo()
-            if committed:
-                finish(*given, **more)
-            raise OutcomeUnknown("lost")
-
-        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+        self.lose_commit(monkeypatch, committed)
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
         self.api.service.lease.beat()
         assert self.api.alice.show(image)["stores"] == ("fast,mem" if committed else "fast")
