@@ -190,7 +190,13 @@ def test_output_that_finds_no_room_is_a_failure(places):
 def test_an_add_that_is_interrupted_leaves_nothing(places, number, code):
     reader, writer = os.pipe()
     command = subprocess.Popen(
-        [*COMMAND, "add", "-", "--id", "one"], cwd=places, stdin=reader, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "add", "-", "--id", "one"],
+        cwd=places,
+        stdin=reader,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     os.write(writer, bytes(60_000))
     deadline = time.monotonic() + 30
