@@ -54,11 +54,11 @@ class Metrics:
             child = self._children[key] = self._requests.labels(*key)
         began = getattr(req.context, "began", None)
         child.observe(0 if began is None else time.perf_counter() - began)
-        # Set by those who take data: the body of an upload may have no length.
+        # Set by those who take and give data: the body of an upload may have no length.
         if received := getattr(req.context, "received", None):
             self._received.inc(received)
-        if key[1].endswith("/file") and req.method == "GET" and succeeded:
-            self._sent.inc(int(resp.get_header("Content-Length") or 0))
+        if sent := getattr(req.context, "sent", None):
+            self._sent.inc(sent)
 
     def page(self) -> Any:
         """The WSGI application of ``/metrics``."""

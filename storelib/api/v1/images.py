@@ -73,7 +73,7 @@ class ImagesResource(ListResource):
             checksum=fields.get("checksum"),
             location=origin.location,
         )
-        image = _fill(service, context, image, origin)
+        image = _fill(service, req, image, origin)
         send(resp, {"image": meta.document(image, service.core, context)}, falcon.HTTP_201)
         resp.set_header("Location", f"/v1/images/{image.id}")
         _set_etag(resp, image)
@@ -100,6 +100,7 @@ class ImageResource:
             raise NotFound(f"Image {image_id} is not active")
         if image.locations:
             found = self._service.data.open(context, image)
+            req.context.sent = found.size
             resp.set_header("Content-Length", str(found.size))
             resp.stream = sendable(found.data, req.env.get("wsgi.file_wrapper"))
         else:
@@ -132,7 +133,7 @@ class ImageResource:
             image = service.images.update(context, image_id, operations)
         except StaleImage as error:
             raise Conflict("Image operation conflicts") from error
-        image = _fill(service, context, image, origin)
+        image = _fill(service, req, image, origin)
         send(resp, {"image": meta.document(image, service.core, context)})
         _set_etag(resp, image)
 
@@ -173,16 +174,19 @@ def _origin(req: falcon.Request, found: Meta, service: Service) -> Origin:
     return Origin(data, copy_from, location, store)
 
 
-def _fill(service: Service, context: Context, image: Image, origin: Origin) -> Image:
+def _fill(service: Service, req: falcon.Request, image: Image, origin: Origin) -> Image:
     """Give a queued image its data, or begin to; raises what upload raises, and the image is killed."""
+    context = req.context.caller
     if origin.copy_from is not None:
         service.external.copy(context, image, origin.copy_from, origin.store)
     if origin.data is None:
         return image
     try:
-        return service.data.upload(context, image.id, origin.data, origin.store, failed="killed")
+        filled = service.data.upload(context, image.id, origin.data, origin.store, failed="killed")
     except Gone as error:
         raise PreconditionFailed(str(error)) from error
+    req.context.received = filled.size
+    return filled
 
 
 def _check_unchangeable(image: Image, found: Meta) -> None:

@@ -50,6 +50,7 @@ class FileResource:
         asked = asked_range(req, image.size)
         offset, length = asked or (0, None)
         found = data.open(context, image, offset, length, preferred)
+        req.context.sent = found.size
         if asked:
             resp.status = falcon.HTTP_206
             resp.set_header("Content-Range", f"bytes {offset}-{offset + found.size - 1}/{image.size}")

@@ -69,9 +69,20 @@ class TestAround(Deployed):
         assert self.api.alice.request("PUT", f"/v2/images/{image}/file", chunked, extras=body).status_code == 204
         assert self.received() == before + 8
 
+    def test_bytes_of_version_1_are_counted(self):
+        received, sent = self.received(), self.counted("sent")
+        formats = {"X-Image-Meta-Disk-Format": "raw", "X-Image-Meta-Container-Format": "bare"}
+        headers = {"Content-Type": "application/octet-stream", **formats}
+        image = self.api.alice.request("POST", "/v1/images", headers, body=b"1234567").json["image"]["id"]
+        assert self.api.alice.get(f"/v1/images/{image}").content == b"1234567"
+        assert (self.received(), self.counted("sent")) == (received + 7, sent + 7)
+
     def received(self):
+        return self.counted("received")
+
+    def counted(self, which):
         lines = self.api.nobody.get("/metrics").text.splitlines()
-        [number] = [line.split()[1] for line in lines if line.startswith("storelib_api_image_bytes_received_total")]
+        [number] = [line.split()[1] for line in lines if line.startswith(f"storelib_api_image_bytes_{which}_total")]
         return float(number)
 
 
