@@ -53,6 +53,7 @@ _LINGER = 1
 _HEADERS = 1000
 _REQUEST_LINE = 8190
 _BACKLOG = 2048
+_HELD_BACK = {signal.SIGTERM}
 
 
 class Address:
@@ -261,6 +262,14 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
 class _Arbiter(Arbiter):  # type: ignore[misc]
     """The parent: SIGINT is as graceful as SIGTERM; nothing is read or executed again."""
 
+    def spawn_worker(self) -> Any:
+        """Fork, with SIGTERM held back until the worker handles it: one in between would be lost."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+
     def handle_int(self) -> None:
         """Stop gracefully; a second one, at once."""
         raise StopIteration
@@ -286,6 +295,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Ctrl-C reaches the whole group; what becomes of the workers is the parent's to say."""
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
     def run(self) -> None:
         """Serve, then leave nothing half done."""

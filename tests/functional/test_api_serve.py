@@ -247,8 +247,11 @@ class TestStopping:
         assert deployment.disagreements() == []
         assert deployment.serve("--workers", "1").status(upload.image_id) == "queued"
 
-    def test_without_requests_it_ends_at_once(self, deployment):
+    @pytest.mark.parametrize("later", [0, 0.003, 0.01, 0.03])
+    def test_without_requests_it_ends_at_once(self, deployment, later):
+        """Also while its workers are only beginning."""
         server = deployment.serve("--workers", "2")
+        time.sleep(later)
         begun = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - begun < 5
