@@ -12,6 +12,9 @@ from typing import Any
 class Context:
     """One request's user, project and roles. ``is_admin`` is set once, by the policy ``context_is_admin``.
 
+    A token is of a project, or of a domain (``domain_id``) or the system (``system_scope``), which own no images.
+    ``service_roles`` are those of the service that sends the request on behalf of the user, if one does.
+
     ``read_only`` contexts (anonymous requests) may change nothing. Drivers get the context handed through, so it has
     the names they look for (``auth_token``, ``service_catalog``).
     """
@@ -27,6 +30,7 @@ class Context:
         "request_id",
         "roles",
         "service_roles",
+        "system_scope",
         "user_id",
     )
 
@@ -43,6 +47,7 @@ class Context:
         catalog: str | None = None,
         service_roles: Iterable[str] = (),
         domain_id: str | None = None,
+        system_scope: str | None = None,
     ) -> None:
         self.user_id = user_id
         self.project_id = project_id
@@ -52,8 +57,9 @@ class Context:
         self.request_id = request_id
         self.auth_token = auth_token
         self.catalog = catalog
-        self.service_roles = list(service_roles)
+        self.service_roles = [role.lower() for role in service_roles]
         self.domain_id = domain_id
+        self.system_scope = system_scope
         self._fingerprint: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
@@ -72,6 +78,7 @@ class Context:
                 self.user_id,
                 self.project_id,
                 self.domain_id,
+                self.system_scope,
                 self.is_admin,
                 self.read_only,
                 *self.roles,

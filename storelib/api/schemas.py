@@ -106,6 +106,8 @@ def base_properties(container_formats: Iterable[str], disk_formats: Iterable[str
         "self": _text("Path of this image", **set_by_service),
         "file": _text("Path of the image's data", **set_by_service),
         "schema": _text("Path of this schema", **set_by_service),
+        # Clients take every name that is not here for a custom property, and write it back.
+        "stores": _text("Stores that have the data, with commas between them", **set_by_service),
         "locations": {
             "type": "array",
             "description": "Where the data is",
@@ -217,8 +219,6 @@ class ImageSchema:
             self.document |= {"additionalProperties": {"type": "string"}, "links": SELF_LINKS}
         else:
             self.document["additionalProperties"] = False
-            # Not among the properties: glanceclient makes an option of each, and it has a --stores already.
-            self.document["patternProperties"] = {"^stores$": {"type": "string"}}
         #: Custom properties that are no strings; they are stored as JSON.
         self._typed = frozenset(name for name in custom if name not in base and not _may_be_text(custom[name]))
         self._validator = Draft4Validator(self.document, format_checker=FormatChecker())

@@ -17,7 +17,7 @@ from oslo_config import cfg
 
 from storelib.api.context import Context, administrator
 from storelib.api.errors import NotAuthenticated
-from storelib.api.middleware.tokens import Callers, known
+from storelib.api.middleware.tokens import TOKEN_INFO, Callers, known
 from storelib.api.policy import Policy
 from storelib.exceptions import BadStoreConfiguration
 
@@ -87,7 +87,8 @@ class FromHeaders:
             auth_token=get("HTTP_X_AUTH_TOKEN"),
             catalog=get("HTTP_X_SERVICE_CATALOG"),
             service_roles=_words(get("HTTP_X_SERVICE_ROLES", "")),
-            domain_id=get("HTTP_X_DOMAIN_ID"),
+            domain_id=get("HTTP_X_DOMAIN_ID") or None,
+            system_scope=_system_scope(environ),
         )
         return context.as_admin(self._policy.is_admin(context))
 
@@ -160,6 +161,17 @@ def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anon
     checked = auth_token.AuthProtocol(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
     identify.callers = Callers(conf.keystone_authtoken.token_cache_time)
     return identify.callers.before(app, checked)
+
+
+def _system_scope(environ: Environ) -> str | None:
+    """``all`` for a token of the whole system.
+
+    Of a request with a service token the header tells the scope of that one; the user's token itself tells its own.
+    """
+    token = environ.get(TOKEN_INFO, {}).get("token")
+    if token is None:
+        return environ.get("HTTP_OPENSTACK_SYSTEM_SCOPE") or None
+    return "all" if (token.get("system") or {}).get("all") else None
 
 
 def _words(text: str) -> list[str]:

@@ -16,6 +16,8 @@ import prometheus_client
 from prometheus_client import multiprocess
 from prometheus_client.exposition import make_wsgi_app
 
+#: Others are counted as one: what a request calls its method is the client's choice, and each value takes memory.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _TOGETHER = "PROMETHEUS_MULTIPROC_DIR" in os.environ
 #: Seconds; uploads and downloads of large images take minutes.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30, 120, 600)
@@ -48,7 +50,8 @@ class Metrics:
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         """Count it."""
-        key = (req.method, req.uri_template or "none", str(resp.status)[:3])
+        method = req.method if req.method in METHODS else "other"
+        key = (method, req.uri_template or "none", str(resp.status)[:3])
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._requests.labels(*key)

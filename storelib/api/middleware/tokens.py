@@ -21,7 +21,9 @@ MEMORY = 1024
 #: What in a token makes it valid for some requests only: with a certificate, from an address, for a path.
 _CONDITIONS = frozenset({"application_credential", "bind", "oauth2_credential"})
 # No client can send what is called so.
-_KNOWN, _CONFIRMED = "storelib.caller", "keystone.token_info"
+_KNOWN = "storelib.caller"
+#: What Keystone's middleware says of the user's token, as Keystone does.
+TOKEN_INFO = "keystone.token_info"  # noqa: S105  (not a secret)
 
 
 class _Caller(NamedTuple):
@@ -41,7 +43,7 @@ class Callers:
 
         def choose(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             environ.pop(_KNOWN, None)
-            environ.pop(_CONFIRMED, None)
+            environ.pop(TOKEN_INFO, None)
             caller = self._callers.get(environ.get("HTTP_X_AUTH_TOKEN", ""))
             if caller is None or caller.until < time.monotonic() or "HTTP_X_SERVICE_TOKEN" in environ:
                 return checked(environ, start_response)
@@ -52,7 +54,7 @@ class Callers:
 
     def remember(self, environ: dict[str, Any], context: Context) -> None:
         """Know the caller whom the middleware has just confirmed."""
-        token, found = environ.get("HTTP_X_AUTH_TOKEN"), environ.get(_CONFIRMED, {}).get("token", {})
+        token, found = environ.get("HTTP_X_AUTH_TOKEN"), environ.get(TOKEN_INFO, {}).get("token", {})
         if token is None or "HTTP_X_SERVICE_TOKEN" in environ or not _CONDITIONS.isdisjoint(found):
             return
         if "expires_at" not in found or (seconds := min(self._seconds, _seconds_until(found["expires_at"]))) <= 0:

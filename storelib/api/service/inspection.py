@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes on their way from a client to a store: counted, limited, and looked at for what format they are.
 
-oslo.utils recognises the formats. A stream that is not what the image says, or that would make a hypervisor open other
-files, raises UnsupportedMediaType from ``read``, which makes the store's add fail before anything is published.
+oslo.utils recognises the formats, ``probing`` what only qemu does. A stream that is not what the image says, or that
+would make a hypervisor open other files, raises UnsupportedMediaType from ``read``, which makes the store's add fail
+before anything is published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import IO, Any, Protocol, cast
 
 from oslo_utils.imageutils import format_inspector
 
 from storelib.api.errors import ApiError, Invalid, LimitExceeded, UnsupportedMediaType
+from storelib.api.service import probing
 from storelib.exceptions import StoreError
 
 #: What may be found besides the format itself: a disk with a partition table is a raw disk to everybody else, and
@@ -20,6 +22,9 @@ from storelib.exceptions import StoreError
 _ALSO = {"raw": [{"gpt"}], "iso": [{"iso", "gpt"}]}
 #: Formats of which no header tells how large the disk is.
 _AS_LONG_AS_THE_DATA = frozenset({"gpt", "luks"})
+_ANY_VERSION = frozenset({"version"})
+#: The most that the database can say of a disk, in bytes.
+_LARGEST_DISK = 2**63 - 1
 
 
 class Readable(Protocol):
@@ -66,20 +71,43 @@ class Body:
         return chunk
 
 
+class _Peeked:
+    """A source whose first bytes were looked at."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self.head = b""
+        self._pending = b""
+
+    def peek(self, length: int) -> bytes:
+        """The first ``length`` bytes, fewer where there are no more; called before ``read``."""
+        while len(self.head) < length and (chunk := self._source.read(length - len(self.head))):
+            self.head += chunk
+        self._pending = self.head
+        return self.head
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, empty at the end."""
+        if not self._pending:
+            return self._source.read(size)
+        chunk, self._pending = self._pending[:size], self._pending[size:]
+        return chunk
+
+
 class Inspected:
     """A source whose format is checked against ``disk_format`` as it is read."""
 
     def __init__(
         self, source: Readable, disk_format: str, *, enforce: bool = True, nonfatal: Collection[str] = ()
     ) -> None:
-        self._source = source
+        self._source = _Peeked(source)
         self._format = disk_format
         self._enforce = enforce
         self._nonfatal = frozenset(nonfatal)
-        expected = disk_format if enforce and disk_format in format_inspector.ALL_FORMATS else None
-        self._wrapper = format_inspector.InspectWrapper(cast(IO[bytes], source), expected_format=expected)
+        self._wrapper: format_inspector.InspectWrapper | None = None
         self._decided = False
-        self._found: Any = None
+        #: What the header says, without the data that came after the decision.
+        self._disk_size: int | None = None
         self._behind = 0
 
     def read(self, size: int) -> bytes:
@@ -89,38 +117,66 @@ class Inspected:
             self._behind += len(chunk)
             return chunk
         try:
+            if self._wrapper is None:
+                self._wrapper = self._begin()
             chunk = self._wrapper.read(size)
+            if not chunk:
+                self._wrapper.close()
+            found = self._wrapper.formats
+            if found is not None:
+                self._decide({str(inspector): inspector for inspector in found})
         except (ApiError, StoreError):
             raise
         except Exception as error:  # parsers of hostile data raise anything
-            raise UnsupportedMediaType(f"the data is not of format {self._format}: {error}") from error
-        if not chunk:
-            self._wrapper.close()
-        if not chunk or self._wrapper.formats is not None:
-            self._decide()
+            raise UnsupportedMediaType(f"the data cannot be read as {self._format}: {error}") from error
         return chunk
 
-    def _decide(self) -> None:
+    def _begin(self) -> format_inspector.InspectWrapper:
+        head = self._source.peek(probing.LENGTH)
+        # What is no sparse VMDK is one that only names other files, or none: oslo.utils stumbles over either.
+        sparse = probing.is_sparse_vmdk(head)
+        if probing.format_of(head) == "vmdk" and not sparse:
+            raise UnsupportedMediaType("the data is a VMDK that is only a description of other files")
+        names = [name for name in format_inspector.ALL_FORMATS if sparse or name != "vmdk"]
+        expected = self._format if self._enforce and self._format in names else None
+        return format_inspector.InspectWrapper(cast(IO[bytes], self._source), expected, names)
+
+    def _decide(self, found: Mapping[str, Any]) -> None:
         self._decided = True
-        found: dict[str, Any] = {str(inspector): inspector for inspector in self._wrapper.formats or ()}
+        self._check_other_files(found)
         if self._enforce:
             self._check(set(found))
         for inspector in found.values():
             self._check_safety(inspector)
-        self._found = found.get(self._format)
+        # Raw disks are as large as the data, whatever a guest has written into them.
+        if self._format != "raw" and self._format in found:
+            self._disk_size = found[self._format].virtual_size
+            if self._disk_size > _LARGEST_DISK:
+                raise UnsupportedMediaType(f"the disk has {self._disk_size} bytes, which is more than there can be")
 
     @property
     def virtual_size(self) -> int | None:
         """Bytes of the disk in the image, once all was read; None for raw data, whose size it is."""
-        if self._found is None or self._format == "raw":
+        if self._disk_size is None:
             return None
-        size: int = self._found.virtual_size
         # oslo.utils tells it as if the image ended where it stopped looking.
-        if self._format in _AS_LONG_AS_THE_DATA:
-            size += self._behind
+        size = self._disk_size + (self._behind if self._format in _AS_LONG_AS_THE_DATA else 0)
         return size if size > 0 else None
 
+    def _check_other_files(self, found: Mapping[str, Any]) -> None:
+        """Refuse what makes qemu open other files although oslo.utils does not recognise or mind it."""
+        head = self._source.head
+        probed = probing.format_of(head)
+        if probed is not None and probed not in found:
+            raise UnsupportedMediaType(f"the data begins like {probed}, but is no {probed} that is safe to use")
+        if "vmdk" in found and (why := probing.vmdk_danger(head, found["vmdk"].desc_text or "")):
+            raise UnsupportedMediaType(f"the data is not safe to use as vmdk: {why}")
+
     def _check(self, found: set[str]) -> None:
+        # What guests and block storage make of a raw disk (LUKS, ISO, a disk image in it) is a raw disk still; each is
+        # checked for what it would make a hypervisor do.
+        if self._format == "raw" and (len(found) == 1 or found in _ALSO["iso"]):
+            return
         # Formats nobody can recognise (ami, ploop) look like raw data.
         wanted = self._format if self._format in format_inspector.ALL_FORMATS else "raw"
         if found not in ({wanted}, *_ALSO.get(wanted, ())):
@@ -131,9 +187,16 @@ class Inspected:
         try:
             inspector.safety_check()
         except format_inspector.SafetyCheckFailed as error:
-            if str(inspector) == "gpt" and set(error.failures) <= self._nonfatal:
+            if set(error.failures) <= self._accepted(str(inspector)):
                 return
             names = ", ".join(sorted(error.failures))
             raise UnsupportedMediaType(f"the data is not safe to use as {inspector}: {names}") from error
         except format_inspector.ImageFormatError as error:
             raise UnsupportedMediaType(f"the data cannot be checked as {inspector}: {error}") from error
+
+    def _accepted(self, found: str) -> frozenset[str]:
+        """Names of the checks that data of the format ``found`` may fail."""
+        if found == "gpt":
+            return self._nonfatal
+        # oslo.utils reads version 1 of LUKS only; as a raw disk version 2 is as good.
+        return _ANY_VERSION if found == "luks" and self._format == "raw" else frozenset()

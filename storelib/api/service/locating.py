@@ -34,7 +34,7 @@ def check_uri(core: Core, uri: str) -> str:
 
 def check_trusted(core: Core, context: Context, uri: str) -> None:
     """``check_uri``, and raise Forbidden where only services may name data, which might be somebody else's."""
-    if check_uri(core, uri) not in PUBLIC_SCHEMES and not (context.is_admin or "service" in context.roles):
+    if check_uri(core, uri) not in PUBLIC_SCHEMES and not (context.is_admin or core.policy.is_service(context)):
         raise Forbidden("only services may name data in this kind of store")
 
 

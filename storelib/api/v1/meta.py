@@ -61,6 +61,7 @@ _WSGI_PREFIX = "HTTP_X_IMAGE_META_"
 # RFC 9110, 5.6.2, without the percent sign, which begins an encoded character.
 _TOKEN = "!#$&'*+-.^_`|~"  # noqa: S105  (not a secret)
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
+_MD5 = re.compile("[0-9a-fA-F]{32}")
 _URI = re.compile("[!-~]*")
 
 
@@ -110,6 +111,10 @@ def decoded_uri(text: str) -> str:
 def _typed(name: str, value: str | None) -> Any:
     if name in BOOLEANS:
         return strutils.bool_from_string(value or "")
+    if name == "checksum" and value is not None:
+        if not _MD5.fullmatch(value):
+            raise Invalid(f"{PREFIX}checksum must be an md5 in 32 hexadecimal digits")
+        return value.lower()
     if name not in NUMBERS:
         return value
     if name == "virtual_size" and value in (None, "None"):

@@ -109,6 +109,46 @@ class TestPolicyFile:
         assert answers == [204, 403]
 
 
+class TestScope(Deployed):
+    """Images belong to projects; a token may also be of a domain, or of the whole system."""
+
+    SCOPES = ({"domain_id": "elsewhere"}, {"system_scope": "all"}, {"system_scope": "all", "domain_id": "elsewhere"})
+
+    @pytest.mark.parametrize("scope", SCOPES)
+    @pytest.mark.parametrize("name", sorted(rule.name for rule in RULES))
+    def test_decisions_are_those_of_oslo_policy(self, name, scope):
+        policy = self.api.service.core.policy
+        context = Context("u", None, ["admin", "member", "reader", "service"], **scope)
+        credentials = {"roles": context.roles, "project_id": None, "user_id": "u", **scope}
+        expected = policy.enforcer.enforce(name, {"project_id": "alpha"}, credentials)
+        assert policy.allows(context, name, {"project_id": "alpha"}) == expected
+
+    @pytest.mark.parametrize("scope", [{"X-Domain-Id": "elsewhere"}, {"OpenStack-System-Scope": "all"}])
+    def test_administrators_of_something_else_are_none_of_any_project(self, scope):
+        image = self.api.alice.active(visibility="private")
+        of_project = {"X-Project-Id": ""}
+        for headers, statuses in ((scope | of_project, {403, 404}), ({}, {200, 204})):
+            assert self.api.admin.request("GET", f"/v2/images/{image}", headers).status_code in statuses
+            assert self.api.admin.request("GET", f"/v2/images/{image}/file", headers).status_code in statuses
+            assert self.api.admin.request("GET", f"/v1/images/{image}", headers).status_code in statuses
+            assert self.api.admin.request("GET", "/v2/tasks", headers).status_code in statuses
+            listed = self.api.admin.request("GET", "/v2/images", headers)
+            assert listed.status_code in statuses
+            assert (image in listed.text) == (listed.status_code == 200)
+            assert self.api.admin.request("DELETE", f"/v2/images/{image}", headers).status_code in statuses
+
+    def test_no_file_makes_administrators_of_something_else_ones_of_projects(self, tmp_path):
+        path = tmp_path / "policy.yaml"
+        path.write_text(json.dumps({"context_is_admin": "role:admin", "get_images": "@", "own": "role:admin"}))
+        api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {path}")
+        policy = api.service.core.policy
+        api.close()
+        of_project, of_system = Context("u", "p", ["admin"]), Context("u", None, ["admin"], system_scope="all")
+        rules = ("context_is_admin", "get_images", "own")
+        assert [policy.allows(of_project, rule, {}) for rule in rules] == [True, True, True]
+        assert [policy.allows(of_system, rule, {}) for rule in rules] == [False, False, True]
+
+
 class TestAnonymous(Deployed):
     def test_without_a_token_nothing_is_changed_whatever_the_rules_say(self):
         assert self.api.nobody.post("/v2/images", {}).status_code == 403

@@ -165,3 +165,20 @@ def test_no_more_than_so_many_are_known(monkeypatch):
         api.ask(name)
     assert api.keystone.asked == 3
     assert len(api.identify.callers._callers) == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "header", "scope"),
+    [
+        ({"system": {"all": True}}, None, "all"),
+        # The middleware overwrites the header with what it is for the service's token.
+        ({"system": {"all": True}}, "", "all"),
+        ({"project": {"id": "p"}}, "all", None),
+        ({"project": {"id": "p"}}, None, None),
+    ],
+)
+def test_the_scope_is_that_of_the_users_own_token(token, header, scope):
+    environ = {"HTTP_X_IDENTITY_STATUS": "Confirmed", "keystone.token_info": {"token": token}}
+    if header is not None:
+        environ["HTTP_OPENSTACK_SYSTEM_SCOPE"] = header
+    assert FromHeaders(Everybody())(environ, "req").system_scope == scope  # type: ignore[arg-type]

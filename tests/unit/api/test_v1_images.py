@@ -365,6 +365,21 @@ class TestUpload(Deployed):
         assert answer.json["image"]["checksum"] == hashlib.md5(b"").hexdigest()
 
     @pytest.mark.parametrize(
+        "checksum", ["x", "0" * 31, "0" * 33, "g" * 32, "0" * 30 + "%0D%0A", "%C4%80" * 32, "\xb2" * 32]
+    )
+    def test_a_checksum_is_an_md5_in_hexadecimal_digits(self, checksum):
+        """It becomes the ETag of answers, which must not be the client's to write."""
+        assert create(self.api.alice, checksum=checksum, **FORMATS).status_code == 400
+        assert create(self.api.alice, DATA, checksum=checksum, **FORMATS).status_code == 400
+        image = created(self.api.alice)
+        assert update(self.api.alice, image, checksum=checksum).status_code == 400
+        assert self.api.alice.request("HEAD", f"/v1/images/{image}").status_code == 200
+
+    def test_a_checksum_in_capital_letters_is_the_same(self):
+        image = create(self.api.alice, DATA, checksum=MD5.upper(), **FORMATS).json["image"]
+        assert (image["status"], image["checksum"]) == ("active", MD5)
+
+    @pytest.mark.parametrize(
         ("reserved", "uploaded"),
         [
             ({"size": 5}, {}),

@@ -35,10 +35,45 @@ def gpt() -> bytes:
     return b"\0" * 446 + entry + b"\0" * 48 + b"\x55\xaa" + b"\0" * 65536
 
 
-def luks(length: int) -> bytes:
-    """A LUKS header, version 1, whose data begins at sector 4096 (LUKS1 On-Disk Format, 4.1), and zeros behind it."""
-    header = struct.pack(">6sH32s32s32sII", b"LUKS\xba\xbe", 1, b"aes", b"xts-plain64", b"sha256", 4096, 64)
+def luks(length: int, version: int = 1) -> bytes:
+    """A LUKS header whose data begins at sector 4096 (LUKS1 On-Disk Format, 4.1), and zeros behind it."""
+    header = struct.pack(">6sH32s32s32sII", b"LUKS\xba\xbe", version, b"aes", b"xts-plain64", b"sha256", 4096, 64)
     return header.ljust(length, b"\0")
+
+
+def vmdk(descriptor: bytes, capacity: int = 2048) -> bytes:
+    """A sparse VMDK with this descriptor behind its header (Virtual Disk Format 5.0, "Hosted Sparse Extents")."""
+    header = struct.pack("<4sIIQQQQIQQ", b"KDMV", 1, 3, capacity, 128, 1, 20, 512, 21, 30)
+    return (header.ljust(512, b"\0") + descriptor.ljust(20 * 512, b"\0")).ljust(1 << 20, b"\0")
+
+
+DESCRIPTOR = b"""# Disk DescriptorFile
+version=1
+CID=0a0a0a0a
+parentCID=ffffffff
+createType="monolithicSparse"
+RW 2048 SPARSE "disk.vmdk"
+"""
+#: An ISO 9660 image: a primary volume descriptor in sector 16 (ECMA-119, 8.4).
+ISO = (b"\0" * 32768 + b"\1CD001\1").ljust(1 << 20, b"\0")
+ISO_WITH_PARTITIONS = gpt()[:512] + ISO[512:]
+#: Images that make qemu open other files.
+OTHER_FILES = {
+    "descriptor": DESCRIPTOR,
+    "descriptor, padded": DESCRIPTOR.ljust(1 << 20, b"\0"),
+    "descriptor, windows": DESCRIPTOR.replace(b"\n", b"\r\n"),
+    "descriptor, no type": b"version=1\n" + DESCRIPTOR[-28:],
+    "descriptor, one odd byte": DESCRIPTOR + b'RW 1 FLAT "/etc/passwd" 0\n#\xff\n',
+    "descriptor, blank lines": b"\n \r\n\r\n" + DESCRIPTOR[DESCRIPTOR.index(b"version") :],
+    "flat": DESCRIPTOR.replace(b"Sparse", b"Flat").replace(b"SPARSE", b"FLAT"),
+    "ESX sparse": b"COWD".ljust(1 << 20, b"\0"),
+    "no capacity": vmdk(DESCRIPTOR + b'RW\t1\tFLAT\t"/etc/passwd"\t0\n', capacity=0),
+    "parent": vmdk(DESCRIPTOR + b'parentFileNameHint="/etc/passwd"\n'),
+    "qcow2 with a backing file": qcow2(backing_file=b"/etc/passwd"),
+    "qcow2, short": qcow2(backing_file=b"/etc/passwd")[:117],
+    "qed": b"QED\0".ljust(1 << 20, b"\0"),
+    "qed, short": b"QED\0" + b"\1" * 60,
+}
 
 
 class Chunked(io.RawIOBase):
@@ -230,12 +265,12 @@ class TestFormats(Deployed):
     @pytest.mark.parametrize(
         ("declared", "data"),
         [
-            ("raw", qcow2()),
             ("qcow2", DATA),
             ("qcow2", b""),
             ("vmdk", qcow2()),
             ("iso", gpt()),
             ("ploop", qcow2()),
+            ("ami", luks(1 << 20)),
         ],
     )
     def test_data_of_another_format_is_refused(self, declared, data):
@@ -251,6 +286,28 @@ class TestFormats(Deployed):
 
     def test_a_disk_with_partitions_is_a_raw_disk(self):
         assert self.api.alice.show(self.api.alice.active(gpt()))["status"] == "active"
+
+    @pytest.mark.parametrize("data", [luks(3 << 20), luks(3 << 20, version=2), qcow2(), ISO, ISO_WITH_PARTITIONS])
+    def test_what_guests_write_to_raw_disks_is_raw(self, data):
+        image = self.api.alice.show(self.api.alice.active(data))
+        assert (image["status"], image["virtual_size"]) == ("active", len(data))
+
+    @pytest.mark.parametrize("declared", ["raw", "vmdk", "qcow2", "iso", "ami", "ploop"])
+    @pytest.mark.parametrize("data", OTHER_FILES.values(), ids=OTHER_FILES.keys())
+    def test_what_would_open_other_files_is_refused_whatever_it_is_said_to_be(self, declared, data):
+        image = self.api.alice.create(disk_format=declared)
+        assert self.api.alice.upload(image, data).status_code == 415
+        assert self.api.alice.show(image)["status"] == "queued"
+        assert image not in self.api.files()
+
+    def test_text_that_describes_no_disk_is_raw_data(self):
+        text = b"# version=1 of the notes\n" * 40 + "caf\xe9 version=1\n".encode("latin-1")
+        assert self.api.alice.show(self.api.alice.active(text))["status"] == "active"
+
+    def test_a_disk_larger_than_there_can_be_is_refused(self):
+        image = self.api.alice.create(disk_format="qcow2")
+        assert self.api.alice.upload(image, qcow2(2**64 - 1)).status_code == 415
+        assert self.api.alice.show(image)["status"] == "queued"
 
     def test_what_is_in_a_container_is_not_looked_at(self):
         image = self.api.alice.active(DATA, disk_format="qcow2", container_format="ova")

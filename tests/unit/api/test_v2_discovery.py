@@ -62,6 +62,17 @@ class TestAround(Deployed):
         assert "storelib_api_image_bytes_sent_total 5.0" in text
         assert "storelib_api_image_bytes_received_total 5.0" in text
 
+    @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+    def test_methods_that_clients_make_up_are_counted_as_one(self):
+        """Each value of a label takes memory for ever, and needs no token."""
+        for number in range(20):
+            self.api.nobody.request(f"MADEUP{number}", "/v2/images")
+            self.api.nobody.request("get", f"/no/such/route/{number}")
+        text = self.api.nobody.get("/metrics").text
+        assert "MADEUP" not in text
+        assert "such" not in text
+        assert 'method="other"' in text
+
     def test_bytes_are_counted_that_come_in_chunks(self):
         image, before = self.api.alice.create(), self.received()
         chunked = {"Content-Type": "application/octet-stream", "Transfer-Encoding": "chunked"}
@@ -122,6 +133,32 @@ class TestSchemas(Deployed):
 
     def test_other_schemas_are_not_there(self):
         assert self.api.alice.get("/v2/schemas/nothing").status_code == 404
+
+    @pytest.mark.parametrize("kind", ["image", "member", "task"])
+    def test_every_key_of_a_document_is_in_its_schema(self, kind):
+        """Clients take what is not there for a custom property, and write it back."""
+        image = self.api.alice.active(visibility="shared")
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        url = f"/v2/images/{image}/import"
+        copy = {"method": {"name": "copy-image"}, "stores": ["mem"], "all_stores_must_succeed": False}
+        assert self.api.admin.post(url, copy).status_code == 202
+        self.api.settle()
+        documents = {
+            "image": self.api.admin.show(image),
+            "member": self.api.admin.get(f"/v2/images/{image}/members").json["members"][0],
+            "task": self.api.admin.get(f"/v2/images/{image}/tasks").json["tasks"][0],
+        }
+        schema = self.api.alice.get(f"/v2/schemas/{kind}").json["properties"]
+        document = {name for name in documents[kind] if not name.startswith("os_glance")}
+        assert document <= schema.keys()
+        if kind == "image":
+            assert documents["image"]["stores"] == "fast,mem"
+            assert schema["stores"]["readOnly"]
+            names = ("stores", "status", "size")
+            assert all(
+                self.api.alice.patch(image, {"op": "replace", "path": f"/{name}", "value": "x"}).status_code == 403
+                for name in names
+            )
 
     def test_the_image_schema_is_permissive(self):
         document = self.api.alice.get("/v2/schemas/image").json

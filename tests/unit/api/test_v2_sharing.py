@@ -465,6 +465,19 @@ class TestLocationsResource(WithPlaces):
     def create(self):
         return self.api.nova.create()
 
+    @pytest.mark.parametrize("roles", ["service", "Service,member"])
+    def test_a_service_acts_for_a_user_with_its_token_beside_the_users(self, roles):
+        """As Nova does for snapshots on RBD, and Cinder for volumes: the user alone may not say where data is."""
+        image, url = self.api.alice.create(), self.data_in("mem")
+        path = f"/v2/images/{image}/locations"
+        assert self.api.alice.post(path, {"url": url}).status_code == 403
+        assert self.api.alice.post(path, {"url": url}, X_Service_Roles="member").status_code == 403
+        assert self.api.alice.get(path, X_Service_Roles="member").status_code == 403
+        assert self.api.alice.post(path, {"url": url}, X_Service_Roles=roles).status_code == 202
+        self.api.settle()
+        assert [place["url"] for place in self.api.alice.get(path, X_Service_Roles=roles).json] == [url]
+        assert self.api.alice.get("/v2/info/stores/detail", X_Service_Roles=roles).status_code == 200
+
     def test_data_at_a_place_is_hashed_in_the_background(self):
         image, url = self.create(), self.data_in("mem")
         assert self.post(image, url=url).status_code == 202
