@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WholeResponse: an HTTP response whose headers must have ended, for drivers whose client builds on http.client.
+"""WholeResponse: an HTTP response that is the final one, its headers ended, for clients that build on http.client.
 
 http.client takes headers that are cut for all there are, in the middle of a number too, so that a cut answer would tell
-of a shorter image.
+of a shorter image. And of the interim answers that a server may send before the final one, as many as it likes and
+unasked (RFC 9110, 15.2), it knows 100 only, so that 103 would be the answer to whatever was asked.
 """
 
 from __future__ import annotations
@@ -10,16 +11,56 @@ from __future__ import annotations
 import http.client
 from typing import Any
 
+#: Interim answers to one request that are read before it is given up: more than any server has reason to send.
+MOST_INTERIM = 1000
+#: Bytes of one of them.
+_LONGEST = 256 * 1024
+_SWITCHING = b"101"
+_CONTINUE = b"100"
+
+
+class EarlyAnswer:
+    """What a server sends while a request is still on its way to it, taken byte by byte and never one too many."""
+
+    def __init__(self) -> None:
+        #: Bytes taken of an answer that has not ended: what reads on has to begin with them.
+        self.begun = b""
+        #: Interim answers that have ended.
+        self.interim = 0
+        #: The answer that has begun is no interim one: the server wants no more of the request.
+        self.final = False
+
+    def take(self, byte: bytes) -> bool:
+        """The next byte, none at the end of the connection; answers whether it ended a "100 Continue".
+
+        Raises HTTPException where there are too many interim answers, or one has no end.
+        """
+        self.begun += byte
+        # "HTTP/1.1 1", and then all but "101 Switching Protocols", which nobody asked for.
+        start, status = self.begun[:10], self.begun[9:12]
+        as_interim = b"HTTP/1." + start[7:8] + b" 1"
+        if not byte or start != as_interim[: len(start)] or status == _SWITCHING:
+            self.final = True
+            return False
+        if self.begun.endswith((b"\n\r\n", b"\n\n")):
+            self.begun = b""
+            self.interim += 1
+        if self.interim > MOST_INTERIM or len(self.begun) > _LONGEST:
+            raise _too_many()
+        return not self.begun and status == _CONTINUE
+
 
 class _Lines:
-    """A file that remembers whether it came to its end."""
+    """A file that begins with bytes read before, and remembers whether it came to its end."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, begun: bytes) -> None:
         self.file = file
         self.ended = False
+        self._begun = begun
 
     def readline(self, *arguments: int) -> bytes:
-        line: bytes = self.file.readline(*arguments)
+        first, newline, self._begun = self._begun.partition(b"\n")
+        line: bytes = first + (newline or self.file.readline(*arguments))
         self.ended |= not line.endswith(b"\n")
         return line
 
@@ -28,11 +69,15 @@ class _Lines:
 
 
 class WholeResponse(http.client.HTTPResponse):
-    """A response whose headers ended as they should."""
+    """The final response to a request, whose headers ended as they should; ``early`` is what was read of it before."""
+
+    def __init__(self, *arguments: Any, early: EarlyAnswer | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._early = early or EarlyAnswer()
 
     def begin(self) -> None:
         """Read status and headers; raises RemoteDisconnected where they were cut."""
-        lines = _Lines(self.fp)
+        lines = _Lines(self.fp, self._early.begun)
         self.fp: Any = lines
         super().begin()
         if self.fp is lines:
@@ -40,3 +85,37 @@ class WholeResponse(http.client.HTTPResponse):
         if lines.ended:
             self.close()
             raise http.client.RemoteDisconnected("the answer was cut in its headers")
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Of the final answer: what http.client calls to begin with, and clients to open a tunnel."""
+        for _ in range(MOST_INTERIM + 1 - self._early.interim):
+            line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            if line[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                raise http.client.UnknownProtocol("the server switches to a protocol that nobody asked for")
+            if line[1] >= http.HTTPStatus.OK:
+                return line
+            http.client.parse_headers(self.fp)
+        raise _too_many()
+
+
+def whole_pools() -> dict[str, Any]:
+    """Pools of urllib3 whose connections have such responses, by scheme: a PoolManager's ``pool_classes_by_scheme``."""
+    import urllib3
+
+    class Connection(urllib3.connection.HTTPConnection):
+        response_class = WholeResponse
+
+    class TlsConnection(urllib3.connection.HTTPSConnection):
+        response_class = WholeResponse
+
+    class Pool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Connection
+
+    class TlsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = TlsConnection
+
+    return {"http": Pool, "https": TlsPool}
+
+
+def _too_many() -> http.client.HTTPException:
+    return http.client.HTTPException(f"the server sends interim answers without end, or more than {MOST_INTERIM}")

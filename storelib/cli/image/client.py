@@ -30,6 +30,7 @@ from storelib.exceptions import (
     StorageFull,
     StoreError,
 )
+from storelib.transfer.responses import whole_pools
 
 #: Bytes handed to a socket at once.
 BLOCK = 1024 * 1024
@@ -70,6 +71,7 @@ class Api:
             ssl_context=context,
             timeout=urllib3.Timeout(connect=min(30.0, timeout), read=timeout),
         )
+        self._pool.pool_classes_by_scheme = whole_pools()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

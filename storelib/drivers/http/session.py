@@ -33,7 +33,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.transfer.responses import WholeResponse
+from storelib.transfer.responses import WholeResponse, whole_pools
 
 LOG = logging.getLogger(__name__)
 
@@ -132,7 +132,9 @@ class Session:
             proxy = urllib3.util.parse_url(self._proxies[scheme])
             credentials = proxy.auth and urllib.parse.unquote(proxy.auth)
             headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
-            return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
+            proxied = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
+            proxied.pool_classes_by_scheme = whole_pools()
+            return proxied
         manager = urllib3.PoolManager(**settings)
         manager.pool_classes_by_scheme = _pools(self.rules)
         return manager

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connections of a client: botocore's, with three holes stopped.
+"""The connections of a client: botocore's, with four holes stopped.
 
-Headers that were cut are an error. urllib3 lets the whole of a request's body take as long as connecting may. And
-neither sees that a server answers while the body is still going out; one that reads no further would be waited for.
+Headers that were cut are an error. urllib3 lets the whole of a request's body take as long as connecting may. Neither
+sees that a server answers while the body is still going out; one that reads no further would be waited for. And
+botocore takes any interim answer but "100 Continue" for the final one.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from botocore.awsrequest import (
@@ -20,7 +23,10 @@ from botocore.awsrequest import (
     AWSHTTPSConnectionPool,
 )
 
-from storelib.transfer.responses import WholeResponse
+from storelib.transfer.responses import EarlyAnswer, WholeResponse
+
+#: Seconds that a server has to say whether the body is welcome; many never say it (RFC 9110, 10.1.1).
+_WAIT_FOR_WELCOME = 1.0
 
 
 class Distance:
@@ -39,46 +45,67 @@ class Distance:
 class _Patient:
     """Gives up after ``patience`` seconds without progress, and stops sending when there is an answer."""
 
-    response_class = WholeResponse
+    response_class: Callable[..., WholeResponse] = WholeResponse
     patience: float
     distance: Distance
     sock: Any
     _begun = 0.0
-    # The server answered before the body was sent; the connection is of no more use after that.
-    _answered = False
+    # Once it holds the beginning of the final answer, the connection is of no more use for what is still to be sent.
+    _early: EarlyAnswer
 
     def connect(self) -> None:
+        self._early = EarlyAnswer()
         super().connect()  # type: ignore[misc]
         self.sock.settimeout(self.patience)
 
     def request(self, *arguments: Any, **options: Any) -> Any:
-        self._answered = False
+        self._early = EarlyAnswer()
         self._begun = time.monotonic()
         return super().request(*arguments, **options)  # type: ignore[misc]
 
+    def _handle_expect_response(self, message_body: Any) -> None:
+        """What botocore calls when something came after headers that ask whether the body is welcome."""
+        deadline = time.monotonic() + _WAIT_FOR_WELCOME
+        welcome = False
+        while not (welcome or self._early.final) and (left := deadline - time.monotonic()) > 0:
+            welcome = self._take_byte(left)
+        if message_body is not None:
+            self.send(message_body)
+
     def send(self, data: Any) -> None:
-        if self._answered:
+        if self._early.final:
             return
         # With TLS, what can be read need not be an answer; there each send has a time limit of its own.
-        if type(self.sock) is not socket.socket or getattr(self, "_response_received", False):
+        if type(self.sock) is not socket.socket:
             super().send(data)  # type: ignore[misc]
             return
         poll = select.poll()
         poll.register(self.sock, select.POLLIN | select.POLLOUT)
         view = memoryview(data)
-        while view and not self._answered:
+        while view and not self._early.final:
             ready = poll.poll(self.patience * 1000)
             if not ready:
                 raise TimeoutError("the server takes no more bytes")
             if ready[0][1] & select.POLLIN:
-                self._answered = True
+                self._take_byte(self.patience)
             else:
                 view = view[self.sock.send(view) :]
 
+    def _take_byte(self, seconds: float) -> bool:
+        """One byte of an early answer, if one comes in that time; whether it ended a "100 Continue"."""
+        self.sock.settimeout(seconds)
+        try:
+            return self._early.take(self.sock.recv(1))
+        except TimeoutError:
+            return False
+        finally:
+            self.sock.settimeout(self.patience)
+
     def getresponse(self) -> Any:
+        self.response_class = functools.partial(WholeResponse, early=self._early)
         response = super().getresponse()  # type: ignore[misc]
         self.distance.note(time.monotonic() - self._begun)
-        if self._answered and self.sock is not None:
+        if self._early.final and self.sock is not None:
             # The response keeps what it needs of the socket; close() would close the response as well.
             self.sock.close()
             self.sock = None

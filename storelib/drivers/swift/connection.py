@@ -74,6 +74,8 @@ class Connections:
         session = requests.Session()
         session.trust_env = False
         session.verify = self._verify
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, _Adapter())
         return session
 
     @property
