@@ -1,45 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lane: one writer's side of an upload: its buffers, its threads, the order of its calls, its error.
-
-Driven by the caller's thread; everything that enters the driver runs in the lane's own daemon threads, so that a
-call that never returns can be left behind.
-"""
+"""Lane: one writer's side of an upload: its buffers and the order of its calls, which a TaskQueue makes."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from storelib.exceptions import StoreError, TransferTimeout
+from storelib.exceptions import StoreError
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
 from storelib.transfer.contract import Committed, Digests, Part, StoredImage, Writer
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import GRAIN
+from storelib.transfer.tasks import Task, TaskQueue
 
 if TYPE_CHECKING:
     from storelib.driver import Store
 
-LOG = logging.getLogger(__name__)
-
-#: Seconds that calls still in flight get to return once a transfer has timed out.
-GRACE = 1.0
 #: The room before reserve() was called: less than any image needs, even an empty one.
 UNASKED = -1
-
-
-class _Task:
-    """One call into the driver, made by a lane's thread."""
-
-    def __init__(self, function: Callable[[], Any], repeatable: bool, buffer: Buffer | None = None) -> None:
-        self.function = function
-        self.repeatable = repeatable
-        self.buffer = buffer
-        self.done = False
-        self.answer: Any = None
 
 
 class Lane:
@@ -57,15 +37,10 @@ class Lane:
         self._size = size
         self._context = context
         self._budget = budget
-        self._cancelled = threading.Event()
-        self._error: BaseException | None = None
-        self._threads: list[threading.Thread] = []
-        self._tasks: deque[_Task] = deque()
-        self._pending = 0  # tasks queued or running
-        self._running = 0
+        self._subject = f"image {image_id!r} in store {store.name}"
+        self._tasks = TaskQueue(store, self._subject, monitor)
         self._opened = False
         self._unclosed: Writer | None = None
-        self._stuck = False
         # The window is the part being filled: `_filled` bytes of the `_window` bytes that begin at `_offset`.
         self._number = 0
         self._offset = 0
@@ -73,7 +48,7 @@ class Lane:
         self._filled = 0
         self._held: Buffer | None = None  # a full first part, while it may be the only one
         self._room: int | None = UNASKED  # what reserve() answered
-        self._commit: _Task | None = None
+        self._commit: Task | None = None
 
     # -- Steps of a transfer, in order ------------------------------------------------------------------------
 
@@ -97,10 +72,10 @@ class Lane:
 
     def block(self) -> memoryview:
         """Memory for the next bytes of the image, a block at most; waits until there is some."""
-        self._check()
+        self._tasks.check()
         if self.buffer is None:
             assert self._pool is not None  # noqa: S101  (open() made it)
-            self.buffer = self._pool.take(self._window, self._wait_for)
+            self.buffer = self._pool.take(self._window, self._tasks.wait_for)
         return self.buffer.memory[self._filled : min(self._filled + BLOCK, self._window)]
 
     def push(self, count: int) -> None:
@@ -123,7 +98,7 @@ class Lane:
         """``length`` zero bytes follow; whole windows of them are never written by a sparse writer."""
         while length:
             if self.writer.sparse and self.buffer is None and length >= self._window and not self._fits_put:
-                self._check()
+                self._tasks.check()
                 self._offset += self._window
                 length -= self._window
             else:
@@ -134,7 +109,7 @@ class Lane:
     def share(self, descriptor: int, size: int) -> int | None:
         """Let the writer share a whole local file; None if it cannot."""
         share = self.writer.share
-        copied: int | None = None if share is None else self._call(lambda: share(descriptor, size))
+        copied: int | None = None if share is None else self._tasks.call(lambda: share(descriptor, size))
         if copied is not None:
             self._room = None
         return copied
@@ -144,7 +119,7 @@ class Lane:
         clone = self.writer.clone
         assert clone is not None  # noqa: S101  (the caller asked)
         self._ensure_room(offset + length)
-        self._call(lambda: clone(descriptor, offset, length))
+        self._tasks.call(lambda: clone(descriptor, offset, length))
 
     def flush(self) -> None:
         """Wait until every byte is written, unless all of them go out with ``put``."""
@@ -152,27 +127,27 @@ class Lane:
             return
         if self._filled:
             self._submit()
-        self._drain()
+        self._tasks.drain()
 
     def publish(self, size: int, digests: Digests) -> None:
         """Start the call that makes the image visible."""
         writer, put = self.writer, self.writer.put
         if put is not None and self._fits_put:
             memory = self._only_part()
-            self._commit = self._start(lambda: put(memory, digests))
+            self._commit = self._tasks.start(lambda: put(memory, digests))
             return
         self._ensure_room(size)
-        self._commit = self._start(lambda: writer.commit(size, digests))
+        self._commit = self._tasks.start(lambda: writer.commit(size, digests))
 
     def published(self) -> None:
         """Wait for that call."""
-        self._drain()
+        self._tasks.drain()
 
     def result(self, size: int, digests: Digests) -> StoredImage | StoreError:
         """The outcome of this lane."""
-        if self._error is not None:
-            assert isinstance(self._error, StoreError)  # noqa: S101  (others were raised)
-            return self._error
+        if (error := self._tasks.error) is not None:
+            assert isinstance(error, StoreError)  # noqa: S101  (others were raised)
+            return error
         assert self._commit is not None  # noqa: S101
         committed: Committed = self._commit.answer
         metadata = {**committed.metadata, "store": self.store.name}
@@ -182,7 +157,7 @@ class Lane:
 
     def drop(self, error: StoreError) -> None:
         """This lane failed and the others go on."""
-        self._error = error
+        self._tasks.error = error
         self.abort()
 
     def abort(self) -> None:
@@ -190,58 +165,19 @@ class Lane:
         if not self._opened:
             return
         self._opened = False
-        self._cancelled.set()
-        with self.monitor.changed:
-            self._pending -= len(self._tasks)
-            self._tasks.clear()
-            self.monitor.changed.notify_all()
-            timeout = GRACE if isinstance(self._error, TransferTimeout) else self.store.retry_policy.timeout
-            returned = self.monitor.changed.wait_for(lambda: not self._running, timeout)
-        if not returned:
-            self._give_up("a call into the back end")
-            return
-        guard = threading.Thread(target=self._abort, name="storelib-abort", daemon=True)
-        guard.start()
-        guard.join(self.store.retry_policy.timeout)
-        if guard.is_alive():
-            self._threads.append(guard)
-            self._give_up("the abort")
-
-    def _abort(self) -> None:
-        try:
-            self.store.retry_policy.call(self.writer.abort, self.store.map_error, self._subject)
-        except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
-            LOG.warning("%s: removing a failed add: %s; gc will find what is left", self._subject, error)
-
-    def _give_up(self, what: str) -> None:
-        LOG.error("%s: %s does not return; gc will find what is left", self._subject, what)
-        self._stuck = True
-        for thread in self._threads:
-            if thread.is_alive():
-                self.store.stragglers.add(thread)
+        self._tasks.abort(self.writer.abort)
 
     def join(self) -> None:
         """End the threads that are not inside the driver."""
-        self._cancelled.set()
-        with self.monitor.changed:
-            self.monitor.changed.notify_all()
-            idle = not self._running
-        for thread in self._threads if idle else ():
-            thread.join()
+        self._tasks.join()
         # Errors refer to frames and frames to lanes: without this, memory would wait for the garbage collector.
         self.buffer = self._held = None
         self._commit = None
-        self._close()
+        writer, self._unclosed = self._unclosed, None
+        if writer is not None:
+            self._tasks.close(writer.close)
         if self._pool is not None:
             self._pool.clear()
-
-    def _close(self) -> None:
-        writer, self._unclosed = self._unclosed, None
-        if writer is not None and not self._stuck:
-            try:
-                writer.close()
-            except Exception as error:  # noqa: BLE001  (the image is where it should be, or is not)
-                LOG.warning("%s: closing the writer: %s", self._subject, error)
 
     # -- Parts ------------------------------------------------------------------------------------------------
 
@@ -291,80 +227,20 @@ class Lane:
             part = Part(self._number, offset + start, window[start:end])
             self._number += 1
             buffer.hold()
-            self._start(lambda part=part: self.writer.write(part), self.writer.retryable, buffer)  # type: ignore[misc]
+            self._tasks.start(
+                functools.partial(self.writer.write, part),
+                at_once=self.writer.concurrency,
+                repeatable=self.writer.retryable,
+                release=buffer.release,
+            )
         buffer.release()
 
     def _ensure_room(self, end: int) -> None:
         if self._room is None or end <= self._room:
             return
-        self._drain()
+        self._tasks.drain()
         wanted = self._size if self._room == UNASKED and self._size is not None else end
-        self._room = self._call(lambda: self.writer.reserve(wanted))
-
-    # -- Threads ----------------------------------------------------------------------------------------------
-
-    @property
-    def _subject(self) -> str:
-        return f"image {self._image_id!r} in store {self.store.name}"
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _wait_for(self, predicate: Callable[[], bool]) -> None:
-        try:
-            self.monitor.wait_for(lambda: self._error is not None or predicate())
-        except TransferTimeout as error:
-            self._error = self._error or error
-        self._check()
-
-    def _drain(self) -> None:
-        self._wait_for(lambda: not self._pending)
-
-    def _call(self, function: Callable[[], Any]) -> Any:
-        task = self._start(function)
-        self._wait_for(lambda: task.done)
-        return task.answer
-
-    def _start(self, function: Callable[[], Any], repeatable: bool = True, buffer: Buffer | None = None) -> _Task:
-        task = _Task(function, repeatable, buffer)
-        with self.monitor.changed:
-            self._pending += 1
-            self._tasks.append(task)
-            self.monitor.changed.notify_all()
-            wanted = min(self._pending, max(self.writer.concurrency, 1))
-        if len(self._threads) < wanted:
-            thread = threading.Thread(target=self._run, name="storelib-write", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        return task
-
-    def _next_task(self) -> _Task | None:
-        with self.monitor.changed:
-            while not (self._tasks or self._error or self._cancelled.is_set()):
-                self.monitor.changed.wait()
-            if self._error or self._cancelled.is_set():
-                return None
-            self._running += 1
-            return self._tasks.popleft()
-
-    def _run(self) -> None:
-        while (task := self._next_task()) is not None:
-            error: BaseException | None = None
-            try:
-                task.answer = self.store.retry_policy.call(
-                    task.function, self.store.map_error, self._subject, self._cancelled, task.repeatable
-                )
-            except BaseException as caught:  # noqa: BLE001  (handed to the caller's thread)
-                error = caught
-            with self.monitor.changed:
-                task.done = error is None
-                self._error = self._error or error
-                self._pending -= 1
-                self._running -= 1
-                if task.buffer is not None:
-                    task.buffer.release()
-                self.monitor.beat()
+        self._room = self._tasks.call(lambda: self.writer.reserve(wanted))
 
 
 def _runs(window: memoryview) -> Iterator[tuple[int, int]]:
