@@ -36,6 +36,7 @@ from storelib.location import Location, StoreLocation, redact
 from storelib.transfer import download, upload
 from storelib.transfer.contract import (
     Committed,
+    Context,
     Digests,
     Extent,
     Garbage,
@@ -55,6 +56,7 @@ from storelib.transfer.upload import Progress
 __all__ = [
     "STORE_OPTIONS",
     "Committed",
+    "Context",
     "Digests",
     "Extent",
     "Garbage",
@@ -362,8 +364,9 @@ class Store(abc.ABC, Generic[L]):
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The storelib error for a native one, the only place that knows; None passes it on unchanged.
 
-        ``subject`` says what it was about, an image id or a redacted URI. Only ever given errors raised by this
-        driver's own methods, never those of a source or a progress callback.
+        ``subject`` says what it was about, in words for people: ``image 'ID' in store NAME`` for an add, the redacted
+        URI for what has one, the id, a name that ``garbage`` gave or what was being done for the rest. Only ever given
+        errors raised by this driver's own methods, never those of a source or a progress callback.
         """
         return None
 
@@ -393,7 +396,11 @@ class Store(abc.ABC, Generic[L]):
         return None
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
-        """For Capability.GC: what is dead for ``older_than`` seconds, and only that."""
+        """For Capability.GC: what is dead for ``older_than`` seconds, and only that; ids begin with ``prefix`` exactly.
+
+        Whether an add is alive is known to the back end (a lock, a lease, a watcher, the time of the last write), never
+        to this object alone: other objects and processes run ``gc`` on the same back end.
+        """
         raise NotImplementedError
 
     def discard(self, garbage: Garbage) -> bool:

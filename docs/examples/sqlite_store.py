@@ -7,11 +7,12 @@ Parts of an image are rows, written under a random token; one row in ``images`` 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import sqlite3
+import struct
 import time
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ from storelib.location import quote, redact, unquote
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, token TEXT, size INTEGER, modified REAL);
-CREATE TABLE IF NOT EXISTS uploads (token TEXT PRIMARY KEY, id TEXT, process INTEGER, modified REAL);
+CREATE TABLE IF NOT EXISTS uploads (token TEXT PRIMARY KEY, id TEXT, modified REAL);
 CREATE TABLE IF NOT EXISTS parts (token TEXT, start INTEGER, data BLOB, PRIMARY KEY (token, start));
 """
 
@@ -100,8 +101,6 @@ class SqliteStore(Store[SqliteLocation]):
         if not self.conf.sqlite_store_file:
             raise BadStoreConfiguration(f"store {self.name}: option sqlite_store_file is not set")
         self.file: str = os.path.abspath(self.conf.sqlite_store_file)
-        #: This process's writers by token, as long as somebody holds them.
-        self.writers: weakref.WeakValueDictionary[str, SqliteWriter] = weakref.WeakValueDictionary()
 
     def configure_add(self) -> None:
         """Adding needs to write beside the file too (SQLite's log)."""
@@ -187,26 +186,40 @@ class SqliteStore(Store[SqliteLocation]):
 
     # [gc]
     def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:
-        """Uploads whose process is gone, or that this process gave up."""
+        """Uploads whose writer is gone."""
         with self.transaction() as db:
             uploads = db.execute(
-                "SELECT token, id, modified, process, (SELECT total(length(data)) FROM parts WHERE token = u.token)"
+                "SELECT token, id, modified, (SELECT total(length(data)) FROM parts WHERE token = u.token)"
                 " FROM uploads u WHERE modified <= ?",
                 (time.time() - older_than,),
             ).fetchall()
-        for token, image_id, modified, process, size in uploads:
-            if image_id.startswith(prefix or "") and not self.is_alive(token, process):
+        for token, image_id, modified, size in uploads:
+            if image_id.startswith(prefix or "") and not self.is_alive(token):
                 yield Garbage(token, image_id, int(size), modified)
 
-    def is_alive(self, token: str, process: int) -> bool:
-        """Whether somebody is still writing this upload; all who use one file run on one machine."""
-        return token in self.writers if process == os.getpid() else os.path.exists(f"/proc/{process}")
+    def is_alive(self, token: str) -> bool:
+        """Whether a writer, of any store object in any process of this machine, holds the lock of this upload."""
+        with contextlib.suppress(FileNotFoundError), open(f"{self.file}-locks", "rb") as file:
+            return lock(file.fileno(), fcntl.F_OFD_GETLK, token) != fcntl.F_UNLCK
+        return False
 
     def discard(self, garbage: Garbage) -> bool:
-        """Forget one upload."""
+        """Forget one upload. The dead stay dead: a token is never used again."""
         with self.transaction() as db:
             db.execute("DELETE FROM parts WHERE token = (SELECT token FROM uploads WHERE token = ?)", (garbage.name,))
             return db.execute("DELETE FROM uploads WHERE token = ?", (garbage.name,)).rowcount == 1
+
+
+def lock(file: int, command: int, token: str) -> int:
+    """Lock the byte that stands for this token, or ask who has; answers the type of the lock that is there.
+
+    Such a lock is one of the open file, not of the process, and the kernel frees it with the file, whatever becomes of
+    us (fcntl(2), "open file description locks").
+    """
+    form = "hhqqi"
+    wanted = struct.pack(form, fcntl.F_WRLCK, os.SEEK_SET, int(token[:15], 16), 1, 0)
+    kind: int = struct.unpack(form, fcntl.fcntl(file, command, wanted))[0]
+    return kind
 
 
 # [writer]
@@ -217,24 +230,32 @@ class SqliteWriter(Writer):
         self.store = store
         self.image_id = image_id
         self.token = secrets.token_hex(16)
+        self.locks = -1
+        self.announced = False
         self.put = self.put_whole
 
     def reserve(self, end: int) -> None:
-        """Announce the upload before its first part, for ``garbage`` to find it if we die."""
-        self.store.writers[self.token] = self
+        """Announce the upload before its first part, for ``garbage`` to find it if we die: locked first, then seen."""
+        if self.announced:
+            return
+        if self.locks < 0:
+            self.locks = os.open(f"{self.store.file}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock(self.locks, fcntl.F_OFD_SETLK, self.token)
         with self.store.transaction() as db:
-            row = (self.token, self.image_id, os.getpid(), time.time())
-            db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", row)
+            db.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?, ?)", (self.token, self.image_id, time.time()))
+        self.announced = True
 
     def write(self, part: Part) -> None:
         """Store one part; the second time replaces the first."""
         with self.store.transaction() as db:
-            db.execute("UPDATE uploads SET modified = ? WHERE token = ?", (time.time(), self.token))
+            if not db.execute("UPDATE uploads SET modified = ? WHERE token = ?", (time.time(), self.token)).rowcount:
+                raise self.gone()
             db.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (self.token, part.offset, part.data))
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
-        """An image of one part needs no upload: part and image in one transaction."""
+        """An image of one part: upload, part and image in one transaction, so nobody ever sees the upload."""
         with self.store.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (self.token, self.image_id, time.time()))
             db.execute("INSERT OR REPLACE INTO parts VALUES (?, 0, ?)", (self.token, data))
             return self.publish(db, len(data))
 
@@ -244,21 +265,37 @@ class SqliteWriter(Writer):
             return self.publish(db, size)
 
     def publish(self, db: sqlite3.Connection, size: int) -> Committed:
-        """One row, unless the id is taken; our own token there means an earlier attempt went through."""
-        row = (self.image_id, self.token, size, time.time())
-        db.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", row)
-        (token,) = db.execute("SELECT token FROM images WHERE id = ?", (self.image_id,)).fetchone()
-        if token != self.token:
+        """One row, unless the id is taken or the upload is gone, which the same statement looks at.
+
+        Our own token in the row that is there means that an earlier attempt went through.
+        """
+        row = "INSERT OR IGNORE INTO images SELECT id, token, ?, ? FROM uploads WHERE token = ?"
+        db.execute(row, (size, time.time(), self.token))
+        found = db.execute("SELECT token FROM images WHERE id = ?", (self.image_id,)).fetchone()
+        if found is None:
+            raise self.gone()
+        if found[0] != self.token:
             raise Duplicate(f"image {self.image_id!r} exists in store {self.store.name}")
         db.execute("DELETE FROM uploads WHERE token = ?", (self.token,))
         return Committed(SqliteLocation(self.store.file, self.image_id))
 
+    def gone(self) -> StoreError:
+        """What we wrote was removed, by ``gc`` on another machine or by hand: nothing may be published without it."""
+        return StoreError(f"what was written of image {self.image_id!r} is gone from store {self.store.name}")
+
     def abort(self) -> None:
-        """Remove what carries our token; what cannot be removed now is left to ``gc``."""
-        with contextlib.suppress(sqlite3.Error), self.store.transaction() as db:
-            db.execute("DELETE FROM uploads WHERE token = ?", (self.token,))
-            db.execute("DELETE FROM parts WHERE token = ?", (self.token,))
-            db.execute("DELETE FROM images WHERE token = ?", (self.token,))
+        """Remove what carries our token. What this raises is logged, and the rest left to ``gc``."""
+        with self.store.transaction() as db:
+            for table in ("uploads", "parts", "images"):
+                db.execute(f"DELETE FROM {table} WHERE token = ?", (self.token,))  # noqa: S608  (the names above)
+
+    def close(self) -> None:
+        """Give up the lock; also when we are dropped in the middle."""
+        if self.locks >= 0:
+            os.close(self.locks)
+        self.locks = -1
+
+    __del__ = close
 
 
 # [reader]

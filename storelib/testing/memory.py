@@ -29,7 +29,7 @@ from storelib.driver import (
     StoreLocation,
     Writer,
 )
-from storelib.exceptions import BadStoreUri, Duplicate, NotFound
+from storelib.exceptions import BadStoreUri, Duplicate, NotFound, StoreError
 from storelib.location import quote, redact, unquote
 from storelib.transfer.contract import KiB
 
@@ -194,17 +194,32 @@ class MemoryWriter(Writer):
         self.image_id = image_id
         self.token = secrets.token_hex(8)
         self.put = self.put_whole
+        self.begun = False
 
     def part_size(self, number: int, size: int | None) -> int:
         """The same for every part."""
         return int(self.store.conf.memory_store_part_size)
 
+    def reserve(self, end: int) -> None:
+        """Announce the upload, for ``garbage`` to find it if we die."""
+        with self.backend.lock:
+            self.upload()
+
     def write(self, part: Part) -> None:
         """Keep a copy of one part."""
         with self.backend.lock:
-            upload = self.backend.uploads.setdefault(self.token, Upload(self.image_id, weakref.ref(self)))
+            upload = self.upload()
             upload.parts[part.offset] = bytes(part.data)
             upload.modified = time.time()
+
+    def upload(self) -> Upload:
+        """The parts so far, under the lock. Made once: an upload that is gone must not begin anew in the middle."""
+        if not self.begun:
+            self.backend.uploads[self.token] = Upload(self.image_id, weakref.ref(self))
+            self.begun = True
+        if self.token not in self.backend.uploads:
+            raise StoreError(f"what was written of image {self.image_id!r} is gone from store {self.store.name}")
+        return self.backend.uploads[self.token]
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """Publish an image of one part."""
@@ -212,18 +227,24 @@ class MemoryWriter(Writer):
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Put the parts together; what was never written is zeros."""
+        with self.backend.lock:
+            upload = self.backend.uploads.get(self.token)
+            parts = list(upload.parts.items()) if upload else []
         whole = bytearray(size)
-        upload = self.backend.uploads.get(self.token)
-        for offset, data in upload.parts.items() if upload else ():
+        for offset, data in parts:
             whole[offset : offset + len(data)] = data
         return self.publish(bytes(whole))
 
     def publish(self, data: bytes) -> Committed:
-        """Make the image visible, unless the id is taken by somebody else."""
+        """Make the image visible, unless the id is taken by somebody else or the upload is gone."""
         with self.backend.lock:
-            present = self.backend.images.setdefault(self.image_id, Image(data, self.token))
-            if present.token != self.token:
+            present = self.backend.images.get(self.image_id)
+            if present is not None and present.token != self.token:
                 raise Duplicate(f"image {self.image_id!r} exists in store {self.store.name}")
+            if present is None:
+                if self.begun:
+                    self.upload()
+                self.backend.images[self.image_id] = Image(data, self.token)
             self.backend.uploads.pop(self.token, None)
         return Committed(self.store.location(self.image_id))
 

@@ -8,9 +8,9 @@ another call is in flight; a memoryview handed to a driver is valid only until t
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from storelib.location import StoreLocation
@@ -41,6 +41,30 @@ class Digests(NamedTuple):
     checksum: str | None
     multihash: str
     algorithm: str = "sha512"
+
+
+class Context(Protocol):
+    """Who asks, where a back end has users of its own; the ``context`` of every call, handed on as it was given.
+
+    ``oslo_context.context.RequestContext`` has most of it. A caller may give None, or an object that lacks some of
+    these: ask with ``getattr(context, "auth_token", None)``, and raise Forbidden where the driver cannot do without.
+    """
+
+    @property
+    def auth_token(self) -> str | None:
+        """The user's own Keystone token, never to be logged."""
+
+    @property
+    def user_id(self) -> str | None:
+        """The user's id."""
+
+    @property
+    def project_id(self) -> str | None:
+        """The project in which the user asks; older contexts have it as ``tenant``."""
+
+    @property
+    def service_catalog(self) -> Sequence[Mapping[str, Any]] | None:
+        """The endpoints that came with the token, in Keystone's form: ``type`` and ``endpoints`` of each service."""
 
 
 class Committed(NamedTuple):
@@ -107,6 +131,9 @@ class Writer(abc.ABC):
     sparse: bool = False
     #: A part may be written again; False for one long stream.
     retryable: bool = True
+    #: Nothing stays of a writer that died: the back end frees it, as Linux frees a file without a name. Where this is
+    #: False and the store has Capability.GC, ``gc`` finds what is left.
+    self_cleaning: bool = False
     #: Bytes of the smallest part the back end takes, for tests that lower it; None: parts cannot be lowered.
     smallest_part: int | None = None
     #: ``put(data, digests) -> Committed``: publishes a whole image that fits in one part.
@@ -125,8 +152,10 @@ class Writer(abc.ABC):
     def reserve(self, end: int) -> int | None:
         """Make room for ``end`` bytes; answers how much there is now, None for no limit.
 
-        Called before the first write (with the size when known) and again when the image outgrows the
-        answer, never beside a write, so a driver grows geometrically and needs no lock.
+        Called before the first write (with the size when known, for an empty image with 0, unless it goes out with
+        ``put``) and again when the image outgrows the answer, any number of times, never beside a write, so a driver
+        grows geometrically and needs no lock. What was written before stays. May be called again after a transient
+        error.
         """
         return None
 
@@ -136,13 +165,18 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def commit(self, size: int, digests: Digests) -> Committed:
-        """Publish the image of ``size`` bytes atomically; raises Duplicate if the id exists."""
+        """Publish the image of ``size`` bytes atomically; raises Duplicate if the id exists.
+
+        Raises another StoreError, and publishes nothing, if what was written is no longer all there, as after a ``gc``
+        that took this add for dead: compare in the same statement that publishes.
+        """
 
     @abc.abstractmethod
     def abort(self) -> None:
         """Remove everything of this writer, also a commit that did go through, and nothing else's.
 
-        Like every other call it is made again after a transient error.
+        Like every other call it is made again after a transient error. What it raises then is logged, and the caller
+        gets the error that ended the add; what is left is for ``gc``.
         """
 
     def close(self) -> None:  # noqa: B027  (most writers hold nothing)
@@ -163,6 +197,8 @@ class Reader(abc.ABC):
     def read_into(self, offset: int, view: memoryview) -> int:
         """Fill ``view`` with bytes from ``offset`` on; answers how many, 1 to len(view). 0 is a cut.
 
+        ``view`` lies within the range that was opened. It has 1 byte or more: at most ``part_size`` when several are in
+        flight, else as many as the caller of the stream asks for at once, which may be the whole range.
         After an error or a cut it is called again for the byte where it stopped. With ``concurrency`` above 1
         it is called from several threads.
         """

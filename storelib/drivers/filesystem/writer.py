@@ -144,6 +144,7 @@ class FileWriter(Writer):
         if self.store.conf.filesystem_store_staging == "auto":
             try:
                 self.file = os.open(".", flags | os.O_TMPFILE, 0o666, dir_fd=self.directory)
+                self.self_cleaning = True
             except OSError as error:
                 if error.errno not in NO_TMPFILE:
                     raise
