@@ -5,6 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from storelib.driver import Digests
+from storelib.drivers.sheepdog.claims import Claim
 from storelib.drivers.sheepdog.errors import CommandCut, CommandFailed, CommandHung, storelib_error
 from storelib.drivers.sheepdog.listing import Vdi, parse
 from storelib.exceptions import (
@@ -155,3 +157,51 @@ def test_program_that_cannot_be_started_is_not_the_end():
 
 def test_errors_of_others_pass():
     assert storelib_error(ValueError("not ours"), "the subject") is None
+
+
+# -- Claims ---------------------------------------------------------------------------------------------------
+
+VDI = Vdi("image", False, 5000, 4 * MiB, 0, 1795203986, "47e90b", "", 22)
+MULTIHASH = "ab" * 64
+
+
+def test_claim_comes_back_from_its_text():
+    claim = Claim.of(VDI, "0123456789abcdef", Digests(None, MULTIHASH))
+    assert Claim.parse(claim.text) == claim
+    assert (claim.algorithm, claim.multihash) == ("sha512", MULTIHASH)
+    assert claim.fits(VDI)
+    assert not claim.misses_data(VDI)
+    assert claim.misses_data(VDI._replace(used=0))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0123456789abcdef", "deleting", "a b c d e f g h", "a 1 b 2 3 4 sha512", "a  " * 4]
+)
+def test_text_that_is_no_claim_of_ours_belongs_to_no_vdi(text):
+    claim = Claim.parse(text)
+    assert claim.text == text
+    assert not claim.fits(VDI)
+    assert not claim.misses_data(VDI._replace(used=0))
+
+
+@pytest.mark.parametrize("change", [{"vid": "47e90c"}, {"created": 1795203987}, {"size": 5001}])
+def test_claim_to_an_earlier_vdi_is_nobodys(change):
+    claim = Claim.of(VDI, "0123456789abcdef")
+    assert claim.rivals(VDI, 0, unbound=True)
+    assert not claim.fits(VDI._replace(**change))
+    assert not claim.rivals(VDI._replace(**change), 0, unbound=True)
+
+
+def test_claim_from_before_the_name_was_free_is_nobodys():
+    claim = Claim.of(VDI, "0123456789abcdef")
+    assert claim.rivals(VDI, claim.made, unbound=False)
+    assert not claim.rivals(VDI, claim.made + 1, unbound=False)
+
+
+def test_mark_of_a_deletion_is_nobodys_claim():
+    assert not Claim.of(VDI, "deleting").rivals(VDI, 0, unbound=True)
+
+
+@pytest.mark.parametrize("unbound", [True, False])
+def test_claim_of_an_earlier_version_counts_only_where_it_may_be_a_rivals(unbound):
+    assert Claim.parse("0123456789abcdef").rivals(VDI, 0, unbound=unbound) == unbound

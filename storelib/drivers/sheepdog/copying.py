@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from storelib.driver import Digests
-from storelib.drivers.sheepdog.errors import CommandFailed
+from storelib.drivers.sheepdog.claims import DELETING, Claim
+from storelib.drivers.sheepdog.listing import Vdi
 from storelib.drivers.sheepdog.location import SheepdogLocation
-from storelib.drivers.sheepdog.publication import TOKEN, Publication
-from storelib.exceptions import Duplicate, StoreError
+from storelib.drivers.sheepdog.publication import Publication
+from storelib.exceptions import ImageChanged, StoreError
 
 if TYPE_CHECKING:
     from storelib.drivers.sheepdog.store import SheepdogStore
@@ -30,16 +31,17 @@ def copy_image(
     def call(function: Callable[[], T]) -> T:
         return store.retry_policy.call(function, store.map_error, subject)
 
-    size = call(lambda: store.existing(source)).size
-    token = call(lambda: store.undeleted(source))
+    whole = call(lambda: store.existing(source))
+    claim = call(lambda: store.whole_claim(whole))
+    size = whole.size
+    publication = Publication(store, image_id)
     call(lambda: store.refuse_existing(image_id))
     if progress is not None:
         progress(0, size)
-    publication = Publication(store, image_id)
     tag = publication.temporary
     try:
-        call(lambda: _snapshot(store, source.vdi, tag, token))
-        call(lambda: publication.publish(source.vdi, tag, digests))
+        call(lambda: _snapshot(store, whole, tag, claim))
+        call(lambda: publication.publish(source.vdi, tag, whole, digests))
         if progress is not None:
             progress(size, size)
     except BaseException:
@@ -61,14 +63,15 @@ def _tidy(function: Callable[[], None], otherwise: str) -> None:
         LOG.warning("%s: %s", otherwise, error)
 
 
-def _snapshot(store: SheepdogStore, name: str, tag: str, token: str | None) -> None:
+def _snapshot(store: SheepdogStore, whole: Vdi, tag: str, claim: Claim | None) -> None:
     """Take the snapshot unless an attempt before this one did; attributes do not stay with the vdi by themselves."""
+    name = whole.name
     if store.find_snapshot(name, tag) is None:
         store.dog.call("snapshot", "-s", tag, name)
-    if token is None:
-        return
-    try:
-        store.dog.call("setattr", "-x", name, TOKEN, token)
-    except CommandFailed as error:
-        if error.meaning is not Duplicate:
-            raise
+    found = list(store.vdis(name))
+    if not any(vdi.snapshot and vdi.tag == tag and vdi.vid == whole.vid for vdi in found):
+        raise ImageChanged(f"{store.location(name)} was deleted and made anew while it was copied")
+    now = next((vdi for vdi in found if not vdi.snapshot), None)
+    if claim is not None and now is not None:
+        vdi = now
+        store.set_claim(name, claim.moved_to(vdi), lambda other: other.fits(vdi) and other.token != DELETING)

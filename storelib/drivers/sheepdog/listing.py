@@ -18,6 +18,8 @@ _LINE = re.compile(
 _ESCAPED = re.compile(r"\\([\s\S])")
 #: Of clusters that do not tell: objects of 4 MiB.
 _USUAL_SHIFT = "22"
+#: Bytes of the largest vdi.
+LARGEST = 4 << 40
 
 
 class Vdi(NamedTuple):
@@ -36,9 +38,14 @@ class Vdi(NamedTuple):
     block_shift: int
 
     @property
+    def stored(self) -> int:
+        """Bytes of all its objects."""
+        return self.used + self.shared
+
+    @property
     def content(self) -> tuple[int, int]:
         """What is another once the vdi is being deleted: dog takes away the objects before the name."""
-        return self.size, self.used + self.shared
+        return self.size, self.stored
 
     @property
     def identity(self) -> tuple[str, int, int, int]:

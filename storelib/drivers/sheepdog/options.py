@@ -28,8 +28,8 @@ OPTIONS = (
         "sheepdog_store_timeout",
         default=60.0,
         min=0.1,
-        help="Seconds without any progress after which a command is killed. Listing a cluster of very many vdis, or "
-        "deleting a very large one, may need more.",
+        help="Seconds without any progress after which a command is killed; transfer_timeout if that is less. Listing "
+        "a cluster of very many vdis, or deleting a very large one, may need more.",
     ),
     cfg.StrOpt(
         "sheepdog_store_copies",

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from storelib.driver import Reader
+from storelib.drivers.sheepdog.claims import Claim
 from storelib.drivers.sheepdog.command import Running
 from storelib.drivers.sheepdog.listing import Vdi
 from storelib.drivers.sheepdog.location import SheepdogLocation
@@ -24,14 +25,16 @@ _ZEROS = bytes(64 * KiB)
 class SheepdogReader(Reader):
     """Reads a vdi by its name; that it still is the one that was opened is asked after each command began."""
 
-    def __init__(self, store: SheepdogStore, location: SheepdogLocation, vdi: Vdi, token: str | None, end: int) -> None:
+    def __init__(
+        self, store: SheepdogStore, location: SheepdogLocation, vdi: Vdi, claim: Claim | None, end: int
+    ) -> None:
         self.size = vdi.size
         self.part_size = int(store.conf.sheepdog_store_chunk_size) * MiB
         self.concurrency = int(store.conf.sheepdog_store_concurrency)
         self._store = store
         self._location = location
         self._vdi = vdi
-        self._token = token
+        self._claim = claim
         self._end = end
         self._lock = threading.Lock()
         self._idle: _Range | None = None
@@ -44,7 +47,8 @@ class SheepdogReader(Reader):
             if running is not None:
                 running.close()
             end = max(offset + len(view), min(offset + self.part_size, self._end))
-            running = _Range(self, self._store, self._location.vdi, offset, min(end, self.size))
+            end = min(end, self.size)
+            running = _Range(self, self._store, self._location.vdi, offset, end, last=end >= self._end)
         try:
             count = running.read_into(view)
         except BaseException:
@@ -56,23 +60,28 @@ class SheepdogReader(Reader):
             running.close()
         return count
 
-    def check_version(self, zeros: bool) -> None:
+    def check_version(self, *, thoroughly: bool) -> None:
         """Raise ImageChanged or NotFound unless the vdi is still the one that was opened.
 
-        While dog deletes a vdi, what it takes away reads as zeros; only the listing tells then.
+        While dog deletes a vdi, what it takes away reads as zeros; only the listing tells then. Nor does the claim
+        tell of somebody else's vdi in its place, so what is read last is looked at thoroughly, too.
         """
-        token = None if self._token is None else self._store.token(self._location.vdi)
-        if token is not None and token == self._token and not zeros:
+        claim = None if self._claim is None else self._store.claim(self._location.vdi)
+        if claim is not None and claim == self._claim and not thoroughly:
             return
         now = self._store.find(self._location.vdi)
         if now is None:
             raise NotFound(f"{self._location} was deleted while it was read")
-        if token != self._token:
-            # A copy puts back at once what its snapshot takes away.
-            raise ImageChanged(f"{self._location} changed while it was read", transient=token is None)
-        same = now.identity == self._vdi.identity if token is None else now.content == self._vdi.content
+        if claim == self._claim:
+            same = now.identity == self._vdi.identity
+        else:
+            # A copy puts back at once what its snapshot takes away, of the vdi as it is called then.
+            same = claim is not None and self._claim is not None and claim.token == self._claim.token
+            same = same and claim is not None and claim.fits(now) and now.content == self._vdi.content
         if not same:
-            raise ImageChanged(f"{self._location} changed while it was read")
+            passing = claim is None and self._claim is not None
+            raise ImageChanged(f"{self._location} changed while it was read", transient=passing)
+        self._vdi, self._claim = now, claim
 
     def close(self) -> None:
         """Kill what was not read to its end."""
@@ -89,10 +98,13 @@ class SheepdogReader(Reader):
 class _Range:
     """One command that reads from ``position`` to ``end``."""
 
-    def __init__(self, reader: SheepdogReader, store: SheepdogStore, name: str, start: int, end: int) -> None:
+    def __init__(
+        self, reader: SheepdogReader, store: SheepdogStore, name: str, start: int, end: int, *, last: bool
+    ) -> None:
         self.position = start
         self.end = end
         self._reader = reader
+        self._last = last
         self._checked = self._checked_zeros = False
         self._running: Running = store.dog.start("read", name, str(start), str(end - start))
 
@@ -104,11 +116,12 @@ class _Range:
         if count < len(wanted):
             # The exit code tells why, unless the vdi has become shorter.
             self._running.finish()
-            self._reader.check_version(zeros=True)
+            self._reader.check_version(thoroughly=True)
             return 0
         zeros = not self._checked_zeros and has_zeros(wanted, self.position - count)
         if zeros or not self._checked:
-            self._reader.check_version(zeros)
+            thoroughly = zeros or self._last
+            self._reader.check_version(thoroughly=thoroughly)
             self._checked, self._checked_zeros = True, self._checked_zeros or zeros
         if self.position == self.end:
             self._running.finish()

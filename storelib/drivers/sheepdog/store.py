@@ -6,21 +6,22 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
+from storelib.drivers.sheepdog.claims import DELETING, TOKEN, Claim
 from storelib.drivers.sheepdog.command import Dog
 from storelib.drivers.sheepdog.copying import copy_image
 from storelib.drivers.sheepdog.errors import CommandFailed, first_line, meaning_of, storelib_error
-from storelib.drivers.sheepdog.listing import Vdi, parse
+from storelib.drivers.sheepdog.listing import LARGEST, Vdi, parse
 from storelib.drivers.sheepdog.location import SCHEMES, SheepdogLocation, normalised
 from storelib.drivers.sheepdog.names import Temporary, id_of, is_image_name, name_of
 from storelib.drivers.sheepdog.options import OPTIONS
-from storelib.drivers.sheepdog.publication import DELETING, TOKEN, Publication
+from storelib.drivers.sheepdog.publication import Publication
 from storelib.drivers.sheepdog.reader import SheepdogReader
 from storelib.drivers.sheepdog.writer import TOUCHED, SheepdogWriter
 from storelib.exceptions import (
@@ -28,9 +29,11 @@ from storelib.exceptions import (
     Duplicate,
     NotFound,
     RemoteServiceUnavailable,
+    StorageFull,
     StoreError,
 )
 from storelib.transfer.contract import MiB
+from storelib.transfer.rehearsal import rehearse
 from storelib.transfer.upload import Progress
 
 COMMANDS = ("dog", "collie")
@@ -45,8 +48,9 @@ class SheepdogStore(Store[SheepdogLocation]):
     * Deleting is possible while there are snapshots of the vdi; what these share with it stays.
     * A read ends with ImageChanged when somebody else takes a snapshot of the image meanwhile: Sheepdog gives the vdi
       another identity then, and takes away the attribute by which storelib knows it.
-    * ``gc`` knows the adds of this process that are under way. For those of others ``older_than`` must be longer than
-      two minutes and two times sheepdog_store_timeout.
+    * ``gc`` knows the adds of this store that are under way. For those of others ``older_than`` must be longer than
+      two minutes and two times sheepdog_store_timeout: Sheepdog has no locks. An add that loses what it wrote to a
+      hastier gc fails, and publishes nothing.
     """
 
     schemes = SCHEMES
@@ -85,7 +89,8 @@ class SheepdogStore(Store[SheepdogLocation]):
                 f"store {self.name}, option sheepdog_store_command: there is no program {' or '.join(wanted)}; "
                 "it comes with the package sheepdog"
             )
-        self.dog = Dog(path, conf.sheepdog_store_address, conf.sheepdog_store_port, conf.sheepdog_store_timeout)
+        timeout = min(conf.sheepdog_store_timeout, conf.transfer_timeout)
+        self.dog = Dog(path, conf.sheepdog_store_address, conf.sheepdog_store_port, timeout)
 
     # -- Locations and names ----------------------------------------------------------------------------------
 
@@ -116,9 +121,28 @@ class SheepdogStore(Store[SheepdogLocation]):
             raise NotFound(f"no image at {location}")
         return found
 
-    def token(self, name: str) -> str | None:
-        """What says which add made an image; None for those that storelib did not make, or that are not there."""
-        return self._attribute(name, TOKEN)
+    def claim(self, name: str) -> Claim | None:
+        """What the attribute of an image, or of an earlier vdi of its name, says of who made it."""
+        text = self._attribute(name, TOKEN)
+        return None if text is None else Claim.parse(text)
+
+    def set_claim(self, name: str, claim: Claim, stands: Callable[[Claim], bool]) -> Claim:
+        """Write a claim where there is none that ``stands``; answers the one that is there now. Raises NotFound."""
+        try:
+            try:
+                self.dog.call("setattr", "-x", name, TOKEN, claim.text)
+            except CommandFailed as error:
+                if error.meaning is not Duplicate:
+                    raise
+                found = self.claim(name)
+                if found is not None and stands(found):
+                    return found
+                self.dog.call("setattr", name, TOKEN, claim.text)
+        except CommandFailed as error:
+            if error.meaning is NotFound:
+                raise NotFound(f"no image at {self.location(name)}") from error
+            raise
+        return claim
 
     def _attribute(self, name: str, key: str) -> str | None:
         try:
@@ -129,31 +153,42 @@ class SheepdogStore(Store[SheepdogLocation]):
             raise
         return output.decode(errors="replace").strip()
 
-    def delete_image(self, name: str) -> None:
-        """Delete a vdi, and see that it is gone: dog ends with 0 whatever happened. Raises NotFound.
+    def delete_vdi(self, vdi: Vdi) -> None:
+        """Delete it, and see that it is gone: dog ends with 0 whatever happened. Raises NotFound.
 
         One that is deleted by half reads as zeros, so readers are warned before.
         """
-        found = self.existing(self.location(name))
-        self.dog.call("setattr", name, TOKEN, DELETING)
+        name, mark = vdi.name, Claim.of(vdi, DELETING)
+        self.dog.call("setattr", name, TOKEN, mark.text)
         _, complaint = self.dog.call("delete", name)
         if meaning_of(complaint) is NotFound:
             raise NotFound(f"no image at {self.location(name)}")
         left = self.find(name)
-        if left is not None and (left.vid, left.created) == (found.vid, found.created):
+        # Another one, made in the same second, has the same number, and sooner or later a claim of its own.
+        if left is not None and (left.vid, left.created) == (vdi.vid, vdi.created) and self.claim(name) == mark:
             raise _not_deleted(name, complaint)
 
-    def delete_all(self, name: str) -> None:
-        """Delete a temporary vdi and its snapshots, as far as there are any, and see that they are gone."""
+    def delete_all(self, name: str, known: Sequence[Vdi] = ()) -> None:
+        """Delete a temporary vdi and its snapshots, as far as there are any, and see that they are gone.
+
+        With ``known`` these are deleted first, without a look.
+        """
         complaint = ""
+        found = list(known)
         # A snapshot may be there twice when the answer to the first one was lost.
         for _ in range(_MOST_PASSES):
-            found = list(self.vdis(name))
+            found = found or list(self.vdis(name))
             if not found:
                 return
             for vdi in found:
                 complaint += self.dog.call("delete", *(("-s", vdi.tag) if vdi.snapshot else ()), name)[1]
-        raise _not_deleted(name, complaint)
+            found = []
+        if self.find_any(name):
+            raise _not_deleted(name, complaint)
+
+    def find_any(self, name: str) -> bool:
+        """Whether there is a vdi with this name, or a snapshot of it."""
+        return next(self.vdis(name), None) is not None
 
     def delete_snapshot(self, name: str, tag: str) -> None:
         """Delete a snapshot, and see that it is gone; clones of it keep what they have in common with it."""
@@ -169,8 +204,9 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def open_writer(self, image_id: str, size: int | None, context: Any) -> SheepdogWriter:
         """See whether the id is taken; raises Duplicate."""
+        made = SheepdogWriter(self, image_id)
         self.refuse_existing(image_id)
-        return SheepdogWriter(self, image_id)
+        return made
 
     def refuse_existing(self, image_id: str) -> None:
         """Raise Duplicate if the id is taken."""
@@ -178,17 +214,17 @@ class SheepdogStore(Store[SheepdogLocation]):
             raise Duplicate(f"image {image_id!r} exists in store {self.name}")
 
     def open_reader(self, location: SheepdogLocation, offset: int, length: int | None, context: Any) -> SheepdogReader:
-        """Look at the vdi and at the token that says which one it is."""
+        """Look at the vdi and at the claim that says which one it is."""
         found = self.existing(location)
         end = found.size if length is None else min(offset + length, found.size)
-        return SheepdogReader(self, location, found, self.undeleted(location), end)
+        return SheepdogReader(self, location, found, self.whole_claim(found), end)
 
-    def undeleted(self, location: SheepdogLocation) -> str | None:
-        """The token of an image; raises NotFound if the image is being deleted, or was by half."""
-        token = self.token(location.vdi)
-        if token == DELETING:
-            raise NotFound(f"{location} is being deleted, or was not deleted to the end")
-        return token
+    def whole_claim(self, vdi: Vdi) -> Claim | None:
+        """The claim to an image; raises NotFound if the image is being deleted, or was by half."""
+        claim = self.claim(vdi.name)
+        if claim is not None and claim.misses_data(vdi):
+            raise NotFound(f"{self.location(vdi.name)} is being deleted, or was not deleted to the end")
+        return claim
 
     def measure(self, location: SheepdogLocation, context: Any) -> int:
         """The size of the vdi."""
@@ -196,7 +232,7 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def remove(self, location: SheepdogLocation, context: Any) -> None:
         """Delete the vdi."""
-        self.delete_image(location.vdi)
+        self.delete_vdi(self.existing(location))
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """See errors.py."""
@@ -258,10 +294,29 @@ class SheepdogStore(Store[SheepdogLocation]):
             if left:
                 self.delete_snapshot(name, tag)
             return left
-        left = next(self.vdis(name), None) is not None
+        left = self.find_any(name)
         if left:
+            self._spoil(name)
             self.delete_all(name)
         return left
+
+    def _spoil(self, name: str) -> None:
+        """Make a vdi too large for any image, so that an add that is alive after all notices, whatever it does next.
+
+        Without that it might take what is deleted by half for what it wrote.
+        """
+        try:
+            self.dog.call("resize", name, str(LARGEST))
+        except CommandFailed as error:
+            # Only its snapshot is there; or it is as large as that.
+            if error.meaning not in (NotFound, StorageFull, StoreError):
+                raise
+
+    def check(self) -> Health:
+        """Ask the daemon, then try it out."""
+        health = super().check()
+        rehearse(self)
+        return health
 
     def probe(self) -> Health:
         """Ask the daemon for a vdi that is not there."""

@@ -3,8 +3,10 @@
 it or a real cluster (``STORELIB_TEST_SHEEPDOG=address:port`` with ``dog`` on PATH).
 
 There is no package of the real server. Grammar, exit codes and silent hazards are those recorded from one: too little
-input is filled up with zeros, too much is cut, ``delete`` always ends with 0, two commands that create the same object
-lose data. Objects are shared by snapshots and clones and copied when written, as there.
+input is filled up with zeros, too much is cut, as are names and tags of more than 255 bytes, ``delete`` always ends
+with 0, two commands that create the same object lose data. Objects are shared by snapshots and clones and copied when
+written, as there. Attributes belong to the number of a vdi and its name: a later vdi of that name gets both, and with
+them what is left of the earlier one's; after a snapshot the working vdi has another number and none of them.
 
 Files in the directory are switches: ``stopped`` makes every command wait as a stopped daemon does, ``dead`` refuses
 connections, ``full`` has no room, ``deleting`` holds deletions half way, and ``lose-VERB`` loses one answer.
@@ -19,6 +21,7 @@ import time
 
 K = 1024
 LARGEST = 4 * K**4
+LONGEST = 255
 UNITS = {"K": K, "M": K**2, "G": K**3, "T": K**4}
 FLAGS = {"-r", "-x", "-d"}
 VALUES = {"-a", "-p", "-s", "-c"}
@@ -37,7 +40,7 @@ class DeadError(Exception):
 
 
 class Daemon:
-    """The cluster in a directory: ``state`` holds the inodes by vid, ``objects/`` the data."""
+    """The cluster in a directory: ``state`` has inodes by vid and attributes by vid and name, ``objects/`` the data."""
 
     def __init__(self, directory, shift):
         self.directory = directory
@@ -64,13 +67,13 @@ class Daemon:
         try:
             with open(self.path("state"), "rb") as file:
                 self._before = file.read()
-            self.inodes = marshal.loads(self._before)
+            self.inodes, self.attributes = marshal.loads(self._before)
         except FileNotFoundError:
-            self._before, self.inodes = b"", {}
+            self._before, self.inodes, self.attributes = b"", {}, {}
         return self.inodes
 
     def __exit__(self, kind, error, trace):
-        after = marshal.dumps(self.inodes)
+        after = marshal.dumps((self.inodes, self.attributes))
         if kind is None and after != self._before:
             with open(self.path("state.new"), "wb") as file:
                 file.write(after)
@@ -127,9 +130,13 @@ def new_inode(daemon, inodes, name, size, copies="1", base=None, number=1):
         "parent": base or 0,
         "shift": inodes[base]["shift"] if base else daemon.shift,
         "objects": dict(inodes[base]["objects"]) if base else {},
-        "attributes": {},
     }
     return vid
+
+
+def cut(text):
+    """What of a name or tag arrives."""
+    return text.encode("utf-8", "surrogateescape")[:LONGEST].decode("utf-8", "surrogateescape")
 
 
 def size_of(text):
@@ -140,7 +147,11 @@ def size_of(text):
     return int(digits) * unit
 
 
-def vdi_create(daemon, options, name, size):
+def vdi_create(daemon, options, name, size=None):
+    if size is None:
+        # Only after it asked the daemon what it would need to know.
+        daemon.contact()
+        raise Exit(64, "Please specify the VDI size")
     bytes_ = size_of(size)
     if bytes_ > LARGEST:
         raise Exit(64, f"VDI size is larger than {LARGEST} bytes, please use '-y' to create a hyper volume")
@@ -168,8 +179,9 @@ def vdi_list(daemon, options, name=None):
         shown = "".join(f"\\{letter}" if letter in " \t\v\f\r\n\\" else letter for letter in inode["name"])
         own = sum(owner == vid for owner in inode["objects"].values()) << inode["shift"]
         all_ = len(inode["objects"]) << inode["shift"]
+        number = inode["number"] if inode["snapshot"] else 0
         lines.append(
-            f"{flag} {shown} {inode['number']} {inode['size']} {own} {all_ - own} {inode['created']} {vid:x} "
+            f"{flag} {shown} {number} {inode['size']} {own} {all_ - own} {inode['created']} {vid:x} "
             f"{inode['copies']} {inode['tag']} {inode['shift']}\n"
         )
     sys.stdout.write("".join(lines))
@@ -214,7 +226,7 @@ def vdi_delete(daemon, options, name):
 def vdi_setattr(daemon, options, name, key, value=None):
     with daemon as inodes:
         try:
-            attributes = inodes[find(inodes, name)]["attributes"]
+            attributes = daemon.attributes.setdefault((find(inodes, name), name), {})
         except Exit:
             raise Exit(5, "VDI not found") from None
         if "-d" in options:
@@ -229,7 +241,7 @@ def vdi_setattr(daemon, options, name, key, value=None):
 def vdi_getattr(daemon, options, name, key):
     inodes = daemon.snapshot_of_state()
     try:
-        value = inodes[find(inodes, name)]["attributes"].get(key)
+        value = daemon.attributes.get((find(inodes, name), name), {}).get(key)
     except Exit:
         raise Exit(5, "VDI not found") from None
     if value is None:
@@ -314,7 +326,7 @@ def write_object(daemon, inode, vid, index, inside, data):
 
 
 VERBS = {
-    "create": (vdi_create, 2, 2),
+    "create": (vdi_create, 1, 2),
     "resize": (vdi_resize, 2, 2),
     "list": (vdi_list, 0, 1),
     "snapshot": (vdi_snapshot, 1, 1),
@@ -357,8 +369,10 @@ def run(argv, daemon, address, port):
         raise Exit(64, f"usage: dog vdi {verb}")
     if verb == "clone" and "-s" not in options:
         raise Exit(64, "Only snapshot VDIs can be cloned")
-    if any(len(os.fsencode(word)) > 255 for word in words[: 2 if verb == "clone" else 1]):
-        raise Exit(64, "VDI name is too long")
+    names = 2 if verb == "clone" else 1
+    words[:names] = map(cut, words[:names])
+    if "-s" in options:
+        options["-s"] = cut(options["-s"])
     wanted = options.get("-p", "7000")
     if not wanted.isdigit() or not 0 < int(wanted) < 65536:
         raise Exit(64, f"Invalid port number '{wanted}'")
@@ -373,7 +387,8 @@ def run(argv, daemon, address, port):
             os.unlink(lost)
             raise DeadError
     except DeadError:
-        code, *more = DEAD.get(verb, (1, f"Failed to open VDI {words[:1]}: I/O error"))
+        dead = {**DEAD, "create": (2,)} if verb == "create" and len(words) == 1 else DEAD
+        code, *more = dead.get(verb, (1, f"Failed to open VDI {words[:1]}: I/O error"))
         raise Exit(code, *refused(options), *more) from None
 
 
