@@ -23,15 +23,18 @@ class Request(NamedTuple):
 Answer = bytes | Iterable[bytes]
 
 
+def welcome(request: Request) -> Answer:
+    """What is sent to who asks before sending the body."""
+    return b"HTTP/1.1 100 Continue\r\n\r\n" if "expect" in request.headers else b""
+
+
 class ScriptedServer:
     """``with ScriptedServer(answer) as server``: each request is read whole, then answered with ``answer(request)``.
 
     ``early(request)``, given the headers alone, says what is sent before the body is read.
     """
 
-    def __init__(
-        self, answer: Callable[[Request], Answer], early: Callable[[Request], Answer] = lambda request: b"-"[:0]
-    ) -> None:
+    def __init__(self, answer: Callable[[Request], Answer], early: Callable[[Request], Answer] = welcome) -> None:
         self.requests: list[Request] = []
         self._answer = answer
         self._early = early

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from storelib.drivers.s3.answers import Damaged
 from storelib.exceptions import IncompleteRead, MissingDependency
 from storelib.transfer.contract import Digests
 
@@ -73,10 +75,13 @@ def find_crc(algorithm: str) -> Crc | None:
 
 
 class PartChecksums:
-    """The checksum that goes with each part: parameters of the requests that store an image."""
+    """The checksum that goes with each part: parameters of the requests that store an image, and what came of them."""
 
     def __init__(self, algorithm: str) -> None:
-        self._algorithm = algorithm
+        self.algorithm = algorithm
+        # What is known of the server's ETags: whether one was ever the md5 of what was sent, and whether none is.
+        self._md5_seen = False
+        self._never_md5 = False
         self._crc = find_crc(algorithm)
         if algorithm in ("crc32c", "crc64nvme") and self._crc is None:
             raise MissingDependency(
@@ -88,21 +93,57 @@ class PartChecksums:
     @property
     def of_upload(self) -> dict[str, str]:
         """What the request that starts a multipart upload says of the checksums to come."""
-        if self._algorithm in ("none", "md5"):
+        if self.algorithm in ("none", "md5"):
             return {}
         # Only CRCs can be put together to one of the whole object.
         kind = "FULL_OBJECT" if self._crc else "COMPOSITE"
-        return {"ChecksumAlgorithm": self._algorithm.upper(), "ChecksumType": kind}
+        return {"ChecksumAlgorithm": self.algorithm.upper(), "ChecksumType": kind}
 
     def of_part(self, data: memoryview, known: Digests | None = None) -> dict[str, str]:
         """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
-        if self._algorithm == "none":
+        if self.algorithm == "none":
             return {}
         if self._crc is not None:
             return {self._crc.name: self._crc.encode(self._crc.update(data, 0))}
-        digest = _known(self._algorithm, known) or hashlib.new(self._algorithm, data, usedforsecurity=False).digest()
-        name = "ContentMD5" if self._algorithm == "md5" else self.field
+        digest = _known(self.algorithm, known) or hashlib.new(self.algorithm, data, usedforsecurity=False).digest()
+        name = "ContentMD5" if self.algorithm == "md5" else self.field
         return {name: base64.b64encode(digest).decode("ascii")}
+
+    def compare(
+        self, answer: Mapping[str, Any], sent: Mapping[str, str], data: memoryview, md5: str | None, *, in_clear: bool
+    ) -> None:
+        """Raise Damaged if the server stored other bytes than ``data``, which went out with ``sent``.
+
+        A server that does not repeat the checksum has ignored it; then the ETag tells, which mostly is the md5.
+        ``md5`` is that of the bytes where it is known; without it, it is computed where nothing else protects them.
+        """
+        checksums = {name: value for name, value in sent.items() if name != "ContentMD5" and answer.get(name)}
+        if checksums:
+            if any(answer[name] != value for name, value in checksums.items()):
+                raise Damaged("the upload", "its checksum")
+            return
+        etag = str(answer.get("ETag", "")).strip('"').lower()
+        if self._never_md5 or not is_md5(etag, answer):
+            return
+        if "ContentMD5" in sent:
+            md5 = base64.b64decode(sent["ContentMD5"]).hex()
+        elif md5 is None and in_clear and self.algorithm != "none":
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if md5 is None or etag == md5:
+            self._md5_seen |= md5 is not None
+            return
+        if "ContentMD5" in sent and not self._md5_seen:
+            # It has verified the bytes: its ETags are something else.
+            self._never_md5 = True
+            return
+        self.algorithm, self._crc, self.field = "md5", None, "ChecksumMD5"
+        raise Damaged("the upload", "its ETag")
+
+
+def is_md5(etag: str, answer: Mapping[str, Any]) -> bool:
+    """Whether an ETag without its quotes may be the md5 of an object: not of one encrypted with other keys."""
+    other_keys = answer.get("SSECustomerAlgorithm") or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return not other_keys and re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 
 def _known(algorithm: str, digests: Digests | None) -> bytes | None:

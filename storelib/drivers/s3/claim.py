@@ -7,14 +7,18 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from storelib.drivers.s3.errors import error_code, is_missing
+from storelib.drivers.s3.answers import BadAnswer, Damaged
+from storelib.drivers.s3.errors import GONE, error_code, is_missing, refuses_extras
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable
 
 if TYPE_CHECKING:
+    from storelib.driver import Digests
     from storelib.drivers.s3.store import S3Store
 
 #: Under this name the metadata of an object hold the token of the add that made it.
 TOKEN = "storelib-token"  # noqa: S105  (no secret)
+#: And under this one the digest of the whole image, as algorithm:hexadecimal.
+DIGEST = "storelib-digest"
 _REFUSED = ("PreconditionFailed", "412")
 #: Two requests for one key at the same time; Amazon answers this instead of choosing one.
 _CONFLICT = "ConditionalRequestConflict"
@@ -28,16 +32,16 @@ class Claim:
         #: Parameters of every request about the object.
         self.target = {"Bucket": self.location.bucket, "Key": self.location.key}
         self._store = store
-        self._client = store.client.get()
+        self._call = store.client.call
         self._subject = f"image {image_id!r} in store {store.name}"
         self._token = secrets.token_hex(16)
         # A request was sent that may have published the image, whatever became of its answer.
         self._uncertain = False
 
-    @property
-    def new_object(self) -> dict[str, Any]:
-        """Parameters of requests that make the object."""
-        return {**self.target, "Metadata": {TOKEN: self._token}, **self._store.object_settings}
+    def new_object(self, digests: Digests | None = None) -> dict[str, Any]:
+        """Parameters of requests that make the object, with its digest where that is known by then."""
+        recorded = {DIGEST: f"{digests.algorithm}:{digests.multihash}"} if digests else {}
+        return {**self.target, "Metadata": {TOKEN: self._token, **recorded}, **self._store.object_settings}
 
     def publish(self, send: Callable[[], object], *, look: bool) -> None:
         """Send the request that makes the image visible; harmless when done again after an answer was lost.
@@ -49,6 +53,13 @@ class Claim:
         again, self._uncertain = self._uncertain, True
         try:
             send()
+        except BadAnswer as error:
+            # Whoever answered, the image may be there.
+            if not self._is_ours():
+                raise
+            if isinstance(error, Damaged):
+                self.take_back()
+                raise
         except Exception as error:
             code = error_code(error)
             if code and not again and not self._is_passing(error):
@@ -56,7 +67,7 @@ class Claim:
                 self._uncertain = False
                 if code in _REFUSED:
                     raise self._duplicate() from error
-            if code not in (*_REFUSED, _CONFLICT, "NoSuchUpload"):
+            if code not in (*_REFUSED, _CONFLICT, *GONE):
                 raise
             if self._is_ours():
                 return
@@ -65,21 +76,37 @@ class Claim:
             raise
 
     def take_back(self) -> None:
-        """Remove the image if this add published it."""
+        """Remove the image if this add published it.
+
+        That very version, or that very ETag where the server looks at If-Match; elsewhere an image that is put in its
+        place between the two requests is deleted for it.
+        """
         published = self._head() if self._uncertain else None
-        if published is None or published["Metadata"].get(TOKEN) != self._token:
+        if published is None or not self._has_token(published):
             return
         # In a bucket with versions, no older one of the same id must come to light.
-        version = published.get("VersionId", "null")
-        exactly = {} if version == "null" else {"VersionId": version}
-        self._client.delete_object(**self.target, **exactly)
+        version = published.get("VersionId") or "null"
+        if version != "null":
+            self._call("delete_object", **self.target, VersionId=version)
+            return
+        try:
+            self._call("delete_object", **self.target, **({"IfMatch": etag} if (etag := published.get("ETag")) else {}))
+        except Exception as error:
+            if error_code(error) in (*_REFUSED, _CONFLICT):
+                return
+            if not refuses_extras(error):
+                raise
+            self._call("delete_object", **self.target)
 
     def _is_ours(self) -> bool:
         """Whether the image is there by this add; raises Duplicate if it is there by another."""
         published = self._head()
-        if published is not None and published["Metadata"].get(TOKEN) != self._token:
+        if published is not None and not self._has_token(published):
             raise self._duplicate()
         return published is not None
+
+    def _has_token(self, published: dict[str, Any]) -> bool:
+        return bool(published.get("Metadata", {}).get(TOKEN) == self._token)
 
     def _is_passing(self, error: Exception) -> bool:
         known = self._store.map_error(error, self._subject)
@@ -87,7 +114,7 @@ class Claim:
 
     def _head(self) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = self._client.head_object(**self.target, **self._store.client.customer_key)
+            answer: dict[str, Any] = self._call("head_object", **self.target, **self._store.client.customer_key)
         except Exception as error:
             if is_missing(error):
                 return None

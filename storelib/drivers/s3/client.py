@@ -7,6 +7,7 @@ import base64
 import binascii
 import functools
 import importlib.util
+import io
 import math
 import os
 import re
@@ -69,11 +70,22 @@ class Client:
                 client = self._client = self._client or self._new()
         return client
 
+    def call(self, operation: str, **parameters: Any) -> Any:
+        """One request and its answer, which has all that belongs to a success; raises what botocore does, BadAnswer."""
+        from botocore.parsers import ResponseParserError
+
+        from storelib.drivers.s3.answers import BadAnswer
+
+        try:
+            return getattr(self.get(), operation)(**parameters)
+        except ResponseParserError as error:
+            raise BadAnswer(operation, "no document") from error
+
     def _new(self) -> Any:
         import botocore.session
         from botocore.config import Config
 
-        from storelib.drivers.s3 import connections
+        from storelib.drivers.s3 import answers, connections
 
         conf = self._conf
         proxies = dict.fromkeys(("http", "https"), conf.s3_store_proxy) if conf.s3_store_proxy else {}
@@ -109,6 +121,9 @@ class Client:
         connections.use(client, conf.s3_store_read_timeout, self._distance)
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
+        client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
+        client.meta.events.register("after-call.s3", answers.check)
+        client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client
 
     @property
@@ -177,8 +192,19 @@ def _loader(data_path: str | None) -> Any:
     return create_loader(data_path)
 
 
+def _follow_nothing(params: dict[str, Any], **kwargs: object) -> None:
+    """Botocore would ask again elsewhere after a redirect or a 400, by asking for the region again and again."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
 def _expect_nothing(params: dict[str, Any], **kwargs: object) -> None:
     params["headers"].pop("Expect", None)
+
+
+def _expect_nothing_for_one_piece(params: dict[str, Any], **kwargs: object) -> None:
+    """Many servers never say that a body is welcome, and all take a small one sooner than they could."""
+    if isinstance(params["body"], io.BytesIO):
+        params["headers"].pop("Expect", None)
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()

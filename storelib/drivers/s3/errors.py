@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from storelib.drivers.s3.answers import BadAnswer, Damaged, WantsTls
 from storelib.exceptions import (
     AclsNotSupported,
     BadStoreConfiguration,
@@ -104,6 +105,15 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     """The error of storelib for one of botocore or below; None if it is not known."""
     from botocore import exceptions as botocore
 
+    if isinstance(error, WantsTls):
+        return BadStoreConfiguration(f"{subject}: the server wants https; begin s3_store_host with https://")
+    if isinstance(error, Damaged):
+        return RemoteServiceUnavailable(f"{subject}: the bytes were damaged on their way, by {error.what}")
+    if isinstance(error, BadAnswer):
+        return RemoteServiceUnavailable(
+            f"{subject}: what came is not the answer of an S3 server to {error.operation} but {error.what}; "
+            "if that stays so, check s3_store_host and s3_store_proxy"
+        )
     if isinstance(error, botocore.ClientError):
         return _of_answer(error, subject)
     if isinstance(error, (botocore.NoCredentialsError, botocore.PartialCredentialsError)):
@@ -123,13 +133,50 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     metadata = error.response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode") or 0)
     text = f"{subject}: the server answered {code} to {operation}"
+    if refuses_extras(error):
+        text += _option_at_fault(error, status)
     known = _BY_CODE.get(code)
     if known is not None:
         return known(text, operation)
     if code in _PASSING or status == 429 or (status >= 500 and status not in (501, 505, 507)):
         return RemoteServiceUnavailable(text, retry_after=_retry_after(metadata.get("HTTPHeaders", {})))
+    if 300 <= status < 400:
+        return RemoteServiceUnavailable(f"{text} and leads elsewhere; check s3_store_host", transient=False)
     by_status = _BY_STATUS.get(status)
     return by_status(text, operation) if by_status else StoreError(text)
+
+
+def refuses_extras(error: Exception) -> bool:
+    """The server may have refused a part of the request that it could do without, or may miss one that it demands."""
+    code = error_code(error)
+    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") if code else 0
+    return (
+        status == 501 or code == "NotImplemented" or (status == 400 and code not in _BY_CODE and code not in _PASSING)
+    )
+
+
+def speaks_of(error: Exception) -> str:
+    """Which option the refusal is about, as far as it says that; nothing of it is shown."""
+    details = getattr(error, "response", {}).get("Error", {})
+    said = " ".join(str(value) for value in details.values()).lower() if isinstance(details, dict) else ""
+    return next((option for words, option in _SPEAKS_OF if any(word in said for word in words)), "")
+
+
+_SPEAKS_OF = (
+    (("if-none-match", "if-match", "conditional"), "s3_store_conditional_writes"),
+    (("storage-class", "storage class", "storageclass"), "s3_store_storage_class"),
+    (("encryption", "kms"), "s3_store_encryption"),
+    (("checksum", "content-md5", "contentmd5", "digest", "crc32"), "s3_store_checksum_algorithm"),
+)
+
+
+def _option_at_fault(error: Exception, status: int) -> str:
+    option = speaks_of(error)
+    if option:
+        return f"; check {option}"
+    if status != 501:
+        return ""
+    return "; if it is about If-None-Match or checksums, set s3_store_conditional_writes or s3_store_checksum_algorithm"
 
 
 def _denied(text: str, operation: str) -> StoreError:
@@ -166,7 +213,7 @@ _BY_CODE: dict[str, Callable[[str, str], StoreError]] = {
     "NoSuchUpload": _hinting(StoreError, "the upload was removed while it was under way"),
     "RequestTimeTooSkewed": _hinting(Forbidden, "check the clock of this machine"),
     "AccessControlListNotSupported": _plain(AclsNotSupported),
-    "NotImplemented": _hinting(OperationNotSupported, "if it is about If-None-Match, set s3_store_conditional_writes"),
+    "NotImplemented": _plain(OperationNotSupported),
     "MethodNotAllowed": _plain(OperationNotSupported),
     "PreconditionFailed": _exists,
     "412": _exists,

@@ -84,6 +84,16 @@ OPTIONS: Sequence[cfg.Opt] = (
         "grow beyond this where 10000 of them would not hold the image; if its size is not known, after every "
         "thousandth part.",
     ),
+    cfg.StrOpt(
+        "s3_store_equal_parts",
+        default="auto",
+        choices=[
+            ("auto", "for Cloudflare R2, and once a server has refused others"),
+            ("on", "always; an image of unknown size then has 10000 parts of the configured size at most"),
+            ("off", "never"),
+        ],
+        help="Whether all parts but the last have one size, if the size of the image is not known.",
+    ),
     cfg.IntOpt(
         "s3_store_thread_pools",
         default=10,
@@ -129,8 +139,12 @@ OPTIONS: Sequence[cfg.Opt] = (
     # -- Integrity --------------------------------------------------------------------------------------------
     cfg.StrOpt(
         "s3_store_checksum_algorithm",
-        default="crc32",
+        default="auto",
         choices=[
+            (
+                "auto",
+                "crc32; where the server refuses it or wants another, Content-MD5, and none where it refuses both",
+            ),
             ("none", "no part carries a checksum"),
             ("md5", "Content-MD5, which every server verifies and none keeps"),
             ("crc32", "needs the least time"),
@@ -141,8 +155,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         ],
         help="The one checksum that is computed of each part, beside the digests of the image. The server verifies "
         "it when the part arrives; crc32, crc32c and crc64nvme are kept as the checksum of the whole image and "
-        "verified when it is read. Servers that know no checksums ignore all but md5. Payloads are not signed: over "
-        "https TLS protects them on their way.",
+        "verified when it is read. Servers that know no checksums ignore all but md5: what they store is "
+        "compared with the md5 that their ETag is, that of single PUTs always, that of parts over plain http. Payloads "
+        "are not signed: over https TLS protects them on their way.",
     ),
     cfg.BoolOpt(
         "s3_store_verify_checksum",

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Reader
+from storelib.drivers.s3.answers import BadAnswer, size_of
 from storelib.drivers.s3.checksums import Verification
-from storelib.drivers.s3.errors import error_code
+from storelib.drivers.s3.errors import error_code, refuses_extras
 from storelib.drivers.s3.location import S3Location
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import KiB, MiB
@@ -24,6 +27,7 @@ BLOCK = 256 * KiB
 QUICK = 0.005
 # Reading away what nobody needs is cheaper than a new connection up to about this size.
 WORTH_DRAINING = 64 * KiB
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class S3Reader(Reader):
@@ -36,7 +40,8 @@ class S3Reader(Reader):
     part_size = 4 * MiB
 
     def __init__(self, store: S3Store, location: S3Location, offset: int, length: int | None) -> None:
-        self._client = store.client.get()
+        self._store = store
+        self._call = store.client.call
         self._location = location
         self._target = {"Bucket": location.bucket, "Key": location.key, **store.client.customer_key}
         self._lock = threading.Lock()
@@ -54,7 +59,8 @@ class S3Reader(Reader):
         if verify:
             self._verification = Verification.of_answer(first, self.size, str(location))
         if offset < self.end:
-            self._bodies[offset] = Body(first["Body"], offset, int(first["ContentLength"]))
+            ends = _range_of(first, offset)[0] if "ContentRange" in first else self.size
+            self._bodies[offset] = Body(first["Body"], offset, ends)
         else:
             first["Body"].close()
         if store.client.latency > QUICK and self.end - offset > self.part_size and self._etag:
@@ -89,39 +95,64 @@ class S3Reader(Reader):
     def _first(self, offset: int, length: int | None, verify: bool) -> dict[str, Any] | None:
         """The answer to the first request, from which size and version are learnt; None if it has no bytes."""
         parameters = {"Range": _range(offset, length)} if offset or length is not None else {}
-        if verify:
-            parameters["ChecksumMode"] = "ENABLED"
         try:
-            answer: dict[str, Any] = self._client.get_object(**self._target, **parameters)
+            answer = self._get(parameters, verify)
         except Exception as error:
             if error_code(error) not in ("InvalidRange", "416"):
                 raise
             # The range lies behind the end, and few servers say where that is.
-            answer = self._client.head_object(**self._target)
-            self.size, self._etag = int(answer["ContentLength"]), answer.get("ETag")
+            answer = self._call("head_object", **self._target)
+            self.size, self._etag = int(answer["ContentLength"]), _strong(answer.get("ETag"))
             return None
-        self._etag = answer.get("ETag")
-        total = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
-        self.size = int(total)
-        if parameters.get("Range") and "ContentRange" not in answer:
-            answer["Body"].close()
-            raise RemoteServiceUnavailable(f"the server of {self._location} ignores ranges", transient=False)
+        with closing_unless_right(answer):
+            self._etag = _strong(answer.get("ETag"))
+            if not parameters:
+                self.size = self._size_of(answer)
+            elif "ContentRange" not in answer:
+                raise RemoteServiceUnavailable(f"the server of {self._location} ignores ranges", transient=False)
+            else:
+                self.size = _range_of(answer, offset)[1]
         return answer
+
+    def _get(self, parameters: dict[str, Any], verify: bool) -> dict[str, Any]:
+        """Ask for the object, with its checksum if that is to be verified and the server knows any."""
+        answer: dict[str, Any]
+        if verify and self._store.asks_for_checksums:
+            try:
+                answer = self._call("get_object", **self._target, **parameters, ChecksumMode="ENABLED")
+            except Exception as error:
+                if not refuses_extras(error):
+                    raise
+                answer = self._call("get_object", **self._target, **parameters)
+                self._store.asks_for_checksums = False
+            return answer
+        answer = self._call("get_object", **self._target, **parameters)
+        return answer
+
+    def _size_of(self, whole: dict[str, Any]) -> int:
+        """Of an answer that is the whole object; one that does not say is of some proxy that sends it in chunks."""
+        if "ContentRange" in whole:
+            raise BadAnswer("GetObject", "a part of the image that nobody asked for")
+        if "ContentLength" in whole:
+            return size_of("GetObject", whole)
+        return size_of("HeadObject", self._call("head_object", **self._target))
 
     def _ask(self, offset: int, end: int) -> Body:
         """A response from ``offset`` on, of the version first seen."""
         pinned = {"IfMatch": self._etag} if self._etag else {}
         try:
-            answer = self._client.get_object(**self._target, **pinned, Range=_range(offset, end - offset))
+            answer = self._call("get_object", **self._target, **pinned, Range=_range(offset, end - offset))
         except Exception as error:
             if error_code(error) in ("InvalidRange", "416"):
                 raise ImageChanged(f"{self._location} changed while it was read: it is shorter now") from error
             raise
-        start, _, total = re.split("[-/]", answer.get("ContentRange", "--"), maxsplit=2)
-        if (start, total, answer.get("ETag")) != (f"bytes {offset}", str(self.size), self._etag):
-            answer["Body"].close()
-            raise ImageChanged(f"{self._location} changed while it was read")
-        return Body(answer["Body"], offset, int(answer["ContentLength"]))
+        with closing_unless_right(answer):
+            if _strong(answer.get("ETag")) != self._etag:
+                raise ImageChanged(f"{self._location} changed while it was read")
+            last, total = _range_of(answer, offset)
+            if total != self.size:
+                raise ImageChanged(f"{self._location} changed while it was read: its size is another now")
+        return Body(answer["Body"], offset, last)
 
     def _keep(self, body: Body) -> None:
         with self._lock:
@@ -135,9 +166,9 @@ class S3Reader(Reader):
 class Body:
     """The bytes of one response; ``position`` is the offset of the next one in the image."""
 
-    def __init__(self, stream: Any, start: int, length: int) -> None:
+    def __init__(self, stream: Any, start: int, end: int) -> None:
         self.position = start
-        self._end = start + length
+        self._end = end
         # Botocore's stream and urllib3's below it copy every byte once more; http.client's reads in place.
         self._response = getattr(stream, "_raw_stream", stream)
         self._file: Any = getattr(self._response, "_fp", None) or self._response
@@ -168,6 +199,31 @@ class Body:
             self._file.read(left)
         except Exception:  # noqa: BLE001  (nobody wanted these bytes)
             pass
+
+
+@contextlib.contextmanager
+def closing_unless_right(answer: dict[str, Any]) -> Iterator[None]:
+    """Close the body of an answer in which something is found to be wrong."""
+    try:
+        yield
+    except BaseException:
+        answer["Body"].close()
+        raise
+
+
+def _range_of(answer: dict[str, Any], offset: int) -> tuple[int, int]:
+    """Where the range in an answer ends, and the size of the whole; raises BadAnswer unless it is from ``offset``."""
+    match = _RANGE.fullmatch(answer.get("ContentRange") or "")
+    first, last, total = map(int, match.groups()) if match else (0, -1, 0)
+    length = last + 1 - first
+    if first != offset or not 0 < length <= total - offset or answer.get("ContentLength", length) != length:
+        raise BadAnswer("GetObject", "another range than the one asked for")
+    return last + 1, total
+
+
+def _strong(etag: str | None) -> str | None:
+    """The ETag that the server gave, which proxies that change the coding call weak."""
+    return etag.removeprefix("W/") if etag else None
 
 
 def _range(offset: int, length: int | None) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
+from storelib.drivers.s3.adapting import CHECKSUMS
+from storelib.drivers.s3.answers import BadAnswer, listed
 from storelib.drivers.s3.checksums import PartChecksums
 from storelib.drivers.s3.client import Client
 from storelib.drivers.s3.copying import Copier
@@ -23,6 +26,7 @@ from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Writer
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, StoreError
 from storelib.location import Location, StoreLocation
+from storelib.transfer.retry import mapped
 from storelib.transfer.upload import Progress
 
 T = TypeVar("T")
@@ -68,9 +72,15 @@ class S3Store(Store[S3Location]):
         super().__init__(name, conf)
         #: Uploads of writers that are still in use, so that gc leaves them alone.
         self.live_uploads: weakref.WeakValueDictionary[str, S3Writer] = weakref.WeakValueDictionary()
-        #: Whether PUT, and whether completing an upload, carry If-None-Match.
+        #: Whether PUT carries If-None-Match, and whether the server is known to honour it when an upload is completed.
         self.conditional_put = conf.s3_store_conditional_writes != "off"
         self.conditional_complete = False
+        #: Whether completing an upload carries it, known to be honoured or not.
+        self.asks_at_completion = self.conditional_put
+        #: Whether reading asks for the checksum that the server keeps of an image.
+        self.asks_for_checksums = True
+        #: Whether all parts of an image must be of one size, but the last.
+        self.equal_parts = conf.s3_store_equal_parts == "on"
         self._probed = False
 
     # -- Configuration ----------------------------------------------------------------------------------------
@@ -78,6 +88,9 @@ class S3Store(Store[S3Location]):
     def configure_get(self) -> None:
         """Where the bucket is and who asks."""
         self.client = Client(self.conf, self.name)
+        # Cloudflare's R2 refuses others once all is sent.
+        if self.conf.s3_store_equal_parts == "auto" and self.client.host.endswith(".r2.cloudflarestorage.com"):
+            self.equal_parts = True
         try:
             self.location("image")
         except BadStoreUri:
@@ -90,7 +103,8 @@ class S3Store(Store[S3Location]):
 
     def configure_add(self) -> None:
         """How images are stored."""
-        self.checksums = PartChecksums(self.conf.s3_store_checksum_algorithm)
+        algorithm = self.conf.s3_store_checksum_algorithm
+        self.checksums = PartChecksums(CHECKSUMS[0] if algorithm == "auto" else algorithm)
         encryption = self.conf.s3_store_encryption
         if (encryption == "customer") != bool(self.conf.s3_store_customer_key):
             raise BadStoreConfiguration(
@@ -132,9 +146,10 @@ class S3Store(Store[S3Location]):
         )
 
     def _image_id(self, key: str) -> str | None:
-        """The id of the image with this key; None for what lies deeper, which storelib did not put there."""
-        image_id = key[len(self.conf.s3_store_key_prefix) :]
-        return None if "/" in image_id else image_id
+        """The id of the image with this key; None for what lies elsewhere or deeper, where storelib puts none."""
+        prefix = self.conf.s3_store_key_prefix
+        image_id = key[len(prefix) :]
+        return image_id if key.startswith(prefix) and "/" not in image_id else None
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
@@ -153,12 +168,17 @@ class S3Store(Store[S3Location]):
     def remove(self, location: S3Location, context: Any) -> None:
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
         self.head(location)
-        self.client.get().delete_object(Bucket=location.bucket, Key=location.key)
+        try:
+            self.client.call("delete_object", Bucket=location.bucket, Key=location.key)
+        except BadAnswer:
+            with contextlib.suppress(NotFound):
+                mapped(lambda: self.head(location), self.map_error, str(location))
+                raise
 
     def head(self, location: S3Location) -> dict[str, Any]:
         """What the server knows of one object."""
-        answer: dict[str, Any] = self.client.get().head_object(
-            Bucket=location.bucket, Key=location.key, **self.client.customer_key
+        answer: dict[str, Any] = self.client.call(
+            "head_object", Bucket=location.bucket, Key=location.key, **self.client.customer_key
         )
         return answer
 
@@ -186,19 +206,17 @@ class S3Store(Store[S3Location]):
         region = self.client.region
         place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
-            self.client.get().create_bucket(Bucket=self.conf.s3_store_bucket, **place)
+            self.client.call("create_bucket", Bucket=self.conf.s3_store_bucket, **place)
         except Exception as error:
             if error_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
-    def _listed(self, operation: str, field: str, **parameters: str) -> Iterator[dict[str, Any]]:
-        """The entries of all pages of a listing of the bucket, a thousand with each request."""
-        pages = self.client.get().get_paginator(operation)
+    def _listed(self, operation: str, **parameters: str) -> Iterator[dict[str, Any]]:
+        """The entries of a listing of the bucket."""
         try:
-            for page in pages.paginate(Bucket=self.conf.s3_store_bucket, **parameters):
-                yield from page.get(field, ())
+            yield from listed(self.client, operation, Bucket=self.conf.s3_store_bucket, **parameters)
         except Exception as error:
             if not self._awaits_bucket(error):
                 raise
@@ -210,10 +228,10 @@ class S3Store(Store[S3Location]):
     def images(self) -> Iterator[ImageInfo]:
         """Every object directly below the prefix."""
         prefix = self.conf.s3_store_key_prefix
-        for found in self._listed("list_objects_v2", "Contents", Prefix=prefix, Delimiter="/"):
-            image_id = found["Key"][len(prefix) :]
+        for found in self._listed("list_objects_v2", Prefix=prefix, Delimiter="/"):
+            image_id = self._image_id(found["Key"])
             # Some tools put an empty object where they show a folder.
-            if image_id not in ("", ".", ".."):
+            if image_id not in (None, "", ".", ".."):
                 modified = found["LastModified"].timestamp()
                 yield ImageInfo(self.location(image_id).uri, found["Size"], image_id, modified, found.get("ETag"))
 
@@ -224,7 +242,7 @@ class S3Store(Store[S3Location]):
             location.uri,
             int(answer["ContentLength"]),
             self._image_id(location.key),
-            answer["LastModified"].timestamp(),
+            answer["LastModified"].timestamp() if "LastModified" in answer else None,
             answer.get("ETag"),
             dict(answer.get("Metadata", {})),
         )
@@ -233,9 +251,10 @@ class S3Store(Store[S3Location]):
         """Multipart uploads in which nothing happened for that long."""
         latest = time.time() - older_than
         start = f"{self.conf.s3_store_key_prefix}{prefix or ''}"
-        for upload in self._listed("list_multipart_uploads", "Uploads", Prefix=start):
+        for upload in self._listed("list_multipart_uploads", Prefix=start):
             initiated = upload["Initiated"].timestamp()
-            if self._image_id(upload["Key"]) is None or initiated > latest:
+            # Not every server restricts the list to the prefix.
+            if not upload["Key"].startswith(start) or self._image_id(upload["Key"]) is None or initiated > latest:
                 continue
             garbage = self._dead(upload["Key"], upload["UploadId"], initiated)
             if garbage is not None and garbage.modified <= latest:
@@ -247,7 +266,7 @@ class S3Store(Store[S3Location]):
             return None
         size, modified = 0, initiated
         try:
-            for part in self._listed("list_parts", "Parts", Key=key, UploadId=upload_id):
+            for part in self._listed("list_parts", Key=key, UploadId=upload_id):
                 size += part["Size"]
                 modified = max(modified, part["LastModified"].timestamp())
         except Exception as error:
@@ -262,14 +281,16 @@ class S3Store(Store[S3Location]):
         now = self._dead(key, upload_id, initiated)
         if now is None or now.modified > garbage.modified:
             return False
-        self.client.get().abort_multipart_upload(Bucket=self.conf.s3_store_bucket, Key=key, UploadId=upload_id)
+        self.client.call("abort_multipart_upload", Bucket=self.conf.s3_store_bucket, Key=key, UploadId=upload_id)
         return True
 
     def probe(self) -> Health:
         """Ask for one key; the first time, also try what the server makes of If-None-Match."""
-        client, bucket = self.client.get(), self.conf.s3_store_bucket
-        self.in_bucket(lambda: client.list_objects_v2(Bucket=bucket, Prefix=self.conf.s3_store_key_prefix, MaxKeys=1))
-        where = f"bucket {bucket} at {self.client.host}"
+        client, bucket = self.client, self.conf.s3_store_bucket
+        self.in_bucket(
+            lambda: client.call("list_objects_v2", Bucket=bucket, Prefix=self.conf.s3_store_key_prefix, MaxKeys=1)
+        )
+        where = f"bucket {bucket} at {client.host}"
         if Capability.ADD not in self.capabilities:
             return Health(f"{where} can be read")
         if not self._probed:
@@ -327,10 +348,9 @@ class S3Store(Store[S3Location]):
         target = {"Bucket": found.bucket, "Key": found.key}
 
         def replace() -> None:
-            client = self.client.get()
-            owner = client.get_object_acl(**target)["Owner"]
+            owner = self.client.call("get_object_acl", **target)["Owner"]
             own = {"Grantee": {"Type": "CanonicalUser", "ID": owner["ID"]}, "Permission": "FULL_CONTROL"}
-            client.put_object_acl(**target, AccessControlPolicy={"Owner": owner, "Grants": [own, *grants]})
+            self.client.call("put_object_acl", **target, AccessControlPolicy={"Owner": owner, "Grants": [own, *grants]})
 
         self._call(replace, found)
 

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers that are not what S3 promises: no success is believed without its proof."""
+
+import base64
+import hashlib
+import threading
+
+import pytest
+from s3_server import DATE, PAGE, S3Server, document, entry, error, etag
+from scripted_server import reply
+
+from storelib.driver import Digests
+from storelib.drivers.s3 import S3Store
+from storelib.exceptions import Duplicate, IncompleteRead, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.registry import open_store
+
+MiB = 1024 * 1024
+#: Two parts.
+LARGE = hashlib.shake_128(b"large").digest(9 * MiB)
+NOT_S3 = {
+    "a page": reply(200, {"Content-Type": "text/html"}, PAGE),
+    "a page of no type": reply(200, {}, PAGE),
+    "a page with an ETag": reply(200, {"Content-Type": "text/html", "ETag": '"5f3c-1a2b"'}, PAGE),
+    "no content": reply(204),
+    "nothing at all": reply(200),
+    "JSON": reply(200, {"Content-Type": "application/json"}, b'{"login": "required"}'),
+    "a text of a proxy": reply(200, {"Content-Type": "text/plain"}, b"upstream connect error"),
+    "accepted": reply(202),
+    "another document": document("Whatever", "<ETag>&quot;e&quot;</ETag><UploadId>u</UploadId>"),
+    "an error that is called a success": reply(200, {}, b"<Error><Code>InternalError</Code></Error>"),
+    "a login page elsewhere": reply(302, {"Location": "https://login.example.org/"}),
+}
+
+
+def open_at(server, **options):
+    settings = {
+        "s3_store_host": server.url,
+        "s3_store_bucket": "images",
+        "s3_store_access_key": "access",
+        "s3_store_secret_key": "secret",
+        "s3_store_bucket_url_format": "path",
+        "s3_store_read_timeout": 5.0,
+        "transfer_retries": 0,
+    }
+    return open_store(S3Store, "cold", **settings | options)
+
+
+def only(operation, answer):
+    return lambda asked, request: answer if asked == operation else None
+
+
+def read(store, uri, *span):
+    with store.get(uri, *span).data as stream:
+        return stream.read()
+
+
+def copy(store, source, image_id):
+    return store.copy(source.uri, image_id, digests=Digests(source.checksum, source.multihash))
+
+
+# -- Adds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", NOT_S3)
+@pytest.mark.parametrize(("operation", "data"), [("put", b"data"), ("complete", LARGE)])
+def test_publication_that_never_was_is_no_success(wrong, operation, data):
+    with S3Server(instead=only(operation, NOT_S3[wrong])) as server:
+        with pytest.raises(StoreError) as caught:
+            open_at(server).add("id", data)
+        assert not isinstance(caught.value, Duplicate)
+        assert (server.objects, server.uploads) == ({}, {})
+
+
+@pytest.mark.parametrize("wrong", [name for name in NOT_S3 if not name.startswith(("an error", "a login"))])
+@pytest.mark.parametrize(("operation", "data"), [("put", b"data"), ("complete", LARGE)])
+def test_publication_whose_answer_was_replaced_is_asked_for_again(wrong, operation, data):
+    with S3Server(after=only(operation, NOT_S3[wrong])) as server:
+        store = open_at(server)
+        assert read(store, store.add("id", data).uri) == data
+
+
+@pytest.mark.parametrize("wrong", NOT_S3)
+def test_copy_that_never_was_is_no_success(wrong):
+    with S3Server() as server:
+        store = open_at(server)
+        source = store.add("source", b"data")
+        server.instead = only("copy", NOT_S3[wrong])
+        with pytest.raises(StoreError):
+            copy(store, source, "id")
+        assert set(server.objects) == {"source"}
+
+
+def test_copy_whose_answer_was_replaced_is_asked_for_again():
+    with S3Server(after=only("copy", NOT_S3["a page"])) as server:
+        store = open_at(server)
+        assert read(store, copy(store, store.add("source", b"data"), "id").uri) == b"data"
+
+
+@pytest.mark.parametrize("wrong", NOT_S3)
+@pytest.mark.parametrize("operation", ["create", "part"])
+def test_upload_is_not_gone_on_with_after_a_wrong_answer(wrong, operation):
+    with S3Server(instead=only(operation, NOT_S3[wrong])) as server:
+        with pytest.raises(StoreError):
+            open_at(server).add("id", LARGE)
+        assert (server.objects, server.uploads) == ({}, {})
+        assert "complete" not in server.operations
+
+
+def test_answer_without_the_id_of_the_upload_is_told_plainly():
+    server = S3Server(instead=only("create", document("InitiateMultipartUploadResult", "")))
+    with server, pytest.raises(RemoteServiceUnavailable, match="no UploadId"):
+        open_at(server).add("id", LARGE)
+
+
+@pytest.mark.parametrize("wrong", NOT_S3)
+def test_page_is_not_taken_for_an_image_of_this_id(wrong):
+    """Whoever answers the HEAD of an add that has to look first."""
+    with S3Server(instead=lambda operation, request: NOT_S3[wrong]) as server:
+        for options in ({}, {"s3_store_conditional_writes": "off"}):
+            with pytest.raises(StoreError) as caught:
+                open_at(server, **options).add("id", b"data")
+            assert not isinstance(caught.value, (Duplicate, NotFound))
+
+
+def test_image_of_another_is_a_duplicate_also_where_the_answer_is_replaced():
+    with S3Server() as server:
+        store = open_at(server)
+        store.add("id", b"first")
+        server.after = only("put", NOT_S3["a page"])
+        with pytest.raises(Duplicate):
+            store.add("id", b"second")
+        assert server.objects["id"][0] == b"first"
+
+
+@pytest.mark.parametrize("remover", ["a store", "while completing"])
+def test_upload_that_gc_of_another_store_removed_is_no_image(remover):
+    with S3Server() as server:
+        others = open_at(server)
+
+        def remove(operation, request):
+            if operation == "complete":
+                server.uploads.clear()
+
+        def source():
+            yield LARGE
+            if remover == "a store":
+                while not server.uploads:
+                    threading.Event().wait(0.01)
+                assert others.gc(0)
+            else:
+                server.instead = remove
+
+        with pytest.raises(StoreError, match="removed while it was under way"):
+            open_at(server, transfer_retries=1).add("id", source())
+        assert (server.objects, server.uploads) == ({}, {})
+
+
+def test_abort_that_does_nothing_is_told(caplog):
+    with S3Server() as server:
+        server.instead = lambda operation, request: {"part": error(403, "AccessDenied"), "abort": reply(204)}.get(
+            operation
+        )
+        with pytest.raises(StoreError):
+            open_at(server).add("id", LARGE)
+        assert "still there" in caplog.text
+
+
+# -- What an add takes back -----------------------------------------------------------------------------------
+
+
+def test_add_takes_back_that_very_object_only():
+    """The server says which If-Match belongs to it, so that what was put in its place meanwhile stays."""
+    with S3Server() as server:
+        store = open_at(server)
+
+        def lose(operation, request):
+            if operation == "put":
+                return error(500, "InternalError")
+            if operation == "delete":
+                assert request.headers["if-match"] == etag(b"data")
+            return None
+
+        server.after = lose
+        with pytest.raises(RemoteServiceUnavailable):
+            store.add("id", b"data")
+        assert not server.objects
+
+
+@pytest.mark.parametrize("refusal", [error(501, "NotImplemented"), error(400, "InvalidRequest")])
+def test_add_takes_back_its_object_where_the_server_knows_no_conditions(refusal):
+    def instead(operation, request):
+        return refusal if operation == "delete" and "if-match" in request.headers else None
+
+    with S3Server(instead, after=only("put", error(500, "InternalError"))) as server:
+        with pytest.raises(RemoteServiceUnavailable):
+            open_at(server).add("id", b"data")
+        assert not server.objects
+
+
+def test_object_put_in_its_place_is_not_taken_back():
+    def instead(operation, request):
+        if operation == "delete":
+            server.objects["id"] = (b"of another", {})
+            return error(412, "PreconditionFailed")
+        return None
+
+    with S3Server(instead, after=only("put", error(500, "InternalError"))) as server:
+        with pytest.raises(RemoteServiceUnavailable):
+            open_at(server).add("id", b"data")
+        assert server.objects["id"][0] == b"of another"
+
+
+# -- Bytes that are flipped -----------------------------------------------------------------------------------
+
+
+class Flips(S3Server):
+    """On the way to it the first ``times`` bodies are spoilt; of all checksums it knows Content-MD5 alone."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def _answer_one(self, request):
+        if request.method == "PUT" and self.times:
+            self.times -= 1
+            request = request._replace(body=bytes([request.body[0] ^ 1]) + request.body[1:])
+        right = base64.b64encode(hashlib.md5(request.body, usedforsecurity=False).digest()).decode()
+        if request.headers.get("content-md5", right) != right:
+            return error(400, "BadDigest")
+        return super()._answer_one(request)
+
+
+@pytest.mark.parametrize("data", [b"data", LARGE], ids=["one piece", "parts"])
+@pytest.mark.parametrize("algorithm", ["auto", "crc32", "md5", "sha256"])
+def test_flipped_byte_is_noticed(data, algorithm):
+    with Flips(100) as server:
+        with pytest.raises(RemoteServiceUnavailable, match="damaged"):
+            open_at(server, s3_store_checksum_algorithm=algorithm).add("id", data)
+        assert (server.objects, server.uploads) == ({}, {})
+
+
+@pytest.mark.parametrize("data", [b"data", LARGE], ids=["one piece", "parts"])
+def test_flipped_byte_is_sent_again(data):
+    with Flips(1) as server:
+        store = open_at(server, transfer_retries=1)
+        assert read(store, store.add("id", data).uri) == data
+
+
+@pytest.mark.parametrize("data", [b"data", LARGE], ids=["one piece", "parts"])
+def test_server_whose_etags_are_no_md5s_is_written_to(data):
+    other = reply(200, {"ETag": '"0123456789abcdef0123456789abcdef"'})
+    with S3Server(after=lambda operation, request: other if operation in ("put", "part") else None) as server:
+        store = open_at(server, transfer_retries=1)
+        assert read(store, store.add("id", data).uri) == data
+        before = len(server.requests)
+        store.add("next", b"data")
+        assert len(server.requests) == before + 1
+
+
+# -- Reading --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [name for name in NOT_S3 if name != "a text of a proxy"])
+@pytest.mark.parametrize("operation", ["get", "head"])
+def test_page_is_not_taken_for_an_image(wrong, operation):
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"data").uri
+        answer = NOT_S3[wrong]
+        server.instead = only(
+            operation, answer if operation == "get" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        )
+        with pytest.raises(StoreError) as caught:
+            _ = store.get(uri) if operation == "get" else store.get_size(uri)
+        assert not isinstance(caught.value, NotFound)
+
+
+HEADERS = {"ETag": etag(b"some data"), "Last-Modified": DATE}
+LIES = {
+    "another start": reply(206, HEADERS | {"Content-Range": "bytes 0-3/9"}, b"some"),
+    "past the end": reply(206, HEADERS | {"Content-Range": "bytes 5-20/9"}, b"data"),
+    "backwards": reply(206, HEADERS | {"Content-Range": "bytes 5-2/9"}, b"data"),
+    "another length": reply(206, HEADERS | {"Content-Range": "bytes 5-8/9"}, b"dat"),
+    "no number": reply(206, HEADERS | {"Content-Range": "bytes some/9"}, b"data"),
+    "of unknown size": reply(206, HEADERS | {"Content-Range": "bytes 5-8/*"}, b"data"),
+    "missing": reply(206, HEADERS, b"data"),
+    "of the whole": reply(200, HEADERS, b"some data"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_range_that_was_not_asked_for_is_refused(lie):
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"some data").uri
+        server.instead = only("get", LIES[lie])
+        with pytest.raises(RemoteServiceUnavailable):
+            read(store, uri, 5)
+
+
+def test_part_that_comes_for_the_whole_is_refused():
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"some data").uri
+        server.instead = only("get", reply(206, HEADERS | {"Content-Range": "bytes 0-3/9"}, b"some"))
+        with pytest.raises(RemoteServiceUnavailable):
+            read(store, uri)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_image_that_comes_in_chunks_has_its_size_from_a_head(cut):
+    head = f"HTTP/1.1 200 OK\r\nETag: {HEADERS['ETag']}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    answers = [head + (b"4\r\nsome\r\n0\r\n\r\n" if cut else b"9\r\nsome data\r\n0\r\n\r\n")]
+    with S3Server() as server:
+        store = open_at(server, transfer_retries=1)
+        uri = store.add("id", b"some data").uri
+        server.instead = lambda operation, request: answers.pop() if operation == "get" and answers else None
+        assert read(store, uri) == b"some data"
+        assert store.get(uri).size == 9
+
+
+def test_head_without_a_size_is_no_size():
+    with S3Server(instead=only("head", f"HTTP/1.1 200 OK\r\nETag: {etag(b'')}\r\n\r\n".encode())) as server:
+        store = open_at(server)
+        with pytest.raises(RemoteServiceUnavailable, match="ContentLength"):
+            store.get_size(store.location("id").uri)
+
+
+def test_weak_etag_of_a_proxy_pins_the_same_version():
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"some data").uri
+        weak = HEADERS | {"ETag": f"W/{HEADERS['ETag']}"}
+        server.instead = only("get", reply(200, weak, b"some data"))
+        with store.get(uri).data as stream:
+            server.instead = lambda operation, request: None
+            stream.seek(5)
+            assert stream.read() == b"data"
+        assert server.requests[-1].headers["if-match"] == HEADERS["ETag"]
+
+
+@pytest.mark.parametrize("refusal", [error(501, "NotImplemented"), error(400, "InvalidArgument")])
+def test_server_that_knows_no_checksums_is_read_without(refusal):
+    def instead(operation, request):
+        return refusal if "x-amz-checksum-mode" in request.headers else None
+
+    with S3Server(instead) as server:
+        store = open_at(server)
+        uri = store.add("id", b"data").uri
+        assert read(store, uri) == read(store, uri) == b"data"
+        assert server.operations == ["put", "get", "get", "get"]
+
+
+# -- Deleting, access -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [name for name in NOT_S3 if name != "no content"])
+def test_deletion_that_never_was_is_no_success(wrong):
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"data").uri
+        server.instead = only("delete", NOT_S3[wrong])
+        if wrong in ("nothing at all",):
+            store.delete(uri)  # some servers say 200
+            return
+        with pytest.raises(StoreError):
+            store.delete(uri)
+        server.instead = lambda operation, request: None
+        assert read(store, uri) == b"data"
+
+
+def test_deletion_whose_answer_was_replaced_is_asked_for_again():
+    with S3Server(after=only("delete", NOT_S3["a page"])) as server:
+        store = open_at(server)
+        store.delete(store.add("id", b"data").uri)
+        assert server.operations == ["put", "head", "delete", "head"]
+
+
+@pytest.mark.parametrize("wrong", [name for name in NOT_S3 if name != "nothing at all"])
+@pytest.mark.parametrize("operation", ["get_acl", "put_acl"])
+def test_access_that_was_not_given_is_no_success(wrong, operation):
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"data").uri
+        server.instead = only(operation, NOT_S3[wrong])
+        with pytest.raises(StoreError):
+            store.set_acls(uri, public=True)
+
+
+# -- Listings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", NOT_S3)
+def test_page_is_not_an_empty_store(wrong):
+    with S3Server(instead=lambda operation, request: NOT_S3[wrong]) as server:
+        store = open_at(server)
+        for call in (lambda: list(store.list_images()), lambda: store.gc(0), store.check):
+            with pytest.raises(StoreError):
+                call()
+
+
+MORE = "<IsTruncated>true</IsTruncated>"
+LISTS = {
+    "more, and not where": lambda number: MORE + entry("a"),
+    "the same place again": lambda number: (
+        f"{MORE}<NextContinuationToken>x</NextContinuationToken>{entry(f'k{number}')}"
+    ),
+    "in circles": lambda number: (
+        f"{MORE}<NextContinuationToken>{number % 5}</NextContinuationToken>{entry(f'k{number}')}"
+    ),
+    "the same images again and again": lambda number: (
+        f"{MORE}<NextContinuationToken>{number}</NextContinuationToken>{entry(f'k{number % 3}')}"
+    ),
+    "nothing, for ever": lambda number: f"{MORE}<NextContinuationToken>{number}</NextContinuationToken>",
+    "an entry without a key": lambda number: "<Contents><Size>1</Size></Contents>",
+    "an entry without a size": lambda number: entry("a").replace("<Size>1</Size>", ""),
+    "an entry without a time": lambda number: entry("a").partition("<LastModified>")[0] + "</Contents>",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_list_that_cannot_be_is_an_error(kind, monkeypatch):
+    monkeypatch.setattr("storelib.drivers.s3.answers._MOST_EMPTY", 20)
+    pages = iter(range(1000))
+    with S3Server(lambda operation, request: document("ListBucketResult", LISTS[kind](next(pages)))) as server:
+        with pytest.raises(RemoteServiceUnavailable):
+            list(open_at(server).list_images())
+        assert len(server.requests) < 50
+
+
+def test_long_list_is_read_to_its_end():
+    def pages(operation, request):
+        number = int(request.target.partition("continuation-token=")[2].partition("&")[0] or 0)
+        more = f"{MORE}<NextContinuationToken>{number + 1}</NextContinuationToken>" if number < 20 else ""
+        return document("ListBucketResult", more + entry(f"k{number}"))
+
+    with S3Server(pages) as server:
+        assert [info.image_id for info in open_at(server).list_images()] == [f"k{number}" for number in range(21)]
+
+
+def test_server_that_knows_neither_prefix_nor_delimiter_lists_and_loses_nothing_of_others():
+    with S3Server(instead=lambda operation, request: None) as server:
+        for key in ("pre/a", "pre/deeper/b", "of others", "prefix"):
+            server.objects[key] = (b"data", {})
+            server.uploads[f"u {key}"] = (key, {}, {})
+        server._list = lambda request, key, query: S3Server._list(server, request, key, {})
+        server._list_uploads = lambda request, key, query: S3Server._list_uploads(server, request, key, {})
+        store = open_at(server, s3_store_key_prefix="pre/")
+        assert [info.image_id for info in store.list_images()] == ["a"]
+        assert [item.image_id for item in store.gc(0)] == ["a"]
+        assert set(server.uploads) == {"u pre/deeper/b", "u of others", "u prefix"}
+
+
+def test_incomplete_image_is_an_error():
+    with S3Server() as server:
+        store = open_at(server, s3_store_read_timeout=0.3)
+        uri = store.add("id", b"some data").uri
+        cut = reply(200, HEADERS | {"Content-Length": "9"}, b"some")
+        server.instead = only("get", cut)
+        with pytest.raises((IncompleteRead, RemoteServiceUnavailable)):
+            read(store, uri)
