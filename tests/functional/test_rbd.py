@@ -16,7 +16,7 @@ from servers.ceph import Cluster
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part
-from storelib.drivers.rbd import RbdStore, sealing, temporary, writer
+from storelib.drivers.rbd import RbdStore, reader, sealing, temporary, writer
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -28,6 +28,7 @@ from storelib.exceptions import (
     NotFound,
     RemoteServiceUnavailable,
     StorageFull,
+    StoreError,
     TransferTimeout,
 )
 from storelib.registry import open_store
@@ -288,10 +289,46 @@ def test_namespace(ceph, store, image_id):
     assert not door.names()
 
 
-def test_check_knows_no_room_without_a_manager(ceph, store):
+def test_check_knows_no_room_without_a_manager(ceph, store, pool):
+    before = pool.names() | pool.trash()
     health = store.check()
     assert ceph.fsid in health.detail
     assert (health.free, health.total) == (None, None)
+    assert pool.names() | pool.trash() == before
+
+
+@pytest.mark.parametrize("option", ["rbd_store_data_pool", "rbd_store_namespace"])
+def test_check_names_what_adds_would_miss(ceph, option):
+    with pytest.raises(BadStoreConfiguration, match=option):
+        open_rbd(ceph, **{option: "nowhere"}).check()
+
+
+def test_check_of_a_user_who_may_only_read(ceph):
+    """It works where the store says that it is only read."""
+    caps = "profile rbd-read-only pool=images"
+    with pytest.raises(Forbidden, match="rbd_store_user.*profile rbd.*read_only"):
+        as_user(ceph, "looker", caps).check()
+    assert "images" in as_user(ceph, "looker", caps, read_only=True).check().detail
+
+
+def test_connection_without_a_pool_is_closed(ceph, monkeypatch):
+    ended = []
+
+    class Watched(rados.Rados):
+        def shutdown(self):
+            ended.append(self)
+            super().shutdown()
+
+    monkeypatch.setattr(rados, "Rados", Watched)
+    with pytest.raises(BadStoreConfiguration, match="rbd_store_pool"):
+        open_rbd(ceph, rbd_store_pool="nowhere").check()
+    assert len(ended) == 1
+
+
+def test_no_question_takes_longer_than_transfers(ceph):
+    handle = open_rbd(ceph, transfer_timeout=2.5).cluster.get().rados
+    for name in ("client_mount_timeout", "rados_osd_op_timeout", "rados_mon_op_timeout"):
+        assert float(handle.conf_get(name)) == 3
 
 
 # -- Sizes and holes ------------------------------------------------------------------------------------------
@@ -326,8 +363,9 @@ def sparse_file(path, size, places):
     return path
 
 
-def test_holes_are_neither_stored_nor_read(ceph, store, pool, image_id, tmp_path):
-    size, places = 3000 * MiB, [5 * MiB, 2000 * MiB + 64 * KiB]
+def test_holes_are_neither_stored_nor_read(ceph, store, pool, image_id, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "BATCH", 256 * MiB)
+    size, places = 375 * MiB, [5 * MiB, 250 * MiB + 64 * KiB]
     stored = store.add(image_id, sparse_file(tmp_path / "image", size, places))
     with pool.open(image_id) as image:
         used = []
@@ -500,6 +538,195 @@ def test_image_deleted_while_it_is_read_is_no_image_of_zeros(store, image_id):
         stream.seek(30 * MiB)
         with pytest.raises(ImageChanged, match="deleted"):
             stream.read()
+
+
+# -- Adds that are alive, and gc of others --------------------------------------------------------------------
+
+
+def gc_of_others(ceph, image_id, by):
+    """gc(0) of a second store object, here or in another process; answers how much it removed."""
+    if by == "object":
+        return len(open_rbd(ceph).gc(0, prefix=image_id))
+    process = run(ceph, "print(len(store.gc(0, prefix=sys.argv[1])))", image_id)
+    return int(process.communicate(timeout=60)[0])
+
+
+#: A function in the middle of an add, and whether gc comes after it.
+PHASES = {
+    "made": (writer.RbdWriter, "_open", False),
+    "marked": (writer.RbdWriter, "_open", True),
+    "written": (writer.RbdWriter, "write", True),
+    "before the snapshot": (writer.RbdWriter, "publish", False),
+    "after the snapshot": (writer.RbdWriter, "_seal", True),
+    "before the rename": (sealing, "publish", False),
+    "after the rename": (sealing, "look_at", False),
+}
+
+
+@pytest.mark.parametrize("by", ["object", "process"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_gc_of_others_spares_adds_under_way(ceph, store, pool, image_id, monkeypatch, phase, by):
+    image_id = image_id.replace(" ", "-")
+    owner, name, after = PHASES[phase]
+    plain = getattr(owner, name)
+    removed = []
+
+    def step(*arguments, **options):
+        answer = plain(*arguments, **options) if after else None
+        if not removed:
+            removed.append(0)
+            removed[0] = gc_of_others(ceph, image_id, by)
+        return answer if after else plain(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, step)
+    assert read(store, store.add(image_id, IMAGE).uri) == IMAGE
+    assert removed == [0]
+    assert pool.residue(image_id) == {image_id}
+
+
+def test_gc_of_others_spares_a_copy_under_way(ceph, store, pool, image_id, monkeypatch):
+    """A clone begins with the marks of its original."""
+    stored = store.add(image_id, IMAGE)
+    plain = writer.RbdWriter._open
+    removed = []
+
+    def method(self, *arguments):
+        removed.append(gc_of_others(ceph, image_id, "object"))
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(writer.RbdWriter, "_open", method)
+    copied = store.copy(stored.uri, f"{image_id}-copy", digests=digests_of(stored))
+    assert removed == [0]
+    assert read(store, copied.uri) == IMAGE
+
+
+def at_publication(monkeypatch, action):
+    plain = sealing.publish
+    monkeypatch.setattr(sealing, "publish", lambda *a, **options: [action(*a), plain(*a, **options)][1])
+
+
+def test_add_whose_snapshot_is_removed_fails(store, pool, image_id, monkeypatch):
+    def remove_snapshot(connection, name, *rest):
+        with pool.open(name) as image:
+            image.unprotect_snap("snap")
+            image.remove_snap("snap")
+
+    at_publication(monkeypatch, remove_snapshot)
+    with pytest.raises(StoreError, match="snapshot of what was written"):
+        store.add(image_id, IMAGE)
+    assert not pool.residue(image_id)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_add_whose_image_is_moved_away_fails(store, pool, image_id, monkeypatch, other):
+    def rename(connection, name, *rest):
+        rbd.RBD().rename(pool.ioctx, name, f"{image_id}-elsewhere")
+        if other:
+            rbd.RBD().create(pool.ioctx, image_id, MiB, old_format=False)
+
+    at_publication(monkeypatch, rename)
+    with pytest.raises(Duplicate if other else StoreError, match="exists" if other else "somebody removed"):
+        store.add(image_id, IMAGE)
+    assert pool.residue(image_id) == {f"{image_id}-elsewhere", *([image_id] if other else [])}
+
+
+def test_clones_and_copies_of_others_are_no_garbage(store, pool, image_id):
+    """They inherit the marks of the image, even those of one whose deletion was begun."""
+    store.add(image_id, IMAGE)
+    with pool.open(image_id) as image:
+        for number, mark in enumerate([None, "1", str(image.id())]):
+            if mark is not None:
+                image.metadata_set(temporary.DELETING, mark)
+            rbd.RBD().clone(pool.ioctx, image_id, "snap", pool.ioctx, f"{image_id}-clone{number}")
+            image.copy(pool.ioctx, f"{image_id}-copy{number}")
+            rbd.RBD().clone(pool.ioctx, image_id, "snap", pool.ioctx, f"{image_id}-trash{number}")
+            rbd.RBD().trash_move(pool.ioctx, f"{image_id}-trash{number}")
+    before = pool.residue(image_id)
+    assert len(before) == 10
+    assert not store.gc(0, prefix=image_id)
+    assert pool.residue(image_id) == before
+    with pytest.raises(NotFound):
+        store.delete(f"rbd://{image_id}-copy2")
+    assert pool.residue(image_id) == before
+
+
+# -- Answers that are lost on the way -------------------------------------------------------------------------
+
+
+class Repeating:
+    """An object of the bindings whose calls, some of them, arrive twice, as when Ceph sends a request again."""
+
+    def __init__(self, wrapped, *names):
+        self._wrapped = wrapped
+        self._names = names
+
+    def __getattr__(self, name):
+        plain = getattr(self._wrapped, name)
+        if name not in self._names:
+            return plain
+
+        def twice(*arguments, **options):
+            plain(*arguments, **options)
+            return plain(*arguments, **options)
+
+        return twice
+
+
+def test_steps_that_arrive_twice_are_no_refusals(store, pool, image_id):
+    rbd.RBD().create(pool.ioctx, image_id, MiB, old_format=False)
+    with pool.open(image_id) as image:
+        repeating = Repeating(image, "create_snap", "protect_snap", "unprotect_snap", "remove_snap")
+        sealing.seal(repeating, protect=True)
+        assert image.is_protected_snap("snap")
+        sealing.unseal(repeating)
+        assert not sealing.snapshots(image)
+
+
+@pytest.mark.parametrize("name", ["create", "rename", "remove", "trash_move"])
+def test_requests_that_arrive_twice_are_no_refusals(store, pool, image_id, monkeypatch, name):
+    plain = rbd.RBD
+    monkeypatch.setattr(rbd, "RBD", lambda: Repeating(plain(), name))
+    stored = store.add(image_id, IMAGE)
+    assert read(store, stored.uri) == IMAGE
+    assert pool.residue(image_id) == {image_id}
+    if name == "trash_move":
+        store.copy(stored.uri, f"copy-of-{image_id}", digests=digests_of(stored))
+    store.delete(stored.uri)
+    assert image_id not in pool.names()
+    monkeypatch.undo()
+    with pytest.raises(NotFound):
+        store.delete(stored.uri)
+
+
+def test_flush_that_failed_fails_the_add(store, pool, image_id, monkeypatch):
+    """However often it is asked again: what was not written may have been forgotten."""
+    plain, asked = writer.RbdWriter._open, []
+
+    class Failing(Repeating):
+        def flush(self):
+            asked.append(1)
+            if len(asked) == 1:
+                raise rbd.OSError("flush", errno=5)
+
+    def opened(self, *arguments):
+        plain(self, *arguments)
+        self._image = Failing(self._image)
+
+    monkeypatch.setattr(writer.RbdWriter, "_open", opened)
+    with pytest.raises(StoreError, match="flushed"):
+        store.add(image_id, IMAGE)
+    assert asked == [1]
+    assert not pool.residue(image_id)
+
+
+def test_image_that_cannot_be_marked_is_closed_again(store, pool, image_id, monkeypatch):
+    def fail(image, token):
+        raise rbd.OSError("metadata", errno=22)
+
+    monkeypatch.setattr(temporary, "set_token", fail)
+    with pytest.raises(StoreError):
+        store.add(image_id, IMAGE)
+    assert not pool.residue(image_id)
 
 
 # -- What crashes leave ---------------------------------------------------------------------------------------
@@ -678,7 +905,7 @@ def interrupted(ceph, seconds, after):
 
 def test_add_goes_on_when_the_osd_comes_back(ceph, pool, image_id):
     store = open_rbd(ceph, rados_osd_op_timeout=1, transfer_retries=10)
-    stored = store.add(image_id, IMAGE * 8, progress=interrupted(ceph, 3.0, 20 * MiB))
+    stored = store.add(image_id, IMAGE * 8, progress=interrupted(ceph, 2.0, 20 * MiB))
     assert pool.read(image_id) == IMAGE * 8
     assert stored.size == 8 * len(IMAGE)
     assert pool.residue(image_id) == {image_id}
@@ -686,7 +913,7 @@ def test_add_goes_on_when_the_osd_comes_back(ceph, pool, image_id):
 
 def test_commit_goes_on_when_the_osd_comes_back(ceph, pool, image_id):
     store = open_rbd(ceph, rados_osd_op_timeout=1, transfer_retries=10)
-    store.add(image_id, IMAGE, progress=interrupted(ceph, 3.0, len(IMAGE)))
+    store.add(image_id, IMAGE, progress=interrupted(ceph, 2.0, len(IMAGE)))
     assert pool.read(image_id) == IMAGE
 
 
@@ -695,12 +922,12 @@ def test_read_goes_on_when_the_osd_comes_back(ceph, image_id):
     uri = store.add(image_id, IMAGE * 8).uri
     with store.get(uri).data as stream:
         first = stream.read(MiB)
-        interrupted(ceph, 3.0, 0)(0, None)
+        interrupted(ceph, 2.0, 0)(0, None)
         assert first + stream.read() == IMAGE * 8
 
 
 def test_add_to_an_osd_that_does_not_come_back_ends_in_time(ceph, store, pool, image_id):
-    impatient = open_rbd(ceph, rados_osd_op_timeout=1, transfer_retries=1, transfer_timeout=20)
+    impatient = open_rbd(ceph, rados_osd_op_timeout=1, transfer_retries=0, transfer_timeout=20)
 
     def source():
         yield IMAGE
@@ -730,7 +957,7 @@ def remove_leftovers(store, pool, image_id):
 
 def test_full_pool(ceph, store, pool, image_id):
     uri = store.add(f"{image_id}-before", IMAGE).uri
-    impatient = as_user(ceph, "filler", "profile rbd pool=images", rados_osd_op_timeout=2)
+    impatient = as_user(ceph, "filler", "profile rbd pool=images", rados_osd_op_timeout=1)
     with ceph.full():
         with pytest.raises(StorageFull, match="images"):
             impatient.add(image_id, IMAGE)

@@ -1054,6 +1054,16 @@ def test_check_does_what_adds_do(cluster, store):
 
 
 @stand_in_only
+@pytest.mark.parametrize(("switch", "options"), [("dead", {}), ("lose-create", {"sheepdog_store_copies": "2"})])
+def test_check_names_the_options_that_may_help(cluster, switch, options):
+    store = open_sheepdog(cluster, transfer_retries=0, **options)
+    words = ["sheepdog_store_address", "sheepdog_store_port", *options]
+    with switched(cluster, switch), pytest.raises(RemoteServiceUnavailable, match=", ".join(words) + "$"):
+        store.check()
+    store.gc(0, prefix="storelib-check-")
+
+
+@stand_in_only
 def test_check_of_a_store_that_is_read_only_writes_nothing(cluster):
     store = open_sheepdog(cluster, read_only=True)
     cluster.forget_calls()

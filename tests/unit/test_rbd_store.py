@@ -173,3 +173,51 @@ def test_zeros_are_told_from_data(size):
         zeros[place] = 1
         assert not reader._is_zero(memoryview(zeros))
         zeros[place] = 0
+
+
+class MarkedImage:
+    """What an image has of its own, and what it inherited."""
+
+    def __init__(self, image_id, **metadata):
+        self.metadata = {f"storelib.{key}": value for key, value in metadata.items()}
+        self.id = lambda: image_id
+
+    def metadata_get(self, key):
+        return self.metadata[key]
+
+    def metadata_set(self, key, value):
+        self.metadata[key] = value
+
+    def metadata_remove(self, key):
+        del self.metadata[key]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "being_deleted"),
+    [
+        ({}, False),
+        ({"token": "a" * 24}, False),
+        ({"deleting": "one"}, True),
+        ({"deleting": "other"}, False),
+        ({"deleting": "other", "token": f"{'a' * 24} other"}, False),
+        # As earlier versions had it.
+        ({"deleting": "1"}, False),
+        ({"deleting": "1", "token": "a" * 24}, False),
+        ({"deleting": "1", "token": f"{'a' * 24} one"}, True),
+        ({"deleting": "1", "token": f"{'a' * 24} other"}, False),
+    ],
+)
+def test_mark_of_a_deletion_counts_on_its_own_image_only(metadata, being_deleted):
+    assert temporary.is_being_deleted(MarkedImage("one", **metadata)) == being_deleted
+
+
+def test_marks_are_set_and_taken_away():
+    image = MarkedImage("one")
+    temporary.set_token(image, "a" * 24)
+    assert temporary.is_temporary(f"image.storelib-{'a' * 24}", image)
+    assert not temporary.is_temporary(f"image.storelib-{'b' * 24}", image)
+    temporary.set_deleting(image)
+    assert temporary.is_being_deleted(image)
+    temporary.unset_deleting(image)
+    temporary.unset_deleting(image)
+    assert not temporary.is_being_deleted(image)

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.util
 import json
+import math
 import os
 import threading
 import weakref
@@ -125,7 +126,9 @@ class Cluster:
             "rados_osd_op_timeout": conf.rados_osd_op_timeout,
             "rados_mon_op_timeout": conf.rados_mon_op_timeout,
         }
-        settings = {name: str(seconds) for name, seconds in timeouts.items() if seconds >= 0}
+        # No single question takes longer than a transfer may go without progress; Ceph takes whole seconds only.
+        longest = math.ceil(conf.transfer_timeout)
+        settings = {name: str(min(seconds, longest)) for name, seconds in timeouts.items() if seconds >= 0}
         # Each byte passes once: a cache would only cost a copy, and hide the error of a write until the flush.
         settings["rbd_cache"] = "false"
         settings["rbd_default_clone_format"] = conf.rbd_store_clone_format
@@ -148,9 +151,13 @@ class Cluster:
             handle.connect()
         except rados.Error as error:
             raise connection_error(error, self._store_name) from error
-        freeing_ioctx = self._open_pool(handle)
-        freeing_ioctx.set_osdmap_full_try()
-        return Connection(handle, self._open_pool(handle), str(handle.get_fsid()), freeing_ioctx)
+        try:
+            freeing_ioctx = self._open_pool(handle)
+            freeing_ioctx.set_osdmap_full_try()
+            return Connection(handle, self._open_pool(handle), str(handle.get_fsid()), freeing_ioctx)
+        except BaseException:
+            handle.shutdown()
+            raise
 
     def _open_pool(self, handle: Any) -> Any:
         import rados

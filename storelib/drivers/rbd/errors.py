@@ -25,8 +25,8 @@ DISCONNECTED = (errno.ESHUTDOWN, errno.ENOTCONN)
 _NAMES = {
     errno.ENOENT: (NotFound, "there is no such image or snapshot"),
     errno.EEXIST: (Duplicate, "the image exists"),
-    errno.EPERM: (Forbidden, "the user may not do that; check its capabilities (profile rbd)"),
-    errno.EACCES: (Forbidden, "the user may not do that; check its capabilities (profile rbd)"),
+    errno.EPERM: (Forbidden, "the user may not do that; check rbd_store_user and its capabilities (profile rbd)"),
+    errno.EACCES: (Forbidden, "the user may not do that; check rbd_store_user and its capabilities (profile rbd)"),
     errno.ENOSPC: (StorageFull, "the pool is full"),
     errno.EDQUOT: (StorageFull, "the pool has reached its quota"),
     errno.EBUSY: (InUseByStore, "the image is in use"),

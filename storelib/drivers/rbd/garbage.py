@@ -11,7 +11,7 @@ import datetime
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Garbage
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
+#: Seconds that an add has between making its image and marking it as its own, from when on it watches it.
+UNMARKED = 60.0
+
+
 @dataclass(frozen=True)
 class Dead:
     """Where garbage lies: under a name in the pool, or under an id in the trash."""
 
     name: str
     trash_id: str | None = None
+    #: RBD's id of an image in the pool, which can have another name by now, as its name can another image.
+    image_id: str | None = None
 
 
 def find(store: RbdStore, older_than: float, prefix: str) -> Iterator[Garbage]:
@@ -78,7 +84,7 @@ def discard(store: RbdStore, connection: Connection, place: Dead) -> bool:
             rbd.RBD().trash_remove(connection.ioctx, place.trash_id)
         else:
             _undo_rename(connection, place.name)
-            sealing.take_back(connection, place.name)
+            sealing.take_back(connection, place.name, place.image_id)
     except (rbd.ImageBusy, rbd.ImageHasSnapshots) as error:
         LOG.info("%s is in use after all, a later gc may remove it: %s", place.name, error)
         return False
@@ -89,11 +95,13 @@ def _in_pool(image: Any, place: Dead) -> Garbage | None:
     under_way = temporary.split(place.name)
     snapshots = sealing.snapshots(image)
     if under_way is None:
-        # Deleted in part. One that never had a mark may be anybody's.
-        marked = any(temporary.mark(image, key) is not None for key in (temporary.TOKEN, temporary.DELETING))
-        dead = marked and not snapshots
+        # Deleted in part. One without a mark of its own may be anybody's.
+        dead = not snapshots and temporary.is_being_deleted(image)
+    elif temporary.is_temporary(place.name, image):
+        dead = snapshots in ([], [SNAPSHOT])
     else:
-        dead = snapshots in ([], [SNAPSHOT]) and (not snapshots or temporary.is_temporary(place.name, image))
+        # Nobody watches what has only just been made.
+        dead = not snapshots and _modified(image) < time.time() - UNMARKED
     if not dead or removal.has_clones(image):
         return None
     watchers = [watcher["addr"] for watcher in image.watchers_list()]
@@ -104,12 +112,13 @@ def _in_pool(image: Any, place: Dead) -> Garbage | None:
             ", ".join(watchers),
         )
         return None
-    return Garbage(place.name, under_way[0] if under_way else place.name, holes.used(image), _modified(image), place)
+    found = replace(place, image_id=str(image.id()))
+    return Garbage(place.name, under_way[0] if under_way else place.name, holes.used(image), _modified(image), found)
 
 
 def _in_trash(image: Any, place: Dead) -> Garbage | None:
     """Put there because it had clones, and has none any more."""
-    marked = temporary.mark(image, temporary.DELETING) is not None
+    marked = temporary.is_being_deleted(image)
     # Of somebody else's snapshots, made since, it is not for gc to judge.
     if not marked or len(sealing.snapshots(image)) > 1 or removal.has_clones(image):
         return None
@@ -138,7 +147,7 @@ def _undo_rename(connection: Connection, name: str) -> None:
     image_id = sealing.id_of(connection, name)
     if image_id is not None and sealing.id_of(connection, under_way[0]) == image_id:
         sealing.finish_rename(connection, name, under_way[0], image_id)
-        sealing.take_back(connection, under_way[0])
+        sealing.take_back(connection, under_way[0], image_id)
 
 
 def _modified(image: Any) -> float:

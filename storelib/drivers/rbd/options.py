@@ -46,7 +46,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         min=-1,
         help="Seconds after which an operation that the OSDs do not answer is given up; transfer_retries says how "
         "often it is tried again. A full pool shows only so: writes to it are not answered. Keep it longer than the "
-        "cluster needs to replace a failed OSD. -1: what ceph.conf says; 0: for ever.",
+        "cluster needs to replace a failed OSD; transfer_timeout is its limit. -1: what ceph.conf says; 0: for ever.",
     ),
     cfg.IntOpt(
         "rados_mon_op_timeout",

@@ -38,8 +38,6 @@ class RbdReader(Reader):
     part_size = READ
 
     def __init__(self, store: RbdStore, location: RbdLocation) -> None:
-        import rbd
-
         self.concurrency = store.conf.rbd_store_concurrency
         self._store = store
         self._location = location
@@ -50,7 +48,7 @@ class RbdReader(Reader):
             self._rbd_id = str(self._image.id())
             self._object_size = int(self._image.stat()["obj_size"])
             known = holes.by_object_map(self._image)
-        except rbd.Error:
+        except BaseException:
             self._image.close()
             raise
         self._has_map = known is not None

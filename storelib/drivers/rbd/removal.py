@@ -20,20 +20,21 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
     import rbd
 
     with connection.open(location.image) as image:
+        image_id = str(image.id())
         known = sealing.snapshots(image)
         if location.snapshot not in known:
             # Otherwise an earlier attempt came as far as this.
-            if known or temporary.mark(image, temporary.DELETING) is None:
+            if known or not temporary.is_being_deleted(image):
                 raise NotFound(f"{location}: there is no such snapshot, so this is no image that could be read")
         elif len(known) > 1:
             raise HasSnapshot(f"{location} has other snapshots: {', '.join(sorted({*known} - {location.snapshot}))}")
         elif has_clones(image):
-            image.metadata_set(temporary.DELETING, "1")
+            temporary.set_deleting(image)
             return _set_aside(connection, location, image, to_trash=to_trash)
         elif len(list(image.watchers_list())) > 1:
             raise InUseByStore(f"{location} is in use: somebody has it open for writing")
         else:
-            image.metadata_set(temporary.DELETING, "1")
+            temporary.set_deleting(image)
             try:
                 sealing.unseal(image, location.snapshot)
             except rbd.ImageBusy:
@@ -45,8 +46,8 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
         # It was there a moment ago, so it is gone as wanted (seen of librbd 16 in a full pool).
         return None
     except (rbd.ImageBusy, rbd.ImageHasSnapshots):
-        _restore(connection, location, protect=protect)
-        raise
+        if _restore(connection, location, image_id, protect=protect):
+            raise
     return None
 
 
@@ -67,15 +68,21 @@ def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_
         rbd.RBD().trash_move(connection.ioctx, location.image)
     except (rbd.ImageBusy, InUseByStore):
         with contextlib.suppress(rbd.Error), connection.open(location.image) as again:
-            again.metadata_remove(temporary.DELETING)
+            temporary.unset_deleting(again)
         raise
+    except rbd.ImageNotFound:
+        # It was there a moment ago: moved by an attempt whose answer was lost.
+        return
 
 
-def _restore(connection: Connection, location: RbdLocation, *, protect: bool) -> None:
-    """Nobody has written to it since, so a new snapshot is as good as the old one."""
+def _restore(connection: Connection, location: RbdLocation, image_id: str, *, protect: bool) -> bool:
+    """Nobody has written to it since, so a new snapshot is as good as the old one; False if it is another image now."""
     with connection.open(location.image) as image:
+        if str(image.id()) != image_id:
+            return False
         if location.snapshot not in sealing.snapshots(image):
             image.create_snap(location.snapshot)
         if protect and not image.is_protected_snap(location.snapshot):
             image.protect_snap(location.snapshot)
-        image.metadata_remove(temporary.DELETING)
+        temporary.unset_deleting(image)
+    return True

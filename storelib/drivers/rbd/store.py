@@ -22,13 +22,16 @@ from storelib.drivers.rbd.writer import RbdWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
     Duplicate,
+    Forbidden,
     NotFound,
+    OperationNotSupported,
     StorageFull,
     StoreError,
     TransferTimeout,
 )
 from storelib.location import StoreLocation
 from storelib.transfer.contract import MiB
+from storelib.transfer.rehearsal import rehearse
 from storelib.transfer.upload import Progress
 
 LOG = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ class RbdStore(Store[RbdLocation]):
     * Cluster, pool, image and snapshot are all in the URI: whoever wants a copy-on-write clone needs nothing more.
     * ``copy`` with known digests makes a clone (rbd_store_copy_mode); a clone needs its original, so deleting that
       moves it to the trash, from where ``gc`` removes it when its last clone is gone.
-    * ``gc`` removes nothing that does not bear storelib's mark. What a killed writer left is watched by it for another
-      30 seconds, during which it is taken for alive.
+    * ``gc`` removes nothing that does not bear storelib's mark, and spares the adds of all processes: they watch what
+      they write. What a killed writer left is watched by it for another 30 seconds.
     """
 
     schemes = (SCHEME,)
@@ -187,6 +190,21 @@ class RbdStore(Store[RbdLocation]):
     def discard(self, garbage_: Garbage) -> bool:
         """See garbage.py."""
         return garbage.discard(self, self.cluster.get().freeing, garbage_.handle)
+
+    def check(self) -> Health:
+        """Ask the cluster, then try it out, unless it is full."""
+        health = super().check()
+        if self.cluster.is_full():
+            return health
+        try:
+            rehearse(self)
+        except Forbidden as error:
+            raise Forbidden(f"{error}; set read_only if this store is not to be written to") from error
+        except OperationNotSupported as error:
+            raise OperationNotSupported(
+                f"{error}; check rbd_default_features in Ceph's configuration (option rbd_store_ceph_conf)"
+            ) from error
+        return health
 
     def probe(self) -> Health:
         """Connect, look for an image in the pool, ask how much room there is."""

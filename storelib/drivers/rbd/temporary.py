@@ -3,17 +3,21 @@
 
 An image under way is called ``<image id>.storelib-<token>`` and carries the token in its metadata, too. The token
 stays when the image is renamed to its id, so an id that happens to look like such a name is not taken for one.
+
+Clones and copies inherit the metadata of their original, whoever makes them: a mark counts only on the image whose
+RBD id it names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from typing import Any
 
-#: The token of the add that made an image.
+#: The token of the add that made an image, and RBD's id of that image.
 TOKEN = "storelib.token"  # noqa: S105  (a name)
-#: Set before the snapshot of an image goes away because the image is being deleted.
+#: Set, to RBD's id of the image, before the snapshot of an image goes away because the image is being deleted.
 DELETING = "storelib.deleting"
 
 _NAME = re.compile(r"(.+)\.storelib-([0-9a-f]{24})", re.DOTALL)
@@ -39,7 +43,32 @@ def mark(image: Any, key: str) -> str | None:
         return None
 
 
+def set_token(image: Any, token: str) -> None:
+    """Note which add made the image."""
+    image.metadata_set(TOKEN, f"{token} {image.id()}")
+
+
 def is_temporary(name: str, image: Any) -> bool:
     """Whether an image with its snapshot is one under way all the same."""
     found = split(name)
-    return found is not None and mark(image, TOKEN) == found[1]
+    return found is not None and (mark(image, TOKEN) or "").partition(" ")[0] == found[1]
+
+
+def set_deleting(image: Any) -> None:
+    """Note that the image is on its way out."""
+    image.metadata_set(DELETING, str(image.id()))
+
+
+def unset_deleting(image: Any) -> None:
+    """It stays after all."""
+    with contextlib.suppress(KeyError):
+        image.metadata_remove(DELETING)
+
+
+def is_being_deleted(image: Any) -> bool:
+    """Whether this image is on its way out, and not that from which it was cloned or copied."""
+    deleting, image_id = mark(image, DELETING), str(image.id())
+    if deleting is None or deleting == image_id:
+        return deleting is not None
+    # Earlier versions noted no id there.
+    return (mark(image, TOKEN) or "").partition(" ")[2] == image_id

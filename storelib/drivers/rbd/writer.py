@@ -41,6 +41,9 @@ class RbdWriter(Writer):
         #: The id that RBD gave it.
         self._rbd_id: str | None = None
         self._room = 0
+        self._sealed = False
+        #: Why what was written cannot be relied on any more.
+        self._lost: StoreError | None = None
 
     def part_size(self, number: int, size: int | None) -> int:
         """Parts lie within one object each."""
@@ -66,6 +69,9 @@ class RbdWriter(Writer):
         order, data_pool = self._store.order, self._store.conf.rbd_store_data_pool or None
         try:
             rbd.RBD().create(connection.ioctx, name, size, order=order, old_format=False, data_pool=data_pool)
+        except rbd.ImageExists:
+            # The name is random: made by this very call, whose first answer was lost.
+            pass
         except (rbd.ImageNotFound, rbd.ObjectNotFound) as error:
             raise BadStoreConfiguration(
                 f"store {self._store.name}: the cluster has no such data pool or namespace; "
@@ -93,9 +99,18 @@ class RbdWriter(Writer):
         return name, token
 
     def _open(self, connection: Connection, name: str, token: str) -> None:
-        image = connection.open(name)
-        image.metadata_set(temporary.TOKEN, token)
-        self._rbd_id = str(image.id())
+        import rbd
+
+        try:
+            image = connection.open(name)
+        except rbd.ImageNotFound as error:
+            raise self._removed() from error
+        try:
+            temporary.set_token(image, token)
+            self._rbd_id = str(image.id())
+        except BaseException:
+            image.close()
+            raise
         self._image = image
 
     def write(self, part: Part) -> None:
@@ -111,14 +126,42 @@ class RbdWriter(Writer):
         """See ``commit``; it may be repeated from any point."""
         if self._rbd_id is None:
             raise StoreError(f"image {self._image_id!r} was never made")
-        if self._image is not None:
+        if self._image is not None and not self._sealed:
+            self._seal(size)
+        # Watched until it is renamed, so that gc of others does not take it for dead.
+        sealing.publish(
+            self._store.cluster.get(), self._names[-1], self._image_id, self._rbd_id, size, release=self._close_image
+        )
+        self._close_image()
+        return Committed(self._store.location(self._image_id))
+
+    def _seal(self, size: int) -> None:
+        import rbd
+
+        try:
             if self._room != size:
                 self._image.resize(size)
                 self._room = size
+            self._flush()
             sealing.seal(self._image, self._store.conf.rbd_store_protect_snapshot)
-            self._close_image()
-        sealing.publish(self._store.cluster.get(), self._names[-1], self._image_id, self._rbd_id)
-        return Committed(self._store.location(self._image_id))
+        except rbd.ImageNotFound as error:
+            raise self._removed() from error
+        self._sealed = True
+
+    def _flush(self) -> None:
+        """A flush that failed is not believed when it succeeds later."""
+        import rbd
+
+        if self._lost is None:
+            try:
+                self._image.flush()
+            except rbd.Error as error:
+                self._lost = StoreError(f"image {self._image_id!r}: what was written could not be flushed: {error}")
+        if self._lost is not None:
+            raise self._lost
+
+    def _removed(self) -> StoreError:
+        return StoreError(f"image {self._image_id!r}: somebody removed what was written, perhaps gc; nothing is stored")
 
     def abort(self) -> None:
         """Remove whatever was made, the published image if it is this one."""
@@ -128,7 +171,7 @@ class RbdWriter(Writer):
         connection = self._store.cluster.get().freeing
         if self._rbd_id is not None and sealing.id_of(connection, self._image_id) == self._rbd_id:
             sealing.finish_rename(connection, self._names[-1], self._image_id, self._rbd_id)
-            sealing.take_back(connection, self._image_id)
+            sealing.take_back(connection, self._image_id, self._rbd_id)
         for name in self._names:
             sealing.take_back(connection, name)
 
@@ -137,6 +180,12 @@ class RbdWriter(Writer):
         self._close_image()
 
     def _close_image(self) -> None:
+        """Once, whatever comes of it: what was written is flushed, or of no use any more."""
+        import rbd
+
         image, self._image = self._image, None
         if image is not None:
-            image.close()
+            try:
+                image.close()
+            except rbd.Error as error:
+                LOG.warning("image %r: closing it: %s", self._image_id, error)

@@ -314,8 +314,13 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def check(self) -> Health:
         """Ask the daemon, then try it out."""
-        health = super().check()
-        rehearse(self)
+        try:
+            health = super().check()
+            rehearse(self)
+        except RemoteServiceUnavailable as error:
+            options = ["sheepdog_store_address", "sheepdog_store_port"]
+            options += ["sheepdog_store_copies"] if self.conf.sheepdog_store_copies else []
+            raise RemoteServiceUnavailable(f"{error}; check the options {', '.join(options)}") from error
         return health
 
     def probe(self) -> Health:
