@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -21,7 +23,7 @@ from servers.swift import KEY, OTHER_KEY, OTHER_USER, USER, Swift
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.swift import SwiftStore
+from storelib.drivers.swift import SwiftStore, garbage
 from storelib.drivers.swift.connection import Connections
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import (
@@ -1179,3 +1181,106 @@ def test_one_of_eight_racers_makes_the_container(swift, account, small_parts):
         [winner] = [stored for stored in pool.map(add, range(8)) if stored]
     assert hashlib.sha512(account.get("raced_x", "x")).hexdigest() == winner.multihash
     assert len(account.names("raced_x")) == 4
+
+
+# -- gc and adds under way of others ----------------------------------------------------------------------------------
+
+_GC = """
+import json, sys
+from storelib.drivers.swift import SwiftStore
+from storelib.registry import open_store
+print(len(open_store(SwiftStore, **json.loads(sys.argv[1])).gc(0, "living")))
+"""
+
+
+def gc_of_another_process(options):
+    command = [sys.executable, "-c", _GC, json.dumps(options)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def gc_of_another_store(options):
+    return len(open_store(SwiftStore, **options).gc(0, "living"))
+
+
+@pytest.fixture(params=["swift", "own containers", "dynamic", "radosgw"])
+def living(request, small_parts):
+    """A store, and the options for another one of the same place."""
+    if request.param == "radosgw":
+        store = open_gateway(request.getfixturevalue("gateway"))
+    else:
+        swift = request.getfixturevalue("swift")
+        options = {"swift_store_container": f"living{request.param[:3]}"}
+        if request.param == "dynamic":
+            options["swift_store_auth_address"] = f"{request.getfixturevalue('old_url')}/auth/v1.0"
+        store = open_swift(swift, swift_store_container_per_image=request.param == "own containers", **options)
+    names = ("auth_version", "auth_address", "user", "key", "container", "container_per_image", "segment_container")
+    return store, {f"swift_store_{name}": getattr(store.conf, f"swift_store_{name}") for name in names}
+
+
+@pytest.mark.parametrize("when", ["between segments", "before the manifest", "before it is published"])
+def test_add_that_gc_of_another_store_removed_fails(living, monkeypatch, when):
+    """It may be removed, for Swift has no locks, but it never succeeds without its data."""
+    store, options = living
+    removed = []
+    step = {"before the manifest": "publish_segments", "before it is published": "_publish"}.get(when)
+
+    def source():
+        for number, chunk in enumerate(chunks(IMAGE)):
+            deadline = time.monotonic() + 30
+            # The first segments are on their way.
+            while number == 5 and not step and not removed and time.monotonic() < deadline:
+                removed.extend([1] * gc_of_another_store(options))
+            yield chunk
+
+    if step:
+        plain = getattr(SwiftWriter, step)
+        collect = gc_of_another_process if when == "before the manifest" else gc_of_another_store
+
+        def collected(self, *arguments, **more):
+            removed.extend([1] * (collect(options) if not removed else 0))
+            return plain(self, *arguments, **more)
+
+        monkeypatch.setattr(SwiftWriter, step, collected)
+    with pytest.raises(StoreError) as caught:
+        store.add("living", source())
+    assert removed
+    assert not isinstance(caught.value, Duplicate | NotFound)
+    assert store.gc(0, "living") == []
+
+
+def test_of_an_add_and_a_gc_at_the_same_time_one_sees_the_other(living, monkeypatch):
+    """The gc found an add dead, which publishes its image just then."""
+    store, options = living
+    found, published = threading.Event(), threading.Event()
+    plain_publish, plain_mark = SwiftWriter._publish, garbage._mark
+
+    def mark(*arguments):
+        done = plain_mark(*arguments)
+        found.set()
+        assert published.wait(30)
+        return done
+
+    def publish(self, *arguments, **more):
+        other.start()
+        assert found.wait(30)
+        plain_publish(self, *arguments, **more)
+        published.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        results = []
+        other = threading.Thread(target=lambda: results.append(gc_of_another_store(options)))
+        monkeypatch.setattr(garbage, "_mark", mark)
+        monkeypatch.setattr(SwiftWriter, "_publish", publish)
+        adding = pool.submit(store.add, "living", IMAGE)
+        error = adding.exception(30)
+    other.join(30)
+    monkeypatch.undo()
+    assert results == [0]
+    if error is None:
+        stored = adding.result()
+        assert read(store, stored.uri) == IMAGE
+        store.delete(stored.uri)
+    else:
+        assert isinstance(error, StoreError)
+        assert not isinstance(error, Duplicate | NotFound)
+    assert store.gc(0, "living") == []

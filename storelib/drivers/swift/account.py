@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from storelib.drivers.swift import proof
 from storelib.drivers.swift.connection import discard
 from storelib.drivers.swift.errors import error_of_status
+from storelib.drivers.swift.proof import Headers
 from storelib.exceptions import NotFound, RemoteServiceUnavailable
 from storelib.location import quote
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
     from storelib.drivers.swift.connection import Body, Connections
     from storelib.drivers.swift.identity import Identity
-
-Headers = Mapping[str, str]
 
 # Tokens tried for one request: a second one may have ended while it was on its way.
 _NEW_TOKENS = 2
@@ -72,12 +72,25 @@ class Account:
         """Change the metadata of a container."""
         self.ask("POST", names, headers=headers)
 
+    def find_surely(self, *names: str) -> Headers | None:
+        """The same where something is removed because it is not there: also that has to be proven."""
+        answer = self.ask("HEAD", names, accept=(404,))
+        if answer.status_code != 404:
+            return answer.headers
+        if not proof.is_swifts(answer.headers):
+            raise proof.unproven("HEAD", 404, _shown(names))
+        return None
+
     def delete(self, *names: str, query: str = "") -> Response:
         """Remove a container or an object; raises NotFound."""
-        return self.ask("DELETE", names, query, {"Accept": "application/json"})
+        answer = self.ask("DELETE", names, query, {"Accept": "application/json"}, accept=(200, 202, 204))
+        proven = proof.is_proven("DELETE", answer.status_code, answer.headers, len(names))
+        if not proven and self.find(*names) is not None:
+            raise proof.unproven("DELETE", answer.status_code, _shown(names))
+        return answer
 
     def get(self, *names: str, headers: Headers | None = None, query: str = "") -> Response:
-        """Read; the body is still to be read when it is not one of an error."""
+        """Read; the body is still to be read when it is not one of an error, and nothing is proven."""
         return self.send("GET", names, query, headers)
 
     def load(self, *names: str, query: str) -> Any:
@@ -93,20 +106,25 @@ class Account:
         query = {"format": "json", "prefix": prefix, "delimiter": delimiter}
         query = {name: value for name, value in query.items() if value}
         while True:
-            page = self.load(*names, query=urlencode(query)) or []
+            page = proof.entries(self.load(*names, query=urlencode(query)), _shown(names))
             yield from page
             if not page:
                 return
-            query["marker"] = page[-1].get("name") or page[-1]["subdir"]
+            marker = page[-1].get("name") or page[-1]["subdir"]
+            if marker == query.get("marker"):
+                raise RemoteServiceUnavailable(f"Swift sends the same page of {_shown(names)} again", transient=False)
+            query["marker"] = marker
 
-    def about(self) -> dict[str, Any]:
-        """What the service says it can do; empty if it does not tell."""
+    def about(self) -> dict[str, Any] | None:
+        """What the service says it can do; empty if it does not tell, None if something else answered."""
         response = self._connections.send("GET", f"{_VERSION.sub('', self.url)}/info", {})
+        if response.status_code != 200:
+            return {} if 400 <= response.status_code < 500 else None
         try:
-            found = json.loads(response.content) if response.status_code == 200 else {}
+            found = json.loads(response.content)
         except ValueError:
-            found = {}
-        return found if isinstance(found, dict) else {}
+            return None
+        return found if isinstance(found, dict) else None
 
     def ask(
         self,
@@ -119,11 +137,15 @@ class Account:
         patience: float = 0.0,
         accept: Collection[int] = (),
     ) -> Response:
-        """One request and its whole answer; raises what the answer means unless it is a success or in ``accept``."""
+        """One request and its whole answer; raises what it means unless it is in ``accept`` or a proven success."""
         response = self.send(method, names, query, headers, body, patience)
         _ = response.content
-        if not 200 <= response.status_code < 300 and response.status_code not in accept:
-            raise error_of_status(method, response.status_code, response.headers, _shown(names))
+        status = response.status_code
+        if status in accept:
+            return response
+        if not 200 <= status < 300:
+            raise error_of_status(method, status, response.headers, _shown(names))
+        proof.check(method, status, response.headers, len(names), _shown(names))
         return response
 
     def send(

@@ -34,6 +34,8 @@ class Features:
     nested: bool = False
     #: If-None-Match is honoured.
     conditional: bool = False
+    #: Whoever sends a manifest is told which of its segments are missing.
+    checks_segments: bool = False
     #: Algorithms of temporary URLs.
     digests: tuple[str, ...] = ("sha1",)
 
@@ -42,15 +44,18 @@ class Features:
         """From what it tells; nothing is expected of one that tells nothing."""
         if not about:
             return cls()
+        sections = {name: about[name] for name in ("swift", "slo", "tempurl") if isinstance(about.get(name), dict)}
         # radosgw has such a section too, but calls this max_object_name_size.
-        genuine = "max_object_name_length" in about.get("swift", {})
-        slo = about.get("slo")
+        genuine = "max_object_name_length" in sections.get("swift", {})
+        most = sections.get("slo", {}).get("max_manifest_segments")
+        digests = sections.get("tempurl", {}).get("allowed_digests")
         return cls(
-            static=slo is not None,
-            most_segments=int((slo or {}).get("max_manifest_segments", _MOST_SEGMENTS)),
+            static="slo" in sections,
+            most_segments=most if isinstance(most, int) and most > 0 else _MOST_SEGMENTS,
             nested=genuine,
             conditional=genuine,
-            digests=tuple(about.get("tempurl", {}).get("allowed_digests", ("sha1",))),
+            checks_segments=genuine,
+            digests=tuple(digests) if isinstance(digests, list) else ("sha1",),
         )
 
     def fits_static(self, count: int) -> bool:
@@ -108,12 +113,15 @@ class Clients:
         known = self._features.get(origin)
         if known is None:
             try:
-                known = Features.of(account.about())
+                about = account.about()
             except StoreError as error:
                 if error.transient:
                     raise
-                known = Features()
-            self._features[origin] = known
+                about = {}
+            known = Features.of(about or {})
+            # What something else answered in its place holds for now only.
+            if about is not None:
+                self._features[origin] = known
         return known
 
     def forget_parent(self) -> None:

@@ -58,7 +58,8 @@ def error_of_status(method: str, status: int, headers: Mapping[str, str], subjec
         return RemoteServiceUnavailable(f"Swift answered 409 to {method} of {subject}")
     if status == 422:
         return RemoteServiceUnavailable(f"the bytes of {subject} did not arrive as they were sent")
-    passing = status in (408, 429, 498, 499) or (500 <= status < 600 and status != 501)
+    # 302, 303 and 307 are how a login page or a captive portal gets between for a while.
+    passing = status in (302, 303, 307, 408, 429, 498, 499) or (500 <= status < 600 and status != 501)
     return RemoteServiceUnavailable(
         f"Swift answered {status} to {method} of {subject}",
         transient=passing,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import datetime
-import email.utils
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Garbage
 from storelib.drivers.swift.account import present
-from storelib.drivers.swift.layout import MADE_HEADER, TOKEN, TOKEN_HEADER
-from storelib.exceptions import NotFound
+from storelib.drivers.swift.layout import CLAIM_HEADER, DEAD, DEAD_HEADER, MADE_HEADER, TOKEN, TOKEN_HEADER
+from storelib.drivers.swift.proof import date_in, number
+from storelib.exceptions import NotFound, RemoteServiceUnavailable
 
 if TYPE_CHECKING:
     from storelib.drivers.swift.account import Account
@@ -50,14 +51,40 @@ def find(store: SwiftStore, account: Account, older_than: float, prefix: str) ->
 
 
 def discard(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
-    """Remove it unless it has come to life."""
-    if _is_alive(store, account, dead, image_id):
+    """Remove it unless it has come to life.
+
+    First it is marked, then looked at: an add that publishes its image meanwhile looks for the mark after that.
+    """
+    if _is_alive(store, account, dead, image_id) or not _mark(store, account, dead):
         return False
-    names = [entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))]
-    store.each(lambda name: gone(account, dead.container, name), names)
-    if store.layout.own:
-        gone(account, dead.container)
+    if _is_alive(store, account, dead, image_id):
+        _unmark(store, account, dead)
+        return False
+    mark = f"{dead.prefix}{DEAD}"
+    names = {entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))}
+    store.each(lambda name: gone(account, dead.container, name), sorted(names - {mark}))
+    gone(account, dead.container, *(() if store.layout.own else (mark,)))
     return True
+
+
+def _mark(store: SwiftStore, account: Account, dead: Dead) -> bool:
+    """Whether it was still there to be marked."""
+    if not store.layout.own:
+        account.put(dead.container, f"{dead.prefix}{DEAD}", headers={"Content-Type": "application/octet-stream"})
+        return True
+    headers = account.find(dead.container)
+    # The id may have been added again, which makes a container of the same name.
+    if headers is None or headers.get(CLAIM_HEADER, "") != dead.token:
+        return False
+    account.post(dead.container, headers={DEAD_HEADER: "yes"})
+    return True
+
+
+def _unmark(store: SwiftStore, account: Account, dead: Dead) -> None:
+    if store.layout.own:
+        account.post(dead.container, headers={DEAD_HEADER: ""})
+    else:
+        gone(account, dead.container, f"{dead.prefix}{DEAD}")
 
 
 def gone(account: Account, *names: str) -> None:
@@ -70,16 +97,26 @@ def gone(account: Account, *names: str) -> None:
 
 def server_time(headers: Any) -> float:
     """The server's clock when it answered, in POSIX seconds."""
-    return email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
+    date = date_in(headers, "Date")
+    if date is None:
+        raise RemoteServiceUnavailable("Swift does not tell the time: nothing is surely old", transient=False)
+    return date
 
 
-def posix_time(entry: dict[str, Any]) -> float:
-    """When an entry of a listing was changed."""
+def posix_time(entry: dict[str, Any]) -> float | None:
+    """When an entry of a listing was changed, if it tells."""
     match = _TIME.match(entry.get("last_modified", ""))
-    if match is None:
-        return 0.0
-    whole = datetime.datetime.fromisoformat(match[1]).replace(tzinfo=datetime.timezone.utc).timestamp()
-    return whole + float(match[2] or 0)
+    try:
+        whole = datetime.datetime.fromisoformat(match[1] if match else "").replace(tzinfo=datetime.timezone.utc)
+    except ValueError:
+        return None
+    return whole.timestamp() + float(match[2] or 0) if match else None
+
+
+def _changed(entry: dict[str, Any]) -> float:
+    """The same; what does not tell is never old."""
+    modified = posix_time(entry)
+    return math.inf if modified is None else modified
 
 
 def _in_shared(store: SwiftStore, account: Account, container: str, image_id: str, before: float) -> Iterator[Garbage]:
@@ -90,7 +127,7 @@ def _in_shared(store: SwiftStore, account: Account, container: str, image_id: st
         if slash and TOKEN.fullmatch(token):
             groups.setdefault(token, []).append(entry)
     for token, entries in groups.items():
-        modified = max(map(posix_time, entries))
+        modified = max(map(_changed, entries))
         image_container = store.layout.container_for(image_id) if store.layout.segments else container
         dead = Dead(container, f"{image_id}/{token}/", image_container, token)
         if modified <= before and not _is_alive(store, account, dead, image_id):
@@ -109,16 +146,15 @@ def _in_own(store: SwiftStore, account: Account, container: str, before: float, 
     headers = account.find(container)
     if headers is None or MADE_HEADER not in headers:
         return
-    modified = max([posix_time(entry) for entry in entries] or [_made(headers)])
-    dead = Dead(container, "", container, "")
+    modified = max([_changed(entry) for entry in entries] or [_made(headers)])
+    dead = Dead(container, "", container, headers.get(CLAIM_HEADER, ""))
     if modified <= before and not _is_alive(store, account, dead, image_id):
         yield Garbage(container, image_id, sum(entry["bytes"] for entry in entries), modified, dead)
 
 
 def _made(headers: Any) -> float:
-    if "X-Timestamp" in headers:
-        return float(headers["X-Timestamp"])
-    return server_time(headers)
+    made = number(headers.get("X-Timestamp"))
+    return server_time(headers) if made is None else made
 
 
 def _is_alive(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
@@ -126,5 +162,5 @@ def _is_alive(store: SwiftStore, account: Account, dead: Dead, image_id: str) ->
     writers = list(store.writers.items())
     if any(token == dead.token or (store.layout.own and at.container == dead.container) for token, at in writers):
         return True
-    found = account.find(dead.image_container, image_id)
+    found = account.find_surely(dead.image_container, image_id)
     return found is not None and (store.layout.own or found.get(TOKEN_HEADER) == dead.token)

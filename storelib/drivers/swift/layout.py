@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from storelib.drivers.swift.proof import count
+
 TOKEN = re.compile(r"[0-9a-f]{16}")
 #: Metadata of an object: the token of the add that made it, and where its segments are.
 TOKEN_HEADER = "X-Object-Meta-Storelib-Token"  # noqa: S105
@@ -22,6 +24,10 @@ _SIZED = re.compile(r"; *x-storelib-size=([0-9]+)")
 #: Metadata of an image's own container: that storelib made it, and the token of the add that did.
 MADE_HEADER = "X-Container-Meta-Storelib"
 CLAIM_HEADER = "X-Container-Meta-Storelib-Token"
+
+#: On it, and beside the segments in a shared one: gc is about to remove what is there, for it belongs to no image.
+DEAD_HEADER = "X-Container-Meta-Storelib-Dead"
+DEAD = "dead"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Bytes in the name of a container: 256 in OpenStack, 255 in radosgw.
@@ -80,13 +86,14 @@ def manifest_type(size: int) -> str:
 def size_in(content_type: str) -> int | None:
     """The size in such a content type."""
     match = _SIZED.search(content_type)
-    return int(match[1]) if match else None
+    return count(match[1]) if match else None
 
 
 def length_of(headers: Mapping[str, str]) -> int | None:
     """The size of an image; of a dynamic one with many segments Swift itself does not tell it."""
-    length = headers.get("Content-Length")
-    return int(length) if length is not None else size_in(headers.get("Content-Type", ""))
+    if "Content-Length" in headers:
+        return count(headers["Content-Length"])
+    return size_in(headers.get("Content-Type", ""))
 
 
 def new_token() -> str:

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from storelib.drivers.swift import proof
 from storelib.drivers.swift.connection import BLOCK, discard
 from storelib.drivers.swift.errors import error_of_status
 from storelib.drivers.swift.layout import length_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 # Of a server that has answered anything quicker than this (seconds), one stream is faster than ranges side by side
 # (measured).
 QUICK = 0.005
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,31 @@ class SwiftReader(Reader):
         if offset or end is not None:
             headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
         answer = self.account.get(self._location.container, self._location.obj, headers=headers)
-        if answer.status_code in (200, 206) or (answer.status_code == 416 and headers):
-            return answer
-        discard(answer)
-        raise error_of_status("GET", answer.status_code, answer.headers, str(self._location))
+        try:
+            self._check(answer, offset, ranged=bool(headers))
+        except BaseException:
+            discard(answer)
+            raise
+        return answer
+
+    def _check(self, answer: Response, offset: int, *, ranged: bool) -> None:
+        """Raise unless it is an image, or a part of one that begins at ``offset``, or says that there is none."""
+        status, headers = answer.status_code, answer.headers
+        if status == 416 and ranged:
+            return
+        if not 200 <= status < 300:
+            raise error_of_status("GET", status, headers, str(self._location))
+        proof.check("GET", status, headers, 2, str(self._location))
+        if status == 200:
+            return
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        first, last, size = match.groups() if match else (None, None, None)
+        if not ranged or first is None or int(first) != offset or not int(first) <= int(last or 0) < int(size or 0):
+            raise RemoteServiceUnavailable(f"Swift sent another part of {self._location} than was asked for")
 
     def _size_of(self, answer: Response, offset: int) -> int:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if match is not None:
+        if match is not None and answer.status_code != 200:
             return int(match[3])
         if answer.status_code == 200:
             return self._length(answer.headers)
@@ -137,7 +155,7 @@ class SwiftReader(Reader):
 
     def _body(self, answer: Response, offset: int) -> Body:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if match and match[2]:
+        if match and match[2] and answer.status_code == 206:
             return Body(answer, offset, int(match[2]) + 1)
         # Of a dynamic image with more segments than a listing has, Swift sends all whatever it is asked for.
         body = Body(answer, 0, self._length(answer.headers))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import importlib
 import logging
 import math
@@ -20,9 +19,10 @@ from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.swift import credentials as accounts
 from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
-from storelib.drivers.swift.layout import SEGMENTS_HEADER, TOKEN_HEADER, Layout, length_of, size_in
+from storelib.drivers.swift.layout import CLAIM_HEADER, SEGMENTS_HEADER, TOKEN_HEADER, Layout, length_of, size_in
 from storelib.drivers.swift.location import CONFIG, SCHEMES, SwiftLocation, place_of, scheme_for
 from storelib.drivers.swift.options import OPTIONS
+from storelib.drivers.swift.proof import count, date_in, nothing_failed, number
 from storelib.exceptions import (
     AclsNotSupported,
     BadStoreConfiguration,
@@ -267,14 +267,24 @@ class SwiftStore(Store[SwiftLocation]):
             answer = account.delete(
                 location.container, location.obj, query="multipart-manifest=delete" if static else ""
             )
-            if static and b'"Errors": []' not in answer.content.replace(b'":[', b'": ['):
+            if static and not nothing_failed(answer.content):
                 raise RemoteServiceUnavailable(f"not all segments of {location} could be removed")
         else:
             names = [entry["name"] for entry in account.listing(place[0], prefix=place[1])]
             account.delete(location.container, location.obj)
             self._remove_rest(lambda name: gone(account, place[0], name), names, location)
         if self.layout.own:
-            self._remove_rest(lambda name: gone(account, name), [location.container], location)
+            token = headers.get(TOKEN_HEADER)
+            tried: list[str] = []
+
+            def remove_own(name: str) -> None:
+                # Once the answer to a first attempt is lost, somebody else's container may have that name.
+                if tried and (account.find(name) or {}).get(CLAIM_HEADER) != token:
+                    return
+                tried.append(name)
+                gone(account, name)
+
+            self._remove_rest(remove_own, [location.container], location)
 
     def _remove_rest(self, remove: Callable[[str], None], names: Sequence[str], location: SwiftLocation) -> None:
         """What must not be taken for the image itself any more when it fails."""
@@ -360,11 +370,10 @@ class SwiftStore(Store[SwiftLocation]):
             raise BadStoreConfiguration(
                 f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
             )
-        used = int(headers.get("X-Account-Bytes-Used", 0))
-        quota = headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes", "")
-        if not quota.isdigit():
+        used = count(headers.get("X-Account-Bytes-Used")) or 0
+        total = count(headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes"))
+        if total is None:
             return Health(f"{used} bytes used in the account")
-        total = int(quota)
         return Health(f"{used} bytes used of {total}", max(0, total - used), total)
 
     # -- Sharing ------------------------------------------------------------------------------------------------------
@@ -478,11 +487,11 @@ def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
     size = length_of(headers)
     if size is None:
         raise StoreError(f"Swift does not tell the size of {location}")
-    modified = headers.get("X-Timestamp")
-    if modified is None and "Last-Modified" in headers:
-        modified = str(email.utils.parsedate_to_datetime(headers["Last-Modified"]).timestamp())
+    modified = number(headers.get("X-Timestamp"))
+    if modified is None:
+        modified = date_in(headers, "Last-Modified")
     version = headers.get("Etag", "").strip('"') or None
-    return ImageInfo(location.uri, size, location.obj, None if modified is None else float(modified), version)
+    return ImageInfo(location.uri, size, location.obj, modified, version)
 
 
 def segment_place(location: SwiftLocation, headers: Mapping[str, str]) -> tuple[str, str] | None:

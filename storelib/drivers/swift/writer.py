@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,8 @@ from storelib.drivers.swift.connection import Body
 from storelib.drivers.swift.errors import ContainerMissing
 from storelib.drivers.swift.layout import (
     CLAIM_HEADER,
+    DEAD,
+    DEAD_HEADER,
     MADE_HEADER,
     SEGMENTS_HEADER,
     TOKEN_HEADER,
@@ -30,6 +32,7 @@ from storelib.transfer.contract import MiB
 if TYPE_CHECKING:
     from storelib.drivers.swift.account import Account
     from storelib.drivers.swift.location import SwiftLocation
+    from storelib.drivers.swift.proof import Headers
     from storelib.drivers.swift.store import SwiftStore
 
 T = TypeVar("T")
@@ -37,6 +40,7 @@ T = TypeVar("T")
 # How often, and how many seconds apart, to look whether somebody else made a container.
 _LOOKS, _BETWEEN_LOOKS = 4, 0.25
 _COPY = "X-Copy-From"
+_DYNAMIC = "X-Object-Manifest"
 # Bytes that a server copies or checks in a second at least; longer answers are waited for accordingly.
 _SLOWEST = 4 * MiB
 
@@ -104,6 +108,7 @@ class SwiftWriter(Writer):
         """Store a small image; where its md5 is known it is checked on arrival."""
         self.claim()
         self._publish(Body(data, digests.checksum), {"Etag": digests.checksum} if digests.checksum else {})
+        self._check_survival()
         return Committed(self.location)
 
     def commit(self, size: int, digests: Digests) -> Committed:
@@ -115,18 +120,27 @@ class SwiftWriter(Writer):
     def abort(self) -> None:
         """Remove the image if it is this writer's, the segments and the container."""
         try:
-            if self._published and self.is_mine():
-                self._gone(lambda: self.account.delete(self.container, self.location.obj))
+            if self._published:
+                self._gone(self._unpublish)
             self.remove_segments(sorted(self._tried))
         finally:
             if self._claimed:
-                self._gone(lambda: self.account.delete(self.container))
+                self._gone(self._unclaim)
 
     def close(self) -> None:
         """Revoke the trust, if there is one."""
         self.account.identity.close()
 
     # -- Publishing ---------------------------------------------------------------------------------------------------
+
+    def _unpublish(self) -> None:
+        if self.is_mine():
+            self.account.delete(self.container, self.location.obj)
+
+    def _unclaim(self) -> None:
+        # Without a token it is this writer's that has not come to writing it on.
+        if self.account.head(self.container).get(CLAIM_HEADER, self.token) == self.token:
+            self.account.delete(self.container)
 
     def claim(self) -> None:
         """Make the image's own container, which only one of several adds can."""
@@ -153,10 +167,42 @@ class SwiftWriter(Writer):
             self._publish_static(self._grouped(segments, features.most_segments), headers)
         else:
             self._publish_dynamic(segments, headers)
-        found = self.account.head(self.container, self.location.obj)
-        if length_of(found) != size:
+        if length_of(self._published_by_me()) != size:
             # A server without static large objects takes the manifest for an image.
             raise StoreError(f"Swift made an image of another size of the segments of {self.location}")
+        if not features.checks_segments:
+            self._check_segments(segments)
+        self._check_survival()
+
+    def _check_segments(self, segments: Sequence[Segment]) -> None:
+        """Raise if one is not there as it was sent. radosgw does not look when it takes a manifest."""
+        found = {(entry["name"], entry["hash"]) for entry in self._listed()}
+        for segment in segments:
+            if (segment.name, segment.etag) in found:
+                continue
+            # Listings may lag behind.
+            headers = self.account.find(segment.container, segment.name) or {}
+            if _etag(headers) != segment.etag:
+                raise self._lost_segments()
+
+    def _check_survival(self) -> None:
+        """Raise if gc began to remove this add, which it says before it looks whether there is an image (garbage.py).
+
+        So of an add and a gc at the same time at least one sees the other.
+        """
+        if self.store.layout.own:
+            container = self.account.find(self.container) or {}
+            if container.get(CLAIM_HEADER) == self.token and not container.get(DEAD_HEADER):
+                return
+        elif not self._tried or self.account.find(self.segment_container, f"{self.prefix}{DEAD}") is None:
+            return
+        raise StoreError(f"{self.location} was taken for a failed add and removed while it was added, by gc perhaps")
+
+    def _listed(self) -> Iterator[dict[str, Any]]:
+        return self.account.listing(self.segment_container, prefix=self.prefix)
+
+    def _lost_segments(self) -> StoreError:
+        return StoreError(f"segments of {self.location} were removed or replaced while it was added, by gc perhaps")
 
     def refuse_existing(self) -> None:
         """Raise Duplicate if there is an image of this name that is not this writer's."""
@@ -169,6 +215,15 @@ class SwiftWriter(Writer):
         found = self.account.find(self.container, self.location.obj)
         return found is not None and found.get(TOKEN_HEADER) == self.token
 
+    def _published_by_me(self) -> Headers:
+        """The headers of the image, which Swift says it has; raises Duplicate if somebody else's came in between."""
+        found = self.account.find(self.container, self.location.obj)
+        if found is None:
+            raise RemoteServiceUnavailable(f"Swift took {self.location}, but does not have it")
+        if found.get(TOKEN_HEADER) != self.token:
+            raise self._duplicate()
+        return found
+
     def remove_segments(self, names: Sequence[str]) -> None:
         """Several at a time."""
         self.store.each(lambda name: self._gone(lambda: self.account.delete(self.segment_container, name)), names)
@@ -179,12 +234,11 @@ class SwiftWriter(Writer):
         self._publish(Body(memoryview(manifest)), headers, "multipart-manifest=put", patience=len(segments) / 10)
 
     def _publish_dynamic(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
-        listed = self.account.listing(self.segment_container, prefix=self.prefix)
-        found = {(entry["name"], entry["bytes"]) for entry in listed}
+        found = {(entry["name"], entry["bytes"]) for entry in self._listed()}
         if not {(segment.name, segment.size) for segment in segments} <= found:
             # Such an image is what the listing says, and listings may lag behind.
             raise RemoteServiceUnavailable(f"Swift does not list all segments of {self.location} yet")
-        headers["X-Object-Manifest"] = f"{quote(self.segment_container)}/{quote(self.prefix)}"
+        headers[_DYNAMIC] = f"{quote(self.segment_container)}/{quote(self.prefix)}"
         self._publish(Body(memoryview(b"")), headers)
 
     def _publish(self, body: Body, headers: dict[str, str], query: str = "", patience: float = 0.0) -> None:
@@ -207,15 +261,23 @@ class SwiftWriter(Writer):
                 headers=headers,
                 query=query,
                 patience=patience,
-                accept=(412,),
+                accept=(400, 412) if query else (412,),
             )
 
         answer = self._with_container(self.container, put)
-        # 412 is also what a second attempt gets; and without it somebody else may have come later, and won.
-        if (answer.status_code == 412 or not self.store.layout.own) and not self.is_mine():
-            raise self._duplicate()
-        if not query and answer.status_code != 412:
-            self._check_etag(answer, body)
+        if answer.status_code == 400:
+            raise self._lost_segments()
+        plain = not query and _COPY not in headers and _DYNAMIC not in headers
+        found: Headers = answer.headers
+        # 412 is also what a second attempt gets. And only the md5 of bytes, where nobody else can have come later and
+        # won, is as good a proof as the image with this writer's token.
+        if answer.status_code != 201 or not plain or not self.store.layout.own:
+            found = self._published_by_me()
+        if plain and answer.status_code == 412:
+            if length_of(found) != len(body):
+                raise RemoteServiceUnavailable(f"Swift has another part of {self.location} than was sent")
+        elif plain:
+            self._check_etag(answer.headers if _etag(answer.headers) else found, body)
 
     def _grouped(self, segments: Sequence[Segment], limit: int) -> Sequence[Segment]:
         """More segments than fit in one manifest: manifests of manifests."""
@@ -236,7 +298,7 @@ class SwiftWriter(Writer):
             query="multipart-manifest=put",
             patience=len(segments) / 10,
         )
-        etag = answer.headers.get("Etag", "").strip('"')
+        etag = self._etag_of(answer, name)
         return Segment(self.segment_container, name, etag, sum(segment.size for segment in segments))
 
     # -- Segments -----------------------------------------------------------------------------------------------------
@@ -249,7 +311,7 @@ class SwiftWriter(Writer):
             return self.account.put(self.segment_container, name, body=body, headers=self._object_headers())
 
         answer = self._with_container(self.segment_container, put)
-        self._check_etag(answer, body)
+        self._check_etag({"Etag": self._etag_of(answer, name)}, body)
         return Segment(self.segment_container, name, body.md5, len(body))
 
     def copy_segment(self, number: int, source: Segment) -> None:
@@ -263,8 +325,7 @@ class SwiftWriter(Writer):
             )
 
         answer = self._with_container(self.segment_container, put)
-        etag = answer.headers.get("Etag", "").strip('"') or source.etag
-        self._segments[number] = Segment(self.segment_container, name, etag, source.size)
+        self._segments[number] = Segment(self.segment_container, name, self._etag_of(answer, name), source.size)
 
     def copy_whole(self, source: Segment) -> None:
         """The server copies one object into this image."""
@@ -272,15 +333,23 @@ class SwiftWriter(Writer):
         self._publish(
             Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, patience=source.size / _SLOWEST
         )
+        found = self._published_by_me()
+        if length_of(found) != source.size or _etag(found) != source.etag:
+            raise RemoteServiceUnavailable(f"Swift copied something else to {self.location}")
+        self._check_survival()
 
     def _copied(self, source: Segment) -> dict[str, str]:
         origin = f"{quote(source.container)}/{quote(source.name)}"
         return {**self._object_headers(), _COPY: origin, "X-Fresh-Metadata": "true", "Content-Length": "0"}
 
+    def _etag_of(self, answer: Any, name: str) -> str:
+        """The ETag of a segment that was just made; with 202 Swift says that it has a later one, whosever it is."""
+        etag = _etag(answer.headers)
+        return etag if etag and answer.status_code == 201 else _etag(self.account.head(self.segment_container, name))
+
     @staticmethod
-    def _check_etag(answer: Any, body: Body) -> None:
-        etag = answer.headers.get("Etag", "").strip('"')
-        if len(body) and etag != body.md5:
+    def _check_etag(headers: Headers, body: Body) -> None:
+        if _etag(headers) != body.md5:
             raise RemoteServiceUnavailable("Swift stored other bytes than were sent")
 
     # -- Containers ---------------------------------------------------------------------------------------------------
@@ -290,10 +359,19 @@ class SwiftWriter(Writer):
         try:
             return call()
         except ContainerMissing:
+            if self.store.layout.own:
+                # It was there, and whoever makes it anew need not be the one who claimed it.
+                raise StoreError(f"the container of {self.location} was removed while it was added") from None
             if not self.store.conf.swift_store_create_container_on_put:
                 raise
-        self.account.put(container, headers=self._policy())
+        self.account.put(container, headers=self._policy_for(container))
         return call()
+
+    def _policy_for(self, container: str) -> dict[str, str]:
+        """Segments are kept as safe, and as cheap, as the images they belong to."""
+        found = self.account.find(self.container) if container != self.container else None
+        policy = (found or {}).get("X-Storage-Policy")
+        return {"X-Storage-Policy": policy} if policy else self._policy()
 
     def _is_left_alone(self) -> bool:
         """Whether it was an earlier attempt of this writer, whose answer was lost, that made the container.
@@ -301,7 +379,7 @@ class SwiftWriter(Writer):
         Anybody else who made it would have said so by now.
         """
         for _ in range(_LOOKS):
-            token = self.account.head(self.container).get(CLAIM_HEADER)
+            token = (self.account.find(self.container) or {}).get(CLAIM_HEADER)
             if token:
                 return token == self.token
             time.sleep(_BETWEEN_LOOKS)
@@ -330,6 +408,10 @@ class SwiftWriter(Writer):
 
     def _duplicate(self) -> Duplicate:
         return Duplicate(f"image {self.location.obj!r} exists in store {self.store.name}")
+
+
+def _etag(headers: Headers) -> str:
+    return headers.get("Etag", "").strip('"')
 
 
 def in_threads(count: int, call: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
