@@ -85,6 +85,10 @@ class WholeResponse(http.client.HTTPResponse):
         if lines.ended:
             self.close()
             raise http.client.RemoteDisconnected("the answer was cut in its headers")
+        # urllib3 refuses it, too, but forgets to close what it has of the connection by then.
+        if len({length.strip() for length in self.getheader("Content-Length", "").split(",")}) > 1:
+            self.close()
+            raise http.client.HTTPException("the answer has several lengths")
 
     def _read_status(self) -> tuple[str, int, str]:
         """Of the final answer: what http.client calls to begin with, and clients to open a tunnel."""

@@ -7,7 +7,7 @@ import email.utils
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storelib.drivers.http.errors import error_of_status
 from storelib.exceptions import RemoteServiceUnavailable
@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
 
+# What servers call a body that is not encoded. S3 keeps the framing of some uploads as if it were an encoding; others
+# mistake the name for that of a character set or of a MIME encoding.
+_NO_CODING = frozenset({"", "identity", "none", "binary", "aws-chunked", "7bit", "8bit", "utf-8"})
+_FRAMING = frozenset({"", "identity", "chunked"})
+_PAGES = ("text/html", "application/xhtml+xml")
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|script|title|meta|\?xml|!--)", re.IGNORECASE)
+
 # Reading away a body that nobody needs is cheaper than a new connection up to about this size.
 _WORTH_DRAINING = 64 * 1024
+# Bytes of the beginning of an image, to tell it from a page.
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,20 @@ class Answer:
         units = self.response.headers.get("Accept-Ranges", "").lower()
         return self.status == 206 or "bytes" in [unit.strip() for unit in units.split(",")]
 
+    @property
+    def may_be_page(self) -> bool:
+        """Whether it is said to be a web page; but some servers say so of everything they do not know."""
+        return self.response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGES
+
+    def refuse_page(self) -> None:
+        """Raise where the image is a page: of a proxy, a captive portal or for logging in. No image begins like one."""
+        if self.start or self.status == 416 or not self.may_be_page:
+            return
+        file: Any = getattr(self.response, "_fp", None)
+        # Of an empty body the end has come already, and to look for more would mean to wait.
+        if getattr(file, "length", 0) != 0 and _PAGE.match(file.peek(_LOOKED_AT)):
+            raise self._garbage("sent a web page")
+
     def close(self) -> None:
         """Drop the response; its connection is kept when little of the body is left."""
         discard(self.response)
@@ -102,9 +125,7 @@ class Answer:
         if self.status == 416:
             self.size = self._content_range(headers)[2]
             return
-        encoding = headers.get("Content-Encoding", "identity").strip().lower()
-        transfer = headers.get("Transfer-Encoding", "chunked").strip().lower()
-        if encoding not in ("identity", "") or transfer != "chunked":
+        if not (_names(headers, "Content-Encoding") <= _NO_CODING and _names(headers, "Transfer-Encoding") <= _FRAMING):
             raise self._garbage("sent the image in an encoding although none was asked for")
         if self.status == 200:
             self.size = self.stop = self._content_length(headers)
@@ -119,7 +140,7 @@ class Answer:
 
     def _content_length(self, headers: Mapping[str, str]) -> int | None:
         value = headers.get("Content-Length")
-        if value is None or "Transfer-Encoding" in headers:
+        if value is None or "chunked" in _names(headers, "Transfer-Encoding"):
             return None
         # RFC 9110, 8.6: some servers repeat the header; only equal values make sense.
         values = {item.strip() for item in value.split(",")}
@@ -140,6 +161,11 @@ class Answer:
 
     def _garbage(self, what: str) -> RemoteServiceUnavailable:
         return RemoteServiceUnavailable(f"the server of {self.location} {what}", transient=False)
+
+
+def _names(headers: Mapping[str, str], name: str) -> set[str]:
+    """What a header lists."""
+    return {item.strip().lower() for item in headers.get(name, "").split(",")}
 
 
 def discard(response: HTTPResponse) -> None:

@@ -87,10 +87,22 @@ class HttpLocation(StoreLocation):
 
         Raises BadStoreUri. Credentials a server puts into a redirect are not used.
         """
-        reference = re.sub(r"[^\x21-\x7e]+", _quote_match, reference.strip(" \t"))
-        joined = self.parse(urllib.parse.urljoin(self.uri, reference))
+        reference = re.sub(r"[^\x21-\x7e]+", _quote_bytes, reference.strip(" \t"))
+        joined = self.parse(self._resolved(reference))
         same = joined.origin == self.origin
         return dataclasses.replace(joined, user=self.user if same else None, password=self.password if same else "")
+
+    def _resolved(self, reference: str) -> str:
+        """What a reference means here; its path is left as it is written unless it continues this one's."""
+        start = self.uri.removesuffix(self.target)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", reference):
+            return reference
+        if reference.startswith("/"):
+            return f"{self.scheme}:{reference}" if reference.startswith("//") else start + reference
+        try:
+            return urllib.parse.urljoin(self.uri, reference)
+        except ValueError:
+            raise BadStoreUri(f"{redact(reference)} leads nowhere") from None
 
 
 def _split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
@@ -106,6 +118,14 @@ def _split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
     if port and not 0 < int(port) < 65536:
         raise BadStoreUri(f"port {port} does not exist, in {redact(uri)}")
     return host.lower(), int(port) if port else None
+
+
+def _quote_bytes(match: re.Match[str]) -> str:
+    """The same for a header, each of whose characters stands for one byte, be it of UTF-8 or of Latin-1."""
+    try:
+        return urllib.parse.quote(match[0].encode("latin-1").decode(), safe="")
+    except UnicodeError:
+        return _quote_match(match)
 
 
 def _quote_match(match: re.Match[str]) -> str:

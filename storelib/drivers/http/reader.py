@@ -50,6 +50,7 @@ class HttpReader(Reader):
         first = self._fetch(_range(offset, None if length is None else offset + max(length, 1)))
         self._version = first.version
         try:
+            first.refuse_page()
             self._start(first, offset, length)
         except BaseException:
             first.close()

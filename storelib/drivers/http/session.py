@@ -33,10 +33,12 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.transfer.responses import WholeResponse, whole_pools
+from storelib.transfer.responses import WholeResponse
 
 LOG = logging.getLogger(__name__)
 
+# How the URI of a request comes to its connection: a header, which the connection takes out.
+_URI = "Storelib-Uri"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identity"}
 # Servers whose idle connections are kept. One transfer mostly talks to one, or two with a redirect.
@@ -77,15 +79,18 @@ class Session:
         try:
             answer = self.fetch("HEAD", location)
             answer.close()
-            # Some frameworks answer HEAD with the length of the body they did not make.
-            if answer.size:
+            # Some frameworks answer HEAD with the length of the body they did not make; and a page shows in its body.
+            if answer.size and not answer.may_be_page:
                 return answer
         except StoreError as error:
             # URLs signed for GET answer 403 to a HEAD, others 400, 405 or 501.
             if error.transient or isinstance(error, NotFound):
                 raise
-        answer = self.fetch("GET", location, {"Range": "bytes=0-0"})
-        answer.close()
+        answer = self.fetch("GET", location, {"Range": "bytes=0-63"})
+        try:
+            answer.refuse_page()
+        finally:
+            answer.close()
         return answer
 
     def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> tuple[urllib3.HTTPResponse, float]:
@@ -93,10 +98,12 @@ class Session:
         sent = _HEADERS | headers
         if location.authorization is not None:
             sent["Authorization"] = location.authorization
+        # urllib3 would write the path in another way: what is signed, or names an object, would be another one.
+        sent[_URI] = location.uri
         started = time.monotonic()
         response = self._manager(location.scheme).urlopen(
             method,
-            location.uri,
+            location.uri.removesuffix(location.target) + "/",
             headers=sent,
             retries=False,
             redirect=False,
@@ -121,7 +128,10 @@ class Session:
             return self._managers[scheme]
 
     def _new_manager(self, scheme: str) -> urllib3.PoolManager:
-        timeout = urllib3.Timeout(connect=self._conf.http_connect_timeout, read=self._conf.http_read_timeout)
+        longest = self._conf.transfer_timeout
+        timeout = urllib3.Timeout(
+            connect=min(self._conf.http_connect_timeout, longest), read=min(self._conf.http_read_timeout, longest)
+        )
         settings: dict[str, Any] = {
             "num_pools": _KEPT_SERVERS,
             "maxsize": max(_KEPT_CONNECTIONS, self._conf.http_download_concurrency),
@@ -133,10 +143,10 @@ class Session:
             credentials = proxy.auth and urllib.parse.unquote(proxy.auth)
             headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
             proxied = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
-            proxied.pool_classes_by_scheme = whole_pools()
+            proxied.pool_classes_by_scheme = _pools(_Connection)
             return proxied
         manager = urllib3.PoolManager(**settings)
-        manager.pool_classes_by_scheme = _pools(self.rules)
+        manager.pool_classes_by_scheme = _pools(type("_Checked", (_CheckedConnection,), {"rules": self.rules}))
         return manager
 
     def forget_parent(self) -> None:
@@ -157,11 +167,10 @@ def _forget_parents() -> None:
 os.register_at_fork(after_in_child=_forget_parents)
 
 
-class _CheckedConnection(HTTPConnection):
-    """Connects only to addresses the rules allow: the name is resolved once, and what was judged is connected to."""
+class _Connection(HTTPConnection):
+    """Asks for exactly the path and query of the URI, and hears the final answer."""
 
     response_class = WholeResponse
-    rules: ClassVar[Rules]
     #: When the connection was ready for a request, TLS included.
     connected = 0.0
 
@@ -169,13 +178,31 @@ class _CheckedConnection(HTTPConnection):
         super().connect()
         self.connected = time.monotonic()
 
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any) -> None:
+        sent = dict(headers or {})
+        uri: str = sent.pop(_URI)
+        # To a proxy the whole of it.
+        target = uri[uri.index("/", len("https://")) :] if url.startswith("/") else uri
+        super().request(method, target, body, sent, **options)
+
+
+class _CheckedConnection(_Connection):
+    """Connects only to addresses the rules allow: the name is resolved once, and what was judged is connected to."""
+
+    rules: ClassVar[Rules]
+
     def _new_conn(self) -> socket.socket:
         refused: Exception | None = None
+        limit = self.timeout if isinstance(self.timeout, int | float) else None
+        deadline = None if limit is None else time.monotonic() + limit
         for address in self._allowed_addresses():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
             try:
                 return urllib3_connection.create_connection(
                     (address, self.port),
-                    self.timeout,
+                    left,
                     source_address=self.source_address,
                     socket_options=self.socket_options,
                 )
@@ -202,22 +229,13 @@ class _CheckedConnection(HTTPConnection):
         return allowed
 
 
-def _pools(checked_by: Rules) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Pools whose connections keep the rules."""
-
-    class Connection(_CheckedConnection):
-        rules = checked_by
-
-    class TlsConnection(_CheckedConnection, HTTPSConnection):
-        rules = checked_by
-
-    class Pool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    class TlsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
-
-    return {"http": Pool, "https": TlsPool}
+def _pools(connection: type[_Connection]) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Pools of such connections."""
+    tls = type("_Tls", (connection, HTTPSConnection), {})
+    return {
+        "http": type("_Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": connection}),
+        "https": type("_TlsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": tls}),
+    }
 
 
 def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
