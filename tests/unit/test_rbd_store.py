@@ -3,14 +3,18 @@
 
 import errno
 import importlib.util
+import itertools
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storelib.capabilities import Capability
-from storelib.drivers.rbd import RbdStore, errors, reader, temporary
+from storelib.drivers.rbd import RbdStore, cluster, errors, reader, temporary
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -221,3 +225,29 @@ def test_marks_are_set_and_taken_away():
     temporary.unset_deleting(image)
     temporary.unset_deleting(image)
     assert not temporary.is_being_deleted(image)
+
+
+def test_who_waits_for_a_connection_that_fails_does_not_try_again_in_turn(monkeypatch):
+    connection = open_store(RbdStore, "rbd").cluster
+    attempts, asked, all_asked = [], itertools.count(1), threading.Event()
+
+    def monotonic():
+        if next(asked) == 4:
+            all_asked.set()
+        return time.monotonic()
+
+    def connect():
+        attempts.append(1)
+        assert all_asked.wait(10)
+        raise RemoteServiceUnavailable("no connection")
+
+    monkeypatch.setattr(cluster, "time", types.SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(connection, "_connect", connect)
+    with ThreadPoolExecutor(4) as pool:
+        errors = [future.exception(10) for future in [pool.submit(connection.get) for _ in range(4)]]
+    assert all(type(error) is RemoteServiceUnavailable and error.transient for error in errors)
+    assert len({id(error) for error in errors}) == 4
+    assert len(attempts) == 1
+    with pytest.raises(RemoteServiceUnavailable):
+        connection.get()
+    assert len(attempts) == 2

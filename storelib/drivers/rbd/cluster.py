@@ -15,12 +15,13 @@ import json
 import math
 import os
 import threading
+import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
 from storelib.drivers.rbd.errors import connection_error
-from storelib.exceptions import BadStoreConfiguration, MissingDependency
+from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreError
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,9 @@ class Cluster:
             raise BadStoreConfiguration(f"store {store_name}, option rbd_store_pool: the name of a pool")
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        #: What the latest attempt to connect ended with, if it failed, and when.
+        self._refusal: StoreError | None = None
+        self._refused_at = 0.0
         self._configured_fsid: str | None = None
         _clusters.add(self)
 
@@ -88,10 +92,23 @@ class Cluster:
     def get(self) -> Connection:
         """The connection; raises what stands in its way, as an error of storelib."""
         connection = self._connection
-        if connection is None:
-            with self._lock:
-                connection = self._connection = self._connection or self._connect()
-        return connection
+        if connection is not None:
+            return connection
+        asked = time.monotonic()
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._try_to_connect(asked)
+            return self._connection
+
+    def _try_to_connect(self, asked: float) -> Connection:
+        """Connect; who waited for another one's attempt gets its error, or many would wait one after the other."""
+        if self._refusal is not None and self._refused_at >= asked:
+            raise type(self._refusal)(str(self._refusal), transient=self._refusal.transient) from self._refusal
+        try:
+            return self._connect()
+        except StoreError as error:
+            self._refusal, self._refused_at = error.with_traceback(None), time.monotonic()
+            raise
 
     def drop(self) -> None:
         """The connection is of no more use: the next one who asks gets a new one."""

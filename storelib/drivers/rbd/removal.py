@@ -7,6 +7,7 @@ Snapshot first, then the image: from the first step on it cannot be read, and is
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import Any
 
 from storelib.drivers.rbd import sealing, temporary
@@ -63,8 +64,11 @@ def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_
     try:
         if not to_trash:
             raise InUseByStore(f"{location}: there are clones of it (option rbd_store_delete_in_use)")
+        image_id = str(image.id())
         # The trash takes no image that somebody has open.
         image.close()
+        if sealing.id_of(connection, location.image) != image_id:
+            raise rbd.ImageNotFound(f"{location} is another image by now", errno=errno.ENOENT)
         rbd.RBD().trash_move(connection.ioctx, location.image)
     except (rbd.ImageBusy, InUseByStore):
         with contextlib.suppress(rbd.Error), connection.open(location.image) as again:
@@ -77,9 +81,9 @@ def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_
 
 def _restore(connection: Connection, location: RbdLocation, image_id: str, *, protect: bool) -> bool:
     """Nobody has written to it since, so a new snapshot is as good as the old one; False if it is another image now."""
+    if sealing.id_of(connection, location.image) != image_id:
+        return False
     with connection.open(location.image) as image:
-        if str(image.id()) != image_id:
-            return False
         if location.snapshot not in sealing.snapshots(image):
             image.create_snap(location.snapshot)
         if protect and not image.is_protected_snap(location.snapshot):

@@ -47,6 +47,10 @@ class Vdi(NamedTuple):
         """What is another once the vdi is being deleted: dog takes away the objects before the name."""
         return self.size, self.stored
 
+    def has_all_of(self, other: Vdi) -> bool:
+        """Whether it is as large as the other, and no object of that is missing."""
+        return self.size == other.size and self.stored >= other.stored
+
     @property
     def identity(self) -> tuple[str, int, int, int]:
         """What is another for another vdi of the same name, and after a snapshot."""
