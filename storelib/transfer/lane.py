@@ -204,12 +204,13 @@ class Lane:
             self._held = buffer
         else:
             self._write(buffer, offset, length)
-        self._window = self._next_window()
+        # A part held back counts, too: what follows it goes into a buffer of this size before it is written.
+        self._window = self._next_window(self._number + hold)
 
-    def _next_window(self) -> int:
-        window = self.writer.part_size(self._number, self._size)
+    def _next_window(self, number: int = 0) -> int:
+        window = self.writer.part_size(number, self._size)
         if window < 1:
-            raise ValueError(f"part_size({self._number}, {self._size}) of {type(self.writer).__name__} is {window}")
+            raise ValueError(f"part_size({number}, {self._size}) of {type(self.writer).__name__} is {window}")
         return window
 
     def _write_held(self) -> None:
@@ -217,7 +218,6 @@ class Lane:
         if self._held is not None:
             buffer, self._held = self._held, None
             self._write(buffer, 0, self._offset)
-            self._window = self._next_window()
 
     def _write(self, buffer: Buffer, offset: int, length: int) -> None:
         """Queue ``length`` bytes of the image from ``offset`` on; a sparse writer's zeros are left out."""

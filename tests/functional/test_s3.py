@@ -714,6 +714,39 @@ def test_gc_leaves_an_old_upload_with_a_young_part(gateway):
     assert store.gc(0)
 
 
+@pytest.mark.parametrize("server", ["gateway", "localstack"])
+@pytest.mark.parametrize("when", ["while it sends", "before it completes"])
+def test_add_whose_upload_another_store_object_removes_fails(server, request, image_id, when):
+    server = request.getfixturevalue(server)
+    opened = {"images": None}
+
+    def fresh():
+        if server is request.getfixturevalue("gateway"):
+            return open_rados(server)
+        return open_local(server, s3_store_conditional_writes="on")
+
+    store, other = fresh(), fresh()
+    plain = store.client.call
+
+    def call(operation, **parameters):
+        if operation == "complete_multipart_upload" and when == "before it completes":
+            opened["images"] = other.gc(0, image_id)
+        return plain(operation, **parameters)
+
+    def source():
+        yield LARGE[: 9 * MiB]
+        if when == "while it sends":
+            while not opened["images"]:
+                opened["images"] = other.gc(0, image_id)
+        yield LARGE[9 * MiB :]
+
+    store.client.call = call
+    with pytest.raises(StoreError, match="removed while it was under way"):
+        store.add(image_id, source())
+    assert [item.image_id for item in opened["images"]] == [image_id]
+    assert not server.door.residue(image_id)
+
+
 # -- Integrity ------------------------------------------------------------------------------------------------
 
 
@@ -762,6 +795,32 @@ def test_part_that_was_damaged_on_its_way_is_refused(localstack, image_id, data,
     with pytest.raises(RemoteServiceUnavailable, match="damaged"):
         store.add(image_id, data)
     assert not localstack.door.residue(image_id)
+
+
+@pytest.mark.parametrize("data", [b"small", IMAGE], ids=["in one piece", "in parts"])
+@pytest.mark.parametrize("times", [1, 100], ids=["once", "always"])
+def test_server_that_ignores_checksums_is_caught_by_its_etags(gateway, image_id, data, times):
+    """radosgw stores what comes, whatever its crc32 should be; Content-MD5 it verifies."""
+    store = in_small_parts(open_rados(gateway))
+    plain, left = store.client.call, times
+
+    def damage(operation, **parameters):
+        nonlocal left
+        if operation in ("put_object", "upload_part") and left:
+            left -= 1
+            body = parameters["Body"]
+            damaged = bytearray(body if isinstance(body, bytes) else body.read())
+            damaged[0] ^= 1
+            parameters["Body"] = bytes(damaged)
+        return plain(operation, **parameters)
+
+    store.client.call = damage
+    if times == 1:
+        assert read(store, store.add(image_id, data).uri) == data
+        return
+    with pytest.raises(RemoteServiceUnavailable, match="damaged"):
+        store.add(image_id, data)
+    assert not gateway.door.residue(image_id)
 
 
 # -- Encryption, storage class --------------------------------------------------------------------------------

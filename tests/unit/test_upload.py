@@ -47,6 +47,14 @@ def test_part_sizes_may_grow_from_part_to_part():
     assert store.called("write") == [(0, 0, PART), (1, PART, 2 * PART), (2, 3 * PART, PART)]
 
 
+def test_part_sizes_may_grow_after_the_first_part_that_might_have_been_put():
+    store = recording_store(concurrency=1, has_put=True, part_size=lambda number: PART * (1 + number))
+    data = pattern(4 * PART)
+    store.add("x", iter([data]))
+    assert store.called("write") == [(0, 0, PART), (1, PART, 2 * PART), (2, 3 * PART, PART)]
+    assert image_of(store, "x") == data
+
+
 @pytest.mark.parametrize("length", [0, 1, PART - 1, PART])
 @pytest.mark.parametrize("known", [True, False])
 def test_an_image_that_fits_one_part_goes_out_with_put_and_nothing_else(length, known):

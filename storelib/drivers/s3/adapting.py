@@ -44,8 +44,10 @@ def adapting(store: S3Store, send: Callable[[bool, PartChecksums], T], condition
                 continue
             raise
         store.checksums = checksums
-        if condition and conditional != usual[0]:
-            setattr(store, condition, conditional)
+        if conditional != usual[0]:
+            # A server that honours it anywhere does so in a PUT.
+            store.conditional_put = store.conditional_put and condition != "conditional_put"
+            store.asks_at_completion = False
         LOG.warning(
             "store %s: the server refuses what was asked; from now on: checksums %s, If-None-Match %s",
             store.name,

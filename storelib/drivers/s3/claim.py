@@ -48,14 +48,14 @@ class Claim:
 
         ``look``: the server would overwrite what is there, so see whether there is something. Raises Duplicate.
         """
-        if (look or self._uncertain) and self._is_ours():
+        if (look or self._uncertain) and self.is_ours():
             return
         again, self._uncertain = self._uncertain, True
         try:
             send()
         except BadAnswer as error:
             # Whoever answered, the image may be there.
-            if not self._is_ours():
+            if not self.is_ours():
                 raise
             if isinstance(error, Damaged):
                 self.take_back()
@@ -69,7 +69,7 @@ class Claim:
                     raise self._duplicate() from error
             if code not in (*_REFUSED, _CONFLICT, *GONE):
                 raise
-            if self._is_ours():
+            if self.is_ours():
                 return
             if code == _CONFLICT:
                 raise RemoteServiceUnavailable(f"{self._subject}: another add of this id is under way") from error
@@ -98,7 +98,7 @@ class Claim:
                 raise
             self._call("delete_object", **self.target)
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether the image is there by this add; raises Duplicate if it is there by another."""
         published = self._head()
         if published is not None and not self._has_token(published):

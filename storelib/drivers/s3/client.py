@@ -14,11 +14,16 @@ import re
 import threading
 import urllib.parse
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from storelib._version import __version__
+from storelib.drivers.s3 import answers
+from storelib.drivers.s3.answers import BadAnswer
+from storelib.drivers.s3.errors import error_code
 from storelib.drivers.s3.location import split_endpoint
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, MissingDependency
+from storelib.transfer.partfile import PartFile
 
 if TYPE_CHECKING:
     from storelib.drivers.s3.connections import Distance
@@ -26,6 +31,19 @@ if TYPE_CHECKING:
 #: Idle connections kept: several transfers at once. They are made as they are needed.
 _KEPT_CONNECTIONS = 32
 _AMAZON_REGION = re.compile(r"s3[.-](?:dualstack\.|fips\.)?([a-z]{2}(?:-[a-z]+)+-\d+)\.amazonaws\.com(?:\.cn)?")
+
+
+#: The path of a server: no dots for names, which clients and proxies resolve.
+_BASE = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
+#: Servers that refuse a bucket in the path, and what others answer that do.
+_VIRTUAL_ONLY = (".aliyuncs.com", ".myqcloud.com")
+_PATH_REFUSED = {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "PathStyleNotSupported"}
+#: Answers to a request that is signed for another region than the bucket's; to a HEAD it is the bare status.
+_OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "301", "400"}
+_REGION = re.compile(r"[a-z0-9-]{2,40}")
+_AMAZON = re.compile(r"s3[.-](?:.+\.)?amazonaws\.com(?:\.cn)?")
+#: Names of buckets that can be part of a host name under one certificate.
+_DNS_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 
 class Client:
@@ -39,9 +57,13 @@ class Client:
         self._store_name = store_name
         if importlib.util.find_spec("botocore") is None:
             raise MissingDependency("the s3 driver needs an extra package: pip install storelib[s3]")
-        self.scheme, self.host, self.port = self._endpoint()
+        self.scheme, self.host, self.port, self.base = self._endpoint()
         self._check_credentials()
         self._verify = self._verification()
+        # The server has refused a bucket in the path.
+        self._virtual_only = False
+        # Where it says that the bucket is.
+        self._region = ""
         self._distance: Distance | None = None
         self._lock = threading.Lock()
         self._client: Any = None
@@ -52,7 +74,7 @@ class Client:
     def region(self) -> str:
         """The region that requests are signed for."""
         amazon = _AMAZON_REGION.fullmatch(self.host)
-        return str(self._conf.s3_store_region_name or (amazon[1] if amazon else "us-east-1"))
+        return str(self._conf.s3_store_region_name or self._region or (amazon[1] if amazon else "us-east-1"))
 
     @property
     def customer_key(self) -> dict[str, Any]:
@@ -72,45 +94,81 @@ class Client:
 
     def call(self, operation: str, **parameters: Any) -> Any:
         """One request and its answer, which has all that belongs to a success; raises what botocore does, BadAnswer."""
+        from botocore.exceptions import ClientError
         from botocore.parsers import ResponseParserError
 
-        from storelib.drivers.s3.answers import BadAnswer
-
+        client = self.get()
         try:
-            return getattr(self.get(), operation)(**parameters)
+            return getattr(client, operation)(**parameters)
         except ResponseParserError as error:
             raise BadAnswer(operation, "no document") from error
+        except ClientError as error:
+            if not self._learns(error):
+                raise
+        with self._lock:
+            if self._client is client:
+                self._client = None
+        if isinstance(parameters.get("Body"), PartFile):
+            parameters["Body"].seek(0)
+        return getattr(self.get(), operation)(**parameters)
+
+    @property
+    def addressing(self) -> str:
+        """Where the bucket goes: "virtual", into the name of the host, or "path"."""
+        chosen, bucket = str(self._conf.s3_store_bucket_url_format), self._conf.s3_store_bucket or ""
+        if chosen != "auto":
+            return chosen
+        wanted = self._virtual_only or _AMAZON.fullmatch(self.host) or self.host.endswith(_VIRTUAL_ONLY)
+        return "virtual" if wanted and _DNS_NAME.fullmatch(bucket) else "path"
+
+    def _learns(self, error: Exception) -> bool:
+        """Whether the server says where the bucket is or how it is to be asked for, and the options leave that open."""
+        response = getattr(error, "response", {})
+        details, code = response.get("Error", {}), error_code(error)
+        elsewhere = str(details.get("Endpoint", "")).lower() == f"{self._conf.s3_store_bucket}.{self.host}"
+        if (elsewhere or code in _PATH_REFUSED) and self._conf.s3_store_bucket_url_format == "auto":
+            learns, self._virtual_only = not self._virtual_only, True
+            return learns
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = str(details.get("Region") or headers.get("x-amz-bucket-region") or "")
+        if code not in _OTHER_REGION or self._conf.s3_store_region_name or not _REGION.fullmatch(region):
+            return False
+        learns, self._region = region != self.region, region
+        return learns
 
     def _new(self) -> Any:
-        import botocore.session
         from botocore.config import Config
 
-        from storelib.drivers.s3 import answers, connections
+        from storelib.drivers.s3 import connections
 
         conf = self._conf
+        patience = min(conf.s3_store_read_timeout, conf.transfer_timeout)
         proxies = dict.fromkeys(("http", "https"), conf.s3_store_proxy) if conf.s3_store_proxy else {}
         config = Config(
             signature_version="s3v4",
             # Only the engine tries again.
             retries={"total_max_attempts": 1, "mode": "standard"},
-            connect_timeout=conf.s3_store_connect_timeout,
-            read_timeout=conf.s3_store_read_timeout,
+            connect_timeout=min(conf.s3_store_connect_timeout, conf.transfer_timeout),
+            read_timeout=patience,
             max_pool_connections=max(conf.s3_store_thread_pools, _KEPT_CONNECTIONS),
             # An empty dict keeps botocore from asking the environment.
             proxies=proxies,
             tcp_keepalive=True,
+            use_dualstack_endpoint=False,
+            use_fips_endpoint=False,
+            defaults_mode="legacy",
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            s3={"addressing_style": conf.s3_store_bucket_url_format, "payload_signing_enabled": False},
+            s3={"addressing_style": self.addressing, "payload_signing_enabled": False},
             user_agent_extra=f"storelib/{__version__}",
         )
         port = "" if self.port is None else f":{self.port}"
-        session = botocore.session.Session(profile=conf.s3_store_profile or None)
-        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+        base = f"/{self.base}" if self.base else ""
+        session = _session_of_its_own() if conf.s3_store_access_key else _session(conf.s3_store_profile)
         client = session.create_client(
             "s3",
             region_name=self.region,
-            endpoint_url=f"{self.scheme.removeprefix('s3+')}://{self.host}{port}",
+            endpoint_url=f"{self.scheme.removeprefix('s3+')}://{self.host}{port}{base}",
             verify=self._verify,
             aws_access_key_id=conf.s3_store_access_key or None,
             aws_secret_access_key=conf.s3_store_secret_key or None,
@@ -118,7 +176,7 @@ class Client:
             config=config,
         )
         self._distance = connections.Distance()
-        connections.use(client, conf.s3_store_read_timeout, self._distance)
+        connections.use(client, patience, self._distance)
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
@@ -139,19 +197,23 @@ class Client:
 
     # -- Options ----------------------------------------------------------------------------------------------
 
-    def _endpoint(self) -> tuple[str, str, int | None]:
+    def _endpoint(self) -> tuple[str, str, int | None, str]:
         value = (self._conf.s3_store_host or "").strip().rstrip("/")
         url = value if "://" in value else f"https://{value}"
-        scheme, _, authority = url.partition("://")
+        scheme, _, rest = url.partition("://")
+        # A path without a scheme before it may as well be a bucket that does not belong here.
+        authority, _, base = rest.partition("/") if "://" in value else (rest, "", "")
         try:
             if scheme not in ("http", "https"):
                 raise BadStoreUri(f"neither http nor https: {scheme}")
+            if base and not _BASE.fullmatch(base):
+                raise BadStoreUri("not the path of a server")
             scheme = f"s3+{scheme}"
-            return scheme, *split_endpoint(authority, scheme)
+            return scheme, *split_endpoint(authority, scheme), base
         except BadStoreUri as error:
             # The value may hold a password that does not belong there.
             raise self._misconfigured(
-                "s3_store_host", f"host, host:port, https://host or http://host: {error}"
+                "s3_store_host", f"host, host:port, or a URL that begins with https:// or http://: {error}"
             ) from None
 
     def _check_credentials(self) -> None:
@@ -172,24 +234,56 @@ class Client:
                 raise self._misconfigured("s3_store_proxy", "a URL that begins with http:// or https://")
 
     def _verification(self) -> bool | str | None:
-        """What botocore takes; None leaves it to the environment, which must not override an option."""
+        """What botocore takes; None leaves it to the environment, which must not override an option.
+
+        Nor does it say anything of a store with keys of its own.
+        """
         if self._conf.s3_store_insecure:
             return False
         path = self._conf.s3_store_cacert
         if path and not os.access(path, os.R_OK):
             raise self._misconfigured("s3_store_cacert", f"{path} cannot be read")
-        return path or None
+        return path or (True if self._conf.s3_store_access_key else None)
 
     def _misconfigured(self, option: str, what: str) -> BadStoreConfiguration:
         return BadStoreConfiguration(f"store {self._store_name}, option {option}: {what}")
 
 
-@functools.cache
-def _loader(data_path: str | None) -> Any:
-    """What S3 is, as botocore reads it from files: some megabytes that all stores share."""
+def _session(profile: str | None) -> Any:
+    """One that finds credentials where the AWS tools do."""
     from botocore.loaders import create_loader
+    from botocore.session import Session
 
-    return create_loader(data_path)
+    session = Session(profile=profile or None)
+    # What the files say of S3 is for servers elsewhere.
+    session.get_component("config_store").set_config_variable("s3", {})
+    session.register_component("data_loader", _shared(create_loader, session.get_config_variable("data_path")))
+    return session
+
+
+def _session_of_its_own() -> Any:
+    """One that takes nothing from the environment and from the files of the AWS tools."""
+    from botocore.loaders import Loader
+    from botocore.session import Session
+
+    variables = {name: (None, None, *rest) for name, (_, _, *rest) in Session.SESSION_VARIABLES.items()}
+    for name in ("config_file", "credentials_file"):
+        variables[name] = (None, None, os.devnull, None)
+    session = Session(session_vars=variables)
+    session.register_component("data_loader", _shared(_built_in, Loader.BUILTIN_DATA_PATH))
+    return session
+
+
+def _built_in(path: str) -> Any:
+    from botocore.loaders import Loader
+
+    return Loader(extra_search_paths=[path], include_default_search_paths=False)
+
+
+@functools.cache
+def _shared(make: Callable[[Any], Any], path: str | None) -> Any:
+    """What S3 is, as botocore reads it from files: some megabytes that all stores share."""
+    return make(path)
 
 
 def _follow_nothing(params: dict[str, Any], **kwargs: object) -> None:

@@ -135,6 +135,8 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     text = f"{subject}: the server answered {code} to {operation}"
     if refuses_extras(error):
         text += _option_at_fault(error, status)
+    if status in (301, 400) and code in ("301", "400") and "x-amz-bucket-region" in metadata.get("HTTPHeaders", {}):
+        code = "PermanentRedirect"
     known = _BY_CODE.get(code)
     if known is not None:
         return known(text, operation)
@@ -179,8 +181,31 @@ def _option_at_fault(error: Exception, status: int) -> str:
     return "; if it is about If-None-Match or checksums, set s3_store_conditional_writes or s3_store_checksum_algorithm"
 
 
+#: What the policy of bucket or user must allow.
+_PERMISSIONS = {
+    "CreateBucket": "s3:CreateBucket, or the bucket be made beforehand",
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadObject": "s3:GetObject, and s3:ListBucket, without which also what is not there is forbidden",
+    "GetObject": "s3:GetObject, and s3:ListBucket, without which also what is not there is forbidden",
+    "PutObject": "s3:PutObject; or set read_only",
+    "CreateMultipartUpload": "s3:PutObject; or set read_only",
+    "UploadPart": "s3:PutObject; or set read_only",
+    "CompleteMultipartUpload": "s3:PutObject; or set read_only",
+    "CopyObject": "s3:PutObject and s3:GetObject",
+    "UploadPartCopy": "s3:PutObject and s3:GetObject",
+    "DeleteObject": "s3:DeleteObject; or set read_only",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads, for gc",
+    "ListParts": "s3:ListMultipartUploadParts, for gc",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "GetObjectAcl": "s3:GetObjectAcl",
+    "PutObjectAcl": "s3:PutObjectAcl",
+}
+
+
 def _denied(text: str, operation: str) -> StoreError:
-    return (StorageWriteDenied if operation in _WRITES else Forbidden)(text)
+    needed = _PERMISSIONS.get(operation)
+    hint = f"; the policy must allow {needed}" if needed else ""
+    return (StorageWriteDenied if operation in _WRITES else Forbidden)(text + hint)
 
 
 def _exists(text: str, operation: str) -> StoreError:

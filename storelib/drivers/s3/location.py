@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storelib.exceptions import BadStoreUri
 from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
@@ -20,7 +20,7 @@ _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?"
 
 @dataclass(frozen=True, repr=False)
 class S3Location(StoreLocation):
-    """``s3+https://host[:port]/bucket/key``, bucket and every part of the key percent-encoded.
+    """``s3+https://host[:port]/[base/]bucket/key``, bucket and every part of the key percent-encoded.
 
     Credentials of old URIs (``s3://access:secret@host/bucket/key``) are read, never used and never written back.
     """
@@ -33,6 +33,8 @@ class S3Location(StoreLocation):
     key: str
     access_key: str | None = field(default=None, repr=False, compare=False)
     secret_key: str | None = field(default=None, repr=False, compare=False)
+    #: The path of the server, without slashes around it. A URI does not tell it from a bucket: see ``below``.
+    base: str = ""
 
     @classmethod
     def parse(cls, uri: str) -> S3Location:
@@ -57,7 +59,19 @@ class S3Location(StoreLocation):
     def uri(self) -> str:
         """The URI without credentials."""
         port = "" if self.port is None else f":{self.port}"
-        return f"{self.scheme}://{self.host}{port}/{quote(self.bucket)}/{'/'.join(map(quote, self.key.split('/')))}"
+        base = f"{self.base}/" if self.base else ""
+        path = "/".join(map(quote, (self.bucket, *self.key.split("/"))))
+        return f"{self.scheme}://{self.host}{port}/{base}{path}"
+
+    def below(self, base: str) -> S3Location | None:
+        """The same URI for a server whose path is ``base``; None where it does not begin so."""
+        if self.base == base:
+            return self
+        names, path = base.split("/"), [self.bucket, *self.key.split("/")]
+        if self.base or path[: len(names)] != names or len(path) < len(names) + 2:
+            return None
+        bucket, *key = path[len(names) :]
+        return replace(self, base=base, bucket=bucket, key="/".join(key))
 
 
 def split_endpoint(authority: str, scheme: str) -> tuple[str, int | None]:

@@ -11,8 +11,8 @@ OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
     cfg.StrOpt(
         "s3_store_host",
-        help="The server: host, host:port, or a URL that begins with https:// or http://; https where it does not "
-        "say. For Amazon: s3.<region>.amazonaws.com.",
+        help="The server: host, host:port, or a URL that begins with https:// or http:// and may have a path; https "
+        "where it does not say. For Amazon: s3.<region>.amazonaws.com.",
     ),
     cfg.StrOpt("s3_store_bucket", help="The bucket that holds the images."),
     cfg.StrOpt(
@@ -35,7 +35,11 @@ OPTIONS: Sequence[cfg.Opt] = (
         "s3_store_bucket_url_format",
         default="auto",
         choices=[
-            ("auto", "virtual where the bucket's name and the host allow it"),
+            (
+                "auto",
+                "virtual for Amazon and others that are known to demand it or refuse a path, if the bucket's name "
+                "has no dots; else path",
+            ),
             ("virtual", "the bucket is part of the host name"),
             ("path", "the bucket is the first part of the path"),
         ],
@@ -45,8 +49,9 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt(
         "s3_store_access_key",
         secret=True,
-        help="Access key. Without one, credentials come from where the AWS tools find them: environment, profile, "
-        "web identity, container or instance role.",
+        help="Access key. With one, the environment and the files of the AWS tools are not looked at. Without one, "
+        "credentials come from where those tools find them: environment, profile, web identity, container or "
+        "instance role.",
     ),
     cfg.StrOpt("s3_store_secret_key", secret=True, help="Secret key that belongs to s3_store_access_key."),
     cfg.StrOpt("s3_store_session_token", secret=True, help="Session token of temporary keys."),
@@ -67,12 +72,18 @@ OPTIONS: Sequence[cfg.Opt] = (
         secret=True,
         help="URL of a proxy, with credentials if it wants some. Proxies named by the environment are never used.",
     ),
-    cfg.FloatOpt("s3_store_connect_timeout", default=10.0, min=0.01, help="Seconds to wait for a connection."),
+    cfg.FloatOpt(
+        "s3_store_connect_timeout",
+        default=10.0,
+        min=0.01,
+        help="Seconds to wait for a connection, transfer_timeout at most.",
+    ),
     cfg.FloatOpt(
         "s3_store_read_timeout",
         default=60.0,
         min=0.01,
-        help="Seconds to wait for an answer or the next bytes. transfer_retries says how often it is tried again.",
+        help="Seconds to wait for an answer or the next bytes, transfer_timeout at most. transfer_retries says how "
+        "often it is tried again.",
     ),
     # -- How images are stored --------------------------------------------------------------------------------
     cfg.IntOpt(

@@ -4,53 +4,52 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from storelib.drivers.s3.errors import error_code
+from storelib.driver import Digests, Part
+from storelib.drivers.s3.writer import S3Writer
+from storelib.exceptions import Duplicate
 
 if TYPE_CHECKING:
     from storelib.drivers.s3.store import S3Store
 
+#: Deeper than images lie, so that no list shows it.
+PREFIX = ".storelib-check/"
+
 
 def honours_conditions(store: S3Store) -> tuple[bool, bool]:
-    """Whether a PUT, and whether completing an upload, fail over an object that exists; tried on one of its own."""
-    client = store.client.get()
-    # Deeper than images lie, so that no list shows it.
-    target = store.location(".storelib-check")
-    own = {"Bucket": target.bucket, "Key": f"{target.key}/{secrets.token_hex(16)}"}
-    settings = store.object_settings
-    client.put_object(**own, **settings, Body=b"1")
-    try:
-        put = _refused(lambda: client.put_object(**own, **settings, Body=b"2", IfNoneMatch="*"))
-        return put, _refused(lambda: _upload(store, client, own))
-    finally:
-        client.delete_object(**own)
+    """Whether a PUT, and whether completing an upload, fail over an object that exists; tried as images are added."""
+    image_id = f"{PREFIX}{secrets.token_hex(16)}"
+    with contextlib.ExitStack() as taken_back:
+        _put(store, image_id, b"1", taken_back)
+        put = complete = False
+        try:
+            _put(store, image_id, b"2", taken_back)
+        except Duplicate:
+            put = True
+        try:
+            _upload(store, image_id, b"3", taken_back)
+        except Duplicate:
+            complete = True
+        # Where the server refuses the condition itself, it was a look that found the object.
+        return put and store.conditional_put, complete and store.asks_at_completion
 
 
-def _upload(store: S3Store, client: Any, own: dict[str, str]) -> None:
-    upload = {**own, "UploadId": client.create_multipart_upload(**own, **store.object_settings)["UploadId"]}
-    try:
-        part = client.upload_part(**upload, PartNumber=1, Body=b"3", **store.client.customer_key)
-        parts = [{"PartNumber": 1, "ETag": part["ETag"]}]
-        client.complete_multipart_upload(
-            **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*", **store.client.customer_key
-        )
-    except Exception:
-        with contextlib.suppress(Exception):
-            client.abort_multipart_upload(**upload)
-        raise
+def _put(store: S3Store, image_id: str, data: bytes, taken_back: contextlib.ExitStack) -> None:
+    writer = S3Writer(store, image_id)
+    taken_back.callback(writer.abort)
+    writer.put_whole(memoryview(data), _digests(data))
 
 
-def _refused(write: Callable[[], object]) -> bool:
-    """Whether the answer was that there is an object already."""
-    try:
-        write()
-    except Exception as error:
-        if error_code(error) in ("PreconditionFailed", "412"):
-            return True
-        if error_code(error) == "NotImplemented":
-            return False
-        raise
-    return False
+def _upload(store: S3Store, image_id: str, data: bytes, taken_back: contextlib.ExitStack) -> None:
+    writer = S3Writer(store, image_id)
+    taken_back.callback(writer.abort)
+    writer.reserve(len(data))
+    writer.write(Part(0, 0, memoryview(data)))
+    writer.complete(look=False)
+
+
+def _digests(data: bytes) -> Digests:
+    return Digests(None, hashlib.sha512(data).hexdigest())

@@ -24,8 +24,9 @@ from storelib.drivers.s3.options import OPTIONS
 from storelib.drivers.s3.probing import honours_conditions
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Writer
-from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, StoreError
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, OperationNotSupported, StoreError
 from storelib.location import Location, StoreLocation
+from storelib.transfer.rehearsal import rehearse
 from storelib.transfer.retry import mapped
 from storelib.transfer.upload import Progress
 
@@ -131,19 +132,30 @@ class S3Store(Store[S3Location]):
     def location(self, image_id: str) -> S3Location:
         """Where the image with this id is, or would be."""
         client, key = self.client, f"{self.conf.s3_store_key_prefix}{image_id}"
-        made = S3Location(client.scheme, client.host, client.port, self.conf.s3_store_bucket or "", key)
+        made = S3Location(
+            client.scheme, client.host, client.port, self.conf.s3_store_bucket or "", key, base=client.base
+        )
         # Parsed again, so that a prefix that makes no URI is found out.
-        return S3Location.parse(made.uri)
+        found = S3Location.parse(made.uri).below(client.base)
+        if found is None:
+            raise BadStoreUri(f"not a bucket and a key: {made}")
+        return found
 
     def owns(self, location: S3Location) -> bool:
         """Whether it is in this bucket of this server, below the prefix; http and https are the same server."""
-        usual = DEFAULT_PORTS[self.client.scheme]
+        usual, found = DEFAULT_PORTS[self.client.scheme], location.below(self.client.base)
         return (
-            location.host == self.client.host
+            found is not None
+            and location.host == self.client.host
             and (location.port or usual) == (self.client.port or usual)
-            and location.bucket == self.conf.s3_store_bucket
-            and location.key.startswith(self.conf.s3_store_key_prefix)
+            and found.bucket == self.conf.s3_store_bucket
+            and found.key.startswith(self.conf.s3_store_key_prefix)
         )
+
+    def locate(self, location: Location | str) -> S3Location:
+        """Bucket and key as this store knows them, whose server may have a path."""
+        found = super().locate(location)
+        return found.below(self.client.base) or found
 
     def _image_id(self, key: str) -> str | None:
         """The id of the image with this key; None for what lies elsewhere or deeper, where storelib puts none."""
@@ -285,12 +297,12 @@ class S3Store(Store[S3Location]):
         return True
 
     def probe(self) -> Health:
-        """Ask for one key; the first time, also try what the server makes of If-None-Match."""
-        client, bucket = self.client, self.conf.s3_store_bucket
-        self.in_bucket(
-            lambda: client.call("list_objects_v2", Bucket=bucket, Prefix=self.conf.s3_store_key_prefix, MaxKeys=1)
-        )
-        where = f"bucket {bucket} at {client.host}"
+        """The first time, do all that is done with images and try what becomes of If-None-Match; later, list."""
+        where = f"bucket {self.conf.s3_store_bucket} at {self.client.host}"
+        if self._probed:
+            next(iter(self.images()), None)
+        else:
+            rehearse(self)
         if Capability.ADD not in self.capabilities:
             return Health(f"{where} can be read")
         if not self._probed:
@@ -300,11 +312,15 @@ class S3Store(Store[S3Location]):
 
     def _probe_conditions(self) -> None:
         mode = self.conf.s3_store_conditional_writes
-        put, complete = honours_conditions(self)
+        promised = f"store {self.name}, option s3_store_conditional_writes = on: the server"
+        try:
+            put, complete = mapped(lambda: honours_conditions(self), self.map_error, self.name)
+        except OperationNotSupported as error:
+            if mode == "on":
+                raise BadStoreConfiguration(f"{promised} refuses If-None-Match") from error
+            raise
         if mode == "on" and not (put and complete):
-            raise BadStoreConfiguration(
-                f"store {self.name}, option s3_store_conditional_writes = on: the server ignores If-None-Match"
-            )
+            raise BadStoreConfiguration(f"{promised} ignores If-None-Match")
         if mode == "auto":
             self.conditional_put = put
             if put and complete:

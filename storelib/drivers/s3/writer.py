@@ -168,7 +168,11 @@ class S3Writer(Writer):
             self.claim.publish(lambda: self.call("complete_multipart_upload", **parameters), look=look)
         except Exception as error:
             code = error_code(error)
-            if code in GONE:
+            # What radosgw answers then.
+            lost = code == "InternalError" and self._is_lost()
+            if lost or code in GONE:
+                if lost and self.claim.is_ours():
+                    return
                 raise StoreError(f"{self.claim.location}: the upload was removed while it was under way") from error
             if code in ("InvalidPart", "EntityTooSmall", "InvalidRequest") and self._parts_differ():
                 self.store.equal_parts = self.store.conf.s3_store_equal_parts != "off"
@@ -177,6 +181,14 @@ class S3Writer(Writer):
                     "unknown size are sent so from now on, and from the start with s3_store_equal_parts = on"
                 ) from error
             raise
+
+    def _is_lost(self) -> bool:
+        """The server no longer knows the upload."""
+        try:
+            self.call("list_parts", **self._upload, MaxParts=1)
+        except Exception as error:  # noqa: BLE001  (it was another error that brought us here)
+            return error_code(error) in GONE
+        return False
 
     def _parts_differ(self) -> bool:
         return len(set([length for _, length in sorted(self._lengths.items())][:-1])) > 1
