@@ -149,7 +149,7 @@ def connections():
     class Settings:
         swift_store_cacert = None
         swift_store_auth_insecure = False
-        swift_store_connect_timeout = swift_store_read_timeout = 5.0
+        swift_store_connect_timeout = swift_store_read_timeout = transfer_timeout = 5.0
 
     return Connections(Settings())
 

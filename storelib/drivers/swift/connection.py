@@ -39,7 +39,12 @@ class Connections:
         self._verify: bool | str = conf.swift_store_cacert or not conf.swift_store_auth_insecure
         if conf.swift_store_auth_insecure:
             self._verify = False
-        self._timeout = (conf.swift_store_connect_timeout, conf.swift_store_read_timeout)
+        # No longer than the whole transfer may stand still.
+        self._longest: float = conf.transfer_timeout
+        self._timeout = (
+            min(conf.swift_store_connect_timeout, self._longest),
+            min(conf.swift_store_read_timeout, self._longest),
+        )
         self._lock = threading.Lock()
         self._servers: dict[str, HTTPConnection] = {}
         self._latency: dict[str, float] = {}
@@ -54,7 +59,8 @@ class Connections:
         with self._lock:
             connection = self._servers.get(origin) or self._connect(origin)
         connect, read = self._timeout
-        settings = dict(connection.requests_args, timeout=(connect, read + patience))
+        # Who is known to work for longer than that is waited for.
+        settings = dict(connection.requests_args, timeout=(connect, min(read + patience, max(self._longest, patience))))
         started = time.monotonic()
         # Not connection.request(), which keeps the response in the one connection that all threads share.
         response: requests.Response = connection.request_session.request(

@@ -121,11 +121,19 @@ def _error_of_keystone(error: Exception, subject: str) -> StoreError | None:
         return BadStoreConfiguration(
             "the catalog has no such service; see swift_store_region, _endpoint_type, _service_type and _endpoint"
         )
+    if isinstance(error, exceptions.InvalidResponse):
+        return RemoteServiceUnavailable(
+            f"what answers at swift_store_auth_address is no identity service: a page, a redirect, a portal ({subject})"
+        )
     status = getattr(error, "http_status", None)
     if status in (401, 403):
         return Forbidden(f"the identity service does not accept the credentials ({subject})")
     if status in (429, 408) or (isinstance(status, int) and status >= 500):
-        return RemoteServiceUnavailable(f"the identity service answered {status} ({subject})")
+        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
+        return RemoteServiceUnavailable(
+            f"the identity service answered {status} ({subject})",
+            retry_after=_retry_after(headers.get("Retry-After")),
+        )
     return BadStoreConfiguration(f"the identity service cannot be used ({subject}): {type(error).__name__}")
 
 

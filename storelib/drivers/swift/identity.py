@@ -7,15 +7,18 @@ One class for each way to get them; everything else asks for ``access()`` and kn
 from __future__ import annotations
 
 import abc
+import contextlib
 import datetime
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from storelib.drivers.swift.errors import error_of_status
+from storelib.drivers.swift.proof import number
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Forbidden, RemoteServiceUnavailable
 
 if TYPE_CHECKING:
@@ -36,6 +39,23 @@ class Access:
 
     url: str
     token: str = field(repr=False)
+
+
+class Lease:
+    """How long a token is used: until it is about to expire, but at least for half of its life and some seconds."""
+
+    def __init__(self, life: float | None, soon: float) -> None:
+        """``life``: seconds, None if the service does not tell; ``soon``: seconds before its end."""
+        self._renewed = math.inf
+        if life is not None:
+            # One that lives no longer than ``soon`` would be asked for anew for each request.
+            used = max(life - min(soon, life / 2), min(life, _LEAST_INTERVAL))
+            self._renewed = time.monotonic() + used
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time for another token."""
+        return time.monotonic() >= self._renewed
 
 
 class Identity(abc.ABC):
@@ -67,14 +87,12 @@ class V1Identity(Identity):
         self._endpoint = conf.swift_store_endpoint
         self._lock = threading.Lock()
         self._access: Access | None = None
-        self._expires = self._asked = 0.0
+        self._lease = Lease(None, self._soon)
 
     def access(self) -> Access:
         """The token at hand unless it expires soon."""
         with self._lock:
-            now = time.monotonic()
-            soon = now > self._expires - self._soon and now > self._asked + _LEAST_INTERVAL
-            if self._access is None or soon or now > self._expires:
+            if self._access is None or self._lease.is_over:
                 self._access = self._ask()
             return self._access
 
@@ -98,10 +116,8 @@ class V1Identity(Identity):
             raise BadStoreConfiguration("at swift_store_auth_address there is no identity service of version 1")
         if not 200 <= status < 300:
             raise error_of_status("GET", status, found, "a token")
-        self._asked = time.monotonic()
-        life = found.get("X-Auth-Token-Expires", "")
-        self._expires = self._asked + (float(life) if life.isdigit() else float("inf"))
-        return Access((self._endpoint or url or "").rstrip("/"), token or "")
+        self._lease = Lease(number(found.get("X-Auth-Token-Expires")), self._soon)
+        return Access(_url(self._endpoint or url).rstrip("/"), token or "")
 
 
 class V3Identity(Identity):
@@ -113,13 +129,20 @@ class V3Identity(Identity):
         self._conf = conf
         self.credentials = credentials
         self.plugin = _plugin(credentials, trust)
+        # A password goes to the address it is for, not to where a captive portal redirects.
         self.session = session.Session(
-            self.plugin, verify=connections.verify, timeout=connections.timeout, session=connections.session()
+            self.plugin,
+            verify=connections.verify,
+            timeout=connections.timeout,
+            session=connections.session(),
+            redirect=False,
         )
         self._lock = threading.Lock()
+        self._known: Any = None
+        self._lease = Lease(None, 0)
 
     def access(self) -> Access:
-        """keystoneauth keeps the token and gets a new one two minutes before it expires, or when we say so."""
+        """keystoneauth keeps the token, and gets a new one when we say so."""
         found = self._reference()
         return Access(self._endpoint(found), found.auth_token)
 
@@ -138,21 +161,28 @@ class V3Identity(Identity):
 
     def _reference(self) -> Any:
         with self._lock:
-            known = self.plugin.auth_ref
-            if known is not None and known.will_expire_soon(self._conf.swift_store_expire_soon_interval):
+            if self._lease.is_over:
                 self.plugin.invalidate()
-            return self.plugin.get_access(self.session)
+            with _sensible():
+                found = self.plugin.get_access(self.session)
+                # What a token must have; the rest is looked for where it is needed.
+                _ = found.auth_token, found.user_id, found.project_id
+            if found is not self._known:
+                self._known = found
+                self._lease = Lease(_life(found), self._conf.swift_store_expire_soon_interval)
+            return found
 
     def _endpoint(self, found: Any) -> str:
         conf = self._conf
         if conf.swift_store_endpoint:
             return filled_in(conf.swift_store_endpoint, found.project_id)
-        url = found.service_catalog.url_for(
-            service_type=conf.swift_store_service_type,
-            interface=conf.swift_store_endpoint_type.removesuffix("URL"),
-            region_name=conf.swift_store_region,
-        )
-        return str(url).rstrip("/")
+        with _sensible():
+            url = found.service_catalog.url_for(
+                service_type=conf.swift_store_service_type,
+                interface=conf.swift_store_endpoint_type.removesuffix("URL"),
+                region_name=conf.swift_store_region,
+            )
+        return _url(url).rstrip("/")
 
 
 class RequestIdentity(Identity):
@@ -282,6 +312,31 @@ class ForeignAccount(Identity):
             raise BadStoreUri(f"{self._url} is not at the object store of this request")
 
 
+@contextlib.contextmanager
+def _sensible() -> Iterator[None]:
+    """Raise for what the identity service sent, and keystoneauth did not check; its text is not repeated."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise RemoteServiceUnavailable("the identity service sent a token or a catalog that makes no sense") from None
+
+
+def _life(found: Any) -> float | None:
+    """Seconds from the issue of a token to its end, whatever our own clock says; None if it tells none."""
+    try:
+        expires = found.expires
+        life = (expires - (found.issued or datetime.datetime.now(datetime.timezone.utc))).total_seconds()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return float(life) if life > 0 else None
+
+
+def _url(url: Any) -> str:
+    if not isinstance(url, str) or not url.lower().startswith(("http://", "https://")):
+        raise RemoteServiceUnavailable("the URL of the object store that the identity service tells is none")
+    return url
+
+
 def filled_in(endpoint: str, project_id: str | None) -> str:
     """An endpoint with the project in it."""
     for name in ("project_id", "tenant_id"):
@@ -294,6 +349,11 @@ def project_of(context: Any) -> str | None:
     return getattr(context, "project_id", None) or getattr(context, "tenant", None)
 
 
+def _mappings(found: Any) -> Iterable[Mapping[str, Any]]:
+    """What is a mapping in a list; the rest of what a request brings along makes no sense here."""
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list | tuple) else []
+
+
 def _plugin(credentials: Credentials, trust: str | None) -> Any:
     from keystoneauth1.identity import v3
 
@@ -302,8 +362,11 @@ def _plugin(credentials: Credentials, trust: str | None) -> Any:
             credentials.identity_url,
             application_credential_id=credentials.application_credential_id,
             application_credential_secret=credentials.application_credential_secret or "",
+            reauthenticate=False,
         )
+    # That it has always two minutes to live is no use where tokens live no longer; see Lease.
     user: dict[str, Any] = {
+        "reauthenticate": False,
         "username": credentials.user_name,
         "password": credentials.key,
         "user_domain_id": credentials.user_domain_id,
@@ -323,14 +386,15 @@ def _url_in_catalog(context: Any, conf: Any) -> str:
     if conf.swift_store_endpoint:
         return filled_in(conf.swift_store_endpoint, project_of(context))
     wanted, region = conf.swift_store_endpoint_type, conf.swift_store_region
-    services: Iterable[Mapping[str, Any]] = getattr(context, "service_catalog", None) or ()
-    for service in services:
-        for endpoint in service.get("endpoints", ()) if service.get("type") == conf.swift_store_service_type else ():
+    for service in _mappings(getattr(context, "service_catalog", None)):
+        if service.get("type") != conf.swift_store_service_type:
+            continue
+        for endpoint in _mappings(service.get("endpoints")):
             place = endpoint.get("region_id") or endpoint.get("region")
             matches = endpoint.get("interface") in (wanted, wanted.removesuffix("URL"))
             url = endpoint.get("url") if matches else endpoint.get(wanted)
             if url and region in (None, place):
-                return str(url).rstrip("/")
+                return _url(url).rstrip("/")
     raise RemoteServiceUnavailable(
         "the catalog of the request has no such object store; see swift_store_region, _endpoint_type and _service_type",
         transient=False,
