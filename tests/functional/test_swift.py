@@ -689,6 +689,69 @@ def test_missing_container_is_a_mistake_in_the_configuration(swift, account, sma
         store.get(f"swift+http://{swift.auth_url[7:]}/no-such-one/x")
 
 
+@pytest.fixture
+def limited(swift, account, container):
+    """Of a user who may use one container and nothing else of the account."""
+    account.call("POST", container, X_Container_Read="test:reader", X_Container_Write="test:reader")
+    reader = {"swift_store_user": "test:reader", "swift_store_key": "reader-key"}
+    return lambda **options: open_swift(swift, **{"swift_store_container": container} | reader | options)
+
+
+def test_user_of_one_container_is_served(limited, account, container, small_parts):
+    store = limited()
+    assert "may not ask" in store.check().detail
+    uris = [store.add("x", IMAGE).uri, store.add("y", b"small").uri]
+    assert [read(store, uri) for uri in uris] == [IMAGE, b"small"]
+    assert {info.uri for info in store.list_images()} == set(uris)
+    account.call("PUT", container, f"dead/{'0' * 16}/00000000", data=b"")
+    assert [item.image_id for item in store.gc(0)] == ["dead"]
+    for uri in uris:
+        store.delete(uri)
+    assert account.names(container) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"swift_store_container": "not-there"}, "not-there"),
+        ({"swift_store_segment_container": "not-there"}, "not-there"),
+        ({"swift_store_container_per_image": True}, "swift_store_container_per_image"),
+    ],
+)
+def test_container_that_the_user_may_not_make_is_named_by_add_and_check(limited, small_parts, options, named):
+    store = limited(**options)
+    for call in (store.check, lambda: store.add("x", IMAGE)):
+        with pytest.raises((StorageWriteDenied, Forbidden), match=named):
+            call()
+
+
+def test_user_who_may_only_read_is_told_by_check(swift, account, container, limited):
+    account.call("POST", container, X_Container_Write="test:tester")
+    with pytest.raises(StorageWriteDenied):
+        limited().check()
+    assert limited(read_only=True).check()
+
+
+def test_check_leaves_nothing(store, account, container):
+    assert store.check()
+    assert account.names(container) == []
+
+
+@pytest.mark.parametrize("policy", ["silver", "gold"])
+def test_segments_are_stored_as_their_images_are(swift, account, container, small_parts, policy):
+    """Whatever the option says that new containers of images are made of."""
+    name = f"{container}_{policy}"
+    account.call("PUT", name, X_Storage_Policy=policy)
+    store = open_swift(
+        swift,
+        swift_store_container=name,
+        swift_store_segment_container=f"{name}_parts",
+        swift_store_storage_policy="silver" if policy == "gold" else None,
+    )
+    store.add("x", IMAGE)
+    assert account.head(f"{name}_parts")["X-Storage-Policy"] == policy
+
+
 def test_missing_container_is_made_of_the_policy_wanted(swift, account, small_parts):
     store = open_swift(swift, swift_store_container="made", swift_store_storage_policy="silver")
     store.add("x", IMAGE)

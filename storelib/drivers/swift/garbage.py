@@ -35,9 +35,13 @@ class Dead:
 
 def find(store: SwiftStore, account: Account, older_than: float, prefix: str) -> Iterator[Garbage]:
     """Everything dead for ``older_than`` seconds by the server's clock."""
-    # The date is cut to whole seconds.
-    before = server_time(account.head()) + 1.0 - older_than
     layout = store.layout
+    # Who may use one container need not be allowed to ask for the account.
+    asked = account.head() if layout.own or layout.seed else account.find(layout.container)
+    if asked is None:
+        return
+    # The date is cut to whole seconds.
+    before = server_time(asked) + 1.0 - older_than
     if layout.own:
         for container in [name for name in store.containers(account) if layout.may_be_for(name, prefix)]:
             yield from _in_own(store, account, container, before, prefix)

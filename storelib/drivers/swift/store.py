@@ -19,7 +19,15 @@ from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.swift import credentials as accounts
 from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
-from storelib.drivers.swift.layout import CLAIM_HEADER, SEGMENTS_HEADER, TOKEN_HEADER, Layout, length_of, size_in
+from storelib.drivers.swift.layout import (
+    CLAIM_HEADER,
+    SEGMENTS_HEADER,
+    TOKEN_HEADER,
+    Layout,
+    length_of,
+    new_token,
+    size_in,
+)
 from storelib.drivers.swift.location import CONFIG, SCHEMES, SwiftLocation, place_of, scheme_for
 from storelib.drivers.swift.options import OPTIONS
 from storelib.drivers.swift.proof import count, date_in, nothing_failed, number
@@ -35,7 +43,8 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.location import StoreLocation
-from storelib.transfer.contract import Digests
+from storelib.transfer.contract import Digests, Part
+from storelib.transfer.rehearsal import PREFIX, rehearse
 from storelib.transfer.upload import Progress
 
 if TYPE_CHECKING:
@@ -213,9 +222,13 @@ class SwiftStore(Store[SwiftLocation]):
         if not layout.own:
             yield layout.container
         if layout.own or layout.seed:
-            for entry in account.listing(prefix=f"{layout.container}_"):
-                if entry["name"] != layout.segments:
-                    yield entry["name"]
+            try:
+                for entry in account.listing(prefix=f"{layout.container}_"):
+                    if entry["name"] != layout.segments:
+                        yield entry["name"]
+            except Forbidden:
+                needing = "swift_store_container_per_image" if layout.own else "swift_store_multiple_containers_seed"
+                raise Forbidden(f"this user may not list the containers of the account: {needing} needs that") from None
 
     @staticmethod
     def each(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
@@ -234,11 +247,20 @@ class SwiftStore(Store[SwiftLocation]):
             raise Forbidden(f"store {self.name} is multi-tenant: adding needs the context of a request")
         account = self.own_account(context)
         location = self.location_of(account, self.layout.container_for(image_id), image_id)
-        if account.find(location.container, image_id) is not None:
+        if self._exists(account, location):
             raise Duplicate(f"image {image_id!r} exists in store {self.name}")
         writer = SwiftWriter(self, account, location)
         self.writers[writer.token] = writer
         return writer
+
+    def _exists(self, account: Account, location: SwiftLocation) -> bool:
+        try:
+            return account.find(location.container, location.obj) is not None
+        except Forbidden:
+            # Of a container that is not there, Swift says so too; making it will tell.
+            if not self.layout.own:
+                raise
+            return False
 
     def open_reader(self, location: SwiftLocation, offset: int, length: int | None, context: Any) -> SwiftReader:
         """Send the first request."""
@@ -361,20 +383,47 @@ class SwiftStore(Store[SwiftLocation]):
         return discard(self, self.own_account(), garbage.handle, garbage.image_id or "")
 
     def probe(self) -> Health:
-        """Whether the account is there, how full it is, and whether the container is there."""
+        """How full the account is, if we may know; then a small image and one of segments go in and out."""
         account = self.own_account()
-        headers = account.head()
+        try:
+            headers = account.head()
+        except Forbidden:
+            # Who may use one container need not be allowed to ask for the account.
+            headers = {}
+        self._check_container(account)
+        if not self.multi_tenant:
+            rehearse(self)
+            if Capability.ADD in self.capabilities and Capability.DELETE in self.capabilities:
+                self._rehearse_segments()
+        return _health(headers)
+
+    def _check_container(self, account: Account) -> None:
         container = self.layout.container
         missing = not self.layout.own and not self.layout.seed and account.find(container) is None
         if missing and not self.conf.swift_store_create_container_on_put:
             raise BadStoreConfiguration(
                 f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
             )
-        used = count(headers.get("X-Account-Bytes-Used")) or 0
-        total = count(headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes"))
-        if total is None:
-            return Health(f"{used} bytes used in the account")
-        return Health(f"{used} bytes used of {total}", max(0, total - used), total)
+
+    def _rehearse_segments(self) -> None:
+        """Two segments of one byte and their manifest, as large images have."""
+        writer = self.open_writer(f"{PREFIX}{new_token()}", 2, None)
+        try:
+            writer.reserve(2)
+            for number in range(2):
+                writer.write(Part(number, number, memoryview(b"x")))
+            stored = writer.commit(2, Digests(None, ""))
+            reader = self.open_reader(writer.location, 0, None, None)
+            try:
+                reader.read_into(0, memoryview(bytearray(2)))
+            finally:
+                reader.close()
+        except BaseException:
+            writer.abort()
+            raise
+        finally:
+            writer.close()
+        self.delete(stored.location.uri)
 
     # -- Sharing ------------------------------------------------------------------------------------------------------
 
@@ -492,6 +541,16 @@ def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
         modified = date_in(headers, "Last-Modified")
     version = headers.get("Etag", "").strip('"') or None
     return ImageInfo(location.uri, size, location.obj, modified, version)
+
+
+def _health(headers: Mapping[str, str]) -> Health:
+    used = count(headers.get("X-Account-Bytes-Used"))
+    total = count(headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes"))
+    if used is None:
+        return Health("this user may not ask how full the account is")
+    if total is None:
+        return Health(f"{used} bytes used in the account")
+    return Health(f"{used} bytes used of {total}", max(0, total - used), total)
 
 
 def segment_place(location: SwiftLocation, headers: Mapping[str, str]) -> tuple[str, str] | None:

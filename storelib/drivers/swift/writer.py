@@ -25,7 +25,7 @@ from storelib.drivers.swift.layout import (
     new_token,
     segment_prefix,
 )
-from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.location import quote
 from storelib.transfer.contract import MiB
 
@@ -147,8 +147,8 @@ class SwiftWriter(Writer):
         if self._marked or not self.store.layout.own:
             return
         unsure, self._unsure = self._unsure, True
-        # 409: it exists and has another storage policy.
-        answer = self.account.put(self.container, headers={**self._policy(), MADE_HEADER: "yes"}, accept=(409,))
+        headers = {**self._policy(), MADE_HEADER: "yes"}
+        answer = self._make(self.container, headers, "swift_store_container_per_image needs that")
         self._claimed = self._claimed or answer.status_code == 201 or (unsure and self._is_left_alone())
         if not self._claimed:
             raise self._duplicate()
@@ -364,8 +364,15 @@ class SwiftWriter(Writer):
                 raise StoreError(f"the container of {self.location} was removed while it was added") from None
             if not self.store.conf.swift_store_create_container_on_put:
                 raise
-        self.account.put(container, headers=self._policy_for(container))
+        self._make(container, self._policy_for(container), "have it made for it")
         return call()
+
+    def _make(self, container: str, headers: Headers, why: str) -> Any:
+        """Make a container; with 409 there is one of another storage policy."""
+        try:
+            return self.account.put(container, headers=headers, accept=(409,))
+        except StorageWriteDenied:
+            raise StorageWriteDenied(f"this user may not make the container {quote(container)}: {why}") from None
 
     def _policy_for(self, container: str) -> dict[str, str]:
         """Segments are kept as safe, and as cheap, as the images they belong to."""
