@@ -49,6 +49,7 @@ GARBLED = [
     "x image 1 5000 0 0 1 a 3  22",
     "= two words 1 5000 0 0 1 a 3  22",
     "= image 1 large 0 0 1 a 3  22",
+    f"= image 1 {'9' * 5000} 0 0 1 a 3  22",
     "= image 1 -1 0 0 1 a 3  22",
     "  image 1 5.0 MB 0.0 MB 0.0 MB 2026-11-20 19:46 47e90b 3  22",
     "  Name        Id    Size    Used  Shared    Creation time   VDI id  Copies  Tag   Block Size Shift",
@@ -175,7 +176,17 @@ def test_claim_comes_back_from_its_text():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0123456789abcdef", "deleting", "a b c d e f g h", "a 1 b 2 3 4 sha512", "a  " * 4]
+    "text",
+    [
+        "",
+        "0123456789abcdef",
+        "deleting",
+        "a b c d e f g h",
+        "a 1 b 2 3 4 sha512",
+        f"a {9**5000:x} b 2 3 4 - -",
+        "a 1 b 2 3 4 - no",
+        " 1 b 2 3 4 - -",
+    ],
 )
 def test_text_that_is_no_claim_of_ours_belongs_to_no_vdi(text):
     claim = Claim.parse(text)

@@ -128,10 +128,13 @@ class Cluster:
     def room(self) -> tuple[int, int] | None:
         """Bytes free and bytes in all in the pool that holds the bytes; None if the cluster does not know."""
         data_pool = self._conf.rbd_store_data_pool or self._conf.rbd_store_pool
-        for pool in (self.get().ask(prefix="df") or {}).get("pools", ()):
-            if pool["name"] == data_pool and pool["stats"].get("max_avail"):
-                free = int(pool["stats"]["max_avail"])
-                return free, free + int(pool["stats"].get("stored", 0))
+        connection = self.get()
+        # Whatever else a monitor answers: then it does not know.
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            for pool in connection.ask(prefix="df")["pools"]:
+                if pool["name"] == data_pool and pool["stats"].get("max_avail"):
+                    free = int(pool["stats"]["max_avail"])
+                    return free, free + int(pool["stats"].get("stored", 0))
         return None
 
     def _handle(self) -> Any:

@@ -8,6 +8,7 @@ keep nobody from removing it. So whoever sees zeros makes sure that the snapshot
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from storelib.transfer.contract import MiB
 if TYPE_CHECKING:
     from storelib.drivers.rbd.store import RbdStore
 
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Of one read at most.
@@ -88,8 +90,13 @@ class RbdReader(Reader):
             yield Extent(position, end - position, data=False)
 
     def close(self) -> None:
-        """Close the image."""
-        self._image.close()
+        """Close the image; what was read was read, whatever comes of it."""
+        import rbd
+
+        try:
+            self._image.close()
+        except rbd.Error as error:
+            LOG.warning("%s: closing the image: %s", self._location, error)
 
     def _data(self, start: int, end: int) -> Iterator[Run]:
         for rough in self._runs:

@@ -7,6 +7,7 @@ that fits no more is nobody's. No commands.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,8 @@ from storelib.drivers.sheepdog.listing import Vdi
 TOKEN = "storelib-token"  # noqa: S105  (no secret)
 #: Stands in place of the token while the image is being deleted.
 DELETING = "deleting"
-_FIELDS = 8
+_NUMBER = r"([0-9]{1,20})"
+_FORM = re.compile(rf"(\S+) {_NUMBER} ([0-9a-fA-F]+) {_NUMBER} {_NUMBER} {_NUMBER} (-|[a-z][a-z0-9_-]*) (-|[0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Claim:
     @classmethod
     def parse(cls, text: str) -> Claim:
         """What an attribute says, whoever wrote it."""
-        fields = text.split(" ")
-        if len(fields) != _FIELDS or not all(each.isascii() and each.isdigit() for each in (fields[1], *fields[3:6])):
+        match = _FORM.fullmatch(text)
+        if match is None:
             return cls(text)
-        token, made, vid, created, size, stored, algorithm, multihash = fields
+        token, made, vid, created, size, stored, algorithm, multihash = match.groups()
         return cls(token, int(made), vid, int(created), int(size), int(stored), algorithm, multihash)
 
     @property

@@ -12,8 +12,8 @@ from storelib.exceptions import StoreError
 #: FLAG name id size used shared ctime vid copies tag bshift, each after one space. A tag may be empty or have spaces,
 #: but is no number; versions before 0.9 print no bshift.
 _LINE = re.compile(
-    r"([=sc]) ((?:\\[\s\S]|[^\\ \n])*) [0-9]+ ([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9a-fA-F]+) \S+"
-    r" ([^\n]*?)(?: ([0-9]+))?(?:\n|\Z)"
+    r"([=sc]) ((?:\\[\s\S]|[^\\ \n])*) [0-9]+ ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}) ([0-9a-fA-F]+)"
+    r" \S+ ([^\n]*?)(?: ([0-9]{1,2}))?(?:\n|\Z)"
 )
 _ESCAPED = re.compile(r"\\([\s\S])")
 #: Of clusters that do not tell: objects of 4 MiB.
