@@ -224,12 +224,13 @@ class Store(abc.ABC, Generic[L]):
         """Remove an image; raises NotFound, Forbidden, InUseByStore or HasSnapshot."""
         self.require(Capability.DELETE, StoreDeleteNotSupported)
         found = self.locate(location)
+        remove = self.removal(found, context)
         failed = False
 
         def attempt() -> None:
             nonlocal failed
             try:
-                self.remove(found, context)
+                remove()
             except NotFound:
                 # After an attempt whose answer was lost, "not there" is what was wanted.
                 if not failed:
@@ -360,6 +361,14 @@ class Store(abc.ABC, Generic[L]):
     def remove(self, location: L, context: Any) -> None:
         """Remove one image; raises NotFound."""
         raise StoreDeleteNotSupported(f"driver {type(self).__name__} cannot delete")
+
+    def removal(self, location: L, context: Any) -> Callable[[], None]:
+        """One ``delete``: what removes the image when it is called, and is called again after a transient error.
+
+        Where an id can be used again, the image that the first attempt met may be gone and another one stand there:
+        a driver that can tell them apart notes which it was, and raises NotFound for any other.
+        """
+        return lambda: self.remove(location, context)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The storelib error for a native one, the only place that knows; None passes it on unchanged.

@@ -8,7 +8,7 @@ import urllib3
 from scripted_server import ScriptedServer, reply
 
 from storelib.cli.image.client import Api
-from storelib.cli.image.connection import Endpoint
+from storelib.cli.image.connection import Endpoint, Options, find
 from storelib.drivers.http import HttpStore
 from storelib.drivers.s3 import S3Store
 from storelib.drivers.s3 import connections as s3_connections
@@ -168,6 +168,14 @@ def test_swift_reads_the_answer_after_them(connections, interim, method):
 def test_client_of_the_image_api_reads_the_answer_after_them(interim):
     with ScriptedServer(lambda request: INTERIM[interim] + reply(403)) as server, pytest.raises(Forbidden):
         Api(Endpoint(server.url, lambda renew: {})).send("PUT", "/v2/images/id/file", body=b"data")
+
+
+def test_client_of_the_image_api_hears_keystone_after_them():
+    token = reply(201, {"X-Subject-Token": "t", "Content-Type": "application/json"}, b'{"token": {"catalog": []}}')
+    with ScriptedServer(lambda request: HINTS + token) as server:
+        environ = {"OS_AUTH_URL": f"{server.url}/v3", "OS_USERNAME": "u", "OS_PASSWORD": "p", "OS_USER_DOMAIN_ID": "d"}
+        endpoint = find(Options(url=server.url), environ)
+        assert endpoint.identity(False) == {"X-Auth-Token": "t"}
 
 
 @pytest.mark.parametrize("wrong", [SWITCHING, HINTS + SWITCHING, HINTS * (MOST_INTERIM + 1)])

@@ -376,6 +376,22 @@ def test_deletion_whose_answer_was_replaced_is_asked_for_again():
         assert server.operations == ["put", "head", "delete", "head"]
 
 
+def test_deletion_that_is_tried_again_leaves_what_was_added_meanwhile():
+    def lose(operation, request):
+        if operation != "delete":
+            return None
+        server.after = lambda operation, request: None
+        server.objects["id"] = (b"of another", {"x-amz-meta-storelib-token": "another"})
+        return error(500, "InternalError")
+
+    with S3Server(after=lose) as server:
+        store = open_at(server, transfer_retries=1)
+        store.delete(store.add("id", b"data").uri)
+        assert server.objects["id"][0] == b"of another"
+        store.delete(store.location("id").uri)
+        assert not server.objects
+
+
 @pytest.mark.parametrize("wrong", [name for name in NOT_S3 if name != "nothing at all"])
 @pytest.mark.parametrize("operation", ["get_acl", "put_acl"])
 def test_access_that_was_not_given_is_no_success(wrong, operation):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from storelib.exceptions import Forbidden, MissingDependency, RemoteServiceUnavailable
+from storelib.transfer.responses import whole_pools
 
 #: What ``storelib serve`` listens on if it is not told otherwise.
 DEFAULT_URL = "http://127.0.0.1:9292"
@@ -82,6 +83,22 @@ def _without_version(url: str) -> tuple[str, str | None]:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}", given
 
 
+def _requests() -> Any:
+    """A session of requests whose responses are whole and final ones."""
+    import requests
+    from keystoneauth1.session import TCPKeepAliveAdapter
+
+    class Adapter(TCPKeepAliveAdapter):
+        def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
+            super().init_poolmanager(*arguments, **settings)
+            self.poolmanager.pool_classes_by_scheme = whole_pools()
+
+    session = requests.Session()
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, Adapter())
+    return session
+
+
 def _keystone(
     kind: str,
     url: str | None,
@@ -101,7 +118,7 @@ def _keystone(
     try:
         loader: Any = loading.get_plugin_loader(kind)
         plugin: Any = loader.load_from_options(**_plugin_options(loader, environ, token))
-        session = Session(auth=plugin, verify=cacert or True, timeout=options.timeout)
+        session = Session(auth=plugin, verify=cacert or True, timeout=options.timeout, session=_requests())
         if url is None:
             url = plugin.get_endpoint(
                 session,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from storelib.drivers.s3.answers import BadAnswer, Damaged
@@ -106,7 +106,7 @@ class Claim:
         return published is not None
 
     def _has_token(self, published: dict[str, Any]) -> bool:
-        return bool(published.get("Metadata", {}).get(TOKEN) == self._token)
+        return token_of(published) == self._token
 
     def _is_passing(self, error: Exception) -> bool:
         known = self._store.map_error(error, self._subject)
@@ -123,3 +123,9 @@ class Claim:
 
     def _duplicate(self) -> Duplicate:
         return Duplicate(f"{self._subject} exists")
+
+
+def token_of(published: Mapping[str, Any]) -> str | None:
+    """The token of the add that made an object; None for objects of others."""
+    token: str | None = (published.get("Metadata") or {}).get(TOKEN)
+    return token

@@ -16,6 +16,7 @@ from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.adapting import CHECKSUMS
 from storelib.drivers.s3.answers import BadAnswer, listed
 from storelib.drivers.s3.checksums import PartChecksums
+from storelib.drivers.s3.claim import token_of
 from storelib.drivers.s3.client import Client
 from storelib.drivers.s3.copying import Copier
 from storelib.drivers.s3.errors import GONE, error_code, storelib_error
@@ -42,8 +43,8 @@ class S3Store(Store[S3Location]):
 
     * Of adds racing for one id exactly one succeeds where s3_store_conditional_writes is on, or ``check`` has seen
       that the server honours If-None-Match when an upload is completed. Elsewhere the last of several may win.
-    * ``gc`` aborts multipart uploads below the prefix in which nothing happened; those of this process that are under
-      way it knows, for those of others ``older_than`` must be longer than one part takes.
+    * ``gc`` aborts multipart uploads below the prefix in which nothing happened for ``older_than``, which must be
+      longer than one part takes: an add whose upload is aborted fails. It spares those of this very object at any age.
     * ``set_acls`` takes canonical user ids; whoever may write gets full control, since S3 knows nothing less for
       objects. Tenant ``*`` is everybody.
     """
@@ -179,13 +180,27 @@ class S3Store(Store[S3Location]):
 
     def remove(self, location: S3Location, context: Any) -> None:
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
-        self.head(location)
-        try:
-            self.client.call("delete_object", Bucket=location.bucket, Key=location.key)
-        except BadAnswer:
-            with contextlib.suppress(NotFound):
-                mapped(lambda: self.head(location), self.map_error, str(location))
-                raise
+        self.removal(location, context)()
+
+    def removal(self, location: S3Location, context: Any) -> Callable[[], None]:
+        """The same, of the object alone that the first HEAD has seen."""
+        met: tuple[object, ...] = ()
+
+        def remove() -> None:
+            nonlocal met
+            found = self.head(location)
+            this = (found.get("VersionId"), found.get("ETag"), found.get("LastModified"), token_of(found))
+            met = met or this
+            if this != met:
+                raise NotFound(f"{location} was removed; there is another image now")
+            try:
+                self.client.call("delete_object", Bucket=location.bucket, Key=location.key)
+            except BadAnswer:
+                with contextlib.suppress(NotFound):
+                    mapped(lambda: self.head(location), self.map_error, str(location))
+                    raise
+
+        return remove
 
     def head(self, location: S3Location) -> dict[str, Any]:
         """What the server knows of one object."""
