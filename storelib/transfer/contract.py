@@ -43,6 +43,13 @@ class Digests(NamedTuple):
     algorithm: str = "sha512"
 
 
+class Digest(NamedTuple):
+    """One digest of a whole image: ``value`` is hexadecimal, ``algorithm`` one of ``add``'s ``hashing_algo`` or md5."""
+
+    algorithm: str
+    value: str
+
+
 class Context(Protocol):
     """Who asks, where a back end has users of its own; the ``context`` of every call, handed on as it was given.
 
@@ -192,6 +199,9 @@ class Reader(abc.ABC):
     part_size: int = 8 * MiB
     #: Ranges in flight at most; 1: read in the caller's thread.
     concurrency: int = 1
+    #: The digest of the whole image that the driver recorded when it was added, where the first answer of the back
+    #: end tells it; None where it would take another question, or nothing was recorded.
+    digest: Digest | None = None
 
     @abc.abstractmethod
     def read_into(self, offset: int, view: memoryview) -> int:

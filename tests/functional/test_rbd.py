@@ -729,6 +729,34 @@ def test_image_that_cannot_be_marked_is_closed_again(store, pool, image_id, monk
     assert not pool.residue(image_id)
 
 
+# -- Digests --------------------------------------------------------------------------------------------------
+
+
+def digest_of(store, uri):
+    opened = store.open_reader(store.locate(uri), 0, None, None)
+    try:
+        return opened.digest
+    finally:
+        opened.close()
+
+
+def test_digest_is_recorded_with_the_image(store, image_id):
+    stored = store.add(image_id, IMAGE, hashing_algo="sha256")
+    assert digest_of(store, stored.uri) == ("sha256", stored.multihash)
+    copied = store.copy(stored.uri, f"{image_id}-copy", digests=Digests(None, stored.multihash, "sha256"))
+    assert digest_of(store, copied.uri) == ("sha256", stored.multihash)
+
+
+def test_digest_that_a_clone_inherited_is_not_its_own(store, pool, image_id):
+    stored = store.add(image_id, IMAGE)
+    rbd.RBD().clone(pool.ioctx, image_id, "snap", pool.ioctx, f"{image_id}-clone")
+    with pool.open(f"{image_id}-clone") as image:
+        image.write(b"other bytes", 0)
+        image.create_snap("snap")
+    assert digest_of(store, f"rbd://{image_id}-clone") is None
+    assert digest_of(store, stored.uri) is not None
+
+
 # -- What crashes leave ---------------------------------------------------------------------------------------
 
 

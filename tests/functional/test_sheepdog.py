@@ -678,6 +678,21 @@ def test_id_of_the_longest_name_and_one_that_begins_alike(cluster, store, image_
     assert not leftovers(cluster, image_id)
 
 
+def digest_of(store, uri):
+    return store.open_reader(store.locate(uri), 0, None, None).digest
+
+
+def test_digest_is_recorded_with_the_image_and_no_other(cluster, store, image_id):
+    stored = store.add(image_id, b"some bytes", hashing_algo="sha256")
+    digest = ("sha256", hashlib.sha256(b"some bytes").hexdigest())
+    assert digest_of(store, stored.uri) == digest
+    copy = store.copy(stored.uri, f"{image_id}-copy", digests=Digests(None, digest[1], "sha256"))
+    assert digest_of(store, copy.uri) == digest_of(store, stored.uri) == digest
+    cluster.run("delete", image_id)
+    Door(cluster).plant(image_id, b"planted")
+    assert digest_of(store, stored.uri) is None
+
+
 # -- Adds that are alive and gc of others --------------------------------------------------------------------
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from storelib.driver import Extent, Reader
-from storelib.drivers.rbd import holes
+from storelib.drivers.rbd import holes, temporary
 from storelib.drivers.rbd.holes import Run
 from storelib.drivers.rbd.location import RbdLocation
 from storelib.exceptions import ImageChanged
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import Digest, MiB
 
 if TYPE_CHECKING:
     from storelib.drivers.rbd.store import RbdStore
@@ -61,6 +61,11 @@ class RbdReader(Reader):
         data = sum(run.end - run.start for run in self._runs)
         if data < self.size and data < SHORT_RUNS * len(self._runs):
             self.concurrency = min(self.concurrency, 2)
+
+    @property
+    def digest(self) -> Digest | None:  # type: ignore[override]  # asked for only by those who want it
+        """What was recorded with the image, one request to the cluster."""
+        return self._call(lambda: temporary.digest_of(self._image))
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the cluster, or fill with zeros what is a hole."""

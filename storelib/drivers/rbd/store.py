@@ -233,7 +233,7 @@ class RbdStore(Store[RbdLocation]):
             size = self._call(lambda: writer.clone_of(source.image, source.snapshot), source)
             if progress is not None:
                 progress(size, size)
-            committed = self._call(lambda: writer.publish(size), subject)
+            committed = self._call(lambda: writer.publish(size, digests), subject)
         return committed.location, size
 
 

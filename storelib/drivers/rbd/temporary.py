@@ -15,10 +15,15 @@ import re
 import secrets
 from typing import Any
 
+from storelib.transfer.contract import Digest, Digests
+
 #: The token of the add that made an image, and RBD's id of that image.
 TOKEN = "storelib.token"  # noqa: S105  (a name)
 #: Set, to RBD's id of the image, before the snapshot of an image goes away because the image is being deleted.
 DELETING = "storelib.deleting"
+
+#: RBD's id of an image, and the digest of its bytes.
+DIGEST = "storelib.digest"
 
 _NAME = re.compile(r"(.+)\.storelib-([0-9a-f]{24})", re.DOTALL)
 
@@ -46,6 +51,18 @@ def mark(image: Any, key: str) -> str | None:
 def set_token(image: Any, token: str) -> None:
     """Note which add made the image."""
     image.metadata_set(TOKEN, f"{token} {image.id()}")
+
+
+def set_digest(image: Any, digests: Digests) -> None:
+    """Note the digest of the image's bytes."""
+    image.metadata_set(DIGEST, f"{image.id()} {digests.algorithm}:{digests.multihash}")
+
+
+def digest_of(image: Any) -> Digest | None:
+    """The digest that was noted for this image, and not for one from which it was cloned and then written to."""
+    owner, _, digest = (mark(image, DIGEST) or "").partition(" ")
+    algorithm, colon, value = digest.partition(":")
+    return Digest(algorithm, value) if colon and owner == str(image.id()) else None
 
 
 def is_temporary(name: str, image: Any) -> bool:

@@ -120,14 +120,14 @@ class RbdWriter(Writer):
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Cut to size, seal, rename to the image's id."""
-        return self.publish(size)
+        return self.publish(size, digests)
 
-    def publish(self, size: int) -> Committed:
+    def publish(self, size: int, digests: Digests | None = None) -> Committed:
         """See ``commit``; it may be repeated from any point."""
         if self._rbd_id is None:
             raise StoreError(f"image {self._image_id!r} was never made")
         if self._image is not None and not self._sealed:
-            self._seal(size)
+            self._seal(size, digests)
         # Watched until it is renamed, so that gc of others does not take it for dead.
         sealing.publish(
             self._store.cluster.get(), self._names[-1], self._image_id, self._rbd_id, size, release=self._close_image
@@ -135,7 +135,7 @@ class RbdWriter(Writer):
         self._close_image()
         return Committed(self._store.location(self._image_id))
 
-    def _seal(self, size: int) -> None:
+    def _seal(self, size: int, digests: Digests | None) -> None:
         import rbd
 
         try:
@@ -143,6 +143,8 @@ class RbdWriter(Writer):
                 self._image.resize(size)
                 self._room = size
             self._flush()
+            if digests is not None:
+                temporary.set_digest(self._image, digests)
             sealing.seal(self._image, self._store.conf.rbd_store_protect_snapshot)
         except rbd.ImageNotFound as error:
             raise self._removed() from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from storelib.driver import Digests
 from storelib.drivers.sheepdog.listing import Vdi
+from storelib.transfer.contract import Digest
 
 #: The attribute's name.
 TOKEN = "storelib-token"  # noqa: S105  (no secret)
@@ -73,6 +74,10 @@ class Claim:
     def misses_data(self, vdi: Vdi) -> bool:
         """Whether the vdi was deleted by half: dog takes away the objects before the name."""
         return self.fits(vdi) and vdi.stored < self.stored
+
+    def digest_of(self, vdi: Vdi) -> Digest | None:
+        """What its add noted of the image's bytes; None of an earlier vdi's, or where nothing was noted."""
+        return Digest(self.algorithm, self.multihash) if self.fits(vdi) and self.multihash != "-" else None
 
     def rivals(self, vdi: Vdi, since: int, unbound: bool) -> bool:
         """Whether somebody claims that vdi who can mean no earlier one, since none was there at ``since``.

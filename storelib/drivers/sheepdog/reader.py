@@ -35,6 +35,7 @@ class SheepdogReader(Reader):
         self._location = location
         self._vdi = vdi
         self._claim = claim
+        self.digest = None if claim is None else claim.digest_of(vdi)
         self._end = end
         self._lock = threading.Lock()
         self._idle: _Range | None = None
