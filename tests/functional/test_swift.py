@@ -66,9 +66,9 @@ MULTI = OWN & ~(Capability.LIST | Capability.GC)
 
 @pytest.fixture(scope="module", autouse=True)
 def _short():
-    """Five back ends share the time that one may take for made-up sequences of calls."""
+    """Five back ends share the made-up sequences of calls of one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "ALLOWANCE", model.ALLOWANCE / 5)
+        patch.setattr(model, "SEQUENCES", 3)
         yield
 
 

@@ -15,7 +15,22 @@ from storelib.testing.conformance import ReadOnlyConformance, SideDoor, StoreCon
 from storelib.testing.memory import MemoryStore
 
 
-class TestMemoryStore(StoreConformance):
+class InMemory:
+    """Two objects of a MemoryStore on one backend, which no other process sees."""
+
+    not_applicable = frozenset(
+        {"test_gc_of_another_process_leaves_no_add_without_data", "test_gc_finds_what_a_killed_process_left"}
+    )
+
+    @classmethod
+    def reopened(cls, store: MemoryStore) -> Store[Any]:
+        other = MemoryStore(store.name, store.conf)
+        other.configure()
+        other.backend = store.backend
+        return other
+
+
+class TestMemoryStore(InMemory, StoreConformance):
     capabilities = MemoryStore.capabilities
 
     @pytest.fixture(scope="class")
@@ -29,7 +44,7 @@ class TestMemoryStore(StoreConformance):
         return MemoryDoor(store)
 
 
-class TestMemoryStoreInOrder(StoreConformance):
+class TestMemoryStoreInOrder(InMemory, StoreConformance):
     """One part at a time, parts as large as the driver makes them, no side door."""
 
     capabilities = MemoryStore.capabilities

@@ -22,24 +22,43 @@ Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite runs
 
 from storelib.testing.conformance.adding import Adding
 from storelib.testing.conformance.bench import Bench
+from storelib.testing.conformance.calling import Calling
 from storelib.testing.conformance.capable import Capable
+from storelib.testing.conformance.collecting import Collecting
 from storelib.testing.conformance.door import SideDoor
 from storelib.testing.conformance.failing import Failing
-from storelib.testing.conformance.keeping import Collecting, Keeping
+from storelib.testing.conformance.holding import Holding, HoldingWhenAdding
+from storelib.testing.conformance.holes import Holes
+from storelib.testing.conformance.keeping import Keeping
 from storelib.testing.conformance.model import Modelled
 from storelib.testing.conformance.naming import Naming, NamingWhenAdding
 from storelib.testing.conformance.racing import Racing
 from storelib.testing.conformance.reading import Reading
+from storelib.testing.conformance.replacing import Replacing
 
 __all__ = ["Bench", "ReadOnlyConformance", "SideDoor", "StoreConformance"]
 
 
 # pytest runs the tests of the last base first.
-class ReadOnlyConformance(Capable, Naming, Reading):
+class ReadOnlyConformance(Capable, Naming, Holding, Holes, Reading):
     """What a store promises that only reads; its images are planted by the side door."""
 
 
 class StoreConformance(
-    Modelled, Capable, NamingWhenAdding, Naming, Racing, Collecting, Keeping, Failing, Reading, Adding
+    Modelled,
+    Capable,
+    NamingWhenAdding,
+    Naming,
+    HoldingWhenAdding,
+    Holding,
+    Replacing,
+    Racing,
+    Collecting,
+    Keeping,
+    Calling,
+    Failing,
+    Holes,
+    Reading,
+    Adding,
 ):
     """Everything a store promises."""

@@ -13,17 +13,20 @@ import hashlib
 import secrets
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import STORE_OPTIONS, Garbage, ImageInfo, Part, Reader, Store, StoredImage, Writer
-from storelib.exceptions import NotFound
+from storelib.exceptions import NotFound, StoreError
 from storelib.location import Location
 from storelib.testing.conformance.door import SideDoor
+from storelib.testing.conformance.process import Child, Serve, child
 from storelib.transfer.contract import KiB, MiB
 
 #: Parts are lowered to this, or to the smallest the back end takes if that is more.
@@ -46,6 +49,7 @@ class Bench:
         prefix: str | None = None,
         shared: bool = False,
         patience: float = 10.0,
+        reopen: Callable[[Store[Any]], Store[Any]] | None = None,
     ) -> None:
         self.store = store
         self.door = door or SideDoor()
@@ -54,6 +58,7 @@ class Bench:
         self.prefix = prefix or f"storelib-conformance-{secrets.token_hex(6)}-"
         #: Seconds that what is promised "eventually" may take.
         self.patience = patience
+        self._reopen = reopen or reopened
         self._lock = threading.Lock()
         self._count = 0
         self._added: set[str] = set()
@@ -74,7 +79,11 @@ class Bench:
         """The values of the store's options that must never be shown."""
         options = (*STORE_OPTIONS, *self.store.options)
         values = (getattr(self.store.conf, option.dest, None) for option in options if option.secret)
-        return [value for value in values if isinstance(value, str) and len(value) > 3]
+        found = {value for value in values if isinstance(value, str)}
+        # A URI that is secret as a whole is so for the sake of its password.
+        found |= {password for value in found if (password := urlsplit(value).password)}
+        forms = {form for value in found for form in (value, quote(value, safe=""), b64encode(value.encode()).decode())}
+        return sorted(form for form in forms if len(form) > 3)
 
     def new_id(self, tag: str = "image") -> str:
         """An id that was never used."""
@@ -116,6 +125,13 @@ class Bench:
         """The image, whole."""
         with self.store.get(uri).data as stream:
             return stream.read()
+
+    def plant(self, image_id: str, data: bytes) -> str:
+        """The URI of an image that came by the side door, remembered for cleaning up."""
+        uri = self.door.plant(image_id, data)
+        with self._lock:
+            self._added.add(uri)
+        return uri
 
     def location(self, uri: str) -> Location:
         """A URI of this store, parsed."""
@@ -168,34 +184,96 @@ class Bench:
 
     def crash(self, image_id: str, data: bytes) -> None:
         """Leave what a process leaves that dies in the middle of an add: a part, no commit, no abort."""
-        if not self._crash_leaves_something:
-            not_applicable("nothing is left in this back end, or is to be seen, of an add that dies")
-        self._crash(image_id, data)
+        if self.die(image_id, data):
+            not_applicable("the back end itself frees what a dead add wrote (Writer.self_cleaning)")
 
-    @functools.cached_property
-    def _crash_leaves_something(self) -> bool:
-        """Some back ends forget by themselves, as a file system does with files that have no name yet."""
-        image_id = self.new_id("crash")
-        self._crash(image_id, b"\x01")
-        return bool(self.residue(image_id) or self.collect(image_id))
+    def die(self, image_id: str, data: bytes) -> bool:
+        """The same; answers whether the driver says that nothing stays."""
+        writer = self.begin(self.store, image_id, data)
+        leaves_nothing = writer.self_cleaning
+        del writer
+        gc.collect()
+        return leaves_nothing
 
-    def _crash(self, image_id: str, data: bytes) -> None:
-        writer = self.store.open_writer(image_id, None, None)
+    @staticmethod
+    def begin(store: Store[Any], image_id: str, data: bytes) -> Writer:
+        """A writer that has written its first part."""
+        writer = store.open_writer(image_id, None, None)
         size = writer.part_size(0, None)
         writer.reserve(size)
         memory = bytearray((data * (size // len(data) + 1))[:size])
         writer.write(Part(0, 0, memoryview(memory)))
-        del writer
-        gc.collect()
+        return writer
 
-    def collect(self, prefix: str) -> list[Garbage]:
+    def leftovers(self, older_than: float, prefix: str) -> list[Garbage]:
+        """What ``gc`` would remove for these ids, once there is something that old."""
+        found: list[Garbage] = []
+
+        def look() -> bool:
+            found[:] = self.store.find_garbage(older_than, prefix)
+            return bool(found)
+
+        self.eventually(look, lambda: f"no leftover of a dead add was found that is {older_than:g} s old")
+        return found
+
+    def collect(self, prefix: str, patience: float | None = None) -> list[Garbage]:
         """``gc`` for these ids, until it has found something: clocks are coarse, and back ends list with delay."""
         found: list[Garbage] = []
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + (patience or self.patience)
         while not found and time.monotonic() < deadline:
             found = self.store.gc(0, prefix=prefix)
             time.sleep(0 if found else 0.05)
         return found
+
+    # -- Others who use the same back end -------------------------------------------------------------------------
+
+    def reopened(self) -> Store[Any]:
+        """A second object of the same store, configured like it."""
+        return self._reopen(self.store)
+
+    @functools.cached_property
+    def has_second_store(self) -> bool:
+        """Whether a second object of the store sees the same images; those of MemoryStore are in the object itself."""
+        uri, _ = self.image(1)
+        with contextlib.suppress(StoreError):
+            return self.reopened().get_size(uri) == 1
+        return False
+
+    def second_store(self) -> Store[Any]:
+        """A second object that sees the same images."""
+        if not self.has_second_store:
+            not_applicable("the images are in the store object itself, no other object sees them")
+        return self.reopened()
+
+    @contextlib.contextmanager
+    def process(self, serving: Callable[[Store[Any]], Serve]) -> Iterator[Child]:
+        """A second process with a store object of its own, or with what the fork left it of one in memory."""
+        alone = not self.has_second_store
+        with child(lambda: serving(self.store if alone else self.reopened())) as process:
+            yield process
+
+    @functools.cached_property
+    def seen_by_other_processes(self) -> bool:
+        """Whether a second process sees images that are added now."""
+        if not self.has_second_store:
+            return False
+
+        def serving(store: Store[Any]) -> Serve:
+            def sees(words: Any) -> bool:
+                try:
+                    return store.get_size(words[0]) == 1
+                except NotFound:
+                    return False
+
+            return sees
+
+        with child(lambda: serving(self.reopened())) as process:
+            return bool(process.ask(self.put(b"x", "seen")))
+
+    def need_processes(self) -> None:
+        """The rest of a test applies to stores whose images are not only in this process."""
+        if not self.seen_by_other_processes:
+            not_applicable("the images are in the memory of this process only")
 
     def remove(self, uri: str) -> None:
         """Delete an image where the store can."""
@@ -296,6 +374,8 @@ class Bench:
             yield
 
     def _note(self, stored: StoredImage) -> StoredImage:
+        shown = f"{stored} {stored.metadata}"
+        assert not any(secret in shown for secret in self.secrets), "a credential is in what add or copy answers"
         with self._lock:
             self._added.add(stored.uri)
         return stored
@@ -327,6 +407,13 @@ def replaced(owner: object, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
         else:
             vars(owner)[name] = had
+
+
+def reopened(store: Store[Any]) -> Store[Any]:
+    """Another object of the same class, name and options, as another process would make it."""
+    other = type(store)(store.name, store.conf)
+    other.configure()
+    return other
 
 
 def not_applicable(why: str) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import Part, Writer
+from storelib.driver import Part, Store, Writer
 from storelib.exceptions import (
     Duplicate,
     Invalid,
@@ -160,7 +160,7 @@ class Failing(Promises):
         image_id = bench.new_id()
         with bench.no_thread_left(), bench.writers_changed(change) as opened, self.refuses(bench, error):
             bench.add(image_id, payload(4 * bench.part))
-        _must_have_opened(opened)
+        _must_have_opened(bench, opened)
         bench.assert_nothing_left(image_id)
 
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
@@ -170,7 +170,7 @@ class Failing(Promises):
         lose = _Loses(_LAST_STEP, times=100, error=lambda: StorageWriteDenied("on purpose"))
         with bench.writers_changed(lose) as opened, self.refuses(bench, StorageWriteDenied):
             bench.add(image_id, payload(bench.sizes()[size]))
-        _must_have_opened(opened)
+        _must_have_opened(bench, opened)
         bench.assert_nothing_left(image_id)
 
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
@@ -184,7 +184,7 @@ class Failing(Promises):
         lose = _Loses(steps, times=1, error=lambda: RemoteServiceUnavailable("on purpose"))
         with bench.writers_changed(lose) as opened:
             stored = bench.add(bench.new_id(), data)
-        _must_have_opened(opened)
+        _must_have_opened(bench, opened)
         assert_same_bytes(bench.read(stored.uri), data)
 
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
@@ -249,6 +249,7 @@ class _Loses:
         return done_but
 
 
-def _must_have_opened(opened: list[Writer]) -> None:
+def _must_have_opened(bench: Bench, opened: list[Writer]) -> None:
     if not opened:
+        assert type(bench.store).add is not Store.add, "Store.add did not call open_writer"
         not_applicable("the driver does not write through open_writer")

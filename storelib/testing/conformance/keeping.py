@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a store knows of the images it keeps, and what it lets go: list, stat, delete, copy, gc."""
+"""What a store knows of the images it keeps, and what it lets go: list, stat, delete, copy."""
 
 from __future__ import annotations
 
@@ -189,74 +189,3 @@ class Keeping(Promises):
         with self.refuses(bench, Duplicate):
             bench.copy(other.uri, image_id)
         assert_same_bytes(bench.read(uri), b"was here first")
-
-
-@needs(Capability.ADD | Capability.READ | Capability.GC)
-class Collecting(Promises):
-    """Promises of ``gc``: all that is dead, and nothing else."""
-
-    def test_gc_finds_what_a_crash_left(self, bench: Bench) -> None:
-        """What an add leaves that never came to an end is found, named and removed, and then is gone."""
-        image_id = bench.new_id()
-        bench.crash(image_id, payload(bench.part))
-        found = bench.collect(image_id)
-        assert found, "gc found nothing of an add that died after its first part"
-        assert {item.image_id for item in found} <= {image_id, None}
-        assert all(item.size >= 0 for item in found)
-        bench.assert_nothing_left(image_id)
-
-    def test_gc_leaves_what_is_young(self, bench: Bench) -> None:
-        """Leftovers younger than ``older_than`` stay, and are not reported."""
-        image_id = bench.new_id()
-        bench.crash(image_id, payload(bench.part))
-        assert not list(bench.store.find_garbage(HOUR, image_id))
-        assert not bench.store.gc(HOUR, prefix=image_id)
-        assert bench.collect(image_id), "gc removed what was younger than older_than"
-
-    def test_gc_keeps_to_the_prefix(self, bench: Bench) -> None:
-        """Leftovers of ids without the prefix stay."""
-        mine, other = bench.new_id(), bench.new_id()
-        bench.crash(mine, payload(bench.part))
-        bench.crash(other, payload(bench.part))
-        found = bench.collect(mine)
-        assert {item.image_id for item in found} <= {mine, None}
-        assert bench.collect(other), "gc removed leftovers of another prefix"
-
-    def test_gc_leaves_images(self, bench: Bench) -> None:
-        """Published images stay, whole."""
-        sizes = ["0", "1", "3 parts+1"]
-        images = {bench.new_id("kept"): payload(bench.sizes()[size]) for size in sizes}
-        uris = {image_id: bench.add(image_id, data).uri for image_id, data in images.items()}
-        found = [item for item in bench.store.gc(0, prefix=bench.prefix) if item.image_id in images]
-        assert not found
-        for image_id, data in images.items():
-            assert_same_bytes(bench.read(uris[image_id]), data)
-
-    def test_gc_leaves_adds_under_way(self, bench: Bench) -> None:
-        """An add that is under way goes on to a whole image, however often gc runs meanwhile."""
-        image_id = bench.new_id()
-        data = payload(4 * bench.part + 1)
-        found = []
-
-        def source() -> Iterator[bytes]:
-            for chunk in chunks(data, bench.part):
-                time.sleep(0.05)
-                found.extend(bench.store.gc(0, prefix=image_id))
-                yield chunk
-            time.sleep(0.05)
-            found.extend(bench.store.gc(0, prefix=image_id))
-
-        stored = bench.add(image_id, source())
-        assert not found, "gc took an add under way for dead"
-        assert_same_bytes(bench.read(stored.uri), data)
-
-    def test_find_garbage_removes_nothing(self, bench: Bench) -> None:
-        """``find_garbage`` tells what ``gc`` would remove, and removes nothing."""
-        image_id = bench.new_id()
-        bench.crash(image_id, payload(bench.part))
-        bench.eventually(
-            lambda: list(bench.store.find_garbage(0, image_id)), lambda: "find_garbage found nothing of a dead add"
-        )
-        assert list(bench.store.find_garbage(0, image_id))
-        assert bench.collect(image_id)
-        assert not list(bench.store.find_garbage(0, image_id))

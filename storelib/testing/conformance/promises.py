@@ -13,7 +13,7 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Store
-from storelib.testing.conformance.bench import Bench, not_applicable
+from storelib.testing.conformance.bench import Bench, not_applicable, reopened
 from storelib.testing.conformance.door import SideDoor
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -60,6 +60,18 @@ class Promises:
     #: Seconds that the back end may take to list what it has, or to forget what is gone.
     patience: ClassVar[float] = 10.0
 
+    #: Images among which a listing is looked at. A thousand and some, because many back ends list in pages of a
+    #: thousand; fewer where pages are smaller, or the back end is slow and lists without any.
+    many_images: ClassVar[int] = 1010
+
+    #: Sequences of calls that are made up for ``test_store_behaves_like_a_dict``; fewer for a slow back end.
+    sequences: ClassVar[int | None] = None
+
+    @classmethod
+    def reopened(cls, store: Store[Any]) -> Store[Any]:
+        """A second object of the same store. Override it where class, name and options are not all that makes it."""
+        return reopened(store)
+
     @pytest.fixture(scope="class")
     @classmethod
     def store(cls) -> Store[Any]:
@@ -76,7 +88,7 @@ class Promises:
     @classmethod
     def bench(cls, store: Store[Any], side_door: SideDoor | None) -> Iterator[Bench]:
         """The store on its bench; cleaned at the end."""
-        bench = Bench(store, side_door, keep_part_size=cls.keep_part_size, patience=cls.patience)
+        bench = Bench(store, side_door, keep_part_size=cls.keep_part_size, patience=cls.patience, reopen=cls.reopened)
         yield bench
         trouble = bench.clean()
         assert not trouble, f"could not be cleaned up: {trouble}"
@@ -102,7 +114,8 @@ class Promises:
             yield caught
         error: BaseException | None = caught.value
         while error is not None:
-            assert_no_secret(bench.secrets, f"{error} {error!r}", "an exception")
+            notes = getattr(error, "__notes__", ())
+            assert_no_secret(bench.secrets, f"{error} {error!r} {vars(error)} {notes}", "an exception")
             error = error.__cause__ or error.__context__
 
 

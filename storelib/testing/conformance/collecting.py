@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``gc``: all that is dead, and nothing else, also when another object or process runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from storelib.capabilities import Capability
+from storelib.driver import Store, StoredImage, Writer
+from storelib.exceptions import StoreError
+from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
+from storelib.testing.conformance.promises import Promises, assert_no_secret, needs
+from storelib.testing.conformance.sources import chunks
+
+HOUR = 3600.0
+#: Seconds after which the oldest leftovers of a test are old.
+MOMENT = 0.5
+#: Ends of an id that a pattern "A.b_c*" would take, and that do not begin so.
+NOT_BEGINNING_SO = {
+    "regular expression": "Axb_cc-1",
+    "LIKE of SQL": "A.bxc*-2",
+    "shell pattern": "A.b_cx-3",
+    "folded case": "a.B_C*-4",
+    "shorter": "A.b_c",
+}
+PATTERN = "A.b_c*"
+
+#: ``gc`` run by somebody else: with an age in seconds and a prefix, answers how much was removed.
+Collect = Callable[[float, str], int]
+
+
+@needs(Capability.ADD | Capability.READ | Capability.GC)
+class Collecting(Promises):
+    """Promises of ``gc``."""
+
+    # -- What is found ----------------------------------------------------------------------------------------------
+
+    def test_gc_finds_what_a_crash_left(self, bench: Bench) -> None:
+        """What an add leaves that never came to an end is found, named and removed, and then is gone."""
+        image_id = bench.new_id()
+        if bench.die(image_id, payload(bench.part)):
+            # The back end does it by itself, so nothing may be left to find.
+            bench.assert_nothing_left(image_id)
+            return
+        found = bench.collect(image_id)
+        assert found, (
+            "gc found nothing of an add that died after its first part; a writer of which nothing stays says "
+            "self_cleaning, a store whose gc finds nothing has no Capability.GC"
+        )
+        assert {item.image_id for item in found} <= {image_id, None}
+        assert all(item.size >= 0 for item in found)
+        for item in found:
+            assert abs(time.time() - item.modified) < HOUR, f"{item} was written at another time than now"
+            assert_no_secret(bench.secrets, f"{item} {item.name} {item.image_id}", "the name of a leftover")
+        assert not bench.store.gc(0, prefix=image_id), "gc removed the same leftovers twice"
+        bench.assert_nothing_left(image_id)
+
+    def test_leftover_is_discarded_once(self, bench: Bench) -> None:
+        """``discard`` answers whether it removed something: once."""
+        image_id = bench.new_id()
+        if bench.die(image_id, payload(bench.part)):
+            bench.assert_nothing_left(image_id)
+            return
+        found = bench.leftovers(0, image_id)
+        first, second = ({bench.store.discard(item) for item in found} for _ in range(2))
+        assert first == {True}, "discard did not remove what garbage named"
+        assert second == {False}, "discard says that it removed what was not there any more"
+
+    def test_gc_leaves_what_is_young(self, bench: Bench) -> None:
+        """Leftovers younger than ``older_than`` seconds stay, and are not reported; when they are older they are."""
+        image_id = bench.new_id()
+        bench.crash(image_id, payload(bench.part))
+        assert not list(bench.store.find_garbage(HOUR, image_id))
+        assert not bench.store.gc(HOUR, prefix=image_id)
+        assert bench.leftovers(MOMENT, image_id)
+        assert bench.collect(image_id), "gc removed what was younger than older_than"
+
+    def test_gc_keeps_to_the_prefix(self, bench: Bench) -> None:
+        """``prefix`` is how ids begin, letter for letter: no pattern, nothing inside, no other case."""
+        base = bench.new_id("")
+        prefix = base + PATTERN
+        mine = prefix + "-mine"
+        others = {what: base + end for what, end in NOT_BEGINNING_SO.items()}
+        others["inside"] = bench.new_id("") + prefix
+        for image_id in (mine, *others.values()):
+            bench.crash(image_id, payload(bench.part))
+        found = bench.collect(prefix)
+        assert found, f"gc did not find what was left of an id that begins with the prefix: {mine!r}, {prefix!r}"
+        assert {item.image_id for item in found} <= {mine, None}
+        for what, image_id in others.items():
+            assert bench.collect(image_id), f"gc removed leftovers of another prefix ({what}): {image_id!r}, {prefix!r}"
+
+    def test_find_garbage_removes_nothing(self, bench: Bench) -> None:
+        """``find_garbage`` tells what ``gc`` would remove, without a prefix of all ids, and removes nothing."""
+        image_id = bench.new_id()
+        bench.crash(image_id, payload(bench.part))
+        names = {item.name for item in bench.leftovers(0, image_id)}
+        for prefix in (image_id, None, ""):
+            assert names <= {item.name for item in bench.store.find_garbage(0, prefix)}
+        assert bench.collect(image_id)
+        assert not list(bench.store.find_garbage(0, image_id))
+
+    # -- What is left alone -----------------------------------------------------------------------------------------
+
+    def test_gc_leaves_images(self, bench: Bench) -> None:
+        """Published images stay, whole."""
+        sizes = ["0", "1", "3 parts+1"]
+        images = {bench.new_id("kept"): payload(bench.sizes()[size]) for size in sizes}
+        uris = {image_id: bench.add(image_id, data).uri for image_id, data in images.items()}
+        found = [item for item in bench.store.gc(0, prefix=bench.prefix) if item.image_id in images]
+        assert not found
+        for image_id, data in images.items():
+            assert_same_bytes(bench.read(uris[image_id]), data)
+
+    def test_gc_leaves_adds_under_way(self, bench: Bench) -> None:
+        """An add that is under way goes on to a whole image, however often gc runs meanwhile."""
+        image_id = bench.new_id()
+        data = payload(4 * bench.part + 1)
+        found = []
+
+        def source() -> Iterator[bytes]:
+            for chunk in chunks(data, bench.part):
+                time.sleep(0.05)
+                found.extend(bench.store.gc(0, prefix=image_id))
+                yield chunk
+            time.sleep(0.05)
+            found.extend(bench.store.gc(0, prefix=image_id))
+
+        stored = bench.add(image_id, source())
+        assert not found, "gc took an add under way for dead"
+        assert_same_bytes(bench.read(stored.uri), data)
+
+    # -- Somebody else's gc -----------------------------------------------------------------------------------------
+
+    def test_gc_of_another_object_leaves_no_add_without_data(self, bench: Bench) -> None:
+        """An add is spared by ``gc`` of another object of the store, or it fails: it never succeeds without data."""
+        _collected_meanwhile(bench, _by_object(bench.second_store()))
+
+    def test_gc_of_another_process_leaves_no_add_without_data(self, bench: Bench) -> None:
+        """An add is spared by ``gc`` of another process, or it fails: it never succeeds without data."""
+        bench.need_processes()
+        with _other_process(bench) as collect:
+            _collected_meanwhile(bench, collect)
+
+    def test_gc_of_another_object_finds_what_a_crash_left(self, bench: Bench) -> None:
+        """Leftovers are found by whichever object of the store looks for them."""
+        image_id = bench.new_id()
+        other = bench.second_store()
+        if not bench.die(image_id, payload(bench.part)):
+            bench.eventually(
+                lambda: other.gc(0, prefix=image_id), lambda: "another object of the store finds nothing of a dead add"
+            )
+        bench.assert_nothing_left(image_id)
+
+    def test_gc_finds_what_a_killed_process_left(self, bench: Bench) -> None:
+        """What a process leaves that was killed in the middle of an add is found by another one."""
+        bench.need_processes()
+        image_id = bench.new_id()
+        with bench.process(lambda store: lambda words: _write_and_wait(store, *words)) as process:
+            leaves_nothing = process.ask(image_id)
+            process.kill()
+        if not leaves_nothing:
+            # A lease of the dead may have to run out, on Ceph after 30 seconds.
+            assert bench.collect(image_id, patience=bench.patience + 30), "gc found nothing of a killed process"
+        bench.assert_nothing_left(image_id)
+
+
+def _by_object(other: Store[Any]) -> Collect:
+    return lambda age, prefix: len(other.gc(age, prefix=prefix))
+
+
+@contextlib.contextmanager
+def _other_process(bench: Bench) -> Iterator[Collect]:
+    def serving(store: Store[Any]) -> Callable[[Any], int]:
+        return lambda words: _by_object(store)(*words)
+
+    with bench.process(serving) as process:
+        yield process.ask
+
+
+def _write_and_wait(store: Store[Any], image_id: str) -> bool:
+    """In the process that will be killed: one part of an image. Answers whether the back end cleans up by itself."""
+    writer = Bench.begin(store, image_id, b"half")
+    _never_closed.append(writer)
+    return writer.self_cleaning
+
+
+_never_closed: list[Writer] = []
+
+
+def _collected_meanwhile(bench: Bench, collect: Collect) -> None:
+    part = bench.part
+    data = payload(3 * part + 1)
+    # Of an age that a living add has not.
+    image_id = bench.new_id("young")
+    stored = bench.add(image_id, _collecting(data, part, lambda: collect(HOUR, image_id)))
+    assert_same_bytes(bench.read(stored.uri), data)
+
+    image_id = bench.new_id("written")
+    _succeeds_or_fails(bench, image_id, data, lambda: _collecting(data, part, lambda: collect(0, image_id)), collect)
+
+    for form, image in (("committed", data), ("zeros", bytes(3 * part + 1))):
+        image_id = bench.new_id(form)
+        with bench.writers_changed(_before_commit(lambda: collect(0, image_id))):  # noqa: B023  (called before the next)
+            _succeeds_or_fails(bench, image_id, image, lambda: chunks(image, part), collect)  # noqa: B023
+
+
+def _succeeds_or_fails(
+    bench: Bench, image_id: str, data: bytes, source: Callable[[], Iterator[bytes]], collect: Collect
+) -> None:
+    try:
+        stored: StoredImage = bench.add(image_id, source())
+    except StoreError:
+        bench.assert_nothing_left(image_id)
+        return
+    collect(0, image_id)
+    assert stored.size == len(data)
+    assert_same_bytes(bench.read(stored.uri), data)
+
+
+def _collecting(data: bytes, size: int, collect: Callable[[], object]) -> Iterator[bytes]:
+    for chunk in chunks(data, size):
+        yield chunk
+        time.sleep(0.02)  # the part is on its way
+        collect()
+
+
+def _before_commit(collect: Callable[[], object]) -> Callable[[Writer], None]:
+    def change(writer: Writer) -> None:
+        plain = writer.commit
+
+        def commit(*arguments: Any) -> Any:
+            collect()
+            return plain(*arguments)
+
+        vars(writer)["commit"] = commit
+
+    return change

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver holds: memory, descriptors and threads, during a transfer and after it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.exceptions import NotFound
+from storelib.testing.conformance.bench import Bench, payload
+from storelib.testing.conformance.promises import Promises, needs
+from storelib.testing.conformance.sources import raising
+from storelib.transfer.contract import MiB
+
+#: What one transfer may hold (design: 48 MiB or two parts), and what an interpreter needs besides.
+HELD = 48 * MiB
+BESIDES = 28 * MiB
+#: How much larger an image is than what may be held.
+BEYOND = 36 * MiB
+#: Calls after which what each of them leaves is no coincidence, while a client's pool may still grow a little.
+TURNS = 6
+
+
+@needs(Capability.READ)
+class Holding(Promises):
+    """Promises about what reading holds. Applies to read-only stores as well."""
+
+    @pytest.mark.parametrize("what", ["closed at once", "closed in the middle", "read", "asked for a missing one"])
+    def test_reading_leaves_nothing_open(self, bench: Bench, what: str) -> None:
+        """A stream that is closed, wherever it was, and an image that is not there, leave no descriptor, no thread."""
+        uri, data = bench.image(3 * bench.part + 1)
+        missing = bench.missing()
+
+        def turn() -> None:
+            if what == "asked for a missing one":
+                with self.refuses(bench, NotFound):
+                    bench.read(missing)
+                with self.refuses(bench, NotFound):
+                    bench.store.get_size(missing)
+                return
+            with bench.store.get(uri).data as stream:
+                stream.read({"closed at once": 0, "closed in the middle": bench.part + 1}.get(what, len(data)))
+
+        _leaves_nothing_open(bench, turn)
+
+
+@needs(Capability.ADD | Capability.READ)
+class HoldingWhenAdding(Promises):
+    """Promises about what adding holds."""
+
+    @pytest.mark.parametrize("what", ["added", "failed", "refused"])
+    def test_adding_leaves_nothing_open(self, bench: Bench, what: str) -> None:
+        """An add, whatever becomes of it, leaves no descriptor and no thread."""
+        data = payload(2 * bench.part + 1)
+
+        def turn() -> None:
+            if what == "added":
+                bench.remove(bench.add(bench.new_id(), data).uri)
+            elif what == "failed":
+                with self.refuses(bench, ZeroDivisionError):
+                    bench.add(bench.new_id(), raising(data, ZeroDivisionError()))
+            else:
+                with self.refuses(bench, ZeroDivisionError):
+                    bench.add(bench.new_id(), iter(data[:1] for _ in range(1)), verifier=_Refusing())
+
+        _leaves_nothing_open(bench, turn)
+
+    def test_configuring_opens_nothing(self, bench: Bench) -> None:
+        """Making and configuring a store opens no descriptor and starts no thread: that is for its first use."""
+        bench.reopened()
+        threads, descriptors = set(threading.enumerate()), _descriptors()
+        stores = [bench.reopened() for _ in range(3)]
+        assert not set(threading.enumerate()) - threads, "configuring starts threads"
+        assert _descriptors() - descriptors < len(stores), "configuring opens files or connections"
+
+    def test_memory_of_a_process_is_bounded(self, bench: Bench) -> None:
+        """A process that adds or reads a large image, or a range of it, holds 48 MiB or two parts, not all of it."""
+        kept_elsewhere = bench.seen_by_other_processes
+        with bench.process(lambda store: _Transfers(store).serve) as process:
+            limit, size = process.ask("sizes", bench.new_id("size"))
+            grown = process.ask("add", bench.new_id("large"), size)
+            # A store in memory holds what it keeps; that is no fault.
+            held = {"adding": grown} if kept_elsewhere else {}
+            held["reading"] = process.ask("read", 0, None)
+            if bench.can(Capability.RANGE):
+                held["reading a range of"] = process.ask("read", size // 2 + 5, 4 * MiB)
+            process.ask("remove")
+        for what, most in held.items():
+            assert most <= limit, f"{what} {size // MiB} MiB took {most // MiB} MiB of memory, not {limit // MiB}"
+
+
+class _Refusing:
+    def update(self, chunk: bytes) -> None:
+        raise ZeroDivisionError
+
+
+class _Transfers:
+    """What the second process does; answers how many bytes of memory it took at most."""
+
+    def __init__(self, store: Store[Any]) -> None:
+        self._store = store
+        self._uri = ""
+
+    def serve(self, words: list[Any]) -> Any:
+        """Do what the first word says."""
+        return getattr(self, words[0])(*words[1:])
+
+    def sizes(self, image_id: str) -> tuple[int, int]:
+        """What a transfer may take, and a size that is much more."""
+        writer = self._store.open_writer(image_id, None, None)
+        limit = max(HELD, 2 * writer.part_size(0, None)) + BESIDES
+        writer.abort()
+        writer.close()
+        return limit, limit + BEYOND
+
+    def add(self, image_id: str, size: int) -> int:
+        """From a source that says nothing of its size."""
+        piece = payload(MiB)
+        with _Peak() as peak:
+            stored = self._store.add(image_id, (piece for _ in range(size // MiB)))
+        self._uri = stored.uri
+        return peak.bytes
+
+    def read(self, offset: int, length: int | None) -> int:
+        """Without keeping anything."""
+        buffer = bytearray(MiB)
+        with _Peak() as peak, self._store.get(self._uri, offset, length).data as stream:
+            while stream.readinto(buffer):
+                pass
+        return peak.bytes
+
+    def remove(self) -> None:
+        """The image."""
+        if Capability.DELETE in self._store.capabilities:
+            self._store.delete(self._uri)
+
+
+class _Peak:
+    """How much memory this process took at most while it was inside (proc_pid_status(5), proc_pid_clear_refs(5))."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._before = 0
+
+    def __enter__(self) -> _Peak:
+        gc.collect()
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+        self._before = _memory("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = max(_memory("VmHWM") - self._before, 0)
+
+
+def _memory(line: str) -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        for name, _, value in (each.partition(":") for each in file):
+            if name == line:
+                return int(value.split()[0]) * 1024
+    return 0
+
+
+def _leaves_nothing_open(bench: Bench, turn: Callable[[], None]) -> None:
+    # What the client keeps for the next call is there after two of them.
+    turn()
+    turn()
+    threads, descriptors = threading.active_count(), _descriptors()
+    for _ in range(TURNS):
+        turn()
+
+    def left() -> list[str]:
+        # A driver's object in a circle of references is freed when Python comes around to it.
+        gc.collect()
+        more = {"threads": threading.active_count() - threads, "descriptors": _descriptors() - descriptors}
+        return [f"{count} {what} after {TURNS} calls" for what, count in more.items() if count >= TURNS]
+
+    bench.eventually(lambda: not left(), lambda: f"left open: {', '.join(left())}")
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0

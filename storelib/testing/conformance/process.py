@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second process for the suite: a fork of this one that does what it is told and answers in JSON.
+
+A fork, because a test's store class need not be importable; what it uses there are store objects of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+#: Seconds one answer may take; a call that hangs must not take the whole run with it.
+PATIENCE = 120.0
+
+#: What the child does with what it is told; the answer must be of what JSON knows.
+Serve = Callable[[Any], Any]
+
+
+class Child:
+    """The parent's end of a second process."""
+
+    def __init__(self, pid: int, told: IO[bytes], answers: IO[bytes]) -> None:
+        self.pid = pid
+        self._told = told
+        self._answers = answers
+        self._gone = False
+
+    def ask(self, *words: Any) -> Any:
+        """Tell the child something and wait for its answer; raises AssertionError for what went wrong there."""
+        self._told.write(json.dumps(words).encode() + b"\n")
+        ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+        assert ready, f"the second process did not answer within {PATIENCE:g} s"
+        line = self._answers.readline()
+        assert line, "the second process died"
+        answer = json.loads(line)
+        assert "error" not in answer, f"in the second process: {answer['error']}"
+        return answer["result"]
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if not self._gone:
+            self._gone = True
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+@contextlib.contextmanager
+def child(make: Callable[[], Serve]) -> Iterator[Child]:
+    """A second process that calls ``make()`` and then serves; it is gone at the end."""
+    there, told = os.pipe()
+    answers, here = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of threads; no transfer is under way now
+        pid = os.fork()
+    if not pid:
+        os.close(told)
+        os.close(answers)
+        _serve(make, there, here)
+    os.close(there)
+    os.close(here)
+    with os.fdopen(told, "wb", buffering=0) as to_child, os.fdopen(answers, "rb", buffering=0) as from_child:
+        process = Child(pid, to_child, from_child)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _serve(make: Callable[[], Serve], told: int, answers: int) -> None:
+    """The child's life; it never returns to what the fork was made in."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, signal.SIG_DFL)
+        serve: Serve | None = None
+        with os.fdopen(told, "rb", buffering=0) as commands:
+            while line := commands.readline():
+                try:
+                    serve = serve or make()
+                    answer = {"result": serve(json.loads(line))}
+                except BaseException as error:  # noqa: BLE001  (told to the parent)
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                os.write(answers, json.dumps(answer).encode() + b"\n")
+    finally:
+        os._exit(0)
