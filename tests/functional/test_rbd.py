@@ -105,6 +105,9 @@ class Pool(SideDoor):
 
 class TestConformance(StoreConformance):
     capabilities = ALL
+    # Ceph lists a pool at once.
+    many_images = 30
+    sequences = 4
 
     @pytest.fixture(scope="class")
     @classmethod

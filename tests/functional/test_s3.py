@@ -162,6 +162,7 @@ class Bucket(SideDoor):
 
 class TestRadosgwConformance(StoreConformance):
     capabilities = ALL
+    sequences = 3
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -179,6 +180,9 @@ class TestRadosgwConformance(StoreConformance):
 
 class TestLocalstackConformance(StoreConformance):
     capabilities = ALL | Capability.ATOMIC_ADD
+    # Pages of a thousand are looked at with radosgw.
+    many_images = 30
+    sequences = 4
     # Grantees must be canonical ids of Amazon's form there, and signed URLs are verified against one pair of keys
     # only: see test_grantees and test_presigned_url_on_a_server_with_known_keys.
     not_applicable = frozenset({"test_acls", "test_presign"})

@@ -71,6 +71,9 @@ def name_of(image_id):
 
 
 class TestConformance(StoreConformance):
+    # ``dog`` lists all there is at once.
+    many_images = 30
+    sequences = 4
     capabilities = (
         Capability.READ
         | Capability.RANGE

@@ -194,6 +194,7 @@ class Door(SideDoor):
 class TestConformance(StoreConformance):
     """One container, tempauth."""
 
+    many_images = 30
     capabilities = PLAIN
 
     @pytest.fixture(scope="class")
@@ -210,6 +211,7 @@ class TestConformance(StoreConformance):
 class TestConformanceWithContainers(StoreConformance):
     """A container for each image, Keystone, an account from a reference file, a second storage policy."""
 
+    many_images = 30
     capabilities = OWN
     # The class after this has it; here each look at the list would be a request for each image.
     not_applicable = frozenset({"test_store_behaves_like_a_dict"})
@@ -249,6 +251,7 @@ class TestConformanceOfTenants(StoreConformance):
 class TestConformanceOfRadosgw(StoreConformance):
     """Ceph's, with segments in a container of their own and images in several."""
 
+    many_images = 30
     capabilities = PLAIN
 
     @pytest.fixture(scope="class")

@@ -6,6 +6,12 @@ Not tests themselves: test_conformance_rejects.py runs ``TestBroken`` on each of
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+import http.server
 import io
 import logging
 import os
@@ -14,6 +20,7 @@ import threading
 import time
 import unicodedata
 import urllib.parse
+import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +51,16 @@ class TestBroken(StoreConformance):
 
     patience = 0.5
 
+    #: Two pages of ``ListsOnePage``.
+    many_images = 210
+
+    @classmethod
+    def reopened(cls, store):
+        other = super().reopened(store)
+        if isinstance(store, MemoryStore):
+            other.backend = store.backend
+        return other
+
     @pytest.fixture(scope="class")
     @classmethod
     def store(cls, broken):
@@ -52,7 +69,7 @@ class TestBroken(StoreConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def side_door(cls, store):
-        return MemoryDoor(store)
+        return MemoryDoor(store) if isinstance(store, MemoryStore) else None
 
 
 class Faulty(MemoryStore):
@@ -1154,3 +1171,745 @@ class ForgetsTheThirdImage(Faulty):
             if len(alike) == 2:
                 del self.backend.images[alike[0]]
             return super().publish(data)
+
+
+# -- Images that are replaced -----------------------------------------------------------------------------------------
+
+
+class Fresh(Faulty):
+    """Base of those whose readers look for the image each time."""
+
+    def open_reader(self, location, offset, length, context):
+        store = self
+
+        class Looking(MemoryReader):
+            def read_into(self, offset, view):
+                self.data = store.image(location).data
+                return super().read_into(offset, view)
+
+        return Looking(self.image(location).data)
+
+
+@rejected_by("test_image_replaced_while_it_is_read")
+class MixesTwoImages(Fresh):
+    pass
+
+
+@rejected_by("test_stream_of_a_replaced_image_does_not_change_over")
+class PinsTheFirstReadOnly(Faulty):
+    def open_reader(self, location, offset, length, context):
+        store = self
+
+        class Looking(MemoryReader):
+            last = -1
+
+            def read_into(self, offset, view):
+                if offset < self.last:
+                    self.data = store.image(location).data
+                self.last = offset
+                return super().read_into(offset, view)
+
+        return Looking(self.image(location).data)
+
+
+@rejected_by("test_image_replaced_while_it_is_read")
+class ExtentsOfTheNewImage(Faulty):
+    def open_reader(self, location, offset, length, context):
+        store = self
+
+        class Late(MemoryReader):
+            def extents(self, offset, length):
+                data = store.image(location).data
+                return [Extent(offset, length, data=any(data[:1000]))]
+
+        return Late(self.image(location).data)
+
+
+@rejected_by("test_readded_image_is_the_new_one")
+class RemembersSizes(Faulty):
+    def measure(self, location, context):
+        sizes = self.__dict__.setdefault("sizes", {})
+        return sizes.setdefault(location.image_id, super().measure(location, context))
+
+
+@rejected_by("test_readded_image_is_the_new_one")
+class RemembersWhatItWasAsked(Faulty):
+    def inspect(self, location, context):
+        known = self.__dict__.setdefault("known", {})
+        return known.setdefault(location.image_id, super().inspect(location, context))
+
+
+@rejected_by("test_readded_image_is_the_new_one")
+class VersionsAreIds(Faulty):
+    def inspect(self, location, context):
+        return dataclasses.replace(super().inspect(location, context), version=location.image_id)
+
+
+@rejected_by("test_readded_image_is_the_new_one")
+class RemembersSizesOfTheMissing(Faulty):
+    def measure(self, location, context):
+        sizes = self.__dict__.setdefault("sizes", {})
+        try:
+            sizes[location.image_id] = super().measure(location, context)
+        except NotFound:
+            if location.image_id not in sizes:
+                raise
+        return sizes[location.image_id]
+
+
+@rejected_by("test_reading_changes_nothing")
+class ModifiedIsNow(Faulty):
+    def inspect(self, location, context):
+        return dataclasses.replace(super().inspect(location, context), modified=time.time())
+
+
+@rejected_by("test_reading_changes_nothing")
+class ReadingIsModifying(Faulty):
+    def open_reader(self, location, offset, length, context):
+        self.image(location).modified = time.time()
+        return super().open_reader(location, offset, length, context)
+
+
+@rejected_by("test_delete_does_not_stop_an_add")
+class DeletesUploads(Faulty):
+    def remove(self, location, context):
+        uploads = self.backend.uploads
+        for token in [token for token, upload in uploads.items() if upload.image_id == location.image_id]:
+            del uploads[token]
+        super().remove(location, context)
+
+
+@rejected_by("test_delete_does_not_stop_an_add")
+class DeletesWhatIsUnderWay(Faulty):
+    def remove(self, location, context):
+        if not any(upload.image_id == location.image_id for upload in self.backend.uploads.values()):
+            super().remove(location, context)
+
+
+@rejected_by("test_image_comes_and_goes_during_an_add")
+class KeepsPartsById(Faulty):
+    """Parts of all adds of one id in one place, which a delete of the image empties."""
+
+    class Writer(MemoryWriter):
+        def commit(self, size, digests):
+            parts = self.store.__dict__.setdefault("parts", {}).get(self.image_id, {})
+            whole = bytearray(size)
+            for offset, data in parts.items():
+                whole[offset : offset + len(data)] = data
+            return self.publish(bytes(whole))
+
+        def write(self, part):
+            super().write(part)
+            parts = self.store.__dict__.setdefault("parts", {})
+            parts.setdefault(self.image_id, {})[part.offset] = bytes(part.data)
+
+    def remove(self, location, context):
+        super().remove(location, context)
+        self.__dict__.setdefault("parts", {}).pop(location.image_id, None)
+
+
+@rejected_by("test_list_while_images_come_and_go")
+class ListsOnePage(Faulty):
+    def images(self):
+        return list(super().images())[:200]
+
+
+@rejected_by("test_list_while_images_come_and_go")
+class CountsEntries(Faulty):
+    def images(self):
+        start = 0
+        while page := list(super().images())[start : start + 50]:
+            yield from page
+            start += len(page)
+
+
+@rejected_by("test_list_while_images_come_and_go")
+class ListsLive(Faulty):
+    def images(self):
+        for image_id in self.backend.images:
+            yield self.inspect(self.location(image_id), None)
+
+
+@rejected_by("test_list_while_images_come_and_go")
+class ListingStopsAtWhatIsGone(Faulty):
+    def images(self):
+        for image_id in list(self.backend.images):
+            yield self.inspect(self.location(image_id), None)
+
+
+@rejected_by("test_list_while_images_come_and_go")
+class ListsPageEndsTwice(Faulty):
+    def images(self):
+        for number, info in enumerate(super().images()):
+            yield info
+            if number % 100 == 99:
+                yield info
+
+
+# -- Holes ------------------------------------------------------------------------------------------------------------
+
+
+class Sampling(Faulty):
+    """Base of those that take for a hole what looks like one."""
+
+    block = 65_536
+
+    @staticmethod
+    def is_hole(block):
+        return not any(block)
+
+    def open_reader(self, location, offset, length, context):
+        store = self
+
+        class Mapped(MemoryReader):
+            def extents(self, offset, length):
+                position, end = offset, offset + length
+                while position < end:
+                    stop = min(position - position % store.block + store.block, end)
+                    start = position - position % store.block
+                    yield Extent(position, stop - position, not store.is_hole(self.data[start : start + store.block]))
+                    position = stop
+
+        return Mapped(self.image(location).data)
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
+class LooksAtTheStartOfBlocks(Sampling):
+    @staticmethod
+    def is_hole(block):
+        return not any(block[:4096])
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
+class LooksAtTheEdgesOfBlocks(Sampling):
+    @staticmethod
+    def is_hole(block):
+        return not block[0] and not block[-1]
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
+class LooksAtAllButTheLastByte(Sampling):
+    @staticmethod
+    def is_hole(block):
+        return not any(block[:-1])
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
+class DropsBlocksThatLookEmpty(Faulty):
+    class Writer(MemoryWriter):
+        def write(self, part):
+            if any(part.data[:512]) or any(part.data[-512:]):
+                super().write(part)
+
+
+@rejected_by("test_extents_of_a_range_are_those_of_the_range")
+class ExtentsOfTheWholeImage(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            return [Extent(0, self.size, data=True)] if self.size else []
+
+
+@rejected_by("test_extents_of_a_range_are_those_of_the_range")
+class ExtentsCountFromTheRange(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            return [Extent(0, length, data=True)] if length else []
+
+
+@rejected_by("test_extents_of_a_range_are_those_of_the_range")
+class ExtentsInWholeBlocks(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            start = offset - offset % 4096
+            return [Extent(start, length + offset - start, data=True)] if length else []
+
+
+@rejected_by("test_extents_tell_the_truth")
+class ExtentsOverlap(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            half = length // 2
+            return [Extent(offset, half + 1, data=True), Extent(offset + half, length - half, data=True)]
+
+
+@rejected_by("test_extents_tell_the_truth")
+class ExtentsAreBackwards(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            half = length // 2
+            return [Extent(offset + half, length - half, data=True), Extent(offset, half, data=True)]
+
+
+@rejected_by("test_extents_of_a_range_are_those_of_the_range")
+class EmptyExtents(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            return [Extent(offset, length, data=True)]
+
+
+# -- What a driver is called with -------------------------------------------------------------------------------------
+
+
+class WithRoom(Faulty):
+    """Base of those that have to make room."""
+
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            super().reserve(end)
+            return 1 << 40
+
+
+@rejected_by("test_room_may_be_asked_for_often")
+class RoomIsEmptiedWhenItGrows(WithRoom):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            super().reserve(end)
+            self.backend.uploads[self.token].parts.clear()
+            return 1 << 40
+
+
+@rejected_by("test_room_may_be_asked_for_often")
+class AsksForRoomOnce(WithRoom):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            if self.begun:
+                raise StorageFull("there is room already")
+            super().reserve(end)
+            return 1 << 40
+
+
+@rejected_by("test_room_may_be_asked_for_often")
+class GivesLessRoomThanAsked(WithRoom):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            super().reserve(end)
+            return end // 2
+
+
+@rejected_by("test_room_asked_for_often_is_given_back")
+class ForgetsTheRoomBefore(WithRoom):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            if self.begun:
+                self.token = self.token + "-more"
+                self.begun = False
+            super().reserve(end)
+            return 1 << 40
+
+
+@rejected_by("test_step_whose_answer_was_lost_is_made_again")
+class ReservesOnce(Faulty):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            if self.begun:
+                raise Duplicate("the upload exists")
+            return super().reserve(end)
+
+
+@rejected_by("test_step_whose_answer_was_lost_is_made_again")
+class ReservesAnew(Faulty):
+    class Writer(MemoryWriter):
+        def reserve(self, end):
+            self.token, self.begun = f"{self.token}+", False
+            return super().reserve(end)
+
+
+@rejected_by("test_context_is_handed_through")
+class GetsWithoutContext(Faulty):
+    def get(self, location, offset=0, length=None, context=None):
+        return super().get(location, offset, length)
+
+
+@rejected_by("test_context_is_handed_through")
+class AddsWithoutContext(Faulty):
+    def add(self, *arguments, context=None, **options):
+        return super().add(*arguments, **options)
+
+
+@rejected_by("test_context_is_handed_through")
+class MeasuresWithoutContext(Faulty):
+    def get_size(self, location, context=None):
+        return super().get_size(location)
+
+
+@rejected_by("test_context_is_handed_through")
+class DeletesWithoutContext(Faulty):
+    def delete(self, location, context=None):
+        super().delete(location)
+
+
+@rejected_by("test_context_is_handed_through")
+class StatsWithoutContext(Faulty):
+    def stat(self, location, context=None):
+        return super().stat(location)
+
+
+@rejected_by("test_context_is_handed_through")
+class CopiesWithoutContext(Faulty):
+    def copy(self, *arguments, context=None, **options):
+        return super().copy(*arguments, **options)
+
+
+# -- gc ---------------------------------------------------------------------------------------------------------------
+
+
+class ByPrefix(Faulty):
+    """Base of those whose idea of a prefix is another."""
+
+    def begins(self, image_id, prefix):
+        return image_id.startswith(prefix)
+
+    def garbage(self, older_than, prefix):
+        for item in super().garbage(older_than, None):
+            if prefix is None or self.begins(item.image_id, prefix):
+                yield item
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsASubstring(ByPrefix):
+    def begins(self, image_id, prefix):
+        return prefix in image_id
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsAShellPattern(ByPrefix):
+    def begins(self, image_id, prefix):
+        return fnmatch.fnmatchcase(image_id, prefix + "*")
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsARegularExpression(ByPrefix):
+    def begins(self, image_id, prefix):
+        return image_id.startswith(prefix) or re.match(prefix, image_id)
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsLikeInSql(ByPrefix):
+    def begins(self, image_id, prefix):
+        return re.match(re.escape(prefix).replace("_", ".").replace("%", ".*"), image_id)
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsFolded(ByPrefix):
+    def begins(self, image_id, prefix):
+        return image_id.lower().startswith(prefix.lower())
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixWorksBothWays(ByPrefix):
+    def begins(self, image_id, prefix):
+        return image_id.startswith(prefix) or prefix.startswith(image_id)
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class PrefixIsTheWholeId(ByPrefix):
+    def begins(self, image_id, prefix):
+        return image_id == prefix
+
+
+@rejected_by("test_find_garbage_removes_nothing")
+class NothingBeginsWithNothing(ByPrefix):
+    def begins(self, image_id, prefix):
+        return bool(prefix) and image_id.startswith(prefix)
+
+
+@rejected_by("test_gc_leaves_what_is_young")
+class AgesInMinutes(Faulty):
+    def garbage(self, older_than, prefix):
+        return super().garbage(older_than * 60, prefix)
+
+
+@rejected_by("test_gc_leaves_what_is_young")
+class AgesInMilliseconds(Faulty):
+    def garbage(self, older_than, prefix):
+        return super().garbage(older_than / 1000, prefix)
+
+
+@rejected_by("test_leftover_is_discarded_once")
+class DiscardsWhatIsGone(Faulty):
+    def discard(self, garbage):
+        super().discard(garbage)
+        return True
+
+    def garbage(self, older_than, prefix):
+        return list(super().garbage(older_than, prefix))
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class LeftoversAreOfTheFuture(Faulty):
+    def garbage(self, older_than, prefix):
+        for item in super().garbage(older_than, prefix):
+            yield dataclasses.replace(item, modified=item.modified * 1000)
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class ClaimsThatNothingStays(CollectsNothing):
+    class Writer(MemoryWriter):
+        self_cleaning = True
+
+
+class ByRegistry(Faulty):
+    """Base of those that know by heart what is alive, each object for itself."""
+
+    def open_writer(self, image_id, size, context):
+        writer = super().open_writer(image_id, size, context)
+        self.__dict__.setdefault("alive", weakref.WeakValueDictionary())[writer.token] = writer
+        return writer
+
+    def garbage(self, older_than, prefix):
+        alive = self.__dict__.setdefault("alive", {})
+        for token, upload in list(self.backend.uploads.items()):
+            old = upload.modified <= time.time() - older_than
+            if token not in alive and old and upload.image_id.startswith(prefix or ""):
+                yield Garbage(token, upload.image_id, 0, upload.modified)
+
+    class Writer(MemoryWriter):
+        def upload(self):
+            self.begun = self.token in self.backend.uploads
+            return super().upload()
+
+        def publish(self, data):
+            self.begun = False
+            return super().publish(data)
+
+
+@rejected_by("test_gc_of_another_object_leaves_no_add_without_data")
+class CommitsWhatIsGone(ByRegistry):
+    pass
+
+
+@rejected_by("test_gc_of_another_object_leaves_no_add_without_data")
+class CommitsZerosForWhatIsGone(ByRegistry):
+    class Writer(ByRegistry.Writer):
+        def write(self, part):
+            with contextlib.suppress(KeyError):
+                super().write(part)
+
+
+@rejected_by("test_gc_of_another_object_leaves_no_add_without_data")
+class CrashesOverWhatIsGone(ByRegistry):
+    class Writer(MemoryWriter):
+        def upload(self):
+            if not self.begun:
+                return super().upload()
+            return self.backend.uploads[self.token]
+
+
+@rejected_by("test_gc_of_another_object_finds_what_a_crash_left")
+class FindsItsOwnLeftoversOnly(Faulty):
+    def open_writer(self, image_id, size, context):
+        self.__dict__.setdefault("mine", set()).add(image_id)
+        return super().open_writer(image_id, size, context)
+
+    def garbage(self, older_than, prefix):
+        return (each for each in super().garbage(older_than, prefix) if each.image_id in self.__dict__.get("mine", ()))
+
+
+# -- What is held -----------------------------------------------------------------------------------------------------
+
+
+class Leaky(Faulty):
+    """Base of those that do not close what they opened."""
+
+    def leak(self):
+        self.__dict__.setdefault("open", []).append(os.open("/dev/null", os.O_RDONLY))
+
+    def __del__(self):
+        for descriptor in self.__dict__.get("open", ()):
+            os.close(descriptor)
+
+
+@rejected_by("test_reading_leaves_nothing_open")
+class LeavesADescriptorForEachReader(Leaky):
+    def open_reader(self, *arguments):
+        self.leak()
+        return super().open_reader(*arguments)
+
+
+@rejected_by("test_reading_leaves_nothing_open")
+class LeavesADescriptorForEachMissingImage(Leaky):
+    def image(self, location):
+        try:
+            return super().image(location)
+        except NotFound:
+            self.leak()
+            raise
+
+
+@rejected_by("test_adding_leaves_nothing_open")
+class LeavesADescriptorForEachFailure(Leaky):
+    def open_writer(self, *arguments):
+        store, writer = self, super().open_writer(*arguments)
+        plain = writer.abort
+
+        def abort():
+            store.leak()
+            plain()
+
+        writer.abort = abort
+        return writer
+
+
+@rejected_by("test_adding_leaves_nothing_open")
+class LeavesADescriptorForEachAdd(Leaky):
+    def open_writer(self, *arguments):
+        self.leak()
+        return super().open_writer(*arguments)
+
+
+@rejected_by("test_adding_leaves_nothing_open")
+class LeavesAThreadForEachAdd(Faulty):
+    def open_writer(self, *arguments):
+        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+        return super().open_writer(*arguments)
+
+
+@rejected_by("test_configuring_opens_nothing")
+class ConnectsWhenConfigured(Leaky):
+    def configure_get(self):
+        self.leak()
+
+
+@rejected_by("test_configuring_opens_nothing")
+class StartsAThreadWhenConfigured(Faulty):
+    def configure_get(self):
+        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+
+
+@rejected_by("test_memory_of_a_process_is_bounded")
+class ReadsAllForARange(Faulty):
+    def open_reader(self, location, offset, length, context):
+        reader = super().open_reader(location, offset, length, context)
+        reader.data = bytes(bytearray(reader.data))
+        return reader
+
+
+# -- Credentials ------------------------------------------------------------------------------------------------------
+
+
+KEY = "f00ba4-5ec4e7"
+
+
+@rejected_by("test_result_describes_the_image")
+class ShowsItsKeyInMetadata(WithSecret):
+    class Writer(MemoryWriter):
+        def publish(self, data):
+            return super().publish(data)._replace(metadata={"with": {"key": self.store.conf.memory_store_key}})
+
+
+@rejected_by("test_answers_show_no_credential")
+class ShowsItsKeyInStat(WithSecret):
+    def inspect(self, location, context):
+        return dataclasses.replace(super().inspect(location, context), metadata={"signature": f"v1 {KEY}"})
+
+
+@rejected_by("test_answers_show_no_credential")
+class ShowsItsKeyInTheList(WithSecret):
+    def images(self):
+        for info in super().images():
+            yield dataclasses.replace(info, version=base64.b64encode(KEY.encode()).decode())
+
+
+@rejected_by("test_answers_show_no_credential")
+class ShowsItsKeyInItsHealth(WithSecret):
+    def probe(self):
+        return Health(f"connected with {KEY}")
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class ShowsItsKeyInLeftovers(WithSecret):
+    def garbage(self, older_than, prefix):
+        for item in super().garbage(older_than, prefix):
+            yield dataclasses.replace(item, image_id=item.image_id, name=f"{item.name}?{KEY}")
+
+    def discard(self, garbage):
+        return super().discard(dataclasses.replace(garbage, name=garbage.name.partition("?")[0]))
+
+
+@rejected_by("test_duplicate_leaves_the_image_untouched")
+class ShowsItsKeyInAttributesOfErrors(WithSecret):
+    def open_writer(self, *arguments):
+        try:
+            return super().open_writer(*arguments)
+        except Duplicate as error:
+            error.request = {"key": KEY}
+            raise
+
+
+# -- Capabilities and ranges that are claimed -------------------------------------------------------------------------
+
+
+@rejected_by("test_missing_image")
+class NoticesTheMissingLate(Faulty):
+    def open_reader(self, location, offset, length, context):
+        try:
+            return super().open_reader(location, offset, length, context)
+        except NotFound as error:
+            missing = error
+
+            class Missing(MemoryReader):
+                def read_into(self, offset, view):
+                    raise missing
+
+            return Missing(b"x")
+
+
+@rejected_by("test_check_leaves_nothing")
+class LeavesWhatItTried(Faulty):
+    def probe(self):
+        self.backend.images["tried"] = Image(b"tried", "try")
+        return super().probe()
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class CopiesFromAnywhere(Faulty):
+    def copy(self, location, image_id, **options):
+        found = re.sub("memory://[^/]*", f"memory://{self.name}", str(location))
+        return super().copy(found, image_id, **options)
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class OwnsWhatItBeginsWith(Faulty):
+    def owns(self, location):
+        return self.name.startswith(location.store)
+
+
+@rejected_by("test_delete_removes_one_image")
+class FindsByPrefix(Faulty):
+    def image(self, location):
+        for image_id, image in list(self.backend.images.items()):
+            if image_id.startswith(location.image_id):
+                return image
+        raise NotFound(f"no image at {location}")
+
+
+def serve_for_ever(data):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/"
+
+
+@rejected_by("test_presigned_url_expires")
+class PresignsForEver(Faulty):
+    capabilities = MemoryStore.capabilities | Capability.PRESIGN
+
+    def presign(self, location, expires):
+        return serve_for_ever(self.image(self.locate(location)).data)
+
+
+@rejected_by("test_recorded_digest_is_that_of_the_image")
+class RecordsAnotherDigest(Faulty):
+    class Reader(MemoryReader):
+        def __init__(self, data):
+            super().__init__(data)
+            self.digest = ("md5", hashlib.md5(data[:65_536], usedforsecurity=False).hexdigest())

@@ -62,7 +62,7 @@ def test_sound_store_is_not_rejected():
     assert not result.not_kept
     # The others are about capabilities that a MemoryStore has not, or has.
     assert promises - result.kept <= {
-        "test_acls", "test_presign", "test_copy_moves_no_bytes", "test_sparse",
+        "test_acls", "test_presign", "test_presigned_url_expires", "test_copy_moves_no_bytes", "test_sparse",
         "test_no_listing", "test_no_adding", "test_no_deleting",
     }  # fmt: skip
 

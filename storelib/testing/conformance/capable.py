@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+import urllib.error
 import urllib.request
 
 from storelib.capabilities import Capability
@@ -15,8 +17,8 @@ from storelib.exceptions import (
     StoreGetNotSupported,
     StoreRandomGetNotSupported,
 )
-from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
-from storelib.testing.conformance.promises import Promises, lacks, needs
+from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
+from storelib.testing.conformance.promises import Promises, assert_no_secret, lacks, needs
 from storelib.transfer.contract import MiB
 
 
@@ -39,6 +41,25 @@ class Capable(Promises):
         assert "\n" not in health.detail
         if health.free is not None and health.total is not None:
             assert 0 <= health.free <= health.total
+
+    @needs(Capability.CHECK | Capability.LIST)
+    def test_check_leaves_nothing(self, bench: Bench) -> None:
+        """What ``check`` tries, it takes away again: the images are the same before and after."""
+        if bench.shared:
+            not_applicable("in a live store images come and go while it is checked")
+        before = {info.uri for info in bench.store.list_images()}
+        bench.store.check()
+        after = {info.uri for info in bench.store.list_images()}
+        assert not after - before, "check left images behind"
+
+    @needs(Capability.PRESIGN | Capability.READ)
+    def test_presigned_url_expires(self, bench: Bench) -> None:
+        """A presigned URL ends to work when it was said, and shows no secret."""
+        uri, _ = bench.image(1000)
+        url = bench.store.presign(uri, 1)
+        assert_no_secret(bench.secrets, url, "a presigned URL")
+        time.sleep(1.5)
+        bench.eventually(lambda: not _opens(url), lambda: "the URL works long after it expired")
 
     @needs(Capability.PRESIGN | Capability.READ)
     def test_presign(self, bench: Bench) -> None:
@@ -164,3 +185,11 @@ class Capable(Promises):
         uri, _ = bench.image(1000)
         with self.refuses(bench, OperationNotSupported):
             bench.store.presign(uri, 60)
+
+
+def _opens(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=30):  # noqa: S310  (the store's own)
+            return True
+    except urllib.error.HTTPError:
+        return False

@@ -76,6 +76,8 @@ class Collecting(Promises):
         assert not list(bench.store.find_garbage(HOUR, image_id))
         assert not bench.store.gc(HOUR, prefix=image_id)
         assert bench.leftovers(MOMENT, image_id)
+        time.sleep(0.2)
+        assert not list(bench.store.find_garbage(100, image_id)), "gc does not count in seconds"
         assert bench.collect(image_id), "gc removed what was younger than older_than"
 
     def test_gc_keeps_to_the_prefix(self, bench: Bench) -> None:
@@ -200,20 +202,40 @@ def _collected_meanwhile(bench: Bench, collect: Collect) -> None:
     assert_same_bytes(bench.read(stored.uri), data)
 
     image_id = bench.new_id("written")
-    _succeeds_or_fails(bench, image_id, data, lambda: _collecting(data, part, lambda: collect(0, image_id)), collect)
+    stored_or_not = _outcome(bench, image_id, _collecting(data, part, lambda: collect(0, image_id)))
+    _succeeded_or_failed(bench, image_id, data, stored_or_not, collect)
 
     for form, image in (("committed", data), ("zeros", bytes(3 * part + 1))):
-        image_id = bench.new_id(form)
-        with bench.writers_changed(_before_commit(lambda: collect(0, image_id))):  # noqa: B023  (called before the next)
-            _succeeds_or_fails(bench, image_id, image, lambda: chunks(image, part), collect)  # noqa: B023
+        _collected_before_commit(bench, bench.new_id(form), image, collect)
 
 
-def _succeeds_or_fails(
-    bench: Bench, image_id: str, data: bytes, source: Callable[[], Iterator[bytes]], collect: Collect
-) -> None:
+def _collected_before_commit(bench: Bench, image_id: str, data: bytes, collect: Collect) -> None:
+    def change(writer: Writer) -> None:
+        plain = writer.commit
+
+        def commit(*arguments: Any) -> Any:
+            collect(0, image_id)
+            return plain(*arguments)
+
+        vars(writer)["commit"] = commit
+
+    with bench.writers_changed(change):
+        stored = _outcome(bench, image_id, chunks(data, bench.part))
+    _succeeded_or_failed(bench, image_id, data, stored, collect)
+
+
+def _outcome(bench: Bench, image_id: str, source: Iterator[bytes]) -> StoredImage | None:
+    """What the add answers; None if it fails as it may."""
     try:
-        stored: StoredImage = bench.add(image_id, source())
+        return bench.add(image_id, source)
     except StoreError:
+        return None
+
+
+def _succeeded_or_failed(
+    bench: Bench, image_id: str, data: bytes, stored: StoredImage | None, collect: Collect
+) -> None:
+    if stored is None:
         bench.assert_nothing_left(image_id)
         return
     collect(0, image_id)
@@ -226,16 +248,3 @@ def _collecting(data: bytes, size: int, collect: Callable[[], object]) -> Iterat
         yield chunk
         time.sleep(0.02)  # the part is on its way
         collect()
-
-
-def _before_commit(collect: Callable[[], object]) -> Callable[[Writer], None]:
-    def change(writer: Writer) -> None:
-        plain = writer.commit
-
-        def commit(*arguments: Any) -> Any:
-            collect()
-            return plain(*arguments)
-
-        vars(writer)["commit"] = commit
-
-    return change

@@ -40,7 +40,11 @@ class Keeping(Promises):
         """Deleting an image leaves all others, those with ids that begin alike too."""
         base = bench.new_id("")
         uris = {tail: bench.add(base + tail, tail.encode()).uri for tail in ("a", "ab", "a.b", "a b", "A")}
-        bench.remove(uris.pop("a"))
+        gone = uris.pop("a")
+        bench.remove(gone)
+        for call in (bench.read, bench.store.get_size):
+            with self.refuses(bench, NotFound):
+                call(gone)
         for tail, uri in uris.items():
             assert_same_bytes(bench.read(uri), tail.encode())
 

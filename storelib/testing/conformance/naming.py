@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from storelib.capabilities import Capability
+from storelib.driver import Digests
 from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
 from storelib.location import redact
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
@@ -62,15 +63,17 @@ class Naming(Promises):
     def foreign_uris(self, bench: Bench, uri: str) -> list[str]:
         """URIs of the same form that lie in other places than this store. Override where the form hides the place.
 
-        By default the first part of the URI, a host, bucket or directory, gets one more letter.
+        By default the first part of the URI, a host, bucket or directory, gets one more letter, and one fewer.
         """
         scheme, _, rest = uri.partition("://")
         parts = rest.split("/")
         place = next((at for at, part in enumerate(parts[:-1]) if part), None)
         if place is None:
             return []
-        parts[place] = re.sub(r"(:\d+)?$", r"x\1", parts[place], count=1)
-        return [f"{scheme}://{'/'.join(parts)}"]
+        place_name = parts[place]
+        longer, shorter = (re.sub(r"(.)(:\d+)?$", form, place_name, count=1) for form in (r"\1x\2", r"\2"))
+        others = [longer] if len(shorter.partition(":")[0]) < 2 else [longer, shorter]
+        return [f"{scheme}://{'/'.join([*parts[:place], other, *parts[place + 1 :]])}" for other in others]
 
     def test_foreign_uri_is_refused(self, bench: Bench) -> None:
         """A URI of another store is BadStoreUri, whatever is asked of it."""
@@ -91,9 +94,10 @@ class Naming(Promises):
         ours = [f"{base}x/{name}", f"{base}/../{name}", f"{base}/x/../../{name}", f"{base}/%2e%2e/{name}"]
         ours += [f"{base}/..%2f{name}", f"{base}/%2F{name}", f"{base}/{name}%00"]
         for other in ours:
-            for call in _calls(bench).values():
-                with self.refuses(bench, BadStoreUri, NotFound):
-                    call(other)
+            for name, call in _calls(bench).items():
+                if name not in ("presign", "set_acls"):  # those need not look whether the image is there
+                    with self.refuses(bench, BadStoreUri, NotFound):
+                        call(other)
         for other in (f"{base}/..", f"{base}/%2e%2e", f"{base}/.", f"{base}/..%2f..%2f..%2fetc%2fpasswd"):
             # Never deleted: a driver that is wrong here would do it.
             with self.refuses(bench, BadStoreUri, NotFound):
@@ -158,7 +162,28 @@ class Naming(Promises):
 
 @needs(Capability.ADD | Capability.READ)
 class NamingWhenAdding(Promises):
-    """Promises about ids."""
+    """Promises about ids, and about what callers see of an image."""
+
+    def test_answers_show_no_credential(self, bench: Bench) -> None:
+        """No secret option is in anything that the store answers: a result, a stat, a list, its health, a leftover."""
+        image_id = bench.new_id("shown")
+        stored = bench.add(image_id, payload(bench.part + 1))
+        shown: list[object] = [stored, stored.metadata]
+        copied = bench.copy(stored.uri, bench.new_id("shown"))
+        shown += [copied, copied.metadata]
+        if bench.can(Capability.STAT):
+            shown.append(bench.store.stat(stored.uri))
+        if bench.can(Capability.LIST):
+            bench.eventually(lambda: bench.store.find_image(image_id), lambda: f"{image_id!r} is not found")
+            shown.append(bench.store.find_image(image_id))
+            shown += [] if bench.shared else list(bench.store.list_images())
+        if bench.can(Capability.CHECK):
+            shown.append(bench.store.check())
+        if bench.can(Capability.PRESIGN):
+            shown.append(bench.store.presign(stored.uri, 60))
+        with bench.store.get(stored.uri).data as stream:
+            shown += [stream, getattr(stream, "name", None)]
+        assert_no_secret(bench.secrets, "\n".join(f"{each} {each!r}" for each in shown), "what the store answers")
 
     @pytest.mark.parametrize("hostile", HOSTILE_IDS)
     def test_hostile_id_round_trips(self, bench: Bench, hostile: str) -> None:
@@ -215,6 +240,14 @@ def _calls(bench: Bench) -> dict[str, Callable[[Any], Any]]:
         calls["stat"] = store.stat
     if bench.can(Capability.DELETE):
         calls["delete"] = store.delete
+    if bench.can(Capability.ADD):
+        calls["copy"] = lambda uri: bench.copy(uri, bench.new_id("copy"))
+        known = Digests(None, "0" * 128)
+        calls["copy with digests"] = lambda uri: bench.copy(uri, bench.new_id("copy"), digests=known)
+    if bench.can(Capability.PRESIGN):
+        calls["presign"] = lambda uri: store.presign(uri, 60)
+    if bench.can(Capability.ACLS):
+        calls["set_acls"] = store.set_acls
     return calls
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -197,6 +198,18 @@ class Reading(Promises):
             pieces = _pieces(lambda: one.read(50_000) + two.read(50_000), 2 * len(data))
         by_turns = b"".join(data[at : at + 50_000] * 2 for at in range(0, len(data), 50_000))
         assert_same_bytes(b"".join(pieces), by_turns)
+
+    @needs(Capability.ADD)
+    @pytest.mark.parametrize("size", ["1", "3 parts+1"])
+    def test_recorded_digest_is_that_of_the_image(self, bench: Bench, size: str) -> None:
+        """A digest that the reader knows is that of the whole image, also when a range is read."""
+        uri, data = bench.image(bench.sizes()[size])
+        ranges = [(0, None), (1, 100)] if bench.can(Capability.RANGE) else [(0, None)]
+        for offset, length in ranges:
+            with bench.readers_changed(lambda reader: None) as opened, bench.store.get(uri, offset, length).data:
+                known = [digest for reader in opened if (digest := getattr(reader, "digest", None)) is not None]
+            for algorithm, value in known:
+                assert value == hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
 
     def test_descriptor_is_of_the_same_bytes(self, bench: Bench) -> None:
         """Where ``fileno`` is offered, the file holds the image, and reads from the stream's position on."""

@@ -13,7 +13,7 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.driver import StoredImage
 from storelib.exceptions import NotFound, StoreError
-from storelib.testing.conformance.bench import SEVERAL_BLOCKS, Bench, assert_same_bytes, payload
+from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks
 
@@ -28,11 +28,10 @@ PLANTERS = 8
 class Replacing(Promises):
     """Promises about an id whose image is deleted, and added again."""
 
-    @pytest.mark.parametrize("read", [0, 1])
-    @pytest.mark.parametrize("other", ["same size", "longer", "shorter"])
+    @pytest.mark.parametrize(("read", "other"), [(1, "same size"), (0, "same size"), (0, "longer"), (1, "shorter")])
     def test_image_replaced_while_it_is_read(self, bench: Bench, read: int, other: str) -> None:
         """A stream whose image is deleted and added again gives the old bytes or an error, never a mixture."""
-        data = payload(max(SEVERAL_BLOCKS, 3 * bench.part + 1), "old")
+        data = payload(3 * bench.part + 1, "old")
         new = {"same size": bytes(len(data)), "longer": payload(len(data) + 4096), "shorter": payload(100)}[other]
         image_id = bench.new_id("replaced")
         stored = bench.add(image_id, data)
@@ -56,14 +55,14 @@ class Replacing(Promises):
     @needs(Capability.RANGE)
     def test_stream_of_a_replaced_image_does_not_change_over(self, bench: Bench) -> None:
         """Nor when it seeks back and forth, or reads a range."""
-        data = payload(max(SEVERAL_BLOCKS, 3 * bench.part + 1), "old")
+        data = payload(3 * bench.part + 1, "old")
         image_id = bench.new_id("replaced")
         stored = bench.add(image_id, data)
         with bench.store.get(stored.uri, 100, len(data) - 200).data as stream:
             assert_same_bytes(stream.read(1000), data[100:1100])
             bench.remove(stored.uri)
             again = bench.add(image_id, payload(len(data), "new"))
-            for position in (len(data) - 1300, 0, bench.part):
+            for position in (len(data) - 1300, 0, 2 * bench.part):
                 stream.seek(position)
                 try:
                     found = stream.read(1000)
