@@ -1625,16 +1625,6 @@ class AgesInMilliseconds(Faulty):
         return super().garbage(older_than / 1000, prefix)
 
 
-@rejected_by("test_leftover_is_discarded_once")
-class DiscardsWhatIsGone(Faulty):
-    def discard(self, garbage):
-        super().discard(garbage)
-        return True
-
-    def garbage(self, older_than, prefix):
-        return list(super().garbage(older_than, prefix))
-
-
 @rejected_by("test_gc_finds_what_a_crash_left")
 class LeftoversAreOfTheFuture(Faulty):
     def garbage(self, older_than, prefix):

@@ -7,6 +7,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from oslo_config import cfg
@@ -251,12 +252,16 @@ class SheepdogStore(Store[SheepdogLocation]):
                 yield self._info(vdi)
 
     def inspect(self, location: SheepdogLocation, context: Any) -> ImageInfo:
-        """What the listing says of one vdi."""
-        return self._info(self.existing(location))
+        """What the listing says of one vdi, and which of the images that had this name it is."""
+        vdi = self.existing(location)
+        claim = self.claim(vdi.name)
+        # Vdis made within one second of the same name can have the same number and time.
+        version = f"{vdi.vid}-{vdi.created}" if claim is None else claim.token
+        return replace(self._info(vdi), version=version)
 
     def _info(self, vdi: Vdi) -> ImageInfo:
         where, image_id = self.location(vdi.name), id_of(vdi.name)
-        return ImageInfo(where.uri, vdi.size, image_id, float(vdi.created), f"{vdi.vid}-{vdi.created}")
+        return ImageInfo(where.uri, vdi.size, image_id, float(vdi.created))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Temporary vdis with their snapshots, and snapshots that a copy left at its source."""

@@ -58,17 +58,6 @@ class Collecting(Promises):
         assert not bench.store.gc(0, prefix=image_id), "gc removed the same leftovers twice"
         bench.assert_nothing_left(image_id)
 
-    def test_leftover_is_discarded_once(self, bench: Bench) -> None:
-        """``discard`` answers whether it removed something: once."""
-        image_id = bench.new_id()
-        if bench.die(image_id, payload(bench.part)):
-            bench.assert_nothing_left(image_id)
-            return
-        found = bench.leftovers(0, image_id)
-        first, second = ({bench.store.discard(item) for item in found} for _ in range(2))
-        assert first == {True}, "discard did not remove what garbage named"
-        assert second == {False}, "discard says that it removed what was not there any more"
-
     def test_gc_leaves_what_is_young(self, bench: Bench) -> None:
         """Leftovers younger than ``older_than`` seconds stay, and are not reported; when they are older they are."""
         image_id = bench.new_id()
