@@ -351,6 +351,55 @@ def test_server_that_knows_no_checksums_is_read_without(refusal):
         assert server.operations == ["put", "get", "get", "get"]
 
 
+# -- Digests --------------------------------------------------------------------------------------------------
+
+
+def digest(store, uri, *span):
+    reader = store.open_reader(store.locate(uri), *(span or (0, None)), None)
+    reader.close()
+    return reader.digest
+
+
+@pytest.mark.parametrize("algorithm", ["sha512", "sha256", "md5"])
+@pytest.mark.parametrize("span", [(0, None), (1, 2), (100, None)])
+def test_digest_of_an_image_in_one_piece_is_recorded(algorithm, span):
+    with S3Server() as server:
+        store = open_at(server)
+        stored = store.add("id", b"data", hashing_algo=algorithm)
+        assert digest(store, stored.uri, *span) == (algorithm, stored.multihash)
+
+
+def test_etag_is_the_digest_of_an_object_of_others_in_one_piece():
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.location("id").uri
+        server.objects["id"] = (b"data", {})
+        assert digest(store, uri) == ("md5", hashlib.md5(b"data", usedforsecurity=False).hexdigest())
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"ETag": '"0123456789abcdef0123456789abcdef-2"'},
+        {"x-amz-server-side-encryption": "aws:kms"},
+        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
+        {"x-amz-storage-class": "EXPRESS_ONEZONE"},
+    ],
+)
+def test_etag_that_is_no_md5_is_no_digest(kept):
+    with S3Server() as server:
+        server.objects["id"] = (b"data", kept)
+        store = open_at(server)
+        assert digest(store, store.location("id").uri) is None
+
+
+def test_metadata_that_are_no_digest_are_none():
+    with S3Server() as server:
+        server.objects["id"] = (b"data", {"x-amz-meta-storelib-digest": "sha512:xyz", "ETag": '"other"'})
+        store = open_at(server)
+        assert digest(store, store.location("id").uri) is None
+
+
 # -- Deleting, access -----------------------------------------------------------------------------------------
 
 

@@ -6,16 +6,17 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Reader
 from storelib.drivers.s3.answers import BadAnswer, size_of
-from storelib.drivers.s3.checksums import Verification
+from storelib.drivers.s3.checksums import Verification, is_md5
+from storelib.drivers.s3.claim import DIGEST
 from storelib.drivers.s3.errors import error_code, refuses_extras
 from storelib.drivers.s3.location import S3Location
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
-from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.contract import Digest, KiB, MiB
 
 if TYPE_CHECKING:
     from storelib.drivers.s3.store import S3Store
@@ -27,6 +28,7 @@ BLOCK = 256 * KiB
 QUICK = 0.005
 # Reading away what nobody needs is cheaper than a new connection up to about this size.
 WORTH_DRAINING = 64 * KiB
+_RECORDED = re.compile(r"([a-z0-9][a-z0-9_-]{1,19}):((?:[0-9a-f]{2}){16,64})")
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
@@ -103,9 +105,11 @@ class S3Reader(Reader):
             # The range lies behind the end, and few servers say where that is.
             answer = self._call("head_object", **self._target)
             self.size, self._etag = int(answer["ContentLength"]), _strong(answer.get("ETag"))
+            self.digest = digest_of(answer)
             return None
         with closing_unless_right(answer):
             self._etag = _strong(answer.get("ETag"))
+            self.digest = digest_of(answer)
             if not parameters:
                 self.size = self._size_of(answer)
             elif "ContentRange" not in answer:
@@ -219,6 +223,17 @@ def _range_of(answer: dict[str, Any], offset: int) -> tuple[int, int]:
     if first != offset or not 0 < length <= total - offset or answer.get("ContentLength", length) != length:
         raise BadAnswer("GetObject", "another range than the one asked for")
     return last + 1, total
+
+
+def digest_of(answer: Mapping[str, Any]) -> Digest | None:
+    """What storelib recorded with an object of one piece, or its ETag where that is the md5 of its bytes."""
+    match = _RECORDED.fullmatch((answer.get("Metadata") or {}).get(DIGEST, ""))
+    if match is not None:
+        return Digest(*match.groups())
+    etag = (_strong(answer.get("ETag")) or "").strip('"').lower()
+    # In directory buckets it is a random number.
+    comparable = is_md5(etag, answer) and answer.get("StorageClass") != "EXPRESS_ONEZONE"
+    return Digest("md5", etag) if comparable else None
 
 
 def _strong(etag: str | None) -> str | None:
