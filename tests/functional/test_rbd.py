@@ -840,6 +840,38 @@ def test_image_deleted_in_part_is_garbage(store, pool, image_id):
     assert not pool.residue(image_id)
 
 
+def test_image_removed_in_part_is_removed_by_the_next_delete(store, pool, image_id):
+    uri = store.add(image_id, b"data").uri
+    with pool.open(image_id) as image:
+        header = f"rbd_header.{image.id()}"
+    pool.ioctx.remove_object(header)
+    with pytest.raises(NotFound):
+        store.get(uri)
+    store.delete(uri)
+    assert not pool.residue(image_id)
+    with pytest.raises(NotFound):
+        store.delete(uri)
+    assert read(store, store.add(image_id, b"again").uri) == b"again"
+
+
+def test_delete_whose_answer_is_lost_spares_what_was_added_since(store, pool, image_id, monkeypatch):
+    uri = store.add(image_id, b"data").uri
+    plain, failing = rbd.RBD, [1]
+
+    class Losing(Repeating):
+        def remove(self, *arguments):
+            self._wrapped.remove(*arguments)
+            if failing:
+                failing.clear()
+                store.add(image_id, b"of somebody else")
+                raise rbd.OSError("remove", errno=110)
+
+    monkeypatch.setattr(rbd, "RBD", lambda: Losing(plain()))
+    store.delete(uri)
+    assert not failing
+    assert read(store, uri) == b"of somebody else"
+
+
 def test_disks_of_others_are_no_garbage(store, pool, image_id):
     for name in (image_id, f"{image_id}-trash"):
         rbd.RBD().create(pool.ioctx, name, MiB, old_format=False)

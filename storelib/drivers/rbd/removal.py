@@ -20,7 +20,13 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
     """Remove one image; ``to_trash``: move it there if it has clones."""
     import rbd
 
-    with connection.open(location.image) as image:
+    try:
+        opened = connection.open(location.image)
+    except rbd.ImageNotFound:
+        if _remove_rest(connection, location.image):
+            return None
+        raise
+    with opened as image:
         image_id = str(image.id())
         known = sealing.snapshots(image)
         if location.snapshot not in known:
@@ -49,7 +55,26 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
     except (rbd.ImageBusy, rbd.ImageHasSnapshots):
         if _restore(connection, location, image_id, protect=protect):
             raise
+    except rbd.Error:
+        # Not answered. What has the name now may be another image already, which a second attempt would remove.
+        found = sealing.id_of(connection, location.image)
+        if found is None or found == image_id:
+            raise
     return None
+
+
+def _remove_rest(connection: Connection, name: str) -> bool:
+    """Remove what is left of an image that was removed in part: a name that leads to no image, and keeps it taken."""
+    import rados
+    import rbd
+
+    try:
+        connection.ioctx.stat(f"rbd_id.{name}")
+    except rados.ObjectNotFound:
+        return False
+    with contextlib.suppress(rbd.ImageNotFound):
+        rbd.RBD().remove(connection.ioctx, name)
+    return True
 
 
 def has_clones(image: Any) -> bool:
