@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from storelib.drivers.swift.proof import count
+from storelib.transfer.contract import Digest, Digests
 
 TOKEN = re.compile(r"[0-9a-f]{16}")
 #: Metadata of an object: the token of the add that made it, and where its segments are.
 TOKEN_HEADER = "X-Object-Meta-Storelib-Token"  # noqa: S105
 SEGMENTS_HEADER = "X-Object-Meta-Storelib-Segments"
+#: And the digest of the whole image, as ``algorithm:hexadecimal``; the ETag of a manifest is one of ETags.
+DIGEST_HEADER = "X-Object-Meta-Storelib-Digest"
+_RECORDED = re.compile(r"([a-z0-9_-]+):((?:[0-9a-f]{2})+)")
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 #: Listings tell the content type. They tell the size of a manifest's image not always, so it is in there.
 _SIZED = re.compile(r"; *x-storelib-size=([0-9]+)")
 #: Metadata of an image's own container: that storelib made it, and the token of the add that did.
@@ -94,6 +99,23 @@ def length_of(headers: Mapping[str, str]) -> int | None:
     if "Content-Length" in headers:
         return count(headers["Content-Length"])
     return size_in(headers.get("Content-Type", ""))
+
+
+def digest_headers(digests: Digests) -> dict[str, str]:
+    """What records the digest of an image."""
+    if digests.multihash:
+        return {DIGEST_HEADER: f"{digests.algorithm}:{digests.multihash}"}
+    return {DIGEST_HEADER: f"md5:{digests.checksum}"} if digests.checksum else {}
+
+
+def digest_in(headers: Mapping[str, str]) -> Digest | None:
+    """The digest of an image: what was recorded, or the ETag of one that is no manifest."""
+    recorded = _RECORDED.fullmatch(headers.get(DIGEST_HEADER, ""))
+    if recorded is not None and TOKEN_HEADER in headers:
+        return Digest(recorded[1], recorded[2])
+    manifest = "X-Object-Manifest" in headers or headers.get("X-Static-Large-Object", "").lower() == "true"
+    etag = _MD5.fullmatch(headers.get("Etag", ""))
+    return Digest("md5", etag[1]) if etag is not None and not manifest else None
 
 
 def new_token() -> str:

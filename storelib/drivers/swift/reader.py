@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storelib.drivers.swift import proof
 from storelib.drivers.swift.connection import BLOCK, discard
 from storelib.drivers.swift.errors import error_of_status
-from storelib.drivers.swift.layout import length_of
+from storelib.drivers.swift.layout import digest_in, length_of
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB, Reader
 
@@ -60,6 +60,7 @@ class SwiftReader(Reader):
         first = self._fetch(offset, None if length is None else offset + max(length, 1))
         try:
             self._version = Version.of(first.headers)
+            self.digest = digest_in(first.headers)
             self.size = self._size_of(first, offset)
         except BaseException:
             discard(first)
@@ -145,6 +146,7 @@ class SwiftReader(Reader):
         # radosgw refuses a range without saying how much there would be.
         headers = self.account.head(self._location.container, self._location.obj)
         self._version = Version.of(headers)
+        self.digest = digest_in(headers)
         return self._length(headers)
 
     def _length(self, headers: Mapping[str, str]) -> int:

@@ -20,6 +20,7 @@ from storelib.drivers.swift.layout import (
     MADE_HEADER,
     SEGMENTS_HEADER,
     TOKEN_HEADER,
+    digest_headers,
     length_of,
     manifest_type,
     new_token,
@@ -86,6 +87,7 @@ class SwiftWriter(Writer):
         # The container: asked for before, made by this writer, and that written on it.
         self._unsure = self._claimed = self._marked = False
         self._published = False
+        self._digest: Headers = {}
 
     # -- What the engine calls ----------------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class SwiftWriter(Writer):
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """Store a small image; where its md5 is known it is checked on arrival."""
+        self._record(digests)
         self.claim()
         self._publish(Body(data, digests.checksum), {"Etag": digests.checksum} if digests.checksum else {})
         self._check_survival()
@@ -113,6 +116,7 @@ class SwiftWriter(Writer):
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Publish the manifest."""
+        self._record(digests)
         segments = [self._segments[number] for number in sorted(self._segments)]
         self.publish_segments(segments, size)
         return Committed(self.location)
@@ -132,6 +136,10 @@ class SwiftWriter(Writer):
         self.account.identity.close()
 
     # -- Publishing ---------------------------------------------------------------------------------------------------
+
+    def _record(self, digests: Digests) -> None:
+        """What is published from now on tells its digest."""
+        self._digest = digest_headers(digests)
 
     def _unpublish(self) -> None:
         if self.is_mine():
@@ -243,7 +251,7 @@ class SwiftWriter(Writer):
 
     def _publish(self, body: Body, headers: dict[str, str], query: str = "", patience: float = 0.0) -> None:
         """One object that is the image or its manifest, unless there is one already, before or after."""
-        headers = {**self._object_headers(), TOKEN_HEADER: self.token, **headers}
+        headers = {**self._object_headers(), TOKEN_HEADER: self.token, **self._digest, **headers}
         # With a copy the condition would be one on its source.
         if _COPY not in headers and self.store.features(self.account).conditional:
             headers["If-None-Match"] = "*"
