@@ -106,3 +106,29 @@ def test_gc_does_not_remove_the_segments_of_the_next_add(swift):
     assert not [name for name in swift.names("glance") if THEIRS in name]
     with store.get(stored.uri).data as stream:
         assert stream.read() == bytes(20 * KiB)
+
+
+@pytest.mark.parametrize("options", [OWN, {"transfer_retries": 3}], ids=["own container", "one container"])
+@pytest.mark.parametrize("size", [10, 20 * KiB])
+def test_delete_does_not_remove_the_image_of_the_next_add(swift, size, options):
+    """The first attempt removed the image, its answer was lost, and the id was added again."""
+    store = swift.open(**options)
+    uri = store.add("id", bytes(size)).uri
+    where = store.locate(uri).container
+    once(swift, "DELETE", f"/{where}/id", lambda: plant(swift, where, "id"))
+    store.delete(uri)
+    assert swift.kept[where, "id"][1] == b"theirs"
+    assert swift.names(where) == ["id"]
+    assert (where, "") in swift.kept
+
+
+@pytest.mark.parametrize("options", [OWN, {"transfer_retries": 3}], ids=["own container", "one container"])
+@pytest.mark.parametrize("size", [10, 20 * KiB])
+def test_delete_whose_answer_was_lost_leaves_nothing(swift, size, options):
+    store = swift.open(**options)
+    uri = store.add("id", bytes(size)).uri
+    where = store.locate(uri).container
+    once(swift, "DELETE", f"/{where}/id", lambda: None)
+    store.delete(uri)
+    assert swift.names(where) == []
+    assert ((where, "") in swift.kept) is ("swift_store_container_per_image" not in options)

@@ -38,6 +38,7 @@ from storelib.exceptions import (
     Forbidden,
     Invalid,
     MissingDependency,
+    NotFound,
     OperationNotSupported,
     RemoteServiceUnavailable,
     StoreError,
@@ -278,12 +279,27 @@ class SwiftStore(Store[SwiftLocation]):
 
     def remove(self, location: SwiftLocation, context: Any) -> None:
         """The image first, so that nobody reads half of it; then its segments, which gc finds if this is cut short."""
+        self._remove(location, context, [])
+
+    def removal(self, location: SwiftLocation, context: Any) -> Callable[[], None]:
+        """The same for the image that is met first, not for one that takes its place when an answer is lost."""
+        met: list[Mapping[str, str]] = []
+        return lambda: self._remove(location, context, met)
+
+    def _remove(self, location: SwiftLocation, context: Any, met: list[Mapping[str, str]]) -> None:
         from storelib.drivers.swift.garbage import gone
 
         account = self.account_of(location, context)
-        headers = account.head(location.container, location.obj)
+        found = account.find(location.container, location.obj)
+        again = bool(met)
+        met += [] if again or found is None else [found]
+        removed = again and (found is None or _which(found) != _which(met[0]))
+        # What an earlier attempt has left of it is this one's to remove only if no other image can have that name.
+        if not met or (removed and TOKEN_HEADER not in met[0]):
+            raise NotFound(f"there is nothing at {location}")
+        headers = met[0]
         place = segment_place(location, headers)
-        if place is None:
+        if place is None and not removed:
             # Segments of a static manifest from elsewhere may lie anywhere: its server knows.
             static = headers.get("X-Static-Large-Object", "").lower() == "true"
             answer = account.delete(
@@ -291,13 +307,14 @@ class SwiftStore(Store[SwiftLocation]):
             )
             if static and not nothing_failed(answer.content):
                 raise RemoteServiceUnavailable(f"not all segments of {location} could be removed")
-        else:
+        elif place is not None:
             names = [entry["name"] for entry in account.listing(place[0], prefix=place[1])]
-            account.delete(location.container, location.obj)
+            if not removed:
+                account.delete(location.container, location.obj)
             self._remove_rest(lambda name: gone(account, place[0], name), names, location)
         if self.layout.own:
             token = headers.get(TOKEN_HEADER)
-            tried: list[str] = []
+            tried = [location.container] if removed else []
 
             def remove_own(name: str) -> None:
                 # Once the answer to a first attempt is lost, somebody else's container may have that name.
@@ -551,6 +568,11 @@ def _health(headers: Mapping[str, str]) -> Health:
     if total is None:
         return Health(f"{used} bytes used in the account")
     return Health(f"{used} bytes used of {total}", max(0, total - used), total)
+
+
+def _which(headers: Mapping[str, str]) -> tuple[str | None, ...]:
+    """What tells one image of a name from another."""
+    return tuple(headers.get(name) for name in (TOKEN_HEADER, "Etag", "X-Timestamp", "Last-Modified"))
 
 
 def segment_place(location: SwiftLocation, headers: Mapping[str, str]) -> tuple[str, str] | None:
