@@ -1113,7 +1113,8 @@ def shaky(swift, faulty, container):
         swift,
         swift_store_container=container,
         swift_store_auth_address=f"http://{host}:{port}/auth/v1.0",
-        swift_store_read_timeout=1.0,
+        swift_store_read_timeout=0.4,
+        transfer_retries=8,
     )
     store.check()
     return store
@@ -1199,7 +1200,8 @@ def test_own_container_whose_answer_was_lost_is_no_duplicate(swift, shaky, fault
         swift_store_container=f"lost{fault.__name__}",
         swift_store_container_per_image=True,
         swift_store_auth_address=f"http://{host}:{port}/auth/v1.0",
-        swift_store_read_timeout=1.0,
+        swift_store_read_timeout=0.4,
+        transfer_retries=8,
     )
     store.check()
     plain = SwiftWriter.claim
