@@ -74,13 +74,6 @@ class Context(Protocol):
         """The endpoints that came with the token, in Keystone's form: ``type`` and ``endpoints`` of each service."""
 
 
-class Digest(NamedTuple):
-    """One digest of a whole image: ``value`` is hexadecimal, ``algorithm`` one of ``add``'s ``hashing_algo`` or md5."""
-
-    algorithm: str
-    value: str
-
-
 class Committed(NamedTuple):
     """What a Writer answers once the image is published."""
 
