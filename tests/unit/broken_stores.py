@@ -15,7 +15,9 @@ import http.server
 import io
 import logging
 import os
+import pathlib
 import re
+import sys
 import threading
 import time
 import unicodedata
@@ -25,17 +27,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "docs" / "examples"))
+
 from memory_door import MemoryDoor
 from oslo_config import cfg
+from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo
+from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo, Store
 from storelib.exceptions import Duplicate, Invalid, NotFound, StorageFull, StoreError, UnknownHashingAlgo
 from storelib.testing.conformance import StoreConformance
 from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
 
 #: Every broken store and the test that must fail on it.
-BROKEN: list[tuple[type[MemoryStore], str]] = []
+BROKEN: list[tuple[type[Store[Any]], str]] = []
 
 
 def rejected_by(test):
@@ -1903,3 +1909,77 @@ class RecordsAnotherDigest(Faulty):
         def __init__(self, data):
             super().__init__(data)
             self.digest = ("md5", hashlib.md5(data[:65_536], usedforsecurity=False).hexdigest())
+
+
+# -- Seen by other processes ------------------------------------------------------------------------------------------
+
+
+class InAFile(SqliteStore):
+    """Base of those that must be seen by other processes: the example driver, which is not broken itself."""
+
+    Writer = SqliteWriter
+    Reader = SqliteReader
+
+    def open_writer(self, image_id, size, context):
+        return self.Writer(self, image_id)
+
+    def open_reader(self, location, offset, length, context):
+        return self.Reader(self, self.inspect(location, context))
+
+
+class BelievingWriter(SqliteWriter):
+    def publish(self, db, size):
+        known = (self.token, self.image_id, time.time())
+        db.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?, ?)", known)
+        return super().publish(db, size)
+
+
+@rejected_by("test_gc_of_another_process_leaves_no_add_without_data")
+class TakesOthersForDead(InAFile):
+    Writer = BelievingWriter
+
+    def is_alive(self, token):
+        return False
+
+
+@rejected_by("test_gc_of_another_process_leaves_no_add_without_data")
+class TakesTheYoungOfOthersForDead(InAFile):
+    def garbage(self, older_than, prefix):
+        return super().garbage(0, prefix)
+
+    def is_alive(self, token):
+        return False
+
+
+@rejected_by("test_gc_finds_what_a_killed_process_left")
+class FindsWhatThisObjectLeft(InAFile):
+    def open_writer(self, image_id, size, context):
+        self.__dict__.setdefault("mine", set()).add(image_id)
+        return super().open_writer(image_id, size, context)
+
+    def garbage(self, older_than, prefix):
+        return (each for each in super().garbage(older_than, prefix) if each.image_id in self.__dict__.get("mine", ()))
+
+
+@rejected_by("test_memory_of_a_process_is_bounded")
+class WritesAtTheEnd(InAFile):
+    class Writer(SqliteWriter):
+        def write(self, part):
+            self.__dict__.setdefault("parts", []).append(part._replace(data=memoryview(bytes(part.data))))
+
+        def commit(self, size, digests):
+            for part in self.parts:
+                super().write(part)
+            return super().commit(size, digests)
+
+
+@rejected_by("test_memory_of_a_process_is_bounded")
+class ReadsAllAtOnce(InAFile):
+    class Reader(SqliteReader):
+        def read_into(self, offset, view):
+            if "data" not in vars(self):
+                with self.store.transaction() as db:
+                    rows = db.execute("SELECT data FROM parts WHERE token = ? ORDER BY start", (self.token,)).fetchall()
+                self.data = b"".join(data for (data,) in rows)
+            view[:] = self.data[offset : offset + len(view)]
+            return len(view)
