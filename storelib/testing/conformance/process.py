@@ -76,17 +76,25 @@ def child(make: Callable[[], Serve]) -> Iterator[Child]:
 def _serve(make: Callable[[], Serve], told: int, answers: int) -> None:
     """The child's life; it never returns to what the fork was made in."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
-        serve: Serve | None = None
-        with os.fdopen(told, "rb", buffering=0) as commands:
-            while line := commands.readline():
-                try:
-                    serve = serve or make()
-                    answer = {"result": serve(json.loads(line))}
-                except BaseException as error:  # noqa: BLE001  (told to the parent)
-                    answer = {"error": f"{type(error).__name__}: {error}"}
-                os.write(answers, json.dumps(answer).encode() + b"\n")
+        # Not in the forked thread: a library's random numbers, kept for each thread, would be those of the next child
+        # too. Ceph's clients then have the address of one that was killed, and shut out.
+        life = threading.Thread(target=_answer, args=(make, told, answers))
+        life.start()
+        life.join()
     finally:
         os._exit(0)
+
+
+def _answer(make: Callable[[], Serve], told: int, answers: int) -> None:
+    serve: Serve | None = None
+    with os.fdopen(told, "rb", buffering=0) as commands:
+        while line := commands.readline():
+            try:
+                serve = serve or make()
+                answer = {"result": serve(json.loads(line))}
+            except BaseException as error:  # noqa: BLE001  (told to the parent)
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            os.write(answers, json.dumps(answer).encode() + b"\n")
