@@ -15,7 +15,7 @@ from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks, raising
 
 #: How many sequences are made up, and how long they are: the same on every machine, under whatever load.
-SEQUENCES = 12
+SEQUENCES = 8
 STEPS = 20
 NAMES = st.sampled_from(["a", "b", "a b%2F"])
 SIZES = st.sampled_from(["0", "1", "part-1", "part", "part+1", "3 parts+1"])
