@@ -744,6 +744,39 @@ class RepositoryContract:
         assert repository.uploads_of("nobody") == []
         assert repository.get(image.id).status == "pending_delete"
 
+    def test_an_upload_is_told_from_the_next_by_its_token(self, repository):
+        image, process = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id, token="first")
+        old = repository.upload(image.id).ticket
+        assert old.token == "first"
+        repository.finish_upload(image.id, process.id, to="queued", token="first")
+        repository.begin_upload(image.id, process.id, token="second")
+        with pytest.raises(UploadLost):
+            repository.finish_upload(image.id, process.id, to="queued", token="first")
+        with pytest.raises(UploadLost):
+            repository.advance_upload(image.id, process.id, to=None, stores=("x",), token="first")
+        repository.forget_upload(image.id, process.id, token="first")
+        assert repository.claim_upload(old, process.id) is None
+        current = repository.upload(image.id).ticket
+        assert current.token == "second"
+        claimed = repository.claim_upload(current, process.id)
+        assert claimed.token not in ("first", "second")
+        assert repository.claim_upload(current, process.id) is None
+        with pytest.raises(UploadLost):
+            repository.finish_upload(image.id, process.id, token="second")
+        assert repository.finish_upload(image.id, process.id, token=claimed.token).status == "active"
+
+    def test_an_older_version_beside_leaves_no_token_and_no_boot(self, repository, database):
+        image, old, taker = make(repository), repository.join("host", 1), repository.join("host", 2)
+        repository.begin_upload(image.id, old.id)
+        database.write(lambda c: c.execute(sa.text("UPDATE uploads SET token = ''")))
+        database.write(lambda c: c.execute(sa.text("UPDATE processes SET boot = NULL, ticks = NULL")))
+        assert repository.take_over_uploads(taker.id, ttl=60) == []
+        repository.leave(old.id)
+        [taken] = repository.take_over_uploads(taker.id, ttl=60)
+        assert taken.token
+        assert repository.finish_upload(image.id, taker.id, to="queued", token=taken.token).status == "queued"
+
     def test_a_dead_taker_is_followed_by_another(self, repository):
         image = make(repository)
         first, second, third = (repository.join("host", pid) for pid in range(3))

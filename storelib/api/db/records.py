@@ -243,6 +243,20 @@ class Upload:
     restore: Status
     stores: tuple[str, ...]
     started_at: datetime.datetime
+    token: str = ""
+
+    @property
+    def ticket(self) -> Ticket:
+        """What it is told from others by."""
+        return Ticket(self.image_id, self.process_id, self.token)
+
+
+class Ticket(NamedTuple):
+    """One upload, stage, import, copy or deletion, and no other of the same image: ``token`` is never used again."""
+
+    image_id: str
+    process_id: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +268,9 @@ class Process:
     pid: int
     started_at: datetime.datetime
     seen_at: datetime.datetime
+    #: The boot of its machine, and when it was seen, in microseconds since then; None from older versions.
+    boot: str | None = None
+    ticks: int | None = None
 
 
 class AuditRow(NamedTuple):

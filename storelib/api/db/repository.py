@@ -33,6 +33,7 @@ from storelib.api.db.records import (
     Process,
     Query,
     Status,
+    Ticket,
     Upload,
     Usage,
 )
@@ -259,28 +260,38 @@ class Repository:
         from_: Collection[Status] = frozenset[Status]({"queued"}),
         to: Status | None = "saving",
         stores: Sequence[str] = (),
+        token: str | None = None,
         **values: Any,
     ) -> Image:
         """``transition`` to saving, uploading or importing, and note who is writing to which stores.
 
         ``to`` None keeps the status: an active image is copied to another store. Raises what ``transition`` raises,
-        StatusConflict also if somebody is writing already, and UploadLost if the process has no lease.
+        StatusConflict also if somebody is writing already, and UploadLost if the process has no lease. ``token``
+        tells this upload from all others of the image; what ends it gives it again.
         """
-        return self._write(leases.begin, image_id, process_id, from_, to, stores, values)
+        return self._write(leases.begin, image_id, process_id, from_, to, stores, token, values)
 
-    def begin_deletion(self, image_id: str, process_id: str, *, from_: Collection[Status]) -> Image:
+    def begin_deletion(
+        self, image_id: str, process_id: str, *, from_: Collection[Status], token: str | None = None
+    ) -> Image:
         """``transition`` to pending_delete, and note who deletes the data, as an upload with that status.
 
         A ``transition`` from pending_delete ends it. Nothing is noted where a copy is being written, whose end is then
         this one's, too, or where the process has no lease. Raises ImageNotFound, StatusConflict.
         """
-        return self._write(leases.begin_deletion, image_id, process_id, from_)
+        return self._write(leases.begin_deletion, image_id, process_id, from_, token)
 
     def advance_upload(
-        self, image_id: str, process_id: str, *, to: Status | None = None, stores: Sequence[str] | None = None
+        self,
+        image_id: str,
+        process_id: str,
+        *,
+        to: Status | None = None,
+        stores: Sequence[str] | None = None,
+        token: str | None = None,
     ) -> None:
         """Note other stores, or the next status of the same upload (uploading to importing); raises UploadLost."""
-        self._write(leases.advance, image_id, process_id, to, stores)
+        self._write(leases.advance, image_id, process_id, to, stores, token)
 
     def finish_upload(
         self,
@@ -290,6 +301,7 @@ class Repository:
         to: Status | None = "active",
         locations: Sequence[NewLocation] = (),
         properties: Mapping[str, str | None] = NOTHING,
+        token: str | None = None,
         **values: Any,
     ) -> Image:
         """End the upload: status, values and more locations at once. ``to`` queued or killed gives it up.
@@ -299,14 +311,21 @@ class Repository:
         ``to`` None, or the status it has, ends it without a change of status. Raises UploadLost if the image was
         deleted or the upload was taken over: then the caller removes the data and calls ``forget_upload``.
         """
-        return self._write(leases.finish, image_id, process_id, to, locations, properties, values)
+        return self._write(leases.finish, image_id, process_id, to, locations, properties, token, values)
 
-    def forget_upload(self, image_id: str, process_id: str) -> None:
+    def forget_upload(self, image_id: str, process_id: str, *, token: str | None = None) -> None:
         """End an upload without touching the image; its data must be gone. Nothing happens if it is not this one's.
 
         The upload of an image that was deleted meanwhile stays until then, so that a crash in between is cleaned up.
         """
-        self._write(leases.forget, image_id, process_id)
+        self._write(leases.forget, image_id, process_id, token)
+
+    def claim_upload(self, ticket: Ticket, process_id: str) -> Upload | None:
+        """Make this upload one of ``process_id`` with a new token, before it is undone; None if it is over.
+
+        As long as its row is there, nobody else begins to write the image's data.
+        """
+        return self._write(leases.claim, ticket, process_id)
 
     def uploads_of(self, process_id: str) -> Sequence[Upload]:
         """What a process writes or has taken over, by image id."""

@@ -197,6 +197,9 @@ processes = sa.Table(
     sa.Column("pid", sa.BigInteger, nullable=False),
     sa.Column("started_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),
+    # When it was seen by the clock of one boot of one machine, which nobody sets; not set by older versions.
+    sa.Column("boot", Name(128)),
+    sa.Column("ticks", sa.BigInteger),
     **_BY_KEY,
 )
 
@@ -210,6 +213,8 @@ uploads = sa.Table(
     sa.Column("restore", Name(32), nullable=False),
     sa.Column("stores", Text, nullable=False),
     sa.Column("started_at", sa.BigInteger, nullable=False),
+    # One of a kind, so that an upload is never taken for a later one of the same image; empty from older versions.
+    sa.Column("token", Name(36), nullable=False, server_default=""),
     sa.Index("ix_uploads_process", "process_id"),
     **_BY_KEY,
 )

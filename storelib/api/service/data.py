@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status
+from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status, Ticket
 from storelib.api.db.repository import NOTHING
 from storelib.api.errors import (
     ApiError,
@@ -19,7 +19,6 @@ from storelib.api.errors import (
     Gone,
     ImageNotFound,
     Invalid,
-    LimitExceeded,
     NotFound,
     OutcomeUnknown,
     StatusConflict,
@@ -61,11 +60,6 @@ class Data:
         self._core = core
         self._lease = lease
 
-    @property
-    def process_id(self) -> str:
-        """Under which uploads of this process are recorded."""
-        return self._lease.id
-
     # -- in -------------------------------------------------------------------------------------------------------
 
     def upload(
@@ -96,15 +90,15 @@ class Data:
             room = core.quota.room(image.owner, size)
         except ApiError:
             if failed != "queued":
-                self.begin(image, from_=("queued",), to="saving", stores=())
-                self.give_up(image_id, failed)
+                _, ticket = self.begin(image, from_=("queued",), to="saving", stores=())
+                self.give_up(ticket, failed)
             raise
-        self.begin(image, from_=("queued",), to="saving", stores=[target.name])
-        core.notify.image("prepare", image)
-        body = Body(source.stream, source.length, room)
-        inspected = self.inspected(image, body)
-
+        _, ticket = self.begin(image, from_=("queued",), to="saving", stores=[target.name])
+        stored: StoredImage | None = None
         try:
+            core.notify.image("prepare", image)
+            body = Body(source.stream, source.length, room)
+            inspected = self.inspected(image, body)
             stored = target.add(
                 image_id,
                 inspected or body,
@@ -112,35 +106,53 @@ class Data:
                 hashing_algo=core.hashing_algorithm,
                 context=context,
             )
-            self._verify(context, image, stored)
-            self.check_quota(context, image, [stored])
+            self._verify(image, stored)
+            self.check_quota(image, [stored])
+            virtual_size = inspected.virtual_size if inspected else None
         except BaseException as error:
+            if stored is not None:
+                self.discard(context, ticket, [stored])
             # What the store has under this id is not this upload's fault.
-            self.give_up(image_id, "queued" if isinstance(error, AlreadyThere) else failed)
+            self.give_up(ticket, "queued" if isinstance(error, AlreadyThere) else failed)
             core.notify.error("upload", f"image {image_id}: {error}")
             raise
-        return self.record(context, image, [stored], inspected.virtual_size if inspected else None)
+        return self.record(context, image, ticket, [stored], virtual_size)
 
-    def _verify(self, context: Context, image: Image, stored: StoredImage) -> None:
+    def _verify(self, image: Image, stored: StoredImage) -> None:
         if image.checksum is not None and image.checksum.lower() != stored.checksum:
-            self.remove(context, [stored])
             raise Invalid(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
 
-    def check_quota(self, context: Context, image: Image, stored: Sequence[StoredImage]) -> None:
-        """Remove the data and raise QuotaExceeded if other data of the owner has taken the room meanwhile."""
-        try:
-            self._core.quota.room(image.owner, stored[0].size, len(stored))
-        except LimitExceeded:
-            self.remove(context, stored)
-            raise
+    def check_quota(self, image: Image, stored: Sequence[StoredImage]) -> None:
+        """Raise QuotaExceeded if other data of the owner has taken the room meanwhile."""
+        self._core.quota.room(image.owner, stored[0].size, len(stored))
 
-    def begin(self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]) -> Image:
+    def begin(
+        self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
+    ) -> tuple[Image, Ticket]:
         """Win the right to write the image's data; raises Conflict if somebody else did."""
         try:
-            return self._core.repository.begin_upload(image.id, self._lease.id, from_=from_, to=to, stores=stores)
+            return self._begin(image.id, from_, to, stores)
         except UploadLost:  # the lease ran out meanwhile; a new one begins with the next beat
             self._lease.beat()
-            return self._core.repository.begin_upload(image.id, self._lease.id, from_=from_, to=to, stores=stores)
+            return self._begin(image.id, from_, to, stores)
+
+    def _begin(
+        self, image_id: str, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
+    ) -> tuple[Image, Ticket]:
+        ticket = self._lease.ticket(image_id)
+        try:
+            begun = self._core.repository.begin_upload(
+                image_id, ticket.process_id, from_=from_, to=to, stores=stores, token=ticket.token
+            )
+        except ApiError as error:
+            if isinstance(error, OutcomeUnknown):
+                self._lease.undo_later(ticket)
+            raise
+        except BaseException:
+            # It may have been recorded; if not, there is nothing of this token to undo.
+            self._lease.undo_later(ticket)
+            raise
+        return begun, ticket
 
     def inspected(self, image: Image, body: Readable) -> Inspected | None:
         """``body`` with its format checked; None where there is nothing to check it against."""
@@ -158,18 +170,23 @@ class Data:
         self,
         context: Context,
         image: Image,
+        ticket: Ticket,
         stored: Sequence[StoredImage],
         virtual_size: int | None,
         properties: Mapping[str, str | None] = NOTHING,
     ) -> Image:
-        """Make the image active with this data; if it is no longer ours, remove the data and raise Gone."""
+        """Make the image active with this data.
+
+        If it is no longer ours, remove the data and raise Gone where the image was deleted, Unavailable where not.
+        """
         first = stored[0]
         if virtual_size is None and image.disk_format == "raw" and image.container_format == "bare":
             virtual_size = first.size
         try:
             updated = self._core.repository.finish_upload(
                 image.id,
-                self._lease.id,
+                ticket.process_id,
+                token=ticket.token,
                 to="active",
                 locations=[NewLocation(item.uri, item.metadata) for item in stored],
                 properties=properties,
@@ -180,17 +197,17 @@ class Data:
                 os_hash_value=first.multihash,
             )
         except (UploadLost, ImageNotFound, StatusConflict) as error:
-            self.remove_lost(context, image.id, stored)
-            self.forget(image.id)
-            raise Gone(f"image {image.id} was deleted while its data was being stored") from error
+            self.discard(context, ticket, stored)
+            self.forget(ticket)
+            raise self.lost(image.id, "stored") from error
         except ApiError as error:
             # After OutcomeUnknown the image may be active with this data: only the lease, which looks later, undoes it.
             if not isinstance(error, OutcomeUnknown):
-                self.remove(context, stored)
-            self._lease.undo_later(image.id)
+                self.discard(context, ticket, stored)
+            self._lease.undo_later(ticket)
             raise
         except BaseException:
-            self._lease.undo_later(image.id)
+            self._lease.undo_later(ticket)
             raise
         self._core.refresh_acls(context, updated)
         self._core.notify.image("upload", updated)
@@ -205,44 +222,66 @@ class Data:
             except StoreError as error:
                 LOG.error("data that no image has is left in store %s: %s", item.metadata["store"], error)
 
-    def remove_lost(self, context: Context, image_id: str, stored: Sequence[StoredImage]) -> None:
-        """Remove the data of an upload that is not the image's any more, but none that is the image's now.
-
-        Whoever took this process for dead has removed it, and somebody may have uploaded to the same place since.
-        """
-        repository = self._core.repository
+    def lost(self, image_id: str, doing: str) -> ApiError:
+        """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
         try:
-            upload = repository.upload(image_id)
-            kept = {location.uri for location in repository.get(image_id).locations}
+            deleted = self._core.repository.get(image_id).status in ("pending_delete", "killed")
         except ImageNotFound:
-            kept = set()
-        except ApiError:
-            self._lease.undo_later(image_id)
-            return
-        writing = upload.stores if upload is not None and upload.process_id != self.process_id else ()
-        self.remove(context, [s for s in stored if s.uri not in kept and s.metadata["store"] not in writing])
+            deleted = True
+        except ApiError as error:
+            return error
+        if deleted:
+            return Gone(f"image {image_id} was deleted while its data was being {doing}")
+        return Unavailable(
+            f"this server did not answer for too long while the data of image {image_id} was being {doing}, and "
+            "another one gave the upload up; send it again if the image has no data"
+        )
 
-    def give_up(self, image_id: str, to: Status | None) -> None:
-        """End an upload that failed; never raises, since something else is being raised."""
+    def discard(self, context: Context, ticket: Ticket, stored: Sequence[StoredImage]) -> None:
+        """Remove what an upload stored that failed; never raises.
+
+        As long as it is noted, nobody else writes to this place. If it is not, whoever took this process for dead has
+        removed the data, and somebody may have uploaded to the same place since: only a claim tells.
+        """
+        if self.holds(ticket):
+            self.remove(context, stored)
+        else:
+            # Also when that is not known: then this is tried again, until it is.
+            self._lease.remove_lost(ticket.image_id, stored)
+
+    def holds(self, ticket: Ticket) -> bool:
+        """Whether this upload surely is the one that is noted for its image."""
         try:
-            self._core.repository.finish_upload(image_id, self._lease.id, to=to)
+            upload = self._core.repository.upload(ticket.image_id)
+        except ApiError:
+            return False
+        return upload is not None and upload.ticket == ticket
+
+    def give_up(self, ticket: Ticket, to: Status | None) -> None:
+        """End an upload that failed; never raises, since something else is being raised."""
+        image_id = ticket.image_id
+        try:
+            self._core.repository.finish_upload(image_id, ticket.process_id, to=to, token=ticket.token)
         except (UploadLost, ImageNotFound, StatusConflict):
             finish_if_deleting(self._core, image_id)
-            self.forget(image_id)
+            self.forget(ticket)
         except ApiError as error:
             LOG.warning("image %s: that its upload failed cannot be recorded yet: %s", image_id, error)
-            self._lease.undo_later(image_id)
+            self._lease.undo_later(ticket)
+        except BaseException:
+            self._lease.undo_later(ticket)
+            raise
 
-    def undo_later(self, image_id: str) -> None:
+    def undo_later(self, ticket: Ticket) -> None:
         """Whether this upload is recorded is not known: the lease looks later, and undoes it if not."""
-        self._lease.undo_later(image_id)
+        self._lease.undo_later(ticket)
 
-    def forget(self, image_id: str) -> None:
+    def forget(self, ticket: Ticket) -> None:
         """The image is gone and so is the data of this upload; never raises, others would clean up after us."""
         try:
-            self._core.repository.forget_upload(image_id, self._lease.id)
+            self._core.repository.forget_upload(ticket.image_id, ticket.process_id, token=ticket.token)
         except ApiError as error:
-            LOG.warning("image %s: that its upload is over cannot be recorded: %s", image_id, error)
+            LOG.warning("image %s: that its upload is over cannot be recorded: %s", ticket.image_id, error)
 
     # -- out ------------------------------------------------------------------------------------------------------
 

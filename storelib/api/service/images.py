@@ -5,6 +5,7 @@ what the caller may see, what he may do, what the image allows, quota, the chang
 
 from __future__ import annotations
 
+import datetime
 import random
 import time
 import uuid
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
-from storelib.api.errors import Conflict, Forbidden, Invalid, Protected, StaleImage, StatusConflict
+from storelib.api.errors import Conflict, Forbidden, ImageNotFound, Invalid, Protected, StaleImage, StatusConflict
 from storelib.api.service import external
 from storelib.api.service.core import Core
 from storelib.api.service.data import check_formats
@@ -45,6 +46,8 @@ WITHOUT_DATA: tuple[Status, ...] = ("queued", "saving", "uploading", "importing"
 
 #: Statuses in which it has data.
 WITH_DATA: tuple[Status, ...] = ("active", "deactivated")
+#: Seconds after which a deletion that is not done is helped when a client asks for it again.
+AT_WORK = 10.0
 
 
 class Listing(NamedTuple):
@@ -195,8 +198,8 @@ class Images:
         if image.protected:
             raise Protected(f"image {image_id} is protected and cannot be deleted")
         if image.status == "pending_delete":
-            raise Forbidden(f"image {image_id} is being deleted already")
-        if image.status in WITHOUT_DATA:
+            deleted = self._go_on_deleting(context, image)
+        elif image.status in WITHOUT_DATA:
             deleted = self._delete_without_data(image)
         else:
             deleted = self._delete_with_data(context, image)
@@ -211,8 +214,25 @@ class Images:
         return deleted
 
     def _delete_with_data(self, context: Context, image: Image) -> Image:
-        self._core.repository.begin_deletion(image.id, self._lease.id, from_=WITH_DATA)
-        return finish_deletion(self._core, context, image.id, image.status)
+        ticket = self._lease.ticket(image.id)
+        try:
+            self._core.repository.begin_deletion(image.id, ticket.process_id, from_=WITH_DATA, token=ticket.token)
+            return finish_deletion(self._core, context, image.id, image.status)
+        except (Conflict, ImageNotFound):
+            raise
+        except BaseException:
+            # If it was begun, it is gone on with soon; if not, the image is not pending_delete.
+            self._lease.delete_later(image.id)
+            raise
+
+    def _go_on_deleting(self, context: Context, image: Image) -> Image:
+        """The client asks again: finish what was interrupted; raises Forbidden while somebody else is at it."""
+        upload = self._core.repository.upload(image.id)
+        age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
+        if not self._lease.interrupted(image.id) and abs(age.total_seconds()) < AT_WORK:
+            raise Forbidden(f"image {image.id} is being deleted already")
+        restore: Status = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
+        return finish_deletion(self._core, context, image.id, restore)
 
     def deactivate(self, context: Context, image_id: str) -> None:
         """Stop everybody but administrators from downloading; raises Forbidden in a wrong status."""

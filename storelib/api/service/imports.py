@@ -11,11 +11,10 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, NewLocation, Status
+from storelib.api.db.records import Image, NewLocation, Status, Ticket
 from storelib.api.errors import (
     ApiError,
     Conflict,
-    Gone,
     ImageNotFound,
     Invalid,
     NotFound,
@@ -82,33 +81,41 @@ class Imports:
             raise StatusConflict(f"image {image_id} is {image.status}, data is staged for queued images")
         size = source.agreed_size()
         room = core.quota.room(image.owner, size)
-        self._data.begin(image, from_=("queued",), to="uploading", stores=())
+        _, ticket = self._data.begin(image, from_=("queued",), to="uploading", stores=())
         try:
-            self._unstage(image_id)
+            self._unstage(ticket)
             stored = staging.add(image_id, Body(source.stream, source.length, room), size, context=context)
         except BaseException:
-            self._data.give_up(image_id, "queued")
+            self._data.give_up(ticket, "queued")
             raise
         try:
-            core.repository.set_properties(image_id, {STAGED: stored.uri})
-            return core.repository.finish_upload(image_id, self._data.process_id, to="uploading", size=stored.size)
-        except OutcomeUnknown:
-            self._data.undo_later(image_id)
+            return core.repository.finish_upload(
+                image_id,
+                ticket.process_id,
+                token=ticket.token,
+                to="uploading",
+                properties={STAGED: stored.uri},
+                size=stored.size,
+            )
+        except (UploadLost, ImageNotFound, StatusConflict) as error:
+            lost = self._data.lost(image_id, "staged")
+            self._drop_staged(ticket)
+            self._data.give_up(ticket, "queued")
+            raise lost from error
+        except BaseException:
+            self._data.undo_later(ticket)
             raise
-        except ApiError as error:
-            self._unstage(image_id)
-            self._data.give_up(image_id, "queued")
-            raise Gone(f"image {image_id} was deleted while its data was being staged") from error
 
     def discard(self, image: Image) -> None:
         """Remove what was staged for an image."""
         if image.properties.get(STAGED) or image.status == "uploading":
-            self._unstage(image.id)
+            # Nobody stages for an image that is deleted, whose id is not used again while its row is there.
+            self._unstage(None, image.id)
 
-    def abandoned(self, image_id: str) -> None:
+    def abandoned(self, ticket: Ticket) -> None:
         """The process that staged or imported is dead: nothing of it is left, and nothing says it is still at it."""
-        self._unstage(image_id)
-        self._tasks.fail(image_id, (), "the process that worked on it ended")
+        self._unstage(ticket)
+        self._tasks.fail(ticket.image_id, (), "the process that worked on it ended")
 
     def scrub(self) -> None:
         """Remove what is staged for images that do not wait for it: a process died before it could. Raises StoreError.
@@ -119,7 +126,7 @@ class Imports:
             return
         for found in self._staging.list_images():
             if found.image_id is not None and self._is_over(found.image_id):
-                self._unstage(found.image_id)
+                self._unstage(None, found.image_id)
 
     def _is_over(self, image_id: str) -> bool:
         repository = self._core.repository
@@ -131,9 +138,10 @@ class Imports:
         except ImageNotFound:
             return False
 
-    def _unstage(self, image_id: str) -> None:
+    def _unstage(self, ticket: Ticket | None, image_id: str = "") -> None:
+        """Under the claim ``ticket``, or for an image that cannot be written to any more."""
         if self._staging is not None:
-            remove_leftovers(self._core, self._staging, image_id)
+            remove_leftovers(self._core, self._staging, ticket.image_id if ticket else image_id, ticket)
 
     # -- import -----------------------------------------------------------------------------------------------------
 
@@ -159,19 +167,19 @@ class Imports:
         source = self._source(image, request, context)
         core.quota.room(image.owner, image.size, len(stores))
         names = [store.name for store in stores]
-        self._data.begin(image, from_=(image.status,), to=None if copying else "importing", stores=names)
+        _, ticket = self._data.begin(image, from_=(image.status,), to=None if copying else "importing", stores=names)
         try:
             if copying:
                 image = self._with_room(image_id, names)
             given = {"method": request.method, "stores": names}
             self._tasks.begin(context, image_id, "api_image_import", given, ",".join(names))
         except BaseException:
-            self._data.give_up(image_id, None if copying else "queued")
+            self._data.give_up(ticket, None if copying else "queued")
             raise
         if copying:
-            self._workers.start(lambda: self._copy(context, image, stores, request.all_must_succeed))
+            self._workers.start(lambda: self._copy(context, image, ticket, stores, request.all_must_succeed))
             return
-        self._workers.start(lambda: self._import(context, image, source, stores, request.all_must_succeed))
+        self._workers.start(lambda: self._import(context, image, ticket, source, stores, request.all_must_succeed))
 
     def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
         """The image, of which nobody else makes a copy now; raises Invalid and Conflict where there still is one."""
@@ -251,6 +259,7 @@ class Imports:
         self,
         context: Context,
         image: Image,
+        ticket: Ticket,
         source: Callable[[], ImageData],
         stores: Sequence[Store[Any]],
         all_must_succeed: bool,
@@ -264,84 +273,98 @@ class Imports:
                 body = Body(stream, found.size, room)
                 inspected = self._data.inspected(image, body)
                 good, failed, message = self._fan_out(
-                    context, image, stores, inspected or body, found.size, all_must_succeed
+                    context, image, ticket, stores, inspected or body, found.size, all_must_succeed
                 )
-            self._data.check_quota(context, image, good)
-            self._drop_staged(image.id)
+            self._check_quota(context, image, ticket, good)
+            self._drop_staged(ticket)
             virtual_size = inspected.virtual_size if inspected else None
-            self._data.record(context, image, good, virtual_size, self._tasks.ended(image.id, failed, message))
+            self._data.record(context, image, ticket, good, virtual_size, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: the import failed: %s", image.id, error)
-            self._drop_staged(image.id)
-            self._fail(image.id, "queued", failed, message, error)
+            self._drop_staged(ticket)
+            self._fail(ticket, "queued", failed, message, error)
         except BaseException as error:
-            self._drop_staged(image.id)
-            self._fail(image.id, "queued", failed, message, error)
+            self._drop_staged(ticket)
+            self._fail(ticket, "queued", failed, message, error)
             raise
 
-    def _copy(self, context: Context, image: Image, stores: Sequence[Store[Any]], all_must_succeed: bool) -> None:
+    def _check_quota(self, context: Context, image: Image, ticket: Ticket, good: Sequence[StoredImage]) -> None:
+        try:
+            self._data.check_quota(image, good)
+        except BaseException:
+            self._data.discard(context, ticket, good)
+            raise
+
+    def _copy(
+        self, context: Context, image: Image, ticket: Ticket, stores: Sequence[Store[Any]], all_must_succeed: bool
+    ) -> None:
         """In the background: from the store that has an active image into others."""
         failed, message = [store.name for store in stores], ""
         try:
             for store in stores:
                 # What a copy left that never was recorded is nobody's, and in the way.
-                remove_leftovers(self._core, store, image.id)
+                remove_leftovers(self._core, store, image.id, ticket)
             found = self._data.read(context, image)
             digests = None
             if image.os_hash_value and image.os_hash_algo == self._core.hashing_algorithm:
                 digests = Digests(image.checksum, image.os_hash_value, image.os_hash_algo)
             with closing(found.data) as stream:
                 good, failed, message = self._fan_out(
-                    context, image, stores, stream, found.size, all_must_succeed, digests
+                    context, image, ticket, stores, stream, found.size, all_must_succeed, digests
                 )
-            self._data.check_quota(context, image, good)
-            self._add_copies(context, image.id, good, self._tasks.ended(image.id, failed, message))
+            self._check_quota(context, image, ticket, good)
+            self._add_copies(context, ticket, good, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: it could not be copied: %s", image.id, error)
-            self._fail(image.id, None, failed, message, error)
+            self._fail(ticket, None, failed, message, error)
         except BaseException as error:
-            self._fail(image.id, None, failed, message, error)
+            self._fail(ticket, None, failed, message, error)
             raise
 
     def _fail(
-        self, image_id: str, to: Status | None, failed: Sequence[str], message: str, error: BaseException
+        self, ticket: Ticket, to: Status | None, failed: Sequence[str], message: str, error: BaseException
     ) -> None:
         """End the task, then the upload: as long as that is recorded, somebody cleans up after this process."""
         if isinstance(error, OutcomeUnknown) or not isinstance(error, (ApiError, StoreError)):
             # It may be recorded as done, or have left data, so only the lease, which can look later, may undo it.
-            self._data.undo_later(image_id)
+            self._data.undo_later(ticket)
             return
-        self._tasks.fail(image_id, failed, message or str(error))
-        self._data.give_up(image_id, to)
+        if self._data.holds(ticket):
+            # Or else the task that is noted may be another's.
+            self._tasks.fail(ticket.image_id, failed, message or str(error))
+        self._data.give_up(ticket, to)
 
-    def _drop_staged(self, image_id: str) -> None:
+    def _drop_staged(self, ticket: Ticket) -> None:
         """While the upload is recorded, so that a crash leaves nothing."""
         try:
-            self._unstage(image_id)
-        except StoreError as error:
-            LOG.warning("image %s: what was staged cannot be removed: %s", image_id, error)
+            self._unstage(ticket)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: what was staged cannot be removed: %s", ticket.image_id, error)
 
     def _add_copies(
-        self, context: Context, image_id: str, good: Sequence[StoredImage], properties: Mapping[str, str | None]
+        self, context: Context, ticket: Ticket, good: Sequence[StoredImage], properties: Mapping[str, str | None]
     ) -> None:
         locations = [NewLocation(item.uri, item.metadata) for item in good]
         try:
             self._core.repository.finish_upload(
-                image_id, self._data.process_id, to=None, locations=locations, properties=properties
+                ticket.image_id,
+                ticket.process_id,
+                token=ticket.token,
+                to=None,
+                locations=locations,
+                properties=properties,
             )
         except OutcomeUnknown:
             raise
-        except (UploadLost, ImageNotFound):
-            self._data.remove_lost(context, image_id, good)
-            raise
         except ApiError:
-            self._data.remove(context, good)
+            self._data.discard(context, ticket, good)
             raise
 
     def _fan_out(
         self,
         context: Context,
         image: Image,
+        ticket: Ticket,
         stores: Sequence[Store[Any]],
         source: Any,
         size: int,
@@ -364,7 +387,7 @@ class Imports:
         }
         message = "; ".join(f"store {name}: {error}" for name, error in errors.items())
         if errors and (all_must_succeed or not good):
-            self._data.remove(context, good)
+            self._data.discard(context, ticket, good)
             raise next(iter(errors.values()))
         return good, list(errors), message
 

@@ -13,18 +13,20 @@ import os
 import socket
 import threading
 import time
+import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from storelib.api.context import administrator
-from storelib.api.db.records import Process, Upload
-from storelib.api.errors import ApiError, ImageNotFound, StatusConflict, UploadLost
+from storelib.api.db.leases import this_boot
+from storelib.api.db.records import Process, Ticket, Upload
+from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
 from storelib.api.service.deletion import finish_deletion, finish_if_deleting
 from storelib.capabilities import Capability
-from storelib.driver import Store
-from storelib.exceptions import StoreError
+from storelib.driver import Store, StoredImage
+from storelib.exceptions import NotFound, StoreError
 
 LOG = logging.getLogger(__name__)
 
@@ -63,11 +65,14 @@ class Lease:
         self._id: str | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        # Uploads of this process whose end could not be recorded.
-        self._unfinished: set[str] = set()
+        # Uploads of this process whose end could not be recorded, data of uploads that others gave up, and images
+        # whose deletion by this process was interrupted.
+        self._unfinished: set[Ticket] = set()
+        self._lost: set[tuple[str, str, str]] = set()
+        self._deleting: set[str] = set()
         self._scrubbed: float | None = None
-        #: Called with the id of an image whose upload was undone.
-        self.on_undo: Callable[[str], None] | None = None
+        #: Called with the upload that is undone.
+        self.on_undo: Callable[[Ticket], None] | None = None
         #: Called when things are looked for that could not be removed before; may raise ApiError and StoreError.
         self.on_scrub: Callable[[], None] | None = None
         weak = weakref.WeakMethod(self._forget_parent)
@@ -78,7 +83,7 @@ class Lease:
         self._stop = threading.Event()
         self._id = None
         self._threads = []
-        self._unfinished = set()
+        self._unfinished, self._lost, self._deleting = set(), set(), set()
 
     @property
     def id(self) -> str:
@@ -125,8 +130,12 @@ class Lease:
         process_id = self.id
         for upload in self._core.repository.take_over_uploads(process_id, self._ttl):
             self.undo(upload)
-        for image_id in list(self._unfinished):
-            self._finish_late(image_id, process_id)
+        for ticket in list(self._unfinished):
+            self._finish_late(ticket, process_id)
+        for image_id, name, uri in list(self._lost):
+            self._remove_lost(image_id, name, uri)
+        for image_id in list(self._deleting):
+            self._delete_late(image_id)
         if self._scrubbed is None or time.monotonic() - self._scrubbed > SCRUB:
             self._scrubbed = time.monotonic()
             self.scrub()
@@ -143,34 +152,61 @@ class Lease:
         if process_id is not None:
             self._core.repository.leave(process_id)
 
-    def undo_later(self, image_id: str) -> None:
+    def ticket(self, image_id: str) -> Ticket:
+        """For something new that is done to this image by this process."""
+        return Ticket(image_id, self.id, str(uuid.uuid4()))
+
+    def undo_later(self, ticket: Ticket) -> None:
         """An upload of this process ended, and the database would not take note of it."""
-        self._unfinished.add(image_id)
+        self._unfinished.add(ticket)
+
+    def delete_later(self, image_id: str) -> None:
+        """A deletion by this process was interrupted: it is gone on with, if the image still is pending_delete."""
+        self._deleting.add(image_id)
+
+    def interrupted(self, image_id: str) -> bool:
+        """Whether this process was interrupted while it deleted the image."""
+        return image_id in self._deleting
+
+    def remove_lost(self, image_id: str, stored: Iterable[StoredImage]) -> None:
+        """Remove what an upload stored that was given up by others, now or later, but none that is the image's now."""
+        for item in stored:
+            lost = image_id, str(item.metadata["store"]), item.uri
+            self._lost.add(lost)
+            self._remove_lost(*lost)
 
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
+        claimed = upload
         try:
+            # Nobody else undoes it, and nobody writes to the same place, as long as this is noted.
+            found = self._core.repository.claim_upload(upload.ticket, self.id)
+            if found is None:
+                return
+            claimed = upload = found
             if upload.status == "pending_delete":
                 finish_deletion(self._core, administrator(), upload.image_id, upload.restore)
                 LOG.warning("image %s: a deletion that was never finished is done", upload.image_id)
                 return
             for name in upload.stores:
                 if name in self._core.registry:
-                    remove_leftovers(self._core, self._core.registry[name], upload.image_id)
+                    remove_leftovers(self._core, self._core.registry[name], upload.image_id, upload.ticket)
             if self.on_undo is not None:
-                self.on_undo(upload.image_id)
-            self._core.repository.finish_upload(upload.image_id, upload.process_id, to=upload.restore)
+                self.on_undo(upload.ticket)
+            self._core.repository.finish_upload(
+                upload.image_id, upload.process_id, to=upload.restore, token=upload.token
+            )
             LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
         except (UploadLost, ImageNotFound):
             finish_if_deleting(self._core, upload.image_id)
-            self._core.repository.forget_upload(upload.image_id, upload.process_id)
+            self._core.repository.forget_upload(upload.image_id, upload.process_id, token=upload.token)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: an upload cannot be undone yet: %s", upload.image_id, error)
-            self._unfinished.add(upload.image_id)
+            self._unfinished.add(claimed.ticket)
         except Exception:
             # The others must not wait for it.
             LOG.exception("image %s: an upload cannot be undone", upload.image_id)
-            self._unfinished.add(upload.image_id)
+            self._unfinished.add(claimed.ticket)
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""
@@ -203,11 +239,64 @@ class Lease:
         except (ImageNotFound, StatusConflict):
             pass
 
-    def _finish_late(self, image_id: str, process_id: str) -> None:
-        self._unfinished.discard(image_id)
-        upload = self._core.repository.upload(image_id)
-        if upload is not None and upload.process_id == process_id:
+    def _finish_late(self, ticket: Ticket, process_id: str) -> None:
+        """If it is not noted any more, its end was recorded, or others undid it; a later upload is none of this."""
+        upload = self._core.repository.upload(ticket.image_id)
+        self._unfinished.discard(ticket)
+        if upload is not None and upload.ticket == ticket:
             self.undo(upload)
+
+    def _delete_late(self, image_id: str) -> None:
+        try:
+            image = self._core.repository.get(image_id)
+            if image.status == "pending_delete":
+                upload = self._core.repository.upload(image_id)
+                restore = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
+                finish_deletion(self._core, administrator(), image_id, restore)
+        except (ImageNotFound, Conflict):
+            pass
+        except ApiError as error:
+            LOG.warning("image %s: its deletion cannot be finished yet: %s", image_id, error)
+            return
+        self._deleting.discard(image_id)
+
+    def _remove_lost(self, image_id: str, name: str, uri: str) -> None:
+        """Never raises; what cannot be removed now is tried again."""
+        lost = image_id, name, uri
+        repository = self._core.repository
+        ticket: Ticket | None = None
+        try:
+            try:
+                image = repository.get(image_id)
+            except ImageNotFound:
+                self._remove_from(name, uri)
+                self._lost.discard(lost)
+                return
+            if any(location.uri == uri for location in image.locations):
+                self._lost.discard(lost)
+                return
+            # A process that was taken for dead has no lease to claim anything with.
+            self.renew()
+            ticket = self.ticket(image_id)
+            # Its own claim keeps everybody from writing there while the data is removed.
+            claimed = repository.begin_upload(
+                image_id, ticket.process_id, from_=(image.status,), to=None, stores=(), token=ticket.token
+            )
+            # Somebody may have finished between the two.
+            if all(location.uri != uri for location in claimed.locations):
+                self._remove_from(name, uri)
+            self._lost.discard(lost)
+            repository.finish_upload(image_id, ticket.process_id, to=None, token=ticket.token)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: what an upload left that was given up is removed later: %s", image_id, error)
+            if ticket is not None:
+                self._unfinished.add(ticket)
+
+    def _remove_from(self, name: str, uri: str) -> None:
+        try:
+            self._core.registry[name].delete(uri)
+        except NotFound:
+            pass
 
     def _bury_neighbours(self, own: str) -> None:
         """Processes of this machine that are gone need not be waited for."""
@@ -226,13 +315,22 @@ def _runs(process: Process) -> bool:
     except FileNotFoundError:
         return not os.path.exists("/proc/self/stat")
     # proc(5): the state is field 3, the start in ticks since boot field 22.
-    age = uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    if process.ticks is not None and process.boot == this_boot():
+        # Another process of the same pid started after this one was last seen. No clock that may be set is asked.
+        return fields[0] not in "ZX" and started <= process.ticks / 1_000_000 + 1
+    age = uptime - started
     known_for = datetime.datetime.now(datetime.timezone.utc) - process.started_at
     return fields[0] not in "ZX" and age > known_for.total_seconds() - CLOCKS
 
 
-def remove_leftovers(core: Core, store: Store[Any], image_id: str) -> None:
-    """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there."""
+def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticket | None) -> None:
+    """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there.
+
+    ``ticket`` is the claim it is done under: whoever lost it meanwhile removes nothing and gets UploadLost. None:
+    nobody can write there any more.
+    """
+    _check_held(core, ticket)
     if Capability.GC in store.capabilities:
         store.gc(0, prefix=image_id)
     if Capability.LIST not in store.capabilities:
@@ -246,7 +344,17 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str) -> None:
         return
     found = store.find_image(image_id)
     if found is not None and all(location.uri != found.uri for location in locations):
+        # A large store is searched for long, and this process may have been taken for dead.
+        _check_held(core, ticket)
         store.delete(found.uri)
+
+
+def _check_held(core: Core, ticket: Ticket | None) -> None:
+    if ticket is None:
+        return
+    upload = core.repository.upload(ticket.image_id)
+    if upload is None or upload.ticket != ticket:
+        raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
 
 
 def _run(lease: weakref.ref[Lease], work: Callable[[Lease], None], stop: threading.Event, every: float) -> None:

@@ -8,8 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, NewLocation
-from storelib.api.errors import ApiError, Conflict, Forbidden, Invalid, LocationNotFound, NotFound
+from storelib.api.db.records import Image, ImageLocation, NewLocation, Ticket
+from storelib.api.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    LocationNotFound,
+    NotFound,
+    OutcomeUnknown,
+    UploadLost,
+)
 from storelib.api.service import locating
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, check_formats
@@ -50,9 +59,13 @@ class Locations:
         check_formats(image)
         store, size = locating.measure(core, url, context)
         core.quota.room(image.owner, size)
-        begun = self._data.begin(image, from_=("queued",), to="importing", stores=())
-        self._tasks.begin(context, image_id, "location_import", {"loc_url": redact(url)})
-        self._workers.start(lambda: self._take(context, image_id, store, url, size, validation or {}))
+        begun, ticket = self._data.begin(image, from_=("queued",), to="importing", stores=())
+        try:
+            self._tasks.begin(context, image_id, "location_import", {"loc_url": redact(url)})
+        except BaseException:
+            self._data.give_up(ticket, "queued")
+            raise
+        self._workers.start(lambda: self._take(context, ticket, store, url, size, validation or {}))
         return begun
 
     def drop(self, context: Context, store_id: str, image_id: str) -> None:
@@ -78,26 +91,34 @@ class Locations:
         delete_pending(core, context, image_id)
 
     def _take(
-        self, context: Context, image_id: str, store: Store[Any], url: str, size: int, validation: Mapping[str, str]
+        self, context: Context, ticket: Ticket, store: Store[Any], url: str, size: int, validation: Mapping[str, str]
     ) -> None:
+        image_id = ticket.image_id
         try:
             values = self._verified(context, store, url, validation)
             self._core.repository.finish_upload(
                 image_id,
-                self._data.process_id,
+                ticket.process_id,
+                token=ticket.token,
                 to="active",
                 locations=[NewLocation(url, {"store": store.name})],
                 properties=self._tasks.ended(image_id, (), ""),
                 size=size,
                 **values,
             )
+        except OutcomeUnknown as error:
+            LOG.warning("image %s: whether its location is taken is not known yet: %s", image_id, error)
+            self._data.undo_later(ticket)
+        except UploadLost as error:
+            LOG.warning("image %s: its location is not taken: %s", image_id, error)
+            self._data.give_up(ticket, "queued")
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: its location is not taken: %s", image_id, error)
             self._tasks.fail(image_id, (), str(error))
-            self._data.give_up(image_id, "queued")
+            self._data.give_up(ticket, "queued")
         except BaseException:
             self._tasks.fail(image_id, (), "the server made a mistake")
-            self._data.give_up(image_id, "queued")
+            self._data.give_up(ticket, "queued")
             raise
 
     def _verified(

@@ -15,6 +15,7 @@ import time
 import pytest
 from deployment import OCTETS, Deployment
 
+from storelib.api.db.schema import processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
 from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service.lease import this_host
@@ -189,7 +190,7 @@ class TestDeadProcess:
                 other.core.repository.close()
                 return b""
 
-        with pytest.raises(Exception, match="deleted while"):
+        with pytest.raises(Exception, match="another one gave the upload up"):
             api.service.data.upload(administrator(), image, Source(Slow(), None))
         assert api.files() == []
 
@@ -209,8 +210,136 @@ class TestDeadProcess:
             return finish(*given, **more)
 
         monkeypatch.setattr(api.repository, "finish_upload", sleep)
-        assert api.alice.upload(image, DATA).status_code == 410
+        assert api.alice.upload(image, DATA).status_code == 503
         assert api.alice.download(image).content == b"newer data"
+
+
+class TestTokens:
+    """What undoes one upload never meets a later one of the same image."""
+
+    @pytest.mark.parametrize("committed", [True, False])
+    def test_a_failed_upload_whose_end_was_not_confirmed_spares_the_next(self, api, monkeypatch, committed):
+        image = api.alice.create()
+        finish = api.repository.finish_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            if committed:
+                finish(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        class Broken:
+            def read(self, size):
+                raise OSError("client gone")
+
+        monkeypatch.setattr(api.repository, "finish_upload", lose)
+        with pytest.raises(Exception, match="connection was lost"):
+            api.service.data.upload(administrator(), image, Source(Broken(), None))
+        if not committed:
+            api.service.lease.beat()
+            assert api.alice.upload(image, DATA).status_code == 204
+            return
+
+        class RecoversMeanwhile(io.BytesIO):
+            def read(self, size=-1):
+                api.service.lease.beat()
+                return super().read(size)
+
+        api.service.data.upload(administrator(), image, Source(RecoversMeanwhile(DATA), None))
+        api.service.lease.beat()
+        assert api.alice.download(image).content == DATA
+
+    def test_a_begin_that_was_not_confirmed_is_undone(self, api, monkeypatch):
+        image = api.alice.create()
+        begin = api.repository.begin_upload
+
+        def lose(*given, **more):
+            monkeypatch.undo()
+            begin(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(api.repository, "begin_upload", lose)
+        assert api.alice.upload(image, DATA).status_code == 503
+        api.service.lease.beat()
+        assert api.alice.upload(image, DATA).status_code == 204
+        api.service.lease.beat()
+        assert api.alice.download(image).content == DATA
+
+    def test_nobody_uploads_while_an_upload_is_undone(self, api, monkeypatch):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "stored")
+        api.repository.leave(other.lease.id)
+        store, met = api.registry["fast"], []
+        find = type(store).find_image
+
+        def look(self, image_id):
+            met.append(api.alice.upload(image, b"newer").status_code)
+            return find(self, image_id)
+
+        monkeypatch.setattr(type(store), "find_image", look)
+        api.service.lease.beat()
+        monkeypatch.undo()
+        assert set(met) == {409}
+        assert api.alice.upload(image, b"newer").status_code == 204
+        assert api.alice.download(image).content == b"newer"
+        other.core.repository.close()
+
+    def test_who_undoes_and_sleeps_meanwhile_spares_what_came_since(self, api, monkeypatch):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "stored")
+        api.repository.leave(other.lease.id)
+        store = api.registry["fast"]
+        find = type(store).find_image
+
+        def sleep(self, image_id):
+            monkeypatch.undo()
+            api.repository.leave(api.service.lease.id)
+            third = api.another_process()
+            third.lease.beat()
+            third.data.upload(administrator(), image, Source(io.BytesIO(b"newer"), None))
+            third.stop()
+            third.core.repository.close()
+            return find(self, image_id)
+
+        monkeypatch.setattr(type(store), "find_image", sleep)
+        api.service.lease.beat()
+        api.service.lease.beat()
+        assert api.alice.download(image).content == b"newer"
+        other.core.repository.close()
+
+    @pytest.mark.parametrize("step", ["inspected", "check_quota", "_verify", "record"])
+    @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+    def test_whatever_is_raised_on_the_way_leaves_nothing(self, api, monkeypatch, step, error):
+        image = api.alice.create()
+
+        def fail(*given, **more):
+            raise error
+
+        where = (api.repository, "finish_upload") if step == "record" else (api.service.data, step)
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, fail)
+            with pytest.raises(error):
+                api.service.data.upload(administrator(), image, Source(io.BytesIO(DATA), None))
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.files() == []
+
+
+class TestClocks:
+    def test_a_clock_that_jumps_kills_nobody(self, api, monkeypatch):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "begun")
+        # As if the time of day had been an hour ago when it was seen.
+        api.repository.database.write(lambda c: c.execute(processes.update().values(seen_at=1)))
+        api.service.lease.recover()
+        assert api.alice.show(image)["status"] == "saving"
+        api.repository.database.write(lambda c: c.execute(processes.update().values(ticks=1)))
+        api.service.lease.recover()
+        assert api.alice.show(image)["status"] == "queued"
+        other.core.repository.close()
 
 
 class TestDatabaseTrouble:
@@ -335,6 +464,28 @@ class TestThreads:
 
 
 class TestInterruptedDeletion:
+    @pytest.mark.parametrize("method", ["begin_deletion", "pending_locations", "forget_location", "transition"])
+    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize("again", ["client", "process"])
+    def test_one_whose_transaction_fails_is_finished_soon(self, api, monkeypatch, method, after, again):
+        image = api.alice.active(DATA)
+        real = getattr(api.repository, method)
+
+        def fail(*given, **more):
+            monkeypatch.undo()
+            if after:
+                real(*given, **more)
+            raise OutcomeUnknown("lost")
+
+        monkeypatch.setattr(api.repository, method, fail)
+        assert api.alice.delete(f"/v2/images/{image}").status_code == 503
+        if again == "process":
+            api.service.lease.beat()
+        if again == "client" or (method == "begin_deletion" and not after):
+            assert api.alice.delete(f"/v2/images/{image}").status_code in (204, 404)
+        assert api.alice.get(f"/v2/images/{image}").status_code == 404
+        assert api.files() == []
+
     @pytest.mark.parametrize("deleted", [False, True])
     def test_what_a_dead_process_was_deleting_is_deleted_at_once_by_another(self, api, deleted):
         image = api.alice.active(DATA)
@@ -356,11 +507,11 @@ class TestInterruptedDeletion:
         image = api.alice.active(DATA)
         other = api.another_process()
         writer = api.service if copier == "living" else other
-        writer.data.begin(api.repository.get(image), from_=("active",), to=None, stores=["mem"])
+        _, ticket = writer.data.begin(api.repository.get(image), from_=("active",), to=None, stores=["mem"])
         other.core.repository.begin_deletion(image, other.lease.id, from_=("active",))
         other.core.repository.leave(other.lease.id)
         if copier == "living":
-            api.service.data.give_up(image, None)
+            api.service.data.give_up(ticket, None)
         else:
             api.service.lease.beat()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
