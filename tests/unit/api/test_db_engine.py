@@ -126,6 +126,30 @@ class TestSqliteWithoutSetUp:
             assert (process.returncode, errors) == (0, b"")
         assert version(url).current == version(url).head
 
+    def test_tables_of_the_revision_before_are_brought_on_with_what_is_under_way(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        sync(url)
+        database = Database(url)
+        repository = Repository(database)
+        image, process = make(repository), repository.join("host", 1)
+        repository.begin_upload(image.id, process.id)
+        for old in (
+            "ALTER TABLE uploads DROP COLUMN token",
+            "ALTER TABLE processes DROP COLUMN boot",
+            "ALTER TABLE processes DROP COLUMN ticks",
+            "UPDATE storelib_version SET version_num = '0001'",
+        ):
+            database.write(lambda connection, old=old: connection.execute(sa.text(old)))
+        database.close()
+        with pytest.raises(SchemaOutOfDate):
+            check(database)
+        assert sync(url).current == "0001"
+        check(database)
+        assert repository.upload(image.id).token == ""
+        assert repository.processes()[0].boot is None
+        assert repository.finish_upload(image.id, process.id, token="").status == "active"
+        repository.close()
+
     def test_asking_for_the_version_makes_nothing(self, tmp_path):
         url = f"sqlite:///{tmp_path}/images.sqlite"
         head = version(url).head
