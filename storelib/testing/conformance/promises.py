@@ -152,5 +152,5 @@ def assert_no_secret(secrets: list[str], text: str, where: str) -> None:
 
 
 def without_key_name(url: str) -> str:
-    """A signed URL without the name of the key that signed it, which S3's protocols put there and which opens nothing."""
+    """A signed URL without the name of the key that signed it, which S3 puts there and which opens nothing."""
     return re.sub(r"(X-Amz-Credential|AWSAccessKeyId)=[^&]*", r"\1=", url)
