@@ -210,6 +210,22 @@ def test_object_put_in_its_place_is_not_taken_back():
         assert server.objects["id"][0] == b"of another"
 
 
+@pytest.mark.parametrize("refusal", [error(403, "AccessDenied"), error(400, "InvalidRequest", "WORM protected")])
+def test_version_that_a_lock_keeps_is_hidden(refusal):
+    def instead(operation, request):
+        if operation == "delete" and "versionId" in request.target:
+            return refusal
+        if operation == "head" and "id" in server.objects:
+            kept = server.objects["id"][1]
+            return reply(200, {"ETag": etag(b"data"), "x-amz-version-id": "v1", "Content-Length": "4", **kept})
+        return None
+
+    with S3Server(instead, after=only("put", error(500, "InternalError"))) as server:
+        with pytest.raises(RemoteServiceUnavailable):
+            open_at(server).add("id", b"data")
+        assert not server.objects
+
+
 # -- Bytes that are flipped -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from storelib.drivers.s3.answers import BadAnswer, Damaged
-from storelib.drivers.s3.errors import GONE, error_code, is_missing, refuses_extras
+from storelib.drivers.s3.errors import GONE, error_code, is_kept, is_missing, refuses_extras
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable
 
 if TYPE_CHECKING:
@@ -86,11 +86,19 @@ class Claim:
             return
         # In a bucket with versions, no older one of the same id must come to light.
         version = published.get("VersionId") or "null"
-        if version != "null":
-            self._call("delete_object", **self.target, VersionId=version)
-            return
         try:
-            self._call("delete_object", **self.target, **({"IfMatch": etag} if (etag := published.get("ETag")) else {}))
+            if version != "null":
+                self._call("delete_object", **self.target, VersionId=version)
+                return
+        except Exception as error:
+            if not is_kept(error):
+                raise
+            # An object lock keeps the version: a marker hides it.
+        self._delete_current(published.get("ETag"))
+
+    def _delete_current(self, etag: str | None) -> None:
+        try:
+            self._call("delete_object", **self.target, **({"IfMatch": etag} if etag else {}))
         except Exception as error:
             if error_code(error) in (*_REFUSED, _CONFLICT):
                 return

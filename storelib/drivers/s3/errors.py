@@ -101,6 +101,12 @@ def is_missing(error: Exception) -> bool:
     return error_code(error) in _NOT_FOUND
 
 
+def is_kept(error: Exception) -> bool:
+    """The answer was that this version may not be deleted: Amazon says AccessDenied, others that it is locked."""
+    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status in (400, 403) and error_code(error) not in _CREDENTIALS
+
+
 def storelib_error(error: Exception, subject: str) -> StoreError | None:
     """The error of storelib for one of botocore or below; None if it is not known."""
     from botocore import exceptions as botocore
