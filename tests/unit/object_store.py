@@ -26,6 +26,8 @@ class ObjectStore:
         self.instead = instead
         self.url = ""
         self.token_life = "86400"
+        #: Listings tell when something was changed.
+        self.dated = False
         #: Headers and bytes by container and name; containers have an empty name.
         self.kept: dict[tuple[str, str], tuple[dict[str, str], bytes]] = {}
 
@@ -100,7 +102,8 @@ class ObjectStore:
             subdir = f"{prefix}{head}{mark}"
             if not mark:
                 size = len(self.kept[container, name][1]) if container else 0
-                entries.append({"name": name, "bytes": size, "hash": "h"})
+                dates = {"last_modified": "2026-11-20T17:11:38.000"} if self.dated else {}
+                entries.append({"name": name, "bytes": size, "hash": "h", **dates})
             elif {"subdir": subdir} not in entries and subdir > query.get("marker", ""):
                 entries.append({"subdir": subdir})
         return reply(200, {**MARK, "Content-Type": "application/json"}, json.dumps(entries).encode())

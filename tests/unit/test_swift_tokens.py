@@ -132,3 +132,13 @@ def test_delete_whose_answer_was_lost_leaves_nothing(swift, size, options):
     store.delete(uri)
     assert swift.names(where) == []
     assert ((where, "") in swift.kept) is ("swift_store_container_per_image" not in options)
+
+
+def test_gc_finds_segments_where_no_image_was_ever_published(swift):
+    """The container of the images is made with the first of them."""
+    store = swift.open(swift_store_segment_container="segments")
+    swift.kept["segments", ""] = {}, b""
+    swift.kept["segments", f"id/{THEIRS}/00000000"] = {}, b"dead"
+    swift.dated = True
+    assert [item.image_id for item in store.gc(0)] == ["id"]
+    assert swift.names("segments") == []

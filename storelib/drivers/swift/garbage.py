@@ -37,7 +37,7 @@ def find(store: SwiftStore, account: Account, older_than: float, prefix: str) ->
     """Everything dead for ``older_than`` seconds by the server's clock."""
     layout = store.layout
     # Who may use one container need not be allowed to ask for the account.
-    asked = account.head() if layout.own or layout.seed else account.find(layout.container)
+    asked = account.head() if layout.own or layout.seed else account.find(layout.segments or layout.container)
     if asked is None:
         return
     # The date is cut to whole seconds.
