@@ -936,6 +936,22 @@ def test_child_adds_and_ends_like_any_process(ceph, store, image_id):
     assert read(store, f"rbd://{image_id}-child") == b"from the child"
 
 
+def test_forked_children_are_different_clients(ceph, store, image_id):
+    """Or all of them would be shut out with the first that dies."""
+    script = """
+    store.cluster.get()
+    def addresses():
+        there, here = os.pipe()
+        if not os.fork():
+            os.write(here, store.cluster.get().rados.get_addrs().encode())
+            os._exit(0)
+        os.close(here)
+        return os.read(there, 1000).decode()
+    print(len({addresses() for _ in range(3)}))
+    """
+    assert run(ceph, script).communicate(timeout=60)[0] == "3\n"
+
+
 def test_process_ends_with_a_stream_left_open(ceph, store, image_id):
     uri = store.add(image_id, IMAGE * 4).uri
     process = run(ceph, "stream = store.get(sys.argv[1]).data; stream.read(10)", uri)
