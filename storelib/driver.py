@@ -33,7 +33,7 @@ from storelib.exceptions import (
     StoreRandomGetNotSupported,
 )
 from storelib.location import Location, StoreLocation, redact
-from storelib.transfer import download, upload
+from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
     Committed,
     Context,
@@ -44,6 +44,7 @@ from storelib.transfer.contract import (
     ImageInfo,
     Part,
     Reader,
+    ServerSideCopy,
     StoredImage,
     Writer,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "ImageInfo",
     "Part",
     "Reader",
+    "ServerSideCopy",
     "Store",
     "StoreLocation",
     "StoredImage",
@@ -264,18 +266,17 @@ class Store(abc.ABC, Generic[L]):
     ) -> StoredImage:
         """Store a second image with the bytes of the one at ``location`` of this store.
 
-        With ``digests`` nothing is hashed. With Capability.COPY the back end does the work where it can.
+        With ``digests`` nothing is hashed; with Capability.COPY the back end does the work then, where it can.
+        ``progress`` runs in the calling thread, whatever it raises cancels. Raises what ``get`` and ``add`` raise.
         """
-        if digests is not None:
+        if digests is not None and Capability.COPY in self.capabilities:
             source = self.locate(location)
             self.require(Capability.ADD, StoreAddDisabled)
             check_image_id(image_id)
             self.stragglers.check()
-            done = self.copy_inside(source, image_id, digests, context, progress)
-            if done is not None:
-                copied, size = done
-                metadata = {"store": self.name}
-                return StoredImage(copied.uri, size, digests.checksum, digests.multihash, metadata)
+            copied = copying.copy_within(self, source, image_id, digests, context, progress)
+            if copied is not None:
+                return copied
         return upload.copy(
             self,
             location,
@@ -394,13 +395,10 @@ class Store(abc.ABC, Generic[L]):
         """
         return None
 
-    def copy_inside(
-        self, source: L, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[StoreLocation, int] | None:
-        """For Capability.COPY: the back end copies an image; answers where the copy is and its size in bytes.
+    def server_side_copy(self, source: L, image_id: str, context: Any) -> ServerSideCopy | None:
+        """For Capability.COPY: how the back end itself copies an image; may raise Duplicate, makes nothing yet.
 
-        None where it cannot, before anything is done: the bytes then pass through here. A copy is as much an add as
-        any other: atomic, Duplicate where the id is taken, nothing left when it fails (``taking_back``).
+        None where it cannot: the bytes then pass through here.
         """
         return None
 
@@ -456,19 +454,21 @@ class Store(abc.ABC, Generic[L]):
     def _call(self, function: Callable[[], T], subject: object) -> T:
         return self.retry_policy.call(function, self.map_error, str(subject))
 
-    @contextlib.contextmanager
-    def taking_back(self, writer: Writer, subject: object) -> Iterator[None]:
-        """Whatever fails inside, ``writer`` takes back what it did; it is closed in any case. For ``copy_inside``."""
+    def clean_up(self, function: Callable[[], object], subject: object) -> None:
+        """``function()``, with the engine's retries; what it cannot remove is logged, and ``gc`` finds it."""
         try:
-            yield
-        except BaseException:
-            try:
-                self._call(writer.abort, subject)
-            except Exception as error:  # noqa: BLE001  (the first error is the one to report)
-                LOG.warning("%s: removing a failed copy: %s; gc will find what is left", subject, error)
-            raise
-        finally:
-            writer.close()
+            self._call(function, subject)
+        except StoreError as error:
+            LOG.warning("%s: cleaning up: %s; gc will find what is left", subject, error)
+
+    def for_each(
+        self, function: Callable[[T], object], items: Iterable[T], subject: object, concurrency: int = 8
+    ) -> None:
+        """``function(item)`` for all, ``concurrency`` at a time, with the engine's retries and deadline.
+
+        All are tried; the first error is raised then.
+        """
+        parallel.for_each(self, function, items, str(subject), concurrency)
 
     def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
         entries = iter(mapped(items, self.map_error, what))

@@ -190,6 +190,41 @@ class Writer(abc.ABC):
         """Free what the writer holds; called once, last, whatever became of the image."""
 
 
+class ServerSideCopy(abc.ABC):
+    """A second image that a back end makes of one of its own; the engine sees to threads, retries and taking back.
+
+    Making one creates nothing there yet. ``begin``, ``copy_part`` for each of ``parts``, ``commit``; ``close`` comes
+    last. Each may be called again after a transient error.
+    """
+
+    #: Bytes of the whole image.
+    size: int
+    #: Bytes of each part that is copied with a call of its own, in order, ``size`` in all; none where that is no use.
+    parts: Sequence[int] = ()
+    #: copy_part() calls in flight at most.
+    concurrency: int = 1
+    #: Bytes that the back end moves during the longest call, which is waited for accordingly; 0 where it only links.
+    moved_at_once: int = 0
+
+    def begin(self) -> None:  # noqa: B027  (some need no more than commit)
+        """Make what the parts go into."""
+
+    def copy_part(self, number: int, offset: int, length: int) -> None:
+        """Copy one part, ``length`` bytes from byte ``offset`` of the source on; repeating it must be harmless."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def commit(self, digests: Digests) -> Committed:
+        """Publish the copy atomically, as ``Writer.commit`` does; raises Duplicate if the id exists."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Remove everything of this copy, as ``Writer.abort`` does."""
+
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Free what the copy holds; called once, last, whatever became of it."""
+
+
 class Reader(abc.ABC):
     """One image on its way out of a back end, pinned to the version it first saw."""
 

@@ -26,6 +26,10 @@ class Monitor:
             self._moved = time.monotonic()
             self.changed.notify_all()
 
+    def allow(self, seconds: float) -> None:
+        """Wait so much longer for anything to move."""
+        self._timeout += seconds
+
     def fail(self, error: BaseException) -> None:
         """The whole transfer cannot succeed any more; the first error is the one that counts."""
         with self.changed:

@@ -51,6 +51,11 @@ class TaskQueue:
         self._pending = 0  # tasks queued or running
         self._running = 0
 
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set once nothing more is to be started or tried again."""
+        return self._cancelled
+
     # -- Making calls -----------------------------------------------------------------------------------------
 
     def start(
@@ -102,7 +107,7 @@ class TaskQueue:
 
     # -- Ending -----------------------------------------------------------------------------------------------
 
-    def abort(self, rollback: Callable[[], None]) -> None:
+    def abort(self, rollback: Callable[[], object]) -> None:
         """Start nothing more, wait for calls in flight, then have ``rollback`` remove what they did.
 
         Raises nothing: the error that led here is the one to report, and ``gc`` finds what is left.
@@ -144,7 +149,7 @@ class TaskQueue:
         except Exception as error:  # noqa: BLE001  (the image is where it should be, or is not)
             LOG.warning("%s: closing: %s", self._subject, error)
 
-    def _roll_back(self, rollback: Callable[[], None]) -> None:
+    def _roll_back(self, rollback: Callable[[], object]) -> None:
         try:
             self._store.retry_policy.call(rollback, self._store.map_error, self._subject)
         except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)

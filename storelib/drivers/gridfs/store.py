@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Digests, Garbage, Health, ImageInfo, Store
+from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.client import Client
+from storelib.drivers.gridfs.copying import GridfsCopy
 from storelib.drivers.gridfs.errors import storelib_error
 from storelib.drivers.gridfs.layout import Stored, any_image, image_id_of, image_with_id, is_ours, understood
 from storelib.drivers.gridfs.location import GridfsLocation
@@ -21,16 +22,11 @@ from storelib.drivers.gridfs.options import OPTIONS
 from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsWriter
 from storelib.exceptions import BadStoreConfiguration, NotFound, StoreError
-from storelib.location import StoreLocation
-from storelib.transfer.contract import MiB
-from storelib.transfer.upload import Progress
 
 LOG = logging.getLogger(__name__)
 
 #: Chunks that one request deletes, so that none takes long.
 _SLICE = 2048
-#: Bytes that one request copies.
-_COPY = 128 * MiB
 
 
 class GridfsStore(Store[GridfsLocation]):
@@ -175,31 +171,9 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def copy_inside(
-        self, source: GridfsLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[StoreLocation, int]:
+    def server_side_copy(self, source: GridfsLocation, image_id: str, context: Any) -> GridfsCopy:
         """By aggregation on the server."""
-        original = self._call(lambda: self.find(source, self.client.files_at_primary), source)
-        subject = f"image {image_id!r} in store {self.name}"
-        writer = self._call(lambda: self.open_writer(image_id, original.size, context), subject)
-        writer.chunk_size = original.chunk_size
-        with self.taking_back(writer, subject):
-            committed = self._copy(original, writer, digests, progress, subject)
-        return committed.location, original.size
-
-    def _copy(
-        self, original: Stored, writer: GridfsWriter, digests: Digests, progress: Progress | None, subject: str
-    ) -> Committed:
-        """Some chunks at a time, so that no request takes long and ``progress`` can cancel."""
-        self._call(lambda: writer.reserve(original.size), subject)
-        step = max(1, _COPY // original.chunk_size)
-        for first in range(0, original.chunks, step):
-            if progress is not None:
-                progress(first * original.chunk_size, original.size)
-            self._call(lambda first=first: writer.copy_chunks(original.files_id, first, first + step), subject)  # type: ignore[misc]
-        if progress is not None:
-            progress(original.size, original.size)
-        return self._call(lambda: writer.commit(original.size, digests), subject)
+        return GridfsCopy(self, source, image_id)
 
 
 def _info(stored: Stored) -> ImageInfo:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
+from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, removal, temporary
 from storelib.drivers.rbd.cluster import Cluster
+from storelib.drivers.rbd.copying import RbdCopy
 from storelib.drivers.rbd.errors import DISCONNECTED, code_of, storelib_error
 from storelib.drivers.rbd.location import SCHEME, SNAPSHOT, RbdLocation
 from storelib.drivers.rbd.options import OPTIONS
@@ -29,10 +30,8 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
-from storelib.location import StoreLocation
 from storelib.transfer.contract import MiB
 from storelib.transfer.rehearsal import rehearse
-from storelib.transfer.upload import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -221,20 +220,9 @@ class RbdStore(Store[RbdLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def copy_inside(
-        self, source: RbdLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[StoreLocation, int] | None:
-        """A clone, if rbd_store_copy_mode says so."""
-        if Capability.COPY not in self.capabilities:
-            return None
-        subject = f"image {image_id!r} in store {self.name}"
-        writer = self._call(lambda: self.open_writer(image_id, None, context), subject)
-        with self.taking_back(writer, subject):
-            size = self._call(lambda: writer.clone_of(source.image, source.snapshot), source)
-            if progress is not None:
-                progress(size, size)
-            committed = self._call(lambda: writer.publish(size, digests), subject)
-        return committed.location, size
+    def server_side_copy(self, source: RbdLocation, image_id: str, context: Any) -> RbdCopy:
+        """A clone; without Capability.COPY, as rbd_store_copy_mode says, this is not asked."""
+        return RbdCopy(self, source, image_id, context)
 
 
 def _snapshot(image: Any, location: RbdLocation) -> Any:

@@ -79,8 +79,8 @@ class RbdWriter(Writer):
             ) from error
         self._open(connection, name, token)
 
-    def clone_of(self, parent: str, snapshot: str) -> int:
-        """Make the image a clone of another one; answers its size in bytes."""
+    def clone_of(self, parent: str, snapshot: str) -> None:
+        """Make the image a clone of another one."""
         import rbd
 
         connection = self._store.cluster.get()
@@ -90,7 +90,6 @@ class RbdWriter(Writer):
         rbd.RBD().clone(ioctx, parent, snapshot, ioctx, name, data_pool=data_pool)
         self._open(connection, name, token)
         self._room = int(self._image.size())
-        return self._room
 
     def _new_name(self) -> tuple[str, str]:
         name, token = temporary.new_name(self._image_id)

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
+from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.adapting import CHECKSUMS
 from storelib.drivers.s3.answers import BadAnswer, listed
 from storelib.drivers.s3.checksums import PartChecksums
 from storelib.drivers.s3.claim import token_of
 from storelib.drivers.s3.client import Client
-from storelib.drivers.s3.copying import Copier
+from storelib.drivers.s3.copying import S3Copy
 from storelib.drivers.s3.errors import GONE, error_code, storelib_error
 from storelib.drivers.s3.location import DEFAULT_PORTS, SCHEMES, S3Location
 from storelib.drivers.s3.options import OPTIONS
@@ -26,10 +26,9 @@ from storelib.drivers.s3.probing import honours_conditions
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Writer
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, OperationNotSupported, StoreError
-from storelib.location import Location, StoreLocation
+from storelib.location import Location
 from storelib.transfer.rehearsal import rehearse
 from storelib.transfer.retry import mapped
-from storelib.transfer.upload import Progress
 
 T = TypeVar("T")
 
@@ -344,12 +343,9 @@ class S3Store(Store[S3Location]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def copy_inside(
-        self, source: S3Location, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[StoreLocation, int]:
+    def server_side_copy(self, source: S3Location, image_id: str, context: Any) -> S3Copy:
         """See copying.py."""
-        committed, size = Copier(self, source, image_id).run(digests, progress)
-        return committed.location, size
+        return S3Copy(self, source, image_id)
 
     def presign(self, location: Location | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do, and not for images with SSE-C."""

@@ -3,75 +3,61 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from storelib.driver import Digests
-from storelib.drivers.sheepdog.claims import DELETING, Claim
-from storelib.drivers.sheepdog.listing import Vdi
+from storelib.driver import Committed, Digests, ServerSideCopy
+from storelib.drivers.sheepdog.claims import DELETING
 from storelib.drivers.sheepdog.location import SheepdogLocation
 from storelib.drivers.sheepdog.publication import Publication
-from storelib.exceptions import ImageChanged, StoreError
+from storelib.exceptions import ImageChanged
 
 if TYPE_CHECKING:
     from storelib.drivers.sheepdog.store import SheepdogStore
-    from storelib.transfer.upload import Progress
-
-T = TypeVar("T")
-LOG = logging.getLogger(__name__)
 
 
-def copy_image(
-    store: SheepdogStore, source: SheepdogLocation, image_id: str, digests: Digests, progress: Progress | None
-) -> tuple[SheepdogLocation, int]:
-    """Where the copy is, and its size in bytes; whatever goes wrong, nothing of it is left."""
-    subject = f"image {image_id!r} in store {store.name}"
+class SheepdogCopy(ServerSideCopy):
+    """A snapshot of the source that is there as long as the copy is being made."""
 
-    def call(function: Callable[[], T]) -> T:
-        return store.retry_policy.call(function, store.map_error, subject)
+    def __init__(self, store: SheepdogStore, source: SheepdogLocation, image_id: str) -> None:
+        self._store = store
+        self._source = store.existing(source)
+        self._claim = store.whole_claim(self._source)
+        self._publication = Publication(store, image_id)
+        self._tag = self._publication.temporary
+        self.size = self._source.size
+        store.refuse_existing(image_id)
 
-    whole = call(lambda: store.existing(source))
-    claim = call(lambda: store.whole_claim(whole))
-    size = whole.size
-    publication = Publication(store, image_id)
-    call(lambda: store.refuse_existing(image_id))
-    if progress is not None:
-        progress(0, size)
-    tag = publication.temporary
-    try:
-        call(lambda: _snapshot(store, whole, tag, claim))
-        call(lambda: publication.publish(source.vdi, tag, whole, digests))
-        if progress is not None:
-            progress(size, size)
-    except BaseException:
-        _tidy(lambda: call(publication.withdraw), f"{publication.location} could not be taken back")
-        raise
-    finally:
-        _tidy(
-            lambda: call(lambda: store.delete_snapshot(source.vdi, tag)), f"gc will remove snapshot {tag} of {source}"
-        )
-        publication.close()
-    return publication.location, size
+    def begin(self) -> None:
+        """Take the snapshot unless an attempt before this one did."""
+        store, name = self._store, self._source.name
+        if store.find_snapshot(name, self._tag) is None:
+            store.dog.call("snapshot", "-s", self._tag, name)
+        found = list(store.vdis(name))
+        if not any(vdi.snapshot and vdi.tag == self._tag and vdi.vid == self._source.vid for vdi in found):
+            raise ImageChanged(f"{store.location(name)} was deleted and made anew while it was copied")
+        now = next((vdi for vdi in found if not vdi.snapshot), None)
+        # Attributes do not stay with the vdi by themselves.
+        if self._claim is not None and now is not None:
+            vdi = now
+            store.set_claim(name, self._claim.moved_to(vdi), lambda other: other.fits(vdi) and other.token != DELETING)
 
+    def commit(self, digests: Digests) -> Committed:
+        """Clone the snapshot to the final name, then remove it."""
+        if not self._publication.done:
+            self._publication.publish(self._source.name, self._tag, self._source, digests)
+        self._store.clean_up(self._remove_snapshot, f"snapshot {self._tag} of {self._source.name}")
+        return Committed(self._publication.location)
 
-def _tidy(function: Callable[[], None], otherwise: str) -> None:
-    """What happened before matters more than what goes wrong in clearing up."""
-    try:
-        function()
-    except StoreError as error:
-        LOG.warning("%s: %s", otherwise, error)
+    def abort(self) -> None:
+        """Remove the snapshot first, so that no clone is made any more, then the image if this copy published it."""
+        try:
+            self._remove_snapshot()
+        finally:
+            self._publication.withdraw()
 
+    def close(self) -> None:
+        """From now on, what is left is for gc."""
+        self._publication.close()
 
-def _snapshot(store: SheepdogStore, whole: Vdi, tag: str, claim: Claim | None) -> None:
-    """Take the snapshot unless an attempt before this one did; attributes do not stay with the vdi by themselves."""
-    name = whole.name
-    if store.find_snapshot(name, tag) is None:
-        store.dog.call("snapshot", "-s", tag, name)
-    found = list(store.vdis(name))
-    if not any(vdi.snapshot and vdi.tag == tag and vdi.vid == whole.vid for vdi in found):
-        raise ImageChanged(f"{store.location(name)} was deleted and made anew while it was copied")
-    now = next((vdi for vdi in found if not vdi.snapshot), None)
-    if claim is not None and now is not None:
-        vdi = now
-        store.set_claim(name, claim.moved_to(vdi), lambda other: other.fits(vdi) and other.token != DELETING)
+    def _remove_snapshot(self) -> None:
+        self._store.delete_snapshot(self._source.name, self._tag)

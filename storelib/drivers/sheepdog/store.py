@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests, Garbage, Health, ImageInfo, Store
+from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog.claims import DELETING, TOKEN, Claim
 from storelib.drivers.sheepdog.command import Dog
-from storelib.drivers.sheepdog.copying import copy_image
+from storelib.drivers.sheepdog.copying import SheepdogCopy
 from storelib.drivers.sheepdog.errors import CommandFailed, first_line, meaning_of, storelib_error
 from storelib.drivers.sheepdog.listing import LARGEST, Vdi, parse
 from storelib.drivers.sheepdog.location import SCHEMES, SheepdogLocation, normalised
@@ -35,7 +35,6 @@ from storelib.exceptions import (
 )
 from storelib.transfer.contract import MiB
 from storelib.transfer.rehearsal import rehearse
-from storelib.transfer.upload import Progress
 
 COMMANDS = ("dog", "collie")
 #: Deletions of the parts of one leftover, as a limit to what may go wrong in them.
@@ -335,11 +334,9 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def copy_inside(
-        self, source: SheepdogLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[SheepdogLocation, int]:
+    def server_side_copy(self, source: SheepdogLocation, image_id: str, context: Any) -> SheepdogCopy:
         """By a snapshot and a clone."""
-        return copy_image(self, source, image_id, digests, progress)
+        return SheepdogCopy(self, source, image_id)
 
 
 def _not_deleted(name: str, complaint: str) -> RemoteServiceUnavailable:

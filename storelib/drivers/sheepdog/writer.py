@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +18,6 @@ from storelib.transfer.contract import KiB, MiB
 
 if TYPE_CHECKING:
     from storelib.drivers.sheepdog.store import SheepdogStore
-
-LOG = logging.getLogger(__name__)
 
 #: The attribute of a temporary vdi that says when something was last written into it, in POSIX seconds.
 TOUCHED = "storelib-touched"
@@ -100,16 +97,8 @@ class SheepdogWriter(Writer):
         if not self._publication.done:
             self._snapshot()
             self._publication.publish(self.name, TAG, self._sealed(size), digests)
-        self._tidy()
+        self._store.clean_up(lambda: self._store.delete_all(self.name, self._made_of), self._publication.location)
         return Committed(self._publication.location)
-
-    def _tidy(self) -> None:
-        """Remove what the image was made of; the image stays whatever comes of it."""
-        store, location = self._store, self._publication.location
-        try:
-            store.retry_policy.call(lambda: store.delete_all(self.name, self._made_of), store.map_error, str(location))
-        except StoreError as error:
-            LOG.warning("%s is stored; gc will remove %s: %s", location, self.name, error)
 
     def _snapshot(self) -> None:
         again, self._snapshot_begun = self._snapshot_begun, True

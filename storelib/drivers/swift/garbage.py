@@ -66,7 +66,7 @@ def discard(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> b
         return False
     mark = f"{dead.prefix}{DEAD}"
     names = {entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))}
-    store.each(lambda name: gone(account, dead.container, name), sorted(names - {mark}))
+    store.for_each(lambda name: gone(account, dead.container, name), sorted(names - {mark}), dead.container)
     gone(account, dead.container, *(() if store.layout.own else (mark,)))
     return True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -126,3 +127,13 @@ def new_token() -> str:
 def segment_prefix(image_id: str, token: str) -> str:
     """What the names of all segments of one add begin with."""
     return f"{image_id}/{token}/"
+
+
+def segment_place(image_id: str, headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
+    value = headers.get("X-Object-Manifest")
+    if TOKEN_HEADER in headers and SEGMENTS_HEADER in headers:
+        value = headers[SEGMENTS_HEADER]
+    container, slash, prefix = urllib.parse.unquote(value or "").partition("/")
+    # A prefix that is none would mean the whole container.
+    return (container, prefix) if slash and prefix.startswith(image_id) else None

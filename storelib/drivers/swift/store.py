@@ -10,7 +10,7 @@ import re
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oslo_config import cfg
 
@@ -21,11 +21,11 @@ from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
 from storelib.drivers.swift.layout import (
     CLAIM_HEADER,
-    SEGMENTS_HEADER,
     TOKEN_HEADER,
     Layout,
     length_of,
     new_token,
+    segment_place,
     size_in,
 )
 from storelib.drivers.swift.location import CONFIG, SCHEMES, SwiftLocation, place_of, scheme_for
@@ -43,25 +43,21 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.location import StoreLocation
 from storelib.transfer.contract import Digests, Part
 from storelib.transfer.rehearsal import PREFIX, rehearse
-from storelib.transfer.upload import Progress
 
 if TYPE_CHECKING:
     from storelib.drivers.swift.account import Account
+    from storelib.drivers.swift.copying import SwiftCopy
     from storelib.drivers.swift.credentials import Credentials
     from storelib.drivers.swift.identity import Identity
     from storelib.drivers.swift.reader import SwiftReader
-    from storelib.drivers.swift.writer import Segment, SwiftWriter
+    from storelib.drivers.swift.writer import SwiftWriter
 
 LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: The reference of the account that the options themselves name.
 _OPTIONS = ""
-# Requests side by side that delete or copy segments.
-_SIDE_BY_SIDE = 8
 _VERSION = re.compile(r"/v[0-9.]+$")
 _TENANT = re.compile(r"[^,:\s]+")
 
@@ -231,13 +227,6 @@ class SwiftStore(Store[SwiftLocation]):
                 needing = "swift_store_container_per_image" if layout.own else "swift_store_multiple_containers_seed"
                 raise Forbidden(f"this user may not list the containers of the account: {needing} needs that") from None
 
-    @staticmethod
-    def each(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
-        """``call`` for each name, several at a time."""
-        from storelib.drivers.swift.writer import in_threads
-
-        return in_threads(_SIDE_BY_SIDE, call, names)
-
     # -- The driver contract ------------------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Any) -> SwiftWriter:
@@ -298,7 +287,7 @@ class SwiftStore(Store[SwiftLocation]):
         if not met or (removed and TOKEN_HEADER not in met[0]):
             raise NotFound(f"there is nothing at {location}")
         headers = met[0]
-        place = segment_place(location, headers)
+        place = segment_place(location.obj, headers)
         if place is None and not removed:
             # Segments of a static manifest from elsewhere may lie anywhere: its server knows.
             static = headers.get("X-Static-Large-Object", "").lower() == "true"
@@ -327,12 +316,8 @@ class SwiftStore(Store[SwiftLocation]):
 
     def _remove_rest(self, remove: Callable[[str], None], names: Sequence[str], location: SwiftLocation) -> None:
         """What must not be taken for the image itself any more when it fails."""
-
-        def attempt(name: str) -> None:
-            self.retry_policy.call(lambda: remove(name), self.map_error, str(location))
-
         try:
-            self.each(attempt, names)
+            self.for_each(remove, names, location)
         except StoreError as error:
             raise StoreError(f"{location} is removed, but something of it is left for gc to find: {error}") from error
 
@@ -381,7 +366,7 @@ class SwiftStore(Store[SwiftLocation]):
                 if headers is None:
                     continue
                 size = length_of(headers) or 0
-                place = segment_place(SwiftLocation("", "", container, name), headers)
+                place = segment_place(name, headers)
                 if place is not None and place[0] == container:
                     parts.append(place[1])
             location = self.location_of(account, container, name)
@@ -489,63 +474,11 @@ class SwiftStore(Store[SwiftLocation]):
 
     # -- Copies -------------------------------------------------------------------------------------------------------
 
-    def copy_inside(
-        self, source: SwiftLocation, image_id: str, digests: Digests, context: Any, progress: Progress | None
-    ) -> tuple[StoreLocation, int] | None:
-        """Swift copies the objects, where they are of the same account and it takes them as they are."""
-        found = self._call(lambda: self._copyable(source, context), source)
-        if found is None:
-            return None
-        size, segments = found
-        subject = f"image {image_id!r} in store {self.name}"
-        writer: Any = self._call(lambda: self.start_writer(image_id, size, context), subject)
-        with self.taking_back(writer, subject):
-            self._copy_into(writer, size, segments, progress)
-        return writer.location, size
+    def server_side_copy(self, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
+        """See copying.py."""
+        from storelib.drivers.swift.copying import open_copy
 
-    def _copy_into(
-        self, writer: SwiftWriter, size: int, segments: Sequence[Segment], progress: Progress | None
-    ) -> None:
-        from storelib.drivers.swift.writer import in_threads
-
-        def again(call: Callable[[], T]) -> T:
-            return self._call(call, f"image {writer.location.obj!r} in store {self.name}")
-
-        if len(segments) == 1:
-            again(lambda: writer.copy_whole(segments[0]))
-        else:
-            again(lambda: writer.reserve(size))
-            numbered = list(enumerate(segments))
-
-            def copy_one(item: tuple[int, Segment]) -> None:
-                again(lambda: writer.copy_segment(*item))
-
-            in_threads(_SIDE_BY_SIDE, copy_one, numbered)
-            again(lambda: writer.commit(size, Digests(None, "")))
-        if progress is not None:
-            progress(size, size)
-
-    def _copyable(self, location: SwiftLocation, context: Any) -> tuple[int, list[Segment]] | None:
-        """The objects an image is made of; None where the server would not copy them as they are."""
-        from storelib.drivers.swift.writer import Segment
-
-        account = self.account_of(location, context)
-        if account.url != self.own_account(context).url:
-            return None
-        headers = account.head(location.container, location.obj)
-        size = length_of(headers) or 0
-        place = segment_place(location, headers)
-        if place is not None:
-            entries = account.listing(place[0], prefix=place[1])
-            segments = [
-                Segment(place[0], entry["name"], entry["hash"], entry["bytes"])
-                for entry in entries
-                if not entry["name"].startswith(f"{place[1]}group-")
-            ]
-            return (size, segments) if sum(segment.size for segment in segments) == size else None
-        if headers.get("X-Static-Large-Object", "").lower() == "true":
-            return None
-        return size, [Segment(location.container, location.obj, headers.get("Etag", "").strip('"'), size)]
+        return open_copy(self, source, image_id, context)
 
 
 def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
@@ -573,16 +506,6 @@ def _health(headers: Mapping[str, str]) -> Health:
 def _which(headers: Mapping[str, str]) -> tuple[str | None, ...]:
     """What tells one image of a name from another."""
     return tuple(headers.get(name) for name in (TOKEN_HEADER, "Etag", "X-Timestamp", "Last-Modified"))
-
-
-def segment_place(location: SwiftLocation, headers: Mapping[str, str]) -> tuple[str, str] | None:
-    """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
-    value = headers.get("X-Object-Manifest")
-    if TOKEN_HEADER in headers and SEGMENTS_HEADER in headers:
-        value = headers[SEGMENTS_HEADER]
-    container, slash, prefix = urllib.parse.unquote(value or "").partition("/")
-    # A prefix that is none would mean the whole container.
-    return (container, prefix) if slash and prefix.startswith(location.obj) else None
 
 
 def _check_certificates(path: str) -> None:

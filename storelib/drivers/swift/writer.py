@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,11 +124,11 @@ class SwiftWriter(Writer):
         """Remove the image if it is this writer's, the segments and the container."""
         try:
             if self._published:
-                self._gone(self._unpublish)
+                _gone(self._unpublish)
             self.remove_segments(sorted(self._tried))
         finally:
             if self._claimed:
-                self._gone(self._unclaim)
+                _gone(self._unclaim)
 
     def close(self) -> None:
         """Revoke the trust, if there is one."""
@@ -234,7 +233,9 @@ class SwiftWriter(Writer):
 
     def remove_segments(self, names: Sequence[str]) -> None:
         """Several at a time."""
-        self.store.each(lambda name: self._gone(lambda: self.account.delete(self.segment_container, name)), names)
+        self.store.for_each(
+            lambda name: _gone(lambda: self.account.delete(self.segment_container, name)), names, self.location
+        )
 
     def _publish_static(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
         manifest = json.dumps([segment.entry for segment in segments]).encode()
@@ -335,7 +336,7 @@ class SwiftWriter(Writer):
         answer = self._with_container(self.segment_container, put)
         self._segments[number] = Segment(self.segment_container, name, self._etag_of(answer, name), source.size)
 
-    def copy_whole(self, source: Segment) -> None:
+    def copy_whole(self, source: Segment) -> Committed:
         """The server copies one object into this image."""
         self.claim()
         self._publish(
@@ -345,6 +346,7 @@ class SwiftWriter(Writer):
         if length_of(found) != source.size or _etag(found) != source.etag:
             raise RemoteServiceUnavailable(f"Swift copied something else to {self.location}")
         self._check_survival()
+        return Committed(self.location)
 
     def _copied(self, source: Segment) -> dict[str, str]:
         origin = f"{quote(source.container)}/{quote(source.name)}"
@@ -410,17 +412,6 @@ class SwiftWriter(Writer):
             headers["X-Delete-At"] = str(self._delete_at)
         return headers
 
-    def _gone(self, remove: Callable[[], object]) -> None:
-        """Remove something that may not be there; passing errors are tried again."""
-
-        def attempt() -> None:
-            try:
-                remove()
-            except NotFound:
-                return
-
-        self.store.retry_policy.call(attempt, self.store.map_error, f"what is left of {self.location}")
-
     def _duplicate(self) -> Duplicate:
         return Duplicate(f"image {self.location.obj!r} exists in store {self.store.name}")
 
@@ -429,10 +420,9 @@ def _etag(headers: Headers) -> str:
     return headers.get("Etag", "").strip('"')
 
 
-def in_threads(count: int, call: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """``call`` for each item, ``count`` at a time; all are tried, then the first error is raised."""
-    if count < 2 or len(items) < 2:
-        return [call(item) for item in items]
-    with ThreadPoolExecutor(min(count, len(items)), thread_name_prefix="storelib-swift") as pool:
-        futures = [pool.submit(call, item) for item in items]
-    return [future.result() for future in futures]
+def _gone(remove: Callable[[], object]) -> None:
+    """Remove something that may not be there."""
+    try:
+        remove()
+    except NotFound:
+        return

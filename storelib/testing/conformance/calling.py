@@ -18,7 +18,7 @@ from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks, raising
 
 #: Methods that get a context, and where it stands among their arguments.
-WITH_CONTEXT = {"open_writer": 2, "open_reader": 3, "measure": 1, "remove": 1, "inspect": 1, "copy_inside": 3}
+WITH_CONTEXT = {"open_writer": 2, "open_reader": 3, "measure": 1, "remove": 1, "inspect": 1, "server_side_copy": 2}
 
 
 @needs(Capability.ADD | Capability.READ)

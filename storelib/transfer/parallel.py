@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same call for many things of a back end, several at a time: removing segments, for example."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from storelib.exceptions import StoreError
+from storelib.transfer.monitor import Monitor
+from storelib.transfer.tasks import TaskQueue
+
+if TYPE_CHECKING:
+    from storelib.driver import Store
+
+T = TypeVar("T")
+
+
+def for_each(
+    store: Store[Any], function: Callable[[T], object], items: Iterable[T], subject: str, concurrency: int
+) -> None:
+    """``function(item)`` for all, each tried again after transient errors; then the first error is raised.
+
+    An item that fails for good keeps no other from its turn. Raises TransferTimeout, and leaves the rest undone, when
+    no call returned within transfer_timeout.
+    """
+    store.stragglers.check()
+    errors: list[StoreError] = []
+
+    def attempt(item: T) -> None:
+        try:
+            store.retry_policy.call(functools.partial(function, item), store.map_error, subject, queue.cancelled)
+        except StoreError as error:
+            errors.append(error)
+
+    queue = TaskQueue(store, subject, Monitor(store.retry_policy.timeout))
+    try:
+        for item in items:
+            queue.start(functools.partial(attempt, item), at_once=concurrency)
+        queue.drain()
+    except BaseException:
+        queue.abort(_nothing)
+        raise
+    finally:
+        queue.join()
+    if errors:
+        raise errors[0]
+
+
+def _nothing() -> None:
+    """What was done stays done."""
