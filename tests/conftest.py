@@ -28,6 +28,7 @@ LONGEST = (
     "test_filesystem_conformance.py",
     "test_conformance_live.py",
     "test_conformance_rejects.py",
+    "test_filesystem_faults.py",
     "test_filesystem.py",
     "test_http.py",
     "test_conformance_memory.py",

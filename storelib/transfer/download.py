@@ -14,6 +14,7 @@ from storelib.exceptions import IncompleteRead, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
 from storelib.transfer.contract import Extent, MiB, Reader
 from storelib.transfer.monitor import Monitor
+from storelib.transfer.retry import mapped
 
 if TYPE_CHECKING:
     from storelib.driver import Store
@@ -200,7 +201,11 @@ class _Feed:
     def extents(self, offset: int, length: int) -> list[Extent] | Iterator[Extent] | None:
         """Extents in the image's own coordinates."""
         known = self.policy.call(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
-        return None if known is None else iter(known)
+        return None if known is None else self._lazily(iter(known))
+
+    def _lazily(self, known: Iterator[Extent]) -> Iterator[Extent]:
+        while (extent := mapped(lambda: next(known, None), self._map_error, self.subject)) is not None:
+            yield extent
 
     def abandon(self, threads: list[threading.Thread]) -> None:
         """Some reads never returned: their threads go on using the reader, so it is left open."""
@@ -211,7 +216,7 @@ class _Feed:
     def close(self) -> None:
         """Close the reader unless a read still hangs in it."""
         if not self._stuck:
-            self.reader.close()
+            mapped(self.reader.close, self._map_error, self.subject)
 
 
 class _Range:

@@ -21,6 +21,11 @@ class Guard:
         self._stragglers = stragglers
 
     @property
+    def timeout(self) -> float:
+        """Seconds a call may take; 0 for any time."""
+        return self._timeout
+
+    @property
     def active(self) -> bool:
         """Calls have a time limit."""
         return self._timeout > 0

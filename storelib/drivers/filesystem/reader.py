@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from storelib.driver import Extent, Reader
+from storelib.drivers.filesystem.held import Held
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import IncompleteRead
 from storelib.transfer.guard import Guard
@@ -14,21 +15,21 @@ from storelib.transfer.source import file_extents
 
 
 class FileReader(Reader):
-    """An open image file."""
+    """An open image file, which it closes."""
 
-    def __init__(self, file: int, location: FileLocation, guard: Guard) -> None:
+    def __init__(self, file: int, status: os.stat_result, location: FileLocation, guard: Guard) -> None:
         self.file = file
         self.location = location
         self.guard = guard
-        status = os.fstat(file)
         self.size = status.st_size
         self.has_holes = status.st_blocks * 512 < status.st_size
+        self._held = Held(guard, file, lambda file: os.close(file), str(location))
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """pread(2); a file that shrank is an error at once."""
         if self.guard.active:
             # A call that hangs must not fill the caller's memory when it comes back after all.
-            data = self.guard.call(lambda: os.pread(self.file, len(view), offset), str(self.location))
+            data = self._held.call(lambda file: os.pread(file, len(view), offset))
             view[: len(data)] = data
             count = len(data)
         else:
@@ -41,7 +42,11 @@ class FileReader(Reader):
         """The file's own holes."""
         if not self.has_holes:
             return None
-        return (e._replace(offset=e.offset + offset) for e in file_extents(self.file, offset, length))
+        return self._extents(offset, file_extents(self.file, offset, length))
+
+    def _extents(self, offset: int, found: Iterator[Extent]) -> Iterator[Extent]:
+        while (extent := self._held.call(lambda _: next(found, None))) is not None:
+            yield extent._replace(offset=extent.offset + offset)
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -49,4 +54,4 @@ class FileReader(Reader):
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.file)
+        self._held.close()

@@ -5,26 +5,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
-import itertools
 import json
+import logging
+import math
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.drivers.filesystem import checking, publishing
+from storelib.drivers.filesystem.directories import files_below, flush_directory, open_directory
+from storelib.drivers.filesystem.held import bounded, let_go
+from storelib.drivers.filesystem.kernel import FULL, has_reflinks
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, OPTIONS
-from storelib.drivers.filesystem.paths import DEEPEST_SHARD, PART, SHARD, is_held, open_directory, shards
+from storelib.drivers.filesystem.paths import (
+    DEEPEST_SHARD,
+    OwnName,
+    is_image,
+    is_whole,
+    parse_own,
+    shards,
+)
 from storelib.drivers.filesystem.reader import FileReader
-from storelib.drivers.filesystem.writer import PAGE, FileWriter, has_reflinks
+from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -36,13 +47,22 @@ from storelib.exceptions import (
     StorageFull,
     StorageWriteDenied,
     StoreError,
+    TransferTimeout,
 )
 from storelib.transfer.guard import Guard
 from storelib.transfer.retry import Stragglers
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
 PASSING = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+#: statvfs(2) is not there.
+NO_STATVFS = {errno.ENOSYS, errno.EOPNOTSUPP}
+#: Bytes free where nobody tells: the write itself will.
+UNKNOWN_ROOM = 1 << 62
+#: Seconds for which a claim counts as held where the file system has no locks to tell; claims are held for moments.
+CLAIM_AGE = 600.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +72,18 @@ class DataDir:
     path: str
     priority: int = 0
 
-    def room(self) -> tuple[int, int]:
-        """Free and total bytes, as an unprivileged writer sees them."""
-        status = os.statvfs(self.path)
-        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+    def room(self) -> tuple[int, int] | None:
+        """Free and total bytes, as an unprivileged writer sees them; None where the file system does not tell."""
+        try:
+            status = os.statvfs(self.path)
+        except OSError as error:
+            if error.errno in NO_STATVFS:
+                return None
+            raise
+        if not status.f_blocks:
+            return None
+        unit = status.f_frsize or status.f_bsize
+        return status.f_bavail * unit, status.f_blocks * unit
 
 
 class FilesystemStore(Store[FileLocation]):
@@ -83,6 +111,10 @@ class FilesystemStore(Store[FileLocation]):
         self._metadata: list[Mapping[str, Any]] = []
         hung = Stragglers(name, conf.filesystem_store_thread_pool_size)
         self.guard = Guard(conf.filesystem_store_timeout, hung)
+        #: Subdirectories whose entry in their parent is on stable storage.
+        self.flushed: set[tuple[str, ...]] = set()
+        #: Data directories where unnamed files can be made but never get a name.
+        self.named_only: set[str] = set()
         if conf.filesystem_thin_provisioning:
             self.capabilities |= Capability.SPARSE
 
@@ -201,33 +233,38 @@ class FilesystemStore(Store[FileLocation]):
         if existing is not None:
             raise Duplicate(f"image {image_id!r} exists in store {self.name} at {existing}")
 
-    @contextlib.contextmanager
-    def _opened(self, location: FileLocation) -> Iterator[tuple[int, str, int]]:
-        """The open directory of an image, its name there and its open file; closed again unless duplicated."""
+    def _place(self, location: FileLocation) -> tuple[str, list[str], str]:
+        """The data directory of an image, the directories below it, and the name there."""
         split = self._split(location)
-        if split is None or PART.fullmatch(split[1][-1]):
+        if split is None or parse_own(split[1][-1]) is not None:
             raise BadStoreUri(f"{location} is not an image of store {self.name}")
         datadir, parts = split
-        with contextlib.ExitStack() as closing:
+        return datadir, parts[:-1], parts[-1]
+
+    def _open(self, location: FileLocation) -> tuple[int, os.stat_result]:
+        """An image's open file, which the caller closes, and its status."""
+        datadir, below, name = self._place(location)
+        try:
+            directory = open_directory(datadir, below)
             try:
-                directory = open_directory(datadir, parts[:-1])
-                closing.callback(os.close, directory)
                 # O_NONBLOCK: opening a FIFO or a device must not wait for its other end.
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                file = os.open(parts[-1], flags, dir_fd=directory)
-                closing.callback(os.close, file)
-            except (FileNotFoundError, NotADirectoryError):
-                raise NotFound(f"no image at {location}") from None
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO):
-                    raise Forbidden(f"{location} is a symbolic link or a device; only files are read") from error
-                raise
-            mode = os.fstat(file).st_mode
-            if stat.S_ISDIR(mode):
-                raise NotFound(f"no image at {location}, which is a directory")
-            if not stat.S_ISREG(mode):
-                raise Forbidden(f"{location} is not a regular file")
-            yield directory, parts[-1], file
+                file = os.open(name, flags, dir_fd=directory)
+            finally:
+                let_go(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no image at {location}") from None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise Forbidden(f"{location} is a symbolic link or a device; only files are read") from error
+            raise
+        try:
+            status = os.fstat(file)
+            only_files(status, location)
+        except BaseException:
+            let_go(file)
+            raise
+        return file, status
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
@@ -236,8 +273,14 @@ class FilesystemStore(Store[FileLocation]):
         return self.guard.call(functools.partial(self._open_writer, image_id, size), self.name)
 
     def _open_writer(self, image_id: str, size: int | None) -> FileWriter:
+        if not is_image(image_id):
+            raise Invalid(
+                f"image id {image_id!r}: files of that name are temporary ones of other programs or of this store, "
+                f"which listings leave out; choose another id, such as one without the leading dot"
+            )
         self.refuse_existing(image_id)
-        free = {datadir: datadir.room()[0] for datadir in self.datadirs}
+        rooms = {datadir: datadir.room() for datadir in self.datadirs}
+        free = {datadir: UNKNOWN_ROOM if room is None else room[0] for datadir, room in rooms.items()}
         # A thinly provisioned image may need far less than its size.
         needed = 1 if size is None or self.conf.filesystem_thin_provisioning else size
         fitting = [datadir for datadir in self.datadirs if free[datadir] >= needed]
@@ -251,27 +294,48 @@ class FilesystemStore(Store[FileLocation]):
         """Open the file."""
 
         def opened() -> FileReader:
-            with self._opened(location) as (_, _, file):
-                return FileReader(os.dup(file), location, self.guard)
+            return FileReader(*self._open(location), location, self.guard)
 
         with forbidden(location):
-            return self.guard.call(opened, str(location))
+            return bounded(self.guard, opened, str(location), late=lambda reader: let_go(reader.file))
 
     def measure(self, location: FileLocation, context: Any) -> int:
         """The size of the file."""
         return self.inspect(location, context).size
 
     def remove(self, location: FileLocation, context: Any) -> None:
-        """Unlink the file."""
-
-        def unlink() -> None:
-            with self._opened(location) as (directory, name, _):
-                os.unlink(name, dir_fd=directory)
-                if self.conf.filesystem_store_fsync:
-                    os.fsync(directory)
-
+        """Unlink the file that is there now, and no newer one, should the file system answer late."""
+        # After that long nobody waits for this call any more, whose name may be another image's by then.
+        end = time.monotonic() + (self.guard.timeout or self.retry_policy.timeout)
         with forbidden(location):
-            self.guard.call(unlink, str(location))
+            self.guard.call(lambda: self.remove_now(location, end), str(location))
+
+    def remove_now(self, location: FileLocation, end: float = math.inf) -> None:
+        """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found."""
+        datadir, below, name = self._place(location)
+        missing = NotFound(f"no image at {location}")
+        try:
+            directory = open_directory(datadir, below)
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise Forbidden(f"{location} is below a symbolic link") from error
+            raise
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            only_files(status, location)
+            if time.monotonic() > end:
+                raise TransferTimeout(f"{location}: the file system answered too late; nothing was removed")
+            publishing.take_away(directory, name, name, publishing.Identity.of(status))
+            if self.conf.filesystem_store_fsync:
+                flush_directory(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing from None
+        except publishing.Replaced:
+            raise StoreError(f"{location} was replaced while it was being deleted; the newer image was left") from None
+        finally:
+            let_go(directory)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """By errno; what cannot be read or removed is Forbidden and comes from ``forbidden``."""
@@ -292,82 +356,71 @@ class FilesystemStore(Store[FileLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
-    def _files(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Every file of every data directory and its shards, with the directory it is in."""
-        pending = [(datadir.path, 0) for datadir in self.datadirs]
-        while pending:
-            path, depth = pending.pop()
-            with self.guard.call(functools.partial(os.scandir, path), path) as entries:
-                # In batches, so that a directory of a million images neither fills memory nor hangs for ever.
-                while batch := self.guard.call(lambda e=entries: list(itertools.islice(e, 1000)), path):  # type: ignore[misc]
-                    for entry in batch:
-                        if entry.is_file(follow_symlinks=False):
-                            yield path, entry
-                        elif depth < DEEPEST_SHARD and SHARD.fullmatch(entry.name) and not entry.is_symlink():
-                            pending.append((entry.path, depth + 1))
+    def _files(self, look: Callable[[str, os.DirEntry[str]], T | None]) -> Iterator[T]:
+        """What ``look`` answers for every file of every data directory and its shards."""
+        for datadir in self.datadirs:
+            yield from self.look_below(datadir.path, look)
+
+    def look_below(self, path: str, look: Callable[[str, os.DirEntry[str]], T | None]) -> Generator[T, None, None]:
+        """The same for one data directory."""
+        try:
+            yield from files_below(path, self.guard, look)
+        except OSError as error:
+            if error.errno in DENIED:
+                raise Forbidden(
+                    f"{error.filename or path} cannot be listed: {error.strerror}; this process must be allowed to "
+                    "read what option filesystem_store_datadir names"
+                ) from error
+            raise
 
     def places(self, image_id: str) -> list[FileLocation]:
         """In any data directory, as deep as images ever are; a part file is no image."""
-        if PART.fullmatch(image_id):
+        if not is_image(image_id):
             return []
         depths = range(DEEPEST_SHARD + 1)
         return [self.location(each.path, image_id, depth) for each in self.datadirs for depth in depths]
 
     def images(self) -> Iterator[ImageInfo]:
-        """Every file that is not a part file."""
-        for path, entry in self._files():
-            if not PART.fullmatch(entry.name):
-                with contextlib.suppress(FileNotFoundError):
-                    yield image_info(FileLocation(os.path.join(path, entry.name)), entry.stat(follow_symlinks=False))
+        """Every file that is neither ours nor some other program's temporary one."""
+        return self._files(listed)
 
     def inspect(self, location: FileLocation, context: Any) -> ImageInfo:
         """Size and times of one file."""
 
         def status() -> ImageInfo:
-            with self._opened(location) as (_, _, file):
-                return image_info(location, os.fstat(file))
+            file, status = self._open(location)
+            let_go(file)
+            return image_info(location, status)
 
         with forbidden(location):
             return self.guard.call(status, str(location))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
-        """Part files that no writer holds. Unnamed files need no collecting: the kernel frees them."""
-        for path, entry in self._files():
-            match = PART.fullmatch(entry.name)
-            if match is None or not match["image_id"].startswith(prefix or ""):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat(follow_symlinks=False)
-                name = os.path.join(path, entry.name)
-                if status.st_mtime <= time.time() - older_than and not is_held(name):
-                    yield Garbage(name, match["image_id"], status.st_blocks * 512, status.st_mtime)
+        """What dead writers left. Unnamed files need no collecting: the kernel frees them."""
+
+        def look(path: str, entry: os.DirEntry[str]) -> Garbage | None:
+            own = parse_own(entry.name)
+            if own is None or not own.image_id.startswith(prefix or ""):
+                return None
+            name = os.path.join(path, entry.name)
+            found = Garbage(name, own.image_id, 0, changed(own, entry.stat(follow_symlinks=False)), (own, older_than))
+            file = dead_file(found)
+            if file is None:
+                return None
+            try:
+                return replace(found, size=os.fstat(file).st_blocks * 512)
+            finally:
+                let_go(file)
+
+        return self._files(look)
 
     def discard(self, garbage: Garbage) -> bool:
-        """Unlink a part file."""
-        with contextlib.suppress(FileNotFoundError):
-            if not is_held(garbage.name):
-                os.unlink(garbage.name)
-                return True
-        return False
+        """Unlink a file of ours if its writer is dead; what a delete moved aside by mistake gets its name again."""
+        return self.guard.call(lambda: discard(garbage), garbage.name)
 
     def probe(self) -> Health:
-        """Room in all data directories, and whether a file can be made in each."""
-        free = total = 0
-        for datadir in self.datadirs:
-            room = self.guard.call(datadir.room, datadir.path)
-            free, total = free + room[0], total + room[1]
-            if Capability.ADD in self.capabilities:
-                self.guard.call(functools.partial(self._try_writing, datadir.path), datadir.path)
-        paths = ", ".join(datadir.path for datadir in self.datadirs)
-        return Health(f"{paths}: {free} bytes free of {total}", free, total)
-
-    def _try_writing(self, path: str) -> None:
-        writer = FileWriter(self, path, "check")
-        try:
-            writer.reserve(PAGE)
-        finally:
-            writer.abort()
-            writer.close()
+        """Do in each data directory what adds, reads, listings and gc do, with a small image of its own prefix."""
+        return checking.check(self)
 
     def metadata_for(self, path: str) -> Mapping[str, Any]:
         """The entry of the metadata file whose mountpoint ``path`` lies under."""
@@ -377,17 +430,96 @@ class FilesystemStore(Store[FileLocation]):
         return {}
 
     @contextlib.contextmanager
-    def one_at_a_time(self) -> Iterator[None]:
+    def one_at_a_time(self, image_id: str) -> Iterator[None]:
         """With several data directories an id is only unique if checking and publishing are one step."""
         if len(self.datadirs) == 1:
             yield
             return
-        lock = os.open(min(datadir.path for datadir in self.datadirs), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        first = os.open(min(datadir.path for datadir in self.datadirs), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            if publishing.lock(first):
+                yield
+            else:
+                with publishing.claim(first, image_id):
+                    yield
         finally:
-            os.close(lock)
+            let_go(first)
+
+
+def only_files(status: os.stat_result, location: FileLocation) -> None:
+    """Raise NotFound for a directory, Forbidden for anything else that is no file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise NotFound(f"no image at {location}, which is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise Forbidden(f"{location} is not a regular file")
+
+
+def listed(path: str, entry: os.DirEntry[str]) -> ImageInfo | None:
+    """What a listing says of a file; None for what is no image."""
+    if not is_image(entry.name):
+        return None
+    return image_info(FileLocation(os.path.join(path, entry.name)), entry.stat(follow_symlinks=False))
+
+
+def changed(own: OwnName, status: os.stat_result) -> float:
+    """Since when a file of ours is as it is: for what was moved aside, since it was."""
+    return status.st_ctime if own.kind == "gone" else status.st_mtime
+
+
+def dead_file(garbage: Garbage) -> int | None:
+    """A file of ours, open so that no writer can lock it meanwhile; None if its writer lives or it is too young.
+
+    Where the file system has no locks, age alone tells, and a claim counts as held for a while.
+    """
+    own, older_than = garbage.handle
+    file = os.open(garbage.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        locked = publishing.is_locked(file)
+        if locked is None and own.kind == "claim":
+            older_than = max(older_than, CLAIM_AGE)
+        if not locked and changed(own, os.fstat(file)) <= time.time() - older_than:
+            return file
+    except BaseException:
+        let_go(file)
+        raise
+    let_go(file)
+    return None
+
+
+def discard(garbage: Garbage) -> bool:
+    """Unlink what a dead writer left; answers whether."""
+    own = garbage.handle[0]
+    try:
+        file = dead_file(garbage)
+    except FileNotFoundError:
+        return False
+    if file is None:
+        return False
+    try:
+        status = os.fstat(file)
+        if own.kind == "gone" and publishing.Identity.of(status).token != own.token[8:]:
+            restore(garbage)
+            return False
+        os.unlink(garbage.name)
+    except FileNotFoundError:
+        return False
+    finally:
+        let_go(file)
+    return True
+
+
+def restore(garbage: Garbage) -> None:
+    """Give an image its name again that a delete, carried out late, moved aside in place of an older one."""
+    own = garbage.handle[0]
+    if not is_whole(own.image_id):
+        LOG.error("%r is an image that lost its name; its id is too long to be known", garbage.name)
+        return
+    directory, name = os.path.split(garbage.name)
+    descriptor = open_directory(directory, [])
+    try:
+        publishing.put_back(descriptor, name, own.image_id)
+    finally:
+        let_go(descriptor)
 
 
 def image_info(location: FileLocation, status: os.stat_result) -> ImageInfo:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that Python lacks, and the answers of those it has where a file system does not know them."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import fcntl
+import functools
+import os
+
+from storelib.transfer.contract import KiB, MiB
+
+PAGE = 4 * KiB
+#: linux/fs.h; shares all extents of one file with another (reflink).
+FICLONE = 0x40049409
+#: linux/fs.h, for renameat2(2).
+RENAME_NOREPLACE = 1
+#: What open(2) answers where there is no O_TMPFILE (EISDIR: kernels or network protocols that do not know it).
+NO_TMPFILE = {
+    errno.EOPNOTSUPP,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENOENT,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOTDIR,
+}
+NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(ctypes.util.find_library("c") or None, use_errno=True)
+
+
+def _raise_errno() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
+
+
+def allocate(file: int, length: int) -> None:
+    """fallocate(2). Not os.posix_fallocate, which writes every block where the file system cannot allocate."""
+    if length and _libc().fallocate64(file, 0, ctypes.c_int64(0), ctypes.c_int64(length)):
+        _raise_errno()
+
+
+def rename_without_overwriting(directory: int, old: str, new: str) -> None:
+    """renameat2(2) with RENAME_NOREPLACE."""
+    function = getattr(_libc(), "renameat2", None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(directory, os.fsencode(old), directory, os.fsencode(new), RENAME_NOREPLACE):
+        _raise_errno()
+
+
+@functools.cache
+def has_proc() -> bool:
+    """Whether open files can be named by way of /proc, which a chroot may lack."""
+    return os.path.exists("/proc/self/fd/0") or os.path.isdir("/proc/self/fd")
+
+
+def reflink(source: int, target: int) -> bool:
+    """Let one file share all blocks of another (ioctl_ficlone(2)); answers whether the file system can."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        # Whatever else it is, reading and writing is tried next and tells.
+        if error.errno not in FULL:
+            return False
+        raise
+    return True
+
+
+def has_reflinks(path: str) -> bool:
+    """Whether files in this directory can share blocks; tried on two files without names."""
+    files: list[int] = []
+    try:
+        for _ in range(2):
+            files.append(os.open(path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600))
+        os.pwrite(files[0], bytes(PAGE), 0)
+        return reflink(*files)
+    except OSError:
+        return False
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def copy_range(source: int, target: int, offset: int, length: int) -> int:
+    """Copy within the kernel (copy_file_range(2)); answers how many bytes were copied before it refused.
+
+    Between file systems, on swap files, on older kernels and some network file systems it does not work, or only up to
+    some point; the rest has to be read and written. Raises only for what is about room.
+    """
+    done = 0
+    while done < length:
+        try:
+            count = os.copy_file_range(source, target, length - done, offset + done, offset + done)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            break
+        if not count:
+            break
+        done += count
+    return done
+
+
+def copy_by_reading(source: int, target: int, offset: int, length: int) -> int:
+    """Copy by way of memory; answers how many bytes there were."""
+    memory = memoryview(bytearray(min(length, MiB)))
+    done = 0
+    while done < length:
+        count = os.preadv(source, [memory[: length - done]], offset + done)
+        if not count:
+            break
+        write_all(target, memory[:count], offset + done)
+        done += count
+    return done
+
+
+def set_flag(file: int, flag: int, *, on: bool) -> None:
+    """Set or clear a status flag of an open file."""
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    wanted = flags | flag if on else flags & ~flag
+    if wanted != flags:
+        fcntl.fcntl(file, fcntl.F_SETFL, wanted)
+
+
+def write_all(file: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data``; where the file system refuses direct I/O after all, through the page cache."""
+    while data:
+        try:
+            count = os.pwrite(file, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+                raise
+            set_flag(file, os.O_DIRECT, on=False)
+            continue
+        data, offset = data[count:], offset + count
