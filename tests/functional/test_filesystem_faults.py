@@ -257,6 +257,36 @@ def test_several_directories_without_locks_have_unique_ids_too(tmp_path, monkeyp
     assert names(tmp_path) == ["x"]
 
 
+def test_a_copy_into_a_named_file_that_fails_publishes_nothing(tmp_path, monkeypatch):
+    """Where an unnamed file turns out to get no name."""
+    store = file_store(tmp_path, transfer_retries=2)
+    failing(monkeypatch, "link", errno.EPERM, times=-1)
+    failing(monkeypatch, "preadv", errno.ESTALE)
+    with pytest.raises(StoreError, match="could not be copied"):
+        store.add("x", DATA)
+    assert names(tmp_path) == []
+    store.add("x", DATA)
+    assert (tmp_path / "x").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_direct_writes_that_are_refused_go_through_the_page_cache(tmp_path, monkeypatch, number):
+    def direct(file, *args):
+        return fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT
+
+    store = file_store(tmp_path)
+    failing(monkeypatch, "pwrite", number, when=direct, times=-1)
+    store.add("x", DATA)
+    assert (tmp_path / "x").read_bytes() == DATA
+
+
+def test_a_write_that_takes_nothing_is_an_error_and_no_endless_loop(tmp_path, monkeypatch):
+    store = file_store(tmp_path)
+    monkeypatch.setattr(os, "pwrite", lambda *args: 0)
+    with pytest.raises(StoreError, match="no more bytes"):
+        store.add("x", DATA)
+
+
 # -- Answers that are lost --------------------------------------------------------------------------------------
 
 
@@ -317,6 +347,26 @@ def test_an_id_that_is_a_directory_there_is_invalid_and_no_duplicate(store, data
     (datadir / "x").mkdir()
     with pytest.raises(Invalid, match="directory of that name"):
         store.add("x", DATA)
+
+
+def test_an_image_that_may_be_visible_is_not_written_again(tmp_path, monkeypatch):
+    """A small one goes out in one call, which is made again after a passing error."""
+    store = file_store(tmp_path)
+    link = os.link
+
+    def lying(*args, **kwargs):
+        link(*args, **kwargs)
+        monkeypatch.setattr(os, "pwrite", lambda *args: pytest.fail("written again"))
+        monkeypatch.setattr(os, "ftruncate", lambda *args: pytest.fail("cut again"))
+        monkeypatch.setattr(os, "fstat", lambda *args: failing_call(errno.ESTALE))
+        monkeypatch.setattr(os, "link", link)
+        threading.Timer(0.1, lambda: monkeypatch.setattr(os, "fstat", fstat)).start()
+        raise OSError(errno.ETIMEDOUT, "lost")
+
+    fstat = os.fstat
+    monkeypatch.setattr(os, "link", lying)
+    stored = store.add("x", DATA)
+    assert store.get(stored.uri).data.read() == DATA
 
 
 # -- Calls that come back late ----------------------------------------------------------------------------------
@@ -564,7 +614,7 @@ def test_closing_a_stream_and_looking_for_holes_raise_errors_of_the_store(tmp_pa
     with pytest.raises(StoreError, match="Input/output"):
         list(extents)
     close = os.close
-    monkeypatch.setattr(os, "close", lambda fd: close(fd) or failing_close())
+    monkeypatch.setattr(os, "close", lambda fd: close(fd) or failing_call(errno.EIO))
     with pytest.raises(StoreError, match="Input/output"):
         stream.close()
     stream.close()
@@ -572,8 +622,8 @@ def test_closing_a_stream_and_looking_for_holes_raise_errors_of_the_store(tmp_pa
     assert open_files(tmp_path) == []
 
 
-def failing_close():
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
+def failing_call(number):
+    raise OSError(number, os.strerror(number))
 
 
 # -- Copies in the kernel ---------------------------------------------------------------------------------------

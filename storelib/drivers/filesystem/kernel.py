@@ -29,6 +29,8 @@ NO_TMPFILE = {
     errno.ENOTDIR,
 }
 NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM}
+#: What write(2) answers where direct I/O is refused after all.
+NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -137,8 +139,10 @@ def write_all(file: int, data: memoryview, offset: int) -> None:
         try:
             count = os.pwrite(file, data, offset)
         except OSError as error:
-            if error.errno != errno.EINVAL or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            if error.errno not in NO_DIRECT or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
                 raise
             set_flag(file, os.O_DIRECT, on=False)
             continue
+        if not count:
+            raise OSError(errno.EIO, "the file system takes no more bytes")
         data, offset = data[count:], offset + count

@@ -185,19 +185,34 @@ def claim(directory: int, image_id: str) -> Iterator[None]:
     if file < 0:
         raise busy
     try:
-        lock(file)
-        token = new_token().encode()
-        os.write(file, token)
-        # Between its making and its lock a gc may have taken it, and another add may have made its own.
-        if _content(directory, name) != token:
+        try:
+            lock(file)
+            token = new_token().encode()
+            os.write(file, token)
+            # Between its making and its lock a gc may have taken it, and another add may have made its own.
+            held = _content(directory, name) == token
+        except BaseException:
+            _release(directory, name, file, image_id)
+            raise
+        if not held:
             raise busy
         try:
             yield
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
+            _release(directory, name, file, image_id)
     finally:
         let_go(file)
+
+
+def _release(directory: int, name: str, file: int, image_id: str) -> None:
+    """Remove a claim; if the file system hung meanwhile, the name may be another add's."""
+    try:
+        # Moved aside, it is to gc what any dead add left.
+        take_away(directory, name, image_id, Identity.of(os.fstat(file)), kind="part")
+    except (FileNotFoundError, Replaced):
+        pass
+    except OSError as error:
+        LOG.warning("image %r: removing the claim on its id: %s; gc will", image_id, error)
 
 
 def _content(directory: int, name: str) -> bytes:
@@ -257,14 +272,14 @@ def _open_own(directory: int, kind: str, token: str, image_id: str, flags: int) 
 # -- Taking a name away ---------------------------------------------------------------------------------------------
 
 
-def take_away(directory: int, name: str, image_id: str, met: Identity) -> None:
+def take_away(directory: int, name: str, image_id: str, met: Identity, kind: str = "gone") -> None:
     """Remove the image that was met under ``name``; raises Replaced and leaves it where it is another by now.
 
     It is renamed to a name that is used once, looked at, and unlinked there. So a call that a file server carries out
     late, when somebody has published a newer image, moves that one for a moment, and it is put back: by this call, or
-    by gc if this process dies in between.
+    by gc if this process dies in between and ``kind`` is "gone".
     """
-    gone = _move_aside(directory, name, image_id, met)
+    gone = _move_aside(directory, name, image_id, met, kind)
     if gone is None:
         # The file system refuses to rename, or has no room for the name. Look and unlink is what is left.
         if Identity.of(os.stat(name, dir_fd=directory, follow_symlinks=False)) != met:
@@ -282,8 +297,8 @@ def take_away(directory: int, name: str, image_id: str, met: Identity) -> None:
         raise
 
 
-def _move_aside(directory: int, name: str, image_id: str, met: Identity) -> str | None:
-    for gone in own_names("gone", new_token()[:8] + met.token, image_id):
+def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: str) -> str | None:
+    for gone in own_names(kind, new_token()[:8] + met.token, image_id):
         try:
             os.rename(name, gone, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError as error:

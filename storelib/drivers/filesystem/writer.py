@@ -18,7 +18,7 @@ from storelib.drivers.filesystem.held import let_go
 from storelib.drivers.filesystem.kernel import FULL, PAGE, has_reflinks
 from storelib.drivers.filesystem.paths import shards
 from storelib.exceptions import Duplicate, Invalid, StorageFull, StoreError
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import Extent, MiB
 from storelib.transfer.source import GRAIN, file_extents
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class FileWriter(Writer):
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """All of a small image in one call, which spares two changes of thread."""
-        if not self.published:
+        if not self.tried:  # else it may be visible already, and only that answer was lost
             self.reserve(len(data))
             self.write(Part(0, 0, data))
         return self.commit(len(data), digests)
@@ -135,7 +135,8 @@ class FileWriter(Writer):
         if self.lost is not None:
             raise self.lost
         if not self.published:
-            self.finish(size)
+            if not self.tried:
+                self.finish(size)
             with self.store.one_at_a_time(self.image_id):
                 if not (self.tried and self.is_published()):
                     self.store.refuse_existing(self.image_id)
@@ -296,24 +297,26 @@ class FileWriter(Writer):
 
     def become_part(self) -> None:
         """Copy an unnamed file, which turned out to get no name here, into a part file; the next one is one at once."""
-        unnamed = self.file
+        unnamed, size = self.file, self.met.size
         self.part, self.file = publishing.open_part(self.directory, self.image_id)
         self.self_cleaning = False
         self.links = 1
         self.store.named_only.add(self.datadir)
+        # Until it is whole, no further try may publish it.
+        self.lost = StoreError(f"image {self.image_id!r}: it could not be copied into a file with a name")
         try:
             if self.mode is not None:
                 os.fchmod(self.file, self.mode)
             kernel.set_flag(unnamed, os.O_DIRECT, on=False)
             if not kernel.reflink(unnamed, self.file):
-                for extent in file_extents(unnamed, 0, self.met.size) if self.sparse else ():
+                extents = file_extents(unnamed, 0, size) if self.sparse else [Extent(0, size, data=True)]
+                for extent in extents:
                     if extent.data:
                         kernel.copy_by_reading(unnamed, self.file, extent.offset, extent.length)
-                if not self.sparse:
-                    kernel.copy_by_reading(unnamed, self.file, 0, self.met.size)
         finally:
             let_go(unnamed)
-        self.finish(self.met.size)
+        self.finish(size)
+        self.lost = None
 
     def unlink_part(self) -> None:
         """Remove the part file's own name."""
