@@ -28,6 +28,7 @@ from storelib.exceptions import (
     BadStoreUri,
     Duplicate,
     Forbidden,
+    InUseByStore,
     Invalid,
     NotFound,
     StorageFull,
@@ -309,6 +310,13 @@ def test_a_rename_that_was_made_and_denied_is_the_adds_own(mount, datadir, store
     assert store.get(stored.uri).data.read() == DATA
 
 
+def test_what_is_known_of_an_image_stays_where_inode_numbers_change(mount, datadir, store):
+    mount.quirk("inodes")
+    uri = store.add("x", DATA).uri
+    assert store.stat(uri) == store.stat(uri) == next(store.list_images())
+    store.check()
+
+
 def test_an_unnamed_file_whose_link_was_denied_though_made_is_an_image(tmp_path, monkeypatch):
     link = os.link
 
@@ -426,6 +434,34 @@ def test_a_delete_that_fails_leaves_the_image(mount, datadir, store):
     with pytest.raises(StoreError):
         store.delete(uri)
     assert store.get(uri).data.read() == DATA
+    store.delete(uri)
+    assert names(datadir) == []
+
+
+def test_a_delete_whose_flush_failed_is_an_error_however_often_it_is_tried(mount, datadir):
+    store = file_store(datadir)
+    uri = store.add("x", DATA).uri
+    mount.fault("fsyncdir", "ETIMEDOUT", times=1)
+    with pytest.raises(StoreError, match="power loss"):
+        store.delete(uri)
+    assert names(datadir) == []
+
+
+@pytest.mark.parametrize("number", ["EBUSY", "ETXTBSY"])
+def test_an_image_in_use_on_its_server_is_in_use(mount, datadir, store, number):
+    uri = store.add("x", DATA).uri
+    for call in ("unlink", "rename"):
+        mount.fault(call, number)
+        with pytest.raises(InUseByStore):
+            store.delete(uri)
+    mount.clear()
+    assert store.get(uri).data.read() == DATA
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "ENAMETOOLONG"])
+def test_where_an_image_cannot_be_renamed_it_can_be_deleted(mount, datadir, store, number):
+    uri = store.add("x", DATA).uri
+    mount.fault("rename", number)
     store.delete(uri)
     assert names(datadir) == []
 

@@ -14,7 +14,7 @@ from storelib.drivers.filesystem.kernel import PAGE
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.drivers.filesystem.paths import is_image, new_token
 from storelib.drivers.filesystem.writer import FileWriter
-from storelib.exceptions import NotFound, StorageFull, StoreError
+from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeout
 
 if TYPE_CHECKING:
     from storelib.drivers.filesystem.store import FilesystemStore
@@ -101,7 +101,7 @@ def add(store: FilesystemStore, path: str, image_id: str, changes: dict[str, Any
 def advised(store: FilesystemStore, path: str, image_id: str, error: Exception) -> Exception:
     """The error of an add, with the option that makes adds work if there is one."""
     known = error if isinstance(error, StoreError) else store.map_error(error, f"{path}: adding an image")
-    if known is None or isinstance(known, (StorageFull, NotFound)):
+    if known is None or isinstance(known, (StorageFull, NotFound, TransferTimeout)):
         return known or error
     for option, value, changes in ALTERNATIVES:
         try:
@@ -109,7 +109,7 @@ def advised(store: FilesystemStore, path: str, image_id: str, error: Exception) 
         except (StoreError, OSError):
             continue
         return type(known)(f"{known}; with option {option} = {value} it works")
-    return type(known)(f"{known}; check that this process may write to what option filesystem_store_datadir names")
+    return type(known)(f"{known}; check that this process may write to what option {store.datadir_option} names")
 
 
 def read(store: FilesystemStore, location: FileLocation) -> None:

@@ -41,6 +41,7 @@ from storelib.exceptions import (
     BadStoreUri,
     Duplicate,
     Forbidden,
+    InUseByStore,
     Invalid,
     NotFound,
     RemoteServiceUnavailable,
@@ -141,12 +142,17 @@ class FilesystemStore(Store[FileLocation]):
         if self._copies_in_kernel():
             self.capabilities |= Capability.COPY
 
+    @property
+    def datadir_option(self) -> str:
+        """The option that names the data directories."""
+        return "filesystem_store_datadirs" if self.conf.filesystem_store_datadirs else "filesystem_store_datadir"
+
     def _datadir(self, entry: str) -> DataDir:
         several = bool(self.conf.filesystem_store_datadirs)
+        option = self.datadir_option
         path, colon, priority = entry.rpartition(":") if several else (entry, "", "")
         if not colon:
             path, priority = entry, "0"
-        option = "filesystem_store_datadirs" if several else "filesystem_store_datadir"
         if not path.strip() or "\0" in path:
             raise self._misconfigured(option, "a directory is needed", entry)
         try:
@@ -155,7 +161,7 @@ class FilesystemStore(Store[FileLocation]):
             raise self._misconfigured(option, "the priority after ':' is a whole number", entry) from None
 
     def _make(self, path: str) -> None:
-        option = "filesystem_store_datadir"
+        option = self.datadir_option
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
@@ -329,7 +335,7 @@ class FilesystemStore(Store[FileLocation]):
                 raise TransferTimeout(f"{location}: the file system answered too late; nothing was removed")
             publishing.take_away(directory, name, name, publishing.Identity.of(status))
             if self.conf.filesystem_store_fsync:
-                flush_directory(directory)
+                flushed(directory, location)
         except (FileNotFoundError, NotADirectoryError):
             raise missing from None
         except publishing.Replaced:
@@ -369,7 +375,7 @@ class FilesystemStore(Store[FileLocation]):
             if error.errno in DENIED:
                 raise Forbidden(
                     f"{error.filename or path} cannot be listed: {error.strerror}; this process must be allowed to "
-                    "read what option filesystem_store_datadir names"
+                    f"read what option {self.datadir_option} names"
                 ) from error
             raise
 
@@ -454,6 +460,16 @@ def only_files(status: os.stat_result, location: FileLocation) -> None:
         raise Forbidden(f"{location} is not a regular file")
 
 
+def flushed(directory: int, location: FileLocation) -> None:
+    """Flush the directory of a removed image; an error is final, since another try would find no image."""
+    try:
+        flush_directory(directory)
+    except OSError as error:
+        raise StoreError(
+            f"{location} was removed, but may be there again after a power loss: {error.strerror}"
+        ) from error
+
+
 def listed(path: str, entry: os.DirEntry[str]) -> ImageInfo | None:
     """What a listing says of a file; None for what is no image."""
     if not is_image(entry.name):
@@ -500,12 +516,26 @@ def discard(garbage: Garbage) -> bool:
         if own.kind == "gone" and publishing.Identity.of(status).token != own.token[8:]:
             restore(garbage)
             return False
-        os.unlink(garbage.name)
-    except FileNotFoundError:
+        if own.kind == "claim":
+            # The only name of ours that is used again.
+            remove_claim(garbage, publishing.Identity.of(status))
+        else:
+            os.unlink(garbage.name)
+    except (FileNotFoundError, publishing.Replaced):
         return False
     finally:
         let_go(file)
     return True
+
+
+def remove_claim(garbage: Garbage, met: publishing.Identity) -> None:
+    """Remove a claim that a dead add left, and not one that another add has made since."""
+    where, name = os.path.split(garbage.name)
+    directory = open_directory(where, [])
+    try:
+        publishing.take_away(directory, name, garbage.handle[0].image_id, met, kind="part")
+    finally:
+        let_go(directory)
 
 
 def restore(garbage: Garbage) -> None:
@@ -524,7 +554,8 @@ def restore(garbage: Garbage) -> None:
 
 def image_info(location: FileLocation, status: os.stat_result) -> ImageInfo:
     """What stat(2) tells of an image."""
-    version = f"{status.st_ino:x}-{status.st_mtime_ns:x}"
+    # Not the inode number, which some network file systems change.
+    version = f"{status.st_size:x}-{status.st_mtime_ns:x}"
     return ImageInfo(location.uri, status.st_size, os.path.basename(location.path), status.st_mtime, version)
 
 
@@ -534,6 +565,8 @@ def forbidden(location: FileLocation) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ETXTBSY):
+            raise InUseByStore(f"{location}: {error.strerror}; try again when nobody uses it") from error
         if error.errno in DENIED:
             raise Forbidden(f"{location}: {error.strerror}") from error
         raise
