@@ -12,6 +12,7 @@ import copy
 import difflib
 import glob
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from oslo_config import cfg, iniparser, types
 from storelib.driver import STORE_OPTIONS, Store
 from storelib.exceptions import BadStoreConfiguration
 from storelib.location import redact
+from storelib.option_types import LocalPath
 from storelib.plugins import driver_classes, driver_names
 
 LOG = logging.getLogger(__name__)
@@ -93,8 +95,99 @@ def load_file(path: str | os.PathLike[str]) -> cfg.ConfigOpts:
     return conf
 
 
-class Configuration:
-    """One ConfigOpts and the files behind it, checked: the stores it lists and the options of each.
+class OptionReader:
+    """One ConfigOpts and the files behind it: reads options, and knows where their values come from."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self.conf = conf
+        # oslo.config does not tell lines, nor names it does not know, so the files are read once more.
+        self.settings = [setting for name in _files(conf) for setting in _read_again(name)]
+
+    def value(self, group: str, option: cfg.Opt) -> Any:
+        """What oslo.config reads for an option; raises BadStoreConfiguration."""
+        try:
+            found = finite(self.conf[group][option.dest])
+        # An option that refers to itself is one too deep.
+        except (ValueError, cfg.Error, RecursionError) as error:
+            if "$" in (source := self._source(group, option)).text:
+                why = "; a '$' begins the name of another option, one that is meant as it is is written '$$'"
+            elif option.secret:
+                why = ""
+            else:
+                # What oslo.config says before that is in where() already.
+                why = f" ({redact(str(error).rpartition('is not valid: ')[2])})"
+            where = source.shown(group, option)
+            raise BadStoreConfiguration(f"{where} is not valid: expected {allowed(option)}{why}") from None
+        if isinstance(option.type, LocalPath):
+            return absolute(found, self.directory(group, option))
+        return found
+
+    def is_set(self, group: str, option: cfg.Opt) -> bool:
+        """Whether a file, the environment or the program gives the option a value in this very group."""
+        try:
+            return self._location(group, option) is not cfg.Locations.opt_default
+        except (ValueError, cfg.Error, RecursionError):
+            return True
+
+    def where(self, group: str, option: cfg.Opt) -> str:
+        """Group, option, value (unless secret) and where that comes from, for people to read."""
+        return self._source(group, option).shown(group, option)
+
+    def warn_of_references(self, group: str, option: cfg.Opt) -> None:
+        """A password may have a ``$`` in it, and be changed without a word when what follows is an option's name."""
+        text = self._source(group, option).text.replace("$$", "")
+        if option.secret and "$" in text and text != self.conf[group][option.dest]:
+            LOG.warning(
+                "%s: a '$' in it is replaced by the option it names; one that is meant as it is is written '$$'",
+                self.where(group, option),
+            )
+
+    def directory(self, group: str, option: cfg.Opt) -> str:
+        """The directory of the file that sets the option; the current one where no file does."""
+        setting = self._source(group, option).setting
+        return os.path.dirname(os.path.abspath(setting.file)) if setting else os.getcwd()
+
+    def _source(self, group: str, option: cfg.Opt) -> _Source:
+        if self._set_by_program(group, option):
+            return _Source(option.dest, str(self.conf[group][option.dest]), "set by the program")
+        variable = f"OS_{group}__{option.dest}".upper()  # oslo.config's, which goes before the files
+        if variable in os.environ:
+            return _Source(option.dest, os.environ[variable], f"environment: {variable}")
+        names = _names(option)
+        for setting in reversed(self.settings):
+            if setting.group.lower() == group.lower() and setting.key in names:
+                place = f"{setting.file}, line {setting.line}"
+                return _Source(setting.key, setting.value, place, setting)
+        return _Source(option.dest, "", None)
+
+    def _location(self, group: str, option: cfg.Opt) -> cfg.Locations:
+        found = self.conf.get_location(option.dest, group)
+        return cfg.Locations.opt_default if found is None else found.location
+
+    def _set_by_program(self, group: str, option: cfg.Opt) -> bool:
+        try:
+            return self._location(group, option) in (cfg.Locations.set_override, cfg.Locations.set_default)
+        except (ValueError, cfg.Error, RecursionError):
+            return False
+
+
+class _Source(NamedTuple):
+    """What gives an option its value: the name used there, the text as it stands there, the place for people."""
+
+    key: str
+    text: str
+    place: str | None
+    setting: Setting | None = None
+
+    def shown(self, group: str, option: cfg.Opt) -> str:
+        """Group, option, value (unless secret) and place."""
+        if self.place is None:
+            return f"[{group}] {option.dest} (not set)"
+        return f"[{group}] {self.key} = {_shown(option, self.text)} ({self.place})"
+
+
+class Configuration(OptionReader):
+    """The stores that a configuration lists and the options of each, checked.
 
     ``reserved`` are stores of the calling program itself, id to driver; they inherit nothing from ``[storelib]``.
     Raises BadStoreConfiguration for ids, drivers and a default store that cannot be.
@@ -102,48 +195,13 @@ class Configuration:
 
     def __init__(self, conf: cfg.ConfigOpts, reserved: Mapping[str, str] | None = None) -> None:
         register_opts(conf)
-        self.conf = conf
-        # oslo.config does not tell lines, nor names it does not know, so the files are read once more.
-        self.settings = [setting for name in _files(conf) for setting in _read_again(name)]
+        super().__init__(conf)
         self.entries = self._listed()
         self.entries += [StoreEntry(name, driver, reserved=True) for name, driver in (reserved or {}).items()]
         _check_entries(self.entries, self.where(SHARED, STORES))
         if not self.entries:
             raise BadStoreConfiguration(f"{self.where(SHARED, STORES)}: list at least one store as id:driver")
         self.default = self._default()
-
-    def value(self, group: str, option: cfg.Opt) -> Any:
-        """What oslo.config reads for an option; raises BadStoreConfiguration."""
-        try:
-            return self.conf[group][option.dest]
-        except (ValueError, cfg.Error) as error:
-            # What oslo.config says before that is in where() already.
-            reason = redact(str(error).rpartition("is not valid: ")[2])
-            why = "" if option.secret else f" ({reason})"
-            raise BadStoreConfiguration(
-                f"{self.where(group, option)} is not valid: expected {allowed(option)}{why}"
-            ) from None
-
-    def is_set(self, group: str, option: cfg.Opt) -> bool:
-        """Whether a file, the environment or the program gives the option a value in this very group."""
-        try:
-            return self._location(group, option) is not cfg.Locations.opt_default
-        except (ValueError, cfg.Error):
-            return True
-
-    def where(self, group: str, option: cfg.Opt) -> str:
-        """Group, option, value (unless secret) and where that comes from, for people to read."""
-        names = _names(option)
-        if self._set_by_program(group, option):
-            return f"[{group}] {option.dest} = {_shown(option, self.conf[group][option.dest])} (set by the program)"
-        variable = f"OS_{group}__{option.dest}".upper()  # oslo.config's, which goes before the files
-        if variable in os.environ:
-            return f"[{group}] {option.dest} = {_shown(option, os.environ[variable])} (environment: {variable})"
-        for setting in reversed(self.settings):
-            if setting.group.lower() == group.lower() and setting.key in names:
-                value = _shown(option, setting.value)
-                return f"[{group}] {setting.key} = {value} ({setting.file}, line {setting.line})"
-        return f"[{group}] {option.dest} (not set)"
 
     def options(self, entry: StoreEntry, driver: type[Store[Any]]) -> StoreOptions:
         """Register the group of one store and check its values; raises BadStoreConfiguration."""
@@ -154,8 +212,9 @@ class Configuration:
         # What users' stores share must not leak into those of the program: their images would get mixed.
         groups = (entry.name,) if entry.reserved else (entry.name, SHARED)
         found = StoreOptions(self, groups, options)
-        for name in found:
-            getattr(found, name)
+        for option in options:
+            getattr(found, option.dest)
+            self.warn_of_references(found.group(option), option)
         return found
 
     def check_names(self, known: Mapping[str, Iterable[str]]) -> None:
@@ -197,16 +256,6 @@ class Configuration:
             raise BadStoreConfiguration(f"{where}: 'stores' does not list it{did_you_mean(name, known)}")
         return name or next(iter(known), None)
 
-    def _location(self, group: str, option: cfg.Opt) -> cfg.Locations:
-        found = self.conf.get_location(option.dest, group)
-        return cfg.Locations.opt_default if found is None else found.location
-
-    def _set_by_program(self, group: str, option: cfg.Opt) -> bool:
-        try:
-            return self._location(group, option) in (cfg.Locations.set_override, cfg.Locations.set_default)
-        except (ValueError, cfg.Error):
-            return False
-
     def _warn_of(self, strangers: Iterable[Setting]) -> None:
         drivers = {name for driver in driver_classes().values() for name in option_names(driver.options)}
         seen = set()
@@ -239,7 +288,7 @@ class StoreOptions:
         option = self.__dict__.get("_options", {}).get(name)
         if option is None:
             raise AttributeError(f"{self!r} has no option {name!r}")
-        return self._configuration.value(self._group(option), option)
+        return self._configuration.value(self.group(option), option)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._options)
@@ -254,9 +303,10 @@ class StoreOptions:
     def where(self, name: str) -> str:
         """Group, option, value (unless secret) and where that comes from, for error messages."""
         option = self._options[name]
-        return self._configuration.where(self._group(option), option)
+        return self._configuration.where(self.group(option), option)
 
-    def _group(self, option: cfg.Opt) -> str:
+    def group(self, option: cfg.Opt) -> str:
+        """The group that the option is read from."""
         return next((group for group in self._groups if self._configuration.is_set(group, option)), self._groups[0])
 
 
@@ -280,15 +330,31 @@ def given_options(name: str, driver: str, options: Sequence[cfg.Opt], given: Map
 def convert(store: str, option: cfg.Opt, value: Any) -> Any:
     """``value`` as the option's type; raises BadStoreConfiguration."""
     try:
-        if not option.multi:
-            return option.type(value)
-        items = [value] if isinstance(value, (str, os.PathLike)) else value
-        return [option.type(item) for item in items]
+        if option.multi:
+            items = [value] if isinstance(value, (str, os.PathLike)) else value
+            found: Any = [option.type(item) for item in items]
+        else:
+            found = finite(option.type(value))
+        return absolute(found, os.getcwd()) if isinstance(option.type, LocalPath) else found
     except (ValueError, TypeError, AttributeError) as error:
         reason = "" if option.secret else f" ({redact(str(error))})"
         raise BadStoreConfiguration(
             f"store {store}: {option.dest} = {_shown(option, value)} is not valid: expected {allowed(option)}{reason}"
         ) from None
+
+
+def finite(value: Any) -> Any:
+    """``value``, but not what is no number: nan, which no comparison with a limit refuses, or infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+def absolute(paths: Any, directory: str) -> Any:
+    """One path or several, relative ones in ``directory``; what is empty or None stays so."""
+    if isinstance(paths, list):
+        return [absolute(path, directory) for path in paths]
+    return os.path.join(directory, paths) if paths else paths
 
 
 def option_names(options: Iterable[cfg.Opt]) -> set[str]:
@@ -408,7 +474,11 @@ def _reserved_option(option: cfg.Opt, store: str) -> cfg.Opt:
 
 
 def _shown(option: cfg.Opt, value: object) -> str:
-    return "***" if option.secret else redact(str(value))
+    if option.secret:
+        return "***"
+    # Behind a '$' may stand what was meant to be a part of a password.
+    before, dollar, _ = str(value).partition("$")
+    return redact(before) + (f"{dollar}..." if dollar else "")
 
 
 def _names(option: cfg.Opt) -> list[str]:

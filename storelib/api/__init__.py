@@ -18,7 +18,16 @@ __all__ = ["Application", "create_app"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from storelib.api import app
+    from storelib.exceptions import MissingDependency
+
+    try:
+        from storelib.api import app
+    except ModuleNotFoundError as error:
+        if (error.name or "storelib").partition(".")[0] == "storelib":
+            raise
+        raise MissingDependency(
+            f"storelib.api needs {error.name}; install it with: pip install 'storelib[api]'"
+        ) from error
 
     value = globals()[name] = getattr(app, name)
     return value

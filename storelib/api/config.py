@@ -6,14 +6,18 @@ meaning is the same.
 from __future__ import annotations
 
 import copy
-import os
+import logging
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from oslo_config import cfg, types
 
-from storelib.config import did_you_mean, option_names, read_settings
+from storelib.config import OptionReader, Setting, did_you_mean, option_names
 from storelib.exceptions import BadStoreConfiguration
+from storelib.option_types import LocalPath
 from storelib.transfer.contract import MiB
+
+LOG = logging.getLogger(__name__)
 
 #: The group of what concerns the API.
 GROUP = "api"
@@ -22,18 +26,28 @@ CONTAINER_FORMATS = ["ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compr
 DISK_FORMATS = ["ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi", "ploop", "iso", "gpt", "luks"]
 IMPORT_METHODS = ("glance-direct", "web-download", "copy-image")
 
+_AUTH_STRATEGY = cfg.StrOpt(
+    "auth_strategy",
+    default="noauth",
+    choices=[
+        ("noauth", "Everybody is an administrator; for loopback addresses and tests"),
+        ("http_basic", "User names and bcrypt passwords from [oslo_middleware] http_basic_auth_user_file"),
+        ("keystone", "Keystone tokens, checked as [keystone_authtoken] says"),
+    ],
+    help="How requests are authenticated. Has to be set where a file has sections about authentication.",
+)
+#: Sections that are read by libraries, not all of them when the service starts.
+_OTHERS = ("oslo_", "keystone_authtoken", "profiler", "cors", "os_glance_")
+#: Options in [DEFAULT] of oslo.messaging and oslo.log.
+_OTHERS_DEFAULTS = (
+    *("transport_url", "control_exchange", "executor_thread_pool_size", "rpc_"),
+    *("debug", "log", "use_syslog", "use_stderr", "use_json", "use_journal", "syslog_", "default_log_levels"),
+    *("instance_format", "instance_uuid_format", "rate_limit_", "publish_errors", "watch_log_file", "fatal_"),
+)
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- who may do what
-    cfg.StrOpt(
-        "auth_strategy",
-        default="noauth",
-        choices=[
-            ("noauth", "Everybody is an administrator; for loopback addresses and tests"),
-            ("http_basic", "User names and bcrypt passwords from [oslo_middleware] http_basic_auth_user_file"),
-            ("keystone", "Keystone tokens, checked as [keystone_authtoken] says"),
-        ],
-        help="How requests are authenticated.",
-    ),
+    _AUTH_STRATEGY,
     cfg.BoolOpt(
         "allow_anonymous_access",
         default=False,
@@ -45,8 +59,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="With http_basic: the users with the role admin. Every user has the roles member and reader, in a "
         "project of the same name.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "property_protection_file",
+        type=LocalPath(),
         help="INI file of regular expressions for names of custom properties and the roles or policies that may "
         "create, read, update and delete them. Not set: whoever may change an image may change them.",
     ),
@@ -67,8 +82,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=True,
         help="Accept properties that no schema names. Off, only those of property_schema_file and storelib's own.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "property_schema_file",
+        type=LocalPath(),
         help="JSON schema of the operator's own image properties, {name: {...}} or {properties: {...}}; the latter may "
         "have a list, required, of those that every new image must have.",
     ),
@@ -120,8 +136,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=list(IMPORT_METHODS),
         help="How images may be imported. glance-direct needs staging_dir.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "staging_dir",
+        type=LocalPath(),
         help="Directory for data that is staged before it is imported into the stores. All processes of the API must "
         "share it. Not set: no glance-direct.",
     ),
@@ -173,20 +190,63 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     conf.register_opts(OPTIONS, group=GROUP)
 
 
-def check(conf: cfg.ConfigOpts) -> None:
-    """Raise BadStoreConfiguration for a misspelled or wrong option of ``[api]``: at the start, not at some request."""
-    for option in OPTIONS:
-        try:
-            _ = conf[GROUP][option.dest]
-        except (ValueError, cfg.Error) as error:
-            raise BadStoreConfiguration(f"[{GROUP}] {option.dest}: {error}") from error
+def read_options(conf: cfg.ConfigOpts) -> SimpleNamespace:
+    """The values of ``[api]``, paths made absolute.
+
+    Raises BadStoreConfiguration for a misspelled or wrong option: at the start, not at some request. And for sections
+    about authentication without ``auth_strategy``: a service that was to ask for tokens must not serve everybody.
+    """
+    reader = OptionReader(conf)
+    values = {option.dest: reader.value(GROUP, option) for option in OPTIONS}
     names = option_names(OPTIONS)
-    for path in getattr(conf, "config_file", None) or ():
-        for setting in read_settings(os.path.expanduser(path)):
-            if setting.group.lower() == GROUP and setting.key not in names:
-                hint = did_you_mean(setting.key, names)
-                place = f"[{GROUP}] {setting.key} ({setting.file}, line {setting.line})"
-                raise BadStoreConfiguration(f"{place}: there is no such option{hint}")
+    for setting in reader.settings:
+        if setting.group.lower() == GROUP and setting.key not in names:
+            hint = did_you_mean(setting.key, names)
+            raise BadStoreConfiguration(f"{_place(setting)}: there is no such option{hint}")
+        meant = _authentication(setting)
+        if meant and not reader.is_set(GROUP, _AUTH_STRATEGY):
+            raise BadStoreConfiguration(
+                f"{_place(setting)} is about authentication, but [{GROUP}] auth_strategy is not set, and without it "
+                f"everybody is an administrator; set auth_strategy = {meant}, or noauth if that is meant"
+            )
+    return SimpleNamespace(**values)
+
+
+def warn_of_unread(conf: cfg.ConfigOpts) -> None:
+    """Log each section and option in the files that nothing here reads: a misspelled one is not in force.
+
+    ``conf`` is one whose users have registered what they read. Sections of oslo's libraries and of Keystone's
+    middleware, which read them later, are theirs.
+    """
+    groups = {name.lower(): group for name, group in conf._groups.items()}
+    names = {section: option_names(each["opt"] for each in group._opts.values()) for section, group in groups.items()}
+    names["default"] = option_names(each["opt"] for each in conf._opts.values())
+    sections: set[str] = set()
+    for setting in OptionReader(conf).settings:
+        section = setting.group.lower()
+        if section.startswith(_OTHERS) or (section == "default" and setting.key.startswith(_OTHERS_DEFAULTS)):
+            continue
+        if section in names:
+            if setting.key not in names[section]:
+                LOG.warning("nothing reads %s%s", _place(setting), did_you_mean(setting.key, names[section]))
+        elif section not in sections:
+            sections.add(section)
+            place = f"the section [{setting.group}] ({setting.file}, line {setting.line})"
+            LOG.warning("nothing reads %s%s", place, did_you_mean(setting.group, groups))
+
+
+def _place(setting: Setting) -> str:
+    return f"[{setting.group}] {setting.key} ({setting.file}, line {setting.line})"
+
+
+def _authentication(setting: Setting) -> str | None:
+    """The auth_strategy of whoever wrote this; None where it says nothing about that."""
+    section = setting.group.lower()
+    if section == "keystone_authtoken" or (section == "paste_deploy" and "keystone" in setting.value.lower()):
+        return "keystone"
+    if section == "oslo_middleware" and setting.key == "http_basic_auth_user_file":
+        return "http_basic"
+    return None
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:

@@ -137,7 +137,7 @@ def check(conf: cfg.ConfigOpts, settings: Settings) -> None:
     Raises BadStoreConfiguration, BadDatabase, DatabaseUnavailable.
     """
     config.register_opts(conf)
-    config.check(conf)
+    config.read_options(conf)
     if conf.api.auth_strategy == "noauth" and not settings.allow_noauth_anywhere and not settings.address.is_local():
         raise BadStoreConfiguration(
             f"--bind {settings.address.text} can be reached from other machines, and with [api] auth_strategy = "
@@ -151,6 +151,7 @@ def check(conf: cfg.ConfigOpts, settings: Settings) -> None:
         # Made and dropped: policy, schemas, files of users and the like are read here. It starts no thread, so that
         # the workers are forked from a process with a single one.
         build_wsgi(conf, Service(conf, repository, Registry.from_conf(conf)))
+        config.warn_of_unread(conf)
     finally:
         repository.close()
 

@@ -11,9 +11,9 @@ import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
+from storelib.cli.parameters import Age
 from storelib.cli.service import configuration, image_api
 from storelib.cli.session import Session, command
-from storelib.cli.stores import Age
 
 COLUMNS = ("kind", "image", "store", "uri", "detail")
 
@@ -36,15 +36,15 @@ def audit(session: Session, deep: bool, older_than: float) -> None:
     """
     with image_api("audit"):
         from storelib.api.auditing import KINDS, Audit
+        from storelib.api.config import read_options
         from storelib.api.db import Repository
         from storelib.api.db.engine import from_conf
         from storelib.api.db.migrate import check
         from storelib.registry import open_store
 
         conf = configuration(session)
-        staging = None
-        if conf.api.staging_dir:
-            staging = open_store("file", "staging", filesystem_store_datadir=conf.api.staging_dir)
+        directory = read_options(conf).staging_dir
+        staging = open_store("file", "staging", filesystem_store_datadir=directory) if directory else None
         repository = Repository(from_conf(conf))
         try:
             check(repository.database)

@@ -57,4 +57,6 @@ for _each in (sync, version, check):
 
 
 def _connection(session: Session) -> str:
-    return str(configuration(session).database.connection)
+    from storelib.api.db.config import read_options
+
+    return str(read_options(configuration(session)).connection)

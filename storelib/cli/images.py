@@ -14,6 +14,7 @@ import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
+from storelib.cli.parameters import Name
 from storelib.cli.session import Session, command, complete_store
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     "--store",
     "names",
     metavar="STORE",
+    type=Name(),
     multiple=True,
     shell_complete=complete_store,
     help="Where to, else the default store; may be repeated, and one read feeds all.",
 )
-@click.option("--id", "image_id", metavar="ID", help="The image's id; a new UUID if not given.")
+@click.option("--id", "image_id", type=Name(), metavar="ID", help="The image's id; a new UUID if not given.")
 @click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="What the size must be.")
 @click.option(
     "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
@@ -45,8 +47,9 @@ def add(
 
     stores = [session.registry[name] for name in names] or [session.registry.default]
     data: Any = sys.stdin.buffer if source == "-" else source
+    image_id = str(uuid.uuid4()) if image_id is None else image_id
     with session.output.progress(f"add {'stdin' if source == '-' else source}") as progress:
-        results = fan_out(stores, image_id or str(uuid.uuid4()), data, size, hashing_algo=algorithm, progress=progress)
+        results = fan_out(stores, image_id, data, size, hashing_algo=algorithm, progress=progress)
     for result in results:
         if isinstance(result, StoredImage):
             session.output.one(_stored(result, algorithm))
@@ -123,7 +126,7 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
 @command("cp")
 @click.argument("uri")
 @click.argument("target", metavar="STORE", shell_complete=complete_store)
-@click.option("--id", "image_id", metavar="ID", help="The id in STORE; the same as at URI if not given.")
+@click.option("--id", "image_id", type=Name(), metavar="ID", help="The id in STORE; the same as at URI if not given.")
 @click.option(
     "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
 )
@@ -132,7 +135,7 @@ def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm:
     from storelib.transfer import copy
 
     source = session.registry.resolve(uri)
-    image_id = image_id or _id_at(source, uri)
+    image_id = _id_at(source, uri) if image_id is None else image_id
     with session.output.progress(f"cp to {target}") as progress:
         stored = copy(source, uri, session.registry[target], image_id, hashing_algo=algorithm, progress=progress)
     session.output.one(_stored(stored, algorithm))

@@ -26,7 +26,7 @@ from storelib.cli import (
     serve,
     stores,
 )
-from storelib.cli.output import warn
+from storelib.cli.output import visible, warn
 from storelib.cli.session import Session, shared_options
 
 
@@ -94,9 +94,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return answer if isinstance(answer, int) else 0
 
 
+class _Visible(logging.Formatter):
+    """Messages may have names of images in them, which are other people's text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a message, none of which a terminal obeys."""
+        return "\n".join(map(visible, super().format(record).split("\n")))
+
+
 def main() -> NoReturn:
     """The console script."""
-    logging.basicConfig(level=logging.WARNING, format="storelib: %(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("storelib: %(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Under nohup, SIGHUP is ignored and stays so.
         if signal.getsignal(number) is signal.SIG_DFL:

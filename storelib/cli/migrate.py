@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a configuration of glance_store, with one store of each kind or several, into one of storelib.
+"""Turns a configuration of Glance, with one store of each kind or several, into one of storelib.
 
-The old groups: ``[glance_store]`` for single stores; ``enabled_backends`` in ``[DEFAULT]``, a group for each store and
-``[backend_defaults]`` for several. Nothing is written or printed here, since values may be secret.
+The stores: ``[glance_store]`` for single stores; ``enabled_backends`` in ``[DEFAULT]``, a group for each store and
+``[backend_defaults]`` for several. What concerns the image API is ``migrate_api``'s. Every option that is set is in the
+new file, if only in a comment. Nothing is written or printed here, since values may be secret.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from oslo_config import cfg
 
-from storelib.config import DEFAULT_STORE, SHARED, STORES, Setting, convert
+from storelib.cli.migrate_api import MARK, api_lines, assignment, remark
+from storelib.config import DEFAULT_STORE, SHARED, STORES, Setting
 from storelib.driver import STORE_OPTIONS
 from storelib.exceptions import BadStoreConfiguration
 from storelib.plugins import driver_classes
@@ -41,7 +42,6 @@ CHANGED = {
     "are held in memory, so set them only with a reason",
 }
 RESERVED = ("os_glance_staging_store", "os_glance_tasks_store")
-MARK = "# migrate: "
 
 
 def migrated(settings: Sequence[Setting], name: str) -> tuple[str, int]:
@@ -73,12 +73,19 @@ class _Migration:
         yield from self._head()
         yield from self._options(shared, self.stores, {"stores", "default_store", "default_backend"})
         for name, driver in self.stores:
-            yield from ("", f"[{name}]")
+            yield from ("", f"[{name}]" if driver in self.installed else f"# [{name}]")
             yield from self._group(name, driver, shared)
         for name in RESERVED:
             if any(setting.group == name for setting in self.settings):
                 yield from ("", f"[{name}]")
                 yield from self._options(name, [(name, "file")], set())
+        if self.several:
+            unread = [each for each in self.settings if each.group == OLD and each.key != "default_backend"]
+            yield from ("", f"# [{OLD}]") if unread else ()
+            for setting in unread:
+                yield from remark(setting, "with enabled_backends Glance did not read this either")
+        ours = {OLD, shared, *RESERVED, *(name for name, _ in self.stores if self.several)}
+        yield from api_lines([setting for setting in self.settings if setting.group not in ours])
 
     def _head(self) -> Iterator[str]:
         usable = [(name, driver) for name, driver in self.stores if driver in self.installed]
@@ -114,29 +121,7 @@ class _Migration:
             found = known.get(setting.key)
             later = any(other.key == setting.key for other in ours[ours.index(setting) + 1 :])
             if found is None or not later or found.multi:
-                yield from _assignment(setting, found)
-
-
-def _assignment(setting: Setting, option: cfg.Opt | None) -> Iterator[str]:
-    value = _written(setting.value)
-    problem = _problem(setting.value, option)
-    if problem:
-        yield f"{MARK}{problem}"
-        yield from (f"# {line}" for line in f"{setting.key} = {value}".splitlines())
-    else:
-        yield f"{option.dest if option else setting.key} = {value}"
-
-
-def _problem(value: str, option: cfg.Opt | None) -> str | None:
-    if option is None:
-        return "no driver of these stores has such an option"
-    if "$" in value.replace("$$", ""):
-        return "this refers to another option; write out what it stands for"
-    try:
-        convert("", option, value)
-    except BadStoreConfiguration:
-        return "this value is not valid"
-    return None
+                yield from assignment(setting, found)
 
 
 def _names(option: cfg.Opt) -> list[str]:
@@ -154,11 +139,3 @@ def _entry(item: str) -> tuple[str, str]:
 def _last(settings: Iterable[Setting], group: str, key: str) -> str | None:
     values = [setting.value for setting in settings if (setting.group, setting.key) == (group, key)]
     return values[-1] if values else None
-
-
-def _written(value: str) -> str:
-    """As the ini parser reads it back: it strips blanks and one pair of quotes."""
-    quoted: Any = value and value[0] == value[-1] and value[0] in "'\""
-    if quoted or value != value.strip():
-        value = f'"{value}"'
-    return value.replace("\n", "\n    ")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -62,14 +63,35 @@ class Output:
 
 
 def print_line(text: str) -> None:
-    """To stdout, whatever its encoding can show."""
+    """To stdout, whatever its encoding can show; on a terminal nothing that would move, colour or reorder it."""
     encoding = sys.stdout.encoding or "utf-8"
+    if sys.stdout.isatty():
+        text = visible(text)
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def warn(sentence: str) -> None:
     """One line on stderr, under the command's name."""
-    print(f"storelib: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    print(f"storelib: {visible(' '.join(sentence.split()))}", file=sys.stderr)  # noqa: T201
+
+
+def visible(text: str) -> str:
+    """``text`` with what a terminal would obey, or not show, written as escapes.
+
+    Names of images are other people's: control characters move the cursor or more, the bidirectional ones (UAX #9) let
+    a line read other than it is. Tabs stay, they part columns.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if each == "\t" or not _is_hidden(each) else _escaped(each) for each in text)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def size_text(size: int | None) -> str:
@@ -111,7 +133,7 @@ def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
 def _markup_free(value: Any) -> Any:
     from rich.text import Text
 
-    return Text(_plain(value))
+    return Text(visible(_plain(value)))
 
 
 @contextlib.contextmanager
@@ -127,6 +149,7 @@ def _bar(what: str) -> Iterator[Progress]:
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
+    what = visible(what)
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

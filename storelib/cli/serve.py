@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import click
 
+from storelib.cli.parameters import Seconds
 from storelib.cli.service import configuration, image_api
 from storelib.cli.session import Session, command
 
@@ -51,7 +52,7 @@ _MOST_WORKERS = 8
 @click.option("--keyfile", type=click.Path(), metavar="FILE", help="Its key, if FILE of --certfile does not have it.")
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=Seconds(0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

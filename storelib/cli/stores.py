@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,25 +10,8 @@ import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
+from storelib.cli.parameters import Age
 from storelib.cli.session import Session, command, complete_store
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-# ParamType is generic from click 8.2 on.
-class Age(click.ParamType):  # type: ignore[type-arg]
-    """Seconds, written as 90, 15m, 12h, 1d or 2w."""
-
-    name = "age"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """Read one."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", value.strip().lower())
-        if match is None:
-            self.fail(f"{value!r} is not an age; write 90, 15m, 12h, 1d or 2w", parameter, context)
-        return float(match[1]) * _UNITS[match[2]]
 
 
 @command("stores")

@@ -56,10 +56,13 @@ def fan_out(
 
     Answers one result per store, in order: a StoredImage, or the error of that store; the others go on. What the
     source, ``verifier`` or ``progress`` raise ends all and passes through. With ``digests`` nothing is hashed.
+    Raises Invalid when no store, or one store twice, is given.
     """
     _check_size(size)
     if not stores:
         raise Invalid("fan_out needs at least one store")
+    if twice := [store.name for number, store in enumerate(stores) if store in stores[:number]]:
+        raise Invalid(f"store {twice[0]} is named twice: each store keeps an image of one id once")
     monitor = Monitor(max(store.retry_policy.timeout for store in stores))
     md5 = any(store.conf.md5_checksum for store in stores)
     digesting = Digesting(hashing_algo, md5, verifier, digests, monitor)

@@ -12,7 +12,7 @@ from oslo_config import cfg, generator
 from storelib.config import list_opts, load_file, register_opts
 from storelib.exceptions import BadStoreConfiguration
 from storelib.plugins import driver_classes
-from storelib.registry import Registry
+from storelib.registry import Registry, open_store
 
 
 def load_file_of(tmp_path: Path, text: str) -> cfg.ConfigOpts:
@@ -289,3 +289,71 @@ def test_registering_twice_is_harmless():
     register_opts(conf)
     register_opts(conf)
     assert conf.storelib.stores == ["file", "http"]
+
+
+# -- What is no value, and whose directory a path is of --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stores = s0:$storelib.stores",
+        "stores = a:file\n[a]\nfilesystem_store_datadir = $filesystem_store_datadir",
+        "stores = a:file\n[a]\nfilesystem_store_datadir = /srv/$hidden/images",
+        "stores = a:file\n[a]\nweight = 1$hidden",
+        "stores = a:swift\n[a]\nswift_store_key = pass$hidden",
+        "stores = a:swift\n[a]\nswift_store_key = pass${hidden}word",
+    ],
+)
+def test_a_dollar_sign_gets_the_hint_to_double_it_and_hides_what_follows(tmp_path, text):
+    said = complaint(tmp_path, f"[storelib]\n{text}\n")
+    assert "'$$'" in said
+    assert "hidden" not in said
+    assert "line " in said
+
+
+def test_a_password_that_names_an_option_is_pointed_out(tmp_path, caplog):
+    registry(tmp_path, "[storelib]\nstores = a:swift\n[a]\nswift_store_key = pa$weight\nswift_store_user = u:v\n")
+    assert "swift_store_key = *** " in caplog.text
+    assert "'$$'" in caplog.text
+    assert "pa0" not in caplog.text
+
+
+def test_a_doubled_dollar_sign_is_one(tmp_path):
+    directory = tmp_path / "a$b"
+    store = registry(tmp_path, f"[storelib]\nstores = file\nfilesystem_store_datadir = {tmp_path}/a$$b\n")["file"]
+    assert store.conf.filesystem_store_datadir == str(directory)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN"])
+def test_what_is_no_number_is_none(tmp_path, value):
+    said = complaint(tmp_path, f"[storelib]\nstores = file\ntransfer_timeout = {value}\n")
+    assert "expected a number" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), "inf"])
+def test_what_is_no_number_is_none_without_a_file_either(tmp_path, value):
+    with pytest.raises(BadStoreConfiguration, match="transfer_timeout"):
+        open_store("file", filesystem_store_datadir=tmp_path, transfer_timeout=value)
+
+
+def test_a_relative_directory_is_in_that_of_the_file(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc/storelib.ini"
+    path.write_text(
+        "[storelib]\nstores = a:file, b:file\n[a]\nfilesystem_store_datadir = images\n"
+        "[b]\nfilesystem_store_datadirs = one:1\nfilesystem_store_datadirs = ../two\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    stores = Registry.from_file("etc/storelib.ini")
+    assert stores["a"].conf.filesystem_store_datadir == str(tmp_path / "etc/images")
+    assert stores["b"].conf.filesystem_store_datadirs == [str(tmp_path / "etc/one:1"), str(tmp_path / "etc/../two")]
+
+
+def test_a_relative_directory_without_a_file_is_in_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = open_store("file", filesystem_store_datadir="images")
+    monkeypatch.chdir("/")
+    image = store.add("id", b"data")
+    assert (tmp_path / "images/id").read_bytes() == b"data"
+    store.delete(image.uri)

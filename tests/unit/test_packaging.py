@@ -45,3 +45,22 @@ def test_sample_configuration_has_every_option():
 
 def test_package_is_marked_as_typed():
     assert files("storelib").joinpath("py.typed").is_file()
+
+
+def test_extras_are_of_what_there_is():
+    """What an extra of a driver that does not exist brings, such as eventlet, would be there for nothing."""
+    extras = set(importlib.metadata.metadata("storelib").get_all("Provides-Extra") or ())
+    others = {
+        "api",
+        "client",
+        "postgresql",
+        "mysql",
+        "notifications",
+        "blake3",
+        "test",
+        "dev",
+        "parallel",
+        "docs",
+        "all",
+    }
+    assert extras - others <= set(driver_names())

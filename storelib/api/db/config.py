@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from oslo_config import cfg
 
+from storelib.config import OptionReader
+
 GROUP = "database"
+#: An SQLite file by a relative path; not a database in memory, nor a URI of SQLite's own.
+_RELATIVE = re.compile(r"(?P<scheme>sqlite(?:\+[a-z]+)?:///)(?P<path>(?!/|:|file:|\?).+)", re.DOTALL)
 
 OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt(
@@ -41,6 +48,21 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
     """Register ``[database]``; may be repeated."""
     conf.register_group(cfg.OptGroup(GROUP, help="Where the image API keeps its metadata."))
     conf.register_opts(OPTIONS, GROUP)
+
+
+def read_options(conf: cfg.ConfigOpts) -> SimpleNamespace:
+    """The values of ``[database]``; a relative path of an SQLite file is of the directory of the file that names it.
+
+    Raises BadStoreConfiguration.
+    """
+    register_opts(conf)
+    reader = OptionReader(conf)
+    values = {option.dest: reader.value(GROUP, option) for option in OPTIONS}
+    relative = _RELATIVE.fullmatch(values["connection"])
+    if relative:
+        path = os.path.join(reader.directory(GROUP, OPTIONS[0]), relative["path"])
+        values["connection"] = relative["scheme"] + path
+    return SimpleNamespace(**values)
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

@@ -22,7 +22,7 @@ from oslo_config import cfg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 
-from storelib.api.db.config import GROUP, register_opts
+from storelib.api.db.config import read_options
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, Invalid, OutcomeUnknown
 
 _T = TypeVar("_T")
@@ -192,9 +192,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def from_conf(conf: cfg.ConfigOpts) -> Database:
-    """The database that ``[database]`` names; raises BadDatabase. Connects to nothing yet."""
-    register_opts(conf)
-    group = conf[GROUP]
+    """The database that ``[database]`` names; raises BadDatabase, BadStoreConfiguration. Connects to nothing yet."""
+    group = read_options(conf)
     return Database(
         group.connection,
         pool_size=group.max_pool_size,

@@ -39,8 +39,7 @@ class Core:
     def __init__(
         self, conf: cfg.ConfigOpts, repository: Repository, registry: Registry, notifier: Notifier | None = None
     ) -> None:
-        config.check(conf)
-        self.options = options = conf.api
+        self.options = options = config.read_options(conf)
         self.repository = repository
         self.registry = registry
         self.policy = Policy(conf)

@@ -64,7 +64,9 @@ def notifier_from(conf: cfg.ConfigOpts) -> Notifier:
     try:
         import oslo_messaging
     except ImportError:
-        raise MissingDependency("[api] notifications needs an extra package: pip install oslo.messaging") from None
+        raise MissingDependency(
+            "[api] notifications needs oslo.messaging; install it with: pip install 'storelib[notifications]'"
+        ) from None
     transport = oslo_messaging.get_notification_transport(conf)
     target = oslo_messaging.Notifier(transport, publisher_id=conf.api.notification_publisher_id)
 

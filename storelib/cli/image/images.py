@@ -12,6 +12,7 @@ import click
 
 from storelib.cli.image.command import command
 from storelib.cli.output import size_text, warn
+from storelib.cli.parameters import Name
 from storelib.cli.session import Session
 
 if TYPE_CHECKING:
@@ -46,17 +47,17 @@ def _metadata(function: F) -> F:
     """The options that create and set share; not given ones are None."""
     options = (
         click.option("--visibility", type=click.Choice(VISIBILITIES), help="Who sees it."),
-        click.option("--disk-format", metavar="FORMAT", help="qcow2, raw, iso, vmdk, vhd, vhdx, vdi, ..."),
-        click.option("--container-format", metavar="FORMAT", help="bare, ovf, ova, docker, ..."),
+        click.option("--disk-format", type=Name(), metavar="FORMAT", help="qcow2, raw, iso, vmdk, vhd, vhdx, vdi, ..."),
+        click.option("--container-format", type=Name(), metavar="FORMAT", help="bare, ovf, ova, docker, ..."),
         click.option("--min-disk", type=click.IntRange(0), metavar="GIB", help="Disk an instance needs."),
         click.option("--min-ram", type=click.IntRange(0), metavar="MIB", help="Memory an instance needs."),
         click.option("--protected/--unprotected", default=None, help="Whether it cannot be deleted."),
         click.option("--hidden/--unhidden", "os_hidden", default=None, help="Whether lists leave it out."),
-        click.option("--owner", metavar="PROJECT", help="Whose it is; for administrators."),
+        click.option("--owner", type=Name(), metavar="PROJECT", help="Whose it is; for administrators."),
         click.option(
             "--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE
         ),
-        click.option("--tag", "tags", multiple=True, metavar="TAG", help=_REPEATABLE),
+        click.option("--tag", "tags", type=Name(), multiple=True, metavar="TAG", help=_REPEATABLE),
     )
     for option in reversed(options):
         function = option(function)
@@ -73,8 +74,8 @@ def _metadata(function: F) -> F:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Its data; - is stdin. Without it the image waits for 'storelib image upload'.",
 )
-@click.option("--store", metavar="STORE", help="Where the data goes, else the default store.")
-@click.option("--id", metavar="ID", help="A UUID; a new one if not given.")
+@click.option("--store", type=Name(), metavar="STORE", help="Where the data goes, else the default store.")
+@click.option("--id", type=Name(), metavar="ID", help="A UUID; a new one if not given.")
 @_metadata
 def create(session: Session, api: Api, name: str, source: str | None, store: str | None, **values: Any) -> None:
     """Create the image NAME and send its data.
@@ -109,7 +110,7 @@ def create(session: Session, api: Api, name: str, source: str | None, store: str
 @command("upload")
 @click.argument("image")
 @click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--store", metavar="STORE", help="Where the data goes, else the default store.")
+@click.option("--store", type=Name(), metavar="STORE", help="Where the data goes, else the default store.")
 def upload(session: Session, api: Api, image: str, source: str, store: str | None) -> None:
     """Send the data of IMAGE, which has none yet; FILE - is stdin."""
     found = api.find(image)
@@ -118,14 +119,14 @@ def upload(session: Session, api: Api, image: str, source: str, store: str | Non
 
 
 @command("list")
-@click.option("--name", metavar="NAME", help="Only images called so.")
-@click.option("--status", metavar="STATUS", help="Only active, queued, saving, deactivated, ... ones.")
+@click.option("--name", type=Name(), metavar="NAME", help="Only images called so.")
+@click.option("--status", type=Name(), metavar="STATUS", help="Only active, queued, saving, deactivated, ... ones.")
 @click.option("--visibility", type=click.Choice([*VISIBILITIES, "all"]), help="Only such.")
-@click.option("--owner", metavar="PROJECT", help="Only of this project.")
-@click.option("--disk-format", metavar="FORMAT", help="Only of this format.")
+@click.option("--owner", type=Name(), metavar="PROJECT", help="Only of this project.")
+@click.option("--disk-format", type=Name(), metavar="FORMAT", help="Only of this format.")
 @click.option("--member-status", type=click.Choice(["pending", "accepted", "rejected", "all"]), help="Only so shared.")
 @click.option("--hidden", "os_hidden", is_flag=True, default=None, help="Only hidden ones.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
+@click.option("--tag", "tags", type=Name(), multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
 @click.option("--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE)
 @click.option("--sort", metavar="KEY[:DIR],...", help="By name, size, created_at ..., asc or desc.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
@@ -189,7 +190,7 @@ def set_image(session: Session, api: Api, image: str, action: str | None, **valu
 @command("unset")
 @click.argument("image")
 @click.option("--property", "properties", multiple=True, metavar="NAME", help="Remove this property; repeatable.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Remove this tag; repeatable.")
+@click.option("--tag", "tags", type=Name(), multiple=True, metavar="TAG", help="Remove this tag; repeatable.")
 def unset(session: Session, api: Api, image: str, properties: tuple[str, ...], tags: tuple[str, ...]) -> None:
     """Remove properties and tags of IMAGE."""
     from storelib.cli.image.client import path_of
@@ -246,7 +247,7 @@ def save(session: Session, api: Api, image: str, output: str, force: bool) -> No
 
 @command("delete")
 @click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--store", metavar="STORE", help="Delete only the copy in this store.")
+@click.option("--store", type=Name(), metavar="STORE", help="Delete only the copy in this store.")
 def delete(session: Session, api: Api, names: tuple[str, ...], store: str | None) -> None:
     """Delete images and their data, without asking."""
     from urllib.parse import quote

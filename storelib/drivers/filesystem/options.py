@@ -8,23 +8,27 @@ from collections.abc import Sequence
 from oslo_config import cfg
 
 from storelib.drivers.filesystem.paths import DEEPEST_SHARD
+from storelib.option_types import LocalPath
 from storelib.transfer.contract import MiB
 
 DEFAULT_DATADIR = "/var/lib/storelib/images"
 
 OPTIONS: Sequence[cfg.Opt] = (
-    cfg.StrOpt(
+    cfg.Opt(
         "filesystem_store_datadir",
+        type=LocalPath(),
         default=DEFAULT_DATADIR,
         help="Directory that holds the images. Made if it is missing.",
     ),
-    cfg.MultiStrOpt(
+    cfg.MultiOpt(
         "filesystem_store_datadirs",
+        item_type=LocalPath(),
         help="Several directories instead of one, each as path[:priority] (default priority 0). A new image goes "
         "to the highest priority with room for it, among equals to the one with most free space.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "filesystem_store_metadata_file",
+        type=LocalPath(),
         help="JSON file, an object or a list of objects with 'id' and 'mountpoint': the object whose mountpoint "
         "an image lies under is returned as its location metadata.",
     ),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
+from storelib.option_types import LocalPath
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
     cfg.StrOpt(
@@ -24,12 +26,14 @@ OPTIONS: Sequence[cfg.Opt] = (
     ),
     # -- How to get there -------------------------------------------------------------------------------------
     cfg.BoolOpt("mongodb_store_tls", help="Use TLS; by default what mongodb_store_uri says, else no."),
-    cfg.StrOpt(
+    cfg.Opt(
         "mongodb_store_tls_ca_file",
+        type=LocalPath(),
         help="File of CA certificates (PEM) that the server is verified against, instead of the system's.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "mongodb_store_tls_certificate_key_file",
+        type=LocalPath(),
         help="File with a client certificate and its key (PEM).",
     ),
     cfg.StrOpt("mongodb_store_tls_certificate_key_file_password", secret=True, help="Password of that key."),

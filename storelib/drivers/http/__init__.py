@@ -19,6 +19,7 @@ from storelib.drivers.http.errors import error_of_exception
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.rules import Rules
 from storelib.exceptions import StoreError
+from storelib.option_types import LocalPath
 from storelib.transfer.contract import KiB, MiB
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ __all__ = ["HttpLocation", "HttpStore"]
 _PORTS = types.Integer(min=1, max=65535)
 
 OPTIONS: Sequence[cfg.Opt] = (
-    cfg.StrOpt(
+    cfg.Opt(
         "https_ca_certificates_file",
+        type=LocalPath(),
         help="File of CA certificates (PEM) that servers are verified against, instead of the system's.",
     ),
     cfg.BoolOpt(

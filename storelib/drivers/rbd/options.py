@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
+from storelib.option_types import LocalPath
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
-    cfg.StrOpt(
+    cfg.Opt(
         "rbd_store_ceph_conf",
+        type=LocalPath(),
         default="",
         help="Ceph's configuration file, which says where the monitors are. Empty: /etc/ceph/ceph.conf and the other "
         "places where Ceph looks.",
@@ -32,7 +35,11 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="User without the 'client.' before it. If not given, librados chooses, in general admin. Needs the "
         "capabilities mon 'profile rbd' and osd 'profile rbd pool=images'.",
     ),
-    cfg.StrOpt("rbd_store_keyring", help="File with the user's key; if not given, ceph.conf says where it is."),
+    cfg.Opt(
+        "rbd_store_keyring",
+        type=LocalPath(),
+        help="File with the user's key; if not given, ceph.conf says where it is.",
+    ),
     # -- How long ---------------------------------------------------------------------------------------------
     cfg.IntOpt(
         "rados_connect_timeout",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
+from storelib.option_types import LocalPath
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
     cfg.StrOpt(
@@ -57,8 +59,9 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt("s3_store_session_token", secret=True, help="Session token of temporary keys."),
     cfg.StrOpt("s3_store_profile", help="Profile in the shared AWS configuration and credentials files."),
     # -- How to get there -------------------------------------------------------------------------------------
-    cfg.StrOpt(
+    cfg.Opt(
         "s3_store_cacert",
+        type=LocalPath(),
         default="",
         help="File of CA certificates (PEM) that the server is verified against, whatever the environment says.",
     ),

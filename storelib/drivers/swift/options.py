@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from oslo_config import cfg
 
+from storelib.option_types import LocalPath
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Who we are ---------------------------------------------------------------------------------------------------
     cfg.StrOpt(
@@ -27,8 +29,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="An application credential, used instead of user and key.",
     ),
     cfg.StrOpt("swift_store_application_credential_secret", secret=True, help="Its secret."),
-    cfg.StrOpt(
+    cfg.Opt(
         "swift_store_config_file",
+        type=LocalPath(),
         help="File with one section per account: auth_address, user, key or application_credential_id and _secret, "
         "project_name or project_id, auth_version, and the domains of user and project by id or name. With it, URIs "
         "name the section and survive a change of anything in it.",
@@ -53,7 +56,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="Which of its URLs to use.",
     ),
     cfg.StrOpt("swift_store_region", help="Region of the service, where the catalog has several."),
-    cfg.StrOpt("swift_store_cacert", help="File of CA certificates (PEM) for Swift and the identity service."),
+    cfg.Opt(
+        "swift_store_cacert", type=LocalPath(), help="File of CA certificates (PEM) for Swift and the identity service."
+    ),
     cfg.BoolOpt(
         "swift_store_auth_insecure",
         default=False,

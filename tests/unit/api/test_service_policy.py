@@ -16,8 +16,10 @@ import pytest
 from deployment import FILE, Deployed, Deployment
 
 import storelib.config
+from storelib.api import config as api_config
 from storelib.api import create_app
 from storelib.api.context import Context
+from storelib.api.errors import BadDatabase
 from storelib.api.policy import RULES, get_enforcer, list_rules
 from storelib.api.service.notifications import Notifier
 from storelib.exceptions import BadStoreConfiguration, StoreError
@@ -293,3 +295,63 @@ class TestBasicAuth:
         text = "auth_strategy = http_basic\n[oslo_middleware]\nhttp_basic_auth_user_file = /nowhere\n"
         with pytest.raises(BadStoreConfiguration, match="/nowhere"):
             start(tmp_path, text)
+
+
+class TestWhoAsksIsSaid:
+    @pytest.mark.parametrize(
+        "section",
+        [
+            "[keystone_authtoken]\nusername = glance",
+            "[paste_deploy]\nflavor = keystone+caching",
+            "[oslo_middleware]\nhttp_basic_auth_user_file = /etc/users",
+        ],
+    )
+    def test_sections_about_authentication_without_a_strategy_stop_the_start(self, tmp_path, section):
+        with pytest.raises(BadStoreConfiguration, match=r"storelib.ini, line \d+.*everybody is an administrator"):
+            start(tmp_path, f"\n{section}\n")
+
+    def test_who_says_noauth_gets_it(self, tmp_path):
+        start(tmp_path, "\nauth_strategy = noauth\n[keystone_authtoken]\nusername = glance\n").close()
+
+    def test_what_nothing_reads_is_pointed_out(self, tmp_path, caplog):
+        path = tmp_path / "storelib.ini"
+        strangers = (
+            "[sapre]\nread_only = true\n[apii]\nmetrics = no\n[database]\nmax_retries = 3\n[DEFAULT]\nbackdoor = 1\n"
+        )
+        others = "[oslo_messaging_rabbit]\nssl = true\n[oslo_policy]\nenforce_scope = true\n"
+        path.write_text(FILE.format(directory=tmp_path) + strangers + others)
+        conf = storelib.config.load_file(path)
+        create_app(conf).close()
+        api_config.warn_of_unread(conf)
+        said = [record.message for record in caplog.records if record.message.startswith("nothing reads")]
+        assert [message.partition(" (")[0] for message in said] == [
+            "nothing reads the section [sapre]",
+            "nothing reads the section [apii]",
+            "nothing reads [database] max_retries",
+            "nothing reads [DEFAULT] backdoor",
+        ]
+        assert "did you mean spare?" in said[0]
+        assert "did you mean api?" in said[1]
+
+    def test_relative_paths_are_of_the_directory_of_the_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "storelib.ini"
+        text = FILE.format(directory=tmp_path).replace(f"sqlite:///{tmp_path}/", "sqlite:///")
+        path.write_text(text.replace(f"staging_dir = {tmp_path}/", "staging_dir = "))
+        monkeypatch.chdir("/")
+        conf = storelib.config.load_file(path)
+        app = create_app(conf)
+        app.close()
+        assert (tmp_path / "images.sqlite").exists()
+        assert api_config.read_options(conf).staging_dir == str(tmp_path / "staging")
+
+    @pytest.mark.parametrize(
+        "url", ["mysql://u:pass$hidden@h/db", "hidden", "mysql://u:hidden@h:port/db", "x://hidden@h"]
+    )
+    def test_a_malformed_database_url_is_one_clear_line(self, tmp_path, url):
+        path = tmp_path / "storelib.ini"
+        path.write_text(FILE.format(directory=tmp_path).replace(f"sqlite:///{tmp_path}/images.sqlite", url))
+        with pytest.raises((BadStoreConfiguration, BadDatabase)) as caught:
+            create_app(storelib.config.load_file(path))
+        assert "[database] connection" in str(caught.value)
+        assert "hidden" not in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -113,12 +113,125 @@ def test_a_driver_that_is_not_there_is_left_out(migrate, places):
     migrate("[DEFAULT]\nenabled_backends = fast:file, tape:tape\n[glance_store]\ndefault_backend = fast\n")
     text = (places / "new.ini").read_text()
     assert "\nstores = fast:file\n" in text
+    assert "\n# [tape]" in text
     assert "# migrate: store tape is left out: there is no driver tape here" in text
 
 
-def test_other_groups_are_left_out(migrate, places):
-    migrate(SINGLE)
-    assert "hunter2" not in (places / "new.ini").read_text()
+GLANCE = """
+[DEFAULT]
+bind_host = 0.0.0.0
+user_storage_quota = 10GB
+show_multiple_locations = true
+enabled_import_methods = [web-download,copy-image]
+enabled_backends = fast:file
+transport_url = rabbit://u:p$$w@h:5672/
+node_staging_uri = file:///var/lib/glance/staging%20area
+image_cache_dir = /var/cache
+[glance_store]
+default_backend = fast
+[fast]
+filesystem_store_datadir = /srv/images
+[database]
+connection = mysql+pymysql://glance:hunter2@db/glance
+max_retries = -1
+[keystone_authtoken]
+www_authenticate_uri = http://keystone:5000
+password = secret
+[paste_deploy]
+flavor = keystone+cachemanagement
+[oslo_policy]
+policy_file = policy.yaml
+[image_format]
+disk_formats = [raw,qcow2]
+vmdk_allowed_types = streamOptimized
+[import_filtering_opts]
+allowed_ports = [80,443,8080]
+[oslo_messaging_notifications]
+driver = messagingv2
+[oslo_messaging_rabbit]
+ssl = true
+[cors]
+allowed_origin = *
+"""
+
+
+def migrated(places):
+    """What the new file sets, by group and name, and its comments."""
+    lines = (places / "new.ini").read_text().splitlines()
+    return {(each.group, each.key): each.value for each in read_settings("new.ini")}, [x for x in lines if x[:1] == "#"]
+
+
+def test_what_the_image_api_has_a_counterpart_for_is_carried(migrate, places):
+    assert migrate(GLANCE).code == 0
+    found, _ = migrated(places)
+    assert {key: value for (group, key), value in found.items() if group == "api"} == {
+        "auth_strategy": "keystone",
+        "notifications": "true",
+        "staging_dir": "/var/lib/glance/staging area",
+        "user_storage_quota": "10GB",
+        "show_multiple_locations": "true",
+        "enabled_import_methods": "web-download,copy-image",
+        "disk_formats": "raw,qcow2",
+        "import_allowed_ports": "80,443,8080",
+    }
+    assert found["database", "connection"] == "mysql+pymysql://glance:hunter2@db/glance"
+    assert found["keystone_authtoken", "password"] == "secret"
+    assert found["oslo_policy", "policy_file"] == "policy.yaml"
+    assert found["DEFAULT", "transport_url"] == "rabbit://u:p$$w@h:5672/"
+    assert found["oslo_messaging_rabbit", "ssl"] == "true"
+
+
+def test_every_option_that_is_set_is_in_the_new_file(migrate, places):
+    migrate(GLANCE)
+    found, comments = migrated(places)
+    carried = {key for _, key in found} | {line[2:].partition(" = ")[0] for line in comments if " = " in line}
+    used = {"enabled_backends", "default_backend", "flavor", "node_staging_uri", "allowed_ports"}
+    assert {each.key for each in read_settings("glance-api.conf")} - carried <= used
+    for key in ("bind_host", "image_cache_dir", "max_retries", "vmdk_allowed_types", "allowed_origin"):
+        at = next(number for number, line in enumerate(comments) if line.startswith(f"# {key} = "))
+        assert comments[at - 1].startswith("# migrate: ")
+
+
+def test_a_migrated_file_is_one_that_the_service_takes(migrate, places):
+    from storelib.api import config
+
+    migrate(GLANCE)
+    conf = load_file("new.ini")
+    config.register_opts(conf)
+    options = config.read_options(conf)
+    assert (options.auth_strategy, options.import_allowed_ports) == ("keystone", [80, 443, 8080])
+
+
+def test_the_options_of_the_database_are_ours():
+    from storelib.api.db.config import OPTIONS
+    from storelib.cli.migrate_api import DATABASE
+
+    assert set(DATABASE) <= {option.dest for option in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy"),
+    [
+        ("[paste_deploy]\nflavor = keystone", "keystone"),
+        ("[paste_deploy]\nflavor = keystone+caching", "keystone"),
+        ("[paste_deploy]\nflavor = trusted-auth", "keystone"),
+        ("[paste_deploy]\nflavor = ours", "keystone"),
+        ("[paste_deploy]\nflavor =\n[keystone_authtoken]\nusername = glance", "keystone"),
+        ("[keystone_authtoken]\nusername = glance", "keystone"),
+        ("[paste_deploy]\nflavor = caching", "noauth"),
+        ("[DEFAULT]\nuser_storage_quota = 1GB", None),
+    ],
+)
+def test_who_had_keystone_keeps_it(migrate, places, text, strategy):
+    assert migrate(f"[glance_store]\nstores = file\n{text}\n").code == 0
+    assert migrated(places)[0].get(("api", "auth_strategy")) == strategy
+
+
+def test_messages_stay_off_where_glance_sent_none(migrate, places):
+    migrate("[DEFAULT]\ntransport_url = rabbit://\n[glance_store]\nstores = file\n")
+    found, comments = migrated(places)
+    assert ("api", "notifications") not in found
+    assert "# transport_url = rabbit://" in comments
 
 
 def test_no_value_is_printed_when_there_is_a_file(migrate):

@@ -250,3 +250,30 @@ def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
     answer = storelib("acl", uri, "--public")
     assert answer.code == 8
     assert "no access control lists" in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("add", "disk.raw", "--id", ""),
+        ("add", "disk.raw", "--store", ""),
+        ("cp", "file:///x", "archive", "--id", ""),
+        ("image", "create", "name", "--id", ""),
+        ("image", "upload", "name", "disk.raw", "--store", ""),
+        ("image", "--timeout", "nan", "list"),
+        ("serve", "--grace", "inf"),
+        ("gc", "--older-than", "nan"),
+    ],
+)
+def test_what_is_empty_or_no_number_is_a_mistake(storelib, places, arguments):
+    """As an unset variable of a script leaves it; a new id, or another store, would be a surprise."""
+    (places / "disk.raw").write_bytes(b"data")
+    assert storelib(*arguments).code == 2
+    assert not list(places.glob("*/*"))
+
+
+def test_one_store_named_twice_is_a_mistake(storelib, places):
+    (places / "disk.raw").write_bytes(b"data")
+    answer = storelib("add", "disk.raw", "--id", "disk", "--store", "fast", "--store", "fast")
+    assert (answer.code, "store fast is named twice" in answer.err) == (2, True)
+    assert not list(places.glob("*/*"))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of values that options take, checked before anything is read, opened or asked."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import click
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+# ParamType is generic from click 8.2 on.
+class Age(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, written as 90, 15m, 12h, 1d or 2w."""
+
+    name = "age"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Read one."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)", value.strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not an age; write 90, 15m, 12h, 1d or 2w", parameter, context)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds; neither nan, which no comparison refuses, nor infinite."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Read one."""
+        number: float = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number of seconds", parameter, context)
+        return number
+
+
+class Name(click.ParamType):  # type: ignore[type-arg]
+    """A text that is not empty: what a script's unset variable leaves must not mean "choose one yourself"."""
+
+    name = "text"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """Read one."""
+        if not value:
+            self.fail("it is empty; leave the option out, or say which", parameter, context)
+        return str(value)
