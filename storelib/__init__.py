@@ -30,11 +30,12 @@ if TYPE_CHECKING:
         verify_default_store,
     )
     from storelib.capabilities import Capability
-    from storelib.driver import ImageData, Store, StoredImage
+    from storelib.driver import Digest, ImageData, Store, StoredImage
     from storelib.exceptions import (
         AclsNotSupported,
         BadStoreConfiguration,
         BadStoreUri,
+        DigestMismatch,
         Duplicate,
         Forbidden,
         HasSnapshot,
@@ -66,6 +67,8 @@ __all__ = [
     "BadStoreConfiguration",
     "BadStoreUri",
     "Capability",
+    "Digest",
+    "DigestMismatch",
     "Duplicate",
     "Forbidden",
     "HasSnapshot",
@@ -116,6 +119,7 @@ __all__ = [
 # Names that do not live in exceptions.py (errors) or backend.py (functions).
 _HOMES = {
     "Capability": "capabilities",
+    "Digest": "driver",
     "ImageData": "driver",
     "Location": "location",
     "Registry": "registry",

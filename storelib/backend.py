@@ -19,6 +19,7 @@ from storelib.location import Location, scheme_of
 from storelib.registry import Registry
 from storelib.transfer.digests import Verifier
 from storelib.transfer.source import Data
+from storelib.transfer.verifying import Verify
 
 _default: Registry | None = None
 
@@ -76,9 +77,16 @@ def get_store_from_location(uri: str | Location) -> str:
     return uri.scheme if isinstance(uri, Location) else scheme_of(uri)
 
 
-def get_from_backend(uri: str | Location, offset: int = 0, length: int | None = None, context: Any = None) -> ImageData:
-    """The stream and the size of the image at ``uri``, or of a range of it."""
-    return get_store_from_uri(uri, context).get(uri, offset, length, context)
+def get_from_backend(
+    uri: str | Location,
+    offset: int = 0,
+    length: int | None = None,
+    context: Any = None,
+    *,
+    verify: Verify = None,
+) -> ImageData:
+    """The stream and the size of the image at ``uri``, or of a range of it; ``verify`` is that of ``Store.get``."""
+    return get_store_from_uri(uri, context).get(uri, offset, length, context, verify=verify)
 
 
 def get_size_from_backend(uri: str | Location, context: Any = None) -> int:

@@ -37,6 +37,7 @@ from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
     Committed,
     Context,
+    Digest,
     Digests,
     Extent,
     Garbage,
@@ -53,11 +54,13 @@ from storelib.transfer.download import ImageStream
 from storelib.transfer.retry import RetryPolicy, Stragglers, mapped
 from storelib.transfer.source import Data
 from storelib.transfer.upload import Progress
+from storelib.transfer.verifying import Verify, asked_for
 
 __all__ = [
     "STORE_OPTIONS",
     "Committed",
     "Context",
+    "Digest",
     "Digests",
     "Extent",
     "Garbage",
@@ -166,13 +169,25 @@ class Store(abc.ABC, Generic[L]):
                 self._disable_writing(str(error))
 
     def get(
-        self, location: Location | str, offset: int = 0, length: int | None = None, context: Any = None
+        self,
+        location: Location | str,
+        offset: int = 0,
+        length: int | None = None,
+        context: Any = None,
+        *,
+        verify: Verify = None,
     ) -> ImageData:
         """The image's bytes from ``offset`` on, ``length`` of them or up to the end, as a slice would give.
 
-        Raises NotFound, BadStoreUri (not of this store), Invalid (negative range), StoreRandomGetNotSupported.
+        ``verify`` compares what is read with a digest, a Digest or ``"algorithm:hexadecimal"`` of exactly the bytes
+        asked for, or True for the one that the driver recorded of the whole image. The stream is then read in order
+        only, and instead of the last bytes of a stream with another digest comes DigestMismatch.
+
+        Raises NotFound, BadStoreUri (not of this store), Invalid (negative range, no digest, True with a range),
+        StoreRandomGetNotSupported, and with True OperationNotSupported where no digest was recorded.
         Errors while reading surface from the stream; fewer bytes than announced is IncompleteRead.
         """
+        expected = asked_for(verify)
         for value, what in ((offset, "offset"), (0 if length is None else length, "length")):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise Invalid(f"{what} must be a whole number of bytes, 0 or more, not {value!r}")
@@ -181,7 +196,7 @@ class Store(abc.ABC, Generic[L]):
             self.require(Capability.RANGE, StoreRandomGetNotSupported)
         found = self.locate(location)
         self.stragglers.check()
-        stream = download.open_stream(self, found, offset, length, context)
+        stream = download.open_stream(self, found, offset, length, context, expected)
         return ImageData(stream, stream.size)
 
     def get_size(self, location: Location | str, context: Any = None) -> int:

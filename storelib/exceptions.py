@@ -119,5 +119,18 @@ class ImageChanged(IncompleteRead):
     """The image was replaced while it was being read; start again from the beginning."""
 
 
+class DigestMismatch(IncompleteRead):
+    """What was read has another digest than expected: it was changed on the way, or where it lies.
+
+    ``algorithm`` is that of both digests, ``expected`` and ``found`` are hexadecimal.
+    """
+
+    def __init__(self, message: str = "", *, algorithm: str = "", expected: str = "", found: str = "") -> None:
+        super().__init__(message)
+        self.algorithm = algorithm
+        self.expected = expected
+        self.found = found
+
+
 class TransferTimeout(StoreError):
     """Nothing moved for longer than the store's transfer_timeout."""

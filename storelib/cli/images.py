@@ -131,34 +131,40 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
     "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
 )
 def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm: str) -> None:
-    """Copy the image at URI to another store, or within one."""
-    from storelib.transfer import copy
-
+    """Copy the image at URI to another store, or within one, and compare it with the digest that was recorded, if any."""
     source = session.registry.resolve(uri)
+    destination = session.registry[target]
     image_id = _id_at(source, uri) if image_id is None else image_id
-    with session.output.progress(f"cp to {target}") as progress:
-        stored = copy(source, uri, session.registry[target], image_id, hashing_algo=algorithm, progress=progress)
+    with source.get(uri).data as stream, session.output.progress(f"cp to {target}") as progress:
+        if stream.digest is not None:
+            stream.verify_recorded()
+        stored = destination.add(image_id, stream, stream.size, hashing_algo=algorithm, progress=progress)
     session.output.one(_stored(stored, algorithm))
 
 
 @command("verify")
 @click.argument("uri")
-@click.option("--digest", required=True, metavar="NAME:HEX", help="The expected digest, such as sha512:cf83e1...")
-def verify(session: Session, uri: str, digest: str) -> None:
-    """Read the image at URI and compare its digest."""
-    from storelib.transfer.digests import new_hasher
+@click.option(
+    "--digest", metavar="NAME:HEX", help="The expected digest, such as sha512:cf83e1...; else the one recorded."
+)
+def verify(session: Session, uri: str, digest: str | None) -> None:
+    """Read the image at URI and compare it with a digest."""
+    from storelib.exceptions import DigestMismatch
+    from storelib.transfer.verifying import asked_for
 
-    algorithm, colon, expected = digest.strip().lower().partition(":")
-    if not (colon and expected):
-        raise click.UsageError("--digest must be NAME:HEX, such as sha512:cf83e1...")
-    hasher = new_hasher(algorithm)
-    stream = session.registry.resolve(uri).get(uri).data
+    given = asked_for(digest)
+    stream = session.registry.resolve(uri).get(uri, verify=digest or True).data
     with stream, session.output.progress("verify") as progress:
-        for chunk in _chunks(stream, progress):
-            hasher.update(chunk)
-    found = hasher.hexdigest()
-    session.output.one({"match": found == expected, "algorithm": algorithm, "expected": expected, "found": found})
-    if found != expected:
+        expected = given or stream.digest
+        algorithm, value = expected.algorithm, expected.value
+        found = value
+        try:
+            for _ in _chunks(stream, progress):
+                pass
+        except DigestMismatch as mismatch:
+            found = mismatch.found
+    session.output.one({"match": found == value, "algorithm": algorithm, "expected": value, "found": found})
+    if found != value:
         warn(f"the image has another {algorithm} digest than expected: {size_text(stream.size)} were read")
         raise click.exceptions.Exit(exits.DIFFERENT)
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transfer engine: moves bytes between sources, stores and callers; drivers keep no such logic."""
 
-from storelib.transfer.contract import Committed, Digests, Extent, KiB, MiB, Part, Reader, StoredImage, Writer
+from storelib.transfer.contract import Committed, Digest, Digests, Extent, KiB, MiB, Part, Reader, StoredImage, Writer
 from storelib.transfer.download import ImageStream
 from storelib.transfer.partfile import PartFile
 from storelib.transfer.upload import copy, fan_out
 
 __all__ = [
     "Committed",
+    "Digest",
     "Digests",
     "Extent",
     "ImageStream",

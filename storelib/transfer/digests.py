@@ -172,8 +172,9 @@ class Digesting:
                 view, repeat, buffer = lane.queue.popleft()
             for _ in range(repeat):
                 lane.update(view)
+                # A hole of many blocks takes its time, too.
+                self._monitor.beat()
                 if cancelled.is_set():
                     break
             if buffer is not None:
                 buffer.release()
-            self._monitor.beat()

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from storelib.exceptions import IncompleteRead, StoreError, TransferTimeout
+from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Extent, MiB, Reader
+from storelib.transfer.contract import Digest, Extent, MiB, Reader
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
+from storelib.transfer.verifying import Check, normal, recorded
 
 if TYPE_CHECKING:
     from storelib.driver import Store
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 CHUNK = MiB
 
 
-def open_stream(store: Store[Any], location: Any, offset: int, length: int | None, context: Any) -> ImageStream:
-    """A stream of that range of an image, clipped to the image as a slice would be."""
+def open_stream(
+    store: Store[Any], location: Any, offset: int, length: int | None, context: Any, verify: Digest | bool = False
+) -> ImageStream:
+    """A stream of that range of an image, clipped to the image as a slice would be, and compared with a digest."""
     subject = str(location)
+    if verify is True and offset:
+        raise _not_whole(subject)
     reader: Reader = store.retry_policy.call(
         lambda: store.open_reader(location, offset, length, context), store.map_error, subject
     )
@@ -34,7 +39,20 @@ def open_stream(store: Store[Any], location: Any, offset: int, length: int | Non
         raise StoreError(f"{subject}: the back end does not tell the size of the image")
     start = min(offset, reader.size)
     end = reader.size if length is None else min(start + length, reader.size)
-    return ImageStream(_Feed(store, reader, subject), start, end)
+    stream = ImageStream(_Feed(store, reader, subject), start, end)
+    try:
+        if verify is True:
+            stream.verify_recorded()
+        elif verify:
+            stream.verify(verify)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _not_whole(subject: str) -> Invalid:
+    return Invalid(f"{subject}: what was recorded is the digest of the whole image, not of a range of it")
 
 
 class ImageStream(io.RawIOBase):
@@ -42,6 +60,8 @@ class ImageStream(io.RawIOBase):
 
     ``readinto`` allocates nothing; ``read(n)`` and iterating give fresh bytes and are filled up. Errors of the back end
     surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``.
+
+    A stream that is compared with a digest cannot seek and has no descriptor.
     """
 
     def __init__(self, feed: _Feed, start: int, end: int) -> None:
@@ -53,14 +73,40 @@ class ImageStream(io.RawIOBase):
         self._ahead: _ReadAhead | None = None
         self._scratch: bytearray | None = None
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
+        self._check: Check | None = None
+
+    @property
+    def digest(self) -> Digest | None:
+        """The digest that the driver recorded for the whole image, where it is known."""
+        return self._feed.reader.digest
+
+    def verify(self, digest: Digest) -> None:
+        """Compare what will be read, from here on to the end, with ``digest``: DigestMismatch comes at the end.
+
+        Raises Invalid for what is no digest, UnknownHashingAlgo.
+        """
+        self._check_open()
+        if self._position != self._start or self._check is not None:
+            raise Invalid(f"{self._feed.subject}: say what to compare with once, before reading")
+        self._check = Check(normal(digest), self._feed.subject, self._feed.policy.timeout)
+
+    def verify_recorded(self) -> None:
+        """Compare with ``digest``; raises OperationNotSupported where there is none, Invalid for a range."""
+        self._check_open()
+        subject = self._feed.subject
+        if self._start or self._end != self._feed.reader.size:
+            raise _not_whole(subject)
+        if self.digest is None:
+            raise OperationNotSupported(f"{subject}: no digest was recorded that could be compared; give one of your own")
+        self.verify(recorded(self.digest, subject))
 
     def readable(self) -> bool:
         """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
-        return True
+        """Unless it is compared with a digest."""
+        return self._check is None
 
     def tell(self) -> int:
         """The position, counted from the start of the range."""
@@ -68,22 +114,39 @@ class ImageStream(io.RawIOBase):
         return self._position - self._start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position within the range; what was read ahead is dropped."""
+        """Move the position within the range; what was read ahead is dropped.
+
+        Raises io.UnsupportedOperation when the stream is compared with a digest, which wants every byte in order.
+        """
         self._check_open()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
             raise ValueError(f"cannot seek to {offset} (whence {whence})")
         position = self._start + base + offset
         if position != self._position:
+            if self._check is not None:
+                raise io.UnsupportedOperation("a stream that is compared with a digest is read in order")
             self._drop_ahead()
             self._position = position
         return position - self._start
+
+    def skip_zeros(self, length: int) -> None:
+        """Step over a hole of ``length`` bytes that ``extents`` told of, without reading it."""
+        if self._check is None:
+            self.seek(length, io.SEEK_CUR)
+            return
+        self._check_open()
+        self._drop_ahead()
+        self._check.zeros(length)
+        self._position += length
+        self._check_end()
 
     def readinto(self, buffer: Any) -> int:
         """Read up to ``len(buffer)`` bytes into ``buffer``; 0 only at the end of the range."""
         self._check_open()
         view = memoryview(buffer).cast("B")[: max(self._end - self._position, 0)]
         if not view:
+            self._check_end()
             return 0
         if self._streaming:
             if self._ahead is None:
@@ -92,7 +155,14 @@ class ImageStream(io.RawIOBase):
         else:
             count = self._feed.read_into(self._position, view)
         self._position += count
+        if self._check is not None:
+            self._check.update(view[:count])
+            self._check_end()
         return count
+
+    def _check_end(self) -> None:
+        if self._check is not None and self._position >= self._end:
+            self._check.finish()
 
     def read(self, size: int | None = -1) -> bytes:
         """Exactly ``size`` bytes unless the range ends before; all that is left for None or -1."""
@@ -101,6 +171,8 @@ class ImageStream(io.RawIOBase):
         if want > CHUNK:
             return b"".join(self._chunks(want))
         self._check_open()
+        if not want:
+            self._check_end()
         # Read into memory used before and copied once: fresh pages cost more than the copy (measured: ten times).
         if self._scratch is None or len(self._scratch) < want:
             self._scratch = bytearray(want)
@@ -143,7 +215,9 @@ class ImageStream(io.RawIOBase):
         Raises io.UnsupportedOperation for all others.
         """
         self._check_open()
-        descriptor = self._feed.reader.fileno()
+        if self._check is not None:
+            raise io.UnsupportedOperation("a stream that is compared with a digest has to be read")
+        descriptor = self._feed.fileno()
         if descriptor is None:
             raise io.UnsupportedOperation("not a local file")
         os.lseek(descriptor, self._position, os.SEEK_SET)
@@ -151,8 +225,8 @@ class ImageStream(io.RawIOBase):
 
     def whole_file(self) -> int | None:
         """The descriptor of a local file that holds exactly this stream's bytes, if there is one."""
-        whole = self._start == 0 and self._end == self._feed.reader.size
-        return self._feed.reader.fileno() if whole else None
+        whole = self._start == 0 and self._end == self._feed.reader.size and self._check is None
+        return self._feed.fileno() if whole else None
 
     def close(self) -> None:
         """Stop reading ahead, wait for the threads, free the reader; harmless when done twice."""
@@ -160,6 +234,9 @@ class ImageStream(io.RawIOBase):
             return
         try:
             self._drop_ahead()
+            check = getattr(self, "_check", None)
+            if check is not None:
+                check.close()
             self._feed.close()
         finally:
             super().close()
@@ -206,6 +283,10 @@ class _Feed:
     def _lazily(self, known: Iterator[Extent]) -> Iterator[Extent]:
         while (extent := mapped(lambda: next(known, None), self._map_error, self.subject)) is not None:
             yield extent
+
+    def fileno(self) -> int | None:
+        """The descriptor of a local file, if it is one."""
+        return mapped(self.reader.fileno, self._map_error, self.subject)
 
     def abandon(self, threads: list[threading.Thread]) -> None:
         """Some reads never returned: their threads go on using the reader, so it is left open."""

@@ -212,6 +212,13 @@ class StreamSource(_SourceWithHoles):
         extents = (Extent(e.offset - position, e.length, e.data) for e in stream.extents() if e.offset >= position)
         super().__init__(extents, position)
 
+    def hole(self) -> int:
+        """Step over the hole that begins here, in the stream too, which may have to hash it."""
+        length = super().hole()
+        if length:
+            self._stream.skip_zeros(length)
+        return length
+
     def _read(self, position: int, view: memoryview) -> int:
         if self._stream.tell() != position:
             self._stream.seek(position)

@@ -17,6 +17,7 @@ from storelib.transfer.digests import BLOCK, Digesting, Verifier
 from storelib.transfer.lane import Lane
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import Data, Source, file_extents, open_source
+from storelib.transfer.verifying import Verify
 
 if TYPE_CHECKING:
     from storelib.driver import Store
@@ -97,12 +98,14 @@ def copy(
     hashing_algo: str = "sha512",
     context: Any = None,
     progress: Progress | None = None,
+    verify: Verify = None,
 ) -> StoredImage:
     """Copy an image from one store to another, holes included; with ``digests`` nothing is hashed.
 
-    Raises what ``source.get`` and ``target.add`` raise.
+    ``verify`` is that of ``Store.get``; what is not as expected is not stored. Raises what ``source.get`` and
+    ``target.add`` raise.
     """
-    with source.get(location, context=context).data as stream:
+    with source.get(location, context=context, verify=verify).data as stream:
         return add(
             target,
             image_id,

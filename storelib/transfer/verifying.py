@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparing what is read with a digest: what ``get(..., verify=...)`` means, and the hashing beside the reading."""
+
+from __future__ import annotations
+
+from typing import Union
+
+from storelib.exceptions import DigestMismatch, Invalid, StoreError, UnknownHashingAlgo
+from storelib.transfer.buffers import Buffer, Pool
+from storelib.transfer.contract import Digest
+from storelib.transfer.digests import BLOCK, Digesting, new_hasher
+from storelib.transfer.monitor import Monitor
+
+#: Bytes that may have been read and not yet hashed.
+AHEAD = 4 * BLOCK
+
+#: ``None``: nothing is compared; ``True``: with the digest that the driver recorded; else with this one.
+Verify = Union[Digest, str, bool, None]
+
+
+def asked_for(verify: Verify) -> Digest | bool:
+    """What ``verify`` means: a digest that can be computed here, True for the recorded one, False for none.
+
+    Raises Invalid for what is neither, and UnknownHashingAlgo.
+    """
+    if verify is None or isinstance(verify, bool):
+        return bool(verify)
+    if isinstance(verify, str):
+        algorithm, colon, value = verify.strip().partition(":")
+        if not colon:
+            raise Invalid(f"a digest to verify is 'algorithm:hexadecimal', not {verify[:200]!r}")
+        return normal(Digest(algorithm.lower(), value))
+    if isinstance(verify, tuple) and len(verify) == 2 and all(isinstance(item, str) for item in verify):
+        return normal(Digest(*verify))
+    raise Invalid(f"verify is a Digest, 'algorithm:hexadecimal', True or None, not {type(verify).__name__}")
+
+
+def normal(digest: Digest) -> Digest:
+    """``digest`` in lower case; raises Invalid unless it is one of its algorithm, and UnknownHashingAlgo."""
+    value = digest.value.strip().lower()
+    length = len(new_hasher(digest.algorithm).hexdigest())
+    if len(value) != length or set(value) - set("0123456789abcdef"):
+        raise Invalid(f"a {digest.algorithm} digest has {length} hexadecimal digits; this has none such: {value[:200]!r}")
+    return Digest(digest.algorithm, value)
+
+
+def recorded(digest: Digest, subject: str) -> Digest:
+    """What a driver recorded, once it is known to be a digest; raises StoreError, and UnknownHashingAlgo."""
+    try:
+        return normal(Digest(*digest))
+    except UnknownHashingAlgo:
+        raise
+    except (Invalid, TypeError, AttributeError):
+        raise StoreError(f"{subject}: the digest that was recorded is none, so nothing can be compared") from None
+
+
+class Check:
+    """The digest of a stream as it is read, in a thread beside it from the second block on."""
+
+    def __init__(self, expected: Digest, subject: str, timeout: float) -> None:
+        self._expected = expected
+        self._subject = subject
+        self._monitor = Monitor(timeout)
+        self._digesting = Digesting(expected.algorithm, False, None, None, self._monitor)
+        self._pool = Pool(self._monitor.changed, AHEAD)
+        self._buffer: Buffer | None = None
+        self._filled = 0
+        self._ended: BaseException | bool = False
+
+    def update(self, data: memoryview) -> None:
+        """These bytes come next; they are copied, so their memory may be used again."""
+        while data:
+            if self._buffer is None:
+                self._buffer = self._pool.take(BLOCK, self._monitor.wait_for)
+            count = min(len(data), BLOCK - self._filled)
+            self._buffer.memory[self._filled : self._filled + count] = data[:count]
+            self._filled += count
+            data = data[count:]
+            if self._filled == BLOCK:
+                self._flush()
+
+    def zeros(self, length: int) -> None:
+        """A hole of ``length`` bytes comes next."""
+        self._flush()
+        self._digesting.zeros(length)
+
+    def finish(self) -> None:
+        """There are no more bytes; raises DigestMismatch, every time."""
+        if self._ended is False:
+            self._flush()
+            found = self._digesting.finish().multihash
+            self._ended = True
+            algorithm, expected = self._expected
+            if found != expected:
+                self._ended = DigestMismatch(
+                    f"{self._subject}: the {algorithm} digest of what was read is {found}, not {expected}; throw it away",
+                    algorithm=algorithm,
+                    expected=expected,
+                    found=found,
+                )
+        if isinstance(self._ended, BaseException):
+            raise self._ended
+
+    def close(self) -> None:
+        """Stop hashing and join the thread."""
+        self._monitor.cancel()
+        self._digesting.join()
+        self._buffer = None
+        self._pool.clear()
+
+    def _flush(self) -> None:
+        buffer, count = self._buffer, self._filled
+        self._buffer, self._filled = None, 0
+        if buffer is not None:
+            self._digesting.update(buffer.memory[:count], buffer)
+            buffer.release()
