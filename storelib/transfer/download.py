@@ -77,8 +77,13 @@ class ImageStream(io.RawIOBase):
 
     @property
     def digest(self) -> Digest | None:
-        """The digest that the driver recorded for the whole image, where it is known."""
-        return self._feed.reader.digest
+        """The digest that the driver recorded for the whole image, None where it did not; may ask the back end."""
+        return self._feed.digest()
+
+    @property
+    def verified_with(self) -> Digest | None:
+        """The digest that this stream is compared with, None where it is with none."""
+        return None if self._check is None else self._check.expected
 
     def verify(self, digest: Digest) -> None:
         """Compare what will be read, from here on to the end, with ``digest``: DigestMismatch comes at the end.
@@ -96,9 +101,10 @@ class ImageStream(io.RawIOBase):
         subject = self._feed.subject
         if self._start or self._end != self._feed.reader.size:
             raise _not_whole(subject)
-        if self.digest is None:
-            raise OperationNotSupported(f"{subject}: no digest was recorded that could be compared; give one of your own")
-        self.verify(recorded(self.digest, subject))
+        known = self.digest
+        if known is None:
+            raise OperationNotSupported(f"{subject}: no digest was recorded to compare with; give one of your own")
+        self.verify(recorded(known, subject))
 
     def readable(self) -> bool:
         """Always."""
@@ -283,6 +289,10 @@ class _Feed:
     def _lazily(self, known: Iterator[Extent]) -> Iterator[Extent]:
         while (extent := mapped(lambda: next(known, None), self._map_error, self.subject)) is not None:
             yield extent
+
+    def digest(self) -> Digest | None:
+        """What the driver recorded, which some back ends are asked for only now."""
+        return self.policy.call(lambda: self.reader.digest, self._map_error, self.subject)
 
     def fileno(self) -> int | None:
         """The descriptor of a local file, if it is one."""

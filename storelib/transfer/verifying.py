@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import TypeAlias
 
 from storelib.exceptions import DigestMismatch, Invalid, StoreError, UnknownHashingAlgo
 from storelib.transfer.buffers import Buffer, Pool
@@ -15,7 +15,7 @@ from storelib.transfer.monitor import Monitor
 AHEAD = 4 * BLOCK
 
 #: ``None``: nothing is compared; ``True``: with the digest that the driver recorded; else with this one.
-Verify = Union[Digest, str, bool, None]
+Verify: TypeAlias = "Digest | str | bool | None"
 
 
 def asked_for(verify: Verify) -> Digest | bool:
@@ -40,7 +40,7 @@ def normal(digest: Digest) -> Digest:
     value = digest.value.strip().lower()
     length = len(new_hasher(digest.algorithm).hexdigest())
     if len(value) != length or set(value) - set("0123456789abcdef"):
-        raise Invalid(f"a {digest.algorithm} digest has {length} hexadecimal digits; this has none such: {value[:200]!r}")
+        raise Invalid(f"a {digest.algorithm} digest has {length} hexadecimal digits, unlike {value[:200]!r}")
     return Digest(digest.algorithm, value)
 
 
@@ -58,7 +58,7 @@ class Check:
     """The digest of a stream as it is read, in a thread beside it from the second block on."""
 
     def __init__(self, expected: Digest, subject: str, timeout: float) -> None:
-        self._expected = expected
+        self.expected = expected
         self._subject = subject
         self._monitor = Monitor(timeout)
         self._digesting = Digesting(expected.algorithm, False, None, None, self._monitor)
@@ -90,10 +90,10 @@ class Check:
             self._flush()
             found = self._digesting.finish().multihash
             self._ended = True
-            algorithm, expected = self._expected
+            algorithm, expected = self.expected
             if found != expected:
                 self._ended = DigestMismatch(
-                    f"{self._subject}: the {algorithm} digest of what was read is {found}, not {expected}; throw it away",
+                    f"{self._subject}: throw away what was read: its {algorithm} digest is {found}, not {expected}",
                     algorithm=algorithm,
                     expected=expected,
                     found=found,

@@ -22,6 +22,7 @@ from storelib.driver import Digests
 from storelib.drivers.gridfs import GridfsStore
 from storelib.exceptions import (
     BadStoreConfiguration,
+    DigestMismatch,
     Duplicate,
     Forbidden,
     IncompleteRead,
@@ -240,6 +241,17 @@ def test_stat_tells_the_digests(store, image_id):
     stored = store.add(image_id, IMAGE, hashing_algo="sha256")
     info = store.stat(stored.uri)
     assert info.metadata == {"md5": stored.checksum, "sha256": stored.multihash}
+
+
+def test_what_is_read_is_compared_with_the_digest_that_was_recorded(mongod, store, image_id):
+    stored = store.add(image_id, IMAGE)
+    assert store.get(stored.uri, verify=True).data.read() == IMAGE
+    files_id = mongod.raw["images"]["fs.files"].find_one({"filename": image_id})["_id"]
+    chunk = {"files_id": files_id, "n": 0}
+    data = mongod.raw["images"]["fs.chunks"].find_one(chunk)["data"]
+    mongod.raw["images"]["fs.chunks"].update_one(chunk, {"$set": {"data": bytes([data[0] ^ 1]) + data[1:]}})
+    with pytest.raises(DigestMismatch):
+        store.get(stored.uri, verify=True).data.read()
 
 
 def test_no_data_is_read_to_find_garbage(mongod, image_id):

@@ -199,6 +199,20 @@ def test_published_document_is_a_gridfs_file():
     assert stored.metadata == {"md5": "md", "sha256": "sha"}
 
 
+@pytest.mark.parametrize(
+    ("document", "known"),
+    [
+        ({"md5": "md", "metadata": {"storelib": {"image": "i"}, "md5": "md", "sha256": "sha"}}, ("sha256", "sha")),
+        ({"metadata": {"blake3": "b", "owner": "somebody"}}, ("blake3", "b")),
+        ({"md5": "md"}, ("md5", "md")),
+        ({"metadata": {"owner": "somebody"}}, None),
+    ],
+)
+def test_the_multihash_is_the_digest_that_was_recorded_else_the_md5(document, known):
+    stored = layout.understood({"_id": 1, "length": 5, "chunkSize": 4, **document})
+    assert layout.digest_of(stored) == known
+
+
 def test_without_md5_none_is_written():
     assert "md5" not in str(layout.published(1, "image", 0, 256, Digests(None, "sha"), NOW))
 

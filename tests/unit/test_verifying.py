@@ -166,7 +166,20 @@ def test_off_nothing_is_compared(off):
 
 @pytest.mark.parametrize(
     "verify",
-    ["", "md5", "md5:", ":ab", "md5:ab", f"md5:{MD5.value}0", "md5:" + "g" * 32, 1, 0, b"md5", ["md5", MD5.value], ("md5",)],
+    [
+        "",
+        "md5",
+        "md5:",
+        ":ab",
+        "md5:ab",
+        f"md5:{MD5.value}0",
+        "md5:" + "g" * 32,
+        1,
+        0,
+        b"md5",
+        [*MD5],
+        ("md5",),
+    ],
 )
 def test_what_is_no_digest_is_invalid_before_the_back_end_is_asked(verify):
     store = recording_store()

@@ -9,11 +9,12 @@ https://github.com/mongodb/specifications/blob/master/source/gridfs/gridfs-spec.
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from storelib.driver import Digests
+from storelib.driver import Digest, Digests
 from storelib.exceptions import StoreError
 
 _OURS = "metadata.storelib"
@@ -115,6 +116,13 @@ def image_id_of(document: Mapping[str, Any]) -> str | None:
     if isinstance(ours, str):
         return ours
     return str(document["_id"]) if isinstance(document["_id"], (str, ObjectId)) else None
+
+
+def digest_of(stored: Stored) -> Digest | None:
+    """What was recorded of the image: the multihash of ours, else the md5 that older clients wrote."""
+    names = {*hashlib.algorithms_available, "blake3"}
+    known = [Digest(name, value) for name, value in stored.metadata.items() if name in names]
+    return min(known, key=lambda digest: digest.algorithm == "md5", default=None)
 
 
 def is_ours(document: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from storelib.driver import Reader
-from storelib.drivers.gridfs.layout import Stored
+from storelib.drivers.gridfs.layout import Stored, digest_of
 from storelib.drivers.gridfs.writer import PART
 from storelib.exceptions import IncompleteRead, NotFound
 
@@ -24,6 +24,7 @@ class GridfsReader(Reader):
     def __init__(self, store: GridfsStore, stored: Stored, subject: str) -> None:
         self.size = stored.size
         self.part_size = stored.chunk_size * max(1, PART // stored.chunk_size)
+        self.digest = digest_of(stored)
         self.concurrency = store.conf.mongodb_store_concurrency
         self._store = store
         self._chunks = store.client.chunks

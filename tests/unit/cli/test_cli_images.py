@@ -10,6 +10,9 @@ import stat
 
 import pytest
 
+from storelib.driver import Digest
+from storelib.drivers.filesystem.reader import FileReader
+
 DATA = b"a disk image, for all we know " * 1000
 SHA512 = hashlib.sha512(DATA).hexdigest()
 
@@ -244,6 +247,32 @@ def test_verify_of_other_bytes_is_code_9(storelib, uri, places):
 @pytest.mark.parametrize("digest", ["sha512", "sha512:", ":ab", "crc7:ab"])
 def test_a_malformed_digest_is_code_2(storelib, uri, digest):
     assert storelib("verify", uri, "--digest", digest).code == 2
+
+
+def test_verify_without_a_digest_wants_one_that_was_recorded(storelib, uri, recorded):
+    assert storelib("verify", uri).code == 8
+    recorded.append(Digest("sha512", SHA512))
+    answer = storelib("verify", uri, "--format", "json")
+    assert (answer.code, answer.document["found"]) == (0, SHA512)
+    recorded[0] = Digest("md5", "0" * 32)
+    answer = storelib("verify", uri, "--format", "json")
+    assert (answer.code, answer.document["found"]) == (9, hashlib.md5(DATA).hexdigest())
+
+
+def test_cp_copies_nothing_that_is_not_what_was_recorded(storelib, uri, places, recorded):
+    recorded.append(Digest("sha256", "0" * 64))
+    assert storelib("cp", uri, "archive").code == 9
+    assert not list((places / "archive").iterdir())
+    recorded[0] = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+    assert storelib("cp", uri, "archive").code == 0
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Digests that the file driver tells of as if it had recorded them."""
+    digests = []
+    monkeypatch.setattr(FileReader, "digest", property(lambda self: digests[0] if digests else None), raising=False)
+    return digests
 
 
 def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
