@@ -136,8 +136,7 @@ def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm:
     destination = session.registry[target]
     image_id = _id_at(source, uri) if image_id is None else image_id
     with source.get(uri).data as stream, session.output.progress(f"cp to {target}") as progress:
-        if (recorded := stream.digest) is not None:
-            stream.verify(recorded)
+        _verify_recorded(stream)
         stored = destination.add(image_id, stream, stream.size, hashing_algo=algorithm, progress=progress)
     session.output.one(_stored(stored, algorithm))
 
@@ -177,6 +176,16 @@ def verify(session: Session, uri: str, digest: str | None) -> None:
 def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writers: tuple[str, ...]) -> None:
     """Set who may use the image at URI; what is not named is taken away."""
     session.registry.resolve(uri).set_acls(uri, public, readers, writers)
+
+
+def _verify_recorded(stream: Any) -> None:
+    from storelib.exceptions import UnknownHashingAlgo
+
+    try:
+        if stream.digest is not None:
+            stream.verify_recorded()
+    except UnknownHashingAlgo as error:
+        warn(f"not compared with the digest that was recorded: {error}")
 
 
 def _chunks(stream: Any, progress: Any) -> Iterator[memoryview]:

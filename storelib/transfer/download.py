@@ -266,6 +266,7 @@ class _Feed:
         self.stragglers = store.stragglers
         self.subject = subject
         self._map_error = store.map_error
+        self._digest: Digest | None = None
         self._stuck = False
 
     def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
@@ -292,7 +293,9 @@ class _Feed:
 
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
-        return self.policy.call(lambda: self.reader.digest, self._map_error, self.subject)
+        if self._digest is None:
+            self._digest = self.policy.call(lambda: self.reader.digest, self._map_error, self.subject)
+        return self._digest
 
     def fileno(self) -> int | None:
         """The descriptor of a local file, if it is one."""

@@ -267,6 +267,13 @@ def test_cp_copies_nothing_that_is_not_what_was_recorded(storelib, uri, places, 
     assert storelib("cp", uri, "archive").code == 0
 
 
+def test_cp_says_so_where_what_was_recorded_cannot_be_computed_here(storelib, uri, recorded):
+    recorded.append(Digest("whirlpool9", "0" * 64))
+    answer = storelib("cp", uri, "archive")
+    assert answer.code == 0
+    assert "not compared" in answer.err
+
+
 @pytest.fixture
 def recorded(monkeypatch):
     """Digests that the file driver tells of as if it had recorded them."""
