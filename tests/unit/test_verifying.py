@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
+import random
 import threading
 
 import pytest
@@ -18,7 +18,7 @@ from storelib.exceptions import DigestMismatch, Invalid, OperationNotSupported, 
 from storelib.registry import Registry
 from storelib.transfer import Extent, KiB, MiB, copy
 
-DATA = os.urandom(3 * MiB + 17)
+DATA = random.Random(7).randbytes(3 * MiB + 17)
 SHA512 = Digest("sha512", hashlib.sha512(DATA).hexdigest())
 MD5 = Digest("md5", hashlib.md5(DATA).hexdigest())
 FLIPPED = DATA[:-1] + bytes([DATA[-1] ^ 1])
