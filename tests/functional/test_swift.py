@@ -325,11 +325,20 @@ class AsUser(SwiftStore):
 
     request = None
 
+    def account_of(self, location, context):
+        return super().account_of(location, context or self.request)
+
+    def own_account(self, context=None):
+        return super().own_account(context or self.request)
+
+    def removal(self, location, context):
+        return super().removal(location, self.request)
+
     def add(self, *arguments, context=None, **options):
         return super().add(*arguments, context=context or self.request, **options)
 
-    def get(self, location, offset=0, length=None, context=None):
-        return super().get(location, offset, length, context or self.request)
+    def get(self, location, offset=0, length=None, context=None, **options):
+        return super().get(location, offset, length, context or self.request, **options)
 
     def get_size(self, location, context=None):
         return super().get_size(location, context or self.request)
