@@ -102,7 +102,8 @@ class Lane:
                 self._offset += self._window
                 length -= self._window
             else:
-                count = min(length, BLOCK)
+                # No further than this window, or none that follows would be left out.
+                count = min(length, BLOCK, self._window - self._filled)
                 self.take(memoryview(ZEROS)[:count])
                 length -= count
 

@@ -103,7 +103,9 @@ class ReadIntoSource(Source):
         count = self._readinto(view)
         if count is None:
             raise Invalid("the source is in non-blocking mode; storelib needs one that waits for data")
-        return int(count)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= len(view):
+            raise Invalid(f"the source's readinto returned {count!r} for a buffer of {len(view)} bytes")
+        return count
 
 
 class ChunkSource(Source):

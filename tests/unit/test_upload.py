@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 
@@ -21,6 +22,7 @@ from storelib.exceptions import (
 )
 from storelib.registry import open_store
 from storelib.transfer import MiB
+from storelib.transfer.lane import Lane
 
 
 def pattern(length: int) -> bytes:
@@ -374,3 +376,34 @@ def test_metadata_names_the_store_and_belongs_to_the_caller():
     first = store.add("x", b"1").metadata
     first["mine"] = True
     assert store.add("y", b"2").metadata == {"store": "recording"}
+
+
+def test_holes_after_data_are_not_worked_on_as_bytes(tmp_path, monkeypatch):
+    taken, take = [], Lane.take
+
+    def counted(lane, data):
+        taken.append(len(data))
+        take(lane, data)
+
+    monkeypatch.setattr(Lane, "take", counted)
+    path = tmp_path / "sparse"
+    path.write_bytes(b"data")
+    os.truncate(path, 256 * PART)
+    store = recording_store(sparse=True, concurrency=1, part_size=lambda number: 4 * PART)
+    stored = store.add("image", path)
+    assert sum(taken) < 4 * PART
+    with store.get(stored.uri).data as stream:
+        assert stream.read() == path.read_bytes()
+
+
+@pytest.mark.parametrize("answer", [-5, 10**9, True, "4", 2.0])
+def test_a_source_that_lies_about_what_it_read_is_at_fault(answer):
+    class Liar(io.RawIOBase):
+        def readinto(self, view):
+            view[:5] = b"hello"
+            return answer
+
+    store = recording_store()
+    with pytest.raises(Invalid, match="the source's readinto"):
+        store.add("image", Liar())
+    assert store.find_image("image") is None
