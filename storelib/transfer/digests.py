@@ -149,8 +149,10 @@ class Digesting:
 
     def _start(self) -> None:
         for lane in self._lanes:
-            lane.thread = threading.Thread(target=self._run, args=(lane,), name="storelib-digest", daemon=True)
-            lane.thread.start()
+            thread = threading.Thread(target=self._run, args=(lane,), name="storelib-digest", daemon=True)
+            # Ctrl-C may come before it runs; only one that does can be joined.
+            thread.start()
+            lane.thread = thread
 
     def _run(self, lane: _Lane) -> None:
         try:

@@ -75,8 +75,9 @@ class TaskQueue:
             wanted = min(self._pending, max(at_once, 1))
         if len(self._threads) < wanted:
             thread = threading.Thread(target=self._run, name="storelib-write", daemon=True)
-            self._threads.append(thread)
+            # Ctrl-C may come before it runs; only one that does can be joined.
             thread.start()
+            self._threads.append(thread)
         return task
 
     def call(self, function: Callable[[], Any]) -> Any:

@@ -407,3 +407,24 @@ def test_a_source_that_lies_about_what_it_read_is_at_fault(answer):
     with pytest.raises(Invalid, match="the source's readinto"):
         store.add("image", Liar())
     assert store.find_image("image") is None
+
+
+@pytest.mark.parametrize("name", ["storelib-write", "storelib-digest"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("can't start new thread")])
+def test_what_comes_before_a_thread_starts_passes_through(monkeypatch, name, error):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if thread.name == name:
+            raise error
+        start(thread)
+
+    store = recording_store(has_put=False)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
+        store.add("image", pattern(3 * MiB))
+    monkeypatch.undo()
+    assert caught.type is (error if isinstance(error, type) else type(error))
+    assert "join" not in str(caught.value)
+    assert store.find_image("image") is None
+    assert not [thread for thread in threading.enumerate() if thread.name == name]
