@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from storelib.exceptions import TransferTimeout
@@ -121,14 +121,14 @@ class TaskQueue:
             timeout = GRACE if isinstance(self.error, TransferTimeout) else self._store.retry_policy.timeout
             returned = self._monitor.changed.wait_for(lambda: not self._running, timeout)
         if not returned:
-            self._give_up("a call into the back end")
+            self._give_up("a call into the back end", self._threads)
             return
         guard = threading.Thread(target=self._roll_back, args=(rollback,), name="storelib-abort", daemon=True)
         guard.start()
         guard.join(self._store.retry_policy.timeout)
         if guard.is_alive():
-            self._threads.append(guard)
-            self._give_up("the abort")
+            # Not among the threads that are joined: nobody knows when it returns.
+            self._give_up("the abort", [guard])
 
     def join(self) -> None:
         """End the threads that are not inside the driver."""
@@ -137,9 +137,7 @@ class TaskQueue:
             self._monitor.changed.notify_all()
             idle = not self._running
         for thread in self._threads if idle else ():
-            # One that was interrupted before it started finds nothing to do.
-            if thread.is_alive():
-                thread.join()
+            thread.join()
 
     def close(self, close: Callable[[], None]) -> None:
         """``close()`` what the calls used, unless one of them still does; its error changes nothing any more."""
@@ -156,10 +154,10 @@ class TaskQueue:
         except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
             LOG.warning("%s: removing a failed add: %s; gc will find what is left", self._subject, error)
 
-    def _give_up(self, what: str) -> None:
+    def _give_up(self, what: str, threads: Iterable[threading.Thread]) -> None:
         LOG.error("%s: %s does not return; gc will find what is left", self._subject, what)
         self.stuck = True
-        for thread in self._threads:
+        for thread in threads:
             if thread.is_alive():
                 self._store.stragglers.add(thread)
 

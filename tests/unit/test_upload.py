@@ -9,7 +9,7 @@ import os
 import threading
 
 import pytest
-from recording import PART, eventually, image_of, recording_store
+from recording import PART, RecordingWriter, eventually, image_of, recording_store
 
 from storelib.exceptions import (
     Duplicate,
@@ -428,3 +428,19 @@ def test_what_comes_before_a_thread_starts_passes_through(monkeypatch, name, err
     assert "join" not in str(caught.value)
     assert store.find_image("image") is None
     assert not [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_an_abort_that_never_returns_is_left_behind(monkeypatch):
+    returns = threading.Event()
+    monkeypatch.setattr(RecordingWriter, "abort", lambda writer: returns.wait())
+    store = recording_store(timeout=0.2)
+
+    def refuse(part):
+        raise ValueError("refused")
+
+    store.on_write = refuse
+    with pytest.raises(ValueError, match="refused"):
+        store.add("image", pattern(3 * PART))
+    assert not [thread for thread in threading.enumerate() if thread.name == "storelib-write"]
+    assert [thread.name for thread in store.stragglers._threads] == ["storelib-abort"]
+    returns.set()
