@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ class OptionReader:
             where = source.shown(group, option)
             raise BadStoreConfiguration(f"{where} is not valid: expected {allowed(option)}{why}") from None
         if isinstance(option.type, LocalPath):
-            return absolute(found, self.directory(group, option))
+            return absolute(found, lambda: self.directory(group, option))
         return found
 
     def is_set(self, group: str, option: cfg.Opt) -> bool:
@@ -135,8 +135,10 @@ class OptionReader:
 
     def warn_of_references(self, group: str, option: cfg.Opt) -> None:
         """A password may have a ``$`` in it, and be changed without a word when what follows is an option's name."""
+        if not option.secret:
+            return
         text = self._source(group, option).text.replace("$$", "")
-        if option.secret and "$" in text and text != self.conf[group][option.dest]:
+        if "$" in text and text != self.conf[group][option.dest]:
             LOG.warning(
                 "%s: a '$' in it is replaced by the option it names; one that is meant as it is is written '$$'",
                 self.where(group, option),
@@ -156,8 +158,7 @@ class OptionReader:
         names = _names(option)
         for setting in reversed(self.settings):
             if setting.group.lower() == group.lower() and setting.key in names:
-                place = f"{setting.file}, line {setting.line}"
-                return _Source(setting.key, setting.value, place, setting)
+                return _Source(setting.key, setting.value, setting.place, setting)
         return _Source(option.dest, "", None)
 
     def _location(self, group: str, option: cfg.Opt) -> cfg.Locations:
@@ -233,10 +234,7 @@ class Configuration(OptionReader):
         for setting in self.settings:
             names = groups.get(setting.group.lower())
             if names is not None and setting.key not in names:
-                raise BadStoreConfiguration(
-                    f"[{setting.group}] {setting.key} ({setting.file}, line {setting.line}): "
-                    f"there is no such option{did_you_mean(setting.key, names)}"
-                )
+                raise BadStoreConfiguration(f"{setting}: there is no such option{did_you_mean(setting.key, names)}")
 
     def _listed(self) -> list[StoreEntry]:
         where = self.where(SHARED, STORES)
@@ -268,9 +266,8 @@ class Configuration(OptionReader):
             else:
                 hint = did_you_mean(setting.group, [entry.name for entry in self.entries])
             LOG.warning(
-                "%s, line %s: group [%s] has options of a store, but [storelib] stores does not list it%s",
-                setting.file,
-                setting.line,
+                "%s: group [%s] has options of a store, but [storelib] stores does not list it%s",
+                setting.place,
                 setting.group,
                 hint,
             )
@@ -335,7 +332,7 @@ def convert(store: str, option: cfg.Opt, value: Any) -> Any:
             found: Any = [option.type(item) for item in items]
         else:
             found = finite(option.type(value))
-        return absolute(found, os.getcwd()) if isinstance(option.type, LocalPath) else found
+        return absolute(found, os.getcwd) if isinstance(option.type, LocalPath) else found
     except (ValueError, TypeError, AttributeError) as error:
         reason = "" if option.secret else f" ({redact(str(error))})"
         raise BadStoreConfiguration(
@@ -350,11 +347,11 @@ def finite(value: Any) -> Any:
     return value
 
 
-def absolute(paths: Any, directory: str) -> Any:
-    """One path or several, relative ones in ``directory``; what is empty or None stays so."""
+def absolute(paths: Any, directory: Callable[[], str]) -> Any:
+    """One path or several, relative ones in ``directory()``; what is empty, None or of a home stays so."""
     if isinstance(paths, list):
         return [absolute(path, directory) for path in paths]
-    return os.path.join(directory, paths) if paths else paths
+    return paths if not paths or paths.startswith(("/", "~")) else os.path.join(directory(), paths)
 
 
 def option_names(options: Iterable[cfg.Opt]) -> set[str]:
@@ -394,6 +391,14 @@ class Setting(NamedTuple):
     group: str
     key: str
     value: str
+
+    @property
+    def place(self) -> str:
+        """The file and the line, for people to read."""
+        return f"{self.file}, line {self.line}"
+
+    def __str__(self) -> str:
+        return f"[{self.group}] {self.key} ({self.place})"
 
 
 def read_settings(name: str) -> list[Setting]:

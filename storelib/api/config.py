@@ -202,11 +202,11 @@ def read_options(conf: cfg.ConfigOpts) -> SimpleNamespace:
     for setting in reader.settings:
         if setting.group.lower() == GROUP and setting.key not in names:
             hint = did_you_mean(setting.key, names)
-            raise BadStoreConfiguration(f"{_place(setting)}: there is no such option{hint}")
+            raise BadStoreConfiguration(f"{setting}: there is no such option{hint}")
         meant = _authentication(setting)
         if meant and not reader.is_set(GROUP, _AUTH_STRATEGY):
             raise BadStoreConfiguration(
-                f"{_place(setting)} is about authentication, but [{GROUP}] auth_strategy is not set, and without it "
+                f"{setting} is about authentication, but [{GROUP}] auth_strategy is not set, and without it "
                 f"everybody is an administrator; set auth_strategy = {meant}, or noauth if that is meant"
             )
     return SimpleNamespace(**values)
@@ -228,15 +228,11 @@ def warn_of_unread(conf: cfg.ConfigOpts) -> None:
             continue
         if section in names:
             if setting.key not in names[section]:
-                LOG.warning("nothing reads %s%s", _place(setting), did_you_mean(setting.key, names[section]))
+                LOG.warning("nothing reads %s%s", setting, did_you_mean(setting.key, names[section]))
         elif section not in sections:
             sections.add(section)
-            place = f"the section [{setting.group}] ({setting.file}, line {setting.line})"
+            place = f"the section [{setting.group}] ({setting.place})"
             LOG.warning("nothing reads %s%s", place, did_you_mean(setting.group, groups))
-
-
-def _place(setting: Setting) -> str:
-    return f"[{setting.group}] {setting.key} ({setting.file}, line {setting.line})"
 
 
 def _authentication(setting: Setting) -> str | None:

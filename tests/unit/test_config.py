@@ -357,3 +357,19 @@ def test_a_relative_directory_without_a_file_is_in_the_current_one(tmp_path, mon
     image = store.add("id", b"data")
     assert (tmp_path / "images/id").read_bytes() == b"data"
     store.delete(image.uri)
+
+
+def test_a_directory_of_a_home_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    store = registry(tmp_path, "[storelib]\nstores = file\nfilesystem_store_datadir = ~/images\n")["file"]
+    store.add("id", b"data")
+    assert (tmp_path / "home/images/id").read_bytes() == b"data"
+
+
+def test_an_absolute_directory_needs_no_current_one(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    store = open_store("file", filesystem_store_datadir=str(tmp_path / "images"))
+    assert store.add("id", b"data").size == 4
+    assert registry(tmp_path, f"[storelib]\nstores = file\nfilesystem_store_datadir = {tmp_path}/more\n")["file"]
