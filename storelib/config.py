@@ -351,7 +351,8 @@ def absolute(paths: Any, directory: Callable[[], str]) -> Any:
     """One path or several, relative ones in ``directory()``; what is empty, None or of a home stays so."""
     if isinstance(paths, list):
         return [absolute(path, directory) for path in paths]
-    return paths if not paths or paths.startswith(("/", "~")) else os.path.join(directory(), paths)
+    # ":7" is a priority without its directory, which the driver refuses.
+    return paths if not paths or paths.startswith(("/", "~", ":")) else os.path.join(directory(), paths)
 
 
 def option_names(options: Iterable[cfg.Opt]) -> set[str]:
