@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Health, Part
-from storelib.drivers.filesystem.held import bounded
 from storelib.drivers.filesystem.kernel import PAGE
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.drivers.filesystem.paths import is_image, new_token
 from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeout
+from storelib.transfer.guard import bounded
+from storelib.transfer.rehearsal import PREFIX
 
 if TYPE_CHECKING:
     from storelib.drivers.filesystem.store import FilesystemStore
 
-PREFIX = "storelib-check-"
 #: A page that can go out by direct I/O, and a byte that cannot.
 LENGTH = PAGE + 1
 #: Clocks of file servers go ahead of ours: nothing is too young for the gc of a check.

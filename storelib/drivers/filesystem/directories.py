@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from storelib.drivers.filesystem.held import Held, bounded, let_go
+from storelib.drivers.filesystem.kernel import let_go
 from storelib.drivers.filesystem.paths import DEEPEST_SHARD, SHARD
-from storelib.transfer.guard import Guard
+from storelib.transfer.guard import Guard, Held, bounded
 
 T = TypeVar("T")
 

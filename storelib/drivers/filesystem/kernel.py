@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that Python lacks, and the answers of those it has where a file system does not know them."""
+"""System calls that Python lacks, and what to make of those it has where a file system does not know them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import ctypes.util
 import errno
 import fcntl
 import functools
+import logging
 import os
 
 from storelib.transfer.contract import KiB, MiB
+
+LOG = logging.getLogger(__name__)
 
 PAGE = 4 * KiB
 #: linux/fs.h; shares all extents of one file with another (reflink).
@@ -32,6 +35,14 @@ NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, err
 #: What write(2) answers where direct I/O is refused after all.
 NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def let_go(descriptor: int) -> None:
+    """Close what was only read: whatever close(2) says, the descriptor is gone, and no byte depended on it."""
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        LOG.debug("closing a descriptor that was read: %s", error)
 
 
 @functools.cache

@@ -17,8 +17,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from storelib.drivers.filesystem.held import let_go
-from storelib.drivers.filesystem.kernel import rename_without_overwriting
+from storelib.drivers.filesystem.kernel import let_go, rename_without_overwriting
 from storelib.drivers.filesystem.paths import id_token, new_token, own_names
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable, StoreError
 

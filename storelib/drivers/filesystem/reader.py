@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterator
 
 from storelib.driver import Extent, Reader
-from storelib.drivers.filesystem.held import Held
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import IncompleteRead
-from storelib.transfer.guard import Guard
+from storelib.transfer.guard import Guard, Held
 from storelib.transfer.source import file_extents
 
 

@@ -22,8 +22,7 @@ from storelib.capabilities import Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import checking, publishing
 from storelib.drivers.filesystem.directories import files_below, flush_directory, open_directory
-from storelib.drivers.filesystem.held import bounded, let_go
-from storelib.drivers.filesystem.kernel import FULL, has_reflinks
+from storelib.drivers.filesystem.kernel import FULL, has_reflinks, let_go
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, OPTIONS
 from storelib.drivers.filesystem.paths import (
@@ -50,7 +49,7 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
-from storelib.transfer.guard import Guard
+from storelib.transfer.guard import Guard, bounded
 from storelib.transfer.retry import Stragglers
 
 LOG = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from storelib.capabilities import Capability
 from storelib.driver import Committed, Digests, Part, Writer
 from storelib.drivers.filesystem import kernel, publishing
 from storelib.drivers.filesystem.directories import flush_directory, make_directory
-from storelib.drivers.filesystem.held import let_go
-from storelib.drivers.filesystem.kernel import FULL, PAGE, has_reflinks
+from storelib.drivers.filesystem.kernel import FULL, PAGE, has_reflinks, let_go
 from storelib.drivers.filesystem.paths import shards
 from storelib.exceptions import Duplicate, Invalid, StorageFull, StoreError
 from storelib.transfer.contract import Extent, MiB
