@@ -443,15 +443,24 @@ class Store(abc.ABC, Generic[L]):
         return self.open_writer(image_id, size, context)
 
     def locate(self, location: Location | str) -> L:
-        """The driver's own form of ``location``; raises BadStoreUri if it is not of this store."""
+        """The driver's own form of ``location``; raises BadStoreUri if it is not of this store.
+
+        A location with an ``image_id`` is of no store unless that is an id by the rules of all stores.
+        """
         if isinstance(location, Location):
             found: Any = location.store_location
         elif isinstance(location, str):
-            found = Location(location, dict.fromkeys(self.schemes, self.location_class)).store_location
+            found = Location(location, dict.fromkeys(map(str.lower, self.schemes), self.location_class)).store_location
         else:
             raise BadStoreUri(f"a location is a URI or a Location, not {type(location).__name__}")
         if not isinstance(found, self.location_class) or not self.owns(found):
             raise BadStoreUri(f"{found} does not belong to store {self.name}")
+        image_id = getattr(found, "image_id", None)
+        if image_id is not None:
+            try:
+                check_image_id(image_id)
+            except Invalid as error:
+                raise BadStoreUri(f"no image can be at {str(found)[:300]}: {error}") from None
         return found
 
     def require(self, capability: Capability, error: type[OperationNotSupported] | None = None) -> None:

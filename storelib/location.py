@@ -18,9 +18,9 @@ from storelib.exceptions import BadStoreUri, UnknownScheme
 
 # RFC 3986, 3.1
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_SECRET_PARAMETER = re.compile(
-    r"([?&;][^=&;]*(?:sig|token|key|secret|passw|pwd|credential|auth)[^=&;]*)=[^&;#]*", re.IGNORECASE
-)
+_SECRET_NAME = re.compile(r"sig|token|key|secret|passw|pwd|credential|auth", re.IGNORECASE)
+_SEPARATOR = re.compile(r"([?&;#])")
+_AUTHORITY_ENDS = re.compile(r"[/?#]")
 
 _L = TypeVar("_L", bound="StoreLocation")
 
@@ -29,7 +29,8 @@ class StoreLocation(abc.ABC):
     """A driver's parsed location: a frozen dataclass (``repr=False``) with these two members.
 
     ``parse(location.uri) == location`` must hold for every location without credentials.
-    Fields that hold credentials are declared with ``field(repr=False, compare=False)``.
+    Fields that hold credentials are declared with ``field(repr=False, compare=False)``. Where one part of a URI is an
+    image's id, a field or property ``image_id`` has it: ``Store.locate`` then refuses what is none.
     """
 
     __slots__ = ()
@@ -66,7 +67,8 @@ class Location:
         if self.scheme not in table:
             known = ", ".join(sorted(table)) or "none"
             raise UnknownScheme(f"unknown scheme {self.scheme!r} in {redact(uri)}; known are: {known}")
-        self.store_location = table[self.scheme].parse(uri)
+        # Schemes are case-insensitive (RFC 3986, 3.1); drivers see them in lower case only.
+        self.store_location = table[self.scheme].parse(self.scheme + uri[len(self.scheme) :])
 
     @property
     def uri(self) -> str:
@@ -105,7 +107,7 @@ def installed_schemes() -> Mapping[str, type[StoreLocation]]:
     """The location class for each scheme of each installed driver."""
     from storelib.plugins import driver_classes
 
-    return {scheme: driver.location_class for driver in driver_classes().values() for scheme in driver.schemes}
+    return {scheme.lower(): driver.location_class for driver in driver_classes().values() for scheme in driver.schemes}
 
 
 def quote(segment: str) -> str:
@@ -122,18 +124,55 @@ def unquote(segment: str, uri: str) -> str:
 
 
 def redact(uri: str) -> str:
-    """``uri`` with credentials blotted out, for people to read; works on malformed URIs too.
+    """``uri`` with credentials blotted out, for people to read; works on malformed URIs and on texts with several, too.
 
-    Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden.
+    Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden. Anybody may
+    have sent it, so it takes time in proportion to the length.
     """
-    start, mark, rest = uri.partition("://")
-    if not mark:
-        start, rest = "", uri
-    # A "?" or "#" may be part of an unquoted secret too, so the "@" is looked for in all of the rest
-    # when there is a user name (a ":" before the first "/"), else in the authority only.
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in rest and (":" in authority or not mark):
-        rest = "***@" + rest.rpartition("@")[2]
-    elif "@" in authority:
-        rest = "***@" + authority.rpartition("@")[2] + rest[len(authority) :]
-    return start + mark + _SECRET_PARAMETER.sub(r"\1=***", rest)
+    return _without_parameters(_without_users(uri))
+
+
+def _without_users(text: str) -> str:
+    """``text`` without what stands before an ``@`` in the authority of its URIs."""
+    last = text.rfind("@")
+    shown: list[str] = []
+    position = 0
+    while 0 <= position <= last:
+        mark = text.find("://", position)
+        if mark < 0:
+            # Without any scheme it may be all authority.
+            if not shown:
+                shown, position = ["***"], last
+            break
+        begin = mark + len("://")
+        shown.append(text[position:begin])
+        position = begin
+        ends = _AUTHORITY_ENDS.search(text, begin)
+        end = ends.start() if ends else len(text)
+        # A "?" or "#" may be part of an unquoted secret too, so the "@" is looked for in all of the rest
+        # when there is a user name (a ":" before the first "/"), else in the authority only.
+        at = last if text.find(":", begin, end) >= 0 else text.rfind("@", begin, end)
+        if at >= begin:
+            shown.append("***")
+            position = at
+    return "".join(shown) + text[position:]
+
+
+def _without_parameters(text: str) -> str:
+    """``text`` without the values of parameters whose names speak of secrets, percent-encoded ones too."""
+    first, *others = _SEPARATOR.split(text)
+    shown = [first]
+    secret = hidden = False
+    for separator, piece in zip(others[::2], others[1::2], strict=True):
+        # An unquoted "?" may be part of a name or of a value, a "#" of a name.
+        if separator in "&;":
+            secret = False
+        hidden = hidden and separator == "?"
+        if hidden:
+            continue
+        name, equals, _ = piece.partition("=")
+        secret = secret or _SECRET_NAME.search(urllib.parse.unquote(name)) is not None
+        hidden = secret and bool(equals)
+        shown.append(separator + (f"{name}=***" if hidden else piece))
+        secret = secret and not equals
+    return "".join(shown)

@@ -139,7 +139,7 @@ class Registry:
     @property
     def schemes(self) -> list[str]:
         """All URI schemes that some store serves, sorted."""
-        return sorted({scheme for store in self for scheme in store.schemes})
+        return sorted({scheme.lower() for store in self for scheme in store.schemes})
 
     def get_store_weight(self, name: str) -> int:
         """The weight of the store called ``name``; raises UnknownScheme."""
@@ -165,7 +165,8 @@ class Registry:
         return _first_with(owners, uri, shown, context)
 
     def _stores_for(self, scheme: str) -> list[AnyStore]:
-        found = [store for store in self.by_weight if scheme in store.schemes]
+        wanted = scheme.lower()
+        found = [store for store in self.by_weight if wanted in map(str.lower, store.schemes)]
         if not found:
             hint = config.did_you_mean(scheme, self.schemes) + self._disabled_hint()
             raise UnknownScheme(f"no store serves the scheme {scheme!r}{hint}")
@@ -183,7 +184,7 @@ def _make(driver: type[AnyStore], name: str, options: config.StoreOptions) -> An
 
 def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:
     """The driver's reason with the places of the options it speaks of, which the driver cannot know."""
-    words = set(re.findall(r"\w+_\w+", str(error)))
+    words = set(re.findall(r"\w+", str(error)))
     places = [options.where(option) for option in options if option in words]
     return f"{error} ({'; '.join(places)})" if places else str(error)
 
@@ -197,7 +198,7 @@ def _owns(store: AnyStore, uri: str | Location) -> bool:
 
 
 def _schemes(stores: Iterable[AnyStore]) -> dict[str, Any]:
-    return {scheme: store.location_class for store in stores for scheme in store.schemes}
+    return {scheme.lower(): store.location_class for store in stores for scheme in store.schemes}
 
 
 def _first_with(stores: Iterable[AnyStore], uri: str | Location, shown: str, context: Any) -> AnyStore:

@@ -11,7 +11,8 @@ from storelib.driver import check_image_id
 from storelib.drivers.filesystem import FileLocation
 from storelib.exceptions import BadStoreUri, Invalid, UnknownScheme
 from storelib.location import Location, get_location_from_uri, redact, scheme_of
-from storelib.testing.memory import MemoryLocation
+from storelib.registry import Registry, open_store
+from storelib.testing.memory import MemoryLocation, MemoryStore
 
 image_ids = st.text(
     st.characters(exclude_characters="/", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60
@@ -122,6 +123,14 @@ def test_scheme_of_wants_the_double_slash():
         ("file:///srv/a@b:c", "file:///srv/a@b:c"),
         ("file://user:secret@host/srv/x", "file://***@host/srv/x"),
         ("user:pass@host", "***@host"),
+        ("https://host/x?X%2DAmz%2DSignature=abc&b=2", "https://host/x?X%2DAmz%2DSignature=***&b=2"),
+        ("https://host/x?a=1?token=abc", "https://host/x?a=1?token=***"),
+        ("https://host/x?token=a?b#c", "https://host/x?token=***#c"),
+        ("https://host/x#access_token=abc", "https://host/x#access_token=***"),
+        ("https://user%3Apass@host/x", "https://***@host/x"),
+        ("not http://a/x but http://u:p@b/y?key=1", "not http://a/x but http://***@b/y?key=***"),
+        ("s3://k:s@a/x nor s3://l:t@b/y", "s3://***@b/y"),
+        ("https://t@a/x nor https://u@b/y", "https://***@a/x nor https://***@b/y"),
     ],
 )
 def test_redact_blots_out_credentials(uri, shown):
@@ -131,6 +140,49 @@ def test_redact_blots_out_credentials(uri, shown):
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=8, max_size=20), st.sampled_from(["s3", "swift"]))
 def test_no_secret_survives_redaction(secret, scheme):
     assert f"key:{secret}@" not in redact(f"{scheme}://key:{secret}@host/bucket/object")
+
+
+@pytest.mark.parametrize("scheme", ["FILE", "File", "fileSystem"])
+def test_a_scheme_is_read_in_any_case_and_written_in_lower_case(tmp_path, scheme):
+    store = open_store("file", filesystem_store_datadir=tmp_path)
+    uri = store.add("x", b"image").uri
+    shouted = scheme + "://" + uri.partition("://")[2]
+    assert store.get(shouted).data.read() == b"image"
+    assert Location(shouted).uri == uri
+    registry = Registry([store])
+    assert registry.resolve(shouted) is store
+    assert registry.store_for_scheme(scheme) is store
+
+
+class ShoutingStore(MemoryStore):
+    """A driver that writes its scheme in capitals, and reads it only so."""
+
+    schemes = ("Memory",)
+
+
+def test_a_driver_may_write_its_scheme_in_any_case():
+    store = open_store(ShoutingStore, "shouting")
+    uri = store.add("x", b"image").uri
+    registry = Registry([store])
+    assert registry.resolve(uri).get(uri.upper().replace("X", "x").replace("SHOUTING", "shouting")).size == 5
+    assert registry.schemes == ["memory"]
+
+
+@pytest.mark.parametrize("image_id", ["%01", "a%0Ab", "%2E%2E", ".", "a%2Fb", "x" * 256, "%C3%A9" * 128])
+def test_a_uri_whose_image_id_is_none_is_refused_before_the_back_end_is_asked(image_id):
+    store = open_store(MemoryStore, "m")
+    for method in ("open_reader", "measure", "remove", "inspect", "image"):
+        setattr(store, method, lambda *arguments: pytest.fail("was asked"))
+    for act in (store.get, store.get_size, store.delete, store.stat, lambda uri: Registry([store]).resolve(uri)):
+        with pytest.raises(BadStoreUri):
+            act(f"memory://m/{image_id}")
+
+
+def test_a_file_that_no_image_can_be_in_is_refused(tmp_path):
+    store = open_store("file", filesystem_store_datadir=tmp_path)
+    (tmp_path / "a\nb").write_bytes(b"no image")
+    with pytest.raises(BadStoreUri):
+        store.get(f"file://{tmp_path}/a%0Ab")
 
 
 def test_repr_and_str_of_a_location_are_redacted():

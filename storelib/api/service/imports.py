@@ -6,7 +6,7 @@ Each import is one read of its source, fanned out to the stores. tasks.py notes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -231,7 +231,7 @@ class Imports:
         options = self._core.options
         try:
             scheme = scheme_of(uri)
-            allowed = set(options.import_allowed_schemes) - set(options.import_disallowed_schemes)
+            allowed = _lower(options.import_allowed_schemes) - _lower(options.import_disallowed_schemes)
             if scheme not in allowed & {"http", "https"}:
                 raise Invalid(f"URLs of the scheme {scheme!r} are not accepted")
             web = open_store(
@@ -390,6 +390,10 @@ class Imports:
             self._data.discard(context, ticket, good)
             raise next(iter(errors.values()))
         return good, list(errors), message
+
+
+def _lower(schemes: Iterable[str]) -> set[str]:
+    return {scheme.lower() for scheme in schemes}
 
 
 def _takes_data(store: Store[Any]) -> bool:

@@ -229,7 +229,7 @@ def _message(response: urllib3.BaseHTTPResponse) -> str:
     try:
         document = json.loads(decoded)
     except ValueError:
-        return " ".join(re.sub(r"<title>.*?</title>|<[^>]*>", " ", decoded, flags=re.DOTALL).split())[:500]
+        return " ".join(re.sub(r"<title>[^<]*</title>|<[^<>]*>", " ", decoded).split())[:500]
     if isinstance(document, dict):
         inner = document.get("error")
         document = inner if isinstance(inner, dict) else document

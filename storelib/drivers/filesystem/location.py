@@ -35,6 +35,11 @@ class FileLocation(StoreLocation):
         return cls("/" + "/".join(parts))
 
     @property
+    def image_id(self) -> str:
+        """The id of the image that is there, if one is."""
+        return self.path.rpartition("/")[2]
+
+    @property
     def uri(self) -> str:
         """The URI of this path."""
         return "file://" + "/".join(map(quote, self.path.split("/")))

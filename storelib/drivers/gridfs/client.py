@@ -124,7 +124,8 @@ class Client:
         value = (self._conf.mongodb_store_uri or "").strip()
         if not value:
             raise self._misconfigured("mongodb_store_uri", "host, host:port or a connection string is missing")
-        uri = value if "://" in value else f"mongodb://{value}"
+        scheme, mark, rest = value.partition("://")
+        uri = f"{scheme.lower()}://{rest}" if mark else f"mongodb://{value}"
         # For the other form, the name service would have to be asked.
         if not uri.startswith("mongodb+srv://"):
             from pymongo.uri_parser import parse_uri

@@ -268,7 +268,8 @@ def tls_context(conf: Any) -> ssl.SSLContext:
 def proxy_urls(conf: Any) -> dict[str, str]:
     """The proxy for each scheme; raises BadStoreConfiguration."""
     proxies = {}
-    for scheme, proxy in conf.http_proxy_information.items():
+    for key, proxy in conf.http_proxy_information.items():
+        scheme = key.lower()
         url = proxy if "://" in proxy else f"http://{proxy}"
         try:
             parsed = urllib3.util.parse_url(url)

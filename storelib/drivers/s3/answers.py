@@ -111,7 +111,7 @@ def size_of(operation: str, answer: Mapping[str, Any], field: str = "ContentLeng
 
 def _check_document(operation: str, content: bytes) -> None:
     # What comes before the root: a byte order mark, the XML declaration, comments.
-    root = re.match(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<(?:[\w.-]+:)?([\w.-]+)", content[:4096])
+    root = re.match(rb"\s*(?:\xef\xbb\xbf\s*)?(?:<[?!][^>]*>\s*)*<(?:[\w.-]+:)?([\w.-]+)", content[:4096])
     if root is None or root[1] != _DOCUMENTS[operation].encode():
         raise BadAnswer(operation, f"no {_DOCUMENTS[operation]}")
 

@@ -201,6 +201,7 @@ class Client:
         value = (self._conf.s3_store_host or "").strip().rstrip("/")
         url = value if "://" in value else f"https://{value}"
         scheme, _, rest = url.partition("://")
+        scheme = scheme.lower()
         # A path without a scheme before it may as well be a bucket that does not belong here.
         authority, _, base = rest.partition("/") if "://" in value else (rest, "", "")
         try:

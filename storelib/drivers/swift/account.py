@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Tokens tried for one request: a second one may have ended while it was on its way.
 _NEW_TOKENS = 2
 # From the version on, the URL of an account is its own; before it is the service's.
-_VERSION = re.compile(r"/v[0-9][0-9.]*(/.*)?$")
+_VERSION = re.compile(r"/v[0-9][0-9.]*(/.*)?\Z", re.DOTALL)
 
 
 class Account:
