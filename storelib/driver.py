@@ -48,6 +48,7 @@ from storelib.transfer.contract import (
     ServerSideCopy,
     StoredImage,
     Writer,
+    is_whole,
 )
 from storelib.transfer.digests import Verifier
 from storelib.transfer.download import ImageStream
@@ -189,7 +190,7 @@ class Store(abc.ABC, Generic[L]):
         """
         expected = asked_for(verify)
         for value, what in ((offset, "offset"), (0 if length is None else length, "length")):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not is_whole(value) or value < 0:
                 raise Invalid(f"{what} must be a whole number of bytes, 0 or more, not {value!r}")
         self.require(Capability.READ, StoreGetNotSupported)
         if offset or length is not None:
@@ -203,7 +204,7 @@ class Store(abc.ABC, Generic[L]):
         """The image's size in bytes; raises NotFound, or what stands in the way, rather than guess."""
         found = self.locate(location)
         size = self._call(lambda: self.measure(found, context), found)
-        if not isinstance(size, int) or size < 0:
+        if not is_whole(size) or size < 0:
             raise StoreError(f"store {self.name} does not know the size of {found}")
         return size
 

@@ -7,6 +7,7 @@ import mmap
 import threading
 from collections.abc import Callable
 
+from storelib.exceptions import StoreError
 from storelib.transfer.contract import MiB
 
 #: Bytes one transfer may hold, unless two parts are more.
@@ -22,7 +23,10 @@ class Buffer:
 
     def __init__(self, pool: Pool, capacity: int) -> None:
         # Anonymous mappings are page-aligned (O_DIRECT needs that) and cost nothing until touched.
-        self.memory = memoryview(mmap.mmap(-1, capacity))
+        try:
+            self.memory = memoryview(mmap.mmap(-1, capacity))
+        except (OSError, OverflowError, ValueError) as error:
+            raise StoreError(f"there is no memory for a part of {capacity} bytes: {error}") from error
         self.capacity = capacity
         self._pool = pool
         self._holders = 1

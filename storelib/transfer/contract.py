@@ -19,6 +19,11 @@ KiB = 1024
 MiB = 1024 * KiB
 
 
+def is_whole(value: object) -> bool:
+    """Whether a driver or a source gave a whole number where one is expected; truth values are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class Part(NamedTuple):
     """A run of bytes of an image on its way to a back end; numbers count from 0."""
 

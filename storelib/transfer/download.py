@@ -7,12 +7,12 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Digest, Extent, MiB, Reader
+from storelib.transfer.contract import Digest, Extent, MiB, Reader, is_whole
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
 from storelib.transfer.verifying import Check, normal, recorded
@@ -34,9 +34,11 @@ def open_stream(
     reader: Reader = store.retry_policy.call(
         lambda: store.open_reader(location, offset, length, context), store.map_error, subject
     )
-    if not isinstance(reader.size, int) or reader.size < 0:
-        reader.close()
-        raise StoreError(f"{subject}: the back end does not tell the size of the image")
+    try:
+        _check_reader(reader, subject)
+    except StoreError:
+        mapped(reader.close, store.map_error, subject)
+        raise
     start = min(offset, reader.size)
     end = reader.size if length is None else min(start + length, reader.size)
     stream = ImageStream(_Feed(store, reader, subject), start, end)
@@ -49,6 +51,16 @@ def open_stream(
         stream.close()
         raise
     return stream
+
+
+def _check_reader(reader: Reader, subject: str) -> None:
+    """Raise StoreError for numbers that cannot be."""
+    if not is_whole(reader.size) or reader.size < 0:
+        raise StoreError(f"{subject}: the back end does not tell the size of the image")
+    for name in ("part_size", "concurrency"):
+        value = getattr(reader, name)
+        if not is_whole(value) or value < 1:
+            raise StoreError(f"{subject}: the driver is at fault: {name} of {type(reader).__name__} is {value!r:.80}")
 
 
 def _not_whole(subject: str) -> Invalid:
@@ -274,22 +286,35 @@ class _Feed:
 
         def attempt() -> int:
             count = self.reader.read_into(offset, view)
-            if count > len(view) or count < 0:
-                raise IncompleteRead(f"{self.subject}: the back end delivered more than was asked for")
+            if not is_whole(count) or not 0 <= count <= len(view):
+                raise IncompleteRead(
+                    f"{self.subject}: the driver is at fault: no more than {len(view)} bytes were asked for; "
+                    f"it answers {count!r:.80}"
+                )
             if count == 0:
                 raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)
             return count
 
         return self.policy.call(attempt, self._map_error, self.subject, cancelled)
 
-    def extents(self, offset: int, length: int) -> list[Extent] | Iterator[Extent] | None:
+    def extents(self, offset: int, length: int) -> Iterator[Extent] | None:
         """Extents in the image's own coordinates."""
         known = self.policy.call(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
-        return None if known is None else self._lazily(iter(known))
+        return None if known is None else self._lazily(known, offset, offset + length)
 
-    def _lazily(self, known: Iterator[Extent]) -> Iterator[Extent]:
-        while (extent := mapped(lambda: next(known, None), self._map_error, self.subject)) is not None:
+    def _lazily(self, known: Iterable[Extent], position: int, end: int) -> Iterator[Extent]:
+        """Each extent where the one before it ended; raises StoreError for a driver that leaves out or repeats any."""
+        entries = mapped(lambda: iter(known), self._map_error, self.subject)
+        while (extent := mapped(lambda: next(entries, None), self._map_error, self.subject)) is not None:
+            offset, length, _ = extent
+            if not (is_whole(offset) and is_whole(length) and offset == position and 0 < length <= end - position):
+                raise StoreError(
+                    f"{self.subject}: the driver is at fault: after byte {position} of {end} comes {extent!r:.200}"
+                )
             yield extent
+            position += length
+        if position != end:
+            raise StoreError(f"{self.subject}: the driver is at fault: its extents end at byte {position} of {end}")
 
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
@@ -335,7 +360,7 @@ class _ReadAhead:
         self._feed = feed
         self._next = start
         self._end = end
-        self._part_size = feed.reader.part_size
+        self._part_size = min(feed.reader.part_size, BUDGET // 2)
         self._monitor = Monitor(feed.policy.timeout)
         self._ranges: deque[_Range] = deque()
         self._free: list[memoryview] = []

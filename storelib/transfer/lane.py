@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from storelib.exceptions import StoreError
+from storelib.location import StoreLocation
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Committed, Digests, Part, StoredImage, Writer
+from storelib.transfer.contract import Committed, Digests, Part, StoredImage, Writer, is_whole
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import GRAIN
@@ -61,6 +62,8 @@ class Lane:
         self._opened = True
         self._unclosed = self.writer
         self._window = self._next_window()
+        if not is_whole(self.writer.concurrency) or self.writer.concurrency < 1:
+            raise self._at_fault("concurrency", self.writer.concurrency)
         in_order = self.writer.concurrency == 1
         budget = IN_ORDER if in_order else (self.writer.concurrency + 1) * self._window
         self._pool = Pool(self.monitor.changed, min(max(budget, IN_ORDER), self._budget))
@@ -99,10 +102,11 @@ class Lane:
         while length:
             if self.writer.sparse and self.buffer is None and length >= self._window and not self._fits_put:
                 self._tasks.check()
-                self._offset += self._window
-                length -= self._window
+                skipped = length // self._window * self._window
+                self._offset += skipped
+                length -= skipped
             else:
-                # No further than this window, or none that follows would be left out.
+                # Up to the end of the window: the next one may be left out as a whole.
                 count = min(length, BLOCK, self._window - self._filled)
                 self.take(memoryview(ZEROS)[:count])
                 length -= count
@@ -143,6 +147,10 @@ class Lane:
     def published(self) -> None:
         """Wait for that call."""
         self._tasks.drain()
+        assert self._commit is not None  # noqa: S101  (publish() started it)
+        location = getattr(self._commit.answer, "location", None)
+        if not isinstance(location, StoreLocation):
+            raise self._at_fault("what publishing answered", self._commit.answer)
 
     def result(self, size: int, digests: Digests) -> StoredImage | StoreError:
         """The outcome of this lane."""
@@ -210,9 +218,14 @@ class Lane:
 
     def _next_window(self, number: int = 0) -> int:
         window = self.writer.part_size(number, self._size)
-        if window < 1:
-            raise ValueError(f"part_size({number}, {self._size}) of {type(self.writer).__name__} is {window}")
+        if not is_whole(window) or window < 1:
+            raise self._at_fault(f"part_size({number}, {self._size})", window)
         return window
+
+    def _at_fault(self, what: str, answer: object) -> StoreError:
+        return StoreError(
+            f"{self._subject}: the driver is at fault: {what} of {type(self.writer).__name__} is {answer!r:.80}"
+        )
 
     def _write_held(self) -> None:
         """There is more than the first part, so that one is written like the others."""
@@ -241,7 +254,10 @@ class Lane:
             return
         self._tasks.drain()
         wanted = self._size if self._room == UNASKED and self._size is not None else end
-        self._room = self._tasks.call(lambda: self.writer.reserve(wanted))
+        room = self._tasks.call(lambda: self.writer.reserve(wanted))
+        if room is not None and (not is_whole(room) or room < end):
+            raise self._at_fault(f"reserve({wanted})", room)
+        self._room = room
 
 
 def _runs(window: memoryview) -> Iterator[tuple[int, int]]:

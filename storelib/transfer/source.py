@@ -38,19 +38,19 @@ def open_source(data: Data) -> Source:
     if isinstance(data, (str, os.PathLike)):
         return _open_path(os.fspath(data))
     if isinstance(data, (bytes, bytearray, memoryview)):
-        return BytesSource(memoryview(data).cast("B"))
+        return BytesSource(_bytes_of(data))
     if isinstance(data, ImageStream):
         return StreamSource(data)
     if type(data) in (io.FileIO, io.BufferedReader, io.BufferedRandom) and _is_regular(data):
         return DescriptorSource(data.fileno(), data.tell(), data)  # type: ignore[union-attr]
     if isinstance(data, io.TextIOBase):
         raise Invalid("the source is a text file; open it in binary mode")
-    if hasattr(data, "readinto"):
+    if callable(getattr(data, "readinto", None)):
         return ReadIntoSource(data)
-    if hasattr(data, "read"):
+    if callable(getattr(data, "read", None)):
         return ChunkSource(_reads(data))
     if isinstance(data, Iterable):
-        return ChunkSource(iter(data))
+        return ChunkSource(_items(data))
     raise Invalid(f"data must be a path, bytes, a file object or an iterator of bytes, not {type(data).__name__}")
 
 
@@ -102,16 +102,16 @@ class ReadIntoSource(Source):
         """One ``readinto``."""
         count = self._readinto(view)
         if count is None:
-            raise Invalid("the source is in non-blocking mode; storelib needs one that waits for data")
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= len(view):
-            raise Invalid(f"the source's readinto returned {count!r} for a buffer of {len(view)} bytes")
+            raise _non_blocking()
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= len(view):
+            raise Invalid(f"the source is at fault: its readinto answered {count!r:.80} for {len(view)} bytes")
         return count
 
 
 class ChunkSource(Source):
     """An iterator of bytes with chunks of any size, empty ones too."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes | memoryview]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")
 
@@ -122,9 +122,7 @@ class ChunkSource(Source):
                 chunk = next(self._chunks)
             except StopIteration:
                 return 0
-            if not isinstance(chunk, (bytes, bytearray, memoryview)):
-                raise Invalid(f"the source yields {type(chunk).__name__}, not bytes")
-            self._rest = memoryview(chunk).cast("B")
+            self._rest = _bytes_of(chunk)
         piece = self._rest[: len(view)]
         view[: len(piece)] = piece
         self._rest = self._rest[len(piece) :]
@@ -211,8 +209,7 @@ class StreamSource(_SourceWithHoles):
         if position == 0:
             self.descriptor = stream.whole_file()
         # Extents count from where the stream is, as far as this source is concerned.
-        extents = (Extent(e.offset - position, e.length, e.data) for e in stream.extents() if e.offset >= position)
-        super().__init__(extents, position)
+        super().__init__(_from(stream.extents(), position), position)
 
     def hole(self) -> int:
         """Step over the hole that begins here, in the stream too, which may have to hash it."""
@@ -225,6 +222,14 @@ class StreamSource(_SourceWithHoles):
         if self._stream.tell() != position:
             self._stream.seek(position)
         return self._stream.readinto(view)
+
+
+def _from(extents: Iterator[Extent], position: int) -> Iterator[Extent]:
+    """What of ``extents`` lies at ``position`` and behind it, counted from there."""
+    for offset, length, data in extents:
+        begin = max(offset, position)
+        if begin < offset + length:
+            yield Extent(begin - position, offset + length - begin, data)
 
 
 def file_extents(descriptor: int, offset: int, length: int) -> Iterator[Extent]:
@@ -285,11 +290,34 @@ def _is_regular(file: Any) -> bool:
     return bool(file.readable() and stat.S_ISREG(os.fstat(file.fileno()).st_mode))
 
 
-def _reads(file: Any) -> Iterator[bytes]:
+def _reads(file: Any) -> Iterator[memoryview]:
     while True:
+        # Some wrappers ignore the number and give more, which does no harm.
         chunk = file.read(MiB)
         if chunk is None:
-            raise Invalid("the source is in non-blocking mode; storelib needs one that waits for data")
-        if not len(chunk):
+            raise _non_blocking()
+        view = _bytes_of(chunk)
+        if not view:
             return
-        yield chunk
+        yield view
+
+
+def _items(data: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(data)
+    except TypeError as error:
+        raise Invalid(f"the source is at fault: {error}") from error
+
+
+def _bytes_of(data: Any) -> memoryview:
+    """What a source gave, as plain bytes; raises Invalid for anything else."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise Invalid(f"the source gives {type(data).__name__}, not bytes")
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"the source gives a memoryview that is no plain run of bytes: {error}") from error
+
+
+def _non_blocking() -> Invalid:
+    return Invalid("the source is in non-blocking mode; storelib needs one that waits for data")

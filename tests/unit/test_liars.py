@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sources that lie are the caller's fault (Invalid), drivers that lie the driver's; neither gets wrong bytes stored."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from recording import image_of, recording_store
+
+from storelib.driver import Committed, Reader
+from storelib.exceptions import Invalid, StoreError
+from storelib.testing.memory import MemoryWriter
+from storelib.transfer import Extent, KiB, MiB, copy, fan_out
+
+DATA = bytes(range(256)) * 4096
+URI = "memory://recording/x"
+
+
+# -- Sources ------------------------------------------------------------------------------------------------------
+
+
+class Liar(io.RawIOBase):
+    """A file whose ``readinto`` fills the buffer, and answers truly ``honest`` times before it does not."""
+
+    def __init__(self, answer, honest):
+        self.answer = answer
+        self.honest = honest
+
+    def readinto(self, view):
+        self.honest -= 1
+        view[:] = bytes(len(view))
+        return len(view) if self.honest >= 0 else self.answer(len(view))
+
+
+LIES = {
+    "more": lambda length: length + 1,
+    "much more": lambda length: 1 << 80,
+    "less than nothing": lambda length: -5,
+    "minus one": lambda length: -1,
+    "a float": lambda length: float(length),
+    "half a byte": lambda length: 0.5,
+    "true": lambda length: True,
+    "false": lambda length: False,
+    "none": lambda length: None,
+    "text": lambda length: "1",
+    "bytes": lambda length: b"1",
+    "nan": lambda length: math.nan,
+}
+
+
+@pytest.mark.parametrize("size", [None, 3 * MiB, 1])
+@pytest.mark.parametrize("honest", [0, 2])
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_source_that_lies_about_what_it_read_is_invalid_and_nothing_is_stored(lie, honest, size):
+    stores = [recording_store(name="a"), recording_store(name="b")]
+    with pytest.raises(Invalid, match="source"):
+        fan_out(stores, "x", Liar(lie, 0 if size == 1 else honest), size)
+    assert [image_of(store, "x") for store in stores] == [None, None]
+    assert not any(store.backend.uploads for store in stores)
+
+
+class Reads:
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def read(self, size):
+        return self.answers.pop(0) if self.answers else b""
+
+
+ODD = {
+    "str": lambda: "text",
+    "empty str": lambda: "",
+    "int": lambda: 7,
+    "zero": lambda: 0,
+    "list": lambda: [1, 2],
+    "empty list": list,
+    "every other byte": lambda: memoryview(bytes(10))[::2],
+    "backwards": lambda: memoryview(bytes(10))[::-1],
+    "released": lambda: _released(),
+}
+
+
+def _released():
+    view = memoryview(b"gone")
+    view.release()
+    return view
+
+
+@pytest.mark.parametrize("make", [Reads, lambda *items: iter(items), lambda *items: list(items)])
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_a_source_that_gives_no_bytes_is_invalid(make, odd):
+    store = recording_store()
+    with pytest.raises(Invalid, match="source"):
+        store.add("x", make(DATA, odd()))
+    assert image_of(store, "x") is None
+
+
+@pytest.mark.parametrize("odd", [memoryview(DATA)[::3], memoryview(DATA)[::-1]])
+def test_memory_that_is_no_run_of_bytes_is_invalid(odd):
+    with pytest.raises(Invalid, match="source"):
+        recording_store().add("x", odd)
+
+
+def test_a_source_that_is_iterable_by_its_own_words_only_is_invalid():
+    class Fraud:
+        def __iter__(self):
+            return 7
+
+    with pytest.raises(Invalid, match="source"):
+        recording_store().add("x", Fraud())
+
+
+class Names:
+    """Attributes called as methods are, which are none."""
+
+    read = readinto = b"bytes"
+
+
+def test_a_source_whose_read_is_no_method_is_invalid():
+    with pytest.raises(Invalid, match="data must be"):
+        recording_store().add("x", Names())
+
+
+# -- Readers ------------------------------------------------------------------------------------------------------
+
+
+class FakeReader(Reader):
+    def __init__(self, data=DATA, extents=None, answer=None, **attributes):
+        self.data = data
+        self.size = len(data)
+        self.known = extents
+        self.answer = answer
+        self.closed = 0
+        vars(self).update(attributes)
+
+    def read_into(self, offset, view):
+        piece = self.data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return self.answer(len(view)) if self.answer and offset else len(piece)
+
+    def extents(self, offset, length):
+        return self.known
+
+    def close(self):
+        self.closed += 1
+
+
+def store_of(reader):
+    store = recording_store()
+    store.open_reader = lambda *args: reader
+    return store
+
+
+@pytest.mark.parametrize("kind", [{}, {"concurrency": 3, "part_size": 64 * KiB}], ids=["one stream", "ranges"])
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_reader_that_lies_about_what_it_read_is_at_fault(lie, kind):
+    with store_of(FakeReader(answer=lie, **kind)).get(URI).data as stream, pytest.raises(StoreError) as caught:
+        list(iter(lambda: stream.read(100 * KiB), b""))
+    assert not isinstance(caught.value, Invalid)
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("name", ["size", "part_size", "concurrency"])
+@pytest.mark.parametrize("lie", [-1, True, None, 1.5, "1", math.nan], ids=repr)
+def test_a_reader_with_impossible_numbers_is_refused_and_closed(name, lie):
+    reader = FakeReader(**{name: lie})
+    with pytest.raises(StoreError):
+        store_of(reader).get(URI)
+    assert reader.closed == 1
+
+
+def test_a_reader_with_gigantic_parts_is_read_in_smaller_ones():
+    data = bytes(3 * MiB)
+    reader = FakeReader(data, concurrency=2, part_size=2 * MiB)
+    reader.size = 1 << 60
+    reader.part_size = 1 << 50
+    with store_of(reader).get(URI, 0, None).data as stream:
+        assert stream.read(MiB) == data[:MiB]
+
+
+END = len(DATA)
+LYING_EXTENTS = {
+    "none": [],
+    "a gap": [Extent(0, 64 * KiB, data=True), Extent(128 * KiB, END - 128 * KiB, data=False)],
+    "an overlap": [Extent(0, 128 * KiB, data=True), Extent(64 * KiB, END - 64 * KiB, data=False)],
+    "backwards": [Extent(END // 2, END // 2, data=False), Extent(0, END // 2, data=True)],
+    "twice": [Extent(0, END, data=False)] * 2,
+    "too long": [Extent(0, END + 1, data=False)],
+    "too short": [Extent(0, END - 1, data=False)],
+    "before the range": [Extent(-1, END + 1, data=False)],
+    "behind the range": [Extent(0, END, data=True), Extent(END, KiB, data=False)],
+    "less than nothing": [Extent(0, -5, data=False)],
+    "fractions": [Extent(0, END / 2, data=False), Extent(END / 2, END / 2, data=True)],
+    "truth": [Extent(False, END, data=False)],
+    "no number": [Extent(0, None, data=False)],
+}
+
+
+@pytest.mark.parametrize("known", LYING_EXTENTS.values(), ids=LYING_EXTENTS)
+def test_extents_that_lie_are_an_error_and_nothing_is_copied(known):
+    source, target = store_of(FakeReader(extents=known)), recording_store()
+    with source.get(URI).data as stream, pytest.raises(StoreError, match="at fault"):
+        list(stream.extents())
+    with pytest.raises(StoreError, match="at fault"):
+        copy(source, URI, target, "copy")
+    assert image_of(target, "copy") is None
+
+
+def test_extents_of_nothing_without_end_are_an_error():
+    def endless():
+        while True:
+            yield Extent(0, 0, data=True)
+
+    with store_of(FakeReader(extents=endless())).get(URI).data as stream, pytest.raises(StoreError, match="at fault"):
+        list(stream.extents())
+
+
+@pytest.mark.parametrize(
+    "act", [lambda s: list(s.extents()), lambda s: s.fileno(), lambda s: s.close(), lambda s: s.read()]
+)
+def test_native_errors_are_mapped_wherever_a_reader_raises_them(act):
+    class Broken(FakeReader):
+        def fail(self, *arguments):
+            raise OSError("native")
+
+        def lazily(self, offset, length):
+            yield Extent(0, KiB, data=True)
+            raise OSError("native")
+
+        read_into = fileno = close = fail
+        extents = lazily
+
+    store = store_of(Broken())
+    store.map_error = lambda error, subject: StoreError("mapped") if isinstance(error, OSError) else None
+    stream = store.get(URI).data
+    with pytest.raises(StoreError, match="mapped"):
+        act(stream)
+
+
+# -- Writers ------------------------------------------------------------------------------------------------------
+
+
+def lying_store(name, answer):
+    store = recording_store(sparse=True)
+    make = store.open_writer
+
+    def open_writer(*arguments):
+        writer = make(*arguments)
+        setattr(writer, name, answer if name == "concurrency" else lambda *arguments: answer)
+        return writer
+
+    store.open_writer = open_writer
+    return store
+
+
+@pytest.mark.parametrize("size", [None, len(DATA)])
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        *(("part_size", lie) for lie in (0, -1, True, None, 4096.0, "4096", 1 << 62, 1 << 80)),
+        *(("concurrency", lie) for lie in (0, -1, True, None, 2.0, "2")),
+        *(("reserve", lie) for lie in (0, -1, 5, False, 1e9, "1", math.inf)),
+        *(("commit", lie) for lie in (None, True, "memory://recording/x", Committed(None), Committed("x"))),
+    ],
+    ids=repr,
+)
+def test_a_writer_that_lies_is_at_fault_and_nothing_is_stored(name, answer, size):
+    store = lying_store(name, answer)
+    with pytest.raises(StoreError) as caught:
+        store.add("x", DATA, size)
+    assert not isinstance(caught.value, Invalid)
+    assert image_of(store, "x") is None
+    assert not store.backend.uploads
+
+
+def test_a_commit_that_was_made_and_answers_nonsense_is_taken_back():
+    store = recording_store()
+
+    class Forgetful(MemoryWriter):
+        def commit(self, size, digests):
+            super().commit(size, digests)
+
+    store.open_writer = lambda image_id, size, context: Forgetful(store, image_id)
+    with pytest.raises(StoreError, match="at fault"):
+        store.add("x", DATA)
+    assert image_of(store, "x") is None
+
+
+@pytest.mark.parametrize("lie", [-1, True, None, 1.5, "5"], ids=repr)
+def test_a_size_that_cannot_be_is_not_told(lie):
+    store = recording_store()
+    uri = store.add("x", DATA).uri
+    store.measure = lambda *arguments: lie
+    with pytest.raises(StoreError, match="size"):
+        store.get_size(uri)
