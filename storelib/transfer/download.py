@@ -369,8 +369,13 @@ class _ReadAhead:
         self._threads = [
             threading.Thread(target=self._run, name="storelib-range", daemon=True) for _ in range(self._slots - 1)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            # Nobody else knows of those that did start.
+            self.close()
+            raise
 
     def read_into(self, view: memoryview) -> int:
         """Copy bytes that have arrived of the first range, waiting for some."""
@@ -400,7 +405,8 @@ class _ReadAhead:
     def close(self) -> None:
         """Stop and join the threads; one that never returns is left to itself."""
         self._monitor.cancel()
-        waiting = [thread for thread in self._threads if thread is not threading.current_thread()]
+        # One that never started cannot be joined.
+        waiting = [thread for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
         for thread in waiting:
             thread.join(self._feed.policy.timeout)
         stuck = [thread for thread in waiting if thread.is_alive()]

@@ -111,7 +111,7 @@ class TaskQueue:
     def abort(self, rollback: Callable[[], object]) -> None:
         """Start nothing more, wait for calls in flight, then have ``rollback`` remove what they did.
 
-        Raises nothing: the error that led here is the one to report, and ``gc`` finds what is left.
+        Raises nothing but a new Ctrl-C: the error that led here is the one to report, and ``gc`` finds what is left.
         """
         self._cancelled.set()
         with self._monitor.changed:
@@ -124,7 +124,15 @@ class TaskQueue:
             self._give_up("a call into the back end", self._threads)
             return
         guard = threading.Thread(target=self._roll_back, args=(rollback,), name="storelib-abort", daemon=True)
-        guard.start()
+        try:
+            guard.start()
+        except BaseException as error:
+            # Better without a time limit than not at all.
+            if guard.ident is None:
+                self._roll_back(rollback)
+            if not isinstance(error, Exception):
+                raise
+            return
         guard.join(self._store.retry_policy.timeout)
         if guard.is_alive():
             # Not among the threads that are joined: nobody knows when it returns.

@@ -7,6 +7,7 @@ whichever thread, ends here: in-flight calls are waited for, the writer aborts, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -76,8 +77,10 @@ def fan_out(
             return _transfer(lanes, source, digesting, size, progress)
         except BaseException:
             monitor.cancel()
-            for lane in lanes:
-                lane.abort()
+            # Ctrl-C in one of them keeps none of the others from its abort.
+            with contextlib.ExitStack() as aborts:
+                for lane in lanes:
+                    aborts.callback(lane.abort)
             raise
         finally:
             monitor.cancel()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import os
 import threading
@@ -14,7 +15,7 @@ from recording import eventually, recording_store
 
 from storelib.driver import Reader
 from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
-from storelib.transfer import Extent, KiB, MiB
+from storelib.transfer import Digest, Extent, KiB, MiB
 
 DATA = os.urandom(3 * MiB + 17)
 
@@ -194,3 +195,28 @@ def test_a_range_that_is_none_is_invalid(offset, length):
     uri = store.add("x", b"data").uri
     with pytest.raises(Invalid):
         store.get(uri, offset, length)
+
+
+@pytest.mark.parametrize("name", ["storelib-range", "storelib-digest"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("can't start new thread")])
+def test_what_comes_before_a_thread_starts_leaves_no_other_behind(monkeypatch, name, error):
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread):
+        # The second of the ranges, and the only one of the digest.
+        if thread.name == name and (started or name == "storelib-digest"):
+            raise error
+        started.append(thread)
+        start(thread)
+
+    reader = FakeReader(**PARALLEL)
+    stream = opened(reader)
+    stream.verify(Digest("sha256", hashlib.sha256(DATA).hexdigest()))
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
+        stream.read()
+    assert caught.type is (error if isinstance(error, type) else type(error))
+    stream.close()
+    assert started
+    assert not [thread for thread in started if thread.is_alive()]
+    assert reader.closed == 1

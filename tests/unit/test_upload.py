@@ -21,7 +21,7 @@ from storelib.exceptions import (
     UnknownHashingAlgo,
 )
 from storelib.registry import open_store
-from storelib.transfer import MiB
+from storelib.transfer import MiB, fan_out
 from storelib.transfer.lane import Lane
 
 
@@ -444,3 +444,34 @@ def test_an_abort_that_never_returns_is_left_behind(monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == "storelib-write"]
     assert [thread.name for thread in store.stragglers._threads] == ["storelib-abort"]
     returns.set()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("can't start new thread")])
+def test_what_comes_before_the_abort_leaves_nothing_in_any_store(monkeypatch, error):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        if thread.name == "storelib-abort":
+            raise error
+        start(thread)
+
+    def failing():
+        yield pattern(MiB)
+        raise LookupError("the source")
+
+    stores = [recording_store(name=name) for name in ("one", "two")]
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else LookupError):
+        fan_out(stores, "image", failing())
+    assert [store.calls[-1] for store in stores] == [("abort", None)] * 2
+
+
+def test_a_process_that_may_start_no_thread_leaves_nothing(monkeypatch):
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    store = recording_store()
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start"):
+        store.add("image", pattern(3 * MiB))
+    assert store.called("abort") == [None]
