@@ -12,6 +12,9 @@ from xml.sax.saxutils import escape
 
 from scripted_server import Request, ScriptedServer, reply
 
+from storelib.drivers.s3 import S3Store
+from storelib.registry import open_store
+
 DATE = "Fri, 20 Nov 2026 17:11:38 GMT"
 ISO = "2026-11-20T17:11:38.000Z"
 PAGE = b"<html><head><title>Sign in</title></head><body><form/></body></html>"
@@ -30,6 +33,19 @@ def document(name: str, inside: str) -> bytes:
     """An answer that is a document."""
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inside}</{name}>'
     return reply(200, {"Content-Type": "application/xml"}, text.encode())
+
+
+def open_at(server: ScriptedServer, **options: object) -> S3Store:
+    """A store there that gives up at once."""
+    settings = {
+        "s3_store_host": server.url,
+        "s3_store_bucket": "images",
+        "s3_store_access_key": "access",
+        "s3_store_secret_key": "secret",
+        "s3_store_read_timeout": 5.0,
+        "transfer_retries": 0,
+    }
+    return open_store(S3Store, "cold", **settings | options)
 
 
 class S3Server(ScriptedServer):

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 import urllib3
+from s3_server import open_at
 from scripted_server import ScriptedServer, reply
 
 from storelib.cli.image.client import Api
 from storelib.cli.image.connection import Endpoint, Options, find
 from storelib.drivers.http import HttpStore
-from storelib.drivers.s3 import S3Store
 from storelib.drivers.s3 import connections as s3_connections
 from storelib.drivers.swift.connection import Body, Connections
 from storelib.exceptions import Forbidden, RemoteServiceUnavailable, StorageWriteDenied, StoreError
@@ -41,17 +41,7 @@ def short_waits(monkeypatch):
 
 
 def s3_at(server, **options):
-    settings = {
-        "s3_store_host": server.url,
-        "s3_store_bucket": "images",
-        "s3_store_access_key": "access",
-        "s3_store_secret_key": "secret",
-        "s3_store_bucket_url_format": "path",
-        "s3_store_read_timeout": 5.0,
-        "transfer_retries": 0,
-        "md5_checksum": False,
-    }
-    return open_store(S3Store, "cold", **settings | options)
+    return open_at(server, **{"s3_store_bucket_url_format": "path", "md5_checksum": False} | options)
 
 
 def bucket(request):

@@ -6,13 +6,12 @@ import hashlib
 import threading
 
 import pytest
+import s3_server
 from s3_server import DATE, PAGE, S3Server, document, entry, error, etag
 from scripted_server import reply
 
 from storelib.driver import Digests
-from storelib.drivers.s3 import S3Store
 from storelib.exceptions import Duplicate, IncompleteRead, NotFound, RemoteServiceUnavailable, StoreError
-from storelib.registry import open_store
 
 MiB = 1024 * 1024
 #: Two parts.
@@ -33,16 +32,7 @@ NOT_S3 = {
 
 
 def open_at(server, **options):
-    settings = {
-        "s3_store_host": server.url,
-        "s3_store_bucket": "images",
-        "s3_store_access_key": "access",
-        "s3_store_secret_key": "secret",
-        "s3_store_bucket_url_format": "path",
-        "s3_store_read_timeout": 5.0,
-        "transfer_retries": 0,
-    }
-    return open_store(S3Store, "cold", **settings | options)
+    return s3_server.open_at(server, **{"s3_store_bucket_url_format": "path"} | options)
 
 
 def only(operation, answer):

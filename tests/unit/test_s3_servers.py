@@ -5,7 +5,7 @@ import hashlib
 import os
 
 import pytest
-from s3_server import S3Server, error
+from s3_server import S3Server, error, open_at
 from scripted_server import reply
 
 from storelib.capabilities import Capability
@@ -22,18 +22,6 @@ from storelib.registry import open_store
 
 MiB = 1024 * 1024
 LARGE = hashlib.shake_128(b"large").digest(9 * MiB)
-
-
-def open_at(server, **options):
-    settings = {
-        "s3_store_host": server.url,
-        "s3_store_bucket": "images",
-        "s3_store_access_key": "access",
-        "s3_store_secret_key": "secret",
-        "s3_store_read_timeout": 5.0,
-        "transfer_retries": 0,
-    }
-    return open_store(S3Store, "cold", **settings | options)
 
 
 def read(store, uri):

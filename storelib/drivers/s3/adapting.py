@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from storelib.drivers.s3.checksums import PartChecksums
-from storelib.drivers.s3.errors import refuses_extras, speaks_of
+from storelib.drivers.s3.errors import refuses_extras, speaks_of, status_of
 
 if TYPE_CHECKING:
     from storelib.drivers.s3.store import S3Store
@@ -72,8 +72,7 @@ def _others(
     sums = [PartChecksums(algorithm) for algorithm in algorithms]
     without = [(False, checksums)] if may_drop else []
     changed = [(conditional, other) for other in sums]
-    status = getattr(refusal, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if about == "s3_store_conditional_writes" or (status == 501 and not about):
+    if about == "s3_store_conditional_writes" or (status_of(refusal) == 501 and not about):
         yield from (*without, *changed)
     else:
         yield from (*changed, *without)

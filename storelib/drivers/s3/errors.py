@@ -101,10 +101,15 @@ def is_missing(error: Exception) -> bool:
     return error_code(error) in _NOT_FOUND
 
 
+def status_of(error: Exception) -> int | None:
+    """The HTTP status of a refusal; None for other errors."""
+    status: int | None = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
 def is_kept(error: Exception) -> bool:
     """The answer was that this version may not be deleted: Amazon says AccessDenied, others that it is locked."""
-    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status in (400, 403) and error_code(error) not in _CREDENTIALS
+    return status_of(error) in (400, 403) and error_code(error) not in _CREDENTIALS
 
 
 def storelib_error(error: Exception, subject: str) -> StoreError | None:
@@ -157,7 +162,7 @@ def _of_answer(error: Any, subject: str) -> StoreError:
 def refuses_extras(error: Exception) -> bool:
     """The server may have refused a part of the request that it could do without, or may miss one that it demands."""
     code = error_code(error)
-    status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") if code else 0
+    status = status_of(error) if code else 0
     return (
         status == 501 or code == "NotImplemented" or (status == 400 and code not in _BY_CODE and code not in _PASSING)
     )
