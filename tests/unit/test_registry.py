@@ -139,6 +139,16 @@ def test_without_the_default_store_the_weight_decides_for_a_scheme():
     assert stores.store_for_scheme("memory").name == "heavy"
 
 
+def test_a_scheme_is_the_same_in_upper_and_lower_case(three):
+    uri = three["fast"].add("x", b"bits").uri
+    shouted = uri.replace("memory://", "MEMORY://")
+    assert uri.startswith("memory://")
+    assert three.store_for_scheme("Memory").name == "slow"
+    assert three.resolve(shouted).name == "fast"
+    assert b"".join(three["fast"].get(shouted).data) == b"bits"
+    assert Location(shouted, {"memory": MemoryStore.location_class}).uri == uri
+
+
 def test_a_scheme_nobody_serves_is_unknown(three):
     with pytest.raises(UnknownScheme, match="no store serves the scheme 'ftp'; known are: memory"):
         three.store_for_scheme("ftp")

@@ -404,7 +404,7 @@ def test_a_source_that_lies_about_what_it_read_is_at_fault(answer):
             return answer
 
     store = recording_store()
-    with pytest.raises(Invalid, match="the source's readinto"):
+    with pytest.raises(Invalid, match="the source is at fault"):
         store.add("image", Liar())
     assert store.find_image("image") is None
 

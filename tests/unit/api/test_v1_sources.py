@@ -71,6 +71,7 @@ class TestCopyFrom(WithWeb):
             ("/etc/passwd", 400),
             ("file:///etc/passwd", 400),
             ("filesystem:///etc/passwd", 400),
+            ("File:///etc/passwd", 400),
             ("swift+config://ref/container/object", 400),
             ("gopher://example.org/x", 400),
             ("http://", 400),

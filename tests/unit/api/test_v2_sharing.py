@@ -223,6 +223,9 @@ class TestLocationsByPatch(WithPlaces):
         [
             "file:///etc/passwd",
             "filesystem:///etc/passwd",
+            "File:///etc/passwd",
+            "FILESYSTEM:///etc/passwd",
+            "Swift+Config://ref/container/object",
             "swift+config://ref/container/object",
             "unknown://somewhere",
             "memory://mem/not-there",
