@@ -15,11 +15,12 @@ from oslo_config import cfg
 from storelib import config
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.exceptions import AclsNotSupported, BadStoreConfiguration, Invalid
-from storelib.location import Location, scheme_of
+from storelib.location import Location
 from storelib.registry import Registry
 from storelib.transfer.digests import Verifier
 from storelib.transfer.source import Data
 from storelib.transfer.verifying import Verify
+from storelib.uris import scheme_of
 
 _default: Registry | None = None
 

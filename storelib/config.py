@@ -23,9 +23,9 @@ from oslo_config import cfg, iniparser, types
 
 from storelib.driver import STORE_OPTIONS, Store
 from storelib.exceptions import BadStoreConfiguration
-from storelib.location import redact
 from storelib.option_types import LocalPath
 from storelib.plugins import driver_classes, driver_names
+from storelib.uris import redact
 
 LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import itertools
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from oslo_config import cfg
 
@@ -32,7 +32,6 @@ from storelib.exceptions import (
     StoreGetNotSupported,
     StoreRandomGetNotSupported,
 )
-from storelib.location import Location, StoreLocation, redact
 from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
     Committed,
@@ -44,6 +43,7 @@ from storelib.transfer.contract import (
     Health,
     ImageInfo,
     Part,
+    Progress,
     Reader,
     ServerSideCopy,
     StoredImage,
@@ -51,11 +51,11 @@ from storelib.transfer.contract import (
     is_whole,
 )
 from storelib.transfer.digests import Verifier
-from storelib.transfer.download import ImageStream
-from storelib.transfer.retry import RetryPolicy, Stragglers, mapped
+from storelib.transfer.download import ImageData
+from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
 from storelib.transfer.source import Data
-from storelib.transfer.upload import Progress
 from storelib.transfer.verifying import Verify, asked_for
+from storelib.uris import ParsedLocation, StoreLocation, parse_uri, redact
 
 __all__ = [
     "STORE_OPTIONS",
@@ -119,13 +119,6 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
 )
 
 
-class ImageData(NamedTuple):
-    """What ``get`` answers: the stream and how many bytes it delivers."""
-
-    data: ImageStream
-    size: int
-
-
 class Store(abc.ABC, Generic[L]):
     """One configured place that keeps images; safe to use from many threads.
 
@@ -147,10 +140,15 @@ class Store(abc.ABC, Generic[L]):
         #: Why adding is disabled, or None.
         self.add_disabled: str | None = None
         self.retry_policy = RetryPolicy(retries=conf.transfer_retries, timeout=conf.transfer_timeout)
-        self.stragglers = Stragglers(name, conf.transfer_max_stuck_calls)
+        self.hung_calls = HungCalls(name, conf.transfer_max_stuck_calls)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def md5_checksum(self) -> bool:
+        """Whether the md5 of added images is computed, which the option of this name says."""
+        return bool(self.conf.md5_checksum)
 
     # -- What callers use -------------------------------------------------------------------------------------
 
@@ -171,7 +169,7 @@ class Store(abc.ABC, Generic[L]):
 
     def get(
         self,
-        location: Location | str,
+        location: ParsedLocation | str,
         offset: int = 0,
         length: int | None = None,
         context: Any = None,
@@ -196,11 +194,11 @@ class Store(abc.ABC, Generic[L]):
         if offset or length is not None:
             self.require(Capability.RANGE, StoreRandomGetNotSupported)
         found = self.locate(location)
-        self.stragglers.check()
+        self.hung_calls.check()
         stream = download.open_stream(self, found, offset, length, context, expected)
         return ImageData(stream, stream.size)
 
-    def get_size(self, location: Location | str, context: Any = None) -> int:
+    def get_size(self, location: ParsedLocation | str, context: Any = None) -> int:
         """The image's size in bytes; raises NotFound, or what stands in the way, rather than guess."""
         found = self.locate(location)
         size = self._call(lambda: self.measure(found, context), found)
@@ -238,7 +236,7 @@ class Store(abc.ABC, Generic[L]):
             progress=progress,
         )
 
-    def delete(self, location: Location | str, context: Any = None) -> None:
+    def delete(self, location: ParsedLocation | str, context: Any = None) -> None:
         """Remove an image; raises NotFound, Forbidden, InUseByStore or HasSnapshot."""
         self.require(Capability.DELETE, StoreDeleteNotSupported)
         found = self.locate(location)
@@ -261,7 +259,7 @@ class Store(abc.ABC, Generic[L]):
 
     def set_acls(
         self,
-        location: Location | str,
+        location: ParsedLocation | str,
         public: bool = False,
         read_tenants: Sequence[str] = (),
         write_tenants: Sequence[str] = (),
@@ -272,7 +270,7 @@ class Store(abc.ABC, Generic[L]):
 
     def copy(
         self,
-        location: Location | str,
+        location: ParsedLocation | str,
         image_id: str,
         *,
         digests: Digests | None = None,
@@ -289,7 +287,7 @@ class Store(abc.ABC, Generic[L]):
             source = self.locate(location)
             self.require(Capability.ADD, StoreAddDisabled)
             check_image_id(image_id)
-            self.stragglers.check()
+            self.hung_calls.check()
             copied = copying.copy_within(self, source, image_id, digests, context, progress)
             if copied is not None:
                 return copied
@@ -324,7 +322,7 @@ class Store(abc.ABC, Generic[L]):
                 return self._call(functools.partial(self.inspect, place, None), place)
         return None
 
-    def stat(self, location: Location | str, context: Any = None) -> ImageInfo:
+    def stat(self, location: ParsedLocation | str, context: Any = None) -> ImageInfo:
         """What the back end knows of one image; raises NotFound."""
         self.require(Capability.STAT)
         found = self.locate(location)
@@ -347,7 +345,7 @@ class Store(abc.ABC, Generic[L]):
         self.require(Capability.CHECK)
         return self._call(self.probe, self.name)
 
-    def presign(self, location: Location | str, expires: float) -> str:
+    def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A URL that reads the image without credentials for ``expires`` seconds."""
         raise OperationNotSupported(f"store {self.name} cannot presign")
 
@@ -440,18 +438,18 @@ class Store(abc.ABC, Generic[L]):
         """What the engine calls to begin an add: the rules of every store, then the driver's ``open_writer``."""
         self.require(Capability.ADD, StoreAddDisabled)
         check_image_id(image_id)
-        self.stragglers.check()
+        self.hung_calls.check()
         return self.open_writer(image_id, size, context)
 
-    def locate(self, location: Location | str) -> L:
+    def locate(self, location: ParsedLocation | str) -> L:
         """The driver's own form of ``location``; raises BadStoreUri if it is not of this store.
 
         A location with an ``image_id`` is of no store unless that is an id by the rules of all stores.
         """
-        if isinstance(location, Location):
+        if isinstance(location, ParsedLocation):
             found: Any = location.store_location
         elif isinstance(location, str):
-            found = Location(location, dict.fromkeys(map(str.lower, self.schemes), self.location_class)).store_location
+            found = parse_uri(location, dict.fromkeys(map(str.lower, self.schemes), self.location_class))
         else:
             raise BadStoreUri(f"a location is a URI or a Location, not {type(location).__name__}")
         if not isinstance(found, self.location_class) or not self.owns(found):

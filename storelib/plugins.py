@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from storelib.driver import Store
 from storelib.exceptions import BadStoreConfiguration
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
 
 NAMESPACE = "storelib.drivers"
 LOG = logging.getLogger(__name__)

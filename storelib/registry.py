@@ -16,8 +16,9 @@ from oslo_config import cfg
 from storelib import config
 from storelib.driver import STORE_OPTIONS, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
-from storelib.location import Location, scheme_of
+from storelib.location import Location
 from storelib.plugins import driver_class
+from storelib.uris import scheme_of
 
 AnyStore = Store[Any]
 

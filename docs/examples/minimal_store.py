@@ -17,7 +17,7 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Committed, Digests, Part, Reader, Store, StoreLocation, Writer
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Duplicate, NotFound, RemoteServiceUnavailable
-from storelib.location import quote, redact, unquote
+from storelib.uris import quote, redact, unquote
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, token TEXT, size INTEGER);

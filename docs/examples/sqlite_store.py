@@ -42,7 +42,7 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
-from storelib.location import quote, redact, unquote
+from storelib.uris import quote, redact, unquote
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, token TEXT, size INTEGER, modified REAL);

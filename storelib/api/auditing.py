@@ -20,9 +20,9 @@ from storelib.api.errors import ImageNotFound
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
-from storelib.location import redact
 from storelib.registry import Registry
 from storelib.transfer.digests import new_hasher
+from storelib.uris import redact
 
 Kind = Literal[
     "missing", "orphan", "size", "digest", "unreadable", "unchecked", "nowhere", "stuck", "shared", "staged", "leftover"

@@ -30,8 +30,8 @@ from storelib.driver import (
     Writer,
 )
 from storelib.exceptions import BadStoreUri, Duplicate, NotFound, StoreError
-from storelib.location import quote, redact, unquote
 from storelib.transfer.contract import KiB
+from storelib.uris import quote, redact, unquote
 
 
 @dataclass(frozen=True, repr=False)

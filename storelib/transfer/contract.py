@@ -10,10 +10,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from storelib.location import StoreLocation
+from storelib.exceptions import StoreError
+from storelib.transfer.retry import HungCalls, RetryPolicy
+from storelib.uris import StoreLocation
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -77,6 +78,13 @@ class Context(Protocol):
     @property
     def service_catalog(self) -> Sequence[Mapping[str, Any]] | None:
         """The endpoints that came with the token, in Keystone's form: ``type`` and ``endpoints`` of each service."""
+
+
+class Progress(Protocol):
+    """Called in the caller's thread with bytes taken so far and in all (None: unknown); raising cancels."""
+
+    def __call__(self, done: int, total: int | None, /) -> object:
+        """Take note."""
 
 
 class Committed(NamedTuple):
@@ -263,3 +271,29 @@ class Reader(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  (most readers hold nothing)
         """Free what the reader holds; called once, with no read in flight."""
+
+
+class Backend(Protocol):
+    """A store as the engine sees it: ``storelib.driver.Store`` is one."""
+
+    name: str
+    #: When a call is made again, and how long it may take.
+    retry_policy: RetryPolicy
+    #: Calls that never returned.
+    hung_calls: HungCalls
+
+    @property
+    def md5_checksum(self) -> bool:
+        """Whether md5 is computed beside the chosen digest."""
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """The StoreError for ``error`` of the back end's client, None for a bug."""
+
+    def start_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+        """The Writer of a new image."""
+
+    def open_reader(self, location: Any, offset: int, length: int | None, context: Any) -> Reader:
+        """A Reader of a range of an image."""
+
+    def server_side_copy(self, source: Any, image_id: str, context: Any) -> ServerSideCopy | None:
+        """What copies an image within the back end, None where this one must be read and written."""

@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from storelib.transfer.contract import Committed, Digests, MiB, ServerSideCopy, StoredImage
+from storelib.transfer.contract import Backend, Committed, Digests, MiB, Progress, ServerSideCopy, StoredImage
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.tasks import TaskQueue
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
-    from storelib.transfer.upload import Progress
 
 #: Bytes that a back end copies in a second at least, while it tells nothing of how far it has come.
 SLOWEST = 4 * MiB
 
 
 def copy_within(
-    store: Store[Any], source: Any, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    store: Backend, source: Any, image_id: str, digests: Digests, context: Any, progress: Progress | None
 ) -> StoredImage | None:
     """Have the back end of ``store`` copy the image at ``source``; None where it cannot, before anything is done.
 

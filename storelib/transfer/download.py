@@ -8,24 +8,28 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Digest, Extent, MiB, Reader, is_whole
+from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, is_whole
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
 from storelib.transfer.verifying import Check, normal, recorded
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
 
 #: Iterating yields this many bytes at a time.
 CHUNK = MiB
 
 
+class ImageData(NamedTuple):
+    """What ``Store.get`` returns: the stream and how many bytes it delivers."""
+
+    data: ImageStream
+    size: int
+
+
 def open_stream(
-    store: Store[Any], location: Any, offset: int, length: int | None, context: Any, verify: Digest | bool = False
+    store: Backend, location: Any, offset: int, length: int | None, context: Any, verify: Digest | bool = False
 ) -> ImageStream:
     """A stream of that range of an image, clipped to the image as a slice would be, and compared with a digest."""
     subject = str(location)
@@ -272,10 +276,10 @@ class ImageStream(io.RawIOBase):
 class _Feed:
     """A Reader with its store's retries and error mapping; what the stream and its threads share."""
 
-    def __init__(self, store: Store[Any], reader: Reader, subject: str) -> None:
+    def __init__(self, store: Backend, reader: Reader, subject: str) -> None:
         self.reader = reader
         self.policy = store.retry_policy
-        self.stragglers = store.stragglers
+        self.hung_calls = store.hung_calls
         self.subject = subject
         self._map_error = store.map_error
         self._digest: Digest | None = None
@@ -330,7 +334,7 @@ class _Feed:
         """Some reads never returned: their threads go on using the reader, so it is left open."""
         self._stuck = True
         for thread in threads:
-            self.stragglers.add(thread)
+            self.hung_calls.add(thread)
 
     def close(self) -> None:
         """Close the reader unless a read still hangs in it."""

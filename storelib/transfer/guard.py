@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from storelib.exceptions import TransferTimeout
-from storelib.transfer.retry import Stragglers
+from storelib.transfer.retry import HungCalls
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -20,9 +20,9 @@ T = TypeVar("T")
 class Guard:
     """Runs calls in daemon threads of their own; with ``timeout`` 0 it just makes the calls."""
 
-    def __init__(self, timeout: float, stragglers: Stragglers) -> None:
+    def __init__(self, timeout: float, hung_calls: HungCalls) -> None:
         self._timeout = timeout
-        self._stragglers = stragglers
+        self._stragglers = hung_calls
 
     @property
     def timeout(self) -> float:

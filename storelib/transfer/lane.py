@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storelib.exceptions import StoreError
-from storelib.location import StoreLocation
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Committed, Digests, Part, StoredImage, Writer, is_whole
+from storelib.transfer.contract import Backend, Committed, Digests, Part, StoredImage, Writer, is_whole
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import GRAIN
 from storelib.transfer.tasks import Task, TaskQueue
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
+from storelib.uris import StoreLocation
 
 #: The room before reserve() was called: less than any image needs, even an empty one.
 UNASKED = -1
@@ -27,7 +24,7 @@ class Lane:
     """One writer with its buffers, its threads and its error; driven by the caller's thread."""
 
     def __init__(
-        self, store: Store[Any], image_id: str, size: int | None, budget: int, monitor: Monitor, context: Any
+        self, store: Backend, image_id: str, size: int | None, budget: int, monitor: Monitor, context: Any
     ) -> None:
         self.store = store
         self.monitor = monitor

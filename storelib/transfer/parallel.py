@@ -5,27 +5,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from storelib.exceptions import StoreError
+from storelib.transfer.contract import Backend
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.tasks import TaskQueue
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
 
 T = TypeVar("T")
 
 
 def for_each(
-    store: Store[Any], function: Callable[[T], object], items: Iterable[T], subject: str, concurrency: int
+    store: Backend, function: Callable[[T], object], items: Iterable[T], subject: str, concurrency: int
 ) -> None:
     """``function(item)`` for all, each tried again after transient errors; then the first error is raised.
 
     An item that fails for good keeps no other from its turn. Raises TransferTimeout, and leaves the rest undone, when
     no call returned within transfer_timeout.
     """
-    store.stragglers.check()
+    store.hung_calls.check()
     errors: list[StoreError] = []
 
     def attempt(item: T) -> None:

@@ -99,7 +99,7 @@ def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         raise known from error
 
 
-class Stragglers:
+class HungCalls:
     """Calls into one store's back end that never returned, each still holding its daemon thread."""
 
     def __init__(self, store_name: str, limit: int) -> None:

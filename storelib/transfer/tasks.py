@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TaskQueue: calls into a driver, made side by side in daemon threads, with retries, a deadline and one error.
 
-Driven by the caller's thread, which waits here. A call that never returns is left behind and counted (``Stragglers``).
+Driven by the caller's thread, which waits here. A call that never returns is left behind and counted (``HungCalls``).
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storelib.exceptions import TransferTimeout
+from storelib.transfer.contract import Backend
 from storelib.transfer.monitor import Monitor
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
 
 LOG = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class Task:
 class TaskQueue:
     """The calls of one transfer into one store's driver. ``error`` is the first that one of them ended with."""
 
-    def __init__(self, store: Store[Any], subject: str, monitor: Monitor) -> None:
+    def __init__(self, store: Backend, subject: str, monitor: Monitor) -> None:
         self.error: BaseException | None = None
         #: A call never returned, and what it uses must be left alone.
         self.stuck = False
@@ -167,7 +165,7 @@ class TaskQueue:
         self.stuck = True
         for thread in threads:
             if thread.is_alive():
-                self._store.stragglers.add(thread)
+                self._store.hung_calls.add(thread)
 
     # -- Threads ----------------------------------------------------------------------------------------------
 

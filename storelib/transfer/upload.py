@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Digests, Extent, MiB, StoredImage
+from storelib.transfer.contract import Backend, Digests, Extent, MiB, Progress, StoredImage
 from storelib.transfer.digests import BLOCK, Digesting, Verifier
+from storelib.transfer.download import ImageData
 from storelib.transfer.lane import Lane
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import Data, Source, file_extents, open_source
 from storelib.transfer.verifying import Verify
 
-if TYPE_CHECKING:
-    from storelib.driver import Store
-
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
 CLONE = 128 * MiB
 
 
-class Progress(Protocol):
-    """Called in the caller's thread with bytes taken so far and in all (None: unknown); raising cancels."""
-
-    def __call__(self, done: int, total: int | None, /) -> object:
-        """Take note."""
-
-
-def add(store: Store[Any], image_id: str, data: Data, size: int | None = None, **options: Any) -> StoredImage:
+def add(store: Backend, image_id: str, data: Data, size: int | None = None, **options: Any) -> StoredImage:
     """Add an image to one store: ``fan_out`` with its one result returned or raised."""
     [result] = fan_out([store], image_id, data, size, **options)
     if isinstance(result, StoreError):
@@ -43,7 +34,7 @@ def add(store: Store[Any], image_id: str, data: Data, size: int | None = None, *
 
 
 def fan_out(
-    stores: Sequence[Store[Any]],
+    stores: Sequence[Backend],
     image_id: str,
     data: Data,
     size: int | None = None,
@@ -66,7 +57,7 @@ def fan_out(
     if twice := [store.name for number, store in enumerate(stores) if store in stores[:number]]:
         raise Invalid(f"store {twice[0]} is named twice: each store keeps an image of one id once")
     monitor = Monitor(max(store.retry_policy.timeout for store in stores))
-    md5 = any(store.conf.md5_checksum for store in stores)
+    md5 = any(store.md5_checksum for store in stores)
     digesting = Digesting(hashing_algo, md5, verifier, digests, monitor)
     source = open_source(data)
     try:
@@ -91,10 +82,17 @@ def fan_out(
         source.close()
 
 
+class _Readable(Protocol):
+    """The store that an image is copied from, as far as ``copy`` knows it."""
+
+    def get(self, location: Any, *, context: Any = None, verify: Verify = None) -> ImageData:
+        """The image as a stream."""
+
+
 def copy(
-    source: Store[Any],
+    source: _Readable,
     location: Any,
-    target: Store[Any],
+    target: Backend,
     image_id: str,
     *,
     digests: Digests | None = None,

@@ -229,7 +229,7 @@ def test_an_image_that_is_there_or_is_not_there_is_an_error_and_nothing_is_taken
 def test_a_call_that_never_returns_is_left_behind_and_counted(where):
     release = threading.Event()
     store = copying_store(timeout=0.2, step=lambda name: name == where and release.wait(30))
-    store.stragglers._limit = 1
+    store.hung_calls._limit = 1
     try:
         with pytest.raises(TransferTimeout, match="transfer_timeout"):
             copy(store)
@@ -303,7 +303,7 @@ def test_items_are_taken_side_by_side_and_tried_again():
 def test_an_item_that_hangs_is_left_behind_and_counted():
     release = threading.Event()
     store = copying_store(timeout=0.2)
-    store.stragglers._limit = 1
+    store.hung_calls._limit = 1
     try:
         with pytest.raises(TransferTimeout, match="transfer_timeout"):
             store.for_each(lambda item: release.wait(30), range(2), "items", concurrency=1)

@@ -20,10 +20,11 @@ import storelib
 from storelib.config import did_you_mean
 from storelib.driver import check_image_id
 from storelib.exceptions import BadStoreUri, Invalid
-from storelib.location import Location, redact, scheme_of
+from storelib.location import Location
 from storelib.registry import open_store
 from storelib.testing.memory import MemoryStore
 from storelib.transfer.verifying import asked_for
+from storelib.uris import redact, scheme_of
 
 METHODS = {"search", "match", "fullmatch", "sub", "findall", "finditer", "split"}
 LENGTH = 100_000

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from storelib.driver import check_image_id
 from storelib.drivers.filesystem import FileLocation
 from storelib.exceptions import BadStoreUri, Invalid, UnknownScheme
-from storelib.location import Location, get_location_from_uri, redact, scheme_of
+from storelib.location import Location, get_location_from_uri
 from storelib.registry import Registry, open_store
 from storelib.testing.memory import MemoryLocation, MemoryStore
+from storelib.uris import redact, scheme_of
 
 image_ids = st.text(
     st.characters(exclude_characters="/", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60

@@ -6,8 +6,8 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.exceptions import StorageWriteDenied, StoreError
 from storelib.registry import open_store
+from storelib.rehearsal import rehearse
 from storelib.testing import MemoryStore
-from storelib.transfer.rehearsal import rehearse
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.registry import open_store
 from storelib.transfer.guard import Guard
-from storelib.transfer.retry import RetryPolicy, Stragglers
+from storelib.transfer.retry import HungCalls, RetryPolicy
 
 
 def failing(times, error=None):
@@ -103,7 +103,7 @@ def test_deleting_again_after_a_lost_answer_is_no_error():
 
 def test_a_guarded_call_that_hangs_is_given_up_and_counted():
     release = threading.Event()
-    guard = Guard(0.05, Stragglers("nfs", 2))
+    guard = Guard(0.05, HungCalls("nfs", 2))
     try:
         for _ in range(2):
             with pytest.raises(TransferTimeout, match="did not answer within 0.05 s"):
@@ -118,7 +118,7 @@ def test_a_guarded_call_that_hangs_is_given_up_and_counted():
 
 def test_a_guarded_call_recovers_when_the_hung_ones_return():
     release = threading.Event()
-    guard = Guard(0.05, Stragglers("nfs", 1))
+    guard = Guard(0.05, HungCalls("nfs", 1))
     with pytest.raises(TransferTimeout):
         guard.call(release.wait, "stat")
     release.set()
@@ -128,4 +128,4 @@ def test_a_guarded_call_recovers_when_the_hung_ones_return():
 
 def test_a_guarded_call_raises_what_it_raises():
     with pytest.raises(FileNotFoundError):
-        Guard(5, Stragglers("nfs", 1)).call(lambda: open("/no/such/file"), "open")
+        Guard(5, HungCalls("nfs", 1)).call(lambda: open("/no/such/file"), "open")

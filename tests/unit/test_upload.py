@@ -340,7 +340,7 @@ def test_a_call_that_never_returns_is_left_behind_and_reported():
 def test_too_many_stuck_calls_refuse_new_transfers():
     release = threading.Event()
     store = recording_store(on_write=lambda part: release.wait(30), timeout=0.1)
-    store.stragglers._limit = 1
+    store.hung_calls._limit = 1
     try:
         with pytest.raises(TransferTimeout, match="nothing moved"):
             store.add("x", pattern(PART))
@@ -442,7 +442,7 @@ def test_an_abort_that_never_returns_is_left_behind(monkeypatch):
     with pytest.raises(ValueError, match="refused"):
         store.add("image", pattern(3 * PART))
     assert not [thread for thread in threading.enumerate() if thread.name == "storelib-write"]
-    assert [thread.name for thread in store.stragglers._threads] == ["storelib-abort"]
+    assert [thread.name for thread in store.hung_calls._threads] == ["storelib-abort"]
     returns.set()
 
 

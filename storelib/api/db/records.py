@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from storelib.location import redact
+from storelib.uris import redact
 
 Status = Literal[
     "queued",

@@ -18,7 +18,7 @@ from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
-from storelib.location import redact
+from storelib.uris import redact
 
 LONGEST_NAME = 255
 

@@ -21,8 +21,8 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
-from storelib.location import redact
 from storelib.transfer.download import ImageStream
+from storelib.uris import redact
 
 
 class External:

@@ -33,10 +33,10 @@ from storelib.driver import ImageData, Store, StoredImage
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.rules import Rules
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError, UnknownScheme
-from storelib.location import redact, scheme_of
 from storelib.registry import open_store
 from storelib.transfer import fan_out
 from storelib.transfer.contract import Digests
+from storelib.uris import redact, scheme_of
 
 
 class Request(NamedTuple):

@@ -13,7 +13,7 @@ from storelib.api.errors import Forbidden, Invalid
 from storelib.api.service.core import Core
 from storelib.driver import Store
 from storelib.exceptions import BadStoreUri, NotFound, StoreError
-from storelib.location import redact, scheme_of
+from storelib.uris import redact, scheme_of
 
 #: Schemes that would let a client name files of the server or other people's credentials.
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})

@@ -27,9 +27,9 @@ from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
 from storelib.driver import Store
 from storelib.exceptions import StoreError
-from storelib.location import redact
 from storelib.transfer.contract import MiB
 from storelib.transfer.digests import new_hasher
+from storelib.uris import redact
 
 
 class Locations:

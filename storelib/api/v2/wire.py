@@ -15,7 +15,7 @@ from storelib.api.errors import Invalid, LimitExceeded, UnsupportedMediaType
 from storelib.api.service import Context
 from storelib.api.service.core import Core
 from storelib.api.service.tasks import shown_properties
-from storelib.location import redact
+from storelib.uris import redact
 
 #: Bytes of a JSON body at most; the largest image document within the quotas is far smaller.
 LARGEST_BODY = 4 * 1024 * 1024

@@ -14,8 +14,8 @@ from storelib.drivers.filesystem.location import FileLocation
 from storelib.drivers.filesystem.paths import is_image, new_token
 from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeout
+from storelib.rehearsal import PREFIX
 from storelib.transfer.guard import bounded
-from storelib.transfer.rehearsal import PREFIX
 
 if TYPE_CHECKING:
     from storelib.drivers.filesystem.store import FilesystemStore

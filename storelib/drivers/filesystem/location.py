@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from storelib.driver import StoreLocation
 from storelib.exceptions import BadStoreUri
-from storelib.location import quote, redact, scheme_of, unquote
+from storelib.uris import quote, redact, scheme_of, unquote
 
 SCHEMES = ("file", "filesystem")
 

@@ -50,7 +50,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.transfer.guard import Guard, bounded
-from storelib.transfer.retry import Stragglers
+from storelib.transfer.retry import HungCalls
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class FilesystemStore(Store[FileLocation]):
         self.datadirs: list[DataDir] = []
         self.mode: int | None = None
         self._metadata: list[Mapping[str, Any]] = []
-        hung = Stragglers(name, conf.filesystem_store_thread_pool_size)
+        hung = HungCalls(name, conf.filesystem_store_thread_pool_size)
         self.guard = Guard(conf.filesystem_store_timeout, hung)
         #: Subdirectories whose entry in their parent is on stable storage.
         self.flushed: set[tuple[str, ...]] = set()

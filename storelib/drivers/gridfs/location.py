@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from storelib.exceptions import BadStoreUri
-from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\ud800-\udfff/?#@]")
 

@@ -11,7 +11,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 
 from storelib.exceptions import BadStoreUri
-from storelib.location import StoreLocation, redact, unquote
+from storelib.uris import StoreLocation, redact, unquote
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from storelib.exceptions import BadStoreUri
-from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 SCHEME = "rbd"
 #: The snapshot that makes an image readable, under the name every OpenStack service knows.

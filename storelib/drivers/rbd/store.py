@@ -30,8 +30,8 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
+from storelib.rehearsal import rehearse
 from storelib.transfer.contract import MiB
-from storelib.transfer.rehearsal import rehearse
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from storelib.exceptions import BadStoreUri
-from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 #: The first is what storelib writes; ``s3`` leaves open how the server is reached and means https.
 SCHEMES = ("s3+https", "s3+http", "s3")

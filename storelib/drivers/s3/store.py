@@ -26,9 +26,9 @@ from storelib.drivers.s3.probing import honours_conditions
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Writer
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, OperationNotSupported, StoreError
-from storelib.location import Location
-from storelib.transfer.rehearsal import rehearse
+from storelib.rehearsal import rehearse
 from storelib.transfer.retry import mapped
+from storelib.uris import ParsedLocation
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class S3Store(Store[S3Location]):
             and found.key.startswith(self.conf.s3_store_key_prefix)
         )
 
-    def locate(self, location: Location | str) -> S3Location:
+    def locate(self, location: ParsedLocation | str) -> S3Location:
         """Bucket and key as this store knows them, whose server may have a path."""
         found = super().locate(location)
         return found.below(self.client.base) or found
@@ -347,7 +347,7 @@ class S3Store(Store[S3Location]):
         """See copying.py."""
         return S3Copy(self, source, image_id)
 
-    def presign(self, location: Location | str, expires: float) -> str:
+    def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do, and not for images with SSE-C."""
         found = self.locate(location)
         if not 1 <= expires <= _LONGEST_SIGNATURE:
@@ -361,7 +361,7 @@ class S3Store(Store[S3Location]):
 
     def set_acls(
         self,
-        location: Location | str,
+        location: ParsedLocation | str,
         public: bool = False,
         read_tenants: Sequence[str] = (),
         write_tenants: Sequence[str] = (),

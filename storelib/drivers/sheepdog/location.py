@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from storelib.drivers.sheepdog.names import is_image_name
 from storelib.exceptions import BadStoreUri
-from storelib.location import StoreLocation, quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 SCHEMES = ("sheepdog",)
 

@@ -33,8 +33,8 @@ from storelib.exceptions import (
     StorageFull,
     StoreError,
 )
+from storelib.rehearsal import rehearse
 from storelib.transfer.contract import MiB
-from storelib.transfer.rehearsal import rehearse
 
 COMMANDS = ("dog", "collie")
 #: Deletions of the parts of one leftover, as a limit to what may go wrong in them.

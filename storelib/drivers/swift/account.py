@@ -14,7 +14,7 @@ from storelib.drivers.swift.connection import discard
 from storelib.drivers.swift.errors import error_of_status
 from storelib.drivers.swift.proof import Headers
 from storelib.exceptions import NotFound, RemoteServiceUnavailable
-from storelib.location import quote
+from storelib.uris import quote
 
 if TYPE_CHECKING:
     from requests import Response

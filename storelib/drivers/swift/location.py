@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from storelib.driver import StoreLocation
 from storelib.exceptions import BadStoreUri
-from storelib.location import quote, redact, scheme_of, unquote
+from storelib.uris import quote, redact, scheme_of, unquote
 
 SCHEMES = ("swift+https", "swift+http", "swift", "swift+config")
 #: The scheme of URIs that name a section of the reference file.

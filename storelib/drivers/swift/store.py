@@ -43,8 +43,8 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.contract import Digests, Part
-from storelib.transfer.rehearsal import PREFIX, rehearse
 
 if TYPE_CHECKING:
     from storelib.drivers.swift.account import Account

@@ -26,8 +26,8 @@ from storelib.drivers.swift.layout import (
     segment_prefix,
 )
 from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StorageWriteDenied, StoreError
-from storelib.location import quote
 from storelib.transfer.contract import MiB
+from storelib.uris import quote
 
 if TYPE_CHECKING:
     from storelib.drivers.swift.account import Account

@@ -13,9 +13,9 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
-from storelib.location import redact
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
 from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs, without_key_name
+from storelib.uris import redact
 
 #: What may come after the prefix in an id, by what is hostile about it.
 HOSTILE_IDS = {

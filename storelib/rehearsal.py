@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storelib.capabilities import Capability
+from storelib.driver import Store
 from storelib.exceptions import NotFound, StoreError
-
-if TYPE_CHECKING:
-    from storelib.driver import Store
 
 LOG = logging.getLogger(__name__)
 
