@@ -2,9 +2,11 @@
 """GridfsStore against a real mongod: the whole contract, crashes, users, TLS, replica sets, other clients, faults."""
 
 import contextlib
+import datetime
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,7 @@ from servers.nginx import free_ports
 from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.drivers.gridfs import GridfsStore
+from storelib.drivers.gridfs.writer import GridfsWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
     DigestMismatch,
@@ -31,6 +34,7 @@ from storelib.exceptions import (
     StorageFull,
     StorageWriteDenied,
     StoreError,
+    TransferTimeout,
 )
 from storelib.registry import open_store
 from storelib.testing.conformance import SideDoor, StoreConformance
@@ -365,13 +369,51 @@ def test_missing_chunk_is_an_error(store, door, image_id, number):
         stream.read()
 
 
-@pytest.mark.parametrize("wrong", [b"short", bytes(SMALL + 1), "text", None])
+@pytest.mark.parametrize("wrong", [b"short", bytes(SMALL + 1), "text", None, 5])
 def test_chunk_of_the_wrong_size_is_an_error(store, door, image_id, wrong):
     uri = store.add(image_id, IMAGE).uri
     files_id = door.files.find_one({"filename": image_id})["_id"]
     door.chunks.update_one({"files_id": files_id, "n": 1}, {"$set": {"data": wrong}})
     with store.get(uri).data as stream, pytest.raises(IncompleteRead, match="chunk 1 "):
         stream.read()
+
+
+def test_chunk_without_bytes_is_an_error(store, door, image_id):
+    uri = store.add(image_id, IMAGE).uri
+    files_id = door.files.find_one({"filename": image_id})["_id"]
+    door.chunks.update_one({"files_id": files_id, "n": 1}, {"$unset": {"data": 1}})
+    with store.get(uri).data as stream, pytest.raises(IncompleteRead, match="chunk 1 "):
+        stream.read()
+
+
+@pytest.mark.parametrize("chunk", [{"data": "text"}, {"data": 5}, {"data": None}, {}])
+def test_damaged_chunks_without_a_file_are_found(mongod, chunk):
+    store = open_grid(mongod, mongodb_store_db="damaged")
+    store.client.chunks_at_primary.insert_one({"files_id": "damaged", "n": 0, **chunk})
+    [found] = store.gc(0)
+    assert (found.image_id, found.size) == ("damaged", 0)
+    assert not store.gc(0)
+
+
+@pytest.mark.parametrize("metadata", [{"storelib": {"pending": "x"}}, {"storelib": {"image": 5}}, {"storelib": {}}])
+def test_records_that_storelib_did_not_write_are_left_alone(mongod, metadata):
+    store = open_grid(mongod, mongodb_store_db="damaged")
+    document = {"_id": "strange", "length": 0, "chunkSize": 1000, "metadata": metadata}
+    store.client.files_at_primary.insert_one(document)
+    assert not store.gc(0)
+    assert not list(store.list_images())
+    assert store.client.files_at_primary.delete_one(document).deleted_count
+
+
+@pytest.mark.parametrize("files_id", ["a/b", "", "..", "a\nb", "x" * 256, 17])
+def test_file_of_another_client_that_no_uri_can_name_is_not_listed(mongod, files_id):
+    import gridfs
+
+    plain = gridfs.GridFS(mongod.raw["foreign"])
+    plain.put(IMAGE, _id=files_id)
+    store = open_grid(mongod, mongodb_store_db="foreign")
+    assert list(store.list_images()) == []
+    plain.delete(files_id)
 
 
 @pytest.mark.parametrize("length", [None, "big", -1, 1.5])
@@ -470,15 +512,20 @@ def test_server_that_stays_away_is_an_error_in_bounded_time(tmp_path):
         assert time.monotonic() - begun < 20
 
 
-def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp_path):
+SHORT_ANSWERS = {
+    "mongodb_store_server_selection_timeout": 0.5,
+    "mongodb_store_socket_timeout": 0.5,
+    "mongodb_store_connect_timeout": 0.5,
+}
+LONG_ANSWERS = dict.fromkeys(SHORT_ANSWERS, 60.0)
+
+
+@pytest.mark.parametrize(
+    "patience", [SHORT_ANSWERS, {**LONG_ANSWERS, "transfer_timeout": 0.5}], ids=["answers", "transfer"]
+)
+def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp_path, patience):
     with Mongod(tmp_path / "mongod") as server:
-        store = open_grid(
-            server,
-            mongodb_store_server_selection_timeout=0.5,
-            mongodb_store_socket_timeout=0.5,
-            mongodb_store_connect_timeout=0.5,
-            transfer_retries=1,
-        )
+        store = open_grid(server, transfer_retries=1, **patience)
 
         def progress(done, total):
             if done == len(IMAGE):
@@ -487,7 +534,7 @@ def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp
 
         begun = time.monotonic()
         try:
-            with pytest.raises(RemoteServiceUnavailable):
+            with pytest.raises((RemoteServiceUnavailable, TransferTimeout)):
                 store.add("image", IMAGE, progress=progress)
         finally:
             os.kill(server.pid, signal.SIGCONT)
@@ -502,6 +549,35 @@ def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp
             patient.gc(0)
             assert door.read("image") in (None, IMAGE)
             assert len(door.residue("image")) == (door.read("image") is not None)
+
+
+def test_peer_that_never_answers_is_given_up_within_the_timeout_of_transfers(mongod, image_id):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = "mongodb://{}:{}/".format(*silent.getsockname())
+        store = open_grid(mongod, uri, **LONG_ANSWERS, transfer_timeout=0.3, transfer_retries=0)
+        begun = time.monotonic()
+        for call in everything(store, uri_of(image_id), "new").values():
+            assert_refused(call, RemoteServiceUnavailable, TransferTimeout)
+        assert time.monotonic() - begun < 30
+
+
+def test_chunks_that_a_crash_takes_after_they_were_counted_do_not_become_an_image(tmp_path, monkeypatch):
+    with Mongod(tmp_path / "mongod") as server, contextlib.closing(server.client()) as raw:
+        # So small that the server keeps it in memory until it writes its journal, ten times in a second.
+        data = bytes_of(5000)
+        options = {"mongodb_store_chunk_size": 4, "mongodb_store_write_concern": "1", "transfer_retries": 6}
+        store, door = open_grid(server, **options), Bucket(raw)
+        count = GridfsWriter._check_chunks
+
+        def crash_when_counted(writer, expected):
+            count(writer, expected)
+            monkeypatch.undo()
+            server.kill()
+            server.start()
+
+        monkeypatch.setattr(GridfsWriter, "_check_chunks", crash_when_counted)
+        store.add("image", data)
+        assert door.read("image") == data
 
 
 WRITER = """
@@ -572,19 +648,19 @@ def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, door, imag
     from pymongo.collection import Collection
 
     sent = []
-    insert, replace = Collection.insert_one, Collection.replace_one
+    update, replace = Collection.update_one, Collection.replace_one
 
-    def inserting(collection, document):
+    def updating(collection, *what, **how):
         if sent:
-            return insert(collection, document)
-        sent.append(lambda: insert(collection, document))
+            return update(collection, *what, **how)
+        sent.append(lambda: update(collection, *what, **how))
         raise RemoteServiceUnavailable("on its way")
 
     def replacing(collection, query, document):
         sent.append(lambda: replace(collection, query, document))
         raise StorageFull("on its way")
 
-    monkeypatch.setattr(Collection, "insert_one", inserting)
+    monkeypatch.setattr(Collection, "update_one", updating)
     monkeypatch.setattr(Collection, "replace_one", replacing)
     with pytest.raises(StorageFull):
         store.add(image_id, IMAGE)
@@ -594,6 +670,188 @@ def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, door, imag
         assert door.read(image_id) is None
     store.gc(0)
     assert not door.residue(image_id)
+
+
+COLLECTOR = """
+    import sys
+    from storelib.drivers.gridfs import GridfsStore
+    from storelib.registry import open_store
+
+    store = open_store(GridfsStore, "grid", mongodb_store_uri=sys.argv[1], mongodb_store_db="images")
+    for prefix in sys.stdin:
+        print(len(store.gc(0, prefix.strip())), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def collecting(server, by):
+    """``gc(0)`` of ids with a prefix by another object or another process."""
+    if by == "object":
+        other = open_grid(server)
+        yield lambda prefix: other.gc(0, prefix)
+        return
+    command = [sys.executable, "-c", textwrap.dedent(COLLECTOR), server.uri]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def collect(prefix):
+            process.stdin.write(f"{prefix}\n")
+            process.stdin.flush()
+            assert process.stdout.readline().strip().isdecimal()
+
+        yield collect
+        process.stdin.close()
+
+
+def calling_before(store, number, call):
+    """Have ``call`` made before the command of that number of the store; answers the list of all their names."""
+    from pymongo.monitoring import CommandListener
+
+    names = []
+
+    class Listener(CommandListener):
+        def started(self, event):
+            names.append(event.command_name)
+            if len(names) == number + 1:
+                call()
+
+        def succeeded(self, event):
+            pass
+
+        failed = succeeded
+
+    store.client._options["event_listeners"] = [Listener()]
+    return names
+
+
+@pytest.mark.parametrize("by", ["object", "process"])
+def test_gc_of_others_at_any_moment_leaves_no_add_without_data(mongod, store, door, image_id, by):
+    store.client.prepare()
+    with collecting(mongod, by) as collect:
+        outcomes, number, names = [], 0, []
+        while number <= len(names):
+            adding = in_small_parts(open_grid(mongod))
+            names = calling_before(adding, number, lambda: collect(image_id))
+            outcomes.append(assert_whole_or_nothing(adding, door, store, image_id, IMAGE))
+            number += 1
+    # Before the record and after publishing there was nothing to take.
+    assert outcomes[0] is outcomes[-1] is None
+    assert any(outcomes)
+
+
+def wait_for_chunks(door, image_id, count):
+    """Until so many of an add under way have arrived; answers its record."""
+    for _ in range(1000):
+        record = door.files.find_one({"metadata.storelib.pending": image_id})
+        if record and door.chunks.count_documents({"files_id": record["_id"]}) >= count:
+            return record
+        time.sleep(0.01)
+    raise AssertionError("no chunks arrive")
+
+
+def test_gc_goes_by_the_clock_of_the_server(mongod, store, door, image_id, monkeypatch):
+    other = open_grid(mongod)
+    now = time.time
+
+    def source():
+        yield LARGE[: 5 * MiB]
+        wait_for_chunks(door, image_id, 1)
+        # Of the one who collects, fast by two hours.
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now() + 7200)
+            assert not other.gc(3600, image_id)
+        yield LARGE[5 * MiB :]
+
+    assert read(store, store.add(image_id, source()).uri) == LARGE
+
+
+def test_add_of_a_client_whose_clock_is_slow_is_young(mongod, store, door, image_id, monkeypatch):
+    other = open_grid(mongod)
+    now = time.time
+
+    def source():
+        yield LARGE[: 5 * MiB]
+        wait_for_chunks(door, image_id, 1)
+        monkeypatch.undo()
+        assert not other.gc(3600, image_id)
+        yield LARGE[5 * MiB :]
+
+    class Slow(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) - datetime.timedelta(hours=2)
+
+    monkeypatch.setattr(time, "time", lambda: now() - 7200)
+    monkeypatch.setattr(datetime, "datetime", Slow)
+    assert read(store, store.add(image_id, source()).uri) == LARGE
+
+
+@contextlib.contextmanager
+def losing_the_answer(monkeypatch, method, meanwhile):
+    """The next call of ``method`` of a collection is done, then ``meanwhile`` is, and the answer never arrives."""
+    from pymongo.collection import Collection
+    from pymongo.errors import AutoReconnect
+
+    plain = getattr(Collection, method)
+
+    def losing(*what, **how):
+        patched.undo()
+        plain(*what, **how)
+        meanwhile()
+        raise AutoReconnect("cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Collection, method, losing)
+        yield
+
+
+def test_delete_whose_answer_was_lost_leaves_the_next_image_of_that_id(mongod, store, door, image_id, monkeypatch):
+    uri = store.add(image_id, IMAGE).uri
+    before = door.chunks.distinct("files_id")
+    with losing_the_answer(monkeypatch, "delete_one", lambda: open_grid(mongod).add(image_id, b"next")):
+        store.delete(uri)
+    assert door.read(image_id) == b"next"
+    assert len(door.residue(image_id)) == 1
+    assert len(door.chunks.distinct("files_id")) == len(before)
+
+
+def test_delete_whose_answer_was_lost_leaves_the_next_file_of_another_client(mongod, store, image_id, monkeypatch):
+    import gridfs
+
+    plain = gridfs.GridFS(mongod.raw["images"])
+    plain.put(IMAGE, _id=image_id)
+
+    def put_again():
+        mongod.raw["images"]["fs.chunks"].delete_many({"files_id": image_id})
+        plain.put(b"next", _id=image_id)
+
+    with losing_the_answer(monkeypatch, "delete_one", put_again):
+        store.delete(uri_of(image_id))
+    assert plain.get(image_id).read() == b"next"
+    plain.delete(image_id)
+
+
+@pytest.mark.parametrize("method", ["update_one", "replace_one"])
+def test_add_whose_answer_was_lost_is_the_one_image(mongod, store, door, image_id, monkeypatch, method):
+    store.client.prepare()
+    with losing_the_answer(monkeypatch, method, lambda: None):
+        store.add(image_id, IMAGE)
+    assert door.read(image_id) == IMAGE
+    assert len(door.residue(image_id)) == 1
+
+
+def test_delete_that_another_one_was_quicker_with_is_not_found(mongod, store, image_id, monkeypatch):
+    uri = store.add(image_id, IMAGE).uri
+    find = GridfsStore.find
+
+    def find_late(*what):
+        found = find(*what)
+        monkeypatch.undo()
+        open_grid(mongod).delete(uri)
+        return found
+
+    monkeypatch.setattr(GridfsStore, "find", find_late)
+    with pytest.raises(NotFound):
+        store.delete(uri)
 
 
 def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, door, image_id):
@@ -772,6 +1030,49 @@ def test_user_who_may_only_read_can_read_and_nothing_else(guarded, image_id):
     assert "can be read" in read_only.check().detail
 
 
+#: All that is done with an image; none of it makes an index or asks how full the disk is.
+NARROW = ("find", "insert", "update", "remove")
+
+
+@pytest.mark.parametrize("bucket", ["there", "missing"])
+@pytest.mark.parametrize("actions", [(*NARROW, "listIndexes"), NARROW], ids=["sees indexes", "sees none"])
+def test_user_who_may_make_no_index_needs_those_that_are_there(guarded, bucket, actions, request):
+    database = f"narrow-{bucket}-{len(actions)}"
+    options = {"mongodb_store_db": database}
+    if bucket == "there":
+        administrator = open_guarded(guarded, guarded.uri, **options)
+        administrator.client.prepare()
+    uri = guarded.add_narrow_user(database, "narrow-secret", *actions, database=database)
+    store = open_guarded(guarded, uri, **options)
+    if (bucket, len(actions)) == ("there", 5):
+        stored = store.add("image", LARGE)
+        assert read(store, stored.uri) == LARGE
+        assert store.copy(stored.uri, "copy", digests=Digests(None, stored.multihash)).size == len(LARGE)
+        assert len(list(store.list_images())) == 2
+        store.delete(stored.uri)
+        assert not store.gc(0)
+        health = store.check()
+        assert "read and written" in health.detail
+        assert (health.free, health.total) == (None, None)
+        return
+    for call in (store.check, lambda: store.add("image", IMAGE)):
+        with pytest.raises(BadStoreConfiguration, match=r"metadata\.storelib\.image.*mongodb_store_uri"):
+            call()
+    with contextlib.closing(guarded.client()) as raw:
+        assert not raw[database]["fs.files"].count_documents({})
+        assert not raw[database]["fs.chunks"].count_documents({})
+
+
+def test_check_of_a_user_who_may_not_delete_is_refused(guarded):
+    actions = ("find", "insert", "update", "listIndexes", "createIndex")
+    uri = guarded.add_narrow_user("keeper", "keep-secret", *actions)
+    store = open_guarded(guarded, uri)
+    assert_refused(store.check, StorageWriteDenied, secrets=["keep-secret"])
+    with pytest.raises(StorageWriteDenied, match="read_only"):
+        store.check()
+    assert "can be read" in open_guarded(guarded, uri, read_only=True).check().detail
+
+
 def test_user_of_another_database_is_forbidden(guarded, image_id):
     store = open_guarded(guarded, guarded.stranger_uri)
     for call in everything(store, uri_of(image_id), "new").values():
@@ -900,6 +1201,41 @@ def test_write_concern_that_cannot_be_met_is_an_error_and_leaves_nothing(replica
         assert not Bucket(raw).residue(image_id)
 
 
+#: What one member can never give.
+UNGIVEN = {
+    "number": ({"mongodb_store_write_concern": "5"}, ""),
+    "name": ({"mongodb_store_write_concern": "nosuchmode"}, ""),
+    "number in the URI": ({}, "&w=5"),
+    "name in the URI": ({}, "&w=nosuchmode"),
+}
+
+
+@pytest.mark.parametrize("what", UNGIVEN)
+@pytest.mark.parametrize("server", ["mongod", "replicated"])
+def test_write_concern_that_cannot_be_given_is_named_before_anything_is_written(request, server, what):
+    options, said = UNGIVEN[what]
+    server = request.getfixturevalue(server)
+    store = open_grid(
+        server, f"mongodb://{server.host}/?directConnection=true{said}", mongodb_store_db="ungiven", **options
+    )
+    for call in (lambda: store.add("image", IMAGE), store.check):
+        with pytest.raises(BadStoreConfiguration, match=r"mongodb_store_write_concern.*mongodb_store_uri"):
+            call()
+    with contextlib.closing(server.client()) as raw:
+        assert "ungiven" not in raw.list_database_names()
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_server_without_a_journal_is_a_configuration_error(tmp_path, journal):
+    with Mongod(tmp_path / "mongod", journal=False) as server:
+        store = open_grid(server, mongodb_store_journal=journal)
+        for call in (lambda: store.add("image", IMAGE), store.check):
+            with pytest.raises(BadStoreConfiguration, match=r"journal.*mongodb_store_journal"):
+                call()
+        with contextlib.closing(server.client()) as raw:
+            assert "images" not in raw.list_database_names()
+
+
 # -- What a server says ---------------------------------------------------------------------------------------
 
 
@@ -910,7 +1246,7 @@ def test_write_concern_that_cannot_be_met_is_an_error_and_leaves_nothing(replica
     ids=lambda how: str(next(iter(how.values()))),
 )
 def test_passing_error_is_survived(mongod, store, door, image_id, command, how):
-    store.client.ensure_indexes()
+    store.client.prepare()
     mongod.fail(command, times=1, **how)
     stored = store.add(image_id, LARGE)
     assert door.read(image_id) == LARGE
@@ -928,6 +1264,26 @@ def test_write_that_was_done_but_not_confirmed_is_done_again(mongod, store, door
     mongod.fail(command, times=0, errorCode=1)
 
 
+@pytest.mark.parametrize(("command", "error"), [("insert", StorageFull), ("aggregate", StorageFull)])
+def test_check_does_what_images_do(mongod, store, door, command, error):
+    assert store.check().free is not None
+    assert not door.residue("storelib-check-")
+    mongod.fail(command, times=1, errorCode=14031)
+    with pytest.raises(error):
+        store.check()
+    mongod.fail(command, times=0, errorCode=1)
+    assert not door.residue("storelib-check-")
+
+
+@pytest.mark.parametrize("code", [13, 59, 115, 8000])
+def test_check_without_dbstats_does_not_know_the_room(mongod, store, code):
+    mongod.fail("dbStats", times=1, errorCode=code)
+    health = store.check()
+    assert "read and written" in health.detail
+    assert (health.free, health.total) == (None, None)
+    assert store.check().total is not None
+
+
 @pytest.mark.parametrize("command", ["insert", "update"])
 def test_full_disk_is_reported_and_nothing_left(mongod, store, door, image_id, command):
     mongod.fail(command, times=1, errorCode=14031)
@@ -937,9 +1293,12 @@ def test_full_disk_is_reported_and_nothing_left(mongod, store, door, image_id, c
 
 
 @pytest.mark.parametrize("command", ["find", "insert", "update", "createIndexes"])
-def test_error_that_lasts_is_raised_and_nothing_left(mongod, door, image_id, command):
-    store = open_grid(mongod, transfer_retries=1)
-    mongod.fail(command, times=2, errorCode=91)
+def test_error_that_lasts_is_raised_and_nothing_left(mongod, image_id, command):
+    # One without indexes yet.
+    store = open_grid(mongod, mongodb_store_db=f"lasting-{command}", transfer_retries=1)
+    door = Bucket(mongod.raw, f"lasting-{command}")
+    # Each of three parts is sent twice.
+    mongod.fail(command, times=6, errorCode=91)
     with pytest.raises(RemoteServiceUnavailable):
         store.add(image_id, LARGE)
     mongod.fail(command, times=0, errorCode=1)

@@ -69,13 +69,31 @@ def test_every_error_has_its_meaning(error, expected, transient):
     assert SECRET not in str(known)
 
 
+@pytest.mark.parametrize(
+    ("said", "option"),
+    [
+        ("cannot use 'w' > 1 when a host is not replicated", "mongodb_store_write_concern"),
+        ("cannot use non-majority 'w' mode \"x\" when a host is not a member of a replica set", "mongodb_store_uri"),
+        ("cannot use 'j' option when a host does not have journaling enabled", "mongodb_store_journal"),
+    ],
+)
+def test_what_no_write_can_wait_for_is_a_configuration_error_that_names_the_option(said, option):
+    known = storelib_error(answer(2, said), "image 'x'")
+    assert (type(known), known.transient) == (BadStoreConfiguration, False)
+    assert option in str(known)
+
+
+def test_other_bad_values_are_no_matter_of_configuration():
+    assert type(storelib_error(answer(2, "bad regular expression"), "image 'x'")) is StoreError
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), KeyError("x")])
 def test_errors_of_nobody_pass_unchanged(error):
     assert storelib_error(error, "image") is None
 
 
 def test_chunks_that_are_there_already_are_no_error():
-    raise_for({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 11000, "errmsg": "E11000"}]})
+    raise_for({"ok": 1.0, "n": 0, "writeErrors": [{"index": 0, "code": 11000, "errmsg": "E11000"}]}, 1)
 
 
 @pytest.mark.parametrize(
@@ -87,5 +105,11 @@ def test_chunks_that_are_there_already_are_no_error():
 )
 def test_what_went_wrong_with_a_write_is_raised(reply, code):
     with pytest.raises(pymongo.OperationFailure) as caught:
-        raise_for(reply)
+        raise_for(reply, 2)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("reply", [{}, {"ok": 1.0}, {"ok": 1.0, "n": 1}, {"ok": 1.0, "n": 3}])
+def test_reply_that_does_not_account_for_all_documents_is_tried_again(reply):
+    with pytest.raises(pymongo.ProtocolError):
+        raise_for(reply, 2)

@@ -64,6 +64,7 @@ def test_forms_of_the_uri(uri, nodes):
         ("mongodb_store_tls_ca_file", "/not/there"),
         ("mongodb_store_tls_certificate_key_file", "/not/there"),
         ("mongodb_store_write_concern", "0"),
+        ("mongodb_store_write_concern", "00"),
     ],
 )
 def test_bad_option_is_named_and_no_secret_shown(option, value):
@@ -85,9 +86,32 @@ def test_chunk_size_that_fits_no_page_makes_the_store_read_only():
     assert Capability.ADD not in store.capabilities
 
 
-def test_writes_without_an_answer_are_refused():
-    with pytest.raises(BadStoreConfiguration, match="w=0"):
-        client_of(mongodb_store_uri="mongodb://host/images?w=0")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://host/images?w=0",
+        "host/images?W=0",
+        "mongodb+srv://host.example.org/images?w=1&w=0",
+        "mongodb://user:a@host/images?ssl=true&w=00",
+        "mongodb+srv://host.example.org/images?w=0",
+    ],
+)
+def test_writes_without_an_answer_are_refused(uri):
+    with pytest.raises(BadStoreConfiguration, match=r"mongodb_store_uri.*w=0"):
+        open_grid(mongodb_store_uri=uri)
+
+
+def test_write_concern_of_the_option_counts_more_than_that_of_the_uri():
+    store = open_grid(mongodb_store_uri="mongodb://host/images?w=0", mongodb_store_write_concern="1")
+    assert store.client.files_at_primary.write_concern.document["w"] == 1
+
+
+def test_no_request_takes_longer_than_a_transfer_may_stand_still():
+    options = client_of(transfer_timeout=2.0).options
+    limits = options.pool_options
+    assert (limits.socket_timeout, limits.connect_timeout, limits.wait_queue_timeout) == (2.0, 2.0, 2.0)
+    assert options.server_selection_timeout == 2.0
+    assert open_grid(transfer_timeout=2.0).client.files_at_primary.write_concern.document["wtimeout"] <= 2000
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 import weakref
 from typing import Any
 
+from storelib.drivers.gridfs import indexes
 from storelib.exceptions import BadStoreConfiguration, MissingDependency
 
 #: Seconds that telling the server good-bye may take.
@@ -37,7 +38,7 @@ class Client:
         self._client: Any = None
         self._closing: weakref.finalize[Any, Any] | None = None
         self._inherited: list[Any] = []
-        self._has_indexes = False
+        self._prepared = False
         _clients.add(self)
 
     def get(self) -> Any:
@@ -73,22 +74,20 @@ class Client:
         """The second for writing and for reading what was just written."""
         return self._at_primary(self.chunks, journal=self._conf.mongodb_store_journal)
 
-    def ensure_indexes(self) -> None:
-        """Make the indexes unless they are there: GridFS' own, and the one that keeps ids unique."""
-        if self._has_indexes:
+    def prepare(self) -> None:
+        """Before the first add: see that writes are confirmed as configured, and make the indexes that are not there.
+
+        Raises BadStoreConfiguration, and then nothing was written.
+        """
+        if self._prepared:
             return
-        from pymongo import ASCENDING, IndexModel
+        from bson import ObjectId
 
-        from storelib.drivers.gridfs.layout import IMAGE
-
-        self.files_at_primary.create_indexes(
-            [
-                IndexModel([(IMAGE, ASCENDING)], unique=True, sparse=True),
-                IndexModel([("filename", ASCENDING), ("uploadDate", ASCENDING)]),
-            ]
-        )
-        self.chunks_at_primary.create_indexes([IndexModel([("files_id", ASCENDING), ("n", ASCENDING)], unique=True)])
-        self._has_indexes = True
+        # What deletes nothing is confirmed like any write.
+        self.files_at_primary.delete_one({"_id": ObjectId()})
+        indexes.ensure(self.files_at_primary, indexes.OF_FILES, self._store_name)
+        indexes.ensure(self.chunks_at_primary, indexes.OF_CHUNKS, self._store_name)
+        self._prepared = True
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
@@ -113,7 +112,7 @@ class Client:
         said = collection.write_concern.document
         concern = WriteConcern(
             w=said.get("w", "majority"),
-            wtimeout=said.get("wtimeout", _milliseconds(self._conf.mongodb_store_socket_timeout * _SHARE)),
+            wtimeout=said.get("wtimeout", self._limit(self._conf.mongodb_store_socket_timeout * _SHARE)),
             j=True if journal else said.get("j"),
         )
         return collection.with_options(read_preference=ReadPreference.PRIMARY, write_concern=concern)
@@ -161,8 +160,12 @@ class Client:
             if path and not os.access(path, os.R_OK):
                 raise self._misconfigured(option, f"{path} cannot be read")
         concern = conf.mongodb_store_write_concern or ""
-        if concern == "0":
+        if concern.isdecimal() and not int(concern):
             raise self._misconfigured("mongodb_store_write_concern", "0 loses images; at least 1")
+        # The last one counts.
+        said = dict(re.findall(r"(?:^|[?&;])(w)=([^&;]*)", self._uri.lower())).get("w", "")
+        if not concern and said.isdecimal() and not int(said):
+            raise self._misconfigured("mongodb_store_uri", "w=0 loses images; leave it out")
         wanted = {
             "tls": conf.mongodb_store_tls,
             "tlsCAFile": conf.mongodb_store_tls_ca_file,
@@ -185,18 +188,19 @@ class Client:
             "connect": False,
             "tz_aware": True,
             "appname": "storelib",
-            "connectTimeoutMS": _milliseconds(conf.mongodb_store_connect_timeout),
-            "serverSelectionTimeoutMS": _milliseconds(conf.mongodb_store_server_selection_timeout),
-            "socketTimeoutMS": _milliseconds(conf.mongodb_store_socket_timeout),
-            "waitQueueTimeoutMS": _milliseconds(conf.mongodb_store_socket_timeout),
+            "connectTimeoutMS": self._limit(conf.mongodb_store_connect_timeout),
+            "serverSelectionTimeoutMS": self._limit(conf.mongodb_store_server_selection_timeout),
+            "socketTimeoutMS": self._limit(conf.mongodb_store_socket_timeout),
+            "waitQueueTimeoutMS": self._limit(conf.mongodb_store_socket_timeout),
         }
+
+    def _limit(self, seconds: float) -> int:
+        """Milliseconds that a request may take, never longer than a whole transfer stands still."""
+        longest: float = self._conf.transfer_timeout
+        return max(1, round(min(seconds, longest) * 1000))
 
     def _misconfigured(self, option: str, what: str) -> BadStoreConfiguration:
         return BadStoreConfiguration(f"store {self._store_name}, option {option}: {what}")
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 def _close(client: Any) -> None:

@@ -23,6 +23,8 @@ from storelib.exceptions import (
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 DUPLICATE_KEY = 11000
 _ATLAS = 8000
+_BAD_VALUE = 2
+UNAUTHORIZED = 13
 _WRITES = {"insert", "update", "delete", "createIndexes", "aggregate", "findAndModify", "create"}
 _PASSING = {
     6,  # HostUnreachable
@@ -85,16 +87,23 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     return None
 
 
-def raise_for(reply: Any) -> None:
-    """Raise what a reply to ``insert`` says went wrong; that a document with the same key is there is no error."""
-    from pymongo.errors import OperationFailure, WriteConcernError
+def raise_for(reply: Any, sent: int) -> None:
+    """Raise what a reply to ``insert`` says went wrong; that a document with the same key is there is no error.
 
+    A reply that does not account for all ``sent`` documents says nothing.
+    """
+    from pymongo.errors import OperationFailure, ProtocolError, WriteConcernError
+
+    there = reply.get("n", 0)
     for failed in reply.get("writeErrors", ()):
+        there += 1
         if failed.get("code") != DUPLICATE_KEY:
             raise OperationFailure(str(failed.get("errmsg")), failed.get("code"), failed)
     concern = reply.get("writeConcernError")
     if concern:
         raise WriteConcernError(str(concern.get("errmsg")), concern.get("code"), concern)
+    if there != sent:
+        raise ProtocolError(f"{there} of {sent} documents were accounted for")
 
 
 def _of_answer(error: Any, subject: str) -> StoreError:
@@ -104,6 +113,8 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     command = next(filter(None, found.groups()), "") if found else ""
     text = f"{subject}: the server answered with error {code}" + (f" to {command}" if command else "")
     known = _BY_CODE.get(code)
+    if code == _BAD_VALUE:
+        known = next((known for words, known in _OF_CONCERN if words in message), None)
     if code == _ATLAS:
         # A hosted server's one code for what its proxy refuses.
         known = _full if "space quota" in message else _denied if "not allowed" in message else None
@@ -116,7 +127,7 @@ def _of_answer(error: Any, subject: str) -> StoreError:
 
 def _denied(text: str, command: str) -> StoreError:
     if command in _WRITES:
-        return StorageWriteDenied(f"{text}: the user may not do that; it needs the role readWrite")
+        return StorageWriteDenied(f"{text}: it needs a user with the role readWrite, or read_only")
     return Forbidden(f"{text}: the user may not do that")
 
 
@@ -128,16 +139,30 @@ def _hinting(kind: type[StoreError], hint: str) -> Callable[[str, str], StoreErr
     return lambda text, command: kind(f"{text}; {hint}")
 
 
+_concern_refused = _hinting(BadStoreConfiguration, "check mongodb_store_write_concern, and w in mongodb_store_uri")
+#: What a server says with _BAD_VALUE that is no member of a replica set, or has no journal.
+_OF_CONCERN = (
+    ("cannot use 'w'", _concern_refused),
+    ("cannot use non-majority 'w'", _concern_refused),
+    (
+        "cannot use 'j'",
+        _hinting(
+            BadStoreConfiguration,
+            "it keeps no journal, without which images may be lost, whatever mongodb_store_journal says: "
+            "set storage.journal.enabled",
+        ),
+    ),
+)
 _BY_CODE: dict[int | None, Callable[[str, str], StoreError]] = {
     11: _hinting(Forbidden, "check the user in mongodb_store_uri"),  # UserNotFound
     13: _denied,  # Unauthorized
     18: _hinting(Forbidden, "check user, password and authSource in mongodb_store_uri"),  # AuthenticationFailed
     67: _hinting(BadStoreConfiguration, "an index that ids need cannot be made"),  # CannotCreateIndex
     73: _hinting(BadStoreConfiguration, "check mongodb_store_db and mongodb_store_bucket"),  # InvalidNamespace
-    79: _hinting(BadStoreConfiguration, "check mongodb_store_write_concern"),  # UnknownReplWriteConcern
+    79: _concern_refused,  # UnknownReplWriteConcern
     85: _hinting(BadStoreConfiguration, "an index of the bucket has other options"),  # IndexOptionsConflict
     86: _hinting(BadStoreConfiguration, "an index of the bucket has other options"),  # IndexKeySpecsConflict
-    100: _hinting(BadStoreConfiguration, "check mongodb_store_write_concern"),  # UnsatisfiableWriteConcern
+    100: _concern_refused,  # UnsatisfiableWriteConcern
     DUPLICATE_KEY: _hinting(Duplicate, "it exists"),
     12501: _full,  # over the space quota, as older servers say it
     14031: _full,  # OutOfDiskSpace

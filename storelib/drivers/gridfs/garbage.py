@@ -7,8 +7,8 @@ the last chunk are looked at.
 
 from __future__ import annotations
 
+import datetime
 import re
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,42 +19,56 @@ if TYPE_CHECKING:
     from storelib.drivers.gridfs.store import GridfsStore
 
 
+#: Whether a chunk holds bytes, unlike one that is damaged.
+_IS_BINARY = {"$eq": [{"$type": "$data"}, "binData"]}
+
+
 class Leftover(NamedTuple):
-    """What ``discard`` must know: whose chunks, and whether there is a record of an add."""
+    """What ``discard`` must know: whose chunks, and the time in the record of an add, None where there is none."""
 
     files_id: Any
-    recorded: bool
+    recorded: datetime.datetime | None
 
 
 def find(store: GridfsStore, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """All in which nothing happened for ``older_than`` seconds, but nothing of this process's own adds."""
-    latest = time.time() - older_than
+    latest = _now(store) - older_than
     for record in _records(store, prefix):
-        begun = record["uploadDate"].timestamp()
-        image_id = record["metadata"]["storelib"]["pending"]
-        item = _described(store, Leftover(record["_id"], recorded=True), image_id, begun)
+        begun = record.get("uploadDate")
+        if not isinstance(begun, datetime.datetime):
+            continue
+        item = _described(store, Leftover(record["_id"], begun), record["metadata"]["storelib"]["pending"])
         if item is not None and item.modified <= latest:
             yield item
     for files_id in _without_record(store, prefix):
-        item = _described(store, Leftover(files_id, recorded=False), _image_id(files_id), None)
+        item = _described(store, Leftover(files_id, None), _image_id(files_id))
         if item is not None and item.modified <= latest:
             yield item
 
 
 def discard(store: GridfsStore, item: Garbage) -> bool:
-    """Remove it unless something has happened since. The record goes first, and with it the right to publish."""
+    """Remove it unless something has happened since. The record goes first, and with it the right to publish.
+
+    An add that is publishing has just set the time of its record, and is not met any more.
+    """
     leftover: Leftover = item.handle
-    now = _described(store, leftover, item.image_id, item.modified)
+    now = _described(store, leftover, item.image_id)
     if now is None or now.modified > item.modified:
         return False
     files = store.client.files_at_primary
-    if leftover.recorded:
-        files.delete_one({"_id": leftover.files_id, PENDING: {"$exists": True}})
+    if leftover.recorded is not None:
+        files.delete_one({"_id": leftover.files_id, PENDING: {"$exists": True}, "uploadDate": leftover.recorded})
     if files.find_one({"_id": leftover.files_id}, {"_id": 1}) is not None:
-        # It has become an image.
+        # It has become an image, or is becoming one.
         return False
     store.remove_chunks(leftover.files_id)
     return True
+
+
+def _now(store: GridfsStore) -> float:
+    """The server's time, which is also that of records and chunks."""
+    now: datetime.datetime = store.client.files_at_primary.database.command("hello")["localTime"]
+    return now.timestamp()
 
 
 def _records(store: GridfsStore, prefix: str | None) -> Iterator[Mapping[str, Any]]:
@@ -80,13 +94,14 @@ def _without_record(store: GridfsStore, prefix: str | None) -> Iterator[Any]:
             yield orphan["_id"]
 
 
-def _described(store: GridfsStore, leftover: Leftover, image_id: str | None, begun: float | None) -> Garbage | None:
+def _described(store: GridfsStore, leftover: Leftover, image_id: str | None) -> Garbage | None:
     """A leftover with its size and the time of its last chunk; None if it is in use, or of unknown age."""
     from bson import ObjectId
 
     if leftover.files_id in store.live:
         return None
     first, last = (_chunk_at(store, leftover.files_id, end) for end in (1, -1))
+    begun = None if leftover.recorded is None else leftover.recorded.timestamp()
     size, modified = 0, begun
     if first is not None and last is not None:
         # All but the last are of one size; those of parts that never arrived are counted as if they had.
@@ -95,7 +110,8 @@ def _described(store: GridfsStore, leftover: Leftover, image_id: str | None, beg
             modified = max(last["_id"].generation_time.timestamp(), begun or 0.0)
     if modified is None:
         return None
-    name = f"{image_id} (add {leftover.files_id})" if leftover.recorded else f"chunks of {leftover.files_id}"
+    recorded = leftover.recorded is not None
+    name = f"{image_id} (add {leftover.files_id})" if recorded else f"chunks of {leftover.files_id}"
     return Garbage(name, image_id, size, modified, leftover)
 
 
@@ -105,7 +121,7 @@ def _chunk_at(store: GridfsStore, files_id: Any, end: int) -> dict[str, Any] | N
         {"$match": {"files_id": files_id}},
         {"$sort": {"n": end}},
         {"$limit": 1},
-        {"$project": {"n": 1, "size": {"$binarySize": "$data"}}},
+        {"$project": {"n": 1, "size": {"$cond": [_IS_BINARY, {"$binarySize": "$data"}, 0]}}},
     ]
     with store.client.chunks_at_primary.aggregate(pipeline) as found:
         return next(found, None)

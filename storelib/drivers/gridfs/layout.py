@@ -32,6 +32,8 @@ class Stored:
     size: int
     chunk_size: int
     modified: float | None
+    #: The time as the document has it, whatever that is.
+    uploaded: Any
     metadata: Mapping[str, Any]
 
     @property
@@ -45,15 +47,14 @@ def count_chunks(size: int, chunk_size: int) -> int:
     return -(-size // chunk_size)
 
 
-def under_way(files_id: Any, image_id: str, chunk_size: int, now: datetime.datetime) -> dict[str, Any]:
-    """The record of an add under way: without a filename, and to other clients an empty file."""
-    return {
-        "_id": files_id,
-        "length": 0,
-        "chunkSize": chunk_size,
-        "uploadDate": now,
-        "metadata": {"storelib": {"pending": image_id}},
-    }
+#: What sets the time of a record to the server's, whatever the client's clock says.
+NOW = {"$currentDate": {"uploadDate": True}}
+
+
+def under_way(image_id: str, chunk_size: int) -> dict[str, Any]:
+    """What makes the record of an add under way: without a filename, and to other clients an empty file."""
+    record = {"length": 0, "chunkSize": chunk_size, "metadata": {"storelib": {"pending": image_id}}}
+    return {"$setOnInsert": record, **NOW}
 
 
 def published(
@@ -104,6 +105,7 @@ def understood(document: Mapping[str, Any]) -> Stored:
         size,
         chunk_size,
         uploaded.timestamp() if isinstance(uploaded, datetime.datetime) else None,
+        uploaded,
         {**md5, **{str(name): value for name, value in extra.items() if name != "storelib"}},
     )
 
@@ -112,9 +114,9 @@ def image_id_of(document: Mapping[str, Any]) -> str | None:
     """The id under which an image is found; None if there is none, as for numbers."""
     from bson import ObjectId
 
-    ours = is_ours(document) and document["metadata"]["storelib"].get("image")
-    if isinstance(ours, str):
-        return ours
+    if is_ours(document):
+        ours = document["metadata"]["storelib"].get("image")
+        return ours if isinstance(ours, str) else None
     return str(document["_id"]) if isinstance(document["_id"], (str, ObjectId)) else None
 
 

@@ -67,7 +67,7 @@ class GridfsReader(Reader):
                 if chunk["n"] != expected:
                     break
                 wanted = min(self._stored.chunk_size, self.size - expected * self._stored.chunk_size)
-                data = chunk["data"]
+                data = chunk.get("data")
                 if not isinstance(data, bytes) or len(data) != wanted:
                     raise IncompleteRead(f"{self._subject}: chunk {expected} has not the {wanted} bytes it should have")
                 yield expected, data

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.client import Client
 from storelib.drivers.gridfs.copying import GridfsCopy
@@ -21,7 +21,8 @@ from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.options import OPTIONS
 from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsWriter
-from storelib.exceptions import BadStoreConfiguration, NotFound, StoreError
+from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
+from storelib.rehearsal import rehearse
 
 LOG = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class GridfsStore(Store[GridfsLocation]):
 
     * Of adds racing for one id exactly one succeeds: a unique index sees to it. It knows nothing of images that
       glance_store adds at the same time; those that are there already are seen.
-    * ``gc`` removes adds, of any client, in which nothing happened for ``older_than`` seconds; those of this process
-      that are under way it knows, for those of others that must be longer than one part takes.
+    * ``gc`` removes adds, of any client, in which nothing happened for ``older_than`` seconds by the server's clock.
+      One that is alive after all then fails, since publishing needs the record that ``gc`` removes first.
     * ``copy`` with known digests is done by the server (MongoDB 4.4 or later).
     """
 
@@ -58,7 +59,7 @@ class GridfsStore(Store[GridfsLocation]):
 
     def __init__(self, name: str, conf: Any) -> None:
         super().__init__(name, conf)
-        #: Writers that are still in use, so that gc leaves their chunks alone.
+        #: Writers that are still in use, which gc of this object spares; no add depends on it.
         self.live: weakref.WeakValueDictionary[Any, GridfsWriter] = weakref.WeakValueDictionary()
 
     # -- Configuration ----------------------------------------------------------------------------------------
@@ -95,21 +96,33 @@ class GridfsStore(Store[GridfsLocation]):
         """The length in its document."""
         return self.find(location).size
 
-    def remove(self, location: GridfsLocation, context: Any) -> None:
-        """Delete the document, then the chunks; those of a delete that dies in between are found by ``gc``."""
-        files_id = self.find(location, self.client.files_at_primary).files_id
-        if not self.client.files_at_primary.delete_one({"_id": files_id}).deleted_count:
-            raise NotFound(f"there is no image {location}")
-        self.remove_chunks(files_id)
+    def removal(self, location: GridfsLocation, context: Any) -> Callable[[], None]:
+        """Delete the document that the first attempt met, then its chunks; ``gc`` finds those of a delete that dies."""
+        met: Stored | None = None
+        tried = False
+
+        def remove() -> None:
+            nonlocal met, tried
+            files = self.client.files_at_primary
+            met = met or self.find(location, files)
+            may_be_done, tried = tried, True
+            # Other clients use an _id again; the time tells their files apart.
+            deleted = files.delete_one({"_id": met.files_id, "uploadDate": met.uploaded}).deleted_count
+            if deleted or (may_be_done and files.find_one({"_id": met.files_id}, {"_id": 1}) is None):
+                self.remove_chunks(met.files_id)
+            if not deleted:
+                raise NotFound(f"there is no image {location}")
+
+        return remove
 
     def remove_chunks(self, files_id: Any) -> None:
-        """All chunks of one file, some at a time, until there are none."""
+        """All chunks of one file, some at a time; never twice in one place, where another client may add meanwhile."""
         chunks = self.client.chunks_at_primary
-        while True:
-            first = chunks.find_one({"files_id": files_id}, {"_id": 0, "n": 1}, sort=[("n", 1)])
-            if first is None:
-                return
-            chunks.delete_many({"files_id": files_id, "n": {"$lt": first["n"] + _SLICE}})
+        rest = {"files_id": files_id}
+        while (first := chunks.find_one(rest, {"_id": 0, "n": 1}, sort=[("n", 1)])) is not None:
+            end = first["n"] + _SLICE
+            chunks.delete_many({"files_id": files_id, "n": {"$gte": first["n"], "$lt": end}})
+            rest = {"files_id": files_id, "n": {"$gte": end}}
 
     def find(self, location: GridfsLocation, files: Any = None) -> Stored:
         """What the files collection says of an image; raises NotFound."""
@@ -133,7 +146,10 @@ class GridfsStore(Store[GridfsLocation]):
         """Every file of the bucket that a URI can name, but what is no file that could be read."""
         with self.client.files.find(any_image()) as found:
             for document in found:
-                if not image_id_of(document):
+                try:
+                    check_image_id(image_id_of(document) or "")
+                except Invalid:
+                    # A file of another client that no URI can name.
                     continue
                 try:
                     stored = understood(document)
@@ -154,20 +170,19 @@ class GridfsStore(Store[GridfsLocation]):
         """See garbage.py."""
         return garbage.discard(self, item)
 
+    def check(self) -> Health:
+        """Add, find, read and delete a small image, as far as this store may, then look at the server."""
+        self.require(Capability.CHECK)
+        rehearse(self)
+        return super().check()
+
     def probe(self) -> Health:
-        """Ask which role the server has, make the indexes if this store adds, and look how full the disk is."""
+        """Ask which role the server has, and how full the disk is."""
         writing = Capability.ADD in self.capabilities
         files = self.client.files_at_primary if writing else self.client.files
-        hello, stats = (
-            files.database.command(command, read_preference=files.read_preference) for command in ("hello", "dbStats")
-        )
-        if writing:
-            self.client.ensure_indexes()
-        # Hosted servers do not always tell.
-        total, used = (int(stats.get(field) or 0) for field in ("fsTotalSize", "fsUsedSize"))
-        room = (max(total - used, 0), total) if total else (None, None)
+        hello = files.database.command("hello", read_preference=files.read_preference)
         can = "read and written" if writing else "read"
-        return Health(f"database {self.client.database_name} on a {_role(hello)} can be {can}", *room)
+        return Health(f"database {self.client.database_name} on a {_role(hello)} can be {can}", *_room(files))
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
@@ -180,6 +195,19 @@ def _info(stored: Stored) -> ImageInfo:
     uri = GridfsLocation(stored.image_id or "").uri
     version = str(stored.files_id)
     return ImageInfo(uri, stored.size, stored.image_id, stored.modified, version, stored.metadata)
+
+
+def _room(files: Any) -> tuple[int | None, int | None]:
+    """Bytes that are free and in all; None where the server does not tell, or not this user."""
+    from pymongo.errors import OperationFailure
+
+    try:
+        stats = files.database.command("dbStats", read_preference=files.read_preference)
+    except OperationFailure as error:
+        LOG.info("how full the disk is is not known: the server answered with error %s to dbStats", error.code)
+        return None, None
+    total, used = (int(stats.get(field) or 0) for field in ("fsTotalSize", "fsUsedSize"))
+    return (max(total - used, 0), total) if total else (None, None)
 
 
 def _role(hello: Any) -> str:

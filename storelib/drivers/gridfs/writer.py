@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Committed, Digests, Part, Writer
 from storelib.drivers.gridfs.errors import raise_for
-from storelib.drivers.gridfs.layout import count_chunks, image_with_id, published, under_way
+from storelib.drivers.gridfs.layout import NOW, PENDING, count_chunks, image_with_id, published, under_way
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.exceptions import Duplicate, StoreError
 from storelib.transfer.contract import KiB, MiB
@@ -55,24 +55,26 @@ class GridfsWriter(Writer):
         """Leave the record that an add is under way; each attempt another, lest a late one bring a record back."""
         from bson import ObjectId
 
-        self.store.client.ensure_indexes()
+        self.store.client.prepare()
         if self.files_id is not None:
             self._strays.append(self.files_id)
         self.files_id = ObjectId()
         self.store.live[self.files_id] = self
-        self._files.insert_one(under_way(self.files_id, self._image_id, self.chunk_size, self._now))
+        made = self._files.update_one(
+            {"_id": self.files_id}, under_way(self._image_id, self.chunk_size), upsert=True
+        ).upserted_id
+        if made != self.files_id:
+            raise self._lost("the server did not make its record")
 
     def write(self, part: Part) -> None:
         """Send the chunks of one part; those that are there since an earlier attempt stay."""
-        from bson import ObjectId
-
         first, rest = divmod(part.offset, self.chunk_size)
         if rest:
             raise ValueError(f"part at byte {part.offset} does not begin with a chunk of {self.chunk_size} bytes")
-        # Bytes, since the client's encoder takes no views. The time in the _id tells gc when something last happened.
+        # Bytes, since the client's encoder takes no views. The server gives each an _id, whose time, by its own clock,
+        # tells gc when something last happened.
         documents = [
             {
-                "_id": ObjectId(),
                 "files_id": self.files_id,
                 "n": first + number,
                 "data": bytes(part.data[start : start + self.chunk_size]),
@@ -86,14 +88,19 @@ class GridfsWriter(Writer):
             "writeConcern": self._chunks.write_concern.document,
             "documents": documents,
         }
-        raise_for(self._chunks.database.command(insert))
+        raise_for(self._chunks.database.command(insert), len(documents))
 
     def commit(self, size: int, digests: Digests) -> Committed:
-        """Publish; done again it is the same update of the same record."""
+        """Publish, once all that was written is known to be there; done again it is the same update of one record.
+
+        What removes chunks, ``gc`` of anybody, removes the record first, so none can go between the look and the
+        publishing; and what was looked at is in the journal, so no crash can take it.
+        """
         from pymongo.errors import DuplicateKeyError
 
         # For what glance_store left, which the index does not know.
         self.check_id_is_free()
+        self._seal()
         self._check_chunks(count_chunks(size, self.chunk_size))
         self._forget_strays()
         image = published(self.files_id, self._image_id, size, self.chunk_size, digests, self._now)
@@ -130,6 +137,10 @@ class GridfsWriter(Writer):
             self._files.delete_many({"_id": {"$in": self._strays}})
         for files_id in self._strays:
             self.store.live.pop(files_id, None)
+
+    def _seal(self) -> None:
+        """Have all chunks in the journal, since this write of the record waits for it, and tell ``gc`` it is alive."""
+        self._files.update_one({"_id": self.files_id, PENDING: self._image_id}, NOW)
 
     def _check_chunks(self, expected: int) -> None:
         """A server that crashed may have lost what it said it had, until it was in the journal."""

@@ -39,7 +39,8 @@ class Mongod:
     """``with Mongod(directory) as server``: clients connect to ``server.uri``.
 
     ``auth``: users must log in, ``server.uri`` with the administrator's name and password. ``tls``: only TLS is taken;
-    clients must trust ``server.certificate``. ``replica_set``: the name of a set with this one member. ``cache``: GiB.
+    clients must trust ``server.certificate``. ``replica_set``: the name of a set with this one member. ``journal``:
+    whether it keeps one. ``cache``: GiB.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Mongod:
         auth: bool = False,
         tls: bool = False,
         replica_set: str | None = None,
+        journal: bool = True,
         cache: float = 0.25,
     ) -> None:
         self.directory = directory
         self.auth = auth
         self.tls = tls
         self.replica_set = replica_set
+        self.journal = journal
         self.user, self.password = "storelib-admin", secrets.token_hex(20)
         self.port = 0
         self.certificate = directory / "certificate.pem"
@@ -125,6 +128,14 @@ class Mongod:
         self.command("createUser", user, pwd=password, roles=[{"role": role, "db": database} for role in roles])
         return self.uri_of(user, password)
 
+    def add_narrow_user(self, user: str, password: str, *actions: str, database: str = "images") -> str:
+        """Make a user who may do only this with the collections of a bucket; answers the URI to connect with."""
+        collections = [{"db": database, "collection": f"fs.{name}"} for name in ("files", "chunks")]
+        privileges = [{"resource": resource, "actions": list(actions)} for resource in collections]
+        self.command("createRole", f"{user}-role", privileges=privileges, roles=[])
+        self.command("createUser", user, pwd=password, roles=[{"role": f"{user}-role", "db": "admin"}])
+        return self.uri_of(user, password)
+
     def fail(self, *commands: str, times: int = 1, **how: Any) -> None:
         """Have the next ``times`` of these commands fail: ``errorCode=13``, ``closeConnection=True``."""
         data = {"failCommands": list(commands), **how}
@@ -137,6 +148,7 @@ class Mongod:
         command += ["--setParameter", "enableTestCommands=1"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
         command += ["--auth"] if self.auth else []
+        command += [] if self.journal else ["--nojournal"]
         command += ["--replSet", self.replica_set, "--oplogSize", "990"] if self.replica_set else []
         command += ["--keyFile", self.directory / "keyfile"] if self.auth and self.replica_set else []
         if self.tls:
