@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import gc
@@ -161,6 +162,21 @@ def test_where_only_renameat2_keeps_from_overwriting_it_is_used(tmp_path, monkey
     assert names(tmp_path) == ["sparse", "x"]
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_where_a_sandbox_forbids_renameat2_a_claim_is_used(tmp_path, monkeypatch, number):
+    def refused(*args):
+        raise OSError(number, os.strerror(number))
+
+    store = file_store(tmp_path)
+    failing(monkeypatch, "link", errno.EPERM, times=-1)
+    monkeypatch.setattr(publishing, "rename_without_overwriting", refused)
+    stored = store.add("x", DATA)
+    with pytest.raises(Duplicate):
+        store.add("x", b"other")
+    store.delete(stored.uri)
+    assert names(tmp_path) == []
+
+
 def test_without_any_way_to_exclude_others_the_store_says_so(mount, datadir, monkeypatch):
     store = file_store(datadir)
     mount.fault("link", "EPERM")
@@ -208,7 +224,7 @@ def test_a_file_system_without_control_characters_in_names_works(mount, datadir,
 
 def test_directories_that_cannot_be_flushed_are_not(mount, datadir):
     store = file_store(datadir, filesystem_store_shard_levels=1)
-    for number in ("EINVAL", "EOPNOTSUPP"):
+    for number in ("EINVAL", "EOPNOTSUPP", "EBADF", "ENOTTY"):
         mount.fault("fsyncdir", number)
         stored = store.add(number, DATA)
         store.delete(stored.uri)
@@ -315,6 +331,32 @@ def test_what_is_known_of_an_image_stays_where_inode_numbers_change(mount, datad
     uri = store.add("x", DATA).uri
     assert store.stat(uri) == store.stat(uri) == next(store.list_images())
     store.check()
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENETUNREACH])
+@pytest.mark.parametrize("call", ["pwrite", "link", "fstat", "ftruncate"])
+def test_what_passes_is_tried_again(tmp_path, monkeypatch, call, number):
+    store = file_store(tmp_path, transfer_retries=1)
+    failing(monkeypatch, call, number)
+    stored = store.add("x", DATA)
+    assert store.get(stored.uri).data.read() == DATA
+    assert names(tmp_path) == ["x"]
+
+
+def test_an_allocation_that_a_signal_interrupts_goes_on(tmp_path, monkeypatch):
+    class Libc:
+        calls = 0
+
+        def fallocate64(self, *args):
+            self.calls += 1
+            ctypes.set_errno(errno.EINTR)
+            return -1 if self.calls == 1 else 0
+
+    libc = Libc()
+    monkeypatch.setattr(kernel, "_libc", lambda: libc)
+    file_store(tmp_path, transfer_retries=0).add("x", DATA, len(DATA))
+    assert libc.calls > 1
+    assert (tmp_path / "x").read_bytes() == DATA
 
 
 def test_an_unnamed_file_whose_link_was_denied_though_made_is_an_image(tmp_path, monkeypatch):

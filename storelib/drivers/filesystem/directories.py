@@ -17,8 +17,9 @@ from storelib.transfer.guard import Guard, Held, bounded
 
 T = TypeVar("T")
 
-#: What fsync(2) of a directory answers where directories cannot be flushed (SMB, some FUSE file systems).
-NO_FLUSH = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR}
+#: What fsync(2) of a directory answers where directories cannot be flushed (SMB, some FUSE file systems; EBADF: what
+#: cannot be written is not flushed, which PostgreSQL puts up with, too).
+NO_FLUSH = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EBADF, errno.ENOTTY}
 #: Entries looked at in one call, so that a directory of a million images neither fills memory nor hangs for ever.
 BATCH = 1000
 

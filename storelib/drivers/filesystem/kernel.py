@@ -57,8 +57,10 @@ def _raise_errno() -> None:
 
 def allocate(file: int, length: int) -> None:
     """fallocate(2). Not os.posix_fallocate, which writes every block where the file system cannot allocate."""
-    if length and _libc().fallocate64(file, 0, ctypes.c_int64(0), ctypes.c_int64(length)):
-        _raise_errno()
+    while length and _libc().fallocate64(file, 0, ctypes.c_int64(0), ctypes.c_int64(length)):
+        # Python itself does so after a signal (PEP 475), but not for calls that it does not know.
+        if ctypes.get_errno() != errno.EINTR:
+            _raise_errno()
 
 
 def rename_without_overwriting(directory: int, old: str, new: str) -> None:

@@ -33,8 +33,8 @@ NO_LINKS = {
     errno.EINVAL,
     errno.ENOTTY,
 }
-#: What renameat2(2) answers to RENAME_NOREPLACE where that is not known.
-NO_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
+#: What renameat2(2) answers to RENAME_NOREPLACE where that is not known (EPERM: sandboxes that do not know the call).
+NO_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
 #: What flock(2) answers where there are no locks, or none across hosts (EBADF: NFS wants other open modes).
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
 #: What rename(2) answers where a name cannot be moved aside, but perhaps removed (a full disk, too long a name).

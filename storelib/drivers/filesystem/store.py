@@ -56,7 +56,23 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
-PASSING = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+PASSING = {
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    # The server of a network file system is away for a while.
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+}
 #: statvfs(2) is not there.
 NO_STATVFS = {errno.ENOSYS, errno.EOPNOTSUPP}
 #: Bytes free where nobody tells: the write itself will.
