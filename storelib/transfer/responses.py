@@ -9,12 +9,15 @@ unasked (RFC 9110, 15.2), it knows 100 only, so that 103 would be the answer to 
 from __future__ import annotations
 
 import http.client
+import re
 from typing import Any
 
 #: Interim answers to one request that are read before it is given up: more than any server has reason to send.
 MOST_INTERIM = 1000
 #: Bytes of one of them.
 _LONGEST = 256 * 1024
+#: A number of bytes, if it is told (RFC 9112, 6.3), of no more digits than 63 bits have.
+_LENGTH = re.compile(r"[0-9]{0,19}", re.ASCII)
 _SWITCHING = b"101"
 _CONTINUE = b"100"
 
@@ -86,9 +89,13 @@ class WholeResponse(http.client.HTTPResponse):
             self.close()
             raise http.client.RemoteDisconnected("the answer was cut in its headers")
         # urllib3 refuses it, too, but forgets to close what it has of the connection by then.
-        if len({length.strip() for length in self.getheader("Content-Length", "").split(",")}) > 1:
+        lengths = {length.strip() for length in self.getheader("Content-Length", "").split(",")}
+        if len(lengths) > 1:
             self.close()
             raise http.client.HTTPException("the answer has several lengths")
+        if not _LENGTH.fullmatch(lengths.pop()):
+            self.close()
+            raise http.client.HTTPException("the answer has a length that is no number of bytes")
 
     def _read_status(self) -> tuple[str, int, str]:
         """Of the final answer: what http.client calls to begin with, and clients to open a tunnel."""

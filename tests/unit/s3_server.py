@@ -29,6 +29,10 @@ def error(status: int, code: str, message: str = "") -> bytes:
     )
 
 
+#: What S3 servers have in all their answers.
+OWN = {"x-amz-request-id": "1"}
+
+
 def document(name: str, inside: str) -> bytes:
     """An answer that is a document."""
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{inside}</{name}>'
@@ -142,7 +146,7 @@ class S3Server(ScriptedServer):
         return refused or document("CompleteMultipartUploadResult", "<ETag>&quot;abc-2&quot;</ETag>")
 
     def _abort(self, request, key, query):
-        return reply(204) if self.uploads.pop(query["uploadId"], None) else error(404, "NoSuchUpload")
+        return reply(204, OWN) if self.uploads.pop(query["uploadId"], None) else error(404, "NoSuchUpload")
 
     def _get(self, request, key, query):
         if key not in self.objects:
@@ -163,7 +167,7 @@ class S3Server(ScriptedServer):
 
     def _delete(self, request, key, query):
         self.objects.pop(key, None)
-        return reply(204)
+        return reply(204, OWN)
 
     def _list(self, request, key, query):
         found = [name for name in sorted(self.objects) if name.startswith(query.get("prefix", ""))]

@@ -31,6 +31,10 @@ NOT_S3 = {
 }
 
 
+#: And what may be one, where no ETag is expected or any is.
+DOUBTFUL = NOT_S3 | {"nothing but an ETag": reply(200, {"ETag": '"5f3c-1a2b"'})}
+
+
 def open_at(server, **options):
     return s3_server.open_at(server, **{"s3_store_bucket_url_format": "path"} | options)
 
@@ -409,19 +413,76 @@ def test_metadata_that_are_no_digest_are_none():
 # -- Deleting, access -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [name for name in NOT_S3 if name != "no content"])
+@pytest.mark.parametrize("wrong", DOUBTFUL)
 def test_deletion_that_never_was_is_no_success(wrong):
     with S3Server() as server:
         store = open_at(server)
         uri = store.add("id", b"data").uri
-        server.instead = only("delete", NOT_S3[wrong])
-        if wrong in ("nothing at all",):
-            store.delete(uri)  # some servers say 200
-            return
+        server.instead = only("delete", DOUBTFUL[wrong])
         with pytest.raises(StoreError):
             store.delete(uri)
         server.instead = lambda operation, request: None
         assert read(store, uri) == b"data"
+
+
+def test_deletion_by_a_server_that_does_not_name_itself_is_looked_at():
+    with S3Server() as server:
+        store = open_at(server)
+        store.delete(store.add("id", b"data").uri)
+        assert server.operations == ["put", "head", "delete"]
+        server.after = only("delete", reply(204))
+        store.delete(store.add("id", b"data").uri)
+        assert server.operations[-2:] == ["delete", "head"]
+
+
+@pytest.mark.parametrize("wrong", DOUBTFUL)
+def test_upload_that_was_not_removed_is_not_told_as_removed(wrong):
+    with S3Server() as server:
+        server.uploads["dead"] = ("id", {}, {})
+        server.instead = only("abort", DOUBTFUL[wrong])
+        with pytest.raises(StoreError):
+            open_at(server).gc(0)
+        assert set(server.uploads) == {"dead"}
+
+
+NONSENSE = {
+    "a length in words": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: many\r\n\r\n',
+    "a length beyond all": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: ' + b"9" * 30 + b"\r\n\r\n",
+    "a length below none": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: -1\r\n\r\n',
+    "a date in words": reply(200, {"ETag": '"e"', "Last-Modified": "yesterday"}),
+    "no such date": reply(200, {"ETag": '"e"', "Last-Modified": "Fri, 31 Feb 2026 25:61:00 GMT"}),
+}
+
+
+ENTRY = "<Contents><Key>id</Key><Size>{}</Size><LastModified>{}</LastModified></Contents>{}"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        ENTRY.format("some", s3_server.ISO, ""),
+        ENTRY.format("-7", s3_server.ISO, ""),
+        ENTRY.format("9" * 30, s3_server.ISO, ""),
+        ENTRY.format("7", "yesterday", ""),
+        ENTRY.format("7", s3_server.ISO, "<MaxKeys>some</MaxKeys>"),
+    ],
+)
+def test_list_of_numbers_and_dates_that_are_none_is_an_error_of_the_store(inside):
+    server = S3Server(instead=only("list", document("ListBucketResult", inside)))
+    with server, pytest.raises(RemoteServiceUnavailable):
+        list(open_at(server).list_images())
+
+
+@pytest.mark.parametrize("wrong", NONSENSE)
+@pytest.mark.parametrize("call", ["get", "get_size", "stat", "delete"])
+def test_numbers_and_dates_that_are_none_are_an_error_of_the_store(call, wrong):
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", b"data").uri
+        server.instead = lambda operation, request: NONSENSE[wrong] if operation in ("get", "head") else None
+        with pytest.raises(RemoteServiceUnavailable):
+            getattr(store, call)(uri)
+        assert set(server.objects) == {"id"}
 
 
 def test_deletion_whose_answer_was_replaced_is_asked_for_again():

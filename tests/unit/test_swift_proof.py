@@ -34,6 +34,7 @@ STRANGERS = {
     "transformed": lambda request: page(203, request),
     "JSON": lambda request: page(200, request, b'{"error": "denied"}', Content_Type="application/json"),
     "no list": lambda request: page(200, request, b"null", Content_Type="application/json"),
+    "login nowhere": lambda request: reply(302, {"Location": "http://[portal"}),
     "login": lambda request: reply(302, {"Location": "http://portal.example.org/login"}),
 }
 
@@ -119,6 +120,29 @@ def test_what_stood_between_may_be_gone_the_next_time(swift, stranger):
     wrong = [STRANGERS[stranger]]
     swift.instead = lambda request: wrong.pop()(request) if wrong and request.method == "PUT" else None
     assert read(store, store.add("id", b"data").uri) == b"data"
+
+
+@pytest.mark.parametrize("where", ["/auth/v1.0", "/info"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        reply(302, {"Location": "http://[portal"}),
+        reply(200, MARK, b"[" * 100_000),
+        reply(200, MARK, b"9" * 10_000),
+        reply(200, MARK, b"\xff"),
+    ],
+    ids=["nowhere", "deep", "long", "no text"],
+)
+def test_before_all_else_only_errors_of_the_store_are_raised(swift, where, wrong):
+    store = swift.open()
+    swift.instead = lambda request: wrong if request.target == where else None
+    try:
+        stored = store.add("id", b"data")
+    except StoreError:
+        assert not swift.names("glance")
+        return
+    assert where == "/info"
+    assert read(store, stored.uri) == b"data"
 
 
 @pytest.mark.parametrize("call", ["get", "get_size", "stat"])

@@ -51,6 +51,8 @@ _PROOFS = {
 _SILENT = {"PutObject", "UploadPart", "PutObjectAcl", "DeleteObject", "AbortMultipartUpload"}
 _STATUSES = {"GetObject": (200, 206), "DeleteObject": (204, 200), "AbortMultipartUpload": (204, 200)}
 _PAGES = ("text/html", "application/xhtml+xml", "application/json")
+#: Bytes; no file and no program has room for so many.
+_BEYOND_ALL = 1 << 63
 #: Headers that only a server of this protocol sends.
 _OWN = ("x-amz-", "x-goog-")
 
@@ -101,10 +103,16 @@ def _check(http_response: Any, parsed: Mapping[str, Any], operation: str) -> Non
         raise BadAnswer(operation, f"no {_PROOFS[operation][0]}")
 
 
+def names_itself(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer without content surely comes from an S3 server; anything else can say "204 No Content", too."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return any(str(name).lower().startswith(_OWN) for name in headers)
+
+
 def size_of(operation: str, answer: Mapping[str, Any], field: str = "ContentLength") -> int:
     """A number of bytes in an answer; raises BadAnswer where it has none."""
     size = answer.get(field)
-    if not isinstance(size, int) or size < 0:
+    if not isinstance(size, int) or not 0 <= size < _BEYOND_ALL:
         raise BadAnswer(operation, f"no {field}")
     return size
 
@@ -158,6 +166,8 @@ def listed(client: Client, operation: str, **parameters: Any) -> Iterator[dict[s
         for entry in entries:
             if not all(isinstance(entry.get(name), kind) for name, kind in needed.items()):
                 raise BadAnswer(operation, f"an entry without {', '.join(needed)}")
+            if "Size" in needed:
+                size_of(operation, entry, "Size")
             yield entry
         if not page.get("IsTruncated"):
             return

@@ -66,6 +66,8 @@ class Client:
         self._region = ""
         self._distance: Distance | None = None
         self._lock = threading.Lock()
+        #: The body of the answer that this thread is looking at, where it is read later.
+        self._parsing = threading.local()
         self._client: Any = None
         self._inherited: list[Any] = []
         _clients.add(self)
@@ -97,20 +99,38 @@ class Client:
         from botocore.exceptions import ClientError
         from botocore.parsers import ResponseParserError
 
-        client = self.get()
-        try:
-            return getattr(client, operation)(**parameters)
-        except ResponseParserError as error:
-            raise BadAnswer(operation, "no document") from error
-        except ClientError as error:
-            if not self._learns(error):
-                raise
-        with self._lock:
-            if self._client is client:
-                self._client = None
-        if isinstance(parameters.get("Body"), PartFile):
-            parameters["Body"].seek(0)
-        return getattr(self.get(), operation)(**parameters)
+        def ask() -> Any:
+            client = self.get()
+            try:
+                return client, getattr(client, operation)(**parameters), None
+            except ResponseParserError as error:
+                raise BadAnswer(operation, "no document") from error
+            except ClientError as error:
+                return client, None, error
+            except (ValueError, OverflowError, RecursionError) as error:
+                # What botocore makes of numbers and dates that are none; it forgets to close what is still to be read.
+                unread = getattr(self._parsing, "body", None)
+                if unread is not None:
+                    unread.close()
+                raise BadAnswer(operation, "something with a number or date that is none") from error
+            finally:
+                self._parsing.body = None
+
+        client, answer, refusal = ask()
+        if refusal is not None and self._learns(refusal):
+            with self._lock:
+                if self._client is client:
+                    self._client = None
+            if isinstance(parameters.get("Body"), PartFile):
+                parameters["Body"].seek(0)
+            _, answer, refusal = ask()
+        if refusal is not None:
+            raise refusal
+        return answer
+
+    def _note_body(self, response_dict: dict[str, Any], **_: object) -> None:
+        body = response_dict.get("body")
+        self._parsing.body = body if hasattr(body, "close") else None
 
     @property
     def addressing(self) -> str:
@@ -180,6 +200,7 @@ class Client:
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
+        client.meta.events.register("before-parse.s3.GetObject", self._note_body)
         client.meta.events.register("after-call.s3", answers.check)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client

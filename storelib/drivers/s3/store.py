@@ -14,7 +14,7 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.adapting import CHECKSUMS
-from storelib.drivers.s3.answers import BadAnswer, listed
+from storelib.drivers.s3.answers import BadAnswer, listed, names_itself
 from storelib.drivers.s3.checksums import PartChecksums
 from storelib.drivers.s3.claim import token_of
 from storelib.drivers.s3.client import Client
@@ -193,7 +193,9 @@ class S3Store(Store[S3Location]):
             if this != met:
                 raise NotFound(f"{location} was removed; there is another image now")
             try:
-                self.client.call("delete_object", Bucket=location.bucket, Key=location.key)
+                answer = self.client.call("delete_object", Bucket=location.bucket, Key=location.key)
+                if not names_itself(answer):
+                    raise BadAnswer("DeleteObject", "no content")
             except BadAnswer:
                 with contextlib.suppress(NotFound):
                     mapped(lambda: self.head(location), self.map_error, str(location))
@@ -307,7 +309,10 @@ class S3Store(Store[S3Location]):
         now = self._dead(key, upload_id, initiated)
         if now is None or now.modified > garbage.modified:
             return False
-        self.client.call("abort_multipart_upload", Bucket=self.conf.s3_store_bucket, Key=key, UploadId=upload_id)
+        target = {"Bucket": self.conf.s3_store_bucket, "Key": key, "UploadId": upload_id}
+        answer = self.client.call("abort_multipart_upload", **target)
+        if not names_itself(answer) and self._dead(key, upload_id, initiated) is not None:
+            raise BadAnswer("AbortMultipartUpload", "no content")
         return True
 
     def probe(self) -> Health:

@@ -98,7 +98,7 @@ class Account:
         response = self.ask("GET", names, query)
         try:
             return json.loads(response.content) if response.content else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RemoteServiceUnavailable(f"Swift sent no JSON for {_shown(names)}") from None
 
     def listing(self, *names: str, prefix: str = "", delimiter: str = "") -> Iterator[dict[str, Any]]:
@@ -122,7 +122,7 @@ class Account:
             return {} if 400 <= response.status_code < 500 else None
         try:
             found = json.loads(response.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

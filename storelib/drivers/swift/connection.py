@@ -77,7 +77,7 @@ class Connections:
 
     def session(self) -> requests.Session:
         """For keystoneauth: the same settings."""
-        session = requests.Session()
+        session = _Session()
         session.trust_env = False
         session.verify = self._verify
         for scheme in ("https://", "http://"):
@@ -101,8 +101,7 @@ class Connections:
         )
         connection.requests_args["allow_redirects"] = False
         if self._session is None:
-            self._session = connection.request_session
-            self._session.trust_env = False
+            self._session = self.session()
             self._session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
             adapter = _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS)
             self._session.mount("https://", adapter)
@@ -159,6 +158,14 @@ class _PlainPool(urllib3.HTTPConnectionPool):
 
 class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _Tls
+
+
+class _Session(requests.Session):
+    """Never looks where a redirect leads, which requests does, and fails, also where it is not to be followed."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere."""
+        return
 
 
 class _Adapter(HTTPAdapter):

@@ -317,7 +317,7 @@ def _sensible() -> Iterator[None]:
     """Raise for what the identity service sent, and keystoneauth did not check; its text is not repeated."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
         raise RemoteServiceUnavailable("the identity service sent a token or a catalog that makes no sense") from None
 
 

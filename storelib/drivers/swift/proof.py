@@ -74,7 +74,7 @@ def nothing_failed(content: bytes) -> bool:
     """Whether the body of a bulk operation, whose status is always a success, says that all went well (bulk.py)."""
     try:
         told = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(told, dict) and told.get("Errors") == [] and str(told.get("Response Status"))[:1] == "2"
 
