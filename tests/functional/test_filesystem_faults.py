@@ -508,11 +508,21 @@ def test_where_an_image_cannot_be_renamed_it_can_be_deleted(mount, datadir, stor
     assert names(datadir) == []
 
 
-def test_a_delete_carried_out_and_denied_is_done(mount, datadir, store):
+@pytest.mark.parametrize("number", ["ENOENT", "EIO", "EACCES", "ESTALE"])
+def test_a_delete_carried_out_and_denied_is_done(mount, datadir, store, number):
     for call in ("rename", "unlink"):
         uri = store.add(call, DATA).uri
-        mount.fault(call, "ENOENT", after=True, times=1)
+        mount.fault(call, number, after=True, times=1)
         store.delete(uri)
+    assert names(datadir) == []
+
+
+@pytest.mark.parametrize("number", ["EIO", "EACCES"])
+def test_a_delete_carried_out_and_denied_is_done_where_names_cannot_be_moved(mount, datadir, store, number):
+    uri = store.add("x", DATA).uri
+    mount.fault("rename", "EPERM")
+    mount.fault("unlink", number, after=True, times=1)
+    store.delete(uri)
     assert names(datadir) == []
 
 

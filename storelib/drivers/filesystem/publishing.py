@@ -283,17 +283,26 @@ def take_away(directory: int, name: str, image_id: str, met: Identity, kind: str
         # The file system refuses to rename, or has no room for the name. Look and unlink is what is left.
         if Identity.of(os.stat(name, dir_fd=directory, follow_symlinks=False)) != met:
             raise Replaced(name)
-        os.unlink(name, dir_fd=directory)
+        _unlink(directory, name)
         return
     try:
         if Identity.of(os.stat(gone, dir_fd=directory, follow_symlinks=False)) != met:
             raise Replaced(name)
-        os.unlink(gone, dir_fd=directory)
+        _unlink(directory, gone)
     except FileNotFoundError:
         pass  # an answer that was lost, or gc was faster
     except BaseException:
         put_back(directory, gone, name)
         raise
+
+
+def _unlink(directory: int, name: str) -> None:
+    """unlink(2). An answer may be lost: what counts is whether the name is still there."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or exists(directory, name):
+            raise
 
 
 def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: str) -> str | None:
