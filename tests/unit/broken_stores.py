@@ -1983,3 +1983,185 @@ class ReadsAllAtOnce(InAFile):
                 self.data = b"".join(data for (data,) in rows)
             view[:] = self.data[offset : offset + len(view)]
             return len(view)
+
+
+# -- What each call leaves open -------------------------------------------------------------------------------------
+
+
+class Leaky(InAFile):
+    """Base of those that open a file in a call and never close it."""
+
+    def leak(self):
+        self.__dict__.setdefault("left_open", []).append(os.open(os.devnull, os.O_RDONLY))
+
+
+@rejected_by("test_asking_for_the_size_leaves_nothing_open")
+class LeaksPerSize(Leaky):
+    def measure(self, location, context):
+        self.leak()
+        return super().measure(location, context)
+
+
+@rejected_by("test_stat_leaves_nothing_open")
+class LeaksPerStat(Leaky):
+    def inspect(self, location, context):
+        self.leak()
+        return super().inspect(location, context)
+
+
+@rejected_by("test_listing_leaves_nothing_open")
+class LeaksPerList(Leaky):
+    def images(self):
+        self.leak()
+        return super().images()
+
+
+@rejected_by("test_listing_leaves_nothing_open")
+class LeaksPerListThatIsDropped(InAFile):
+    def images(self):
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        yield from super().images()
+        os.close(descriptor)
+
+
+@rejected_by("test_listing_leaves_nothing_open")
+class StartsAThreadPerList(InAFile):
+    def images(self):
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        return super().images()
+
+
+@rejected_by("test_check_leaves_nothing_open")
+class LeaksPerCheck(Leaky):
+    def probe(self):
+        self.leak()
+        return super().probe()
+
+
+@rejected_by("test_looking_for_leftovers_leaves_nothing_open")
+class LeaksPerLookForLeftovers(Leaky):
+    def garbage(self, older_than, prefix):
+        self.leak()
+        return super().garbage(older_than, prefix)
+
+
+@rejected_by("test_collecting_leaves_nothing_open")
+class LeaksPerLeftover(Leaky):
+    def discard(self, garbage):
+        self.leak()
+        return super().discard(garbage)
+
+
+@rejected_by("test_deleting_leaves_nothing_open")
+class LeaksPerMissingImage(Leaky):
+    def remove(self, location, context):
+        try:
+            super().remove(location, context)
+        except NotFound:
+            self.leak()
+            raise
+
+
+# -- What others see ------------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_other_objects_see_what_is_there_now")
+class RemembersWhatOthersDeleted(InAFile):
+    def inspect(self, location, context):
+        known = self.__dict__.setdefault("known", {})
+        known.setdefault(location, super().inspect(location, context) if location not in known else None)
+        return known[location]
+
+    def remove(self, location, context):
+        super().remove(location, context)
+        self.__dict__.get("known", {}).pop(location, None)
+
+
+@rejected_by("test_other_objects_see_what_is_there_now")
+class ListsFromMemory(InAFile):
+    class Writer(SqliteWriter):
+        def publish(self, db, size):
+            vars(self.store).pop("listed", None)
+            return super().publish(db, size)
+
+    def images(self):
+        if "listed" not in vars(self):
+            self.listed = list(super().images())
+        return iter(self.listed)
+
+    def remove(self, location, context):
+        vars(self).pop("listed", None)
+        super().remove(location, context)
+
+
+# -- What changes, and what differs ---------------------------------------------------------------------------------
+
+
+class Touching(Faulty):
+    """Base of those that change the times of images which were not changed."""
+
+    def touch(self, image_ids):
+        for image_id in image_ids:
+            if image_id in self.backend.images:
+                self.backend.images[image_id].modified = time.time()
+
+
+@rejected_by("test_reading_changes_nothing")
+class ListingIsModifying(Touching):
+    def images(self):
+        self.touch(list(self.backend.images))
+        return super().images()
+
+
+@rejected_by("test_reading_changes_nothing")
+class RefusingIsModifying(Touching):
+    def open_writer(self, image_id, size, context):
+        self.touch([image_id])
+        return super().open_writer(image_id, size, context)
+
+
+@rejected_by("test_reading_changes_nothing")
+class CollectingIsModifying(Touching):
+    def garbage(self, older_than, prefix):
+        self.touch(list(self.backend.images))
+        return super().garbage(older_than, prefix)
+
+
+@rejected_by("test_list_and_stat_agree")
+class ListsOtherTimes(Faulty):
+    def images(self):
+        return (dataclasses.replace(info, modified=info.modified - 600) for info in super().images())
+
+
+@rejected_by("test_list_and_stat_agree")
+class ListsOtherVersions(Faulty):
+    def images(self):
+        return (dataclasses.replace(info, version="1") for info in super().images())
+
+
+@rejected_by("test_list_and_stat_agree")
+class ListsSizesAsFloats(Faulty):
+    def images(self):
+        return (dataclasses.replace(info, size=float(info.size)) for info in super().images())
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class ComposesPrefixes(InAFile):
+    def garbage(self, older_than, prefix):
+        wanted = unicodedata.normalize("NFC", prefix or "")
+        found = super().garbage(older_than, None)
+        return (each for each in found if unicodedata.normalize("NFC", each.image_id).startswith(wanted))
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class StripsPrefixes(InAFile):
+    def garbage(self, older_than, prefix):
+        return super().garbage(older_than, (prefix or "").strip())
+
+
+@rejected_by("test_gc_keeps_to_the_prefix")
+class ComparesPrefixesInAscii(InAFile):
+    def garbage(self, older_than, prefix):
+        wanted = (prefix or "").encode("ascii", "replace")
+        found = super().garbage(older_than, None)
+        return (each for each in found if each.image_id.encode("ascii", "replace").startswith(wanted))

@@ -359,6 +359,8 @@ class SwiftStore(Store[SwiftLocation]):
             if not name or not self.layout.holds(container, name) or any(map(name.startswith, parts)):
                 continue
             size = size_in(entry.get("content_type", ""))
+            # The hash of a manifest is that of its own few bytes, not the ETag of the image; radosgw has no other.
+            version = entry.get("slo_etag") or (entry.get("hash") if size is None else None)
             size = entry["bytes"] if size is None else size
             if not size:
                 # It may be an old dynamic manifest.
@@ -366,11 +368,12 @@ class SwiftStore(Store[SwiftLocation]):
                 if headers is None:
                     continue
                 size = length_of(headers) or 0
+                version = headers.get("Etag")
                 place = segment_place(name, headers)
                 if place is not None and place[0] == container:
                     parts.append(place[1])
             location = self.location_of(account, container, name)
-            yield ImageInfo(location.uri, size, name, posix_time(entry), entry.get("hash"))
+            yield ImageInfo(location.uri, size, name, posix_time(entry), bare_etag(version))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Segments without a manifest, containers without an image."""
@@ -489,8 +492,12 @@ def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
     modified = number(headers.get("X-Timestamp"))
     if modified is None:
         modified = date_in(headers, "Last-Modified")
-    version = headers.get("Etag", "").strip('"') or None
-    return ImageInfo(location.uri, size, location.obj, modified, version)
+    return ImageInfo(location.uri, size, location.obj, modified, bare_etag(headers.get("Etag")))
+
+
+def bare_etag(value: str | None) -> str | None:
+    """An ETag without its quotes; None where there is none."""
+    return (value or "").strip('"') or None
 
 
 def _health(headers: Mapping[str, str]) -> Health:

@@ -18,15 +18,18 @@ from storelib.testing.conformance.sources import chunks
 HOUR = 3600.0
 #: Seconds after which the oldest leftovers of a test are old.
 MOMENT = 0.5
-#: Ends of an id that a pattern "A.b_c*" would take, and that do not begin so.
+#: Ends of an id that PATTERN would take for itself if it were more than letters, and that do not begin so.
 NOT_BEGINNING_SO = {
-    "regular expression": "Axb_cc-1",
-    "LIKE of SQL": "A.bxc*-2",
-    "shell pattern": "A.b_cx-3",
-    "folded case": "a.B_C*-4",
+    "regular expression": "Axb_cc\u00e9 -1",
+    "LIKE of SQL": "A.bxc*\u00e9 -2",
+    "shell pattern": "A.b_cx\u00e9 -3",
+    "folded case": "a.B_C*\u00c9 -4",
+    "decomposed": "A.b_c*e\u0301 -5",
+    "another letter beyond ASCII": "A.b_c*\u00e8 -6",
+    "without the blank": "A.b_c*\u00e9-7",
     "shorter": "A.b_c",
 }
-PATTERN = "A.b_c*"
+PATTERN = "A.b_c*\u00e9 "
 
 #: ``gc`` run by somebody else: with an age in seconds and a prefix, answers how much was removed.
 Collect = Callable[[float, str], int]

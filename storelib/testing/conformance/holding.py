@@ -52,6 +52,31 @@ class Holding(Promises):
 
         _leaves_nothing_open(bench, turn)
 
+    def test_asking_for_the_size_leaves_nothing_open(self, bench: Bench) -> None:
+        """``get_size`` leaves no descriptor and no thread."""
+        uri, _ = bench.image(1)
+        _leaves_nothing_open(bench, lambda: bench.store.get_size(uri))
+
+    @needs(Capability.STAT)
+    def test_stat_leaves_nothing_open(self, bench: Bench) -> None:
+        """``stat`` leaves no descriptor and no thread."""
+        uri, _ = bench.image(1)
+        _leaves_nothing_open(bench, lambda: bench.store.stat(uri))
+
+    @needs(Capability.CHECK)
+    def test_check_leaves_nothing_open(self, bench: Bench) -> None:
+        """``check`` leaves no descriptor and no thread."""
+        _leaves_nothing_open(bench, bench.store.check)
+
+    @needs(Capability.LIST)
+    def test_listing_leaves_nothing_open(self, bench: Bench) -> None:
+        """A list leaves no descriptor and no thread, be it read to its end or dropped in the middle."""
+        bench.image(1)
+        bench.image(0)
+        _leaves_nothing_open(bench, lambda: next(bench.store.list_images(), None))
+        if not bench.shared:  # the list of a live store may be very long
+            _leaves_nothing_open(bench, lambda: list(bench.store.list_images()))
+
 
 @needs(Capability.ADD | Capability.READ)
 class HoldingWhenAdding(Promises):
@@ -71,6 +96,33 @@ class HoldingWhenAdding(Promises):
             else:
                 with self.refuses(bench, ZeroDivisionError):
                     bench.add(bench.new_id(), iter(data[:1] for _ in range(1)), verifier=_Refusing())
+
+        _leaves_nothing_open(bench, turn)
+
+    @needs(Capability.GC)
+    def test_looking_for_leftovers_leaves_nothing_open(self, bench: Bench) -> None:
+        """Nor does ``gc`` that has nothing to remove."""
+        image_id = bench.new_id()
+        _leaves_nothing_open(bench, lambda: bench.store.gc(0, prefix=image_id))
+
+    @needs(Capability.GC)
+    def test_collecting_leaves_nothing_open(self, bench: Bench) -> None:
+        """Nor does ``gc`` that removes what dead adds left, nor do they."""
+
+        def turn() -> None:
+            image_id = bench.new_id()
+            assert bench.die(image_id, payload(100)) or bench.collect(image_id)
+
+        _leaves_nothing_open(bench, turn)
+
+    @needs(Capability.DELETE)
+    def test_deleting_leaves_nothing_open(self, bench: Bench) -> None:
+        """Nor does deleting what is not there."""
+        missing = bench.missing()
+
+        def turn() -> None:
+            with self.refuses(bench, NotFound):
+                bench.store.delete(missing)
 
         _leaves_nothing_open(bench, turn)
 
@@ -177,7 +229,7 @@ def _memory(line: str) -> int:
     return 0
 
 
-def _leaves_nothing_open(bench: Bench, turn: Callable[[], None]) -> None:
+def _leaves_nothing_open(bench: Bench, turn: Callable[[], object]) -> None:
     # What the client keeps for the next call is there after two of them.
     turn()
     turn()

@@ -12,11 +12,12 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part, Writer
 from storelib.exceptions import Duplicate, NotFound
-from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
+from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks
 
 HOUR = 3600.0
+A_SECOND_OR_TWO = 2.0
 
 
 @needs(Capability.ADD | Capability.READ)
@@ -66,6 +67,22 @@ class Keeping(Promises):
             ]
 
         bench.eventually(lambda: not differences(), lambda: "; ".join(differences()))
+
+    @needs(Capability.LIST | Capability.STAT)
+    def test_list_and_stat_agree(self, bench: Bench) -> None:
+        """What the list says of an image, ``stat`` says too; times may be rounded to whole seconds."""
+        image_id = bench.new_id("agreed")
+        stored = bench.add(image_id, payload(bench.part + 1))
+        if bench.shared:
+            not_applicable("the list of a live store may be very long")
+        bench.eventually(lambda: bench.find(image_id), lambda: f"{stored.uri} is not listed")
+        (listed,), stat = bench.find(image_id), bench.store.stat(stored.uri)
+        assert (listed.uri, listed.size) == (stat.uri, stat.size)
+        assert type(listed.size) is type(stat.size) is int, "a size is a whole number"
+        if listed.modified is not None and stat.modified is not None:
+            assert abs(listed.modified - stat.modified) < A_SECOND_OR_TWO, f"{listed.modified} is not {stat.modified}"
+        if listed.version is not None and stat.version is not None:
+            assert listed.version == stat.version
 
     @needs(Capability.LIST)
     def test_an_image_is_found_by_its_id(self, bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import StoredImage
-from storelib.exceptions import NotFound, StoreError
+from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks
@@ -94,17 +94,57 @@ class Replacing(Promises):
 
     @needs(Capability.STAT)
     def test_reading_changes_nothing(self, bench: Bench) -> None:
-        """``modified`` and ``version`` of an image stay as they are, however often it is read."""
-        stored = bench.add(bench.new_id(), b"never changed")
+        """``modified`` and ``version`` of an image stay as they are, however often it is read, listed or refused."""
+        image_id = bench.new_id()
+        stored = bench.add(image_id, b"never changed")
         before = bench.store.stat(stored.uri)
         bench.read(stored.uri)
         bench.store.get_size(stored.uri)
         time.sleep(A_SECOND)
         bench.read(stored.uri)
+        bench.copy(stored.uri, bench.new_id("copy"))
+        with self.refuses(bench, Duplicate):
+            bench.add(image_id, b"refused")
+        if bench.can(Capability.LIST):
+            next(bench.store.list_images(), None)
+        if bench.can(Capability.GC):
+            bench.store.gc(0, prefix=bench.prefix)
+        if bench.can(Capability.CHECK):
+            bench.store.check()
         after = bench.store.stat(stored.uri)
         assert after.modified == before.modified, "modified is not the time when the image was added"
         assert after.version == before.version
         assert after.metadata == before.metadata
+
+    def test_other_objects_see_what_is_there_now(self, bench: Bench) -> None:
+        """What one object of the store deletes or adds again, another that asked before does not remember."""
+        other = bench.second_store()
+        image_id = bench.new_id("elsewhere")
+        old = bench.add(image_id, b"of the old image")
+        calls: list[Callable[[str], object]] = [other.get_size, lambda uri: other.get(uri).data.close()]
+        calls += [other.stat] if bench.can(Capability.STAT) else []
+        for call in calls:
+            call(old.uri)
+        lists = bench.can(Capability.LIST) and not bench.shared
+
+        def listed() -> list[int]:
+            return [info.size for info in other.list_images() if info.image_id == image_id]
+
+        def assert_listed(*sizes: int) -> None:
+            if lists:
+                bench.eventually(lambda: listed() == [*sizes], lambda: f"another object lists {listed()}, not {sizes}")
+
+        assert_listed(16)
+        bench.remove(old.uri)
+        for call in calls:
+            with self.refuses(bench, NotFound):
+                call(old.uri)
+        assert_listed()
+        new = bench.add(image_id, b"new")
+        assert other.get_size(new.uri) == 3
+        with other.get(new.uri).data as stream:
+            assert_same_bytes(stream.read(), b"new")
+        assert_listed(3)
 
     # -- Adds under way ---------------------------------------------------------------------------------------------
 
