@@ -2165,3 +2165,97 @@ class ComparesPrefixesInAscii(InAFile):
         wanted = (prefix or "").encode("ascii", "replace")
         found = super().garbage(older_than, None)
         return (each for each in found if each.image_id.encode("ascii", "replace").startswith(wanted))
+
+
+# -- Leftovers beside others of the same id -------------------------------------------------------------------------
+
+
+@rejected_by("test_gc_of_one_add_leaves_others_of_that_id")
+class DiscardsAllUploadsOfTheId(InAFile):
+    def discard(self, garbage):
+        with self.transaction() as db:
+            return db.execute("DELETE FROM uploads WHERE id = ?", (garbage.image_id,)).rowcount > 0
+
+
+@rejected_by("test_gc_of_one_add_leaves_others_of_that_id")
+class DiscardsTheImageToo(InAFile):
+    def discard(self, garbage):
+        with self.transaction() as db:
+            db.execute("DELETE FROM images WHERE id = ?", (garbage.image_id,))
+        return super().discard(garbage)
+
+
+@rejected_by("test_two_gcs_remove_a_leftover_once")
+class RemovesWhatIsGone(InAFile):
+    def discard(self, garbage):
+        super().discard(garbage)
+        return True
+
+
+@rejected_by("test_two_gcs_remove_a_leftover_once")
+class MissesWhatIsGone(InAFile):
+    def discard(self, garbage):
+        if not super().discard(garbage):
+            raise NotFound(f"{garbage.name} is gone")
+        return True
+
+
+@rejected_by("test_check")
+class HasLessThanNoRoom(Faulty):
+    def probe(self):
+        return Health("full", free=-1)
+
+
+@rejected_by("test_check")
+class CountsRoomInFractions(Faulty):
+    def probe(self):
+        return Health("half full", free=0.5, total=1.0)
+
+
+@rejected_by("test_check_leaves_nothing")
+class CheckLeavesAnUpload(InAFile):
+    def probe(self):
+        with self.transaction() as db:
+            db.execute("INSERT INTO uploads VALUES (hex(randomblob(16)), 'check', 0)")
+        return super().probe()
+
+
+@rejected_by("test_answers_show_no_credential")
+class ShowsItsKeyInHexadecimal(WithSecret):
+    def probe(self):
+        return Health(f"the key is {self.conf.memory_store_key.encode().hex()}")
+
+
+@rejected_by("test_answers_show_no_credential")
+class ShowsItsKeyBehindTheUser(WithSecret):
+    def probe(self):
+        return Health(f"Basic {base64.b64encode(f'user:{self.conf.memory_store_key}'.encode()).decode()}")
+
+
+@rejected_by("test_check_leaves_nothing")
+class CheckLeavesTheSameImage(Faulty):
+    def probe(self):
+        self.backend.images.setdefault("check", Image(b"", "check"))
+        return super().probe()
+
+
+@rejected_by("test_hostile_id_round_trips")
+class KeepsEndingsForItself(Faulty):
+    def open_writer(self, image_id, size, context):
+        if image_id.endswith((".part", ".tmp", ".lock", "~")):
+            raise Invalid(f"image id {image_id!r} is one of ours")
+        return super().open_writer(image_id, size, context)
+
+
+@rejected_by("test_hostile_id_round_trips")
+class TakesCompatibleLettersForTheSame(Faulty):
+    def open_writer(self, image_id, size, context):
+        plain = unicodedata.normalize("NFKC", image_id)
+        alike = unicodedata.normalize("NFC", image_id)
+        return super().open_writer(plain if plain != alike else image_id, size, context)
+
+
+@rejected_by("test_hostile_id_round_trips")
+class DropsWhatCannotBeSeen(Faulty):
+    def open_writer(self, image_id, size, context):
+        return super().open_writer(re.sub("[\u200b\u2060]", "", image_id), size, context)

@@ -82,8 +82,7 @@ class Bench:
         found = {value for value in values if isinstance(value, str)}
         # A URI that is secret as a whole is so for the sake of its password.
         found |= {password for value in found if (password := urlsplit(value).password)}
-        forms = {form for value in found for form in (value, quote(value, safe=""), b64encode(value.encode()).decode())}
-        return sorted(form for form in forms if len(form) > 3)
+        return sorted({form for value in found for form in _forms(value) if len(form) > 3})
 
     def new_id(self, tag: str = "image") -> str:
         """An id that was never used."""
@@ -414,6 +413,16 @@ def reopened(store: Store[Any]) -> Store[Any]:
     other = type(store)(store.name, store.conf)
     other.configure()
     return other
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """What a secret looks like: as it is, in a URL, in hexadecimal, and in base64 behind any number of other bytes."""
+    data = secret.encode()
+    yield from (secret, quote(secret, safe=""), data.hex(), b64encode(data).decode())
+    for before in range(3):
+        # Four characters are three bytes; those that hold bits of what is before or behind it are left out.
+        start, end = -before % 3, (before + len(data)) // 3 * 3 - before
+        yield b64encode(data[start:end]).decode()
 
 
 def not_applicable(why: str) -> NoReturn:

@@ -38,6 +38,13 @@ HOSTILE_IDS = {
     "composed": "\u00e9 is not e\u0301",
     "dots": "a..b...",
     "case": "ImAgE",
+    "ligature and exponent": "\ufb01 is not fi, \u00b2 is not 2",
+    "invisible": "zero\u200bwidth\u2060joiner",
+    "line separator": "a\u2028b\u2029c",
+    "ending .part": "a.part",
+    "ending .tmp": "a.tmp",
+    "ending .lock": "a.lock",
+    "ending in a tilde": "a~",
 }
 #: The same before the prefix, where nobody else's images are.
 HOSTILE_STARTS = {"leading dot": ".", "leading dots": "..", "leading dash": "-", "leading tilde": "~", "space": " "}
