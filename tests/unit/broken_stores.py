@@ -2185,14 +2185,7 @@ class DiscardsTheImageToo(InAFile):
         return super().discard(garbage)
 
 
-@rejected_by("test_two_gcs_remove_a_leftover_once")
-class RemovesWhatIsGone(InAFile):
-    def discard(self, garbage):
-        super().discard(garbage)
-        return True
-
-
-@rejected_by("test_two_gcs_remove_a_leftover_once")
+@rejected_by("test_two_gcs_do_not_disturb_each_other")
 class MissesWhatIsGone(InAFile):
     def discard(self, garbage):
         if not super().discard(garbage):

@@ -65,10 +65,11 @@ def discard(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> b
         _unmark(store, account, dead)
         return False
     mark = f"{dead.prefix}{DEAD}"
-    names = {entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))}
-    store.for_each(lambda name: gone(account, dead.container, name), sorted(names - {mark}), dead.container)
+    names = {entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))} - {mark}
+    store.for_each(lambda name: gone(account, dead.container, name), sorted(names), dead.container)
     gone(account, dead.container, *(() if store.layout.own else (mark,)))
-    return True
+    # A container of its own was still there; of others only the segments tell whether another gc was faster.
+    return store.layout.own or bool(names)
 
 
 def _mark(store: SwiftStore, account: Account, dead: Dead) -> bool:
