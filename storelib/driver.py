@@ -14,7 +14,7 @@ import itertools
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from oslo_config import cfg
 
@@ -59,6 +59,7 @@ from storelib.uris import ParsedLocation, StoreLocation, parse_uri, redact
 
 __all__ = [
     "STORE_OPTIONS",
+    "Area",
     "Committed",
     "Context",
     "Digest",
@@ -117,6 +118,22 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
         help="Calls into the back end that never returned, after which new transfers are refused.",
     ),
 )
+
+
+class Area(NamedTuple):
+    """What one store has for itself of a back end: everything in ``container`` whose name begins with ``prefix``.
+
+    ``option`` is the one that names it, for the error that says so.
+    """
+
+    container: tuple[str | int | None, ...]
+    prefix: str
+    option: str
+
+    def overlaps(self, other: Area) -> bool:
+        """Whether something can lie in both."""
+        nested = self.prefix.startswith(other.prefix) or other.prefix.startswith(self.prefix)
+        return self.container == other.container and nested
 
 
 class Store(abc.ABC, Generic[L]):
@@ -356,6 +373,17 @@ class Store(abc.ABC, Generic[L]):
 
     def configure_add(self) -> None:
         """What adding needs; raises BadStoreConfiguration."""
+
+    def prepare(self) -> None:
+        """Make now what the first add would make, such as a directory; ``open_store`` asks for it if the store adds."""
+
+    def areas(self) -> Sequence[Area]:
+        """Where this store keeps images, as far as its options tell; asks no back end.
+
+        A configuration in which two stores have areas in common is refused: what is rubbish to the one may be an image
+        of the other. Nothing for stores that may lie anywhere.
+        """
+        return ()
 
     @abc.abstractmethod
     def owns(self, location: L) -> bool:

@@ -6,6 +6,7 @@ Making one opens no connection and starts no thread. How options are found is ``
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple
 from oslo_config import cfg
 
 from storelib import config
+from storelib.capabilities import Capability
 from storelib.driver import STORE_OPTIONS, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
 from storelib.location import Location
 from storelib.plugins import driver_class
+from storelib.transfer.retry import mapped
 from storelib.uris import scheme_of
 
 AnyStore = Store[Any]
@@ -45,6 +48,9 @@ def open_store(driver: str | type[AnyStore], name: str | None = None, **options:
     values = config.given_options(store_id, known_as, [*STORE_OPTIONS, *found.options], options)
     store = found(store_id, values)
     store.configure()
+    if Capability.ADD in store.capabilities:
+        # Who opens one store is about to use it. A registry opens all, to look at one of them perhaps.
+        mapped(store.prepare, store.map_error, f"store {store_id}")
     return store
 
 
@@ -96,6 +102,7 @@ class Registry:
             except BadStoreConfiguration as error:
                 disabled.append(DisabledStore(entry.name, entry.driver, _explain(error, options)))
         configuration.check_names(known)
+        _refuse_common_areas([*stores[False], *stores[True]])
         for store in disabled:
             config.LOG.warning("store %s is disabled: %s", store.name, store.reason)
         return cls(stores[False], configuration.default, reserved=stores[True], disabled=disabled, conf=conf)
@@ -181,6 +188,17 @@ def _make(driver: type[AnyStore], name: str, options: config.StoreOptions) -> An
     store = driver(name, options)
     store.configure()
     return store
+
+
+def _refuse_common_areas(stores: Iterable[AnyStore]) -> None:
+    """Raise BadStoreConfiguration if two stores keep images in one place, or one within the other's."""
+    areas = [(store, area) for store in stores for area in store.areas()]
+    for (one, its), (other, others) in itertools.combinations(areas, 2):
+        if one is not other and its.overlaps(others):
+            raise BadStoreConfiguration(
+                f"stores {one.name} and {other.name} would keep images in the same place: {one.conf.where(its.option)} "
+                f"and {other.conf.where(others.option)}; give each a place of its own, neither within the other's"
+            )
 
 
 def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:

@@ -37,6 +37,35 @@ def open_directory(path: str, below: Sequence[str]) -> int:
     return directory
 
 
+def existing_part(path: str) -> str:
+    """The longest part of ``path`` that is there: itself, or the directory in which the rest can be made."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def make_datadir(path: str, *, flush: bool) -> None:
+    """Make a data directory and what is missing above it, on stable storage if ``flush``; raises OSError."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_datadir(parent, flush=flush)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    if not flush:
+        return
+    above = open_directory(parent, [])
+    try:
+        flush_directory(above)
+    except OSError:
+        # The next one who needs it makes and flushes it again.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        raise
+    finally:
+        let_go(above)
+
+
 def make_directory(path: str, below: Sequence[str], flushed: set[tuple[str, ...]] | None) -> int:
     """Like open_directory, but makes what is missing below ``path``.
 

@@ -19,9 +19,15 @@ from typing import Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import checking, publishing
-from storelib.drivers.filesystem.directories import files_below, flush_directory, open_directory
+from storelib.drivers.filesystem.directories import (
+    existing_part,
+    files_below,
+    flush_directory,
+    make_datadir,
+    open_directory,
+)
 from storelib.drivers.filesystem.kernel import FULL, has_reflinks, let_go
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, OPTIONS
@@ -91,7 +97,7 @@ class DataDir:
     def room(self) -> tuple[int, int] | None:
         """Free and total bytes, as an unprivileged writer sees them; None where the file system does not tell."""
         try:
-            status = os.statvfs(self.path)
+            status = os.statvfs(existing_part(self.path))
         except OSError as error:
             if error.errno in NO_STATVFS:
                 return None
@@ -123,6 +129,8 @@ class FilesystemStore(Store[FileLocation]):
     def __init__(self, name: str, conf: Any) -> None:
         super().__init__(name, conf)
         self.datadirs: list[DataDir] = []
+        #: Those that were missing at the start: the first image makes them, a mere look does not.
+        self.missing: set[str] = set()
         self.mode: int | None = None
         self._metadata: list[Mapping[str, Any]] = []
         hung = HungCalls(name, conf.filesystem_store_thread_pool_size)
@@ -149,11 +157,11 @@ class FilesystemStore(Store[FileLocation]):
             raise self._misconfigured("filesystem_store_datadirs", "a directory is listed twice", several)
 
     def configure_add(self) -> None:
-        """Make the data directories, check that they can be written, read the metadata file."""
+        """Check that the data directories can be written to or made, read the metadata file."""
         self.mode = self._file_mode()
         self._metadata = self._read_metadata()
         for datadir in self.datadirs:
-            self.guard.call(functools.partial(self._make, datadir.path), datadir.path)
+            self.guard.call(functools.partial(self._check_writable, datadir.path), datadir.path)
         if self._copies_in_kernel():
             self.capabilities |= Capability.COPY
 
@@ -175,20 +183,32 @@ class FilesystemStore(Store[FileLocation]):
         except ValueError:
             raise self._misconfigured(option, "the priority after ':' is a whole number", entry) from None
 
-    def _make(self, path: str) -> None:
-        option = self.datadir_option
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise self._misconfigured(option, f"cannot be made: {error.strerror}", path) from error
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise self._misconfigured(option, "this process may not write there", path)
+    def _check_writable(self, path: str) -> None:
+        there = existing_part(path)
+        if not os.path.isdir(there):
+            raise self._misconfigured(self.datadir_option, f"{there} is no directory", path)
+        if not os.access(there, os.W_OK | os.X_OK):
+            made = "" if there == path else f"cannot be made: Permission denied in {there}; "
+            raise self._misconfigured(self.datadir_option, f"{made}this process may not write there", path)
+        if there != path:
+            self.missing.add(path)
+
+    def prepare(self) -> None:
+        """Make the data directories that are missing."""
+        for path in list(self.missing):
+            self.guard.call(functools.partial(self.make_datadir, path), path)
+
+    def make_datadir(self, path: str) -> None:
+        """Make a data directory that was missing at the start; one that went away since is an error instead."""
+        if path in self.missing:
+            make_datadir(path, flush=self.conf.filesystem_store_fsync)
+            self.missing.discard(path)
 
     def _copies_in_kernel(self) -> bool:
         """Blocks can be shared, or writes go through the page cache anyway, where the kernel copies best."""
         if not (self.conf.filesystem_store_fsync and self.conf.filesystem_store_direct_io):
             return True
-        return all(self.guard.call(functools.partial(has_reflinks, each.path), each.path) for each in self.datadirs)
+        return all(self.guard.call(functools.partial(_shares_blocks, each.path), each.path) for each in self.datadirs)
 
     def _file_mode(self) -> int | None:
         value = self.conf.filesystem_store_file_perm
@@ -223,6 +243,11 @@ class FilesystemStore(Store[FileLocation]):
         return BadStoreConfiguration(f"store {self.name}, option {option} = {value!r}: {what}")
 
     # -- Paths ------------------------------------------------------------------------------------------------
+
+    def areas(self) -> list[Area]:
+        """What lies below the data directories, symbolic links followed."""
+        paths = [self.guard.call(functools.partial(os.path.realpath, each.path), each.path) for each in self.datadirs]
+        return [Area(("file",), f"{path.rstrip('/')}/", self.datadir_option) for path in paths]
 
     def owns(self, location: FileLocation) -> bool:
         """Whether the path lies below one of the data directories."""
@@ -386,6 +411,9 @@ class FilesystemStore(Store[FileLocation]):
         """The same for one data directory."""
         try:
             yield from files_below(path, self.guard, look)
+        except FileNotFoundError as error:
+            if path not in self.missing or error.filename != path:
+                raise
         except OSError as error:
             if error.errno in DENIED:
                 raise Forbidden(
@@ -456,7 +484,9 @@ class FilesystemStore(Store[FileLocation]):
         if len(self.datadirs) == 1:
             yield
             return
-        first = os.open(min(datadir.path for datadir in self.datadirs), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = min(datadir.path for datadir in self.datadirs)
+        self.make_datadir(path)
+        first = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if publishing.lock(first):
                 yield
@@ -465,6 +495,10 @@ class FilesystemStore(Store[FileLocation]):
                     yield
         finally:
             let_go(first)
+
+
+def _shares_blocks(path: str) -> bool:
+    return has_reflinks(existing_part(path))
 
 
 def only_files(status: os.stat_result, location: FileLocation) -> None:

@@ -41,6 +41,13 @@ class Client:
         self._prepared = False
         _clients.add(self)
 
+    @property
+    def hosts(self) -> list[str]:
+        """The servers that the connection string names, as host:port."""
+        authority = self._uri.partition("://")[2].partition("?")[0].partition("/")[0].rpartition("@")[2].lower()
+        names = [name.strip() for name in authority.split(",")]
+        return [name if re.search(r":[0-9]+$", name) else f"{name}:27017" for name in names]
+
     def get(self) -> Any:
         """The MongoClient."""
         client = self._client

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store, check_image_id
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.client import Client
 from storelib.drivers.gridfs.copying import GridfsCopy
@@ -75,6 +75,11 @@ class GridfsStore(Store[GridfsLocation]):
                 f"store {self.name}, option mongodb_store_chunk_size: a multiple of 4 KiB, "
                 f"not {self.conf.mongodb_store_chunk_size}"
             )
+
+    def areas(self) -> list[Area]:
+        """The bucket, by any of the servers' names."""
+        bucket = (self.client.database_name, self.conf.mongodb_store_bucket)
+        return [Area(("gridfs", host, *bucket), "", "mongodb_store_bucket") for host in self.client.hosts]
 
     def owns(self, location: GridfsLocation) -> bool:
         """Always: the URI names no place."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, removal, temporary
 from storelib.drivers.rbd.cluster import Cluster
 from storelib.drivers.rbd.copying import RbdCopy
@@ -34,6 +35,9 @@ from storelib.rehearsal import rehearse
 from storelib.transfer.contract import MiB
 
 LOG = logging.getLogger(__name__)
+
+#: Where Ceph looks first.
+_CEPH_CONF = "/etc/ceph/ceph.conf"
 
 
 class RbdStore(Store[RbdLocation]):
@@ -99,6 +103,13 @@ class RbdStore(Store[RbdLocation]):
         """Where the image with this id is, or would be."""
         conf = self.conf
         return RbdLocation(image_id, SNAPSHOT, self.cluster.fsid, conf.rbd_store_pool, conf.rbd_store_namespace)
+
+    def areas(self) -> list[Area]:
+        """The namespace of the pool; that two configuration files mean one cluster, only the cluster tells."""
+        conf = self.conf
+        cluster = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
+        option = "rbd_store_namespace" if conf.rbd_store_namespace else "rbd_store_pool"
+        return [Area(("rbd", cluster, conf.rbd_store_pool, conf.rbd_store_namespace), "", option)]
 
     def owns(self, location: RbdLocation) -> bool:
         """Whether it is in this namespace of this pool of this cluster; the short form says nothing against it."""

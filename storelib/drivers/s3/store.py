@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.adapting import CHECKSUMS
 from storelib.drivers.s3.answers import BadAnswer, listed, names_itself
 from storelib.drivers.s3.checksums import PartChecksums
@@ -140,6 +140,14 @@ class S3Store(Store[S3Location]):
         if found is None:
             raise BadStoreUri(f"not a bucket and a key: {made}")
         return found
+
+    def areas(self) -> list[Area]:
+        """The keys with the prefix in the bucket; http and https are the same server."""
+        client = self.client
+        port = client.port or DEFAULT_PORTS[client.scheme]
+        option = "s3_store_key_prefix" if self.conf.s3_store_key_prefix else "s3_store_bucket"
+        container = ("s3", client.host.lower(), port, client.base, self.conf.s3_store_bucket)
+        return [Area(container, self.conf.s3_store_key_prefix, option)]
 
     def owns(self, location: S3Location) -> bool:
         """Whether it is in this bucket of this server, below the prefix; http and https are the same server."""

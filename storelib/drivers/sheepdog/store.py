@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog.claims import DELETING, TOKEN, Claim
 from storelib.drivers.sheepdog.command import Dog
 from storelib.drivers.sheepdog.copying import SheepdogCopy
@@ -97,6 +97,11 @@ class SheepdogStore(Store[SheepdogLocation]):
     def location(self, vdi: str) -> SheepdogLocation:
         """Where the vdi with this name is."""
         return SheepdogLocation(normalised(self.conf.sheepdog_store_address), int(self.conf.sheepdog_store_port), vdi)
+
+    def areas(self) -> list[Area]:
+        """The whole cluster of the daemon."""
+        here = self.location("")
+        return [Area(("sheepdog", here.address, here.port), "", "sheepdog_store_address")]
 
     def owns(self, location: SheepdogLocation) -> bool:
         """Whether it names this daemon, or none."""

@@ -50,6 +50,14 @@ class Layout:
     own: bool = False
     segments: str | None = None
 
+    @property
+    def containers(self) -> list[str]:
+        """How the names of all containers of images begin; a ``/``, which is in no name, ends a whole one."""
+        whole, several = f"{self.container}/", f"{self.container}_"
+        if self.own:
+            return [several]
+        return [whole, several] if self.seed else [whole]
+
     def container_for(self, image_id: str) -> str:
         """The container of a new image."""
         if self.own:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.swift import credentials as accounts
 from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
@@ -136,6 +136,24 @@ class SwiftStore(Store[SwiftLocation]):
         return {_OPTIONS: accounts.from_options(self.conf)}
 
     # -- Whose account ------------------------------------------------------------------------------------------------
+
+    def areas(self) -> list[Area]:
+        """The containers of the account; which account a request of many means, nobody knows beforehand."""
+        user = self._credentials.get(self._reference)
+        if self.multi_tenant:
+            account: tuple[str | None, ...] = ("every request's",)
+        elif user is None:
+            return []
+        elif user.auth_version == "1" or not any(user.scope.values()):
+            account = (user.user or user.application_credential_id,)
+        else:
+            account = (*user.scope.values(), user.project_domain_id, user.project_domain_name)
+        address = (user.auth_address if user else self.conf.swift_store_auth_address) or ""
+        container = ("swift", _VERSION.sub("", place_of(address)) if address else "", *account)
+        found = [Area(container, prefix, "swift_store_container") for prefix in self.layout.containers]
+        if not self.layout.own and self.layout.segments:
+            found.append(Area(container, f"{self.layout.segments}/", "swift_store_segment_container"))
+        return found
 
     def owns(self, location: SwiftLocation) -> bool:
         """Whether it names an account and a container of this store."""

@@ -262,7 +262,7 @@ def test_verify_without_a_digest_wants_one_that_was_recorded(storelib, uri, reco
 def test_cp_copies_nothing_that_is_not_what_was_recorded(storelib, uri, places, recorded):
     recorded.append(Digest("sha256", "0" * 64))
     assert storelib("cp", uri, "archive").code == 9
-    assert not list((places / "archive").iterdir())
+    assert not (places / "archive" / "one").exists()
     recorded[0] = Digest("sha256", hashlib.sha256(DATA).hexdigest())
     assert storelib("cp", uri, "archive").code == 0
 
@@ -313,3 +313,9 @@ def test_one_store_named_twice_is_a_mistake(storelib, places):
     answer = storelib("add", "disk.raw", "--id", "disk", "--store", "fast", "--store", "fast")
     assert (answer.code, "store fast is named twice" in answer.err) == (2, True)
     assert not list(places.glob("*/*"))
+
+
+@pytest.mark.parametrize("command", [["ls"], ["stores"], ["gc"], ["stat", "file:///nowhere/x"], ["config", "show"]])
+def test_a_mere_look_makes_no_directory(storelib, places, command):
+    storelib(*command)
+    assert [path.name for path in places.iterdir()] == ["storelib.ini"]
