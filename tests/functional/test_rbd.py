@@ -352,7 +352,7 @@ def test_unknown_size_grows_in_few_steps_and_is_trimmed(store, pool, image_id, m
 def test_known_size_is_made_at_once(store, pool, image_id, monkeypatch):
     monkeypatch.setattr(writer.RbdWriter, "commit", lambda self, size, digests: sizes.append(self._image.size()))
     sizes = []
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(StoreError):
         store.add(image_id, IMAGE, len(IMAGE))
     assert sizes == [len(IMAGE)]
 

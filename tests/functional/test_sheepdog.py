@@ -1127,6 +1127,40 @@ def test_delete_whose_answer_was_lost_is_done_again_without_harm(cluster, store,
     assert not cluster.run("list", "-r", image_id)[1]
 
 
+def test_delete_whose_listing_was_lost_spares_what_came_after(cluster, store, image_id):
+    """The delete is done, and in the same second somebody adds the id again: vdis have names only."""
+    uri = store.add(image_id, b"some bytes").uri
+    other = open_sheepdog(cluster)
+
+    def lose():
+        other.add(image_id, b"some words")
+        raise CommandFailed(("list",), 1, "failed to connect to 127.0.0.1:7000: Connection refused")
+
+    after(store, "delete", lambda: before(store, "list", lose))
+    store.delete(uri)
+    assert read(other, uri) == b"some words"
+
+
+def test_delete_that_was_not_made_and_not_listed_is_made_again(cluster, store, image_id):
+    uri = store.add(image_id, b"some bytes").uri
+    plain, deletes = store.dog.call, []
+
+    def lose():
+        raise CommandFailed(("list",), 1, "failed to connect to 127.0.0.1:7000: Connection refused")
+
+    def call(name, *arguments, **options):
+        if name == "delete" and not deletes:
+            deletes.append(name)
+            before(store, "list", lose)
+            return b"", ""
+        return plain(name, *arguments, **options)
+
+    store.dog.call = call
+    store.delete(uri)
+    assert deletes
+    assert not cluster.run("list", "-r", image_id)[1]
+
+
 def lost(store, cluster, others=b"", token=None):
     """The first clone's answer is lost; before that somebody else had made an image of the name."""
 

@@ -883,6 +883,8 @@ def test_copy_is_made_by_the_server(store, account, container, small_parts, monk
     copy = store.copy(original.uri, "y", digests=Digests(original.checksum, original.multihash))
     assert sum(sent) == 0
     store.delete(original.uri)
+    with store.get(copy.uri).data as stream:
+        assert stream.digest == ("sha512", original.multihash)
     assert read(store, copy.uri) == IMAGE[:size]
     assert store.gc(0) == []
     store.delete(copy.uri)

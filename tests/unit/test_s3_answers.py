@@ -11,7 +11,7 @@ from s3_server import DATE, PAGE, S3Server, document, entry, error, etag
 from scripted_server import reply
 
 from storelib.driver import Digests
-from storelib.exceptions import Duplicate, IncompleteRead, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import Duplicate, ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable, StoreError
 
 MiB = 1024 * 1024
 #: Two parts.
@@ -50,6 +50,69 @@ def read(store, uri, *span):
 
 def copy(store, source, image_id):
     return store.copy(source.uri, image_id, digests=Digests(source.checksum, source.multihash))
+
+
+# -- Copies ---------------------------------------------------------------------------------------------------
+
+
+def test_source_without_an_etag_is_copied_by_reading_it():
+    """Without one nothing would hold the server to the version whose size and digests are known."""
+    nameless = reply(200, {"Content-Length": "4", "Last-Modified": DATE, "x-amz-request-id": "1"})
+    with S3Server() as server:
+        store = open_at(server)
+        source = store.add("source", b"data")
+        server.instead = lambda asked, request: nameless if asked == "head" and "source" in request.target else None
+        made = copy(store, source, "id")
+        assert "copy" not in server.operations
+        assert made.size == 4
+        assert server.objects["id"][0] == b"data"
+
+
+@pytest.mark.parametrize("operation", ["copy", "copy_part"])
+def test_source_replaced_where_the_server_looks_at_no_condition(operation, monkeypatch):
+    """radosgw copies whatever is there."""
+    with S3Server() as server:
+        store = open_at(server)
+        store.conditional_complete = operation == "copy_part"
+        source = store.add("source", b"data")
+
+        def replace(asked, request):
+            if asked == operation:
+                server.objects["source"] = (b"more", {})
+
+        server.instead = replace
+        monkeypatch.setattr(
+            S3Server,
+            "_copy_part",
+            lambda self, request, key, query: document("CopyPartResult", "<ETag>&quot;e&quot;</ETag>"),
+            raising=False,
+        )
+        with pytest.raises(ImageChanged):
+            copy(store, source, "id")
+        assert set(server.objects) == {"source"}
+        assert not server.uploads
+
+
+def test_copy_in_parts_finds_out_early_that_the_id_is_taken():
+    with S3Server() as server:
+        store = open_at(server)
+        store.conditional_complete = True
+        source = store.add("source", b"data")
+        store.add("id", b"other")
+        with pytest.raises(Duplicate):
+            copy(store, source, "id")
+        assert "create" not in server.operations
+
+
+def test_copy_in_parts_keeps_the_record_of_its_source():
+    with S3Server() as server:
+        store = open_at(server)
+        store.conditional_complete = True
+        source = store.add("source", b"data")
+        server.instead = only("copy_part", document("CopyPartResult", "<ETag>&quot;e&quot;</ETag>"))
+        copy(store, source, "id")
+        recorded = server.objects["id"][1]["x-amz-meta-storelib-digest"]
+        assert recorded == server.objects["source"][1]["x-amz-meta-storelib-digest"]
 
 
 # -- Adds -----------------------------------------------------------------------------------------------------

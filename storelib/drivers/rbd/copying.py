@@ -16,13 +16,16 @@ class RbdCopy(ServerSideCopy):
     """A clone under a temporary name, published like an upload."""
 
     def __init__(self, store: RbdStore, source: RbdLocation, image_id: str, context: Any) -> None:
-        self.size = store.measure(source, context)
+        self.size, self._rbd_id = store.size_and_id(source)
         self._source = source
         self._writer = store.open_writer(image_id, self.size, context)
 
     def begin(self) -> None:
-        """Make the clone."""
-        self._writer.clone_of(self._source.image, self._source.snapshot)
+        """Make the clone; RBD makes none of an image without bytes."""
+        if self.size:
+            self._writer.clone_of(self._source.image, self._source.snapshot, self._rbd_id)
+        else:
+            self._writer.reserve(0)
 
     def commit(self, digests: Digests) -> Committed:
         """Seal it, rename it."""

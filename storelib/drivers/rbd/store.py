@@ -138,8 +138,12 @@ class RbdStore(Store[RbdLocation]):
 
     def measure(self, location: RbdLocation, context: Any) -> int:
         """The size at the snapshot."""
+        return self.size_and_id(location)[0]
+
+    def size_and_id(self, location: RbdLocation) -> tuple[int, str]:
+        """The size at the snapshot, and the id that RBD gave the image: another one of its name has another."""
         with self.cluster.get().open(location.image, read_only=True) as image:
-            return int(_snapshot(image, location)["size"])
+            return int(_snapshot(image, location)["size"]), str(image.id())
 
     def remove(self, location: RbdLocation, context: Any) -> None:
         """See removal.py."""

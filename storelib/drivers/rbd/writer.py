@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Committed, Digests, Part, Writer
 from storelib.drivers.rbd import sealing, temporary
-from storelib.exceptions import BadStoreConfiguration, StoreError
+from storelib.exceptions import BadStoreConfiguration, ImageChanged, StoreError
 from storelib.transfer.contract import KiB, MiB
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ class RbdWriter(Writer):
             ) from error
         self._open(connection, name, token)
 
-    def clone_of(self, parent: str, snapshot: str) -> None:
-        """Make the image a clone of another one."""
+    def clone_of(self, parent: str, snapshot: str, parent_id: str) -> None:
+        """Make the image a clone of another one, which has the id ``parent_id``; raises ImageChanged."""
         import rbd
 
         connection = self._store.cluster.get()
@@ -90,6 +90,8 @@ class RbdWriter(Writer):
         rbd.RBD().clone(ioctx, parent, snapshot, ioctx, name, data_pool=data_pool)
         self._open(connection, name, token)
         self._room = int(self._image.size())
+        if str(self._image.parent_id()) != parent_id:
+            raise ImageChanged(f"image {parent!r} was deleted and made anew while it was copied")
 
     def _new_name(self) -> tuple[str, str]:
         name, token = temporary.new_name(self._image_id)

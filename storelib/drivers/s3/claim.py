@@ -38,9 +38,9 @@ class Claim:
         # A request was sent that may have published the image, whatever became of its answer.
         self._uncertain = False
 
-    def new_object(self, digests: Digests | None = None) -> dict[str, Any]:
-        """Parameters of requests that make the object, with its digest where that is known by then."""
-        recorded = {DIGEST: f"{digests.algorithm}:{digests.multihash}"} if digests else {}
+    def new_object(self, digests: Digests | None = None, recorded: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Parameters of requests that make the object, with its digest where that is known by then, or ``recorded``."""
+        recorded = {DIGEST: f"{digests.algorithm}:{digests.multihash}"} if digests else recorded or {}
         return {**self.target, "Metadata": {TOKEN: self._token, **recorded}, **self._store.object_settings}
 
     def publish(self, send: Callable[[], object], *, look: bool) -> None:
@@ -131,6 +131,17 @@ class Claim:
 
     def _duplicate(self) -> Duplicate:
         return Duplicate(f"{self._subject} exists")
+
+
+def version_of(published: Mapping[str, Any]) -> tuple[object, ...]:
+    """What an answer has that is another for another object of the same key."""
+    return published.get("VersionId"), published.get("ETag"), published.get("LastModified"), token_of(published)
+
+
+def recorded_in(published: Mapping[str, Any]) -> dict[str, str]:
+    """The digest that the metadata of an object hold, as they hold it."""
+    metadata = published.get("Metadata") or {}
+    return {DIGEST: metadata[DIGEST]} if DIGEST in metadata else {}
 
 
 def token_of(published: Mapping[str, Any]) -> str | None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from storelib.driver import Committed, Digests, ServerSideCopy
+from storelib.drivers.s3.claim import recorded_in, version_of
 from storelib.drivers.s3.location import S3Location
 from storelib.drivers.s3.writer import S3Writer, part_size
+from storelib.exceptions import ImageChanged
 from storelib.transfer.contract import MiB
 
 if TYPE_CHECKING:
@@ -22,10 +25,13 @@ COPY_PART = 512 * MiB
 class S3Copy(ServerSideCopy):
     """One copy of an object under a new id: published like an upload, by a writer with a token of its own."""
 
-    def __init__(self, store: S3Store, source: S3Location, image_id: str) -> None:
-        answer = store.head(source)
+    def __init__(self, store: S3Store, source: S3Location, writer: S3Writer, answer: Mapping[str, Any]) -> None:
+        """``answer`` is that of a HEAD of the source; raises Duplicate."""
         self.size = int(answer["ContentLength"])
-        self._writer = S3Writer(store, image_id)
+        self._store = store
+        self._source = source
+        self._version = version_of(answer)
+        self._writer = writer
         self.concurrency = self._writer.concurrency
         # What names the source, in the version whose size is known.
         self._original: dict[str, Any] = {
@@ -37,6 +43,11 @@ class S3Copy(ServerSideCopy):
         if self.size > (0 if store.conditional_complete else LARGEST_COPY):
             length = part_size(0, self.size, COPY_PART)
             self.parts = [min(length, self.size - start) for start in range(0, self.size, length)]
+            self._writer.recorded = recorded_in(answer)
+        target = self._writer.claim.location
+        if self.parts or (source.bucket, source.key) == (target.bucket, target.key):
+            # Parts are many bytes, and only completing the upload would tell.
+            self._writer.claim.is_ours()
         self.moved_at_once = max(self.parts, default=self.size)
 
     def begin(self) -> None:
@@ -50,11 +61,19 @@ class S3Copy(ServerSideCopy):
 
     def commit(self, digests: Digests) -> Committed:
         """Complete the upload, or copy at once; an empty object cannot be copied in parts."""
-        if self.parts:
-            return self._writer.commit(self.size, digests)
         if self.size == 0:
             return self._writer.put_whole(memoryview(b""), digests)
-        return self._writer.copy_whole(self._original, digests)
+        if self.parts:
+            self._check_source()
+            return self._writer.commit(self.size, digests)
+        committed = self._writer.copy_whole(self._original, digests)
+        self._check_source()
+        return committed
+
+    def _check_source(self) -> None:
+        """Raise unless it is what it was at the start: not every server looks at CopySourceIfMatch."""
+        if version_of(self._store.head(self._source)) != self._version:
+            raise ImageChanged(f"{self._source} changed while it was copied")
 
     def abort(self) -> None:
         """Remove the upload, and the copy if it was published."""

@@ -16,7 +16,7 @@ from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.s3.adapting import CHECKSUMS
 from storelib.drivers.s3.answers import BadAnswer, listed, names_itself
 from storelib.drivers.s3.checksums import PartChecksums
-from storelib.drivers.s3.claim import token_of
+from storelib.drivers.s3.claim import version_of
 from storelib.drivers.s3.client import Client
 from storelib.drivers.s3.copying import S3Copy
 from storelib.drivers.s3.errors import GONE, error_code, storelib_error
@@ -196,7 +196,7 @@ class S3Store(Store[S3Location]):
         def remove() -> None:
             nonlocal met
             found = self.head(location)
-            this = (found.get("VersionId"), found.get("ETag"), found.get("LastModified"), token_of(found))
+            this = version_of(found)
             met = met or this
             if this != met:
                 raise NotFound(f"{location} was removed; there is another image now")
@@ -356,9 +356,10 @@ class S3Store(Store[S3Location]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def server_side_copy(self, source: S3Location, image_id: str, context: Any) -> S3Copy:
-        """See copying.py."""
-        return S3Copy(self, source, image_id)
+    def server_side_copy(self, source: S3Location, image_id: str, context: Any) -> S3Copy | None:
+        """See copying.py. None where the server gives no ETag, by which alone it can be held to one version."""
+        answer = self.head(source)
+        return S3Copy(self, source, self.open_writer(image_id, None, context), answer) if answer.get("ETag") else None
 
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do, and not for images with SSE-C."""

@@ -69,6 +69,8 @@ class S3Writer(Writer):
         self.concurrency = store.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.upload_id: str | None = None
+        #: Metadata that tell the digest of what is sent in parts, where it is known before.
+        self.recorded: dict[str, str] = {}
         self._parts: dict[int, dict[str, Any]] = {}
         self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -107,7 +109,7 @@ class S3Writer(Writer):
         self._starts += 1
 
         def start(_: bool, checksums: PartChecksums) -> Any:
-            parameters = {**self.claim.new_object(), **checksums.of_upload}
+            parameters = {**self.claim.new_object(recorded=self.recorded), **checksums.of_upload}
             return self.store.in_bucket(lambda: self.call("create_multipart_upload", **parameters))
 
         answer = adapting(self.store, start)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from storelib.driver import Committed, Digests, ServerSideCopy
-from storelib.drivers.sheepdog.claims import DELETING
+from storelib.drivers.sheepdog.claims import DELETING, Claim
+from storelib.drivers.sheepdog.listing import Vdi
 from storelib.drivers.sheepdog.location import SheepdogLocation
 from storelib.drivers.sheepdog.publication import Publication
 from storelib.exceptions import ImageChanged
@@ -29,17 +31,37 @@ class SheepdogCopy(ServerSideCopy):
 
     def begin(self) -> None:
         """Take the snapshot unless an attempt before this one did."""
+        # Copies of one image side by side would find it without its claim.
+        with self._store.taking_snapshots:
+            snapshot = self._store.find_snapshot(self._source.name, self._tag) or self._take_snapshot()
+            if snapshot is None or (snapshot.vid, snapshot.created) != (self._source.vid, self._source.created):
+                raise self._changed()
+            self._move_claim()
+
+    def _take_snapshot(self) -> Vdi | None:
+        """Of the image alone that this copy was asked for, which another one's snapshot may have renumbered."""
         store, name = self._store, self._source.name
-        if store.find_snapshot(name, self._tag) is None:
-            store.dog.call("snapshot", "-s", self._tag, name)
-        found = list(store.vdis(name))
-        if not any(vdi.snapshot and vdi.tag == self._tag and vdi.vid == self._source.vid for vdi in found):
-            raise ImageChanged(f"{store.location(name)} was deleted and made anew while it was copied")
-        now = next((vdi for vdi in found if not vdi.snapshot), None)
-        # Attributes do not stay with the vdi by themselves.
-        if self._claim is not None and now is not None:
-            vdi = now
-            store.set_claim(name, self._claim.moved_to(vdi), lambda other: other.fits(vdi) and other.token != DELETING)
+        if self._claim is not None and self._claim.fits(self._source):
+            claim, now = store.claim(name), store.find(name)
+            if now is None or claim is None or not claim.fits(now) or claim.token != self._claim.token:
+                # A copy of another process puts the claim back in a moment.
+                raise self._changed(passing=now is not None and claim is None)
+            self._source, self._claim = now, claim
+        store.dog.call("snapshot", "-s", self._tag, name)
+        return store.find_snapshot(name, self._tag)
+
+    def _move_claim(self) -> None:
+        """Attributes do not stay with the vdi by themselves, and the number may be another again by then."""
+        store, name, claim = self._store, self._source.name, self._claim
+        now, moved = store.find(name), ""
+        while claim is not None and now is not None and now.vid != moved:
+            moved = now.vid
+            store.set_claim(name, claim.moved_to(now), functools.partial(_stands, now))
+            now = store.find(name)
+
+    def _changed(self, *, passing: bool = False) -> ImageChanged:
+        where = self._store.location(self._source.name)
+        return ImageChanged(f"{where} was deleted and made anew while it was copied", transient=passing)
 
     def commit(self, digests: Digests) -> Committed:
         """Clone the snapshot to the final name, then remove it."""
@@ -61,3 +83,7 @@ class SheepdogCopy(ServerSideCopy):
 
     def _remove_snapshot(self) -> None:
         self._store.delete_snapshot(self._source.name, self._tag)
+
+
+def _stands(vdi: Vdi, claim: Claim) -> bool:
+    return claim.fits(vdi) and claim.token != DELETING

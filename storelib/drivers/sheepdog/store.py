@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,8 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def __init__(self, name: str, conf: Any) -> None:
         super().__init__(name, conf)
+        #: Held while a copy has taken away the claim to its source.
+        self.taking_snapshots = threading.Lock()
         #: Adds that are under way, by token, so that gc leaves them alone.
         self.live: weakref.WeakValueDictionary[str, Publication] = weakref.WeakValueDictionary()
         #: Bytes of one object, as far as is known.
@@ -163,8 +166,16 @@ class SheepdogStore(Store[SheepdogLocation]):
 
         One that is deleted by half reads as zeros, so readers are warned before.
         """
-        name, mark = vdi.name, Claim.of(vdi, DELETING)
-        self.dog.call("setattr", name, TOKEN, mark.text)
+        self._delete_marked(vdi, self._mark(vdi))
+
+    def _mark(self, vdi: Vdi) -> Claim:
+        """Say that it is being deleted; answers what was said."""
+        mark = Claim.of(vdi, DELETING)
+        self.dog.call("setattr", vdi.name, TOKEN, mark.text)
+        return mark
+
+    def _delete_marked(self, vdi: Vdi, mark: Claim) -> None:
+        name = vdi.name
         _, complaint = self.dog.call("delete", name)
         if meaning_of(complaint) is NotFound:
             raise NotFound(f"no image at {self.location(name)}")
@@ -238,6 +249,24 @@ class SheepdogStore(Store[SheepdogLocation]):
     def remove(self, location: SheepdogLocation, context: Any) -> None:
         """Delete the vdi."""
         self.delete_vdi(self.existing(location))
+
+    def removal(self, location: SheepdogLocation, context: Any) -> Callable[[], None]:
+        """The same, of the vdi alone that was first deleted: commands know only names, and it may be another's soon."""
+        mark: Claim | None = None
+
+        def remove() -> None:
+            nonlocal mark
+            found = self.existing(location)
+            # Another one, made in the same second, has the same number, but not the mark.
+            if mark is not None and not self._is_marked(found, mark):
+                raise NotFound(f"{location} was removed; there is another image now")
+            mark = mark or self._mark(found)
+            self._delete_marked(found, mark)
+
+        return remove
+
+    def _is_marked(self, vdi: Vdi, mark: Claim) -> bool:
+        return (vdi.vid, vdi.created) == (mark.vid, mark.created) and self.claim(vdi.name) == mark
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """See errors.py."""

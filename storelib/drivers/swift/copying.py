@@ -45,7 +45,7 @@ class SwiftCopy(ServerSideCopy):
         """Copy the one object, or publish the manifest."""
         if self._whole is None:
             return self._writer.commit(self.size, digests)
-        return self._writer.copy_whole(self._whole)
+        return self._writer.copy_whole(self._whole, digests)
 
     def abort(self) -> None:
         """Remove what this copy made."""

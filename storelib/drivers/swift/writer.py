@@ -336,8 +336,9 @@ class SwiftWriter(Writer):
         answer = self._with_container(self.segment_container, put)
         self._segments[number] = Segment(self.segment_container, name, self._etag_of(answer, name), source.size)
 
-    def copy_whole(self, source: Segment) -> Committed:
+    def copy_whole(self, source: Segment, digests: Digests) -> Committed:
         """The server copies one object into this image."""
+        self._record(digests)
         self.claim()
         self._publish(
             Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, patience=source.size / _SLOWEST
