@@ -35,6 +35,7 @@ _GROUPS = {
     "holes": "holes",
     "calling": "what a driver is called with",
     "keeping": "list, stat, delete and copy",
+    "copying": "copies that the back end makes",
     "collecting": "gc",
     "replacing": "images that come and go",
     "holding": "memory, descriptors and threads",

@@ -35,7 +35,7 @@ from oslo_config import cfg
 from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo, Store
+from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo, Part, ServerSideCopy, Store
 from storelib.exceptions import Duplicate, Invalid, NotFound, StorageFull, StoreError, UnknownHashingAlgo
 from storelib.testing.conformance import StoreConformance
 from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
@@ -1909,6 +1909,361 @@ class RecordsAnotherDigest(Faulty):
         def __init__(self, data):
             super().__init__(data)
             self.digest = ("md5", hashlib.md5(data[:65_536], usedforsecurity=False).hexdigest())
+
+
+# -- Copies that the back end makes -----------------------------------------------------------------------------------
+
+
+class MemoryCopy(ServerSideCopy):
+    """What a MemoryStore might do by itself: publishes like an upload, by a writer with a token of its own."""
+
+    def __init__(self, store, source, image_id):
+        self.store, self.source, self.image_id = store, source, image_id
+        self.data = store.image(source).data
+        self.size = len(self.data)
+        self.parts = [min(65_536, self.size - start) for start in range(0, self.size, 65_536)]
+        self.refuse_existing()
+        self.writer = store.Writer(store, image_id)
+
+    def refuse_existing(self):
+        if self.image_id in self.store.backend.images:
+            raise Duplicate(f"image {self.image_id!r} exists in store {self.store.name}")
+
+    def begin(self):
+        self.writer.reserve(self.size)
+
+    def copy_part(self, number, offset, length):
+        self.writer.write(Part(number, offset, memoryview(self.data[offset : offset + length])))
+
+    def commit(self, digests):
+        return self.writer.commit(self.size, digests)
+
+    def abort(self):
+        self.writer.abort()
+
+
+class Copier(Faulty):
+    """Base of those that copy wrongly. It is not broken itself."""
+
+    capabilities = MemoryStore.capabilities | Capability.COPY
+    Copy: ClassVar[type[MemoryCopy]] = MemoryCopy
+
+    def server_side_copy(self, source, image_id, context):
+        return self.Copy(self, source, image_id)
+
+
+@rejected_by("test_known_copy_of_any_size")
+class CopiesWholePartsOnly(Copier):
+    class Copy(MemoryCopy):
+        def copy_part(self, number, offset, length):
+            if length == 65_536:
+                super().copy_part(number, offset, length)
+
+
+@rejected_by("test_known_copy_of_any_size")
+class MakesNoEmptyCopies(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            if not self.size:
+                return Committed(self.store.location(self.image_id))
+            return super().commit(digests)
+
+
+@rejected_by("test_result_describes_the_known_copy")
+class CopiesAreTheirOriginals(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            super().commit(digests)
+            return Committed(self.source)
+
+
+@rejected_by("test_result_describes_the_known_copy")
+class CountsBlocksOfCopies(Copier):
+    class Copy(MemoryCopy):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.size = -(-self.size // 512) * 512
+
+
+@rejected_by("test_result_describes_the_known_copy")
+class ShowsItsKeyInCopies(Copier):
+    options = (*MemoryStore.options, cfg.StrOpt("memory_store_key", default="a-very-secret-key", secret=True))
+
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            return super().commit(digests)._replace(metadata={"from": f"key={self.store.conf.memory_store_key}"})
+
+
+@rejected_by("test_result_describes_the_known_copy")
+class HashesCopiesItsOwnWay(Copier):
+    def copy(self, location, image_id, *, digests=None, **options):
+        known = digests and digests._replace(checksum="0" * 32)
+        return super().copy(location, image_id, digests=known, **options)
+
+
+class Recording(Copier):
+    """Base of those that record a digest with an image, under the bytes of it."""
+
+    def open_reader(self, location, offset, length, context):
+        reader = super().open_reader(location, offset, length, context)
+        reader.digest = self.recorded(location, reader.data)
+        return reader
+
+    def recorded(self, location, data):
+        return ("sha512", hashlib.sha512(data).hexdigest())
+
+
+@rejected_by("test_known_copy_records_its_digest")
+class CopiesHaveNoRecord(Recording):
+    def recorded(self, location, data):
+        return None if location.image_id.endswith("copy") else super().recorded(location, data)
+
+
+@rejected_by("test_known_copy_records_its_digest")
+class CopiesHaveAnotherRecord(Recording):
+    def recorded(self, location, data):
+        return super().recorded(location, data[:-1] if location.image_id.endswith("copy") else data)
+
+
+@rejected_by("test_known_copy_keeps_holes")
+class CopiesNothingThatBeginsEmpty(Copier):
+    class Copy(MemoryCopy):
+        def copy_part(self, number, offset, length):
+            if self.data[offset]:
+                super().copy_part(number, offset, length)
+
+
+@rejected_by("test_known_copy_to_an_id_that_exists")
+class CopiesOverwrite(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            pass
+
+        def commit(self, digests):
+            if self.image_id != self.source.image_id:
+                self.store.backend.images.pop(self.image_id, None)
+            return super().commit(digests)
+
+
+@rejected_by("test_known_copy_to_an_id_that_exists")
+class RefusedCopiesTouchTheImage(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            image = self.store.backend.images.get(self.image_id)
+            if image is not None:
+                image.modified += 1
+            super().refuse_existing()
+
+
+@rejected_by("test_known_copy_to_an_id_that_exists")
+class RefusedCopiesRemoveTheImage(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            pass
+
+        def abort(self):
+            super().abort()
+            self.store.backend.images.pop(self.image_id, None)
+
+
+@rejected_by("test_known_copy_to_an_id_that_exists")
+class RefusedCopiesLeaveTheirParts(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            pass
+
+        def abort(self):
+            pass
+
+
+@rejected_by("test_known_copy_onto_itself")
+class IsItsOwnCopy(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            if self.source.image_id != self.image_id:
+                super().refuse_existing()
+
+        def commit(self, digests):
+            return Committed(self.source) if self.source.image_id == self.image_id else super().commit(digests)
+
+
+@rejected_by("test_known_copy_onto_itself")
+class NoticesItselfAtLast(Copier):
+    class Copy(MemoryCopy):
+        def refuse_existing(self):
+            pass
+
+
+@rejected_by("test_known_copy_outlives_its_original")
+class CopiesAreLinks(Copier):
+    def image(self, location):
+        found = super().image(location)
+        return super().image(self.location(found.token[4:])) if found.token.startswith("link") else found
+
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            committed = super().commit(digests)
+            self.store.backend.images[self.image_id].token = f"link{self.source.image_id}"
+            return committed
+
+
+@rejected_by("test_known_copy_outlives_its_original")
+class CopiesDieTogether(Copier):
+    def remove(self, location, context):
+        data = self.image(location).data
+        super().remove(location, context)
+        for image_id, image in list(self.backend.images.items()):
+            if image.data == data:
+                del self.backend.images[image_id]
+
+
+@rejected_by("test_known_copy_outlives_its_original")
+class CopiesKeepAHoldOnTheOriginal(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            held = Image(self.data, "held")
+            self.store.backend.images.setdefault(f"{self.source.image_id}-held-for-copies", held)
+            return super().commit(digests)
+
+
+@rejected_by("test_known_copy_of_missing_image")
+class CopyOfNothingIsEmpty(Copier):
+    def image(self, location):
+        return self.backend.images.get(location.image_id) or Image(b"", "none")
+
+
+@rejected_by("test_cancelled_known_copy_leaves_nothing")
+class CopiesAreSeenTooEarly(Copier):
+    class Copy(MemoryCopy):
+        def begin(self):
+            super().begin()
+            self.store.backend.images[self.image_id] = Image(b"", self.writer.token)
+
+        def copy_part(self, number, offset, length):
+            super().copy_part(number, offset, length)
+            self.store.backend.images[self.image_id].data = self.data[: offset + length]
+
+
+@rejected_by("test_cancelled_known_copy_leaves_nothing")
+class CancelledCopiesStay(Copier):
+    class Copy(MemoryCopy):
+        def begin(self):
+            super().begin()
+            # As good as alive for ever.
+            self.store.__dict__.setdefault("kept", []).append(self.writer)
+
+        def abort(self):
+            pass
+
+
+@rejected_by("test_cancelled_known_copy_leaves_nothing")
+class CopiesInSpiteOfProgress(Copier):
+    def copy(self, location, image_id, *, progress=None, **options):
+        stored = super().copy(location, image_id, **options)
+        if progress is not None:
+            progress(stored.size, stored.size)
+        return stored
+
+
+@rejected_by("test_failed_known_copy_leaves_nothing")
+class PublishedCopiesStay(Copier):
+    class Copy(MemoryCopy):
+        def abort(self):
+            if self.image_id not in self.store.backend.images:
+                super().abort()
+
+
+@rejected_by("test_known_copy_whose_answer_was_lost")
+class PublishesCopiesOnce(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            self.refuse_existing()
+            return super().commit(digests)
+
+
+@rejected_by("test_known_copy_with_wrong_digests")
+class KnowsDigestsBetter(Copier):
+    def copy(self, location, image_id, *, digests=None, **options):
+        stored = super().copy(location, image_id, digests=digests, **options)
+        return stored._replace(multihash=hashlib.sha512(self.image(self.locate(location)).data).hexdigest())
+
+
+@rejected_by("test_known_copy_with_wrong_digests")
+class ComparesDigestsTooLate(Copier):
+    def copy(self, location, image_id, *, digests=None, **options):
+        stored = super().copy(location, image_id, digests=digests, **options)
+        if digests is not None and digests.multihash == "0" * 128:
+            raise StoreError("these are not the digests of the image")
+        return stored
+
+
+@rejected_by("test_original_replaced_during_a_known_copy")
+class CopiesWhatHasTheName(Copier):
+    class Copy(MemoryCopy):
+        def begin(self):
+            self.data = self.store.image(self.source).data
+            super().begin()
+
+
+@rejected_by("test_original_replaced_during_a_known_copy")
+class CopiesPartsOfAnyImage(Copier):
+    class Copy(MemoryCopy):
+        def copy_part(self, number, offset, length):
+            self.data = self.store.image(self.source).data.ljust(self.size, b"\0")
+            super().copy_part(number, offset, length)
+
+
+@rejected_by("test_racing_known_copies_of_one_id")
+class CopiesAreNotAtomic(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            self.refuse_existing()
+            time.sleep(0.05)
+            self.store.backend.images[self.image_id] = Image(self.data, self.writer.token)
+            self.writer.abort = lambda: None
+            self.store.backend.uploads.pop(self.writer.token, None)
+            return Committed(self.store.location(self.image_id))
+
+
+@rejected_by("test_racing_known_copies_of_one_id")
+class LosingCopiesRemoveTheWinner(Copier):
+    class Copy(MemoryCopy):
+        def abort(self):
+            super().abort()
+            time.sleep(0.05)
+            self.store.backend.images.pop(self.image_id, None)
+
+
+@rejected_by("test_racing_known_copies_of_one_id")
+class LosingCopiesAreInUse(Copier):
+    class Copy(MemoryCopy):
+        def commit(self, digests):
+            try:
+                return super().commit(digests)
+            except Duplicate as error:
+                raise StoreError("the id is in use") from error
+
+
+@rejected_by("test_gc_of_another_object_leaves_no_copy_without_data")
+class CopiesWhatIsGone(ByRegistry):
+    capabilities = Copier.capabilities
+    server_side_copy = Copier.server_side_copy
+
+    class Copy(MemoryCopy):
+        pass
+
+
+@rejected_by("test_gc_of_another_object_leaves_no_copy_without_data")
+class CollectsTheOriginalsOfCopies(Copier):
+    def garbage(self, older_than, prefix):
+        yield from super().garbage(older_than, prefix)
+        for _ in list(self.backend.uploads):
+            # Of what is being copied it takes the original for a part.
+            for image_id in [each for each in self.backend.images if each.startswith(prefix or "")]:
+                yield Garbage(image_id, image_id, 0, 0.0)
+
+    def discard(self, garbage):
+        return self.backend.images.pop(garbage.name, None) is not None or super().discard(garbage)
 
 
 # -- Seen by other processes ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from broken_stores import BROKEN, Faulty, InAFile
+from broken_stores import BROKEN, Copier, Faulty, InAFile
 
 from storelib.registry import open_store
 from storelib.testing.conformance import model
@@ -66,6 +66,13 @@ def test_sound_store_is_not_rejected():
         "test_acls", "test_presign", "test_presigned_url_expires", "test_copy_moves_no_bytes", "test_sparse",
         "test_no_listing", "test_no_adding", "test_no_deleting",
     }  # fmt: skip
+
+
+def test_sound_store_that_copies_is_not_rejected():
+    promises = {promise for store, promise in BROKEN if issubclass(store, Copier)}
+    result = run(Copier, promises)
+    assert not result.not_kept
+    assert result.kept == promises
 
 
 def test_sound_store_in_a_file_is_not_rejected(tmp_path):

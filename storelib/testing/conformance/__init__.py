@@ -25,6 +25,7 @@ from storelib.testing.conformance.bench import Bench
 from storelib.testing.conformance.calling import Calling
 from storelib.testing.conformance.capable import Capable
 from storelib.testing.conformance.collecting import Collecting
+from storelib.testing.conformance.copying import Copying
 from storelib.testing.conformance.door import SideDoor
 from storelib.testing.conformance.failing import Failing
 from storelib.testing.conformance.holding import Holding, HoldingWhenAdding
@@ -54,6 +55,7 @@ class StoreConformance(
     Replacing,
     Racing,
     Collecting,
+    Copying,
     Keeping,
     Calling,
     Failing,
