@@ -327,11 +327,15 @@ class Store(abc.ABC, Generic[L]):
     def find_image(self, image_id: str) -> ImageInfo | None:
         """The image with this id, None where there is none; raises OperationNotSupported without Capability.LIST.
 
-        As cheap as ``stat`` where the driver knows the ``places`` of an id; elsewhere all images are listed.
+        As cheap as ``stat`` where the driver knows the ``candidate_locations`` of an id; else all images are listed.
         """
         self.require(Capability.LIST)
         check_image_id(image_id)
-        places = self._call(lambda: self.places(image_id), image_id) if Capability.STAT in self.capabilities else None
+        places = (
+            self._call(lambda: self.candidate_locations(image_id), image_id)
+            if Capability.STAT in self.capabilities
+            else None
+        )
         if places is None:
             return next((info for info in self.list_images() if info.image_id == image_id), None)
         for place in places:
@@ -430,7 +434,7 @@ class Store(abc.ABC, Generic[L]):
         """For Capability.STAT."""
         raise NotImplementedError
 
-    def places(self, image_id: str) -> Sequence[L] | None:
+    def candidate_locations(self, image_id: str) -> Sequence[L] | None:
         """Everywhere that an image with this id can be in this store, which ``inspect`` is asked in turn.
 
         None where that does not follow from the id, or is not known to be all: then images are found by listing.

@@ -35,10 +35,10 @@ from storelib.api.db.records import (
 from storelib.api.db.schema import metadata
 from storelib.api.db.statuses import ALLOWED, STATUSES
 from storelib.api.errors import (
+    AlreadyExists,
+    BadRequest,
     Conflict,
-    Duplicate,
     ImageNotFound,
-    Invalid,
     InvalidMarker,
     LimitExceeded,
     LocationNotFound,
@@ -174,21 +174,21 @@ class RepositoryContract:
     )
     def test_values_that_do_not_fit_are_refused_and_nothing_is_created(self, repository, values):
         image_id = new_id()
-        with pytest.raises(Invalid):
+        with pytest.raises(BadRequest):
             make(repository, id=image_id, **values)
         with pytest.raises(ImageNotFound):
             repository.get(image_id)
 
     def test_an_id_is_used_once(self, repository):
         image = make(repository, name="first")
-        with pytest.raises(Duplicate, match=image.id):
+        with pytest.raises(AlreadyExists, match=image.id):
             make(repository, id=image.id, name="second")
         assert repository.get(image.id).name == "first"
 
     def test_the_id_of_a_deleted_image_is_not_used_again(self, repository):
         image = make(repository)
         repository.transition(image.id, from_={"queued"}, to="deleted")
-        with pytest.raises(Duplicate):
+        with pytest.raises(AlreadyExists):
             make(repository, id=image.id)
 
     def test_unknown_and_deleted_images_are_not_found(self, repository):
@@ -254,7 +254,7 @@ class RepositoryContract:
 
     def test_a_refused_update_changes_nothing(self, repository):
         image = make(repository, name="old", tags=frozenset("x"))
-        with pytest.raises(Invalid):
+        with pytest.raises(BadRequest):
             repository.update(image, Changes({"name": "new"}, tags=frozenset({"y", "t" * 256})))
         assert repository.get(image.id) == image
 
@@ -439,7 +439,7 @@ class RepositoryContract:
     def test_a_member_is_added_once(self, repository):
         image = make(repository)
         repository.add_member(image.id, "p1")
-        with pytest.raises(Duplicate):
+        with pytest.raises(AlreadyExists):
             repository.add_member(image.id, "p1", can_share=True)
         assert not repository.member(image.id, "p1").can_share
 
@@ -492,7 +492,7 @@ class RepositoryContract:
         image = make_active(repository, FAST)
         added = repository.append_location(image.id, COLD)
         assert repository.get(image.id).locations[1] == added
-        with pytest.raises(Duplicate):
+        with pytest.raises(AlreadyExists):
             repository.append_location(image.id, COLD)
 
     def test_locations_are_limited(self, repository):
@@ -525,7 +525,7 @@ class RepositoryContract:
 
     def test_an_image_never_has_the_same_location_twice(self, repository):
         image = make_active(repository, FAST)
-        with pytest.raises(Duplicate):
+        with pytest.raises(AlreadyExists):
             repository.update(image, Changes(locations=(*image.locations, FAST)))
 
     def test_a_location_is_dropped_by_one_racer(self, repository):
@@ -913,7 +913,7 @@ class RepositoryContract:
         ids="-".join,
     )
     def test_bad_queries_are_refused(self, repository, query):
-        with pytest.raises(Invalid):
+        with pytest.raises(BadRequest):
             repository.list(Query(ADMIN, **query))
 
     def test_a_page_carries_everything_of_its_images_with_two_statements(self, repository, database):

@@ -152,7 +152,7 @@ class SqliteStore(Store[SqliteLocation]):
         """A reader of the image that is there now."""
         return SqliteReader(self, self.inspect(location, context))
 
-    def places(self, image_id: str) -> list[SqliteLocation]:
+    def candidate_locations(self, image_id: str) -> list[SqliteLocation]:
         """The only one."""
         return [SqliteLocation(self.file, image_id)]
 

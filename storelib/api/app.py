@@ -12,7 +12,7 @@ from oslo_config import cfg
 
 from storelib.api import config, v1, v2
 from storelib.api.db import open_repository
-from storelib.api.middleware.faults import Faults
+from storelib.api.middleware.error_handlers import Faults
 from storelib.api.middleware.identity import Identify, Identity, strategy
 from storelib.api.middleware.metrics import Metrics
 from storelib.api.middleware.versions import VersionNegotiation, WsgiApp

@@ -15,11 +15,11 @@ class ApiError(Exception):
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
 
 
-class Invalid(ApiError):
+class BadRequest(ApiError):
     """A value, filter or argument of the request is wrong. 400."""
 
 
-class InvalidMarker(Invalid):
+class InvalidMarker(BadRequest):
     """The marker of a list is not the id of an image the caller can see. 400."""
 
 
@@ -27,31 +27,31 @@ class NotAuthenticated(ApiError):
     """The caller has to say who he is. 401."""
 
 
-class Forbidden(ApiError):
+class NotPermitted(ApiError):
     """The caller may see this but not do that. 403."""
 
 
-class Protected(Forbidden):
+class Protected(NotPermitted):
     """The image is protected and cannot be deleted. 403."""
 
 
-class NotFound(ApiError):
+class ResourceNotFound(ApiError):
     """There is no such thing, or the caller must not know of it. 404."""
 
 
-class ImageNotFound(NotFound):
+class ImageNotFound(ResourceNotFound):
     """There is no image with this id. 404."""
 
 
-class MemberNotFound(NotFound):
+class MemberNotFound(ResourceNotFound):
     """The image is not shared with this member. 404."""
 
 
-class TagNotFound(NotFound):
+class TagNotFound(ResourceNotFound):
     """The image has no such tag. 404."""
 
 
-class LocationNotFound(NotFound):
+class LocationNotFound(ResourceNotFound):
     """The image has no such location. 404."""
 
 
@@ -59,7 +59,7 @@ class Conflict(ApiError):
     """The request does not fit the present state of the image. 409."""
 
 
-class Duplicate(Conflict):
+class AlreadyExists(Conflict):
     """Something with this id, name or URI exists already; it was left untouched. 409."""
 
 

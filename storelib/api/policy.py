@@ -19,7 +19,7 @@ from oslo_config import cfg
 from oslo_policy import opts, policy
 
 from storelib.api.context import Context
-from storelib.api.errors import Forbidden
+from storelib.api.errors import NotPermitted
 
 LOG = logging.getLogger(__name__)
 
@@ -220,9 +220,9 @@ class Policy:
         return decision
 
     def require(self, context: Context, action: str, target: Mapping[str, Any]) -> None:
-        """Raise Forbidden unless ``context`` may do ``action`` to ``target``."""
+        """Raise NotPermitted unless ``context`` may do ``action`` to ``target``."""
         if not self.allows(context, action, target):
-            raise Forbidden(f"you are not allowed to do this ({action})")
+            raise NotPermitted(f"you are not allowed to do this ({action})")
 
     def is_service(self, context: Context) -> bool:
         """Whether the request is another service's, on behalf of a user or of its own."""

@@ -14,7 +14,7 @@ from typing import Any
 from jsonschema import Draft4Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, best_match
 
-from storelib.api.errors import Invalid
+from storelib.api.errors import BadRequest
 from storelib.exceptions import BadStoreConfiguration
 
 Schema = dict[str, Any]
@@ -231,17 +231,17 @@ class ImageSchema:
         """``check`` for all that a new image has."""
         self.check(image)
         for name in sorted(self.required - image.keys()):
-            raise Invalid(f"every image has to have the property {name!r} here")
+            raise BadRequest(f"every image has to have the property {name!r} here")
 
     def check(self, image: Mapping[str, Any]) -> None:
-        """Raise Invalid, naming the property, unless ``image`` is as the schema says."""
+        """Raise BadRequest, naming the property, unless ``image`` is as the schema says."""
         if not self.additional:
             for name in image.keys() - self.known_names:
-                raise Invalid(f"there is no image property {name!r}, and no others are accepted here")
+                raise BadRequest(f"there is no image property {name!r}, and no others are accepted here")
         error = best_match(self._validator.iter_errors(image))
         if error is not None:
             where = "/".join(map(str, error.absolute_path))
-            raise Invalid(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
+            raise BadRequest(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
 
     def shown(self, properties: dict[str, Any]) -> dict[str, Any]:
         """Custom properties as ``stored`` got them."""

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from storelib.testing.conformance import ReadOnlyConformance, SideDoor, StoreConformance
+    from storelib.testing.conformance import BackendAccess, ReadOnlyConformance, StoreConformance
     from storelib.testing.faults import FaultyProxy
     from storelib.testing.memory import MemoryStore
 
@@ -18,11 +18,11 @@ _HOMES = {
     "FaultyProxy": "faults",
     "MemoryStore": "memory",
     "ReadOnlyConformance": "conformance",
-    "SideDoor": "conformance",
+    "BackendAccess": "conformance",
     "StoreConformance": "conformance",
 }
 
-__all__ = ["FaultyProxy", "MemoryStore", "ReadOnlyConformance", "SideDoor", "StoreConformance"]
+__all__ = ["BackendAccess", "FaultyProxy", "MemoryStore", "ReadOnlyConformance", "StoreConformance"]
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,7 @@ class LiveRun:
 
         if self._bench is None:
             self._bench = Bench(
-                self._store, keep_part_size=self._keep_part_size, prefix=self._prefix, shared=True, patience=30.0
+                self._store, keep_part_size=self._keep_part_size, prefix=self._prefix, shared=True, settle_timeout=30.0
             )
         return self._bench
 

@@ -145,7 +145,7 @@ class MemoryStore(Store[MemoryLocation]):
             if self.backend.images.pop(location.image_id, None) is None:
                 raise NotFound(f"no image at {location}")
 
-    def places(self, image_id: str) -> list[MemoryLocation]:
+    def candidate_locations(self, image_id: str) -> list[MemoryLocation]:
         """The only one."""
         return [self.location(image_id)]
 

@@ -61,7 +61,7 @@ def new_hasher(algorithm: str) -> Hasher:
     raise UnknownHashingAlgo(f"unusable hashing algorithm {algorithm!r}; usable are: blake3, {', '.join(usable)}")
 
 
-class _Lane:
+class DigestWorker:
     """One consumer: its queue of blocks and, from the second block on, its thread."""
 
     def __init__(self, update: Callable[[memoryview], object]) -> None:
@@ -89,10 +89,10 @@ class Digesting:
         if known is None:
             names = [algorithm, "md5"] if md5 else [algorithm]
             self._hashers = {name: new_hasher(name) for name in names}
-        self._lanes = [_Lane(hasher.update) for hasher in self._hashers.values()]
+        self._workers = [DigestWorker(hasher.update) for hasher in self._hashers.values()]
         if verifier is not None:
             # A verifier may keep what it is given, so it gets bytes of its own.
-            self._lanes.append(_Lane(lambda view: verifier.update(bytes(view))))
+            self._workers.append(DigestWorker(lambda view: verifier.update(bytes(view))))
         self._md5 = md5
         self._blocks = 0
         self._finished = False
@@ -100,20 +100,20 @@ class Digesting:
     @property
     def idle(self) -> bool:
         """Nothing is to be computed."""
-        return not self._lanes
+        return not self._workers
 
     def update(self, view: memoryview, buffer: Buffer | None = None, repeat: int = 1) -> None:
         """Feed one block, ``repeat`` times; ``buffer`` is held until every digest has seen it."""
-        if not self._lanes:
+        if not self._workers:
             return
-        for _ in self._lanes if buffer else ():
+        for _ in self._workers if buffer else ():
             buffer.hold()  # type: ignore[union-attr]
         with self._monitor.changed:
-            for lane in self._lanes:
-                lane.queue.append((view, repeat, buffer))
+            for worker in self._workers:
+                worker.queue.append((view, repeat, buffer))
             self._monitor.changed.notify_all()
         self._blocks += repeat
-        if self._blocks > 1 and self._lanes[0].thread is None:
+        if self._blocks > 1 and self._workers[0].thread is None:
             self._start()
 
     def zeros(self, length: int) -> None:
@@ -129,12 +129,12 @@ class Digesting:
         with self._monitor.changed:
             self._finished = True
             self._monitor.changed.notify_all()
-        for lane in self._lanes:
-            if lane.thread is None:
-                self._drain(lane)
+        for worker in self._workers:
+            if worker.thread is None:
+                self._drain(worker)
             else:
-                self._monitor.wait_for(lambda lane=lane: lane.done)  # type: ignore[misc]
-                lane.thread.join()
+                self._monitor.wait_for(lambda worker=worker: worker.done)  # type: ignore[misc]
+                worker.thread.join()
         self._monitor.check()
         if self._known is not None:
             return self._known
@@ -143,37 +143,37 @@ class Digesting:
 
     def join(self) -> None:
         """After the monitor was cancelled: wait for the threads, each of which ends after one block at most."""
-        for lane in self._lanes:
-            if lane.thread is not None:
-                lane.thread.join(JOIN_SECONDS)
+        for worker in self._workers:
+            if worker.thread is not None:
+                worker.thread.join(JOIN_SECONDS)
 
     def _start(self) -> None:
-        for lane in self._lanes:
-            thread = threading.Thread(target=self._run, args=(lane,), name="storelib-digest", daemon=True)
+        for worker in self._workers:
+            thread = threading.Thread(target=self._run, args=(worker,), name="storelib-digest", daemon=True)
             # Ctrl-C may come before it runs; only one that does can be joined.
             thread.start()
-            lane.thread = thread
+            worker.thread = thread
 
-    def _run(self, lane: _Lane) -> None:
+    def _run(self, worker: DigestWorker) -> None:
         try:
-            self._drain(lane)
+            self._drain(worker)
         except BaseException as error:  # noqa: BLE001  (handed to the caller's thread)
             self._monitor.fail(error)
         with self._monitor.changed:
-            lane.done = True
+            worker.done = True
             self._monitor.changed.notify_all()
 
-    def _drain(self, lane: _Lane) -> None:
+    def _drain(self, worker: DigestWorker) -> None:
         changed, cancelled = self._monitor.changed, self._monitor.cancelled
         while True:
             with changed:
-                while not lane.queue and not self._finished and not cancelled.is_set():
+                while not worker.queue and not self._finished and not cancelled.is_set():
                     changed.wait()
-                if cancelled.is_set() or not lane.queue:
+                if cancelled.is_set() or not worker.queue:
                     return
-                view, repeat, buffer = lane.queue.popleft()
+                view, repeat, buffer = worker.queue.popleft()
             for _ in range(repeat):
-                lane.update(view)
+                worker.update(view)
                 # A hole of many blocks takes its time, too.
                 self._monitor.beat()
                 if cancelled.is_set():

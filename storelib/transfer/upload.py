@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adding: one source, one set of digests, one Lane per store; parts are written while the next ones are read.
+"""Adding: one source, one set of digests, one StoreUpload per store; parts are written while the next ones are read.
 
 The caller's thread reads the source and runs ``progress``; digests and writes run beside it. Whatever goes wrong, in
 whichever thread, ends here: in-flight calls are waited for, the writer aborts, and the first cause is raised.
@@ -16,9 +16,9 @@ from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
 from storelib.transfer.contract import Backend, Digests, Extent, MiB, Progress, StoredImage
 from storelib.transfer.digests import BLOCK, Digesting, Verifier
 from storelib.transfer.download import ImageData
-from storelib.transfer.lane import Lane
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import Data, Source, file_extents, open_source
+from storelib.transfer.store_upload import StoreUpload
 from storelib.transfer.verifying import Verify
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
@@ -63,20 +63,20 @@ def fan_out(
     try:
         size = _agreed_size(size, source.size)
         budget = max(BUDGET // len(stores), 1)
-        lanes = [Lane(store, image_id, size, budget, monitor, context) for store in stores]
+        uploads = [StoreUpload(store, image_id, size, budget, monitor, context) for store in stores]
         try:
-            return _transfer(lanes, source, digesting, size, progress)
+            return _transfer(uploads, source, digesting, size, progress)
         except BaseException:
             monitor.cancel()
             # Ctrl-C in one of them keeps none of the others from its abort.
             with contextlib.ExitStack() as aborts:
-                for lane in lanes:
-                    aborts.callback(lane.abort)
+                for upload in uploads:
+                    aborts.callback(upload.abort)
             raise
         finally:
             monitor.cancel()
-            for lane in lanes:
-                lane.join()
+            for upload in uploads:
+                upload.join()
             digesting.join()
     finally:
         source.close()
@@ -135,27 +135,27 @@ def _wrong_size(size: int, found: str) -> Invalid:
 
 
 def _transfer(
-    lanes: list[Lane], source: Source, digesting: Digesting, size: int | None, progress: Progress | None
+    uploads: list[StoreUpload], source: Source, digesting: Digesting, size: int | None, progress: Progress | None
 ) -> list[StoredImage | StoreError]:
     """Everything between opening the writers and their results."""
-    live = _Live(lanes)
-    live.each(Lane.open)
-    if len(lanes) == 1 and lanes[0].takes_files and source.descriptor is not None and size is not None:
-        done = _hand_over(lanes[0], source, digesting, size, progress)
+    live = _LiveUploads(uploads)
+    live.each(StoreUpload.open)
+    if len(uploads) == 1 and uploads[0].takes_files and source.descriptor is not None and size is not None:
+        done = _hand_over(uploads[0], source, digesting, size, progress)
     else:
         done = None
     if done is None:
-        sink: Lane | _Nowhere = lanes[0] if len(lanes) == 1 else _Tee(live, lanes[0].monitor)
+        sink: StoreUpload | NullSink = uploads[0] if len(uploads) == 1 else _Tee(live, uploads[0].monitor)
         done = _pump(source, sink, digesting, size, progress)
-    live.each(lambda lane: lane.flush())
+    live.each(lambda upload: upload.flush())
     digests = digesting.finish()
-    live.each(lambda lane: lane.publish(done, digests))
-    live.each(Lane.published)
-    return [lane.result(done, digests) for lane in lanes]
+    live.each(lambda upload: upload.publish(done, digests))
+    live.each(StoreUpload.published)
+    return [upload.result(done, digests) for upload in uploads]
 
 
 def _pump(
-    source: Source, sink: Lane | _Nowhere, digesting: Digesting, size: int | None, progress: Progress | None
+    source: Source, sink: StoreUpload | NullSink, digesting: Digesting, size: int | None, progress: Progress | None
 ) -> int:
     """Move all bytes of ``source`` into ``sink`` and the digests, block by block; answers how many."""
     done = 0
@@ -206,17 +206,19 @@ def _check_ended(source: Source, size: int) -> None:
         raise _wrong_size(size, "the source has more")
 
 
-def _hand_over(lane: Lane, source: Source, digesting: Digesting, size: int, progress: Progress | None) -> int | None:
+def _hand_over(
+    upload: StoreUpload, source: Source, digesting: Digesting, size: int, progress: Progress | None
+) -> int | None:
     """Let the back end take a local file by itself; None where it must be read after all."""
     descriptor = source.descriptor
     assert descriptor is not None  # noqa: S101  (the caller asked)
-    copied = lane.share(descriptor, size)
-    if copied is None and digesting.idle and lane.writer.clone is not None:
-        extents = file_extents(descriptor, 0, size) if lane.writer.sparse else [Extent(0, size, data=True)]
+    copied = upload.share(descriptor, size)
+    if copied is None and digesting.idle and upload.writer.clone is not None:
+        extents = file_extents(descriptor, 0, size) if upload.writer.sparse else [Extent(0, size, data=True)]
         for extent in extents:
             end = extent.offset + extent.length
             for offset in range(extent.offset, end, CLONE) if extent.data else ():
-                lane.clone(descriptor, offset, min(CLONE, end - offset))
+                upload.clone(descriptor, offset, min(CLONE, end - offset))
                 if progress is not None:
                     progress(min(offset + CLONE, end), size)
         source.taken()
@@ -227,7 +229,7 @@ def _hand_over(lane: Lane, source: Source, digesting: Digesting, size: int, prog
         # The digests are those of the writer's own copy, whatever happens to the source meanwhile.
         own = open_source(f"/proc/self/fd/{copied}")
         try:
-            _pump(own, _Nowhere(lane.monitor), digesting, size, progress)
+            _pump(own, NullSink(upload.monitor), digesting, size, progress)
         finally:
             own.close()
     elif progress is not None:
@@ -236,7 +238,7 @@ def _hand_over(lane: Lane, source: Source, digesting: Digesting, size: int, prog
     return size
 
 
-class _Nowhere:
+class NullSink:
     """A sink for bytes that are only hashed."""
 
     def __init__(self, monitor: Monitor) -> None:
@@ -260,37 +262,37 @@ class _Nowhere:
         """Nothing to do."""
 
 
-class _Live:
-    """The lanes that have not failed."""
+class _LiveUploads:
+    """The uploads that have not failed."""
 
-    def __init__(self, lanes: list[Lane]) -> None:
-        self.lanes = list(lanes)
+    def __init__(self, uploads: list[StoreUpload]) -> None:
+        self.uploads = list(uploads)
 
-    def each(self, step: Callable[[Lane], None]) -> None:
-        """Take one step in every lane; those that fail drop out. Raises when none is left."""
-        for lane in list(self.lanes):
+    def each(self, step: Callable[[StoreUpload], None]) -> None:
+        """Take one step in every upload; those that fail drop out. Raises when none is left."""
+        for upload in list(self.uploads):
             try:
-                step(lane)
+                step(upload)
             except StoreError as error:
-                lane.drop(error)
-                self.lanes.remove(lane)
-                if not self.lanes:
+                upload.drop(error)
+                self.uploads.remove(upload)
+                if not self.uploads:
                     raise
 
 
-class _Tee(_Nowhere):
-    """Copies each block into the lanes that are still live."""
+class _Tee(NullSink):
+    """Copies each block into the uploads that are still live."""
 
-    def __init__(self, live: _Live, monitor: Monitor) -> None:
+    def __init__(self, live: _LiveUploads, monitor: Monitor) -> None:
         super().__init__(monitor)
         self._live = live
 
     def push(self, count: int) -> None:
-        """Copy the block into every lane, then let it go."""
+        """Copy the block into every upload, then let it go."""
         data = self.block()[:count]
-        self._live.each(lambda lane: lane.take(data))
+        self._live.each(lambda upload: upload.take(data))
         super().push(count)
 
     def skip(self, length: int) -> None:
-        """A hole in every lane."""
-        self._live.each(lambda lane: lane.skip(length))
+        """A hole in every upload."""
+        self._live.each(lambda upload: upload.skip(length))

@@ -37,7 +37,7 @@ from storelib.cli.main import run
 
 COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()", "--format", "json"]
 #: Seconds that anything may take.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 #: More than a block of any store or client, and not a multiple of one.
 DATA = bytes(range(251)) * 2100
 
@@ -166,7 +166,7 @@ class Deployment:
                 text=True,
             )
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        readable, _, _ = select.select([self._process.stdout], [], [], TIMEOUT)
         said = self._process.stdout.readline() if readable else ""
         assert said, (self.directory / "serve.log").read_text()
         self.url = str(json.loads(said)["url"])
@@ -176,7 +176,7 @@ class Deployment:
         self._process.terminate()
 
     def close(self) -> None:
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -225,7 +225,7 @@ class Deployment:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.url + path, data, {"Content-Type": kind, **self._headers, **named})
         request.method = method
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             text = response.read()
             return json.loads(text) if text else None
 

@@ -29,7 +29,7 @@ CLIENTS = 32
 #: Seconds: of work, before the power fails, and until it is back.
 WORK, POWER_FAILS, DARK = 60.0, 25.0, 4.0
 #: Seconds that one request may take, on a machine that does other things, too.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 #: Seconds in which everything that was interrupted must have been undone.
 RECOVERY = 45.0
 #: How often each thing must have succeeded, which is much less than on any machine.
@@ -229,7 +229,7 @@ class Client(threading.Thread):
 
     def connect(self) -> http.client.HTTPConnection:
         if self.connection is None:
-            self.connection = http.client.HTTPConnection(self.crowd.servers[self.server], timeout=PATIENCE)
+            self.connection = http.client.HTTPConnection(self.crowd.servers[self.server], timeout=TIMEOUT)
         if self.connection.sock is None:
             # Also where the server said that it would close it.
             self.connected = time.monotonic()
@@ -540,7 +540,7 @@ def work(crowd: Crowd, deployment: Deployment, victim: Server, other: Server) ->
     finally:
         crowd.over.set()
         for client in clients:
-            client.join(PATIENCE)
+            client.join(TIMEOUT)
     assert not any(client.is_alive() for client in clients)
     return half
 
@@ -628,7 +628,7 @@ def check_promises(crowd: Crowd, server: Server) -> None:
 
 def check_agreement(crowd: Crowd, deployment: Deployment, server: Server) -> None:
     """Database and stores agree, by the audit and by looking."""
-    expect(crowd, lambda: deployment.disagreements(patience=120.0), [])
+    expect(crowd, lambda: deployment.disagreements(timeout=120.0), [])
     expect(crowd, lambda: files(deployment) ^ reported(server), set())
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers.api import COMMAND, DATA, PATIENCE, Deployment, Upload, wait_until
+from servers.api import COMMAND, DATA, TIMEOUT, Deployment, Upload, wait_until
 from servers.nginx import make_certificate
 from servers.postgresql import PostgreSQL
 
@@ -51,7 +51,7 @@ def disk(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("disk")
     (directory / "disk.raw").write_bytes(DATA)
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", directory / "disk.raw", directory / "disk.qcow2"]
-    subprocess.run(convert, check=True, timeout=PATIENCE)
+    subprocess.run(convert, check=True, timeout=TIMEOUT)
     return directory / "disk.qcow2"
 
 
@@ -101,7 +101,7 @@ class TestServing:
     def test_an_image_may_have_more_headers_than_the_server_usually_takes(self, served):
         """v1 sends each property as a header, more than gunicorn takes by default."""
         [server] = served.servers
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
         with contextlib.closing(connection):
             headers = {f"x-image-meta-property-p{number}": "v" for number in range(200)}
             connection.request("GET", "/v2/images?limit=1", headers=headers)
@@ -109,7 +109,7 @@ class TestServing:
 
     def test_the_fields_of_v1_arrive_and_other_headers_with_underscores_do_not(self, served):
         [server] = served.servers
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
         headers = {"x-image-meta-name": "old", "x-image-meta-min_ram": "7", "SCRIPT_NAME": "/v1", "Content-Length": "0"}
         with contextlib.closing(connection):
             connection.request("POST", "/v1/images", headers=headers)
@@ -122,7 +122,7 @@ class TestServing:
         image = {"disk_format": "raw", "container_format": "bare"}
         path = f"/v2/images/{server.request('POST', '/v2/images', image)['id']}/file"
         octets = {"Content-Type": "application/octet-stream"}
-        connection = http.client.HTTPConnection(server.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(server.address, timeout=TIMEOUT)
         with contextlib.closing(connection):
             connection.request("PUT", path, b"the data", octets)
             assert connection.getresponse().read() == b""
@@ -138,7 +138,7 @@ class TestServing:
 
         def ask(path: str) -> str:
             """In a connection of its own, which any worker may take."""
-            with urllib.request.urlopen(server.url + path, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(server.url + path, timeout=TIMEOUT) as answer:
                 return answer.read().decode()
 
         def counted() -> set[int]:
@@ -157,7 +157,7 @@ class TestServing:
     def test_a_client_whose_headers_do_not_come_keeps_no_thread(self, deployment):
         server = deployment.serve("--workers", "1", "--threads", "1")
         parts = urllib.parse.urlsplit(server.url)
-        with socket.create_connection((parts.hostname, parts.port), PATIENCE) as slow:
+        with socket.create_connection((parts.hostname, parts.port), TIMEOUT) as slow:
             slow.sendall(b"GET /v2/images HTTP/1.1\r\nHost: x\r\nX-Half: ")
             time.sleep(0.5)
             assert server.request("GET", "/v2/images?limit=1")["images"] == []
@@ -189,14 +189,14 @@ class TestServing:
             return answer.status
 
         def hurry() -> None:
-            with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+            with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as connection:
                 while not answered.is_set():
                     ask(connection)
 
         busy = threading.Thread(target=hurry)
         busy.start()
         try:
-            with contextlib.closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
+            with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as connection:
                 assert [ask(connection) for _ in range(20)] == [200] * 20
         finally:
             answered.set()
@@ -220,7 +220,7 @@ class TestStopping:
         server.process.send_signal(number)
         time.sleep(0.5)
         assert upload.finish() == 204
-        assert server.process.wait(PATIENCE) == 0
+        assert server.process.wait(TIMEOUT) == 0
         assert deployment.disagreements() == []
         assert deployment.stored() == [upload.image_id]
 
@@ -230,7 +230,7 @@ class TestStopping:
         os.killpg(server.process.pid, signal.SIGINT)
         time.sleep(0.5)
         assert upload.finish() == 204
-        assert server.process.wait(PATIENCE) == 0
+        assert server.process.wait(TIMEOUT) == 0
 
     @pytest.mark.parametrize(("signals", "grace"), [([signal.SIGTERM], "0.5"), ([signal.SIGINT] * 2, "60")])
     def test_an_upload_that_does_not_end_leaves_nothing(self, deployment, signals, grace):
@@ -240,7 +240,7 @@ class TestStopping:
         for number in signals:
             server.process.send_signal(number)
             time.sleep(0.5)
-        assert server.process.wait(PATIENCE) == 0
+        assert server.process.wait(TIMEOUT) == 0
         assert time.monotonic() - begun < 10
         upload.connection.close()
         assert deployment.stored() == []
@@ -289,7 +289,7 @@ class TestStopping:
         assert server.stop() == 0
         with contextlib.suppress(BrokenPipeError):
             client.stdin.write(DATA)
-        _, said = client.communicate(timeout=PATIENCE)
+        _, said = client.communicate(timeout=TIMEOUT)
         assert client.returncode == 7
         assert b"is left without data, delete it later" in said
         assert [image["status"] for image in deployment.image("list", server=other).documents] == ["queued"]
@@ -324,7 +324,7 @@ class TestKilling:
         upload = Upload(server)
         [worker] = server.workers()
         os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait(PATIENCE)
+        server.process.wait(TIMEOUT)
         assert upload.finish() == 204
         wait_until(lambda: not Path(f"/proc/{worker}").exists())
         assert deployment.disagreements() == []
@@ -359,7 +359,7 @@ class TestTls:
         created = deployment.image("create", *image, *trusted).document
         context = ssl.create_default_context(cafile=certificate / "certificate")
         port = urllib.parse.urlsplit(server.url).port
-        connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
+        connection = http.client.HTTPSConnection("localhost", port, timeout=TIMEOUT, context=context)
         connection.putrequest("PUT", f"/v2/images/{created['id']}/file")
         connection.putheader("Content-Type", "application/octet-stream")
         connection.putheader("Content-Length", str(len(DATA)))

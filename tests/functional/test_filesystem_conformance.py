@@ -14,10 +14,10 @@ from storelib.driver import Store
 from storelib.drivers.filesystem import FileLocation, FilesystemStore
 from storelib.drivers.filesystem.writer import has_reflinks
 from storelib.registry import open_store
-from storelib.testing.conformance import ReadOnlyConformance, SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, ReadOnlyConformance, StoreConformance
 
 
-class Directories(SideDoor):
+class Directories(BackendAccess):
     """Looks at all files below some directories."""
 
     def __init__(self, *paths: pathlib.Path) -> None:
@@ -74,7 +74,7 @@ class FilesystemConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, root: pathlib.Path, store: Store[Any]) -> SideDoor:
+    def backend_access(cls, root: pathlib.Path, store: Store[Any]) -> BackendAccess:
         return Directories(*(root / name for name in cls.directories))
 
 
@@ -127,5 +127,5 @@ class TestReadOnly(ReadOnlyConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, root: pathlib.Path, store: Store[Any]) -> SideDoor:
+    def backend_access(cls, root: pathlib.Path, store: Store[Any]) -> BackendAccess:
         return Directories(root)

@@ -37,7 +37,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, StoreConformance
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Stall
 
 KiB, MiB = 1024, 1024 * 1024
@@ -78,7 +78,7 @@ def open_grid(server, uri=None, **options):
     return open_store(GridfsStore, "grid", **defaults | options)
 
 
-class Bucket(SideDoor):
+class Bucket(BackendAccess):
     """The bucket through a client of the tests' own."""
 
     def __init__(self, client, database="images", bucket="fs"):
@@ -120,7 +120,7 @@ class TestConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, mongod):
+    def backend_access(cls, mongod):
         return Bucket(mongod.raw, "conformance")
 
 
@@ -133,7 +133,7 @@ def store(mongod):
 
 
 @pytest.fixture
-def door(mongod):
+def access(mongod):
     return Bucket(mongod.raw)
 
 
@@ -169,18 +169,18 @@ def uri_of(image_id):
     return GridfsStore.location_class(image_id).uri
 
 
-def assert_whole_or_nothing(store, door, direct, image_id, data):
+def assert_whole_or_nothing(store, access, direct, image_id, data):
     """An add gave a correct image, or left nothing that gc does not find; answers the error in that case."""
     try:
         stored = store.add(image_id, data)
     except StoreError as error:
-        assert door.read(image_id) is None
+        assert access.read(image_id) is None
         direct.gc(0)
-        assert not door.residue(image_id)
+        assert not access.residue(image_id)
         return error
-    assert door.read(image_id) == data
+    assert access.read(image_id) == data
     assert stored.multihash == hashlib.sha512(data).hexdigest()
-    assert len(door.residue(image_id)) == 1
+    assert len(access.residue(image_id)) == 1
     direct.delete(stored.uri)
     return None
 
@@ -204,8 +204,8 @@ def test_size_may_be_unknown(store, image_id, size):
     ("offset", "length"),
     [(0, 1), (SMALL - 1, 2), (SMALL, SMALL), (5, 3 * SMALL), (4 * MiB - 1, 5 * MiB), (len(LARGE) - 1, None), (10, 0)],
 )
-def test_ranges(store, door, offset, length):
-    if door.read("ranges") is None:
+def test_ranges(store, access, offset, length):
+    if access.read("ranges") is None:
         store.add("ranges", LARGE)
     end = None if length is None else offset + length
     assert read(store, uri_of("ranges"), offset, length) == LARGE[offset:end]
@@ -226,10 +226,10 @@ def test_small_reads_fetch_each_chunk_once(mongod, store, image_id):
 
 
 @pytest.mark.parametrize("name", ["a b", "ü/.."[:1], "100%", "a?b#c", "a:b@c", "$where", "{}", "00" * 12, "x" * 255])
-def test_odd_ids(store, door, name):
+def test_odd_ids(store, access, name):
     stored = store.add(name, IMAGE)
     assert read(store, stored.uri) == IMAGE
-    assert door.read(name) == IMAGE
+    assert access.read(name) == IMAGE
     store.delete(stored.uri)
     with pytest.raises(NotFound):
         store.get(stored.uri)
@@ -337,9 +337,9 @@ def test_file_with_an_objectid_is_read_and_listed_by_it(mongod, store):
     store.delete(uri)
 
 
-def test_token_of_an_image_is_no_second_uri_of_it(store, door, image_id):
+def test_token_of_an_image_is_no_second_uri_of_it(store, access, image_id):
     store.add(image_id, IMAGE)
-    token = door.files.find_one({"filename": image_id})["_id"]
+    token = access.files.find_one({"filename": image_id})["_id"]
     with pytest.raises(NotFound):
         store.get(f"gridfs://{token}")
 
@@ -361,27 +361,27 @@ def test_image_of_glance_store_that_appears_meanwhile_stays(mongod, store, image
 
 
 @pytest.mark.parametrize("number", [0, 40, len(LARGE) // SMALL])
-def test_missing_chunk_is_an_error(store, door, image_id, number):
+def test_missing_chunk_is_an_error(store, access, image_id, number):
     uri = store.add(image_id, LARGE).uri
-    files_id = door.files.find_one({"filename": image_id})["_id"]
-    door.chunks.delete_one({"files_id": files_id, "n": number})
+    files_id = access.files.find_one({"filename": image_id})["_id"]
+    access.chunks.delete_one({"files_id": files_id, "n": number})
     with store.get(uri).data as stream, pytest.raises(IncompleteRead, match=f"chunk {number} is missing"):
         stream.read()
 
 
 @pytest.mark.parametrize("wrong", [b"short", bytes(SMALL + 1), "text", None, 5])
-def test_chunk_of_the_wrong_size_is_an_error(store, door, image_id, wrong):
+def test_chunk_of_the_wrong_size_is_an_error(store, access, image_id, wrong):
     uri = store.add(image_id, IMAGE).uri
-    files_id = door.files.find_one({"filename": image_id})["_id"]
-    door.chunks.update_one({"files_id": files_id, "n": 1}, {"$set": {"data": wrong}})
+    files_id = access.files.find_one({"filename": image_id})["_id"]
+    access.chunks.update_one({"files_id": files_id, "n": 1}, {"$set": {"data": wrong}})
     with store.get(uri).data as stream, pytest.raises(IncompleteRead, match="chunk 1 "):
         stream.read()
 
 
-def test_chunk_without_bytes_is_an_error(store, door, image_id):
+def test_chunk_without_bytes_is_an_error(store, access, image_id):
     uri = store.add(image_id, IMAGE).uri
-    files_id = door.files.find_one({"filename": image_id})["_id"]
-    door.chunks.update_one({"files_id": files_id, "n": 1}, {"$unset": {"data": 1}})
+    files_id = access.files.find_one({"filename": image_id})["_id"]
+    access.chunks.update_one({"files_id": files_id, "n": 1}, {"$unset": {"data": 1}})
     with store.get(uri).data as stream, pytest.raises(IncompleteRead, match="chunk 1 "):
         stream.read()
 
@@ -473,19 +473,19 @@ def test_server_crashes_in_the_middle_of_an_add(tmp_path, journal):
 
         data = b"".join(bytes_of(MiB, start) for start in range(0, 32 * MiB, MiB))
         with contextlib.closing(server.client()) as raw:
-            door = Bucket(raw)
+            access = Bucket(raw)
             try:
                 stored = store.add("image", source())
             except StoreError:
                 # What was not in the journal yet is gone, and the add noticed.
                 assert not journal
-                assert door.read("image") is None
+                assert access.read("image") is None
                 store.gc(0)
-                assert not door.residue("image")
+                assert not access.residue("image")
                 stored = store.add("image", data)
-            assert door.read("image") == data
+            assert access.read("image") == data
             assert stored.multihash == hashlib.sha512(data).hexdigest()
-            assert len(door.residue("image")) == 1
+            assert len(access.residue("image")) == 1
 
 
 def test_server_crashes_in_the_middle_of_a_get(tmp_path):
@@ -542,13 +542,13 @@ def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp
         time.sleep(1)
         patient = open_grid(server)
         with contextlib.closing(server.client()) as raw:
-            door = Bucket(raw)
-            if door.read("image") is not None:
+            access = Bucket(raw)
+            if access.read("image") is not None:
                 # Only whole.
-                assert door.read("image") == IMAGE
+                assert access.read("image") == IMAGE
             patient.gc(0)
-            assert door.read("image") in (None, IMAGE)
-            assert len(door.residue("image")) == (door.read("image") is not None)
+            assert access.read("image") in (None, IMAGE)
+            assert len(access.residue("image")) == (access.read("image") is not None)
 
 
 def test_peer_that_never_answers_is_given_up_within_the_timeout_of_transfers(mongod, image_id):
@@ -566,7 +566,7 @@ def test_chunks_that_a_crash_takes_after_they_were_counted_do_not_become_an_imag
         # So small that the server keeps it in memory until it writes its journal, ten times in a second.
         data = bytes_of(5000)
         options = {"mongodb_store_chunk_size": 4, "mongodb_store_write_concern": "1", "transfer_retries": 6}
-        store, door = open_grid(server, **options), Bucket(raw)
+        store, access = open_grid(server, **options), Bucket(raw)
         count = GridfsWriter._check_chunks
 
         def crash_when_counted(writer, expected):
@@ -577,7 +577,7 @@ def test_chunks_that_a_crash_takes_after_they_were_counted_do_not_become_an_imag
 
         monkeypatch.setattr(GridfsWriter, "_check_chunks", crash_when_counted)
         store.add("image", data)
-        assert door.read("image") == data
+        assert access.read("image") == data
 
 
 WRITER = """
@@ -613,21 +613,21 @@ def wait_for(process, line):
     assert line in iter(lambda: process.stdout.readline().strip(), "")
 
 
-def test_gc_finds_what_a_killed_process_left(mongod, store, door, image_id):
+def test_gc_finds_what_a_killed_process_left(mongod, store, access, image_id):
     with start_writer(mongod, image_id, 16) as process:
         wait_for(process, "15")
         process.kill()
-    left = door.residue(image_id)
+    left = access.residue(image_id)
     assert len(left) == 1
-    assert door.read(image_id) is None
+    assert access.read(image_id) is None
     assert not store.gc(3600, image_id)
     [found] = store.gc(0, image_id)
     assert found.image_id == image_id
     assert found.size >= MiB
-    assert not door.residue(image_id)
+    assert not access.residue(image_id)
 
 
-def test_of_two_processes_one_adds(mongod, store, door, image_id):
+def test_of_two_processes_one_adds(mongod, store, access, image_id):
     with start_writer(mongod, image_id, 9) as one, start_writer(mongod, image_id, 9) as two:
         for process in (one, two):
             wait_for(process, "8")
@@ -639,11 +639,11 @@ def test_of_two_processes_one_adds(mongod, store, door, image_id):
             process.stdin.close()
     assert answers.count("Duplicate") == 1
     [won] = set(answers) - {"Duplicate"}
-    assert hashlib.sha512(door.read(image_id)).hexdigest() == won
-    assert len(door.residue(image_id)) == 1
+    assert hashlib.sha512(access.read(image_id)).hexdigest() == won
+    assert len(access.residue(image_id)) == 1
 
 
-def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, door, image_id, monkeypatch):
+def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, access, image_id, monkeypatch):
     # A network may deliver a request long after its sender has given up, here those that make and change the record.
     from pymongo.collection import Collection
 
@@ -667,9 +667,9 @@ def test_late_requests_of_a_failed_add_publish_nothing(mongod, store, door, imag
     monkeypatch.undo()
     for late in sent:
         late()
-        assert door.read(image_id) is None
+        assert access.read(image_id) is None
     store.gc(0)
-    assert not door.residue(image_id)
+    assert not access.residue(image_id)
 
 
 COLLECTOR = """
@@ -724,37 +724,37 @@ def calling_before(store, number, call):
 
 
 @pytest.mark.parametrize("by", ["object", "process"])
-def test_gc_of_others_at_any_moment_leaves_no_add_without_data(mongod, store, door, image_id, by):
+def test_gc_of_others_at_any_moment_leaves_no_add_without_data(mongod, store, access, image_id, by):
     store.client.prepare()
     with collecting(mongod, by) as collect:
         outcomes, number, names = [], 0, []
         while number <= len(names):
             adding = in_small_parts(open_grid(mongod))
             names = calling_before(adding, number, lambda: collect(image_id))
-            outcomes.append(assert_whole_or_nothing(adding, door, store, image_id, IMAGE))
+            outcomes.append(assert_whole_or_nothing(adding, access, store, image_id, IMAGE))
             number += 1
     # Before the record and after publishing there was nothing to take.
     assert outcomes[0] is outcomes[-1] is None
     assert any(outcomes)
 
 
-def wait_for_chunks(door, image_id, count):
+def wait_for_chunks(access, image_id, count):
     """Until so many of an add under way have arrived; answers its record."""
     for _ in range(1000):
-        record = door.files.find_one({"metadata.storelib.pending": image_id})
-        if record and door.chunks.count_documents({"files_id": record["_id"]}) >= count:
+        record = access.files.find_one({"metadata.storelib.pending": image_id})
+        if record and access.chunks.count_documents({"files_id": record["_id"]}) >= count:
             return record
         time.sleep(0.01)
     raise AssertionError("no chunks arrive")
 
 
-def test_gc_goes_by_the_clock_of_the_server(mongod, store, door, image_id, monkeypatch):
+def test_gc_goes_by_the_clock_of_the_server(mongod, store, access, image_id, monkeypatch):
     other = open_grid(mongod)
     now = time.time
 
     def source():
         yield LARGE[: 5 * MiB]
-        wait_for_chunks(door, image_id, 1)
+        wait_for_chunks(access, image_id, 1)
         # Of the one who collects, fast by two hours.
         with monkeypatch.context() as patched:
             patched.setattr(time, "time", lambda: now() + 7200)
@@ -764,13 +764,13 @@ def test_gc_goes_by_the_clock_of_the_server(mongod, store, door, image_id, monke
     assert read(store, store.add(image_id, source()).uri) == LARGE
 
 
-def test_add_of_a_client_whose_clock_is_slow_is_young(mongod, store, door, image_id, monkeypatch):
+def test_add_of_a_client_whose_clock_is_slow_is_young(mongod, store, access, image_id, monkeypatch):
     other = open_grid(mongod)
     now = time.time
 
     def source():
         yield LARGE[: 5 * MiB]
-        wait_for_chunks(door, image_id, 1)
+        wait_for_chunks(access, image_id, 1)
         monkeypatch.undo()
         assert not other.gc(3600, image_id)
         yield LARGE[5 * MiB :]
@@ -804,14 +804,14 @@ def losing_the_answer(monkeypatch, method, meanwhile):
         yield
 
 
-def test_delete_whose_answer_was_lost_leaves_the_next_image_of_that_id(mongod, store, door, image_id, monkeypatch):
+def test_delete_whose_answer_was_lost_leaves_the_next_image_of_that_id(mongod, store, access, image_id, monkeypatch):
     uri = store.add(image_id, IMAGE).uri
-    before = door.chunks.distinct("files_id")
+    before = access.chunks.distinct("files_id")
     with losing_the_answer(monkeypatch, "delete_one", lambda: open_grid(mongod).add(image_id, b"next")):
         store.delete(uri)
-    assert door.read(image_id) == b"next"
-    assert len(door.residue(image_id)) == 1
-    assert len(door.chunks.distinct("files_id")) == len(before)
+    assert access.read(image_id) == b"next"
+    assert len(access.residue(image_id)) == 1
+    assert len(access.chunks.distinct("files_id")) == len(before)
 
 
 def test_delete_whose_answer_was_lost_leaves_the_next_file_of_another_client(mongod, store, image_id, monkeypatch):
@@ -831,12 +831,12 @@ def test_delete_whose_answer_was_lost_leaves_the_next_file_of_another_client(mon
 
 
 @pytest.mark.parametrize("method", ["update_one", "replace_one"])
-def test_add_whose_answer_was_lost_is_the_one_image(mongod, store, door, image_id, monkeypatch, method):
+def test_add_whose_answer_was_lost_is_the_one_image(mongod, store, access, image_id, monkeypatch, method):
     store.client.prepare()
     with losing_the_answer(monkeypatch, method, lambda: None):
         store.add(image_id, IMAGE)
-    assert door.read(image_id) == IMAGE
-    assert len(door.residue(image_id)) == 1
+    assert access.read(image_id) == IMAGE
+    assert len(access.residue(image_id)) == 1
 
 
 def test_delete_that_another_one_was_quicker_with_is_not_found(mongod, store, image_id, monkeypatch):
@@ -854,42 +854,42 @@ def test_delete_that_another_one_was_quicker_with_is_not_found(mongod, store, im
         store.delete(uri)
 
 
-def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, door, image_id):
+def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, access, image_id):
     # The other store stands for another process: it does not know of this one's adds.
     other = open_grid(mongod)
 
     def source():
         yield LARGE[: 5 * MiB]
         deadline = time.monotonic() + 10
-        while not door.chunks.count_documents({}) and time.monotonic() < deadline:
+        while not access.chunks.count_documents({}) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert other.gc(0, image_id)
         yield LARGE[5 * MiB :]
 
     with pytest.raises(StoreError, match="lost"):
         store.add(image_id, source())
-    assert door.read(image_id) is None
-    assert not door.residue(image_id)
+    assert access.read(image_id) is None
+    assert not access.residue(image_id)
 
 
-def test_chunk_that_the_server_lost_is_noticed_before_the_image_is_published(store, door, image_id):
+def test_chunk_that_the_server_lost_is_noticed_before_the_image_is_published(store, access, image_id):
     def source():
         yield LARGE[: 5 * MiB]
         deadline = time.monotonic() + 10
         lost = None
         while lost is None and time.monotonic() < deadline:
-            record = door.files.find_one({"metadata.storelib.pending": image_id})
-            lost = record and door.chunks.find_one_and_delete({"files_id": record["_id"], "n": 3})
+            record = access.files.find_one({"metadata.storelib.pending": image_id})
+            lost = record and access.chunks.find_one_and_delete({"files_id": record["_id"], "n": 3})
         assert lost
         yield LARGE[5 * MiB :]
 
     with pytest.raises(StoreError, match="the server has 176 of 177 chunks"):
         store.add(image_id, source())
-    assert door.read(image_id) is None
-    assert not door.residue(image_id)
+    assert access.read(image_id) is None
+    assert not access.residue(image_id)
 
 
-def test_gc_leaves_an_add_that_has_become_an_image(mongod, store, door, image_id):
+def test_gc_leaves_an_add_that_has_become_an_image(mongod, store, access, image_id):
     other = open_grid(mongod)
     found = []
 
@@ -904,14 +904,14 @@ def test_gc_leaves_an_add_that_has_become_an_image(mongod, store, door, image_id
 
 
 @pytest.mark.parametrize("files_id", ["glance-image", 17])
-def test_chunks_without_a_file_are_found(store, door, files_id):
-    door.chunks.insert_many([{"files_id": files_id, "n": n, "data": bytes(1000 - 500 * (n == 2))} for n in range(3)])
+def test_chunks_without_a_file_are_found(store, access, files_id):
+    access.chunks.insert_many([{"files_id": files_id, "n": n, "data": bytes(1000 - 500 * (n == 2))} for n in range(3)])
     [found] = [item for item in store.find_garbage(0) if str(files_id) in item.name]
     assert found.size == 2500
     assert found.image_id == (files_id if isinstance(files_id, str) else None)
     assert not [item for item in store.gc(3600) if str(files_id) in item.name]
     store.gc(0)
-    assert not door.chunks.count_documents({"files_id": files_id})
+    assert not access.chunks.count_documents({"files_id": files_id})
 
 
 def test_gc_leaves_files_of_other_clients(mongod, store):
@@ -925,15 +925,15 @@ def test_gc_leaves_files_of_other_clients(mongod, store):
         plain.delete(files_id)
 
 
-def test_interrupted_delete_is_finished_by_gc(mongod, store, door, image_id):
+def test_interrupted_delete_is_finished_by_gc(mongod, store, access, image_id):
     uri = store.add(image_id, IMAGE).uri
-    files_id = door.files.find_one({"filename": image_id})["_id"]
+    files_id = access.files.find_one({"filename": image_id})["_id"]
     # The first delete is of the document, the second of the chunks.
-    door.files.delete_one({"_id": files_id})
+    access.files.delete_one({"_id": files_id})
     with pytest.raises(NotFound):
         store.get(uri)
     assert [item for item in store.gc(0) if str(files_id) in item.name]
-    assert not door.chunks.count_documents({"files_id": files_id})
+    assert not access.chunks.count_documents({"files_id": files_id})
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -1245,34 +1245,34 @@ def test_server_without_a_journal_is_a_configuration_error(tmp_path, journal):
     [{"errorCode": 11600}, {"errorCode": 10107}, {"errorCode": 91}, {"errorCode": 262}, {"closeConnection": True}],
     ids=lambda how: str(next(iter(how.values()))),
 )
-def test_passing_error_is_survived(mongod, store, door, image_id, command, how):
+def test_passing_error_is_survived(mongod, store, access, image_id, command, how):
     store.client.prepare()
     mongod.fail(command, times=1, **how)
     stored = store.add(image_id, LARGE)
-    assert door.read(image_id) == LARGE
+    assert access.read(image_id) == LARGE
     assert read(store, stored.uri) == LARGE
     mongod.fail(command, times=0, errorCode=1)
 
 
 @pytest.mark.parametrize("command", ["insert", "update"])
-def test_write_that_was_done_but_not_confirmed_is_done_again(mongod, store, door, image_id, command):
+def test_write_that_was_done_but_not_confirmed_is_done_again(mongod, store, access, image_id, command):
     concern = {"code": 64, "errmsg": "waiting for replication timed out"}
     mongod.fail(command, times=1, writeConcernError=concern)
     store.add(image_id, LARGE)
-    assert door.read(image_id) == LARGE
-    assert len(door.residue(image_id)) == 1
+    assert access.read(image_id) == LARGE
+    assert len(access.residue(image_id)) == 1
     mongod.fail(command, times=0, errorCode=1)
 
 
 @pytest.mark.parametrize(("command", "error"), [("insert", StorageFull), ("aggregate", StorageFull)])
-def test_check_does_what_images_do(mongod, store, door, command, error):
+def test_check_does_what_images_do(mongod, store, access, command, error):
     assert store.check().free is not None
-    assert not door.residue("storelib-check-")
+    assert not access.residue("storelib-check-")
     mongod.fail(command, times=1, errorCode=14031)
     with pytest.raises(error):
         store.check()
     mongod.fail(command, times=0, errorCode=1)
-    assert not door.residue("storelib-check-")
+    assert not access.residue("storelib-check-")
 
 
 @pytest.mark.parametrize("code", [13, 59, 115, 8000])
@@ -1285,25 +1285,25 @@ def test_check_without_dbstats_does_not_know_the_room(mongod, store, code):
 
 
 @pytest.mark.parametrize("command", ["insert", "update"])
-def test_full_disk_is_reported_and_nothing_left(mongod, store, door, image_id, command):
+def test_full_disk_is_reported_and_nothing_left(mongod, store, access, image_id, command):
     mongod.fail(command, times=1, errorCode=14031)
     with pytest.raises(StorageFull):
         store.add(image_id, LARGE)
-    assert not door.residue(image_id)
+    assert not access.residue(image_id)
 
 
 @pytest.mark.parametrize("command", ["find", "insert", "update", "createIndexes"])
 def test_error_that_lasts_is_raised_and_nothing_left(mongod, image_id, command):
     # One without indexes yet.
     store = open_grid(mongod, mongodb_store_db=f"lasting-{command}", transfer_retries=1)
-    door = Bucket(mongod.raw, f"lasting-{command}")
+    access = Bucket(mongod.raw, f"lasting-{command}")
     # Each of three parts is sent twice.
     mongod.fail(command, times=6, errorCode=91)
     with pytest.raises(RemoteServiceUnavailable):
         store.add(image_id, LARGE)
     mongod.fail(command, times=0, errorCode=1)
     store.gc(0)
-    assert not door.residue(image_id)
+    assert not access.residue(image_id)
 
 
 def test_index_with_other_options_is_named(mongod):
@@ -1319,35 +1319,35 @@ def test_index_with_other_options_is_named(mongod):
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, len(LARGE)])
-def test_copy_is_done_by_the_server(store, door, image_id, size):
+def test_copy_is_done_by_the_server(store, access, image_id, size):
     stored = store.add(image_id, bytes_of(size))
     done = []
     digests = Digests(stored.checksum, stored.multihash)
     copy = store.copy(stored.uri, f"{image_id}-copy", digests=digests, progress=lambda *at: done.append(at))
     store.delete(stored.uri)
-    assert door.read(f"{image_id}-copy") == bytes_of(size)
+    assert access.read(f"{image_id}-copy") == bytes_of(size)
     assert copy[1:4] == stored[1:4]
     assert done[-1] == (size, size)
 
 
-def test_copy_of_an_image_of_glance_store_keeps_its_chunks(mongod, store, door, image_id):
+def test_copy_of_an_image_of_glance_store_keeps_its_chunks(mongod, store, access, image_id):
     import gridfs
 
     gridfs.GridFS(mongod.raw["images"]).put(LARGE, _id=image_id)
     store.copy(uri_of(image_id), f"{image_id}-copy", digests=Digests(None, "00"))
-    assert door.read(f"{image_id}-copy") == LARGE
-    assert door.files.find_one({"filename": f"{image_id}-copy"})["chunkSize"] == 255 * KiB
+    assert access.read(f"{image_id}-copy") == LARGE
+    assert access.files.find_one({"filename": f"{image_id}-copy"})["chunkSize"] == 255 * KiB
 
 
-def test_copy_of_a_damaged_image_is_refused(store, door, image_id):
+def test_copy_of_a_damaged_image_is_refused(store, access, image_id):
     uri = store.add(image_id, LARGE).uri
-    door.chunks.delete_one({"files_id": door.files.find_one({"filename": image_id})["_id"], "n": 7})
+    access.chunks.delete_one({"files_id": access.files.find_one({"filename": image_id})["_id"], "n": 7})
     with pytest.raises(StoreError, match="chunks"):
         store.copy(uri, f"copy-{image_id}", digests=Digests(None, "00"))
-    assert not [name for name in door.residue(f"copy-{image_id}") if "orphan" not in name]
+    assert not [name for name in access.residue(f"copy-{image_id}") if "orphan" not in name]
 
 
-def test_cancelled_copy_leaves_nothing(store, door, image_id):
+def test_cancelled_copy_leaves_nothing(store, access, image_id):
     uri = store.add(image_id, LARGE).uri
 
     def progress(done, total):
@@ -1356,7 +1356,7 @@ def test_cancelled_copy_leaves_nothing(store, door, image_id):
 
     with pytest.raises(KeyboardInterrupt):
         store.copy(uri, f"copy-{image_id}", digests=Digests(None, "00"), progress=progress)
-    assert not door.residue(f"copy-{image_id}")
+    assert not access.residue(f"copy-{image_id}")
 
 
 # -- Faults on the wire ---------------------------------------------------------------------------------------
@@ -1382,27 +1382,27 @@ PLACES = [0, 300, 1000, 2000, 3000, *(SMALL * part + extra for part in range(4) 
 
 @pytest.mark.parametrize("fault", [Cut, Reset])
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_upload_survives_one_fault(mongod, store, door, proxy, image_id, fault, direction):
+def test_upload_survives_one_fault(mongod, store, access, proxy, image_id, fault, direction):
     for after in PLACES if direction == "up" else PLACES[:5]:
         # One of them is the monitor's, which asks little.
         proxy.plan(fault(after=after, direction=direction), connections=3)
         faulty = through(proxy, mongod)
-        assert assert_whole_or_nothing(faulty, door, store, image_id, IMAGE) is None, after
+        assert assert_whole_or_nothing(faulty, access, store, image_id, IMAGE) is None, after
         proxy.plan(connections=0)
 
 
 @pytest.mark.parametrize("fault", [Cut, Reset])
 @pytest.mark.parametrize("after", [0, 1000, SMALL, 2 * SMALL])
-def test_upload_over_a_line_that_always_breaks_leaves_nothing(mongod, store, door, proxy, image_id, fault, after):
+def test_upload_over_a_line_that_always_breaks_leaves_nothing(mongod, store, access, proxy, image_id, fault, after):
     proxy.always(fault(after=after, direction="up"))
     faulty = through(proxy, mongod, transfer_retries=1, mongodb_store_server_selection_timeout=0.5)
-    assert_whole_or_nothing(faulty, door, store, image_id, IMAGE)
+    assert_whole_or_nothing(faulty, access, store, image_id, IMAGE)
 
 
-def test_upload_survives_a_stall(mongod, store, door, proxy, image_id):
+def test_upload_survives_a_stall(mongod, store, access, proxy, image_id):
     proxy.plan(Stall(after=SMALL // 2, direction="up"), connections=3)
     faulty = through(proxy, mongod, mongodb_store_socket_timeout=0.5)
-    assert assert_whole_or_nothing(faulty, door, store, image_id, IMAGE) is None
+    assert assert_whole_or_nothing(faulty, access, store, image_id, IMAGE) is None
 
 
 @pytest.mark.parametrize("fault", [Cut, Reset])

@@ -29,7 +29,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import ReadOnlyConformance, SideDoor
+from storelib.testing.conformance import BackendAccess, ReadOnlyConformance
 
 KiB, MiB = 1024, 1024 * 1024
 IMAGE = b"".join(hashlib.sha256(str(number).encode()).digest() for number in range(32 * KiB)) + b"end"
@@ -98,7 +98,7 @@ def answering(*answers):
         thread.join()
 
 
-class Folder(SideDoor):
+class Folder(BackendAccess):
     """nginx's files, by image id."""
 
     def __init__(self, server):
@@ -127,7 +127,7 @@ class TestHttpConformance(ReadOnlyConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, nginx):
+    def backend_access(cls, nginx):
         return Folder(nginx)
 
 

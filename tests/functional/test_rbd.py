@@ -32,7 +32,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, StoreConformance
 from storelib.transfer import copy
 
 rados, rbd = (pytest.importorskip(name, reason=f"needs Debian's python3-{name}") for name in ("rados", "rbd"))
@@ -72,7 +72,7 @@ def open_rbd(ceph, **options):
     return open_store(RbdStore, "rbd", **options)
 
 
-class Pool(SideDoor):
+class Pool(BackendAccess):
     """A pool through a connection of the tests' own."""
 
     def __init__(self, ceph, pool="images", namespace=""):
@@ -116,7 +116,7 @@ class TestConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, ceph):
+    def backend_access(cls, ceph):
         return Pool(ceph, "conformance")
 
 
@@ -275,12 +275,12 @@ def test_short_uri(store, image_id):
 
 def test_namespace(ceph, store, image_id):
     ceph.run("rbd", "namespace", "create", "--pool", "images", "--namespace", "tenant")
-    inside, door = open_rbd(ceph, rbd_store_namespace="tenant"), Pool(ceph, "images", "tenant")
+    inside, access = open_rbd(ceph, rbd_store_namespace="tenant"), Pool(ceph, "images", "tenant")
     stored = inside.add(image_id, b"inside")
     assert stored.uri == f"rbd://{ceph.fsid}/images/tenant/{image_id}/snap"
     outside = store.add(image_id, b"outside").uri
     assert (read(inside, stored.uri), read(store, outside)) == (b"inside", b"outside")
-    assert door.names() == {image_id}
+    assert access.names() == {image_id}
     with pytest.raises(BadStoreUri):
         inside.get(outside)
     with pytest.raises(BadStoreUri):
@@ -289,7 +289,7 @@ def test_namespace(ceph, store, image_id):
     assert read(inside, copied.uri) == b"inside"
     inside.delete(copied.uri)
     inside.delete(stored.uri)
-    assert not door.names()
+    assert not access.names()
 
 
 def test_check_knows_no_room_without_a_manager(ceph, store, pool):

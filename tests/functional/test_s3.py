@@ -41,7 +41,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, StoreConformance
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Slow, Stall
 
 KiB, MiB = 1024, 1024 * 1024
@@ -93,8 +93,8 @@ def gateway(tmp_path_factory):
     with radosgw(tmp_path_factory.mktemp("ceph"), rgw_multipart_min_part_size=1) as server:
         for user in ("one", "two"):
             server.add_user(user)
-        server.door = Bucket(server.s3_endpoint, server)
-        server.door.client.create_bucket(Bucket="images")
+        server.access = Bucket(server.s3_endpoint, server)
+        server.access.client.create_bucket(Bucket="images")
         server.direct = open_rados(server)
         yield server
 
@@ -102,8 +102,8 @@ def gateway(tmp_path_factory):
 @pytest.fixture(scope="module")
 def localstack(tmp_path_factory):
     with Localstack(tmp_path_factory.mktemp("localstack")) as server:
-        server.door = Bucket(server.endpoint, server)
-        server.door.client.create_bucket(Bucket="images")
+        server.access = Bucket(server.endpoint, server)
+        server.access.client.create_bucket(Bucket="images")
         yield server
 
 
@@ -127,7 +127,7 @@ def open_local(localstack, endpoint=None, driver=S3Store, **options):
     return open_store(driver, "local", **options_of(endpoint or localstack.endpoint, localstack, **options))
 
 
-class Bucket(SideDoor):
+class Bucket(BackendAccess):
     """The bucket through a client of the tests' own."""
 
     def __init__(self, endpoint, server, bucket="images", prefix=""):
@@ -174,7 +174,7 @@ class TestRadosgwConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, gateway):
+    def backend_access(cls, gateway):
         return Bucket(gateway.s3_endpoint, gateway, "conformance", "images/")
 
 
@@ -196,7 +196,7 @@ class TestLocalstackConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, localstack):
+    def backend_access(cls, localstack):
         return Bucket(localstack.endpoint, localstack, "conformance")
 
 
@@ -412,7 +412,7 @@ def test_bucket_is_made_when_needed(gateway, data):
 def test_bucket_is_made_in_its_region(localstack):
     store = open_local(localstack, s3_store_bucket="regional", s3_store_region_name="eu-west-1")
     store.add("image", b"data")
-    place = localstack.door.client.get_bucket_location(Bucket="regional")
+    place = localstack.access.client.get_bucket_location(Bucket="regional")
     assert place["LocationConstraint"] == "eu-west-1"
 
 
@@ -450,7 +450,7 @@ def test_image_that_is_replaced_while_it_is_read_is_noticed(rados, gateway, imag
     with rados.get(uri).data as stream:
         stream.read(10)
         stream.seek(9 * MiB)
-        gateway.door.client.put_object(Bucket="images", Key=image_id, Body=LARGE[::-1])
+        gateway.access.client.put_object(Bucket="images", Key=image_id, Body=LARGE[::-1])
         with pytest.raises(ImageChanged):
             stream.read(10)
 
@@ -554,8 +554,8 @@ def test_http_is_asked_of_the_proxy_itself(gateway, image_id):
 def test_prefix_is_part_of_every_key(gateway, rados, prefix):
     store = in_small_parts(open_rados(gateway, s3_store_key_prefix=prefix, s3_store_bucket="prefixes"))
     small, large = store.add("small image", b"data"), store.add("läßt", IMAGE)
-    door = Bucket(gateway.s3_endpoint, gateway, "prefixes", prefix)
-    assert door.read("small image") == b"data"
+    access = Bucket(gateway.s3_endpoint, gateway, "prefixes", prefix)
+    assert access.read("small image") == b"data"
     assert read(store, large.uri) == IMAGE
     listed = {info.image_id: info.uri for info in store.list_images()}
     assert listed == {"small image": small.uri, "läßt": large.uri}
@@ -566,7 +566,7 @@ def test_prefix_is_part_of_every_key(gateway, rados, prefix):
 
 
 def test_key_with_slashes_is_read(gateway, rados):
-    gateway.door.client.put_object(Bucket="images", Key="some/old image/1", Body=b"old")
+    gateway.access.client.put_object(Bucket="images", Key="some/old image/1", Body=b"old")
     uri = f"{rados.location('x').uri[:-1]}some/old%20image/1"
     assert read(rados, uri) == b"old"
     assert rados.stat(uri).image_id is None
@@ -655,7 +655,7 @@ def test_without_conditions_a_look_protects_what_is_there(gateway, image_id):
 def test_failed_add_brings_no_older_version_to_light(localstack, image_id):
     store = open_local(localstack, s3_store_bucket="versions", transfer_retries=0)
     store.delete(store.add(image_id, b"older").uri)
-    client = localstack.door.client
+    client = localstack.access.client
     client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
     store.delete(store.add(image_id, b"old").uri)
     plain = store.open_writer
@@ -692,11 +692,11 @@ def dead_upload(client, key, bucket="garbage"):
 def test_gc_keeps_to_what_is_this_stores(gateway):
     store = open_rados(gateway, s3_store_bucket="garbage", s3_store_key_prefix="images/")
     store.add("image", b"data")
-    door = Bucket(gateway.s3_endpoint, gateway, "garbage")
+    access = Bucket(gateway.s3_endpoint, gateway, "garbage")
     for key in ("images/mine", "images/deeper/not-mine", "not-mine", "images"):
-        dead_upload(door.client, key)
+        dead_upload(access.client, key)
     assert [(item.image_id, item.size) for item in store.gc(0)] == [("mine", 4)]
-    assert {name.partition(" ")[0] for name in door.residue("")} == {
+    assert {name.partition(" ")[0] for name in access.residue("")} == {
         "images/image",
         "images/deeper/not-mine",
         "not-mine",
@@ -707,7 +707,7 @@ def test_gc_keeps_to_what_is_this_stores(gateway):
 def test_gc_leaves_an_old_upload_with_a_young_part(gateway):
     store = open_rados(gateway, s3_store_bucket="garbage", s3_store_key_prefix="young/")
     store.add("image", b"data")
-    client = gateway.door.client
+    client = gateway.access.client
     upload_id = dead_upload(client, "young/mine")
     time.sleep(1.2)
     client.upload_part(Bucket="garbage", Key="young/mine", UploadId=upload_id, PartNumber=2, Body=b"young part")
@@ -748,7 +748,7 @@ def test_add_whose_upload_another_store_object_removes_fails(server, request, im
     with pytest.raises(StoreError, match="removed while it was under way"):
         store.add(image_id, source())
     assert [item.image_id for item in opened["images"]] == [image_id]
-    assert not server.door.residue(image_id)
+    assert not server.access.residue(image_id)
 
 
 # -- Integrity ------------------------------------------------------------------------------------------------
@@ -769,7 +769,7 @@ def test_every_checksum_algorithm(localstack, gateway, image_id, algorithm):
 @pytest.mark.parametrize("data", [b"small", LARGE], ids=["in one piece", "in parts"])
 def test_server_keeps_the_checksum_of_the_whole(local, localstack, image_id, data):
     local.add(image_id, data)
-    client = localstack.door.client
+    client = localstack.access.client
     head = client.head_object(Bucket="images", Key=image_id, ChecksumMode="ENABLED")
     expected = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
     assert (head["ChecksumCRC32"], head["ChecksumType"]) == (expected, "FULL_OBJECT")
@@ -798,7 +798,7 @@ def test_part_that_was_damaged_on_its_way_is_refused(localstack, image_id, data,
     store.checksums.of_part = lambda data, known=None: plain(memoryview(b"what was sent"), None)
     with pytest.raises(RemoteServiceUnavailable, match="damaged"):
         store.add(image_id, data)
-    assert not localstack.door.residue(image_id)
+    assert not localstack.access.residue(image_id)
 
 
 @pytest.mark.parametrize("data", [b"small", IMAGE], ids=["in one piece", "in parts"])
@@ -824,7 +824,7 @@ def test_server_that_ignores_checksums_is_caught_by_its_etags(gateway, image_id,
         return
     with pytest.raises(RemoteServiceUnavailable, match="damaged"):
         store.add(image_id, data)
-    assert not gateway.door.residue(image_id)
+    assert not gateway.access.residue(image_id)
 
 
 # -- Encryption, storage class --------------------------------------------------------------------------------
@@ -864,7 +864,7 @@ def test_images_encrypted_with_the_customers_key_on_radosgw(gateway, image_id):
 def test_storage_class_and_encryption_are_asked_for(localstack, image_id, data):
     settings = {"s3_store_storage_class": "STANDARD_IA", "s3_store_encryption": "AES256"}
     open_local(localstack, **settings).add(image_id, data)
-    head = localstack.door.client.head_object(Bucket="images", Key=image_id)
+    head = localstack.access.client.head_object(Bucket="images", Key=image_id)
     assert (head["StorageClass"], head["ServerSideEncryption"]) == ("STANDARD_IA", "AES256")
 
 
@@ -902,7 +902,7 @@ def test_grantees(local, localstack, image_id):
     uri = local.add(image_id, b"data").uri
     one, two = ("79a59df900b949e55d96a1e698fbacedfd6e09d98eacf8f8d5218e7cd47ef2be", "ab" * 32)
     local.set_acls(uri, public=True, read_tenants=[one], write_tenants=[two])
-    acl = localstack.door.client.get_object_acl(Bucket="images", Key=image_id)
+    acl = localstack.access.client.get_object_acl(Bucket="images", Key=image_id)
     grants = {grant["Grantee"].get("ID", "everybody"): grant["Permission"] for grant in acl["Grants"]}
     assert grants == {
         acl["Owner"]["ID"]: "FULL_CONTROL",
@@ -937,7 +937,7 @@ def test_copy_in_parts(server, request, image_id, monkeypatch):
 @pytest.mark.parametrize("server", ["rados", "local"])
 def test_cancelled_copy_leaves_nothing(server, request, image_id, monkeypatch):
     store = request.getfixturevalue(server)
-    door = Bucket(
+    access = Bucket(
         store.client.get().meta.endpoint_url, request.getfixturevalue({"rados": "gateway"}.get(server, "localstack"))
     )
     monkeypatch.setattr(copying, "LARGEST_COPY", 5 * MiB)
@@ -950,7 +950,7 @@ def test_cancelled_copy_leaves_nothing(server, request, image_id, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         store.copy(stored.uri, f"copy-{image_id}", digests=Digests(None, stored.multihash), progress=progress)
-    assert not door.residue(f"copy-{image_id}")
+    assert not access.residue(f"copy-{image_id}")
 
 
 def test_presigned_url_on_a_server_with_known_keys(localstack, image_id):
@@ -988,17 +988,17 @@ PLACES = [0, 300, 700, *(SMALL * part + extra for part in range(4) for extra in 
 
 def assert_whole_or_nothing(store, gateway, image_id, data):
     """An add gave a correct image, or raised a StoreError; nothing else is left."""
-    door, direct = gateway.door, gateway.direct
+    access, direct = gateway.access, gateway.direct
     try:
         stored = store.add(image_id, data)
     except StoreError:
-        assert door.read(image_id) is None
+        assert access.read(image_id) is None
         direct.gc(0, prefix=image_id)
-        assert not door.residue(image_id)
+        assert not access.residue(image_id)
         return False
-    assert door.read(image_id) == data
+    assert access.read(image_id) == data
     assert stored.multihash == hashlib.sha512(data).hexdigest()
-    assert door.residue(image_id) == {image_id}
+    assert access.residue(image_id) == {image_id}
     direct.delete(direct.location(image_id).uri)
     return True
 
@@ -1082,8 +1082,8 @@ def test_upload_to_the_other_server_survives_one_fault(localstack, image_id, fau
             s3_store_read_timeout=5.0,
         )
         store.add(image_id, LARGE)
-        assert localstack.door.read(image_id) == LARGE
-        assert localstack.door.residue(image_id) == {image_id}
+        assert localstack.access.read(image_id) == LARGE
+        assert localstack.access.residue(image_id) == {image_id}
 
 
 def test_dropped_store_frees_its_client(gateway, image_id):

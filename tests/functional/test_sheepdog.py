@@ -33,7 +33,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, StoreConformance
 
 KiB, MiB = 1024, 1024 * 1024
 
@@ -42,7 +42,7 @@ def open_sheepdog(cluster, **options):
     return open_store(SheepdogStore, "sheep", **cluster.options | {"transfer_retries": 2} | options)
 
 
-class Door(SideDoor):
+class Access(BackendAccess):
     """The cluster through commands of the tests' own."""
 
     def __init__(self, cluster):
@@ -105,8 +105,8 @@ class TestConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, cluster):
-        return Door(cluster)
+    def backend_access(cls, cluster):
+        return Access(cluster)
 
 
 # -- The stand-in itself: what was recorded from a real cluster -----------------------------------------------
@@ -538,7 +538,7 @@ def test_holes_are_not_written(cluster, store, image_id):
 
 @pytest.mark.parametrize("form", ["sheepdog://{}", "sheepdog://{address}:{port}:{}"])
 def test_image_of_glance_store_is_read_and_deleted(cluster, store, image_id, form):
-    Door(cluster).plant(image_id, b"planted")
+    Access(cluster).plant(image_id, b"planted")
     uri = form.format(image_id, address=cluster.address, port=cluster.port)
     assert read(store, uri) == b"planted"
     assert store.get_size(uri) == 7
@@ -548,7 +548,7 @@ def test_image_of_glance_store_is_read_and_deleted(cluster, store, image_id, for
 
 
 def test_image_of_glance_store_is_not_overwritten(cluster, store, image_id):
-    Door(cluster).plant(image_id, b"planted")
+    Access(cluster).plant(image_id, b"planted")
     with pytest.raises(Duplicate):
         store.add(image_id, b"another")
     assert cluster.run("read", image_id)[1] == b"planted"
@@ -631,7 +631,7 @@ def test_failed_add_of_a_name_that_was_used_takes_back_what_it_published(cluster
 def test_image_of_glance_store_under_a_name_that_was_used(cluster, store, image_id, delete):
     store.add(image_id, bytes_of(5 * MiB))
     delete(cluster, store, image_id)
-    uri = Door(cluster).plant(image_id, b"planted")
+    uri = Access(cluster).plant(image_id, b"planted")
     assert read(store, uri) == b"planted"
     with pytest.raises(Duplicate):
         store.add(image_id, b"planted")
@@ -646,7 +646,7 @@ def test_image_replaced_by_somebody_else_is_an_error(cluster, store, image_id):
     with on_demand(cluster).get(uri).data as stream:
         stream.read(10)
         cluster.run("delete", image_id)
-        Door(cluster).plant(image_id, bytes_of(700 * KiB, "other"))
+        Access(cluster).plant(image_id, bytes_of(700 * KiB, "other"))
         with pytest.raises(ImageChanged):
             stream.read()
 
@@ -692,7 +692,7 @@ def test_digest_is_recorded_with_the_image_and_no_other(cluster, store, image_id
     copy = store.copy(stored.uri, f"{image_id}-copy", digests=Digests(None, digest[1], "sha256"))
     assert digest_of(store, copy.uri) == digest_of(store, stored.uri) == digest
     cluster.run("delete", image_id)
-    Door(cluster).plant(image_id, b"planted")
+    Access(cluster).plant(image_id, b"planted")
     assert digest_of(store, stored.uri) is None
 
 
@@ -869,11 +869,11 @@ def test_image_that_was_replaced_is_an_error(cluster, store, image_id):
 
 
 def test_image_of_glance_store_that_was_replaced_is_an_error(cluster, store, image_id):
-    uri = Door(cluster).plant(image_id, bytes_of(600 * KiB, "one"))
+    uri = Access(cluster).plant(image_id, bytes_of(600 * KiB, "one"))
     with on_demand(cluster).get(uri).data as stream:
         stream.read(10)
         cluster.run("delete", image_id)
-        Door(cluster).plant(image_id, bytes_of(700 * KiB, "other"))
+        Access(cluster).plant(image_id, bytes_of(700 * KiB, "other"))
         with pytest.raises(ImageChanged):
             stream.read()
 
@@ -914,7 +914,7 @@ def test_image_deleted_by_half_is_no_image_of_zeros(cluster, image_id):
 @pytest.mark.parametrize("by", ["storelib", "somebody"])
 def test_zeros_of_an_image_that_is_being_deleted_are_an_error(cluster, store, image_id, by):
     data = bytes_of(3 * MiB)
-    uri = store.add(image_id, data).uri if by == "storelib" else Door(cluster).plant(image_id, data)
+    uri = store.add(image_id, data).uri if by == "storelib" else Access(cluster).plant(image_id, data)
     with store.get(uri).data as stream, switched(cluster, "deleting"):
         deleting = threading.Thread(target=lambda: cluster.run("delete", image_id))
         deleting.start()
@@ -1167,7 +1167,7 @@ def lost(store, cluster, others=b"", token=None):
     def lose():
         if others:
             name = store.dog_name
-            Door(cluster).plant(name, others)
+            Access(cluster).plant(name, others)
             if token:
                 cluster.run("setattr", name, "storelib-token", token)
         raise CommandFailed(("clone",), 1, "failed to connect to 127.0.0.1:7000: Connection refused")

@@ -41,7 +41,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance, model
+from storelib.testing.conformance import BackendAccess, StoreConformance, model
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Stall
 
 KiB, MiB = 1024, 1024 * 1024
@@ -163,7 +163,7 @@ class Account:
             marker = found[-1]
 
 
-class Door(SideDoor):
+class Access(BackendAccess):
     """The account behind the driver's back."""
 
     def __init__(self, account, container="glance", own=False):
@@ -206,8 +206,8 @@ class TestConformance(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, swift):
-        return Door(Account.of(swift.auth_url, USER, KEY))
+    def backend_access(cls, swift):
+        return Access(Account.of(swift.auth_url, USER, KEY))
 
 
 class TestConformanceWithContainers(StoreConformance):
@@ -227,8 +227,8 @@ class TestConformanceWithContainers(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, cloud, keystone):
-        return Door(account_of(cloud, keystone, "demo"), own=True)
+    def backend_access(cls, cloud, keystone):
+        return Access(account_of(cloud, keystone, "demo"), own=True)
 
 
 class TestConformanceOfTenants(StoreConformance):
@@ -246,8 +246,8 @@ class TestConformanceOfTenants(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, cloud, keystone):
-        return Door(account_of(cloud, keystone, "demo"), "tenants", own=True)
+    def backend_access(cls, cloud, keystone):
+        return Access(account_of(cloud, keystone, "demo"), "tenants", own=True)
 
 
 class TestConformanceOfRadosgw(StoreConformance):
@@ -263,8 +263,8 @@ class TestConformanceOfRadosgw(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, gateway):
-        return Door(Account.of(gateway.swift_auth_url, gateway.swift_user, gateway.swift_key))
+    def backend_access(cls, gateway):
+        return Access(Account.of(gateway.swift_auth_url, gateway.swift_user, gateway.swift_key))
 
 
 def open_gateway(gateway, **options):
@@ -875,9 +875,9 @@ def test_copy_is_made_by_the_server(store, account, container, small_parts, monk
     sent = []
     plain = Connections.send
 
-    def send(self, method, url, headers, body=b"", patience=0.0):
+    def send(self, method, url, headers, body=b"", extra_timeout=0.0):
         sent.append(len(body) if headers.get("Content-Type") == "application/octet-stream" else 0)
-        return plain(self, method, url, headers, body, patience)
+        return plain(self, method, url, headers, body, extra_timeout)
 
     monkeypatch.setattr(Connections, "send", send)
     copy = store.copy(original.uri, "y", digests=Digests(original.checksum, original.multihash))

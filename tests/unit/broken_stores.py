@@ -30,7 +30,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "docs" / "examples"))
 
-from memory_door import MemoryDoor
+from memory_access import MemoryAccess
 from oslo_config import cfg
 from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
@@ -55,7 +55,7 @@ def rejected_by(test):
 class TestBroken(StoreConformance):
     """The whole suite; the fixture ``broken`` comes from the plugin of the run."""
 
-    patience = 0.5
+    settle_timeout = 0.5
 
     #: Two pages of ``ListsOnePage``.
     many_images = 210
@@ -74,8 +74,8 @@ class TestBroken(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, store):
-        return MemoryDoor(store) if isinstance(store, MemoryStore) else None
+    def backend_access(cls, store):
+        return MemoryAccess(store) if isinstance(store, MemoryStore) else None
 
 
 class Faulty(MemoryStore):
@@ -755,13 +755,13 @@ class ListsWrongSizes(Faulty):
 
 @rejected_by("test_an_image_is_found_by_its_id")
 class LooksInTheWrongPlace(Faulty):
-    def places(self, image_id):
+    def candidate_locations(self, image_id):
         return [self.location(image_id.upper())]
 
 
 @rejected_by("test_an_image_is_found_by_its_id")
 class TakesTheBeginningOfAnIdForIt(Faulty):
-    def places(self, image_id):
+    def candidate_locations(self, image_id):
         return [self.location(each) for each in list(self.backend.images) if each.startswith(image_id)]
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from memory_door import MemoryDoor
+from memory_access import MemoryAccess
 
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.registry import open_store
-from storelib.testing.conformance import ReadOnlyConformance, SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, ReadOnlyConformance, StoreConformance
 from storelib.testing.memory import MemoryStore
 
 
@@ -40,12 +40,12 @@ class TestMemoryStore(InMemory, StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, store: MemoryStore) -> SideDoor:
-        return MemoryDoor(store)
+    def backend_access(cls, store: MemoryStore) -> BackendAccess:
+        return MemoryAccess(store)
 
 
 class TestMemoryStoreInOrder(InMemory, StoreConformance):
-    """One part at a time, parts as large as the driver makes them, no side door."""
+    """One part at a time, parts as large as the driver makes them, no back-end access."""
 
     capabilities = MemoryStore.capabilities
     keep_part_size = True
@@ -68,5 +68,5 @@ class TestMemoryStoreReadOnly(ReadOnlyConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, store: MemoryStore) -> SideDoor:
-        return MemoryDoor(store)
+    def backend_access(cls, store: MemoryStore) -> BackendAccess:
+        return MemoryAccess(store)

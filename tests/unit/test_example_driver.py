@@ -17,10 +17,10 @@ from contextlib import closing
 from sqlite_store import SqliteStore
 
 from storelib import open_store
-from storelib.testing.conformance import SideDoor, StoreConformance
+from storelib.testing.conformance import BackendAccess, StoreConformance
 
 
-class SqliteDoor(SideDoor):
+class SqliteAccess(BackendAccess):
     """Looks into the file without the driver."""
 
     def __init__(self, file):
@@ -54,6 +54,6 @@ class TestSqliteStore(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls, store):
+    def backend_access(cls, store):
         """The same file."""
-        return SqliteDoor(store.file)
+        return SqliteAccess(store.file)

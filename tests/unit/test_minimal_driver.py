@@ -17,7 +17,7 @@ from storelib.testing.conformance import StoreConformance
 
 
 class TestMinimalStore(StoreConformance):
-    """Without a side door: the store is asked itself."""
+    """Without a back-end access: the store is asked itself."""
 
     capabilities = MinimalStore.capabilities
 

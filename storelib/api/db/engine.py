@@ -23,12 +23,12 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 
 from storelib.api.db.config import read_options
-from storelib.api.errors import BadDatabase, DatabaseUnavailable, Invalid, OutcomeUnknown
+from storelib.api.errors import BadDatabase, BadRequest, DatabaseUnavailable, OutcomeUnknown
 
 _T = TypeVar("_T")
 
 #: Seconds that a lost connection or a collision is retried; SQLite waits as long for its lock.
-PATIENCE = 15.0
+LOCK_TIMEOUT = 15.0
 #: Seconds that connecting, and one statement, may take.
 _CONNECT_TIMEOUT = 10
 _STATEMENT_TIMEOUT = 60
@@ -103,7 +103,7 @@ class Database:
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_succeed_later),
             wait=tenacity.wait_random_exponential(multiplier=0.01, max=1),
-            stop=tenacity.stop_after_delay(PATIENCE),
+            stop=tenacity.stop_after_delay(LOCK_TIMEOUT),
             reraise=True,
         )
         _open.add(self)
@@ -157,7 +157,7 @@ class Database:
         try:
             yield
         except sa.exc.DataError as error:
-            raise Invalid(f"the database refuses a value: {_reason(error)}") from error
+            raise BadRequest(f"the database refuses a value: {_reason(error)}") from error
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
             raise DatabaseUnavailable(f"{_shown(self.url)}: {_reason(error)}") from error
         except sa.exc.TimeoutError as error:
@@ -243,7 +243,7 @@ def _shown(url: URL) -> str:
 def _connect_args(url: URL, statement_timeout: int | None) -> dict[str, Any]:
     kind = url.get_backend_name()
     if kind == "sqlite":
-        return {"timeout": PATIENCE}
+        return {"timeout": LOCK_TIMEOUT}
     defaults: dict[str, Any]
     if kind == "postgresql":
         defaults = {"connect_timeout": _CONNECT_TIMEOUT, "tcp_user_timeout": _STATEMENT_TIMEOUT * 1000}
@@ -311,7 +311,7 @@ def _is_write(connection: Connection) -> bool:
 
 def _use_wal(connection: sqlite3.Connection) -> None:
     # Changing the mode does not wait for locks as everything else does.
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

@@ -26,7 +26,7 @@ from storelib.api.db.rows import (
 )
 from storelib.api.db.schema import image_locations, image_properties, image_tags, images, uploads
 from storelib.api.db.statuses import ALLOWED, GONE, UPLOADING, check_transitions
-from storelib.api.errors import Duplicate, LimitExceeded, StaleImage, StatusConflict, TagNotFound
+from storelib.api.errors import AlreadyExists, LimitExceeded, StaleImage, StatusConflict, TagNotFound
 
 _NEW = tuple(field.name for field in fields(NewImage) if field.name in images.c)
 #: What describes data, and goes when there is none.
@@ -49,7 +49,7 @@ def create(connection: Connection, image: NewImage) -> Image:
     try:
         connection.execute(_INSERT, values)
     except sa.exc.IntegrityError as error:
-        raise Duplicate(f"image {image.id} exists already") from error
+        raise AlreadyExists(f"image {image.id} exists already") from error
     if properties:
         connection.execute(_INSERT_PROPERTIES, properties)
     if tags:
@@ -69,7 +69,7 @@ def update(connection: Connection, image: Image, changes: Changes) -> Image:
                 f"image {image.id} is {image.status} and cannot become {changes.status}", status=image.status
             )
         values = {**values_with_status(changes.status), **values}
-    if not touch(connection, image.id, values, images.c.version == image.version):
+    if not update_and_bump(connection, image.id, values, images.c.version == image.version):
         _find(connection, image.id)
         raise StaleImage(f"image {image.id} was changed by somebody else")
     if changes.properties is not None:
@@ -98,14 +98,14 @@ def transition(
     conditions: list[sa.ColumnElement[bool]] = [images.c.status.in_(sorted(from_))]
     if version is not None:
         conditions.append(images.c.version == version)
-    if not touch(connection, image_id, values, *conditions):
+    if not update_and_bump(connection, image_id, values, *conditions):
         status = lock(connection, image_id)
         if status not in from_:
             raise StatusConflict(f"image {image_id} is {status} and cannot become {to}", status=status)
         if version is not None:
             raise StaleImage(f"image {image_id} was changed by somebody else")
         # It came into this status between the two statements; now that it is held, it stays in it.
-        touch(connection, image_id, values)
+        update_and_bump(connection, image_id, values)
     locations.follow_status(connection, image_id, from_, to)
     if "pending_delete" in from_:
         # Whoever deleted it is done; a copy that is still being written keeps its row.
@@ -123,7 +123,7 @@ def values_with_status(to: Status) -> dict[str, Any]:
     return values
 
 
-def touch(
+def update_and_bump(
     connection: Connection, image_id: str, values: Mapping[str, Any], *conditions: sa.ColumnElement[bool]
 ) -> bool:
     """Change the row if the conditions hold, with a new version, and hold it until the end of the transaction."""
@@ -135,9 +135,9 @@ def touch(
     return connection.execute(statement).rowcount == 1
 
 
-def hold(connection: Connection, image_id: str) -> None:
-    """``touch`` alone; raises ImageNotFound."""
-    if not touch(connection, image_id, {}):
+def bump_version(connection: Connection, image_id: str) -> None:
+    """``update_and_bump`` alone; raises ImageNotFound."""
+    if not update_and_bump(connection, image_id, {}):
         raise no_image(image_id)
 
 
@@ -166,7 +166,7 @@ def set_properties(
 ) -> None:
     """Some of them."""
     rows = property_rows(image_id, values)
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     _put_properties(connection, image_id, rows, set(remove) - values.keys())
 
 
@@ -191,7 +191,7 @@ def _put_tags(connection: Connection, image_id: str, add: Iterable[str], remove:
 def add_tag(connection: Connection, image_id: str, tag: str, limit: int | None) -> None:
     """One more."""
     check_text("a tag", tag, 255)
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     tags = set(connection.execute(sa.select(image_tags.c.tag).where(image_tags.c.image_id == image_id)).scalars())
     if tag in tags:
         return
@@ -203,7 +203,7 @@ def add_tag(connection: Connection, image_id: str, tag: str, limit: int | None) 
 def remove_tag(connection: Connection, image_id: str, tag: str) -> None:
     """One less."""
     check_text("a tag", tag, 65535)
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     c = image_tags.c
     if not connection.execute(image_tags.delete().where(c.image_id == image_id, c.tag == tag)).rowcount:
         raise TagNotFound(f"image {image_id} has no tag {tag}")
@@ -217,25 +217,25 @@ def append_location(connection: Connection, image_id: str, location: NewLocation
     status = lock(connection, image_id)
     if status not in ("active", "deactivated"):
         raise StatusConflict(f"image {image_id} is {status} and gets no further location", status=status)
-    touch(connection, image_id, {})
+    update_and_bump(connection, image_id, {})
     return locations.append(connection, image_id, [location], limit)[0]
 
 
 def drop_location(connection: Connection, image_id: str, location_id: int, keep_last: bool) -> ImageLocation:
     """Active to pending."""
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     return locations.drop(connection, image_id, location_id, keep_last)
 
 
 def restore_location(connection: Connection, image_id: str, location_id: int) -> None:
     """Pending to active."""
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     locations.restore(connection, image_id, location_id)
 
 
 def update_location(connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]) -> None:
     """Other metadata."""
-    hold(connection, image_id)
+    bump_version(connection, image_id)
     locations.set_metadata(connection, image_id, location_id, metadata)
 
 

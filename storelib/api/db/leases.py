@@ -123,7 +123,7 @@ def begin(
     if of(connection, image_id) is not None:
         raise StatusConflict(f"image {image_id} is being written already", status=before)
     connection.execute(uploads.insert(), {**row, "started_at": now(), "token": token or new_token()})
-    image_rows.touch(connection, image_id, {**changed, "status": status})
+    image_rows.update_and_bump(connection, image_id, {**changed, "status": status})
     return load(connection, image_id)
 
 
@@ -168,7 +168,7 @@ def advance(
         values["stores"] = _stores(stores)
     if to is not None and to != mine.status:
         check_transitions((mine.status,), to)
-        if not image_rows.touch(connection, image_id, {"status": to}, images.c.status == mine.status):
+        if not image_rows.update_and_bump(connection, image_id, {"status": to}, images.c.status == mine.status):
             raise _lost(image_id)
         values["status"] = to
     if values and not connection.execute(uploads.update().where(*_is(*mine.ticket)).values(**values)).rowcount:
@@ -197,7 +197,7 @@ def finish(
         if to not in ALLOWED[mine.status]:
             raise ValueError(f"an image never goes from {mine.status} to {to}")
         changed = {**image_rows.values_with_status(to), **changed}
-    if not image_rows.touch(connection, image_id, changed, expected):
+    if not image_rows.update_and_bump(connection, image_id, changed, expected):
         raise _lost(image_id)
     if new_locations:
         locations.append(connection, image_id, new_locations, None)

@@ -17,11 +17,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.known import KnownImages
+from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.records import Page, Query, SortKey, TimeFilter
 from storelib.api.db.rows import SELECT_IMAGES, check_number, check_text, complete, from_time
 from storelib.api.db.schema import HEAD, image_members, image_properties, image_tags, images
-from storelib.api.errors import Invalid, InvalidMarker
+from storelib.api.errors import BadRequest, InvalidMarker
 
 _SORTABLE = frozenset({"name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at"})
 _RANGES = frozenset({"size", "virtual_size", "min_disk", "min_ram"})
@@ -34,14 +34,14 @@ _ROW_COMPARISON = frozenset({"sqlite", "postgresql"})
 _Condition = sa.ColumnElement[bool]
 
 
-def list_page(connection: Connection, query: Query, known: KnownImages) -> Page:
-    """The page; raises InvalidMarker, Invalid."""
+def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
+    """The page; raises InvalidMarker, BadRequest."""
     keys = _keys(query)
     sets = [each for each in _visible(connection, query) if not isinstance(each, sa.False_)]
     filters = _filters(connection, query)
     limit = query.limit
     if limit is not None and limit < 0:
-        raise Invalid(f"limit is negative: {limit}")
+        raise BadRequest(f"limit is negative: {limit}")
     if limit == 0 or not sets:
         return Page((), False)
     rows: list[Any] = []
@@ -58,7 +58,7 @@ def _keys(query: Query) -> list[SortKey]:
     keys: list[SortKey] = []
     for key in query.sort:
         if key.key not in _SORTABLE or key.direction not in ("asc", "desc"):
-            raise Invalid(f"cannot sort by {key.key}:{key.direction}")
+            raise BadRequest(f"cannot sort by {key.key}:{key.direction}")
         if key.key not in {earlier.key for earlier in keys}:
             keys.append(key)
         if key.key == "id":
@@ -158,7 +158,7 @@ def _filters(connection: Connection, query: Query) -> list[_Condition]:
 def _number_filters(query: Query) -> Iterator[_Condition]:
     for field, minimum, maximum in query.ranges:
         if field not in _RANGES:
-            raise Invalid(f"there is no range of {field}")
+            raise BadRequest(f"there is no range of {field}")
         check_number(field, minimum)
         check_number(field, maximum)
         if minimum is not None:
@@ -169,7 +169,7 @@ def _number_filters(query: Query) -> Iterator[_Condition]:
 
 def _time_filter(wanted: TimeFilter) -> list[_Condition]:
     if wanted.field not in ("created_at", "updated_at"):
-        raise Invalid(f"there is no time {wanted.field}")
+        raise BadRequest(f"there is no time {wanted.field}")
     column = images.c[wanted.field]
     exact = from_time(wanted.value)
     # What is compared is the time in whole seconds, which is what clients see: floor(column) against the value.
@@ -190,7 +190,7 @@ def _time_filter(wanted: TimeFilter) -> list[_Condition]:
             return [within]
         case "neq":
             return [sa.not_(within)]
-    raise Invalid(f"there is no operator {wanted.operator} for times")
+    raise BadRequest(f"there is no operator {wanted.operator} for times")
 
 
 def _tag_filters(connection: Connection, query: Query) -> Iterator[_Condition]:

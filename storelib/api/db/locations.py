@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQL for where the data of images is. A location is first made pending_delete, and forgotten when its data is gone.
 
-Callers hold the row of the image (``images.hold`` or ``touch``), so nobody else changes its locations meanwhile.
+Callers lock the row of the image first (``images.bump_version`` or ``update_and_bump``), so that its
+locations stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sqlalchemy.engine import Connection
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
 from storelib.api.db.rows import dump_metadata, location_row, now
 from storelib.api.db.schema import image_locations
-from storelib.api.errors import Conflict, Duplicate, LimitExceeded, LocationNotFound
+from storelib.api.errors import AlreadyExists, Conflict, LimitExceeded, LocationNotFound
 
 c = image_locations.c
 _SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
@@ -59,7 +60,7 @@ def replace(connection: Connection, image: Image, wanted: Sequence[NewLocation])
         raise LocationNotFound(f"image {image.id} has no location {min(unknown)}")
     uris = [location.uri for location in wanted]
     if len(set(uris)) < len(uris):
-        raise Duplicate(f"image {image.id} cannot have the same location twice")
+        raise AlreadyExists(f"image {image.id} cannot have the same location twice")
     if gone := sorted(had.keys() - kept):
         _make_pending(connection, image.id, c.id.in_(gone))
     for position, location in enumerate(wanted):
@@ -80,7 +81,7 @@ def append(connection: Connection, image_id: str, new: Sequence[NewLocation], li
     added = []
     for location in new:
         if location.uri in uris:
-            raise Duplicate(f"image {image_id} has this location already")
+            raise AlreadyExists(f"image {image_id} has this location already")
         uris.add(location.uri)
         position += 1
         added.append(insert(connection, image_id, location, position))

@@ -13,7 +13,7 @@ from storelib.api.db import images as image_rows
 from storelib.api.db.records import Member, MemberStatus
 from storelib.api.db.rows import check_text, now, to_time
 from storelib.api.db.schema import image_members, images
-from storelib.api.errors import Duplicate, ImageNotFound, LimitExceeded, MemberNotFound
+from storelib.api.errors import AlreadyExists, ImageNotFound, LimitExceeded, MemberNotFound
 
 c = image_members.c
 _SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c.updated_at)
@@ -29,7 +29,7 @@ def add(
     image_rows.lock(connection, image_id)
     members = set(connection.execute(sa.select(c.member).where(c.image_id == image_id)).scalars())
     if member in members:
-        raise Duplicate(f"image {image_id} is shared with {member} already")
+        raise AlreadyExists(f"image {image_id} is shared with {member} already")
     if limit is not None and len(members) >= limit:
         raise LimitExceeded(f"image {image_id} has {len(members)} members already; the limit is {limit}")
     moment = now()

@@ -20,7 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
-from storelib.api.db.engine import PATIENCE, Database, sqlite_path
+from storelib.api.db.engine import LOCK_TIMEOUT, Database, sqlite_path
 from storelib.api.db.schema import metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, SchemaOutOfDate
 
@@ -164,7 +164,7 @@ def _locked(connection: Connection) -> Iterator[None]:
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         yield
     elif kind in ("mysql", "mariadb"):
-        name = {"lock": "storelib_migration", "patience": int(PATIENCE * 20)}
+        name = {"lock": "storelib_migration", "patience": int(LOCK_TIMEOUT * 20)}
         if connection.execute(sa.text("SELECT GET_LOCK(:lock, :patience)"), name).scalar() != 1:
             raise DatabaseUnavailable("another process has been migrating the database for too long")
         try:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from storelib.api.db import images, leases, locations, members
 from storelib.api.db.engine import Database, from_conf
-from storelib.api.db.known import KnownImages
+from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.listing import list_page
 from storelib.api.db.migrate import prepare
 from storelib.api.db.records import (
@@ -63,12 +63,12 @@ class Repository:
     """The images of one database.
 
     Every method raises DatabaseUnavailable when the database does not answer (after retries), and the writing ones
-    OutcomeUnknown when it was lost at the commit. Text that is too long for its column or holds a NUL is Invalid.
+    OutcomeUnknown when it was lost at the commit. Text that is too long for its column or holds a NUL is BadRequest.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._known = KnownImages()
+        self._known = ImageCache()
 
     def close(self) -> None:
         """Close the connections nobody uses; the repository stays usable and connects again."""
@@ -77,7 +77,7 @@ class Repository:
     # Images
 
     def create(self, image: NewImage) -> Image:
-        """Record an image; raises Duplicate if the id was ever used (deleted images keep theirs until purged)."""
+        """Record an image; raises AlreadyExists if the id was ever used (deleted images keep theirs until purged)."""
         return self._write(images.create, image)
 
     def get(self, image_id: str, *, deleted: bool = False) -> Image:
@@ -85,7 +85,7 @@ class Repository:
         return self.database.read(lambda connection: load(connection, image_id, deleted=deleted, known=self._known))
 
     def list(self, query: Query) -> Page:
-        """One page of what the query's caller may see. Raises InvalidMarker, and Invalid for bad values."""
+        """One page of what the query's caller may see. Raises InvalidMarker, and BadRequest for bad values."""
         return self._read(list_page, query, self._known)
 
     def update(self, image: Image, changes: Changes) -> Image:
@@ -152,7 +152,7 @@ class Repository:
         status: MemberStatus = "pending",
         limit: int | None = None,
     ) -> Member:
-        """Share the image; raises ImageNotFound, Duplicate, LimitExceeded beyond ``limit`` members."""
+        """Share the image; raises ImageNotFound, AlreadyExists, LimitExceeded beyond ``limit`` members."""
         return self._write(members.add, image_id, member, can_share, status, limit)
 
     def member(self, image_id: str, member: str) -> Member:
@@ -188,7 +188,7 @@ class Repository:
 
     def append_location(self, image_id: str, location: NewLocation, *, limit: int | None = None) -> ImageLocation:
         """Add behind the last. Raises ImageNotFound, StatusConflict unless the image is active or deactivated,
-        Duplicate if it has this URI, LimitExceeded beyond ``limit``. Anything else about locations: ``update``."""
+        AlreadyExists if it has this URI, LimitExceeded beyond ``limit``. Anything else about locations: ``update``."""
         return self._write(images.append_location, image_id, location, limit)
 
     def drop_location(self, image_id: str, location_id: int, *, keep_last: bool = True) -> ImageLocation:

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.known import KnownImages
+from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.records import Image, ImageLocation, NewLocation
 from storelib.api.db.schema import (
     HEAD,
@@ -24,7 +24,7 @@ from storelib.api.db.schema import (
     images,
     length_of,
 )
-from storelib.api.errors import ImageNotFound, Invalid
+from storelib.api.errors import BadRequest, ImageNotFound
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _MICROSECOND = datetime.timedelta(microseconds=1)
@@ -78,13 +78,13 @@ def from_time(moment: datetime.datetime) -> int:
 
 
 def check_text(what: str, text: str | None, length: int) -> None:
-    """Raise Invalid for what one of the databases would refuse, cut or change."""
+    """Raise BadRequest for what one of the databases would refuse, cut or change."""
     if text is None:
         return
     if len(text) > length:
-        raise Invalid(f"{what} is longer than {length} characters")
+        raise BadRequest(f"{what} is longer than {length} characters")
     if "\0" in text:
-        raise Invalid(f"{what} has a NUL character in it")
+        raise BadRequest(f"{what} has a NUL character in it")
     if not text.isascii():
         _check_encodable(what, text)
 
@@ -95,24 +95,24 @@ def check_long_text(what: str, text: str | None) -> None:
         return
     check_text(what, text, TEXT_BYTES)
     if len(text) * 4 > TEXT_BYTES and len(text.encode()) > TEXT_BYTES:
-        raise Invalid(f"{what} is longer than {TEXT_BYTES} bytes")
+        raise BadRequest(f"{what} is longer than {TEXT_BYTES} bytes")
 
 
 def check_number(what: str, number: int | None) -> None:
-    """Raise Invalid for what does not fit a BIGINT."""
+    """Raise BadRequest for what does not fit a BIGINT."""
     if number is not None and not -_BIGGEST - 1 <= number <= _BIGGEST:
-        raise Invalid(f"{what} is too large a number: {number}")
+        raise BadRequest(f"{what} is too large a number: {number}")
 
 
 def _check_encodable(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Invalid(f"{what} is no valid Unicode text") from None
+        raise BadRequest(f"{what} is no valid Unicode text") from None
 
 
 def check_columns(values: Mapping[str, Any]) -> None:
-    """Check values of the images table; raises Invalid naming the column."""
+    """Check values of the images table; raises BadRequest naming the column."""
     for name, value in values.items():
         if isinstance(value, str):
             check_text(name, value, _LENGTHS[name])
@@ -157,11 +157,11 @@ def location_row(image_id: str, location: NewLocation, position: int) -> dict[st
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
-    """A location's metadata as JSON; raises Invalid."""
+    """A location's metadata as JSON; raises BadRequest."""
     try:
         text = json.dumps(dict(metadata), separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise Invalid(f"the metadata of a location is not JSON: {error}") from error
+        raise BadRequest(f"the metadata of a location is not JSON: {error}") from error
     check_long_text("the metadata of a location", text)
     return text
 
@@ -189,7 +189,7 @@ _CHILDREN_OF_ONE = _select_children(lambda column: column == sa.bindparam("image
 _CHILDREN_OF_MANY = _select_children(lambda column: column.in_(sa.bindparam("image_ids", expanding=True)))
 
 
-def load(connection: Connection, image_id: str, *, deleted: bool = False, known: KnownImages | None = None) -> Image:
+def load(connection: Connection, image_id: str, *, deleted: bool = False, known: ImageCache | None = None) -> Image:
     """One image with all that belongs to it; raises ImageNotFound. ``known`` is for transactions that only read."""
     parameters = {"image_id": image_id}
     row = connection.execute(_SELECT_ONE, parameters).one_or_none()
@@ -203,7 +203,7 @@ def load(connection: Connection, image_id: str, *, deleted: bool = False, known:
     return image
 
 
-def complete(connection: Connection, rows: Sequence[Any], known: KnownImages) -> tuple[Image, ...]:
+def complete(connection: Connection, rows: Sequence[Any], known: ImageCache) -> tuple[Image, ...]:
     """Images of SELECT_IMAGES with all that belongs to them, in the same order, with at most one more statement."""
     found = {row[0]: known.find(row) for row in rows}
     missing = [row for row in rows if found[row[0]] is None]

@@ -15,7 +15,7 @@ from storelib.api import config, schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Image, ImageLocation, Member, Status
 from storelib.api.db.repository import Repository
-from storelib.api.errors import Forbidden, ImageNotFound, Invalid, MemberNotFound, NotFound
+from storelib.api.errors import BadRequest, ImageNotFound, MemberNotFound, NotPermitted, ResourceNotFound
 from storelib.api.policy import Policy
 from storelib.api.service.notifications import Notifier, notifier_from
 from storelib.api.service.protection import Protection
@@ -80,7 +80,7 @@ class Core:
             target["member_id"] = context.project_id
         return target
 
-    def visible(self, context: Context, image_id: str) -> Image:
+    def get_visible(self, context: Context, image_id: str) -> Image:
         """The image, if the caller may know of it; raises ImageNotFound otherwise, whatever the reason."""
         image = self.repository.get(image_id)
         if not self.may_see(context, image):
@@ -95,14 +95,14 @@ class Core:
             return False
         return self.policy.allows(context, "get_image", self.target(context, image))
 
-    def allowed(self, context: Context, image_id: str, action: str) -> Image:
-        """The image, if the caller may do ``action`` to it; raises ImageNotFound, or Forbidden if he may see it."""
-        image = self.visible(context, image_id)
+    def get_authorized(self, context: Context, image_id: str, action: str) -> Image:
+        """The image, if the caller may do ``action`` to it; raises ImageNotFound, or NotPermitted if he may see it."""
+        image = self.get_visible(context, image_id)
         self.require(context, action, image)
         return image
 
     def require(self, context: Context, action: str, image: Image) -> None:
-        """Raise Forbidden unless the caller may do ``action`` to ``image``."""
+        """Raise NotPermitted unless the caller may do ``action`` to ``image``."""
         self.policy.require(context, action, self.target(context, image))
 
     def _is_member(self, context: Context, image: Image) -> bool:
@@ -117,7 +117,7 @@ class Core:
     # -- stores -------------------------------------------------------------------------------------------------
 
     def store(self, name: str | None) -> Store[Any]:
-        """The store called ``name``, or the default one; raises Invalid."""
+        """The store called ``name``, or the default one; raises BadRequest."""
         try:
             if name is None:
                 return self.registry.default
@@ -125,7 +125,7 @@ class Core:
                 raise UnknownScheme(f"there is no store {name!r}")
             return self.registry[name]
         except (UnknownScheme, BadStoreConfiguration) as error:
-            raise Invalid(str(error)) from error
+            raise BadRequest(str(error)) from error
 
     def store_of(self, location: ImageLocation, context: Context) -> Store[Any]:
         """The store a location is in: the one its metadata names, or else the one its URI belongs to."""
@@ -175,12 +175,12 @@ class Core:
                 LOG.warning("image %s: its access list at %r is not set: %s", image.id, location, error)
 
     def writable(self, context: Context) -> None:
-        """Raise Forbidden for a context that may change nothing."""
+        """Raise NotPermitted for a context that may change nothing."""
         if context.read_only:
-            raise Forbidden("requests without a token may only read")
+            raise NotPermitted("requests without a token may only read")
 
     def find_store(self, name: str) -> Store[Any]:
-        """The store called ``name``; raises NotFound."""
+        """The store called ``name``; raises ResourceNotFound."""
         if name in self.registry.reserved or name not in self.registry:
-            raise NotFound(f"there is no store {name!r}")
+            raise ResourceNotFound(f"there is no store {name!r}")
         return self.registry[name]

@@ -15,12 +15,12 @@ from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation,
 from storelib.api.db.repository import NOTHING
 from storelib.api.errors import (
     ApiError,
-    Forbidden,
+    BadRequest,
     Gone,
     ImageNotFound,
-    Invalid,
-    NotFound,
+    NotPermitted,
     OutcomeUnknown,
+    ResourceNotFound,
     StatusConflict,
     Unavailable,
     UploadLost,
@@ -46,10 +46,10 @@ class Source(NamedTuple):
     size: int | None = None
 
     def agreed_size(self, reserved: int | None = None) -> int | None:
-        """The size the image must have in the end, which may be ``reserved``; raises Invalid when they differ."""
+        """The size the image must have in the end, which may be ``reserved``; raises BadRequest when they differ."""
         said = reserved if self.size is None else self.size
         if said is not None and self.length is not None and said != self.length:
-            raise Invalid(f"the image is said to have {said} bytes, but the body has {self.length}")
+            raise BadRequest(f"the image is said to have {said} bytes, but the body has {self.length}")
         return self.length if said is None else said
 
 
@@ -73,12 +73,12 @@ class Data:
     ) -> Image:
         """Store an image's data and make the image active; after a failure it is ``failed`` (v1: killed).
 
-        Raises Conflict (not queued, or somebody else is uploading), Invalid (formats not set, wrong length, client
+        Raises Conflict (not queued, or somebody else is uploading), BadRequest (formats not set, wrong length, client
         gone), LimitExceeded, QuotaExceeded, UnsupportedMediaType, Gone (deleted meanwhile), StoreError.
         """
         core = self._core
         core.writable(context)
-        image = core.allowed(context, image_id, "upload_image")
+        image = core.get_authorized(context, image_id, "upload_image")
         target = core.store(store)
         if image.status != "queued":
             raise StatusConflict(
@@ -120,7 +120,7 @@ class Data:
 
     def _verify(self, image: Image, stored: StoredImage) -> None:
         if image.checksum is not None and image.checksum.lower() != stored.checksum:
-            raise Invalid(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
+            raise BadRequest(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
 
     def check_quota(self, image: Image, stored: Sequence[StoredImage]) -> None:
         """Raise QuotaExceeded if other data of the owner has taken the room meanwhile."""
@@ -286,11 +286,11 @@ class Data:
     # -- out ------------------------------------------------------------------------------------------------------
 
     def readable(self, context: Context, image_id: str, preferred: Sequence[str] = ()) -> Image:
-        """The image, if the caller may download its data; raises Forbidden also for deactivated images."""
+        """The image, if the caller may download its data; raises NotPermitted also for deactivated images."""
         core = self._core
-        image = core.allowed(context, image_id, "download_image")
+        image = core.get_authorized(context, image_id, "download_image")
         if image.status == "deactivated" and not context.is_admin:
-            raise Forbidden(f"image {image_id} is deactivated and cannot be downloaded")
+            raise NotPermitted(f"image {image_id} is deactivated and cannot be downloaded")
         if preferred:
             core.require(context, "download_from_store", image)
         return image
@@ -318,8 +318,8 @@ class Data:
     ) -> ImageData:
         """The bytes of an image from ``offset`` on. The stores are asked by weight until one has them all.
 
-        Raises NotFound if none has the data, Unavailable if one that may have it does not answer or has too little,
-        Invalid if the store reads whole images only.
+        Raises ResourceNotFound if none has the data, Unavailable if one that may have it does not answer or has too
+        little, BadRequest if the store reads whole images only.
         """
         wanted = (image.size or 0) - offset if length is None else length
 
@@ -333,7 +333,7 @@ class Data:
         while True:
             try:
                 return self._first_of(context, image, ask, preferred)
-            except NotFound:
+            except ResourceNotFound:
                 # It may have gone from one store to another since the image was read.
                 found = self._core.repository.get(image.id)
                 if not found.locations or found.locations == image.locations:
@@ -364,15 +364,15 @@ class Data:
                 if trouble is None or isinstance(trouble, NoData):
                     trouble = error
         if trouble is None or isinstance(trouble, NoData):
-            raise NotFound(f"the data of image {image.id} is not there") from trouble
+            raise ResourceNotFound(f"the data of image {image.id} is not there") from trouble
         if isinstance(trouble, OperationNotSupported):
-            raise Invalid(f"the data of image {image.id} cannot be read like this: {trouble}") from trouble
+            raise BadRequest(f"the data of image {image.id} cannot be read like this: {trouble}") from trouble
         if isinstance(trouble, StoreForbidden):
-            raise Forbidden(f"the store does not let the data of image {image.id} be read") from trouble
+            raise NotPermitted(f"the store does not let the data of image {image.id} be read") from trouble
         raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble
 
 
 def check_formats(image: Image | NewImage) -> None:
-    """Raise Invalid unless both formats are set, which data needs."""
+    """Raise BadRequest unless both formats are set, which data needs."""
     if image.disk_format is None or image.container_format is None:
-        raise Invalid("disk_format and container_format must be set before the image gets data")
+        raise BadRequest("disk_format and container_format must be set before the image gets data")

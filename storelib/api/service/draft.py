@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Changes, Image, NewLocation
-from storelib.api.errors import Conflict, Forbidden, Invalid, LocationNotFound
-from storelib.api.numbers import whole_number
+from storelib.api.errors import BadRequest, Conflict, LocationNotFound, NotPermitted
+from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
@@ -52,8 +52,8 @@ class Draft:
     def apply(self, operation: Operation) -> None:
         """Take one operation.
 
-        Raises Forbidden (read-only, reserved, protected, not the caller's), Conflict (nothing there to replace or
-        remove, or something where ``insert`` would put it), Invalid (not as the schema says).
+        Raises NotPermitted (read-only, reserved, protected, not the caller's), Conflict (nothing there to replace or
+        remove, or something where ``insert`` would put it), BadRequest (not as the schema says).
         """
         op, path, value = operation
         name = path[0]
@@ -68,9 +68,9 @@ class Draft:
             return
         check_name(name)
         if name == "id":
-            raise Forbidden("the property 'id' is read-only")
+            raise NotPermitted("the property 'id' is read-only")
         if len(path) != 1:
-            raise Invalid(f"there is nothing below the property {name!r} that could be changed")
+            raise BadRequest(f"there is nothing below the property {name!r} that could be changed")
         self._core.require(self._context, "modify_image", self._image)
         if name in self._core.schema.base_names:
             self._set_base(op, name, value)
@@ -112,7 +112,7 @@ class Draft:
         core, image = self._core, self._image
         core.require(self._context, "modify_image", image)
         if image.status != "queued":
-            raise Forbidden(f"the {name} of an image that is {image.status} is that of its data")
+            raise NotPermitted(f"the {name} of an image that is {image.status} is that of its data")
         if name == "size":
             core.quota.room(image.owner, value)
         self._values[name] = value
@@ -120,7 +120,7 @@ class Draft:
     def _locate(self, uri: str) -> None:
         self._core.require(self._context, "set_image_location", self._image)
         if self._image.status != "queued":
-            raise Invalid(f"the image is {self._image.status}, a location is taken by queued images")
+            raise BadRequest(f"the image is {self._image.status}, a location is taken by queued images")
         self._require_formats()
         expected = self._values.get("size", self._image.size)
         location, self._values["size"] = external.locate(self._core, self._context, uri, expected)
@@ -132,13 +132,13 @@ class Draft:
     def _set_base(self, op: str, name: str, value: Any) -> None:
         core, context, image = self._core, self._context, self._image
         if op == "remove":
-            raise Forbidden(f"the property {name!r} may not be removed")
+            raise NotPermitted(f"the property {name!r} may not be removed")
         if op == "insert":
             raise Conflict(f"the property {name!r} exists already")
         if name == "owner" and not context.is_admin:
-            raise Forbidden("only administrators may give images to others")
+            raise NotPermitted("only administrators may give images to others")
         if name in ("disk_format", "container_format") and image.status not in ("queued", "importing"):
-            raise Forbidden(f"{name} can be changed while the image is queued only")
+            raise NotPermitted(f"{name} can be changed while the image is queued only")
         core.schema.check({name: value})
         if name == "tags":
             self._tags = frozenset(value)
@@ -164,14 +164,14 @@ class Draft:
             raise Conflict(f"the image has no property {name!r} that could be removed")
         self._core.protection.require(self._context, "delete", name)
         if name in self._core.schema.required:
-            raise Forbidden(f"the property {name!r} may not be removed: every image has to have it here")
+            raise NotPermitted(f"the property {name!r} may not be removed: every image has to have it here")
         del self._properties[name]
 
     # -- locations ------------------------------------------------------------------------------------------------
 
     def _apply_to_locations(self, op: str, place: Sequence[str], value: Any) -> None:
         if not self._core.show_locations:
-            raise Forbidden("locations are not shown here, so they cannot be changed (show_multiple_locations)")
+            raise NotPermitted("locations are not shown here, so they cannot be changed (show_multiple_locations)")
         if self._image.status not in ("active", "queued"):
             raise Conflict(f"locations of an image that is {self._image.status} cannot be changed")
         if op == "remove":
@@ -183,7 +183,7 @@ class Draft:
         elif op in ("add", "insert") and len(place) == 1:
             self._add_location(place[0], value)
         else:
-            raise Invalid("locations are added at /locations/<number> or /locations/-, replaced as a whole")
+            raise BadRequest("locations are added at /locations/<number> or /locations/-, replaced as a whole")
 
     def _add_location(self, place: str, value: Any) -> None:
         self._core.schema.check({"locations": [value]})
@@ -194,16 +194,16 @@ class Draft:
     def _replace_locations(self, values: Any) -> None:
         self._core.schema.check({"locations": values})
         if not values:
-            raise Forbidden("the locations of an image cannot be replaced by none")
+            raise NotPermitted("the locations of an image cannot be replaced by none")
         present = {location.uri: location for location in self._locations}
         # Clients know locations as they are shown.
         shown = {redact(uri): uri for uri in present}
         values = [{**value, "url": shown.get(value["url"], value["url"])} for value in values]
         urls = [value["url"] for value in values]
         if len(set(urls)) != len(urls):
-            raise Invalid("the same location is given twice")
+            raise BadRequest("the same location is given twice")
         if present and set(urls) != set(present):
-            raise Invalid("the image has locations already; remove them, or replace their metadata only")
+            raise BadRequest("the image has locations already; remove them, or replace their metadata only")
         self._take_over(values)
         self._locations = [
             _with_metadata(present[value["url"]], value["metadata"]) if value["url"] in present else self._new(value)
@@ -213,19 +213,19 @@ class Draft:
     def _remove_location(self, place: Sequence[str]) -> None:
         self._core.require(self._context, "delete_image_location", self._image)
         if len(place) != 1:
-            raise Invalid("locations are removed one by one, at /locations/<number>")
+            raise BadRequest("locations are removed one by one, at /locations/<number>")
         if self._image.status != "active":
             raise Conflict(f"locations of an image that is {self._image.status} cannot be removed")
         last = len(self._locations) - 1
         index = last if place[0] == "-" else _index(place[0], last)
         if last == 0:
-            raise Forbidden("the last location of an image cannot be removed")
+            raise NotPermitted("the last location of an image cannot be removed")
         del self._locations[index]
 
     def _new(self, value: Mapping[str, Any]) -> NewLocation:
         """A location that was not there; the first one of a queued image makes it active."""
         if any(location.uri == value["url"] for location in self._locations):
-            raise Invalid("the image has this location already")
+            raise BadRequest("the image has this location already")
         store, size = locating.measure(self._core, value["url"], self._context)
         image = self._image
         size_so_far = self._values.get("size", image.size)
@@ -241,7 +241,7 @@ class Draft:
     def _require_formats(self) -> None:
         for name in ("disk_format", "container_format"):
             if not (getattr(self._image, name) or self._values.get(name)):
-                raise Invalid("disk_format and container_format must be set before the image gets a location")
+                raise BadRequest("disk_format and container_format must be set before the image gets a location")
 
     def _take_over(self, values: Sequence[Mapping[str, Any]]) -> None:
         """Record what the client says the data is; only of a queued image, which has no data yet."""
@@ -266,13 +266,13 @@ class Draft:
 
 
 def check_name(name: str) -> None:
-    """Raise Forbidden or Invalid for a property name that clients cannot set."""
+    """Raise NotPermitted or BadRequest for a property name that clients cannot set."""
     if name in READ_ONLY:
-        raise Forbidden(f"the property {name!r} is read-only")
+        raise NotPermitted(f"the property {name!r} is read-only")
     if name in RESERVED or name.startswith(RESERVED_PREFIX):
-        raise Forbidden(f"the property {name!r} is reserved")
+        raise NotPermitted(f"the property {name!r} is reserved")
     if not 0 < len(name) <= LONGEST_NAME:
-        raise Invalid(f"the name of a property has 1 to {LONGEST_NAME} characters")
+        raise BadRequest(f"the name of a property has 1 to {LONGEST_NAME} characters")
 
 
 def delete_pending(core: Core, context: Context, image_id: str) -> None:
@@ -306,7 +306,7 @@ def _index(place: str, last: int) -> int:
     if place == "-":
         return last
     if not place.isascii() or not place.isdigit():
-        raise Invalid(f"{place!r} is not a place in the list of locations")
+        raise BadRequest(f"{place!r} is not a place in the list of locations")
     index = whole_number(place)
     if index is None or index > last:
         raise LocationNotFound(f"the image has no location {place}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, NewLocation
-from storelib.api.errors import ApiError, Conflict, Invalid
+from storelib.api.errors import ApiError, BadRequest, Conflict
 from storelib.api.service import locating
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
@@ -85,7 +85,7 @@ def locate(core: Core, context: Context, uri: str, expected: int | None) -> tupl
     """
     store, size = measure(core, context, uri)
     if size is None:
-        raise Invalid(f"the data at {redact(uri)} is empty, or its size is not known")
+        raise BadRequest(f"the data at {redact(uri)} is empty, or its size is not known")
     if expected and size != expected:
         raise Conflict(f"the data at {redact(uri)} has {size} bytes, not {expected}")
     return NewLocation(uri, {"store": store.name}), size
@@ -100,7 +100,7 @@ def measure(core: Core, context: Context, uri: str) -> tuple[Store[Any], int | N
     try:
         store = core.registry.resolve(uri, context)
     except BadStoreUri as error:
-        raise Invalid(str(error)) from error
+        raise BadRequest(str(error)) from error
     try:
         return store, store.get_size(uri, context) or None
     except (BadStoreUri, NotFound, Forbidden, RemoteServiceUnavailable, TransferTimeout):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
-from storelib.api.errors import Conflict, Forbidden, ImageNotFound, Invalid, Protected, StaleImage, StatusConflict
+from storelib.api.errors import BadRequest, Conflict, ImageNotFound, NotPermitted, Protected, StaleImage, StatusConflict
 from storelib.api.service import external
 from storelib.api.service.core import Core
 from storelib.api.service.data import check_formats
@@ -78,14 +78,16 @@ class Images:
 
         ``size`` (bytes), ``checksum`` (md5) and ``location`` are v1's: what the data will have to be, and where it is.
         An image is active if it has a location, or is said to have no bytes.
-        Raises Invalid, Forbidden (read-only and reserved names, another owner, policy), Duplicate, LimitExceeded.
+
+        Raises BadRequest, NotPermitted (read-only and reserved names, another owner, policy), AlreadyExists and
+        LimitExceeded.
         """
         core = self._core
         core.writable(context)
         for name in values:
             check_name(name)
         if "locations" in values:
-            raise Forbidden("locations are set by changing an image, not by creating it")
+            raise NotPermitted("locations are set by changing an image, not by creating it")
         core.schema.check_new(values)
         fields: dict[str, Any] = {name: values[name] for name in SETTABLE if name in values}
         fields.setdefault("owner", context.owner)
@@ -119,7 +121,7 @@ class Images:
         target = {"owner": new.owner, "project_id": new.owner, "visibility": new.visibility, "image_id": new.id}
         target = {name: value for name, value in target.items() if value is not None}
         if new.owner != context.owner and not context.is_admin:
-            raise Forbidden("only administrators may make images for others")
+            raise NotPermitted("only administrators may make images for others")
         core.policy.require(context, "add_image", target)
         for visibility, action in (("public", "publicize_image"), ("community", "communitize_image")):
             if new.visibility == visibility:
@@ -132,7 +134,7 @@ class Images:
             core.quota.room(new.owner, new.size)
 
     def list(self, context: Context, query: Query, *, as_user: bool = False) -> Listing:
-        """One page of images; the query's caller is replaced by who asks. Raises Invalid, Forbidden.
+        """One page of images; the query's caller is replaced by who asks. Raises BadRequest, NotPermitted.
 
         ``as_user`` shows administrators what they would see if they were none.
         """
@@ -153,18 +155,18 @@ class Images:
         """
         if deleted and context.is_admin:
             return self._core.repository.get(image_id, deleted=True)
-        return self._core.visible(context, image_id)
+        return self._core.get_visible(context, image_id)
 
     def update(self, context: Context, image_id: str, operations: Iterable[Operation]) -> Image:
         """Apply all operations or none; begun again when somebody else changes the image meanwhile.
 
-        Raises ImageNotFound, Forbidden, Conflict, Invalid, LimitExceeded; see Draft for which and why.
+        Raises ImageNotFound, NotPermitted, Conflict, BadRequest, LimitExceeded; see Draft for which and why.
         """
         core = self._core
         core.writable(context)
         operations = list(operations)
         for attempt in range(ATTEMPTS):
-            image = core.visible(context, image_id)
+            image = core.get_visible(context, image_id)
             if not operations:
                 core.require(context, "modify_image", image)
             draft = Draft(core, context, image)
@@ -189,12 +191,12 @@ class Images:
     def delete(self, context: Context, image_id: str) -> None:
         """Delete an image and its data.
 
-        Raises ImageNotFound, Forbidden, Protected, and Conflict when a store says that the data is in use; then the
+        Raises ImageNotFound, NotPermitted, Protected, and Conflict when a store says that the data is in use; then the
         image is what it was. Data in a store that does not answer is deleted later.
         """
         core = self._core
         core.writable(context)
-        image = core.allowed(context, image_id, "delete_image")
+        image = core.get_authorized(context, image_id, "delete_image")
         if image.protected:
             raise Protected(f"image {image_id} is protected and cannot be deleted")
         if image.status == "pending_delete":
@@ -226,16 +228,16 @@ class Images:
             raise
 
     def _go_on_deleting(self, context: Context, image: Image) -> Image:
-        """The client asks again: finish what was interrupted; raises Forbidden while somebody else is at it."""
+        """The client asks again: finish what was interrupted; raises NotPermitted while somebody else is at it."""
         upload = self._core.repository.upload(image.id)
         age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
         if not self._lease.interrupted(image.id) and abs(age.total_seconds()) < AT_WORK:
-            raise Forbidden(f"image {image.id} is being deleted already")
+            raise NotPermitted(f"image {image.id} is being deleted already")
         restore: Status = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
         return finish_deletion(self._core, context, image.id, restore)
 
     def deactivate(self, context: Context, image_id: str) -> None:
-        """Stop everybody but administrators from downloading; raises Forbidden in a wrong status."""
+        """Stop everybody but administrators from downloading; raises NotPermitted in a wrong status."""
         self._switch(context, image_id, "deactivate", "active", "deactivated")
 
     def reactivate(self, context: Context, image_id: str) -> None:
@@ -245,25 +247,25 @@ class Images:
     def _switch(self, context: Context, image_id: str, action: str, before: Any, after: Any) -> None:
         core = self._core
         core.writable(context)
-        image = core.allowed(context, image_id, action)
+        image = core.get_authorized(context, image_id, action)
         if image.status == after:
             return
         try:
             updated = core.repository.transition(image_id, from_=(before,), to=after)
         except StatusConflict as error:
-            raise Forbidden(f"an image that is {error.status} cannot become {after}") from error
+            raise NotPermitted(f"an image that is {error.status} cannot become {after}") from error
         core.notify.image("update", updated)
 
     def add_tag(self, context: Context, image_id: str, tag: str) -> None:
-        """Tag an image; raises Invalid, LimitExceeded."""
+        """Tag an image; raises BadRequest, LimitExceeded."""
         self._core.writable(context)
-        image = self._core.allowed(context, image_id, "modify_image")
+        image = self._core.get_authorized(context, image_id, "modify_image")
         if not 0 < len(tag) <= LONGEST_NAME:
-            raise Invalid(f"a tag has 1 to {LONGEST_NAME} characters")
+            raise BadRequest(f"a tag has 1 to {LONGEST_NAME} characters")
         self._core.repository.add_tag(image.id, tag, limit=self._core.quota.tags)
 
     def remove_tag(self, context: Context, image_id: str, tag: str) -> None:
         """Take a tag off; raises TagNotFound."""
         self._core.writable(context)
-        image = self._core.allowed(context, image_id, "modify_image")
+        image = self._core.get_authorized(context, image_id, "modify_image")
         self._core.repository.remove_tag(image.id, tag)

@@ -14,11 +14,11 @@ from storelib.api.context import Context
 from storelib.api.db.records import Image, NewLocation, Status, Ticket
 from storelib.api.errors import (
     ApiError,
+    BadRequest,
     Conflict,
     ImageNotFound,
-    Invalid,
-    NotFound,
     OutcomeUnknown,
+    ResourceNotFound,
     StatusConflict,
     UploadLost,
 )
@@ -71,12 +71,12 @@ class Imports:
     # -- stage ------------------------------------------------------------------------------------------------------
 
     def stage(self, context: Context, image_id: str, source: Source) -> Image:
-        """Keep an image's data until it is imported; raises NotFound where nothing can be staged, Conflict."""
+        """Keep an image's data until it is imported; raises ResourceNotFound where nothing can be staged, Conflict."""
         core, staging = self._core, self._staging
         core.writable(context)
         if staging is None or "glance-direct" not in self.methods:
-            raise NotFound("data cannot be staged here")
-        image = core.allowed(context, image_id, "modify_image")
+            raise ResourceNotFound("data cannot be staged here")
+        image = core.get_authorized(context, image_id, "modify_image")
         if image.status != "queued":
             raise StatusConflict(f"image {image_id} is {image.status}, data is staged for queued images")
         size = source.agreed_size()
@@ -148,14 +148,15 @@ class Imports:
     def start(self, context: Context, image_id: str, request: Request) -> None:
         """Begin an import.
 
-        Raises Invalid (method, URI, stores), Forbidden, Conflict (status, formats, unknown store, another import).
+        Raises BadRequest (method, URI, stores), NotPermitted, and Conflict (status, formats, unknown store, another
+        import).
         """
         core = self._core
         core.writable(context)
         copying = request.method == "copy-image"
-        image = core.allowed(context, image_id, "copy_image" if copying else "modify_image")
+        image = core.get_authorized(context, image_id, "copy_image" if copying else "modify_image")
         if request.method not in self.methods:
-            raise Invalid(f"the import method {request.method!r} is not one of {', '.join(self.methods)}")
+            raise BadRequest(f"the import method {request.method!r} is not one of {', '.join(self.methods)}")
         stores = self._stores(image, request)
         if image.disk_format is None or image.container_format is None:
             raise Conflict("disk_format and container_format must be set before an import")
@@ -182,12 +183,12 @@ class Imports:
         self._workers.start(lambda: self._import(context, image, ticket, source, stores, request.all_must_succeed))
 
     def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
-        """The image, of which nobody else makes a copy now; raises Invalid and Conflict where there still is one."""
+        """The image, of which nobody else makes a copy now; raises BadRequest and Conflict where there still is one."""
         repository = self._core.repository
         image = repository.get(image_id)
         for location in image.locations:
             if location.metadata.get("store") in names:
-                raise Invalid(f"image {image_id} is in store {location.metadata['store']} already")
+                raise BadRequest(f"image {image_id} is in store {location.metadata['store']} already")
         for location in repository.pending_locations(image_id):
             # Whoever deletes it would delete the new copy, which is in the same place.
             if location.metadata.get("store") in names:
@@ -213,7 +214,7 @@ class Imports:
             if not _takes_data(store):
                 raise Conflict(f"store {store.name} takes no data")
             if copying and store.name in has:
-                raise Invalid(f"image {image.id} is in store {store.name} already")
+                raise BadRequest(f"image {image.id} is in store {store.name} already")
         return found
 
     def _source(self, image: Image, request: Request, context: Context) -> Callable[[], ImageData]:
@@ -227,13 +228,13 @@ class Imports:
         return lambda: staging.get(staged, context=context)  # type: ignore[union-attr,arg-type]
 
     def _web(self, uri: str) -> Store[Any]:
-        """A store that reads from the web as far as the options allow; raises Invalid for what they do not."""
+        """A store that reads from the web as far as the options allow; raises BadRequest for what they do not."""
         options = self._core.options
         try:
             scheme = scheme_of(uri)
             allowed = _lower(options.import_allowed_schemes) - _lower(options.import_disallowed_schemes)
             if scheme not in allowed & {"http", "https"}:
-                raise Invalid(f"URLs of the scheme {scheme!r} are not accepted")
+                raise BadRequest(f"URLs of the scheme {scheme!r} are not accepted")
             web = open_store(
                 "http",
                 "web-download",
@@ -247,12 +248,12 @@ class Imports:
             )
             found = HttpLocation.parse(uri)
         except BadStoreUri as error:
-            raise Invalid(f"this URL cannot be imported: {error}") from error
+            raise BadRequest(f"this URL cannot be imported: {error}") from error
         rules = Rules.from_conf(web.conf)
         refused = rules.refuse_url(found) or rules.refuse_written_address(found)
         if refused:
             # The rules name the options of the http driver.
-            raise Invalid(f"{redact(uri)} cannot be imported: {refused.replace('http_', 'import_')}")
+            raise BadRequest(f"{redact(uri)} cannot be imported: {refused.replace('http_', 'import_')}")
         return web
 
     def _import(

@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol, cast
 
 from oslo_utils.imageutils import format_inspector
 
-from storelib.api.errors import ApiError, Invalid, LimitExceeded, UnsupportedMediaType
+from storelib.api.errors import ApiError, BadRequest, LimitExceeded, UnsupportedMediaType
 from storelib.api.service import probing
 from storelib.exceptions import StoreError
 
@@ -34,7 +34,7 @@ class Readable(Protocol):
         """The next bytes, empty at the end."""
 
 
-class ClientDisconnected(Invalid):
+class ClientDisconnected(BadRequest):
     """The client went away before it had sent everything. 400."""
 
 
@@ -60,7 +60,7 @@ class Body:
         except (OSError, ValueError) as error:
             raise ClientDisconnected(f"the connection was lost after {self.count} bytes") from error
         except Exception as error:  # what a server raises for chunks that are none is its own
-            raise Invalid(f"the body cannot be read after {self.count} bytes: {error}") from error
+            raise BadRequest(f"the body cannot be read after {self.count} bytes: {error}") from error
         if self._left is not None:
             if not chunk:
                 raise ClientDisconnected(f"the connection ended after {self.count} bytes, {self._left} were to come")

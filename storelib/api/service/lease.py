@@ -91,7 +91,7 @@ class Lease:
         with self._lock:
             if self._id is None:
                 self._id = self._core.repository.join(this_host(), os.getpid()).id
-                self._bury_neighbours(self._id)
+                self._expire_dead_local_peers(self._id)
                 if self._every and not self._threads:
                     self._threads = [self._thread(Lease.renew), self._thread(Lease.recover)]
             return self._id
@@ -298,7 +298,7 @@ class Lease:
         except NotFound:
             pass
 
-    def _bury_neighbours(self, own: str) -> None:
+    def _expire_dead_local_peers(self, own: str) -> None:
         """Processes of this machine that are gone need not be waited for."""
         for process in self._core.repository.processes():
             if process.id != own and process.host == this_host() and not _runs(process):

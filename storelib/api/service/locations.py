@@ -11,12 +11,12 @@ from storelib.api.context import Context
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Ticket
 from storelib.api.errors import (
     ApiError,
+    BadRequest,
     Conflict,
-    Forbidden,
-    Invalid,
     LocationNotFound,
-    NotFound,
+    NotPermitted,
     OutcomeUnknown,
+    ResourceNotFound,
     UploadLost,
 )
 from storelib.api.service import locating
@@ -42,17 +42,17 @@ class Locations:
         self._tasks = tasks
 
     def list(self, context: Context, image_id: str) -> list[ImageLocation]:
-        """Where the data is, for services; raises Forbidden."""
-        return self._core.by_weight(self._core.allowed(context, image_id, "fetch_image_location").locations)
+        """Where the data is, for services; raises NotPermitted."""
+        return self._core.by_weight(self._core.get_authorized(context, image_id, "fetch_image_location").locations)
 
     def add(self, context: Context, image_id: str, url: str, validation: Mapping[str, str] | None = None) -> Image:
         """Take the data at ``url`` for a queued image; it is active once the data was hashed, in the background.
 
-        Raises Forbidden, Conflict (not queued), Invalid (URL, formats, digests that cannot be).
+        Raises NotPermitted, Conflict (not queued), BadRequest (URL, formats, digests that cannot be).
         """
         core = self._core
         core.writable(context)
-        image = core.allowed(context, image_id, "add_image_location")
+        image = core.get_authorized(context, image_id, "add_image_location")
         locating.check_trusted(core, context, url)
         if validation:
             locating.check_digests(validation)
@@ -71,23 +71,24 @@ class Locations:
     def drop(self, context: Context, store_id: str, image_id: str) -> None:
         """Delete an image's data from one of several stores.
 
-        Raises NotFound (store, image, or no data there), Forbidden (the last one), Conflict (not active, in use).
+        Raises ResourceNotFound (store, image, or no data there), NotPermitted (the last one), and Conflict (not active,
+        in use).
         """
         core = self._core
         core.writable(context)
         core.find_store(store_id)
-        image = core.allowed(context, image_id, "delete_image_location")
+        image = core.get_authorized(context, image_id, "delete_image_location")
         if image.status != "active":
             raise Conflict(f"image {image_id} is {image.status}, data can be deleted from active images")
         there = [location for location in image.locations if location.metadata.get("store") == store_id]
         if not there:
-            raise NotFound(f"image {image_id} has no data in store {store_id}")
+            raise ResourceNotFound(f"image {image_id} has no data in store {store_id}")
         try:
             core.repository.drop_location(image_id, there[0].id)
         except LocationNotFound:
             raise
         except Conflict as error:
-            raise Forbidden(f"store {store_id} has the only data of image {image_id}") from error
+            raise NotPermitted(f"store {store_id} has the only data of image {image_id}") from error
         delete_pending(core, context, image_id)
 
     def _take(
@@ -124,16 +125,16 @@ class Locations:
     def _verified(
         self, context: Context, store: Store[Any], url: str, validation: Mapping[str, str]
     ) -> dict[str, str | None]:
-        """Checksum and hash to record; raises Invalid when the data is not what the client said."""
+        """Checksum and hash to record; raises BadRequest when the data is not what the client said."""
         algorithm = validation.get("os_hash_algo")
         if not self._core.options.do_secure_hash:
             return dict(validation) if algorithm else {}
         names = {"md5", self._core.hashing_algorithm} | ({algorithm} if algorithm else set())
         found = self._hashed(context, store, url, names)
         if algorithm and found[algorithm] != validation["os_hash_value"]:
-            raise Invalid(f"the {algorithm} of the data is {found[algorithm]}, not {validation['os_hash_value']}")
+            raise BadRequest(f"the {algorithm} of the data is {found[algorithm]}, not {validation['os_hash_value']}")
         if validation.get("checksum", found["md5"]) != found["md5"]:
-            raise Invalid(f"the md5 of the data is {found['md5']}, not {validation['checksum']}")
+            raise BadRequest(f"the md5 of the data is {found['md5']}, not {validation['checksum']}")
         main = algorithm or self._core.hashing_algorithm
         return {"checksum": found["md5"], "os_hash_algo": main, "os_hash_value": found[main]}
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, Member, MemberStatus
-from storelib.api.errors import Forbidden, ImageNotFound, Invalid, MemberNotFound
+from storelib.api.errors import BadRequest, ImageNotFound, MemberNotFound, NotPermitted
 from storelib.api.service.core import Core
 
 LONGEST_ID = 255
@@ -30,13 +30,13 @@ class Members:
 
     def show(self, context: Context, image_id: str, member: str) -> Member:
         """One membership; raises MemberNotFound also for one that the caller may not see."""
-        image = self._core.allowed(context, image_id, "get_members")
+        image = self._core.get_authorized(context, image_id, "get_members")
         if image.visibility != "shared" or not self._may_see(context, image, member):
             raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
         return self._core.repository.member(image_id, member)
 
     def add(self, context: Context, image_id: str, member: str, *, can_share: bool = False) -> Member:
-        """Share an image; raises Forbidden unless its visibility is shared, Duplicate, LimitExceeded."""
+        """Share an image; raises NotPermitted unless its visibility is shared, AlreadyExists, LimitExceeded."""
         self._core.writable(context)
         image = self._shared(context, image_id, "add_member")
         self._check_id(member)
@@ -49,7 +49,7 @@ class Members:
     def put(self, context: Context, image_id: str, member: str, can_share: bool | None) -> None:
         """v1: share an image, or change whether the member may share it; None: as it was, or not.
 
-        Raises ImageNotFound, Forbidden, LimitExceeded.
+        Raises ImageNotFound, NotPermitted, LimitExceeded.
         """
         image = self._sharable(context, image_id, "add_member")
         if all(known.member != member for known in self._core.repository.members(image_id)):
@@ -83,7 +83,7 @@ class Members:
         found = []
         for membership in self._core.repository.shared_with(member):
             try:
-                image = self._core.visible(context, membership.image_id)
+                image = self._core.get_visible(context, membership.image_id)
             except ImageNotFound:
                 continue
             if self._may_see(context, image, member):
@@ -93,9 +93,9 @@ class Members:
     def set_status(self, context: Context, image_id: str, member: str, status: Any) -> Member:
         """Accept or reject a shared image, which only the member can (and administrators)."""
         self._core.writable(context)
-        image = self._core.visible(context, image_id)
+        image = self._core.get_visible(context, image_id)
         if status not in STATUSES:
-            raise Invalid(f"status must be one of {', '.join(STATUSES)}")
+            raise BadRequest(f"status must be one of {', '.join(STATUSES)}")
         if not self._may_see(context, image, member):
             raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
         self._core.policy.require(context, "modify_member", self._target(context, image, member))
@@ -113,9 +113,9 @@ class Members:
         self._core.notify.member("delete", removed)
 
     def _shared(self, context: Context, image_id: str, action: str) -> Image:
-        image = self._core.allowed(context, image_id, action)
+        image = self._core.get_authorized(context, image_id, action)
         if image.visibility != "shared":
-            raise Forbidden(f"only shared images have members, image {image_id} is {image.visibility}")
+            raise NotPermitted(f"only shared images have members, image {image_id} is {image.visibility}")
         return image
 
     def _sharable(self, context: Context, image_id: str, action: str) -> Image:
@@ -124,8 +124,8 @@ class Members:
         core.writable(context)
         try:
             return self._shared(context, image_id, action)
-        except Forbidden:
-            image = core.visible(context, image_id)
+        except NotPermitted:
+            image = core.get_visible(context, image_id)
             members = core.repository.members(image_id) if image.visibility == "shared" else ()
             if not any(member.can_share and member.member == context.project_id for member in members):
                 raise
@@ -133,7 +133,7 @@ class Members:
 
     def _check_id(self, member: Any) -> None:
         if not isinstance(member, str) or not 0 < len(member) <= LONGEST_ID:
-            raise Invalid(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
+            raise BadRequest(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
 
     def _may_see(self, context: Context, image: Image, member: str) -> bool:
         return self._core.policy.allows(context, "get_member", self._target(context, image, member))

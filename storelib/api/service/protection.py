@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from storelib.api.context import Context
-from storelib.api.errors import Forbidden
+from storelib.api.errors import NotPermitted
 from storelib.api.policy import Policy
 from storelib.api.schemas import RESERVED_PREFIX
 from storelib.exceptions import BadStoreConfiguration
@@ -63,9 +63,9 @@ class Protection:
         return not set(allowed).isdisjoint(context.roles)
 
     def require(self, context: Context, action: Action, name: str) -> None:
-        """Raise Forbidden unless ``allows``."""
+        """Raise NotPermitted unless ``allows``."""
         if not self.allows(context, action, name):
-            raise Forbidden(f"the property {name!r} is protected")
+            raise NotPermitted(f"the property {name!r} is protected")
 
     def readable(self, context: Context, properties: Mapping[str, str | None]) -> Mapping[str, str | None]:
         """The properties that ``context`` may see."""

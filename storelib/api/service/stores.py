@@ -39,7 +39,7 @@ class Stores:
         return [self._shown(store) for store in self._core.registry]
 
     def detail(self, context: Context) -> Shown:
-        """All stores with type, weight and properties; raises Forbidden."""
+        """All stores with type, weight and properties; raises NotPermitted."""
         self._core.policy.require(context, "stores_info_detail", {})
         return [self._shown(store) | self._details(store) for store in self._core.registry]
 

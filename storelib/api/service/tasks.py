@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Query
-from storelib.api.errors import ApiError, Invalid, InvalidMarker, NotFound
+from storelib.api.errors import ApiError, BadRequest, InvalidMarker, ResourceNotFound
 from storelib.api.service.core import LOG, Core
 
 Task = dict[str, Any]
@@ -115,16 +115,16 @@ class Tasks:
 
     def of_image(self, context: Context, image_id: str) -> Found:
         """The latest task of an image, as a list of none or one."""
-        properties = self._core.visible(context, image_id).properties
+        properties = self._core.get_visible(context, image_id).properties
         return [self._of(properties)] if properties.get(RECORD) else []
 
     def list(self, context: Context, query: TaskQuery | None = None) -> tuple[Found, bool]:
-        """One page of the tasks of all images, and whether there are more behind it; raises Forbidden, Invalid."""
+        """One page of the tasks of all images, and whether more follow; raises NotPermitted, BadRequest."""
         self._core.policy.require(context, "tasks_api_access", {})
         query = query or TaskQuery()
         for what, given, known in (("key", query.sort_key, SORT_KEYS), ("direction", query.sort_dir, DIRECTIONS)):
             if given not in known:
-                raise Invalid(f"a sort {what} must be one of {', '.join(known)}, not {given!r}")
+                raise BadRequest(f"a sort {what} must be one of {', '.join(known)}, not {given!r}")
         found = [
             task
             for task in self._found({KIND: ANY})
@@ -141,11 +141,11 @@ class Tasks:
         return found[first:end], 0 < query.limit < len(found) - first
 
     def show(self, context: Context, task_id: str) -> Task:
-        """One task; raises Forbidden and NotFound."""
+        """One task; raises NotPermitted and ResourceNotFound."""
         self._core.policy.require(context, "tasks_api_access", {})
         found = self._found({TASK_ID: task_id})
         if not found:
-            raise NotFound(f"there is no task {task_id}")
+            raise ResourceNotFound(f"there is no task {task_id}")
         return found[0]
 
     def _found(self, properties: Mapping[str, str]) -> Found:

@@ -11,14 +11,22 @@ import falcon
 from oslo_utils import strutils
 
 from storelib.api.db.records import Image
-from storelib.api.errors import Conflict, Forbidden, Gone, Invalid, NotFound, PreconditionFailed, StaleImage
-from storelib.api.sending import send
+from storelib.api.errors import (
+    BadRequest,
+    Conflict,
+    Gone,
+    NotPermitted,
+    PreconditionFailed,
+    ResourceNotFound,
+    StaleImage,
+)
+from storelib.api.json_response import send
 from storelib.api.service import Context, Operation, Service, Source
 from storelib.api.service.core import Core
 from storelib.api.v1 import meta, query
 from storelib.api.v1.meta import Meta
 from storelib.api.v2.data import OCTETS, sendable
-from storelib.api.v2.wire import body_length
+from storelib.api.v2.serializers import body_length
 
 BRIEF = ("id", "name", "size", "disk_format", "container_format", "checksum")
 #: Statuses of images that have data to read.
@@ -97,7 +105,7 @@ class ImageResource:
         context = req.context.caller
         image = self._service.data.readable(context, image_id)
         if image.status not in READABLE:
-            raise NotFound(f"Image {image_id} is not active")
+            raise ResourceNotFound(f"Image {image_id} is not active")
         if image.locations:
             found = self._service.data.open(context, image)
             req.context.sent = found.size
@@ -119,7 +127,7 @@ class ImageResource:
             if origin.data is not None:
                 raise Conflict(f"image {image_id} is {image.status}, data is taken by queued images")
             if origin.copy_from is not None or origin.location is not None:
-                raise Invalid(f"image {image_id} is {image.status}, a location is taken by queued images")
+                raise BadRequest(f"image {image_id} is {image.status}, a location is taken by queued images")
         fields = found.fields
         if origin.copy_from is not None:
             fields["size"] = fields.get("size") or service.external.check(context, origin.copy_from)
@@ -159,7 +167,7 @@ class Origin(NamedTuple):
 
 
 def _origin(req: falcon.Request, found: Meta, service: Service) -> Origin:
-    """Where the request says that the data is; raises Invalid."""
+    """Where the request says that the data is; raises BadRequest."""
     length = body_length(req)
     data = None if length == 0 else Source(req.stream, length, found.fields.get("size"))
     copy_from = req.get_header("x-glance-api-copy-from")
@@ -167,9 +175,9 @@ def _origin(req: falcon.Request, found: Meta, service: Service) -> Origin:
         copy_from = meta.decoded_uri(copy_from)
     location, store = found.fields.get("location"), found.fields.get("store")
     if sum(part is not None for part in (data, copy_from, location)) > 1:
-        raise Invalid("It's invalid to provide multiple image sources.")
+        raise BadRequest("It's invalid to provide multiple image sources.")
     if data and (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
-        raise Invalid(f"data is of the Content-Type {OCTETS}")
+        raise BadRequest(f"data is of the Content-Type {OCTETS}")
     service.core.store(store)
     return Origin(data, copy_from, location, store)
 
@@ -191,10 +199,10 @@ def _fill(service: Service, req: falcon.Request, image: Image, origin: Origin) -
 
 def _check_unchangeable(image: Image, found: Meta) -> None:
     if image.deleted:
-        raise Forbidden(f"image {image.id} is deleted and cannot be changed")
+        raise NotPermitted(f"image {image.id} is deleted and cannot be changed")
     for name in ("id", "status"):
         if found.fields.get(name) not in (None, getattr(image, name)):
-            raise Forbidden(f"Forbidden to modify '{name}' of image.")
+            raise NotPermitted(f"Forbidden to modify '{name}' of image.")
 
 
 def _operations(image: Image, found: Meta, core: Core, context: Context, *, purge: bool) -> list[Operation]:

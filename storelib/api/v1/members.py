@@ -9,10 +9,10 @@ from typing import Any
 
 import falcon
 
-from storelib.api.errors import Forbidden, Invalid, NotAuthenticated, NotFound
-from storelib.api.sending import send
+from storelib.api.errors import BadRequest, NotAuthenticated, NotPermitted, ResourceNotFound
+from storelib.api.json_response import send
 from storelib.api.service import Context, Service
-from storelib.api.v2.wire import body_length, read_object
+from storelib.api.v2.serializers import body_length, read_object
 
 
 class MembersResource:
@@ -33,7 +33,7 @@ class MembersResource:
         context = req.context.caller
         memberships = read_object(req).get("memberships")
         if not isinstance(memberships, list):
-            raise Invalid("the body must have 'memberships', a list")
+            raise BadRequest("the body must have 'memberships', a list")
         wanted = dict(_membership(item) for item in memberships)
         with _refusal_hidden(context):
             self._service.members.replace(context, image_id, wanted)
@@ -53,7 +53,7 @@ class MemberResource:
         if body_length(req) != 0:
             body = read_object(req).get("member")
             if not isinstance(body, dict):
-                raise Invalid("the body must have a 'member', an object")
+                raise BadRequest("the body must have a 'member', an object")
             can_share = _can_share(body)
         with _refusal_hidden(context):
             self._service.members.put(context, image_id, member_id, can_share)
@@ -86,20 +86,20 @@ def _refusal_hidden(context: Context) -> Iterator[None]:
         raise NotAuthenticated("sharing needs a token")
     try:
         yield
-    except Forbidden as error:
-        raise NotFound(str(error)) from error
+    except NotPermitted as error:
+        raise ResourceNotFound(str(error)) from error
 
 
 def _membership(item: Any) -> tuple[str, bool | None]:
     if not isinstance(item, dict) or not isinstance(item.get("member_id"), str):
-        raise Invalid("each of the 'memberships' must be an object with a 'member_id', the id of a project")
+        raise BadRequest("each of the 'memberships' must be an object with a 'member_id', the id of a project")
     return item["member_id"], _can_share(item)
 
 
 def _can_share(item: dict[str, Any]) -> bool | None:
     can_share = item.get("can_share")
     if can_share is not None and not isinstance(can_share, bool):
-        raise Invalid(f"'can_share' must be true or false, not {can_share!r}")
+        raise BadRequest(f"'can_share' must be true or false, not {can_share!r}")
     return can_share
 
 

@@ -15,13 +15,13 @@ from urllib.parse import quote, unquote
 from oslo_utils import strutils
 
 from storelib.api.db.records import Image
-from storelib.api.errors import Forbidden, Invalid
-from storelib.api.numbers import whole_number
+from storelib.api.errors import BadRequest, NotPermitted
+from storelib.api.parsing import whole_number
 from storelib.api.schemas import RESERVED_PREFIX
 from storelib.api.service import Context
 from storelib.api.service.core import Core
 from storelib.api.service.tasks import shown_properties
-from storelib.api.v2.wire import time_text
+from storelib.api.v2.serializers import time_text
 
 PREFIX = "x-image-meta-"
 PROPERTY = "property_"
@@ -73,7 +73,7 @@ class Meta(NamedTuple):
 
 
 def read(environ: Mapping[str, Any]) -> Meta:
-    """The metadata in a request; raises Invalid naming the header at fault."""
+    """The metadata in a request; raises BadRequest naming the header at fault."""
     found = Meta({}, {})
     for key, raw in environ.items():
         if not key.startswith(_WSGI_PREFIX):
@@ -86,7 +86,7 @@ def read(environ: Mapping[str, Any]) -> Meta:
         elif name in FIELDS:
             found.fields[name] = _typed(name, value)
         else:
-            raise Invalid(f"Bad header: {PREFIX}{name}")
+            raise BadRequest(f"Bad header: {PREFIX}{name}")
     return found
 
 
@@ -113,7 +113,7 @@ def _typed(name: str, value: str | None) -> Any:
         return strutils.bool_from_string(value or "")
     if name == "checksum" and value is not None:
         if not _MD5.fullmatch(value):
-            raise Invalid(f"{PREFIX}checksum must be an md5 in 32 hexadecimal digits")
+            raise BadRequest(f"{PREFIX}checksum must be an md5 in 32 hexadecimal digits")
         return value.lower()
     if name not in NUMBERS:
         return value
@@ -121,14 +121,14 @@ def _typed(name: str, value: str | None) -> Any:
         return None
     number = None if value is None else whole_number(value)
     if number is None:
-        raise Invalid(f"{PREFIX}{name} must be a whole number, 0 or more, not {value!r}")
+        raise BadRequest(f"{PREFIX}{name} must be a whole number, 0 or more, not {value!r}")
     return number
 
 
 def base_values(meta: Meta, context: Context, image: Image | None = None) -> dict[str, Any]:
     """The base properties that ``meta`` sets, by the service's names; ``image`` is the one being changed.
 
-    Raises Invalid for an Amazon format together with one of another kind. Only administrators name the owner: others
+    Raises BadRequest for an Amazon format together with one of another kind. Only administrators name the owner: others
     are not refused, what they say is ignored.
     """
     fields = meta.fields
@@ -149,15 +149,15 @@ def _of_one_kind(values: Mapping[str, Any], image: Image | None) -> dict[str, st
     if disk == container or AMAZON.isdisjoint({disk, container}):
         return {}
     if disk and container:
-        raise Invalid(f"disk_format and container_format must be the same if one is {', '.join(sorted(AMAZON))}")
+        raise BadRequest(f"disk_format and container_format must be the same if one is {', '.join(sorted(AMAZON))}")
     return {"disk_format": disk or container, "container_format": disk or container}
 
 
 def custom_properties(meta: Meta, core: Core) -> dict[str, str | None]:
-    """The custom properties that ``meta`` sets; raises Forbidden for names that are no custom property's."""
+    """The custom properties that ``meta`` sets; raises NotPermitted for names that are no custom property's."""
     for name in meta.properties:
         if name in core.schema.base_names:
-            raise Forbidden(f"the property {name!r} is reserved")
+            raise NotPermitted(f"the property {name!r} is reserved")
     known = core.schema.document["properties"]
     # None is for the properties that may have no value; other properties have text, if only an empty one.
     return {

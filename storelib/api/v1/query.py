@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, get_args
 from oslo_utils import strutils
 
 from storelib.api.db.records import Caller, Direction, Query, Range, RangeField, SortField, SortKey
-from storelib.api.errors import Invalid
-from storelib.api.numbers import whole_number
+from storelib.api.errors import BadRequest
+from storelib.api.parsing import whole_number
 from storelib.api.service import Context
 from storelib.api.v2.query import parse_time
 
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 
 
 def parse(pairs: Sequence[tuple[str, str]], context: Context, *, default_limit: int, largest_limit: int) -> Asked:
-    """The list that a decoded query string asks for; raises Invalid naming the parameter at fault.
+    """The list that a decoded query string asks for; raises BadRequest naming the parameter at fault.
 
     Parameters that do not exist are ignored, as they always were.
     """
@@ -98,7 +98,7 @@ def _sort(given: Mapping[str, str]) -> SortKey:
 
 def _choice(name: str, value: str, known: Sequence[Any]) -> Any:
     if value not in known:
-        raise Invalid(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        raise BadRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
     return value
 
 
@@ -109,7 +109,7 @@ def _given_number(given: Mapping[str, str], name: str) -> int | None:
 def _number(name: str, value: str) -> int:
     number = whole_number(value)
     if number is None:
-        raise Invalid(f"{name} must be a whole number, 0 or more, not {value!r}")
+        raise BadRequest(f"{name} must be a whole number, 0 or more, not {value!r}")
     return number
 
 
@@ -117,4 +117,4 @@ def _boolean(name: str, value: str) -> bool:
     try:
         return strutils.bool_from_string(value, strict=True)
     except ValueError:
-        raise Invalid(f"{name} must be true or false, not {value!r}") from None
+        raise BadRequest(f"{name} must be true or false, not {value!r}") from None

@@ -14,10 +14,10 @@ from typing import Any
 
 import falcon
 
-from storelib.api.errors import Invalid, NotFound, RangeNotSatisfiable, UnsupportedMediaType
-from storelib.api.numbers import whole_number
+from storelib.api.errors import BadRequest, RangeNotSatisfiable, ResourceNotFound, UnsupportedMediaType
+from storelib.api.parsing import whole_number
 from storelib.api.service import ImportRequest, Service, Source
-from storelib.api.v2.wire import body_length, read_object
+from storelib.api.v2.serializers import body_length, read_object
 from storelib.transfer.contract import MiB
 from storelib.transfer.download import ImageStream
 
@@ -71,7 +71,7 @@ class StageResource:
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Stage it."""
         if "glance-direct" not in self._service.imports.methods:
-            raise NotFound("data cannot be staged here")
+            raise ResourceNotFound("data cannot be staged here")
         req.context.received = self._service.imports.stage(req.context.caller, image_id, upload_source(req)).size
         resp.status = falcon.HTTP_204
 
@@ -92,25 +92,25 @@ class ImportResource:
 
 
 def upload_source(req: falcon.Request) -> Source:
-    """The body of an upload; raises UnsupportedMediaType and Invalid."""
+    """The body of an upload; raises UnsupportedMediaType and BadRequest."""
     if (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
         raise UnsupportedMediaType(f"data is of type {OCTETS}")
     declared = req.get_header("x-openstack-image-size")
     size = None if declared is None else whole_number(declared)
     if declared is not None and size is None:
-        raise Invalid(f"x-openstack-image-size must be a whole number of bytes, 0 or more, not {declared!r}")
+        raise BadRequest(f"x-openstack-image-size must be a whole number of bytes, 0 or more, not {declared!r}")
     return Source(req.stream, body_length(req), size)
 
 
 def asked_range(req: falcon.Request, size: int) -> tuple[int, int] | None:
     """Offset and length that the client asks for (RFC 9110, 14.2), None for everything.
 
-    Some clients say it in a Content-Range header. Raises RangeNotSatisfiable, and Invalid for several ranges.
+    Some clients say it in a Content-Range header. Raises RangeNotSatisfiable, and BadRequest for several ranges.
     """
     header = req.get_header("Range")
     if header is not None:
         if "," in header:
-            raise Invalid("only one range can be asked for")
+            raise BadRequest("only one range can be asked for")
         match = _RANGE.fullmatch(header.strip())
         if match is None or match.groups() == ("", ""):
             raise RangeNotSatisfiable(f"{header!r} is not a range of bytes", size=size)
@@ -140,29 +140,29 @@ def _clipped(first: int, last: int, size: int) -> tuple[int, int]:
 
 
 def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequest:
-    """What a body asks for; raises Invalid."""
+    """What a body asks for; raises BadRequest."""
     method = body.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
-        raise Invalid("'method' must be an object with a 'name'")
+        raise BadRequest("'method' must be an object with a 'name'")
     uri = method.get("uri")
     if method["name"] == "web-download" and not isinstance(uri, str):
-        raise Invalid("web-download needs a 'uri'")
+        raise BadRequest("web-download needs a 'uri'")
     if uri is not None and method["name"] != "web-download":
-        raise Invalid(f"{method['name']} takes no 'uri'")
+        raise BadRequest(f"{method['name']} takes no 'uri'")
     stores = body.get("stores")
     if stores is not None and not (isinstance(stores, list) and stores and all(isinstance(s, str) for s in stores)):
-        raise Invalid("'stores' must be a list of ids of stores")
+        raise BadRequest("'stores' must be a list of ids of stores")
     flags = {
         name: body.get(name, default) for name, default in (("all_stores", False), ("all_stores_must_succeed", True))
     }
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise Invalid(f"{name!r} must be true or false, not {value!r}")
+            raise BadRequest(f"{name!r} must be true or false, not {value!r}")
     # openstacksdk says the same store in both.
     if header_store is not None and (flags["all_stores"] or stores not in (None, [header_store])):
-        raise Invalid("the header x-image-meta-store cannot be used together with other 'stores' or 'all_stores'")
+        raise BadRequest("the header x-image-meta-store cannot be used together with other 'stores' or 'all_stores'")
     if stores and flags["all_stores"]:
-        raise Invalid("'stores' and 'all_stores' cannot be used together")
+        raise BadRequest("'stores' and 'all_stores' cannot be used together")
     wanted = [header_store] if header_store is not None else stores
     return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"])
 

@@ -10,9 +10,9 @@ from urllib.parse import parse_qsl, urlencode
 import falcon
 
 from storelib.api import schemas
-from storelib.api.errors import Invalid, NotFound
-from storelib.api.numbers import whole_number
-from storelib.api.sending import send
+from storelib.api.errors import BadRequest, ResourceNotFound
+from storelib.api.json_response import send
+from storelib.api.parsing import whole_number
 from storelib.api.service import Context, Service
 from storelib.api.service.tasks import TaskQuery
 
@@ -37,7 +37,7 @@ class SchemaResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """Answer one."""
         if name not in self._documents:
-            raise NotFound(f"there is no schema {name!r}")
+            raise ResourceNotFound(f"there is no schema {name!r}")
         send(resp, self._documents[name])
 
 
@@ -53,7 +53,7 @@ class TasksResource:
         asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
         limit = whole_number(asked.get("limit", str(options.limit_param_default)))
         if limit is None:
-            raise Invalid(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
+            raise BadRequest(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
         query = TaskQuery(
             asked.get("type"),
             asked.get("status"),

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from storelib.api.db.records import Image
-from storelib.api.sending import encode
+from storelib.api.json_response import encode
 from storelib.api.service import Context
 from storelib.api.service.core import Core
-from storelib.api.v2.wire import image_document
+from storelib.api.v2.serializers import image_document
 
 #: Documents remembered at most, and characters of one that is: together about 32 MiB.
 MEMORY, LARGEST = 4096, 8192

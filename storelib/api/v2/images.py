@@ -7,12 +7,12 @@ from urllib.parse import parse_qsl, urlencode
 
 import falcon
 
-from storelib.api.errors import Invalid
-from storelib.api.sending import encode, send_encoded
+from storelib.api.errors import BadRequest
+from storelib.api.json_response import encode, send_encoded
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
 from storelib.api.v2.documents import ImageDocuments
-from storelib.api.v2.wire import read_json, read_object, refuse_body
+from storelib.api.v2.serializers import read_json, read_object, refuse_body
 
 
 class ImagesResource:
@@ -97,13 +97,13 @@ class TagResource:
 
 
 def named_tag(req: falcon.Request) -> str:
-    """The tag that a path ends with, which may itself end with a slash; raises Invalid."""
+    """The tag that a path ends with, which may itself end with a slash; raises BadRequest."""
     _, _, quoted = req.env["PATH_INFO"].partition("/tags/")
     try:
         # PEP 3333: bytes, each as a character.
         return str(quoted.encode("latin-1").decode())
     except UnicodeDecodeError:
-        raise Invalid("the tag is not UTF-8") from None
+        raise BadRequest("the tag is not UTF-8") from None
 
 
 class DeactivateResource:

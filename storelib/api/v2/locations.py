@@ -7,10 +7,10 @@ from typing import Any
 
 import falcon
 
-from storelib.api.errors import Invalid
-from storelib.api.sending import send
+from storelib.api.errors import BadRequest
+from storelib.api.json_response import send
 from storelib.api.service import Service
-from storelib.api.v2.wire import image_document, location_document, read_object, refuse_body
+from storelib.api.v2.serializers import image_document, location_document, read_object, refuse_body
 
 LONGEST_URL = 255
 
@@ -31,7 +31,7 @@ class LocationsResource:
         body = read_object(req)
         url, validation = body.get("url"), body.get("validation_data")
         if not isinstance(url, str) or not 0 < len(url) <= LONGEST_URL:
-            raise Invalid(f"the body must have a 'url' of at most {LONGEST_URL} characters")
+            raise BadRequest(f"the body must have a 'url' of at most {LONGEST_URL} characters")
         said = {} if validation is None else _checked(validation)
         image = self._service.locations.add(req.context.caller, image_id, url, said)
         send(resp, image_document(self._service.core, req.context.caller, image), falcon.HTTP_202)
@@ -53,10 +53,10 @@ class StoreImageResource:
 def _checked(validation: Any) -> dict[str, str]:
     known = {"checksum", "os_hash_algo", "os_hash_value"}
     if not isinstance(validation, dict) or not all(isinstance(value, str) for value in validation.values()):
-        raise Invalid("'validation_data' must be an object of strings")
+        raise BadRequest("'validation_data' must be an object of strings")
     unknown = set(validation) - known
     if unknown:
-        raise Invalid(f"'validation_data' has no member {min(unknown)!r}")
+        raise BadRequest(f"'validation_data' has no member {min(unknown)!r}")
     if validation and not {"os_hash_algo", "os_hash_value"} <= set(validation):
-        raise Invalid("'validation_data' needs os_hash_algo and os_hash_value")
+        raise BadRequest("'validation_data' needs os_hash_algo and os_hash_value")
     return validation

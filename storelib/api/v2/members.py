@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import falcon
 
-from storelib.api.errors import Invalid
-from storelib.api.sending import send
+from storelib.api.errors import BadRequest
+from storelib.api.json_response import send
 from storelib.api.service import Service
-from storelib.api.v2.wire import member_document, read_object, refuse_body
+from storelib.api.v2.serializers import member_document, read_object, refuse_body
 
 
 class MembersResource:
@@ -26,7 +26,7 @@ class MembersResource:
         """Add one."""
         body = read_object(req)
         if not isinstance(body.get("member"), str) or not body["member"]:
-            raise Invalid("the body must have a 'member', the id of a project")
+            raise BadRequest("the body must have a 'member', the id of a project")
         send(resp, member_document(self._service.members.add(req.context.caller, image_id, body["member"])))
 
 
@@ -44,7 +44,7 @@ class MemberResource:
         """Accept or reject the image."""
         body = read_object(req)
         if "status" not in body:
-            raise Invalid("the body must have a 'status'")
+            raise BadRequest("the body must have a 'status'")
         updated = self._service.members.set_status(req.context.caller, image_id, member_id, body["status"])
         send(resp, member_document(updated))
 

@@ -22,8 +22,8 @@ from storelib.api.db.records import (
     TimeOperator,
     Visibility,
 )
-from storelib.api.errors import Invalid
-from storelib.api.numbers import whole_number
+from storelib.api.errors import BadRequest
+from storelib.api.parsing import whole_number
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -48,7 +48,7 @@ _ITEM = re.compile(r',(?:"((?:[^"]|"")*)"(?=,|\Z)|([^,]*))')
 
 
 def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
-    """The query of a decoded query string; raises Invalid naming the parameter at fault."""
+    """The query of a decoded query string; raises BadRequest naming the parameter at fault."""
     values: dict[str, Any] = {"limit": default_limit, "os_hidden": False}
     tags: set[str] = set()
     properties: dict[str, str] = {}
@@ -82,7 +82,7 @@ def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
         elif name == "member_status":
             values[name] = _choice(name, value, MEMBER_STATUSES)
         elif name == "changes-since":
-            raise Invalid("changes-since is not a filter of this version; use updated_at=gte:...")
+            raise BadRequest("changes-since is not a filter of this version; use updated_at=gte:...")
         else:
             properties[name] = value
     return Query(
@@ -101,15 +101,15 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
     keys = [value for name, value in pairs if name == "sort_key"]
     directions = [value for name, value in pairs if name == "sort_dir"]
     if new and (keys or directions):
-        raise Invalid("sort cannot be used together with sort_key and sort_dir")
+        raise BadRequest("sort cannot be used together with sort_key and sort_dir")
     if len(new) > 1:
-        raise Invalid("sort is given more than once; write sort=key:dir,key:dir")
+        raise BadRequest("sort is given more than once; write sort=key:dir,key:dir")
     if new:
         entries = [entry.partition(":") for entry in new[0].split(",")]
         found = [(key.strip(), direction.strip() or "desc") for key, _, direction in entries]
     else:
         if len(directions) > 1 and len(directions) != len(keys):
-            raise Invalid("give one sort_dir, or as many as there are sort_keys")
+            raise BadRequest("give one sort_dir, or as many as there are sort_keys")
         keys = keys or ["created_at"]
         directions = directions or ["desc"]
         found = [(key, directions[number if len(directions) > 1 else 0]) for number, key in enumerate(keys)]
@@ -122,20 +122,20 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
 def _number(name: str, value: str) -> int:
     found = whole_number(value)
     if found is None or found > _LARGEST:
-        raise Invalid(f"{name} must be a whole number, 0 or more, not {value!r}")
+        raise BadRequest(f"{name} must be a whole number, 0 or more, not {value!r}")
     return found
 
 
 def _boolean(name: str, value: str) -> bool:
     known = {"true": True, "false": False}
     if value.lower() not in known:
-        raise Invalid(f"{name} must be true or false, not {value!r}")
+        raise BadRequest(f"{name} must be true or false, not {value!r}")
     return known[value.lower()]
 
 
 def _choice(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
-        raise Invalid(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        raise BadRequest(f"{name} must be one of {', '.join(known)}, not {value!r}")
     return value
 
 
@@ -148,11 +148,11 @@ def _one_of(name: str, value: str) -> tuple[str, ...]:
         return (_unquoted(name, rest),)
     if operator == "in":
         if rest.count('"') % 2:
-            raise Invalid(f"{name}: the quotes in {value!r} do not match")
+            raise BadRequest(f"{name}: the quotes in {value!r} do not match")
         if not rest:
-            raise Invalid(f"{name}: there is nothing after 'in:'")
+            raise BadRequest(f"{name}: there is nothing after 'in:'")
         return tuple(_items(rest))
-    raise Invalid(f"{name}: the operator must be in or eq, not {operator!r}")
+    raise BadRequest(f"{name}: the operator must be in or eq, not {operator!r}")
 
 
 def _items(text: str) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _items(text: str) -> Iterator[str]:
 
 def _unquoted(name: str, value: str) -> str:
     if value.count('"') % 2:
-        raise Invalid(f"{name}: the quotes in {value!r} do not match")
+        raise BadRequest(f"{name}: the quotes in {value!r} do not match")
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
@@ -176,7 +176,7 @@ def _time(name: Any, value: str) -> TimeFilter:
 
 
 def parse_time(name: str, value: str) -> datetime.datetime:
-    """An ISO 8601 time, UTC where it does not say; raises Invalid."""
+    """An ISO 8601 time, UTC where it does not say; raises BadRequest."""
     # A plus sign that was not escaped arrives as a space.
     text = re.sub(r" (?=\d\d:?\d\d$)", "+", value.strip())
     text = re.sub(r"[zZ]$", "+00:00", text)
@@ -187,4 +187,4 @@ def parse_time(name: str, value: str) -> datetime.datetime:
             found = found.replace(tzinfo=datetime.timezone.utc)
         return found.astimezone(datetime.timezone.utc)
     except (ValueError, OverflowError):
-        raise Invalid(f"{name}: {value!r} is not a time in ISO 8601") from None
+        raise BadRequest(f"{name}: {value!r} is not a time in ISO 8601") from None

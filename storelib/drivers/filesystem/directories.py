@@ -122,7 +122,7 @@ def files_below(path: str, guard: Guard, look: Callable[[str, os.DirEntry[str]],
         try:
             more = True
             while more:
-                call = functools.partial(_batch, where=where, look=look, patience=guard.timeout or None)
+                call = functools.partial(_batch, where=where, look=look, timeout=guard.timeout or None)
                 found, inner, more = listing.call(call)
                 if depth < DEEPEST_SHARD:
                     pending += [(directory, depth + 1) for directory in inner]
@@ -135,12 +135,12 @@ def _batch(
     entries: Iterator[os.DirEntry[str]],
     where: str,
     look: Callable[[str, os.DirEntry[str]], T | None],
-    patience: float | None,
+    timeout: float | None,
 ) -> tuple[list[T], list[str], bool]:
     """What is found in the next entries, the shards among them, and whether there are more entries."""
     found, inner = [], []
     # Slow is not hung: a batch ends long before the time limit of the call.
-    end = None if patience is None else time.monotonic() + patience / 4
+    end = None if timeout is None else time.monotonic() + timeout / 4
     for number, entry in enumerate(entries, 1):
         if entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):

@@ -267,7 +267,7 @@ class FilesystemStore(Store[FileLocation]):
 
     def _existing(self, image_id: str) -> FileLocation | None:
         """The image with this id wherever in this store it is."""
-        for location in self.places(image_id):
+        for location in self.candidate_locations(image_id):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 if not stat.S_ISDIR(os.lstat(location.path).st_mode):
                     return location
@@ -422,7 +422,7 @@ class FilesystemStore(Store[FileLocation]):
                 ) from error
             raise
 
-    def places(self, image_id: str) -> list[FileLocation]:
+    def candidate_locations(self, image_id: str) -> list[FileLocation]:
         """In any data directory, as deep as images ever are; a part file is no image."""
         if not is_image(image_id):
             return []

@@ -143,7 +143,7 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
-    def places(self, image_id: str) -> list[GridfsLocation]:
+    def candidate_locations(self, image_id: str) -> list[GridfsLocation]:
         """The only one."""
         return [GridfsLocation(image_id)]
 

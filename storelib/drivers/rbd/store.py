@@ -166,7 +166,7 @@ class RbdStore(Store[RbdLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
-    def places(self, image_id: str) -> list[RbdLocation]:
+    def candidate_locations(self, image_id: str) -> list[RbdLocation]:
         """The only one."""
         return [self.location(image_id)]
 

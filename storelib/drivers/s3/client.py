@@ -162,14 +162,14 @@ class Client:
         from storelib.drivers.s3 import connections
 
         conf = self._conf
-        patience = min(conf.s3_store_read_timeout, conf.transfer_timeout)
+        read_timeout = min(conf.s3_store_read_timeout, conf.transfer_timeout)
         proxies = dict.fromkeys(("http", "https"), conf.s3_store_proxy) if conf.s3_store_proxy else {}
         config = Config(
             signature_version="s3v4",
             # Only the engine tries again.
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=min(conf.s3_store_connect_timeout, conf.transfer_timeout),
-            read_timeout=patience,
+            read_timeout=read_timeout,
             max_pool_connections=max(conf.s3_store_thread_pools, _KEPT_CONNECTIONS),
             # An empty dict keeps botocore from asking the environment.
             proxies=proxies,
@@ -196,7 +196,7 @@ class Client:
             config=config,
         )
         self._distance = connections.Distance()
-        connections.use(client, patience, self._distance)
+        connections.use(client, read_timeout, self._distance)
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)

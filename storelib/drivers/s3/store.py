@@ -257,7 +257,7 @@ class S3Store(Store[S3Location]):
             if not self._awaits_bucket(error):
                 raise
 
-    def places(self, image_id: str) -> list[S3Location]:
+    def candidate_locations(self, image_id: str) -> list[S3Location]:
         """The only one."""
         return [self.location(image_id)]
 

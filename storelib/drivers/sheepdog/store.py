@@ -274,7 +274,7 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
-    def places(self, image_id: str) -> list[SheepdogLocation]:
+    def candidate_locations(self, image_id: str) -> list[SheepdogLocation]:
         """The only one."""
         return [self.location(name_of(image_id))]
 

@@ -62,11 +62,11 @@ class Account:
         body: Body | bytes = b"",
         headers: Headers | None = None,
         query: str = "",
-        patience: float = 0.0,
+        extra_timeout: float = 0.0,
         accept: Collection[int] = (),
     ) -> Response:
         """Make a container or an object."""
-        return self.ask("PUT", names, query, headers, body, patience=patience, accept=accept)
+        return self.ask("PUT", names, query, headers, body, extra_timeout=extra_timeout, accept=accept)
 
     def post(self, *names: str, headers: Headers) -> None:
         """Change the metadata of a container."""
@@ -134,11 +134,11 @@ class Account:
         headers: Headers | None = None,
         body: Body | bytes = b"",
         *,
-        patience: float = 0.0,
+        extra_timeout: float = 0.0,
         accept: Collection[int] = (),
     ) -> Response:
         """One request and its whole answer; raises what it means unless it is in ``accept`` or a proven success."""
-        response = self.send(method, names, query, headers, body, patience)
+        response = self.send(method, names, query, headers, body, extra_timeout)
         _ = response.content
         status = response.status_code
         if status in accept:
@@ -155,7 +155,7 @@ class Account:
         query: str = "",
         headers: Headers | None = None,
         body: Body | bytes = b"",
-        patience: float = 0.0,
+        extra_timeout: float = 0.0,
     ) -> Response:
         """One request, made again with a new token if the one it had is no longer good."""
         path = "".join(f"/{quote(name)}" for name in names) + (f"?{query}" if query else "")
@@ -163,7 +163,7 @@ class Account:
         def attempt() -> tuple[Any, Response]:
             access = self.identity.access()
             sent = {**(headers or {}), "X-Auth-Token": access.token}
-            return access, self._connections.send(method, access.url + path, sent, body, patience)
+            return access, self._connections.send(method, access.url + path, sent, body, extra_timeout)
 
         access, response = attempt()
         for _ in range(_NEW_TOKENS):

@@ -51,16 +51,18 @@ class Connections:
         self._session: requests.Session | None = None
 
     def send(
-        self, method: str, url: str, headers: dict[str, str], body: Body | bytes = b"", patience: float = 0.0
+        self, method: str, url: str, headers: dict[str, str], body: Body | bytes = b"", extra_timeout: float = 0.0
     ) -> requests.Response:
-        """One request; the response is any, its body not read yet. ``patience``: further seconds to wait for it."""
+        """One request; the response is any, its body not read yet. ``extra_timeout``: more seconds to wait for it."""
         server, _, path = url.partition("://")[2].partition("/")
         origin = f"{url.partition('://')[0]}://{server}"
         with self._lock:
             connection = self._servers.get(origin) or self._connect(origin)
         connect, read = self._timeout
         # Who is known to work for longer than that is waited for.
-        settings = dict(connection.requests_args, timeout=(connect, min(read + patience, max(self._longest, patience))))
+        settings = dict(
+            connection.requests_args, timeout=(connect, min(read + extra_timeout, max(self._longest, extra_timeout)))
+        )
         started = time.monotonic()
         # Not connection.request(), which keeps the response in the one connection that all threads share.
         response: requests.Response = connection.request_session.request(

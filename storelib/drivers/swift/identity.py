@@ -69,7 +69,7 @@ class Identity(abc.ABC):
     def renew(self, refused: Access) -> bool:
         """Forget a token that Swift does not take; answers whether there may be another one."""
 
-    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+    def with_trust(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
         """One for a transfer that may outlive the token; it must be closed."""
         return self
 
@@ -203,7 +203,7 @@ class RequestIdentity(Identity):
         """There is none."""
         return False
 
-    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+    def with_trust(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
         """With a trust."""
         return TrustIdentity(self, service, make)
 
@@ -298,9 +298,9 @@ class ForeignAccount(Identity):
         """As the other does."""
         return self._identity.renew(Access(self._identity.access().url, refused.token))
 
-    def lasting(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
+    def with_trust(self, service: V3Identity, make: Callable[[str], V3Identity]) -> Identity:
         """As the other does."""
-        return ForeignAccount(self._identity.lasting(service, make), self._url)
+        return ForeignAccount(self._identity.with_trust(service, make), self._url)
 
     def close(self) -> None:
         """As the other does."""

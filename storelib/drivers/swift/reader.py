@@ -73,7 +73,7 @@ class SwiftReader(Reader):
         if account.latency > QUICK and self._end - offset > self.part_size:
             self.concurrency = store.conf.swift_store_download_concurrency
         if self._end - offset > self.part_size:
-            self.account = store.lasting(account)
+            self.account = store.with_trust(account)
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the response that has come as far as ``offset``, or ask for one that starts there."""

@@ -204,7 +204,7 @@ class SwiftStore(Store[SwiftLocation]):
         # Whoever calls without a request, to clean up for example, acts as the service.
         return self.clients.identity(self._reference)
 
-    def lasting(self, account: Account) -> Account:
+    def with_trust(self, account: Account) -> Account:
         """The same account for a transfer that may outlive the token of its request; close its identity."""
         from storelib.drivers.swift.account import Account
         from storelib.drivers.swift.identity import V3Identity
@@ -214,7 +214,7 @@ class SwiftStore(Store[SwiftLocation]):
         service = self.clients.identity(self._reference)
         if not isinstance(service, V3Identity):
             return account
-        identity = account.identity.lasting(service, lambda trust: self.clients.trusted(self._reference, trust))
+        identity = account.identity.with_trust(service, lambda trust: self.clients.trusted(self._reference, trust))
         return Account(self.clients.connections, identity)
 
     def location_of(self, account: Account, container: str, image_id: str) -> SwiftLocation:
@@ -343,7 +343,7 @@ class SwiftStore(Store[SwiftLocation]):
         """See errors.py."""
         return error_of_exception(error, subject)
 
-    def places(self, image_id: str) -> list[SwiftLocation] | None:
+    def candidate_locations(self, image_id: str) -> list[SwiftLocation] | None:
         """The only one; but with a seed, which may have been another before, in any container."""
         if self.layout.seed:
             return None

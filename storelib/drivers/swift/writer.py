@@ -96,7 +96,7 @@ class SwiftWriter(Writer):
 
     def reserve(self, end: int) -> int | None:
         """Make the image's own container."""
-        self.account = self.store.lasting(self.account)
+        self.account = self.store.with_trust(self.account)
         self.claim()
         return None
 
@@ -240,7 +240,7 @@ class SwiftWriter(Writer):
     def _publish_static(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
         manifest = json.dumps([segment.entry for segment in segments]).encode()
         # The server looks at every segment before it answers.
-        self._publish(Body(memoryview(manifest)), headers, "multipart-manifest=put", patience=len(segments) / 10)
+        self._publish(Body(memoryview(manifest)), headers, "multipart-manifest=put", extra_timeout=len(segments) / 10)
 
     def _publish_dynamic(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
         found = {(entry["name"], entry["bytes"]) for entry in self._listed()}
@@ -250,7 +250,7 @@ class SwiftWriter(Writer):
         headers[_DYNAMIC] = f"{quote(self.segment_container)}/{quote(self.prefix)}"
         self._publish(Body(memoryview(b"")), headers)
 
-    def _publish(self, body: Body, headers: dict[str, str], query: str = "", patience: float = 0.0) -> None:
+    def _publish(self, body: Body, headers: dict[str, str], query: str = "", extra_timeout: float = 0.0) -> None:
         """One object that is the image or its manifest, unless there is one already, before or after."""
         headers = {**self._object_headers(), TOKEN_HEADER: self.token, **self._digest, **headers}
         # With a copy the condition would be one on its source.
@@ -269,7 +269,7 @@ class SwiftWriter(Writer):
                 body=data,
                 headers=headers,
                 query=query,
-                patience=patience,
+                extra_timeout=extra_timeout,
                 accept=(400, 412) if query else (412,),
             )
 
@@ -305,7 +305,7 @@ class SwiftWriter(Writer):
             body=manifest,
             headers=self._object_headers(),
             query="multipart-manifest=put",
-            patience=len(segments) / 10,
+            extra_timeout=len(segments) / 10,
         )
         etag = self._etag_of(answer, name)
         return Segment(self.segment_container, name, etag, sum(segment.size for segment in segments))
@@ -330,7 +330,7 @@ class SwiftWriter(Writer):
 
         def put() -> Any:
             return self.account.put(
-                self.segment_container, name, headers=self._copied(source), patience=source.size / _SLOWEST
+                self.segment_container, name, headers=self._copied(source), extra_timeout=source.size / _SLOWEST
             )
 
         answer = self._with_container(self.segment_container, put)
@@ -341,7 +341,7 @@ class SwiftWriter(Writer):
         self._record(digests)
         self.claim()
         self._publish(
-            Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, patience=source.size / _SLOWEST
+            Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, extra_timeout=source.size / _SLOWEST
         )
         found = self._published_by_me()
         if length_of(found) != source.size or _etag(found) != source.etag:

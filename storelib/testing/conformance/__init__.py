@@ -13,20 +13,20 @@ A driver is tested by a class with a store and, better, a look at the back end b
 
         @pytest.fixture(scope="class")
         @classmethod
-        def side_door(cls, store):
-            return MyDoor(store.conf.my_store_folder)
+        def backend_access(cls, store):
+            return MyAccess(store.conf.my_store_folder)
 
 Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite runs against a store in use by
 ``storelib.testing.live``.
 """
 
 from storelib.testing.conformance.adding import Adding
+from storelib.testing.conformance.backend_access import BackendAccess
 from storelib.testing.conformance.bench import Bench
 from storelib.testing.conformance.calling import Calling
 from storelib.testing.conformance.capable import Capable
 from storelib.testing.conformance.collecting import Collecting
 from storelib.testing.conformance.copying import Copying
-from storelib.testing.conformance.door import SideDoor
 from storelib.testing.conformance.failing import Failing
 from storelib.testing.conformance.holding import Holding, HoldingWhenAdding
 from storelib.testing.conformance.holes import Holes
@@ -37,12 +37,12 @@ from storelib.testing.conformance.racing import Racing
 from storelib.testing.conformance.reading import Reading
 from storelib.testing.conformance.replacing import Replacing
 
-__all__ = ["Bench", "ReadOnlyConformance", "SideDoor", "StoreConformance"]
+__all__ = ["BackendAccess", "Bench", "ReadOnlyConformance", "StoreConformance"]
 
 
 # pytest runs the tests of the last base first.
 class ReadOnlyConformance(Capable, Naming, Holding, Holes, Reading):
-    """What a store promises that only reads; its images are planted by the side door."""
+    """What a store promises that only reads; its images are planted by the back-end access."""
 
 
 class StoreConformance(

@@ -49,8 +49,8 @@ class Adding(Promises):
         stored = bench.add(image_id, chunks(data, 65_536), len(data) if declared == "known" else None)
         assert stored.size == len(data)
         assert_same_bytes(bench.read(stored.uri), data)
-        if bench.door.can("read"):
-            assert_same_bytes(bench.door.read(image_id) or b"", data)
+        if bench.access.can("read"):
+            assert_same_bytes(bench.access.read(image_id) or b"", data)
 
     def test_image_of_several_blocks_comes_back(self, bench: Bench) -> None:
         """An image that is hashed in threads comes back, with the right digests."""

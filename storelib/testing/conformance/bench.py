@@ -25,7 +25,7 @@ from storelib.capabilities import Capability
 from storelib.driver import STORE_OPTIONS, Garbage, ImageInfo, Part, Reader, Store, StoredImage, Writer
 from storelib.exceptions import NotFound, StoreError
 from storelib.location import Location
-from storelib.testing.conformance.door import SideDoor
+from storelib.testing.conformance.backend_access import BackendAccess
 from storelib.testing.conformance.process import Child, Serve, child
 from storelib.transfer.contract import KiB, MiB
 
@@ -43,21 +43,21 @@ class Bench:
     def __init__(
         self,
         store: Store[Any],
-        door: SideDoor | None = None,
+        access: BackendAccess | None = None,
         *,
         keep_part_size: bool = False,
         prefix: str | None = None,
         shared: bool = False,
-        patience: float = 10.0,
+        settle_timeout: float = 10.0,
         reopen: Callable[[Store[Any]], Store[Any]] | None = None,
     ) -> None:
         self.store = store
-        self.door = door or SideDoor()
+        self.access = access or BackendAccess()
         #: The store holds images of other people: ids begin with the prefix, and only they are looked at.
         self.shared = shared
         self.prefix = prefix or f"storelib-conformance-{secrets.token_hex(6)}-"
         #: Seconds that what is promised "eventually" may take.
-        self.patience = patience
+        self.settle_timeout = settle_timeout
         self._reopen = reopen or reopened
         self._lock = threading.Lock()
         self._count = 0
@@ -108,9 +108,9 @@ class Bench:
         image_id = self.new_id(tag)
         if self.can(Capability.ADD):
             return self.add(image_id, data, len(data)).uri
-        if not self.door.can("plant"):
-            not_applicable("the store cannot add and there is no side door to plant images through")
-        return self.door.plant(image_id, data)
+        if not self.access.can("plant"):
+            not_applicable("the store cannot add and there is no back-end access to plant images through")
+        return self.access.plant(image_id, data)
 
     def image(self, size: int) -> tuple[str, bytes]:
         """URI and bytes of an image that tests only read; made at first use."""
@@ -126,8 +126,8 @@ class Bench:
             return stream.read()
 
     def plant(self, image_id: str, data: bytes) -> str:
-        """The URI of an image that came by the side door, remembered for cleaning up."""
-        uri = self.door.plant(image_id, data)
+        """The URI of an image that came by the back-end access, remembered for cleaning up."""
+        uri = self.access.plant(image_id, data)
         with self._lock:
             self._added.add(uri)
         return uri
@@ -160,11 +160,11 @@ class Bench:
     def residue(self, image_id: str) -> set[str]:
         """Names of all that the back end holds for this id, published or not.
 
-        Without a side door: what the store itself lists and what it would collect. A store in use may have a very
+        Without a back-end access: what the store itself lists and what it would collect. A store in use may have a very
         long list; it is not asked each time.
         """
-        if self.door.can("residue"):
-            return self.door.residue(image_id)
+        if self.access.can("residue"):
+            return self.access.residue(image_id)
         names: set[str] = set()
         if self.can(Capability.LIST) and not self.shared:
             names.update(info.uri for info in self.find(image_id))
@@ -175,8 +175,8 @@ class Bench:
     def assert_nothing_left(self, image_id: str) -> None:
         """The back end holds nothing for this id, and the id can be used."""
         self.eventually(lambda: not self.residue(image_id), lambda: f"left behind: {sorted(self.residue(image_id))}")
-        if self.door.can("read"):
-            assert self.door.read(image_id) is None, "the back end holds an image that was never added"
+        if self.access.can("read"):
+            assert self.access.read(image_id) is None, "the back end holds an image that was never added"
         again = self.add(image_id, b"again", 5)
         assert_same_bytes(self.read(again.uri), b"again")
         self.remove(again.uri)
@@ -215,10 +215,10 @@ class Bench:
         self.eventually(look, lambda: f"no leftover of a dead add was found that is {older_than:g} s old")
         return found
 
-    def collect(self, prefix: str, patience: float | None = None) -> list[Garbage]:
+    def collect(self, prefix: str, settle_timeout: float | None = None) -> list[Garbage]:
         """``gc`` for these ids, until it has found something: clocks are coarse, and back ends list with delay."""
         found: list[Garbage] = []
-        deadline = time.monotonic() + (patience or self.patience)
+        deadline = time.monotonic() + (settle_timeout or self.settle_timeout)
         while not found and time.monotonic() < deadline:
             found = self.store.gc(0, prefix=prefix)
             time.sleep(0 if found else 0.05)
@@ -317,7 +317,7 @@ class Bench:
 
     def eventually(self, true: Callable[[], Any], otherwise: Callable[[], str]) -> None:
         """Wait for ``true``: back ends list and forget with delay, and clocks are coarse."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.settle_timeout
         while not true():
             if time.monotonic() > deadline:
                 raise AssertionError(otherwise())

@@ -62,8 +62,8 @@ class Calling(Promises):
             stored = bench.add(image_id, chunks(data, 65_536))
         _must_have_opened(bench, opened)
         assert_same_bytes(bench.read(stored.uri), data)
-        if bench.door.can("read"):
-            assert_same_bytes(bench.door.read(image_id) or b"", data)
+        if bench.access.can("read"):
+            assert_same_bytes(bench.access.read(image_id) or b"", data)
 
     def test_room_asked_for_often_is_given_back(self, bench: Bench) -> None:
         """An add that fails after it asked for room several times leaves nothing."""

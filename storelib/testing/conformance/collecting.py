@@ -190,7 +190,9 @@ class Collecting(Promises):
             process.kill()
         if not leaves_nothing:
             # A lease of the dead may have to run out, on Ceph after 30 seconds.
-            assert bench.collect(image_id, patience=4 * bench.patience), "gc found nothing of a killed process"
+            assert bench.collect(image_id, settle_timeout=4 * bench.settle_timeout), (
+                "gc found nothing of a killed process"
+            )
         bench.assert_nothing_left(image_id)
 
 

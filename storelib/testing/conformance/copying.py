@@ -46,8 +46,8 @@ class Copying(Promises):
             info = bench.store.stat(copy.uri)
             assert (info.uri, info.size) == (copy.uri, len(data))
             assert info.image_id in (image_id, None)
-        if bench.door.can("read"):
-            assert_same_bytes(bench.door.read(image_id) or b"", data)
+        if bench.access.can("read"):
+            assert_same_bytes(bench.access.read(image_id) or b"", data)
 
     def test_result_describes_the_known_copy(self, bench: Bench) -> None:
         """The result has the size of the image, the digests that were given, and a URI of this store; nothing else."""
@@ -182,7 +182,7 @@ class Copying(Promises):
         visible: list[str] = []
 
         def progress(done: int, total: int | None) -> None:
-            if bench.door.can("read") and bench.door.read(image_id) is not None:
+            if bench.access.can("read") and bench.access.read(image_id) is not None:
                 visible.append("the back end shows it")
             if bench.can(Capability.LIST) and bench.find(image_id):
                 visible.append("the list shows it")

@@ -144,7 +144,7 @@ class Keeping(Promises):
         def probe() -> None:
             if bench.can(Capability.LIST) and bench.find(image_id):
                 probed.append("the list shows it")
-            if bench.door.can("read") and bench.door.read(image_id) is not None:
+            if bench.access.can("read") and bench.access.read(image_id) is not None:
                 probed.append("the back end shows it")
             if not bench.can(Capability.DELETE):
                 return
@@ -159,7 +159,7 @@ class Keeping(Promises):
 
         def source() -> Iterator[bytes]:
             yield from chunks(data[: 2 * bench.part + 10], 65_536)
-            deadline = time.monotonic() + min(2.0, bench.patience)
+            deadline = time.monotonic() + min(2.0, bench.settle_timeout)
             while not written and time.monotonic() < deadline:
                 time.sleep(0.01)
             probe()

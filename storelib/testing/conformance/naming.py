@@ -266,8 +266,8 @@ def _round_trip(promises: Promises, bench: Bench, image_id: str) -> None:
     assert " " not in stored.uri
     assert bench.location(stored.uri).uri == stored.uri
     assert_same_bytes(bench.read(stored.uri), data)
-    if bench.door.can("read"):
-        assert bench.door.read(image_id) == data, "the back end has it under another id"
+    if bench.access.can("read"):
+        assert bench.access.read(image_id) == data, "the back end has it under another id"
     if bench.can(Capability.STAT):
         assert bench.store.stat(stored.uri).image_id in (image_id, None)
     if bench.can(Capability.LIST) and not bench.shared:

@@ -14,8 +14,8 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Store
+from storelib.testing.conformance.backend_access import BackendAccess
 from storelib.testing.conformance.bench import Bench, not_applicable, reopened
-from storelib.testing.conformance.door import SideDoor
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ def _mark(name: str, capability: Capability) -> Callable[[T], T]:
 
 
 class Promises:
-    """Base of all groups. A subclass for one driver gives a ``store`` fixture and, better, a ``side_door``."""
+    """Base of all groups. A subclass for one driver gives a ``store`` fixture and, better, a ``backend_access``."""
 
     #: By this the plugin knows the suite's classes without importing it.
     storelib_promises: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class Promises:
     keep_part_size: ClassVar[bool] = False
 
     #: Seconds that the back end may take to list what it has, or to forget what is gone.
-    patience: ClassVar[float] = 10.0
+    settle_timeout: ClassVar[float] = 10.0
 
     #: Images among which a listing is looked at. A thousand and some, because many back ends list in pages of a
     #: thousand; fewer where pages are smaller, or the back end is slow and lists without any.
@@ -81,15 +81,21 @@ class Promises:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def side_door(cls) -> SideDoor | None:
+    def backend_access(cls) -> BackendAccess | None:
         """The back end seen behind the driver's back, if there is a way."""
         return None
 
     @pytest.fixture(scope="class")
     @classmethod
-    def bench(cls, store: Store[Any], side_door: SideDoor | None) -> Iterator[Bench]:
+    def bench(cls, store: Store[Any], backend_access: BackendAccess | None) -> Iterator[Bench]:
         """The store on its bench; cleaned at the end."""
-        bench = Bench(store, side_door, keep_part_size=cls.keep_part_size, patience=cls.patience, reopen=cls.reopened)
+        bench = Bench(
+            store,
+            backend_access,
+            keep_part_size=cls.keep_part_size,
+            settle_timeout=cls.settle_timeout,
+            reopen=cls.reopened,
+        )
         yield bench
         trouble = bench.clean()
         assert not trouble, f"could not be cleaned up: {trouble}"

@@ -218,7 +218,7 @@ def _planted(bench: Bench, count: int) -> list[tuple[str, str]]:
     ids = [bench.new_id("many") for _ in range(count)]
 
     def plant(image_id: str) -> tuple[str, str]:
-        if bench.door.can("plant"):
+        if bench.access.can("plant"):
             return image_id, bench.plant(image_id, b"one of many")
         return image_id, bench.add(image_id, b"one of many").uri
 

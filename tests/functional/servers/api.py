@@ -17,7 +17,7 @@ from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()"]
 #: Seconds that anything may take.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 #: Enough for several parts, so that half an upload has reached the store.
 DATA = bytes(range(256)) * (4 * 24 * 1024)
 
@@ -68,7 +68,7 @@ class Deployment:
         server.wait_until_listening()
         return server
 
-    def run(self, *arguments: object, server: Server | None = None, patience: float = PATIENCE) -> Answer:
+    def run(self, *arguments: object, server: Server | None = None, timeout: float = TIMEOUT) -> Answer:
         """``storelib ...``; with ``server``, an image command to that one."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
         if server is not None:
@@ -80,16 +80,16 @@ class Deployment:
             capture_output=True,
             text=True,
             check=False,
-            timeout=patience,
+            timeout=timeout,
         )
         return Answer(done)
 
     def image(self, *arguments: object, server: Server | None = None) -> Answer:
         return self.run("image", *arguments, server=server or self.servers[-1])
 
-    def disagreements(self, patience: float = PATIENCE):
+    def disagreements(self, timeout: float = TIMEOUT):
         """What the audit finds, with everything read and every leftover named."""
-        answer = self.run("audit", "--deep", "--older-than", "0", patience=patience)
+        answer = self.run("audit", "--deep", "--older-than", "0", timeout=timeout)
         assert answer.code == (9 if answer.out else 0), answer.err
         return answer.documents
 
@@ -126,7 +126,7 @@ class Server:
 
     def wait_until_listening(self) -> None:
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        readable, _, _ = select.select([self.process.stdout], [], [], TIMEOUT)
         assert readable, "the server says nothing"
         self.said = json.loads(self.process.stdout.readline())
 
@@ -144,18 +144,18 @@ class Server:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """All its processes at once, as when the machine loses power."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(PATIENCE)
+            self.process.wait(TIMEOUT)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
     def request(self, method: str, path: str, document: object = None) -> dict[str, object]:
-        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
         with contextlib.closing(connection):
             body = None if document is None else json.dumps(document)
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -171,7 +171,7 @@ class Upload:
     def __init__(self, server: Server) -> None:
         image = {"name": "half", "disk_format": "raw", "container_format": "bare"}
         self.image_id = str(server.request("POST", "/v2/images", image)["id"])
-        self.connection = http.client.HTTPConnection(server.address, timeout=PATIENCE)
+        self.connection = http.client.HTTPConnection(server.address, timeout=TIMEOUT)
         self.connection.putrequest("PUT", f"/v2/images/{self.image_id}/file")
         self.connection.putheader("Content-Type", "application/octet-stream")
         self.connection.putheader("Content-Length", str(len(DATA)))
@@ -185,8 +185,8 @@ class Upload:
             return self.connection.getresponse().status
 
 
-def wait_until(done, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
+def wait_until(done, timeout: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + timeout
     while not done():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.05)

@@ -73,7 +73,7 @@ _USERS = {
     "client.rgw": {"mon": "allow rw", "osd": "allow rwx", "mgr": "allow rw"},
 }
 #: Seconds that anything may take to start.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 class Daemon:
@@ -143,7 +143,7 @@ class Cluster:
         """What makes every Ceph program use this cluster and no other."""
         return {"CEPH_CONF": str(self.conf_file), "CEPH_ARGS": "", "CEPH_KEYRING": str(self.keyring)}
 
-    def run(self, *command: str, timeout: float = _PATIENCE) -> str:
+    def run(self, *command: str, timeout: float = _TIMEOUT) -> str:
         """The output of one of Ceph's programs."""
         environment = {**os.environ, **self.environment}
         done = subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True)
@@ -333,13 +333,13 @@ class ServerDied(Exception):
 
 
 def _wait(what: str, ready: Any, *daemons: Daemon) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while not ready():
         for daemon in daemons:
             if not daemon.alive:
                 raise ServerDied(f"{what} does not start: {daemon.output.read_text()[-2000:]}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} does not start within {_PATIENCE:g} s")
+            raise TimeoutError(f"{what} does not start within {_TIMEOUT:g} s")
         time.sleep(0.05)
 
 

@@ -20,7 +20,7 @@ from servers import environments
 #: setuptools for the pkg_resources that some of their dependencies still import.
 REQUIREMENTS = ("python-openstackclient", "python-glanceclient>=4", "setuptools<81")
 #: Seconds that a command may take.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 # What a child runs is what the console scripts run. Its standard input is a terminal, because glance takes any other
 # for data, unless the request names a file.
@@ -43,7 +43,7 @@ def run(request):
     os.dup2(os.open(request["err"], flags, 0o600), 2)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
     sys.argv = [request["program"], *request["arguments"]]
-    signal.alarm(request["patience"])
+    signal.alarm(request["timeout"])
     try:
         code = importlib.import_module(MAINS[request["program"]]).main() or 0
     except SystemExit as stop:
@@ -153,7 +153,7 @@ class Clients:
             "input": None if data is None else str(data),
             "out": str(out),
             "err": str(err),
-            "patience": int(_PATIENCE),
+            "timeout": int(_TIMEOUT),
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -171,7 +171,7 @@ class Clients:
                     env=self._environment(environment),
                     cwd=self.directory,
                     check=False,
-                    timeout=_PATIENCE,
+                    timeout=_TIMEOUT,
                 )
         finally:
             for end in terminal:

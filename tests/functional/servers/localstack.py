@@ -30,7 +30,7 @@ REQUIREMENTS = (
     "setuptools==75.8.0",
 )
 #: Seconds that it may take to start.
-_PATIENCE = 120.0
+_TIMEOUT = 120.0
 
 
 def install() -> Path:
@@ -102,7 +102,7 @@ class Localstack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while self._process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError, urllib.error.URLError):
                 urllib.request.urlopen(f"{self.endpoint}/_localstack/health", timeout=5).close()

@@ -16,7 +16,7 @@ from servers.nginx import free_ports
 from servers.postgresql import is_listening, server_directory, server_user, wait_until
 
 #: Seconds that anything may take.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 class MariaDB:
@@ -45,7 +45,7 @@ class MariaDB:
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
         self.start()
         self.execute(f"CREATE USER storelib@'%%' IDENTIFIED BY '{self._password}'")
@@ -96,7 +96,7 @@ class MariaDB:
         """Stop it at once; what was committed stays."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(timeout=_PATIENCE)
+            self._process.wait(timeout=_TIMEOUT)
 
     def new_database(self) -> str:
         """The URL of a new, empty database."""

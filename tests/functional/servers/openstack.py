@@ -20,7 +20,7 @@ from servers import environments
 
 PACKAGES = ("swift>=2.33", "keystone>=26", "keystonemiddleware>=10.4", "gunicorn>=22", "setuptools<81")
 #: Seconds a server may take to answer.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 def install() -> Path:
@@ -50,7 +50,7 @@ class Processes:
 
     def wait_for(self, url: str) -> None:
         """Until a web server answers at ``url``, whatever it answers."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 urllib.request.urlopen(url, timeout=5).close()

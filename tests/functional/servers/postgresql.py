@@ -25,7 +25,7 @@ import pytest
 from servers.nginx import free_ports
 
 #: Seconds that anything may take.
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 
 
 class PostgreSQL:
@@ -52,7 +52,7 @@ class PostgreSQL:
             cwd=self.directory,
             check=True,
             stdout=subprocess.DEVNULL,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
         )
         self.start()
         return self
@@ -91,7 +91,7 @@ class PostgreSQL:
         """Stop it at once; what was committed stays."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=_PATIENCE)
+            self._process.wait(timeout=_TIMEOUT)
 
     def new_database(self) -> str:
         """The URL of a new, empty database."""
@@ -150,7 +150,7 @@ def server_user(name: str, directory: Path) -> dict[str, Any]:
 
 def wait_until(answers, process: subprocess.Popen[bytes]) -> bool:
     """Whether a server came to answer; False if it ended."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         if answers():
             return True

@@ -9,7 +9,7 @@ import pytest
 
 from storelib.api.db import Repository, known
 from storelib.api.db.engine import Database
-from storelib.api.db.known import KnownImages
+from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.migrate import sync
 from storelib.api.db.records import NewImage
 
@@ -28,14 +28,14 @@ def row_of(image, version=1):
 
 
 def test_an_image_is_found_by_the_row_it_was_read_with(image):
-    images, one = KnownImages(), image()
+    images, one = ImageCache(), image()
     images.add(row_of(one), one)
     assert images.find(row_of(one)) is one
     assert images.find(row_of(one, version=2)) is None
 
 
 def test_no_more_than_so_many_are_remembered(image):
-    images = KnownImages(memory=2)
+    images = ImageCache(memory=2)
     several = [image() for _ in range(3)]
     for each in several:
         images.add(row_of(each), each)
@@ -52,6 +52,6 @@ def test_no_more_than_so_many_are_remembered(image):
     ids=["one value", "names", "tags"],
 )
 def test_a_large_image_is_not(image, values):
-    images, large = KnownImages(), image(**values)
+    images, large = ImageCache(), image(**values)
     images.add(row_of(large), large)
     assert images.find(row_of(large)) is None

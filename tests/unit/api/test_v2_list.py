@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from deployment import Deployed
 
-from storelib.api.errors import Invalid
+from storelib.api.errors import BadRequest
 from storelib.api.v2.query import parse, parse_time
 
 
@@ -221,7 +221,7 @@ class TestTimes:
 
     @pytest.mark.parametrize("text", ["", "now", "2026-13-01", "0001-01-01T00:00:00+23:00"])
     def test_what_is_no_time_is_refused(self, text):
-        with pytest.raises(Invalid, match="created_at"):
+        with pytest.raises(BadRequest, match="created_at"):
             parse_time("created_at", text)
 
     def test_unknown_parameters_are_custom_properties(self):

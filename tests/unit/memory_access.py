@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The side door of a MemoryStore."""
+"""The back-end access of a MemoryStore."""
 
 from __future__ import annotations
 
-from storelib.testing.conformance import SideDoor
+from storelib.testing.conformance import BackendAccess
 from storelib.testing.memory import Image, MemoryStore
 
 
-class MemoryDoor(SideDoor):
+class MemoryAccess(BackendAccess):
     """Looks into ``MemoryStore.backend``."""
 
     def __init__(self, store: MemoryStore) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lane: one writer's side of an upload: its buffers and the order of its calls, which a TaskQueue makes."""
+"""StoreUpload: one writer's side of an upload: its buffers and the order of its calls, which a TaskQueue makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storelib.uris import StoreLocation
 UNASKED = -1
 
 
-class Lane:
+class StoreUpload:
     """One writer with its buffers, its threads and its error; driven by the caller's thread."""
 
     def __init__(
@@ -150,7 +150,7 @@ class Lane:
             raise self._at_fault("what publishing answered", self._commit.answer)
 
     def result(self, size: int, digests: Digests) -> StoredImage | StoreError:
-        """The outcome of this lane."""
+        """The outcome of this upload."""
         if (error := self._tasks.error) is not None:
             assert isinstance(error, StoreError)  # noqa: S101  (others were raised)
             return error
@@ -162,7 +162,7 @@ class Lane:
     # -- When it goes wrong -----------------------------------------------------------------------------------
 
     def drop(self, error: StoreError) -> None:
-        """This lane failed and the others go on."""
+        """This upload failed and the others go on."""
         self._tasks.error = error
         self.abort()
 
@@ -176,7 +176,7 @@ class Lane:
     def join(self) -> None:
         """End the threads that are not inside the driver."""
         self._tasks.join()
-        # Errors refer to frames and frames to lanes: without this, memory would wait for the garbage collector.
+        # Errors refer to frames and frames to uploads: without this, memory would wait for the garbage collector.
         self.buffer = self._held = None
         self._commit = None
         writer, self._unclosed = self._unclosed, None

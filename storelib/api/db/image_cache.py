@@ -18,7 +18,7 @@ MEMORY = 4096
 LARGEST = 8192
 
 
-class KnownImages:
+class ImageCache:
     """Safe from many threads: each step is one operation of a dictionary."""
 
     def __init__(self, memory: int = MEMORY) -> None:

@@ -12,7 +12,7 @@ import falcon.inspect
 
 from storelib import exceptions as store
 from storelib.api import errors as api
-from storelib.api.sending import send
+from storelib.api.json_response import send
 
 LOG = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ LOG = logging.getLogger(__name__)
 LONGEST = 2000
 #: The first class in an error's ancestry that is in here decides.
 STATUSES: dict[type[Exception], int] = {
-    api.Invalid: 400,
+    api.BadRequest: 400,
     api.NotAuthenticated: 401,
-    api.Forbidden: 403,
-    api.NotFound: 404,
+    api.NotPermitted: 403,
+    api.ResourceNotFound: 404,
     api.Conflict: 409,
     api.Gone: 410,
     api.PreconditionFailed: 412,

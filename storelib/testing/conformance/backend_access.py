@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SideDoor: the back end seen behind the driver's back, so that a driver cannot vouch for itself."""
+"""BackendAccess: the back end seen behind the driver's back, so that a driver cannot vouch for itself."""
 
 from __future__ import annotations
 
 
-class SideDoor:
+class BackendAccess:
     """Override what the back end makes possible; what is missing the suite asks the store itself."""
 
     def read(self, image_id: str) -> bytes | None:
@@ -20,5 +20,5 @@ class SideDoor:
         raise NotImplementedError
 
     def can(self, what: str) -> bool:
-        """Whether this door opens to ``read``, ``plant`` or ``residue``."""
-        return getattr(type(self), what) is not getattr(SideDoor, what)
+        """Whether it can ``read``, ``plant`` or ``residue``."""
+        return getattr(type(self), what) is not getattr(BackendAccess, what)

@@ -11,7 +11,7 @@ from typing import Any
 import falcon
 
 from storelib.api.db.records import Image, ImageLocation, Member
-from storelib.api.errors import Invalid, LimitExceeded, UnsupportedMediaType
+from storelib.api.errors import BadRequest, LimitExceeded, UnsupportedMediaType
 from storelib.api.service import Context
 from storelib.api.service.core import Core
 from storelib.api.service.tasks import shown_properties
@@ -22,24 +22,24 @@ LARGEST_BODY = 4 * 1024 * 1024
 
 
 def read_json(req: falcon.Request, *, media_types: Iterable[str] = ("application/json",)) -> Any:
-    """The decoded body; raises UnsupportedMediaType, Invalid, LimitExceeded."""
+    """The decoded body; raises UnsupportedMediaType, BadRequest, LimitExceeded."""
     kind = (req.content_type or "").partition(";")[0].strip().lower()
     if kind and kind not in media_types and not kind.endswith("+json"):
         raise UnsupportedMediaType(f"the body is of type {kind}, and {', '.join(media_types)} is expected")
     body = read_body(req)
     if not body:
-        raise Invalid("a body in JSON is expected")
+        raise BadRequest("a body in JSON is expected")
     try:
         return json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"the body is not JSON: {error}") from error
+        raise BadRequest(f"the body is not JSON: {error}") from error
 
 
 def read_object(req: falcon.Request) -> dict[str, Any]:
-    """The decoded body, which must be an object; raises Invalid."""
+    """The decoded body, which must be an object; raises BadRequest."""
     body = read_json(req)
     if not isinstance(body, dict):
-        raise Invalid("the body must be a JSON object")
+        raise BadRequest("the body must be a JSON object")
     return body
 
 
@@ -53,7 +53,7 @@ def read_body(req: falcon.Request) -> bytes:
     try:
         body: bytes = req.stream.read(LARGEST_BODY + 1 if length is None else length)
     except Exception as error:  # what a server raises for chunks that are none is its own
-        raise Invalid(f"the body cannot be read: {error}") from error
+        raise BadRequest(f"the body cannot be read: {error}") from error
     if len(body) > LARGEST_BODY:
         raise LimitExceeded(f"the body may have {LARGEST_BODY} bytes")
     return body
@@ -71,9 +71,9 @@ def body_length(req: falcon.Request) -> int | None:
 
 
 def refuse_body(req: falcon.Request) -> None:
-    """Raise Invalid when there is a body."""
+    """Raise BadRequest when there is a body."""
     if body_length(req) != 0:
-        raise Invalid("a body is not expected with this request")
+        raise BadRequest("a body is not expected with this request")
 
 
 def time_text(moment: datetime.datetime) -> str:
