@@ -10,7 +10,7 @@ from typing import Any
 
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage, Writer
-from storelib.exceptions import StoreError
+from storelib.exceptions import Duplicate, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, assert_no_secret, needs
 from storelib.testing.conformance.sources import chunks
@@ -133,7 +133,11 @@ class Collecting(Promises):
             bench.store.gc(0, prefix=image_id)
             yield data[2 * bench.part :]
 
-        stored = bench.add(image_id, source())
+        try:
+            stored = bench.add(image_id, source())
+        except Duplicate:
+            # What is dead may hold the id until gc comes; then there is nothing beside it.
+            return
         assert_same_bytes(bench.read(stored.uri), data)
         bench.remove(stored.uri)
         bench.die(image_id, payload(bench.part, "dead"))

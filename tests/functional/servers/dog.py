@@ -480,7 +480,7 @@ class Sheepdog:
     def names(self):
         """Names and tags of all vdis and snapshots, as (name, tag, is a snapshot)."""
         found = []
-        for line in os.fsdecode(self.run("list", "-r")[1]).splitlines():
+        for line in filter(None, os.fsdecode(self.run("list", "-r")[1]).split("\n")):
             name, _, rest = line[2:].replace("\\ ", "\0").partition(" ")
             fields = rest.split(" ", 7)
             tag = fields[7].rpartition(" ")[0]
