@@ -18,16 +18,10 @@ __all__ = ["Application", "create_app"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from storelib.exceptions import MissingDependency
+    from storelib.extras import needing
 
-    try:
+    with needing("storelib.api", "api"):
         from storelib.api import app
-    except ModuleNotFoundError as error:
-        if (error.name or "storelib").partition(".")[0] == "storelib":
-            raise
-        raise MissingDependency(
-            f"storelib.api needs {error.name}; install it with: pip install 'storelib[api]'"
-        ) from error
 
     value = globals()[name] = getattr(app, name)
     return value

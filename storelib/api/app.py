@@ -17,6 +17,7 @@ from storelib.api.middleware.identity import Identify, Identity, strategy
 from storelib.api.middleware.metrics import Metrics
 from storelib.api.middleware.versions import VersionNegotiation, WsgiApp
 from storelib.api.service import Service
+from storelib.extras import needing
 from storelib.registry import Registry
 
 
@@ -38,6 +39,7 @@ class Application:
         self._finalizer()
 
 
+@needing("storelib.api", "api")
 def create_app(conf: cfg.ConfigOpts, registry: Registry | None = None) -> Application:
     """The image API as a WSGI application, for any WSGI server.
 

@@ -30,6 +30,7 @@ from storelib.cli.files import Readable, chunks
 from storelib.cli.output import size_text
 from storelib.cli.session import Session, command
 from storelib.exceptions import Duplicate, NotFound
+from storelib.extras import needs
 
 if TYPE_CHECKING:
     from storelib.driver import Store, StoredImage
@@ -97,7 +98,7 @@ def _run(directory: Path, given: tuple[Path, ...], session: Session) -> None:
         if _serves():
             demo_service.run(ini, images, say)
         else:
-            say("\nThe image API is not installed (pip install 'storelib[api]'), so it is not shown.")
+            say(f"\nThe image API is not shown: {needs('it', 'api')}.")
         size = sum(image.stat().st_size for image in images)
     seconds = time.monotonic() - begun
     if session.output.json:

@@ -14,11 +14,11 @@ import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
-from storelib.cli.parameters import Name
+from storelib.cli.parameters import DigestText, Name
 from storelib.cli.session import Session, command, complete_store
 
 if TYPE_CHECKING:
-    from storelib.driver import ImageInfo, Store, StoredImage
+    from storelib.driver import Digest, ImageInfo, Store, StoredImage
     from storelib.exceptions import StoreError
 
 
@@ -144,14 +144,15 @@ def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm:
 @command("verify")
 @click.argument("uri")
 @click.option(
-    "--digest", metavar="NAME:HEX", help="The expected digest, such as sha512:cf83e1...; else the one recorded."
+    "--digest",
+    type=DigestText(),
+    metavar="NAME:HEX",
+    help="The expected digest, such as sha512:cf83e1...; else the one recorded.",
 )
-def verify(session: Session, uri: str, digest: str | None) -> None:
+def verify(session: Session, uri: str, digest: Digest | None) -> None:
     """Read the image at URI and compare it with a digest."""
     from storelib.exceptions import DigestMismatch
-    from storelib.transfer.verifying import asked_for
 
-    asked_for(digest)
     stream = session.registry.resolve(uri).get(uri, verify=digest or True).data
     with stream, session.output.progress("verify") as progress:
         assert stream.verified_with is not None  # noqa: S101  (get() was told to)

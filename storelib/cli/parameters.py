@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from storelib.driver import Digest
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -37,6 +40,22 @@ class Seconds(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number of seconds", parameter, context)
         return number
+
+
+class DigestText(click.ParamType):  # type: ignore[type-arg]
+    """A digest as NAME:HEX, which has to be one that can be computed here."""
+
+    name = "digest"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Digest:
+        """Read one."""
+        from storelib.exceptions import Invalid
+        from storelib.transfer.verifying import parse
+
+        try:
+            return parse(value)
+        except Invalid as error:
+            self.fail(str(error), parameter, context)
 
 
 class Name(click.ParamType):  # type: ignore[type-arg]

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from storelib.exceptions import BadStoreConfiguration, MissingDependency, RemoteServiceUnavailable
+from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable
+from storelib.extras import needing
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -18,22 +19,17 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def image_api(command: str) -> Iterator[None]:
     """Around everything that imports or uses ``storelib.api``."""
-    try:
+    with needing(f"storelib {command}", "api"):
         # The first imports that need the extra, and the errors to go by.
         from storelib.api import db, errors
 
         del db
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "storelib").partition(".")[0] == "storelib":
-            raise
-        raise MissingDependency(
-            f"storelib {command} needs {error.name}; install it with: pip install 'storelib[api]'"
-        ) from error
-    except errors.BadDatabase as error:
-        raise BadStoreConfiguration(str(error)) from error
-    except errors.Unavailable as error:
-        raise RemoteServiceUnavailable(str(error)) from error
+        try:
+            yield
+        except errors.BadDatabase as error:
+            raise BadStoreConfiguration(str(error)) from error
+        except errors.Unavailable as error:
+            raise RemoteServiceUnavailable(str(error)) from error
 
 
 def configuration(session: Session) -> cfg.ConfigOpts:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import MissingDependency, OperationNotSupported
+from storelib.extras import needs
 
 if TYPE_CHECKING:
     import pytest
@@ -60,7 +61,7 @@ def run(store: Store[Any], *, keep_part_size: bool = False, output: TextIO | Non
         )
     for package in ("pytest", "hypothesis"):
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(f"the conformance suite needs {package}: pip install storelib[test]")
+            raise MissingDependency(needs("the conformance suite", "test", package))
     report = LiveRun(store, keep_part_size, output or sys.stdout)
     with _signals(report.interrupt):
         try:

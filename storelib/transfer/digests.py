@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from storelib.exceptions import UnknownHashingAlgo
+from storelib.extras import needs
 from storelib.transfer.buffers import Buffer
 from storelib.transfer.contract import Digests, MiB
 from storelib.transfer.monitor import Monitor
@@ -47,7 +48,7 @@ def new_hasher(algorithm: str) -> Hasher:
         try:
             import blake3
         except ImportError:
-            raise UnknownHashingAlgo("blake3 needs an extra package: pip install storelib[blake3]") from None
+            raise UnknownHashingAlgo(needs("the algorithm blake3", "blake3")) from None
         hasher: Hasher = blake3.blake3()
         return hasher
     try:

@@ -26,13 +26,18 @@ def asked_for(verify: Verify) -> Digest | bool:
     if verify is None or isinstance(verify, bool):
         return bool(verify)
     if isinstance(verify, str):
-        algorithm, colon, value = verify.strip().partition(":")
-        if not colon:
-            raise Invalid(f"a digest to verify is 'algorithm:hexadecimal', not {verify[:200]!r}")
-        return normal(Digest(algorithm.lower(), value))
+        return parse(verify)
     if isinstance(verify, tuple) and len(verify) == 2 and all(isinstance(item, str) for item in verify):
         return normal(Digest(*verify))
     raise Invalid(f"verify is a Digest, 'algorithm:hexadecimal', True or None, not {type(verify).__name__}")
+
+
+def parse(text: str) -> Digest:
+    """The digest that ``"algorithm:hexadecimal"`` means; raises Invalid for any other text, and UnknownHashingAlgo."""
+    algorithm, colon, value = text.strip().partition(":")
+    if not colon:
+        raise Invalid(f"a digest is written 'algorithm:hexadecimal', not {text[:200]!r}")
+    return normal(Digest(algorithm.strip().lower(), value))
 
 
 def normal(digest: Digest) -> Digest:

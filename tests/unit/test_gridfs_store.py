@@ -135,7 +135,7 @@ def test_database_must_be_known():
 def test_missing_package_is_one_sentence(monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pymongo" else plain(name))
-    with pytest.raises(MissingDependency, match=r"pip install storelib\[gridfs\]"):
+    with pytest.raises(MissingDependency, match=r"pip install 'storelib\[gridfs\]'"):
         open_grid()
 
 

@@ -165,7 +165,7 @@ def test_no_secret_is_shown():
 def test_missing_package_is_named(monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "botocore" else plain(name))
-    with pytest.raises(MissingDependency, match=r"pip install storelib\[s3\]"):
+    with pytest.raises(MissingDependency, match=r"pip install 'storelib\[s3\]'"):
         open_s3()
 
 

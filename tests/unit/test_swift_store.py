@@ -247,7 +247,7 @@ def test_missing_client_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "swiftclient.client", raising=False)
     monkeypatch.setitem(sys.modules, "swiftclient", None)
     assert plain
-    with pytest.raises(MissingDependency, match=r"pip install storelib\[swift\]"):
+    with pytest.raises(MissingDependency, match=r"pip install 'storelib\[swift\]'"):
         swift()
 
 

@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from storelib.api.db.config import read_options
 from storelib.api.errors import BadDatabase, BadRequest, DatabaseUnavailable, OutcomeUnknown
+from storelib.extras import needs
 
 _T = TypeVar("_T")
 
@@ -85,10 +86,7 @@ class Database:
             self.engine = sa.create_engine(self.url, **options)
         except ImportError as error:
             extra = _EXTRA.get(self.url.get_driver_name(), "api")
-            raise BadDatabase(
-                f"{_shown(self.url)} needs {self.url.get_driver_name()}; install it with: "
-                f"pip install 'storelib[{extra}]'"
-            ) from error
+            raise BadDatabase(needs(_shown(self.url), extra, self.url.get_driver_name())) from error
         self._writes = self.engine.execution_options(**{_WRITE: True})
         if is_sqlite:
             _prepare_sqlite(self.engine, sqlite_synchronous)

@@ -11,7 +11,7 @@ from oslo_config import cfg
 
 from storelib.api.db.records import Image, Member
 from storelib.api.schemas import RESERVED_PREFIX
-from storelib.exceptions import MissingDependency
+from storelib.extras import needing
 
 LOG = logging.getLogger(__name__)
 
@@ -61,12 +61,8 @@ def notifier_from(conf: cfg.ConfigOpts) -> Notifier:
     """What ``[api] notifications`` asks for; raises MissingDependency."""
     if not conf.api.notifications:
         return Notifier()
-    try:
+    with needing("[api] notifications", "notifications"):
         import oslo_messaging
-    except ImportError:
-        raise MissingDependency(
-            "[api] notifications needs oslo.messaging; install it with: pip install 'storelib[notifications]'"
-        ) from None
     transport = oslo_messaging.get_notification_transport(conf)
     target = oslo_messaging.Notifier(transport, publisher_id=conf.api.notification_publisher_id)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from storelib.exceptions import Forbidden, MissingDependency, RemoteServiceUnavailable
+from storelib.extras import needs
 from storelib.transfer.responses import whole_pools
 
 #: What ``storelib serve`` listens on if it is not told otherwise.
@@ -112,8 +113,7 @@ def _keystone(
         from keystoneauth1.session import Session
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            "OS_AUTH_URL is set, and Keystone needs keystoneauth1; install it with: pip install 'storelib[client]', "
-            "or give --url and --token"
+            f"{needs('OS_AUTH_URL is set, and Keystone', 'client', 'keystoneauth1')}, or give --url and --token"
         ) from error
     try:
         loader: Any = loading.get_plugin_loader(kind)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storelib.cli.image.command import command
+from storelib.cli.parameters import DigestText
 from storelib.cli.session import Session
 
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api
+    from storelib.driver import Digest
 
 _MEMBER = ("member_id", "status", "image_id")
 _STATUSES = ("accepted", "rejected", "pending")
@@ -129,18 +131,15 @@ def list_locations(session: Session, api: Api, image: str) -> None:
 @command("add")
 @click.argument("image")
 @click.argument("place", metavar="URL")
-@click.option("--digest", metavar="NAME:HEX", help="What the data must be, such as sha512:cf83e1...")
-def add_location(session: Session, api: Api, image: str, place: str, digest: str | None) -> None:
+@click.option("--digest", type=DigestText(), metavar="NAME:HEX", help="What the data must be, such as sha512:cf83e1...")
+def add_location(session: Session, api: Api, image: str, place: str, digest: Digest | None) -> None:
     """Let the data of IMAGE be what is at URL; it is not copied."""
     from storelib.cli.image.client import path_of
 
     found = api.find(image)
     validation = {}
     if digest is not None:
-        algorithm, colon, value = digest.strip().lower().partition(":")
-        if not (colon and value):
-            raise click.UsageError("--digest must be NAME:HEX, such as sha512:cf83e1...")
-        validation = {"validation_data": {"os_hash_algo": algorithm, "os_hash_value": value}}
+        validation = {"validation_data": {"os_hash_algo": digest.algorithm, "os_hash_value": digest.value}}
     if found["status"] == "queued":
         api.ask("POST", path_of(found["id"], "locations"), {"url": place, **validation})
     else:

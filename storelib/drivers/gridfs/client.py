@@ -12,6 +12,7 @@ from typing import Any
 
 from storelib.drivers.gridfs import indexes
 from storelib.exceptions import BadStoreConfiguration, MissingDependency
+from storelib.extras import needs
 
 #: Seconds that telling the server good-bye may take.
 _FAREWELL = 1.0
@@ -29,7 +30,7 @@ class Client:
         self._conf = conf
         self._store_name = store_name
         if importlib.util.find_spec("pymongo") is None:
-            raise MissingDependency("the gridfs driver needs an extra package: pip install storelib[gridfs]")
+            raise MissingDependency(needs("the gridfs driver", "gridfs", "pymongo"))
         self._uri = self._checked_uri()
         self.database_name = self._checked_database()
         self._check_bucket()

@@ -23,6 +23,7 @@ from storelib.drivers.s3.answers import BadAnswer
 from storelib.drivers.s3.errors import error_code
 from storelib.drivers.s3.location import split_endpoint
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, MissingDependency
+from storelib.extras import needs
 from storelib.transfer.partfile import PartFile
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Client:
         self._conf = conf
         self._store_name = store_name
         if importlib.util.find_spec("botocore") is None:
-            raise MissingDependency("the s3 driver needs an extra package: pip install storelib[s3]")
+            raise MissingDependency(needs("the s3 driver", "s3", "botocore"))
         self.scheme, self.host, self.port, self.base = self._endpoint()
         self._check_credentials()
         self._verify = self._verification()

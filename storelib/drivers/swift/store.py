@@ -37,12 +37,12 @@ from storelib.exceptions import (
     Duplicate,
     Forbidden,
     Invalid,
-    MissingDependency,
     NotFound,
     OperationNotSupported,
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.extras import needing
 from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.contract import Digests, Part
 
@@ -543,10 +543,6 @@ def _check_certificates(path: str) -> None:
 
 
 def _import_clients() -> None:
-    try:
+    with needing("the swift driver", "swift"):
         importlib.import_module("swiftclient.client")
         importlib.import_module("keystoneauth1.session")
-    except ImportError as error:
-        raise MissingDependency(
-            f"the swift driver needs {error.name or 'its clients'}: pip install storelib[swift]"
-        ) from error

@@ -244,7 +244,9 @@ def test_verify_of_other_bytes_is_code_9(storelib, uri, places):
     assert (answer.code, answer.document["match"]) == (9, False)
 
 
-@pytest.mark.parametrize("digest", ["sha512", "sha512:", ":ab", "crc7:ab"])
+@pytest.mark.parametrize(
+    "digest", ["sha512", "sha512:", ":ab", "crc7:ab", "", "md5:zz", f"sha512:{SHA512}0", "sha256:" + SHA512]
+)
 def test_a_malformed_digest_is_code_2(storelib, uri, digest):
     assert storelib("verify", uri, "--digest", digest).code == 2
 

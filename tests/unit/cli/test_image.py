@@ -301,7 +301,7 @@ def test_locations(image, made, name):
     assert image("location", "remove", name, found["url"]).code == 6
 
 
-@pytest.mark.parametrize("digest", ["sha512", ":", "sha512:"])
+@pytest.mark.parametrize("digest", ["sha512", ":", "sha512:", "sha512:ab", "md5:zz", "crc7:ab", ""])
 def test_a_digest_of_a_location_is_checked_first(image, name, digest):
     image("create", name)
     assert image("location", "add", name, "http://127.0.0.1:1/x", "--digest", digest).code == 2
