@@ -526,8 +526,9 @@ class Store(abc.ABC, Generic[L]):
         parallel.for_each(self, function, items, str(subject), concurrency)
 
     def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
-        entries = iter(mapped(items, self.map_error, what))
-        while found := mapped(lambda: list(itertools.islice(entries, 1)), self.map_error, what):
+        subject = f"store {self.name}: {what}"
+        entries = iter(mapped(items, self.map_error, subject))
+        while found := mapped(lambda: list(itertools.islice(entries, 1)), self.map_error, subject):
             yield found[0]
 
     def _discard(self, item: Garbage) -> bool:

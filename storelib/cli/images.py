@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import click
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
 from storelib.cli.parameters import DigestText, Name
-from storelib.cli.session import Session, command, complete_store
+from storelib.cli.session import Session, about, command, complete_store, places_of
 
 if TYPE_CHECKING:
     from storelib.driver import Digest, ImageInfo, Store, StoredImage
@@ -72,8 +72,9 @@ def get(session: Session, uri: str, output: str, offset: int, length: int | None
         raise click.UsageError("an image is nothing for a terminal: name a file with -o, or redirect stdout")
     if output != "-" and not force:
         files.refuse_existing(output)
-    stream = session.registry.resolve(uri).get(uri, offset, length).data
-    with stream, session.output.progress("get") as progress:
+    with about(uri=uri):
+        stream = session.registry.resolve(uri).get(uri, offset, length).data
+    with about(uri=uri), stream, session.output.progress("get") as progress:
         if output == "-":
             files.pour(stream, sys.stdout.buffer, progress)
         else:
@@ -86,11 +87,12 @@ def stat(session: Session, uri: str) -> None:
     """Tell what is known of the image at URI."""
     from storelib.capabilities import Capability
 
-    store = session.registry.resolve(uri)
-    if Capability.STAT in store.capabilities:
-        record = _described(store, store.stat(uri))
-    else:
-        record = {"uri": str(store.locate(uri)), "store": store.name, "size": store.get_size(uri)}
+    with about(uri=uri):
+        store = session.registry.resolve(uri)
+        if Capability.STAT in store.capabilities:
+            record = _described(store, store.stat(uri))
+        else:
+            record = {"uri": str(store.locate(uri)), "store": store.name, "size": store.get_size(uri)}
     session.output.one(record)
 
 
@@ -103,8 +105,7 @@ def ls(session: Session, names: tuple[str, ...]) -> None:
     stores = session.stores(names)
     if not names:
         stores = [store for store in stores if Capability.LIST in store.capabilities]
-    listed = (_described(store, info) for store in stores for info in store.list_images())
-    session.output.many(("store", "size", "modified", "id", "uri"), listed)
+    session.output.many(("store", "size", "modified", "id", "uri"), _listed(stores))
 
 
 @command("rm")
@@ -116,8 +117,8 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
     failed = []
     for uri in uris:
         try:
-            store = session.registry.resolve(uri)
-            store.delete(uri)
+            with about(uri=uri):
+                session.registry.resolve(uri).delete(uri)
         except StoreError as error:
             failed.append(error)
     _fail_with(failed)
@@ -132,10 +133,13 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
 )
 def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm: str) -> None:
     """Copy the image at URI to another store, or within one; what is not as it was recorded is not stored."""
-    source = session.registry.resolve(uri)
+    with about(uri=uri):
+        source = session.registry.resolve(uri)
     destination = session.registry[target]
-    image_id = _id_at(source, uri) if image_id is None else image_id
-    with source.get(uri).data as stream, session.output.progress(f"cp to {target}") as progress:
+    with about(uri=uri):
+        image_id = _id_at(source, uri) if image_id is None else image_id
+        opened = source.get(uri).data
+    with opened as stream, session.output.progress(f"cp to {target}") as progress:
         _verify_recorded(stream)
         stored = destination.add(image_id, stream, stream.size, hashing_algo=algorithm, progress=progress)
     session.output.one(_stored(stored, algorithm))
@@ -153,8 +157,9 @@ def verify(session: Session, uri: str, digest: Digest | None) -> None:
     """Read the image at URI and compare it with a digest."""
     from storelib.exceptions import DigestMismatch
 
-    stream = session.registry.resolve(uri).get(uri, verify=digest or True).data
-    with stream, session.output.progress("verify") as progress:
+    with about(uri=uri):
+        stream = session.registry.resolve(uri).get(uri, verify=digest or True).data
+    with about(uri=uri), stream, session.output.progress("verify") as progress:
         assert stream.verified_with is not None  # noqa: S101  (get() was told to)
         algorithm, value = stream.verified_with
         found = value
@@ -176,7 +181,15 @@ def verify(session: Session, uri: str, digest: Digest | None) -> None:
 @click.option("--write", "writers", metavar="TENANT", multiple=True, help="May write; may be repeated.")
 def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writers: tuple[str, ...]) -> None:
     """Set who may use the image at URI; what is not named is taken away."""
-    session.registry.resolve(uri).set_acls(uri, public, readers, writers)
+    with about(uri=uri):
+        session.registry.resolve(uri).set_acls(uri, public, readers, writers)
+
+
+def _listed(stores: Iterable[Store[Any]]) -> Iterator[dict[str, Any]]:
+    for store in stores:
+        with about(store.name, places_of(store)):
+            for info in store.list_images():
+                yield _described(store, info)
 
 
 def _verify_recorded(stream: Any) -> None:

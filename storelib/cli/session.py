@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,32 @@ def command(name: str) -> Callable[[Callable[..., Any]], Command]:
         return declared
 
     return declare
+
+
+@contextlib.contextmanager
+def about(store: str = "", place: Iterable[str] = (), uri: str = "") -> Iterator[None]:
+    """Around work on one store or image: an error that does not say which, or none of its places, is told it."""
+    from storelib.exceptions import StoreError
+    from storelib.uris import redact
+
+    try:
+        yield
+    except StoreError as error:
+        text, uri, places = str(error), redact(uri), list(place)
+        what = [f"store {store}"] if store and f"store {store}" not in text else []
+        if places and not any(each in text for each in places):
+            what += places
+        if uri and uri not in text:
+            what.append(uri)
+        if what:
+            error.args = (f"{', '.join(what)}: {text}", *error.args[1:])
+        raise
+
+
+def places_of(store: Store[Any]) -> list[str]:
+    """Where a store keeps its images, in few words: directories, or bucket and prefix, and the like."""
+    names = [[*area.place[1:][-2:], area.prefix.rstrip("/")] for area in store.areas()]
+    return list(dict.fromkeys("/".join(filter(None, each)) for each in names))
 
 
 def complete_store(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
 from storelib.cli.parameters import Age
-from storelib.cli.session import Session, command, complete_store
+from storelib.cli.session import Session, about, command, complete_store, places_of
+
+if TYPE_CHECKING:
+    from storelib.driver import Store
 
 
 @command("stores")
@@ -50,12 +53,20 @@ def gc(session: Session, names: tuple[str, ...], older_than: float, prefix: str 
     found = session.stores(names)
     if not names:
         found = [store for store in found if Capability.GC in store.capabilities]
-    records = (
-        {"store": store.name, "id": item.image_id, "size": item.size, "name": item.name, "removed": not dry_run}
-        for store in found
-        for item in (store.find_garbage(older_than, prefix) if dry_run else store.gc(older_than, prefix))
-    )
+    records = (record for store in found for record in _collected(store, older_than, prefix, dry_run))
     session.output.many(("store", "size", "id", "name"), records)
+
+
+def _collected(store: Store[Any], older_than: float, prefix: str | None, dry_run: bool) -> Iterator[dict[str, Any]]:
+    with about(store.name, places_of(store)):
+        for item in store.find_garbage(older_than, prefix) if dry_run else store.gc(older_than, prefix):
+            yield {
+                "store": store.name,
+                "id": item.image_id,
+                "size": item.size,
+                "name": item.name,
+                "removed": not dry_run,
+            }
 
 
 def _all_stores(session: Session) -> Iterator[dict[str, Any]]:
