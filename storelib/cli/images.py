@@ -133,6 +133,8 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
 )
 def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm: str) -> None:
     """Copy the image at URI to another store, or within one; what is not as it was recorded is not stored."""
+    from storelib.transfer.upload import add_stream
+
     with about(uri=uri):
         source = session.registry.resolve(uri)
     destination = session.registry[target]
@@ -140,8 +142,8 @@ def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm:
         image_id = _id_at(source, uri) if image_id is None else image_id
         opened = source.get(uri).data
     with opened as stream, session.output.progress(f"cp to {target}") as progress:
-        _verify_recorded(stream)
-        stored = destination.add(image_id, stream, stream.size, hashing_algo=algorithm, progress=progress)
+        verify = _was_recorded(stream)
+        stored = add_stream(destination, image_id, stream, verify=verify, hashing_algo=algorithm, progress=progress)
     session.output.one(_stored(stored, algorithm))
 
 
@@ -192,14 +194,17 @@ def _listed(stores: Iterable[Store[Any]]) -> Iterator[dict[str, Any]]:
                 yield _described(store, info)
 
 
-def _verify_recorded(stream: Any) -> None:
+def _was_recorded(stream: Any) -> bool:
+    """Whether there is a digest to compare with that can be computed here."""
     from storelib.exceptions import UnknownHashingAlgo
 
     try:
         if stream.digest is not None:
-            stream.verify_recorded()
+            stream.recorded_digest()
+            return True
     except UnknownHashingAlgo as error:
         warn(f"not compared with the digest that was recorded: {error}")
+    return False
 
 
 def _chunks(stream: Any, progress: Any) -> Iterator[memoryview]:

@@ -92,6 +92,11 @@ class ImageStream(io.RawIOBase):
         self._check: Check | None = None
 
     @property
+    def subject(self) -> str:
+        """What it is a stream of, without credentials, for messages."""
+        return self._feed.subject
+
+    @property
     def digest(self) -> Digest | None:
         """The digest that the driver recorded for the whole image, None where it did not; may ask the back end."""
         return self._feed.digest()
@@ -113,6 +118,10 @@ class ImageStream(io.RawIOBase):
 
     def verify_recorded(self) -> None:
         """Compare with ``digest``; raises OperationNotSupported where there is none, Invalid for a range."""
+        self.verify(self.recorded_digest())
+
+    def recorded_digest(self) -> Digest:
+        """``digest``, once it is known to be one of all these bytes; raises what ``verify_recorded`` does."""
         self._check_open()
         subject = self._feed.subject
         if self._start or self._end != self._feed.reader.size:
@@ -120,7 +129,7 @@ class ImageStream(io.RawIOBase):
         known = self.digest
         if known is None:
             raise OperationNotSupported(f"{subject}: no digest was recorded to compare with; give one of your own")
-        self.verify(recorded(known, subject))
+        return recorded(known, subject)
 
     def readable(self) -> bool:
         """Always."""

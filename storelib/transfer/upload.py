@@ -8,18 +8,19 @@ whichever thread, ends here: in-flight calls are waited for, the writer aborts, 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Backend, Digests, Extent, MiB, Progress, StoredImage
+from storelib.transfer.contract import Backend, Digest, Digests, Extent, MiB, Progress, StoredImage
 from storelib.transfer.digests import BLOCK, Digesting, Verifier
-from storelib.transfer.download import ImageData
+from storelib.transfer.download import ImageData, ImageStream
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import Data, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
-from storelib.transfer.verifying import Verify
+from storelib.transfer.verifying import Verify, compare
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
 CLONE = 128 * MiB
@@ -44,11 +45,13 @@ def fan_out(
     context: Any = None,
     verifier: Verifier | None = None,
     progress: Progress | None = None,
+    check: Callable[[Digests], object] | None = None,
 ) -> list[StoredImage | StoreError]:
     """Add one image to several stores with one read and one hash pass.
 
     Answers one result per store, in order: a StoredImage, or the error of that store; the others go on. What the
     source, ``verifier`` or ``progress`` raise ends all and passes through. With ``digests`` nothing is hashed.
+    ``check`` is given the digests before anything is published; whatever it raises ends all.
     Raises Invalid when no store, or one store twice, is given.
     """
     _check_size(size)
@@ -65,7 +68,7 @@ def fan_out(
         budget = max(BUDGET // len(stores), 1)
         uploads = [StoreUpload(store, image_id, size, budget, monitor, context) for store in stores]
         try:
-            return _transfer(uploads, source, digesting, size, progress)
+            return _transfer(uploads, source, digesting, size, progress, check)
         except BaseException:
             monitor.cancel()
             # Ctrl-C in one of them keeps none of the others from its abort.
@@ -106,17 +109,41 @@ def copy(
     ``verify`` is that of ``Store.get``; what is not as expected is not stored. Raises what ``source.get`` and
     ``target.add`` raise.
     """
-    with source.get(location, context=context, verify=verify).data as stream:
-        return add(
+    # What was recorded is compared below, in the same pass that hashes.
+    late = verify is True and digests is None
+    with source.get(location, context=context, verify=None if late else verify).data as stream:
+        return add_stream(
             target,
             image_id,
             stream,
-            stream.size,
+            verify=late,
             hashing_algo=hashing_algo,
             digests=digests,
             context=context,
             progress=progress,
         )
+
+
+def add_stream(
+    target: Backend, image_id: str, stream: ImageStream, *, verify: bool, hashing_algo: str = "sha512", **options: Any
+) -> StoredImage:
+    """Add what comes out of a store; with ``verify`` compared with the digest that was recorded there.
+
+    One of the algorithm ``hashing_algo`` is computed anyway, so nothing is hashed twice. Raises what ``add`` and
+    ``ImageStream.verify_recorded`` raise, DigestMismatch among them.
+    """
+    check = None
+    if verify:
+        known = stream.digest
+        if known is not None and known.algorithm == hashing_algo:
+            check = functools.partial(_compare, stream.recorded_digest(), stream.subject)
+        else:
+            stream.verify_recorded()
+    return add(target, image_id, stream, stream.size, hashing_algo=hashing_algo, check=check, **options)
+
+
+def _compare(expected: Digest, subject: str, digests: Digests) -> None:
+    compare(expected, digests.multihash, subject)
 
 
 def _check_size(size: int | None) -> None:
@@ -135,7 +162,12 @@ def _wrong_size(size: int, found: str) -> Invalid:
 
 
 def _transfer(
-    uploads: list[StoreUpload], source: Source, digesting: Digesting, size: int | None, progress: Progress | None
+    uploads: list[StoreUpload],
+    source: Source,
+    digesting: Digesting,
+    size: int | None,
+    progress: Progress | None,
+    check: Callable[[Digests], object] | None,
 ) -> list[StoredImage | StoreError]:
     """Everything between opening the writers and their results."""
     live = _LiveUploads(uploads)
@@ -149,6 +181,8 @@ def _transfer(
         done = _pump(source, sink, digesting, size, progress)
     live.each(lambda upload: upload.flush())
     digests = digesting.finish()
+    if check is not None:
+        check(digests)
     live.each(lambda upload: upload.publish(done, digests))
     live.each(StoreUpload.published)
     return [upload.result(done, digests) for upload in uploads]

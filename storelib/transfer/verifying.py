@@ -59,6 +59,18 @@ def recorded(digest: Digest, subject: str) -> Digest:
         raise StoreError(f"{subject}: the digest that was recorded is none, so nothing can be compared") from None
 
 
+def compare(expected: Digest, found: str, subject: str) -> None:
+    """Raise DigestMismatch unless ``found`` is the digest that was expected of ``subject``."""
+    algorithm, value = expected
+    if found != value:
+        raise DigestMismatch(
+            f"{subject}: throw away what was read: its {algorithm} digest is {found}, not {value}",
+            algorithm=algorithm,
+            expected=value,
+            found=found,
+        )
+
+
 class Check:
     """The digest of a stream as it is read, in a thread beside it from the second block on."""
 
@@ -95,14 +107,10 @@ class Check:
             self._flush()
             found = self._digesting.finish().multihash
             self._ended = True
-            algorithm, expected = self.expected
-            if found != expected:
-                self._ended = DigestMismatch(
-                    f"{self._subject}: throw away what was read: its {algorithm} digest is {found}, not {expected}",
-                    algorithm=algorithm,
-                    expected=expected,
-                    found=found,
-                )
+            try:
+                compare(self.expected, found, self._subject)
+            except DigestMismatch as mismatch:
+                self._ended = mismatch
         if isinstance(self._ended, BaseException):
             raise self._ended
 

@@ -12,6 +12,7 @@ import pytest
 
 from storelib.driver import Digest
 from storelib.drivers.filesystem.reader import FileReader
+from storelib.transfer import digests
 
 DATA = b"a disk image, for all we know " * 1000
 SHA512 = hashlib.sha512(DATA).hexdigest()
@@ -262,11 +263,26 @@ def test_verify_without_a_digest_wants_one_that_was_recorded(storelib, uri, reco
 
 
 def test_cp_copies_nothing_that_is_not_what_was_recorded(storelib, uri, places, recorded):
-    recorded.append(Digest("sha256", "0" * 64))
-    assert storelib("cp", uri, "archive").code == 9
-    assert not (places / "archive" / "one").exists()
+    (places / "archive").mkdir(exist_ok=True)
+    for algorithm in ("sha256", "sha512", "md5"):
+        recorded[:] = [Digest(algorithm, "0" * 2 * hashlib.new(algorithm).digest_size)]
+        answer = storelib("cp", uri, "archive")
+        assert (answer.code, uri in answer.err) == (9, True)
+        assert not list((places / "archive").iterdir())
     recorded[0] = Digest("sha256", hashlib.sha256(DATA).hexdigest())
     assert storelib("cp", uri, "archive").code == 0
+
+
+def test_cp_hashes_once_what_was_recorded_with_the_algorithm_of_the_copy(storelib, uri, recorded, monkeypatch):
+    made = []
+    plain = digests.new_hasher
+    monkeypatch.setattr(digests, "new_hasher", lambda name: (made.append(name), plain(name))[1])
+    recorded.append(Digest("sha512", SHA512))
+    assert storelib("cp", uri, "archive").code == 0
+    assert made.count("sha512") == 1
+    recorded[0] = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+    assert storelib("cp", uri, "archive", "--id", "two").code == 0
+    assert (made.count("sha512"), made.count("sha256")) == (2, 1)
 
 
 def test_cp_says_so_where_what_was_recorded_cannot_be_computed_here(storelib, uri, recorded):
@@ -279,9 +295,9 @@ def test_cp_says_so_where_what_was_recorded_cannot_be_computed_here(storelib, ur
 @pytest.fixture
 def recorded(monkeypatch):
     """Digests that the file driver tells of as if it had recorded them."""
-    digests = []
-    monkeypatch.setattr(FileReader, "digest", property(lambda self: digests[0] if digests else None), raising=False)
-    return digests
+    known = []
+    monkeypatch.setattr(FileReader, "digest", property(lambda self: known[0] if known else None), raising=False)
+    return known
 
 
 def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
