@@ -129,9 +129,10 @@ def about(store: str = "", place: Iterable[str] = (), uri: str = "") -> Iterator
 
 
 def places_of(store: Store[Any]) -> list[str]:
-    """Where a store keeps its images, in few words: directories, or bucket and prefix, and the like."""
-    names = [[*area.place[1:][-2:], area.prefix.rstrip("/")] for area in store.areas()]
-    return list(dict.fromkeys("/".join(filter(None, each)) for each in names))
+    """Where a store keeps its images, in few words: directories, a prefix, or else the bucket, pool and the like."""
+    # What stands before may be an account, whose name is nobody's business.
+    names = [area.prefix.rstrip("/") or "/".join(map(str, filter(None, area.container[-2:]))) for area in store.areas()]
+    return list(dict.fromkeys(names))
 
 
 def complete_store(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

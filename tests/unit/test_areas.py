@@ -47,6 +47,7 @@ def registry(tmp_path, driver, first, second):
         ("s3", {**S3, "s3_store_key_prefix": "image"}, {**S3, "s3_store_key_prefix": "images/"}),
         ("swift", SWIFT, SWIFT),
         ("swift", SWIFT, {**SWIFT, "swift_store_user": "images:somebody", "swift_store_key": "other"}),
+        ("swift", SWIFT, {**SWIFT, "swift_store_user": "glance", "swift_store_project_name": "images"}),
         ("swift", SWIFT, {**SWIFT, "swift_store_auth_address": "https://Keystone.example.org:5000/"}),
         ("swift", {**SWIFT, "swift_store_container": "c_a"}, {**SWIFT, "swift_store_container": "c"} | {
             "swift_store_multiple_containers_seed": 3
@@ -77,6 +78,7 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
         ("s3", {**S3, "s3_store_key_prefix": "a/"}, {**S3, "s3_store_key_prefix": "b/"}),
         ("swift", SWIFT, {**SWIFT, "swift_store_container": "glance2"}),
         ("swift", SWIFT, {**SWIFT, "swift_store_user": "others:glance"}),
+        ("swift", {**SWIFT, "swift_store_region": "one"}, {**SWIFT, "swift_store_region": "two"}),
         ("gridfs", GRIDFS, {**GRIDFS, "mongodb_store_bucket": "second"}),
         ("gridfs", GRIDFS, {**GRIDFS, "mongodb_store_db": "second"}),
         ("rbd", {}, {"rbd_store_namespace": "second"}),

@@ -43,10 +43,11 @@ class Distance:
 
 
 class _Patient:
-    """Gives up after ``timeout`` seconds without progress, and stops sending when there is an answer."""
+    """Gives up after ``stall_timeout`` seconds without progress, and stops sending when there is an answer."""
 
     response_class: Callable[..., WholeResponse] = WholeResponse
-    timeout: float
+    #: Not http.client's own ``timeout``, which is that of connecting.
+    stall_timeout: float
     distance: Distance
     sock: Any
     _begun = 0.0
@@ -56,7 +57,7 @@ class _Patient:
     def connect(self) -> None:
         self._early = EarlyAnswer()
         super().connect()  # type: ignore[misc]
-        self.sock.settimeout(self.timeout)
+        self.sock.settimeout(self.stall_timeout)
 
     def request(self, *arguments: Any, **options: Any) -> Any:
         self._early = EarlyAnswer()
@@ -83,11 +84,11 @@ class _Patient:
         poll.register(self.sock, select.POLLIN | select.POLLOUT)
         view = memoryview(data)
         while view and not self._early.final:
-            ready = poll.poll(self.timeout * 1000)
+            ready = poll.poll(self.stall_timeout * 1000)
             if not ready:
                 raise TimeoutError("the server takes no more bytes")
             if ready[0][1] & select.POLLIN:
-                self._take_byte(self.timeout)
+                self._take_byte(self.stall_timeout)
             else:
                 view = view[self.sock.send(view) :]
 
@@ -99,7 +100,7 @@ class _Patient:
         except TimeoutError:
             return False
         finally:
-            self.sock.settimeout(self.timeout)
+            self.sock.settimeout(self.stall_timeout)
 
     def getresponse(self) -> Any:
         self.response_class = functools.partial(WholeResponse, early=self._early)
@@ -116,11 +117,11 @@ def use(client: Any, timeout: float, to_server: Distance) -> None:
     """Have ``client`` make such connections, on which ``timeout`` seconds without progress are too many."""
 
     class Connection(_Patient, AWSHTTPConnection):  # type: ignore[misc]
-        timeout = timeout
+        stall_timeout = timeout
         distance = to_server
 
     class TlsConnection(_Patient, AWSHTTPSConnection):  # type: ignore[misc]
-        timeout = timeout
+        stall_timeout = timeout
         distance = to_server
 
     class Pool(AWSHTTPConnectionPool):  # type: ignore[misc]

@@ -147,9 +147,12 @@ class SwiftStore(Store[SwiftLocation]):
         elif user.auth_version == "1" or not any(user.scope.values()):
             account = (user.user or user.application_credential_id,)
         else:
-            account = (*user.scope.values(), user.project_domain_id, user.project_domain_name)
+            scope = user.scope
+            account = (scope.get("project_id"), scope["project_name"], user.project_domain_id, user.project_domain_name)
         address = (user.auth_address if user else self.conf.swift_store_auth_address) or ""
-        container = ("swift", _VERSION.sub("", place_of(address)) if address else "", *account)
+        # One project has an account in each region, and in each service of the catalog.
+        service = (self.conf.swift_store_service_type, self.conf.swift_store_region, self.conf.swift_store_endpoint)
+        container = ("swift", _VERSION.sub("", place_of(address)) if address else "", *service, *account)
         found = [Area(container, prefix, "swift_store_container") for prefix in self.layout.containers]
         if not self.layout.own and self.layout.segments:
             found.append(Area(container, f"{self.layout.segments}/", "swift_store_segment_container"))

@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def candidate_locations(tmp_path, monkeypatch):
+def places(tmp_path, monkeypatch):
     """A directory with storelib.ini, which names the stores fast and archive below it."""
     (tmp_path / "storelib.ini").write_text(
         f"""
