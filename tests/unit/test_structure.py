@@ -18,6 +18,6 @@ def test_the_picture_is_as_the_code():
 def test_every_file_that_contributing_names_is_there():
     text = (SCRIPT.parents[1] / "CONTRIBUTING.md").read_text()
     table = text.partition("## Where would I change")[2].partition("## Habits")[0]
-    named = [piece for piece in table.split("`")[1::2] if piece.startswith("storelib/") or piece.startswith("tests/")]
+    named = [piece for piece in table.split("`")[1::2] if piece.startswith(("storelib/", "tests/"))]
     assert len(named) > 10
     assert [name for name in named if not (SCRIPT.parents[1] / name).exists()] == []
