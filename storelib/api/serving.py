@@ -300,8 +300,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve, then leave nothing half done."""
-        threading.Thread(target=self._watch, name="storelib-stop", daemon=True).start()
         try:
+            threading.Thread(target=self._watch, name="storelib-stop", daemon=True).start()
             super().run()
         finally:
             # Also at SIGQUIT, which waits for nobody.

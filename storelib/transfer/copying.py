@@ -24,23 +24,34 @@ def copy_within(
     """
     monitor = Monitor(store.retry_policy.timeout)
     queue = TaskQueue(store, f"image {image_id!r} in store {store.name}, a copy of {source}", monitor)
-    opening = queue.start(lambda: store.server_side_copy(source, image_id, context))
+    opened: list[ServerSideCopy] = []
+
+    def open_copy() -> ServerSideCopy | None:
+        copying = store.server_side_copy(source, image_id, context)
+        opened.extend([copying] if copying is not None else [])
+        return copying
+
     try:
-        copying: ServerSideCopy | None = queue.wait(opening)
+        copying: ServerSideCopy | None = queue.call(open_copy)
         if copying is None:
             return None
         monitor.allow(copying.moved_at_once / SLOWEST)
         committed = _run(queue, copying, digests, progress)
     except BaseException:
         monitor.cancel()
-        queue.abort(lambda: opening.answer and opening.answer.abort())
+        queue.abort(lambda: _abort(opened))
         raise
     finally:
         queue.join()
-        if opening.answer is not None:
-            queue.close(opening.answer.close)
+        for copying in opened:
+            queue.close(copying.close)
     metadata = {**committed.metadata, "store": store.name}
     return StoredImage(committed.location.uri, copying.size, digests.checksum, digests.multihash, metadata)
+
+
+def _abort(opened: list[ServerSideCopy]) -> None:
+    for copying in opened:
+        copying.abort()
 
 
 def _run(queue: TaskQueue, copying: ServerSideCopy, digests: Digests, progress: Progress | None) -> Committed:

@@ -58,6 +58,23 @@ class Guard:
             raise TransferTimeout(f"{what} did not answer within {self._timeout:g} s; check the storage behind it")
         return answers[0]
 
+    def free(self, function: Callable[[], object], what: str) -> None:
+        """``call`` for what has to be done in any case: without a time limit where no thread can be started."""
+        once = threading.Lock()
+
+        def run() -> None:
+            if once.acquire(blocking=False):
+                function()
+
+        try:
+            self.call(run, what)
+        except TransferTimeout:
+            # It hangs, or so many others do that it would, too.
+            raise
+        except BaseException:
+            run()
+            raise
+
 
 def bounded(guard: Guard, function: Callable[[], T], what: str, late: Callable[[T], object]) -> T:
     """``function()`` under the guard; what it answers after it was given up is handed to ``late``."""
@@ -78,10 +95,10 @@ def bounded(guard: Guard, function: Callable[[], T], what: str, late: Callable[[
 
     try:
         return guard.call(run, what)
-    except TransferTimeout:
+    except BaseException:
+        # It took too long, or Ctrl-C ended the wait; and it may have returned just before this line.
         with lock:
             given_up = True
-        # It returned between the end of the wait and this line.
         for answer in answers:
             late(answer)
         raise
@@ -128,4 +145,4 @@ class Held(Generic[R]):
             self._closed = True
             if self._users:
                 return
-        self._guard.call(lambda: self._free(self.resource), self._what)
+        self._guard.free(lambda: self._free(self.resource), self._what)

@@ -262,6 +262,44 @@ def test_bytes_pass_through_here_where_the_driver_cannot():
         assert not store.called("begin")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("can't start new thread")], ids=repr)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_comes_before_a_thread_starts_passes_through_and_nothing_stays(monkeypatch, error, threads):
+    store, start, started = copying_store(copies_at_once=3), threading.Thread.start, []
+
+    def interrupted(thread):
+        if thread.name == "storelib-write":
+            if len(started) == threads:
+                raise error
+            started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(type(error)) as caught:
+        copy(store)
+    assert caught.value is error
+    assert image_of(store, "y") is None
+    assert store.called("abort") == [None] * threads
+    assert store.called("close") == [None] * threads
+    assert not [thread for thread in started if thread.is_alive()]
+
+
+def test_a_copy_that_was_opened_when_ctrl_c_came_is_rolled_back(monkeypatch):
+    store, start = copying_store(), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        if thread.name == "storelib-write":
+            assert eventually(lambda: store.called("open"))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copy(store)
+    assert store.called("abort") == [None]
+    assert store.called("close") == [None]
+
+
 def test_no_thread_outlives_a_copy():
     before = set(threading.enumerate())
     copy(copying_store())

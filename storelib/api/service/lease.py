@@ -90,17 +90,41 @@ class Lease:
         """The id of this process in the database."""
         with self._lock:
             if self._id is None:
-                self._id = self._core.repository.join(this_host(), os.getpid()).id
-                self._expire_dead_local_peers(self._id)
-                if self._every and not self._threads:
-                    self._threads = [self._thread(Lease.renew), self._thread(Lease.recover)]
+                joined = self._core.repository.join(this_host(), os.getpid()).id
+                try:
+                    self._expire_dead_local_peers(joined)
+                    if self._every and not self._threads:
+                        self._threads = self._start_threads()
+                except BaseException:
+                    # A lease that nobody renews is worse than none.
+                    self._give_back(joined)
+                    raise
+                self._id = joined
             return self._id
 
-    def _thread(self, work: Callable[[Lease], None]) -> threading.Thread:
-        arguments = (weakref.ref(self), work, self._stop, self._every)
-        thread = threading.Thread(target=_run, args=arguments, name=f"storelib-{work.__name__}", daemon=True)
-        thread.start()
-        return thread
+    def _start_threads(self) -> list[threading.Thread]:
+        """Both or none: they begin when both have started."""
+        begin = threading.Barrier(3)
+        started = []
+        try:
+            for work in (Lease.renew, Lease.recover):
+                arguments = (weakref.ref(self), work, self._stop, self._every, begin)
+                thread = threading.Thread(target=_run, args=arguments, name=f"storelib-{work.__name__}", daemon=True)
+                thread.start()
+                started.append(thread)
+            begin.wait()
+        except BaseException:
+            begin.abort()
+            for thread in started:
+                thread.join(JOIN)
+            raise
+        return started
+
+    def _give_back(self, process_id: str) -> None:
+        try:
+            self._core.repository.leave(process_id)
+        except ApiError as error:
+            LOG.warning("the lease of this process runs out by itself: %s", error)
 
     def start(self) -> None:
         """Join, and begin to undo what dead processes left. A database that does not answer is asked again later."""
@@ -357,8 +381,18 @@ def _check_held(core: Core, ticket: Ticket | None) -> None:
         raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
 
 
-def _run(lease: weakref.ref[Lease], work: Callable[[Lease], None], stop: threading.Event, every: float) -> None:
+def _run(
+    lease: weakref.ref[Lease],
+    work: Callable[[Lease], None],
+    stop: threading.Event,
+    every: float,
+    begin: threading.Barrier,
+) -> None:
     """Work at once and every so often as long as the lease exists; the thread holds it only while it works."""
+    try:
+        begin.wait()
+    except threading.BrokenBarrierError:
+        return
     while not stop.is_set():
         current = lease()
         if current is None:

@@ -333,7 +333,7 @@ class FileWriter(Writer):
         # Bound methods of its own: without this, only the garbage collector could free the writer.
         self.put = self.clone = self.share = None
         if self.file >= 0 or self.directory >= 0:
-            self.store.guard.call(self.free, f"closing image {self.image_id!r}")
+            self.store.guard.free(self.free, f"closing image {self.image_id!r}")
 
     def free(self) -> None:
         """Close what is open, once: close(2) frees the number also when it fails."""

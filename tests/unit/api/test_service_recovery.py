@@ -18,7 +18,7 @@ from deployment import OCTETS, Deployment
 from storelib.api.db.schema import processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
 from storelib.api.service import Operation, Service, Source, administrator
-from storelib.api.service.lease import this_host
+from storelib.api.service.lease import Lease, this_host
 
 DATA = b"some data " * 100
 
@@ -618,3 +618,46 @@ class TestForkedChild:
         with os.fdopen(reading) as pipe:
             assert pipe.read() not in ("", parent)
         assert api.service.lease.id == parent
+
+
+class TestThreadsThatCannotStart:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("can't start new thread")], ids=repr)
+    @pytest.mark.parametrize("name", ["storelib-renew", "storelib-recover"])
+    def test_where_one_cannot_start_none_does_and_no_lease_stays(self, api, monkeypatch, name, error):
+        start, started = threading.Thread.start, []
+
+        def interrupted(thread):
+            if thread.name == name:
+                raise error
+            started.append(thread)
+            start(thread)
+
+        known = {process.id for process in api.repository.processes()}
+        lease = Lease(api.service.core, renew=60)
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(type(error)) as caught:
+            _ = lease.id
+        monkeypatch.undo()
+        assert caught.value is error
+        assert not [thread for thread in started if thread.is_alive()]
+        assert {process.id for process in api.repository.processes()} == known
+        # The next one who needs it gets it, and threads that keep it.
+        assert lease.id in {process.id for process in api.repository.processes()}
+        mine = [thread for thread in lease._threads if thread.is_alive()]
+        assert [thread.name for thread in mine] == ["storelib-renew", "storelib-recover"]
+        lease.stop()
+        assert not [thread for thread in mine if thread.is_alive()]
+
+    def test_a_lease_that_was_half_begun_is_not_kept_without_threads(self, api, monkeypatch):
+        lease = Lease(api.service.core, renew=60)
+
+        def unavailable(own):
+            raise DatabaseUnavailable("gone for a moment")
+
+        monkeypatch.setattr(lease, "_expire_dead_local_peers", unavailable)
+        with pytest.raises(DatabaseUnavailable):
+            _ = lease.id
+        monkeypatch.undo()
+        _ = lease.id
+        assert len(lease._threads) == 2
+        lease.stop()
