@@ -31,6 +31,7 @@ FLOORS = (
     ("driver",),
     ("transfer",),
     ("uris",),
+    ("extras",),
     ("capabilities", "exceptions", "option_types"),
 )
 #: What stands beside the house.
