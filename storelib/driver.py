@@ -120,6 +120,15 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
 )
 
 
+#: Ports that a URL need not name; a server at both of them is one.
+_USUAL_PORTS = {None: "", 80: "", 443: ""}
+
+
+def web_server(host: str, port: int | None) -> str:
+    """A server of http or https for an Area's container: in one spelling, the usual ports left out."""
+    return f"{host.lower().rstrip('.')}:{_USUAL_PORTS.get(port, port)}"
+
+
 class Area(NamedTuple):
     """What one store has for itself of a back end: everything in ``container`` whose name begins with ``prefix``.
 
@@ -382,7 +391,7 @@ class Store(abc.ABC, Generic[L]):
         """Make now what the first add would make, such as a directory; ``open_store`` asks for it if the store adds."""
 
     def areas(self) -> Sequence[Area]:
-        """Where this store keeps images, as far as its options tell; asks no back end.
+        """Where this store keeps images, as far as its options tell; asks no back end, also where configuring failed.
 
         A configuration in which two stores have areas in common is refused: what is rubbish to the one may be an image
         of the other. Nothing for stores that may lie anywhere.

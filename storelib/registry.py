@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from oslo_config import cfg
 
 from storelib import config
 from storelib.capabilities import Capability
-from storelib.driver import STORE_OPTIONS, Store
+from storelib.driver import STORE_OPTIONS, Area, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
 from storelib.location import Location
 from storelib.plugins import driver_class
@@ -88,7 +88,7 @@ class Registry:
         configuration = config.Configuration(conf, reserved)
         stores: dict[bool, list[AnyStore]] = {False: [], True: []}
         disabled = []
-        known = {}
+        known, looked_at = {}, []
         for entry in configuration.entries:
             try:
                 driver = driver_class(entry.driver)
@@ -97,14 +97,17 @@ class Registry:
                 continue
             options = configuration.options(entry, driver)
             known[entry.name] = options.names()
+            store = driver(entry.name, options)
+            looked_at.append(store)
             try:
-                stores[entry.reserved].append(_make(driver, entry.name, options))
+                store.configure()
+                stores[entry.reserved].append(store)
             except BadStoreConfiguration as error:
                 disabled.append(DisabledStore(entry.name, entry.driver, _explain(error, options)))
         configuration.check_names(known)
-        _refuse_common_areas([*stores[False], *stores[True]])
-        for store in disabled:
-            config.LOG.warning("store %s is disabled: %s", store.name, store.reason)
+        _refuse_common_areas(looked_at)
+        for each in disabled:
+            config.LOG.warning("store %s is disabled: %s", each.name, each.reason)
         return cls(stores[False], configuration.default, reserved=stores[True], disabled=disabled, conf=conf)
 
     @classmethod
@@ -184,21 +187,23 @@ class Registry:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
 
 
-def _make(driver: type[AnyStore], name: str, options: config.StoreOptions) -> AnyStore:
-    store = driver(name, options)
-    store.configure()
-    return store
-
-
 def _refuse_common_areas(stores: Iterable[AnyStore]) -> None:
     """Raise BadStoreConfiguration if two stores keep images in one place, or one within the other's."""
-    areas = [(store, area) for store in stores for area in store.areas()]
+    areas = [(store, area) for store in stores for area in _areas(store)]
     for (one, its), (other, others) in itertools.combinations(areas, 2):
         if one is not other and its.overlaps(others):
             raise BadStoreConfiguration(
                 f"stores {one.name} and {other.name} would keep images in the same place: {one.conf.where(its.option)} "
                 f"and {other.conf.where(others.option)}; give each a place of its own, neither within the other's"
             )
+
+
+def _areas(store: AnyStore) -> Sequence[Area]:
+    """The areas of a store; of one that is disabled, as far as it came with its configuration."""
+    try:
+        return store.areas()
+    except (AttributeError, StoreError):
+        return ()
 
 
 def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:

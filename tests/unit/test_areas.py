@@ -45,7 +45,12 @@ def registry(tmp_path, driver, first, second):
         ("s3", S3, {**S3, "s3_store_key_prefix": "archive/"}),
         ("s3", {**S3, "s3_store_key_prefix": "a/b/"}, {**S3, "s3_store_key_prefix": "a/"}),
         ("s3", {**S3, "s3_store_key_prefix": "image"}, {**S3, "s3_store_key_prefix": "images/"}),
+        ("s3", {**S3, "s3_store_host": "http://s3.example.org"}, S3),
+        *[("s3", {**S3, "s3_store_host": f"s3.{region}.amazonaws.com"}, {**S3, "s3_store_host": "s3.amazonaws.com"})
+          for region in ("us-west-2", "eu-central-1")],
         ("swift", SWIFT, SWIFT),
+        ("swift", *[{**SWIFT, "swift_store_auth_version": 1, "swift_store_user": f"images:{user}"} for user in "ab"]),
+        ("swift", *[{**SWIFT, "swift_store_auth_address": f"https://example.org{port}/v3"} for port in ("", ":443")]),
         ("swift", SWIFT, {**SWIFT, "swift_store_user": "images:somebody", "swift_store_key": "other"}),
         ("swift", SWIFT, {**SWIFT, "swift_store_user": "glance", "swift_store_project_name": "images"}),
         ("swift", SWIFT, {**SWIFT, "swift_store_auth_address": "https://Keystone.example.org:5000/"}),
@@ -58,6 +63,7 @@ def registry(tmp_path, driver, first, second):
         ("gridfs", GRIDFS, {"mongodb_store_uri": "ONE.example.org:27017", "mongodb_store_db": "images"}),
         ("rbd", {"rbd_store_pool": "images"}, {"rbd_store_user": "other"}),
         ("sheepdog", DOG, {**DOG, "sheepdog_store_address": "127.0.0.1"}),
+        ("sheepdog", *[{"sheepdog_store_command": "/nowhere/dog"}] * 2),
     ],
 )  # fmt: skip
 def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, first, second):
@@ -89,6 +95,13 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
 )
 def test_two_stores_beside_each_other_are_none(tmp_path, driver, first, second):
     assert len(registry(tmp_path, driver, first, second)) == 2
+
+
+def test_two_files_of_one_cluster_are_one_place(tmp_path):
+    for name in ("a.conf", "b.conf"):
+        (tmp_path / name).write_text("[global]\n fsid = 7A11BE0C-4D37-4C3A-9D7C-6B3E0A5B8B7D\n")
+    with pytest.raises(BadStoreConfiguration, match="in the same place"):
+        registry(tmp_path, "rbd", {"rbd_store_ceph_conf": "a.conf"}, {"rbd_store_ceph_conf": "b.conf"})
 
 
 @pytest.mark.parametrize("other", ["images", "images/", "./images", "up/../images", "link", "images/inner", "."])

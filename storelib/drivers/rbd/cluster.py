@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -23,6 +24,11 @@ from typing import Any
 
 from storelib.drivers.rbd.errors import connection_error
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreError
+
+#: Where Ceph looks first.
+_CEPH_CONF = "/etc/ceph/ceph.conf"
+_LARGEST_CONF = 1 << 20
+_FSID = re.compile(r"^\s*fsid\s*=\s*([0-9A-Fa-f-]{36})\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,15 @@ class Connection:
         """The answer of the monitors to a command; None if they give none."""
         status, answer, _ = self.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
         return None if status else json.loads(answer)
+
+
+def configured_cluster(conf: Any) -> str:
+    """What tells the cluster from others without asking it: its fsid if ceph.conf has that, else the file's path."""
+    path = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        if found := _FSID.search(file.read(_LARGEST_CONF)):
+            return found[1].lower()
+    return path
 
 
 class Cluster:

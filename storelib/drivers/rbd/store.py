@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -14,7 +13,7 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, removal, temporary
-from storelib.drivers.rbd.cluster import Cluster
+from storelib.drivers.rbd.cluster import Cluster, configured_cluster
 from storelib.drivers.rbd.copying import RbdCopy
 from storelib.drivers.rbd.errors import DISCONNECTED, code_of, storelib_error
 from storelib.drivers.rbd.location import SCHEME, SNAPSHOT, RbdLocation
@@ -35,9 +34,6 @@ from storelib.rehearsal import rehearse
 from storelib.transfer.contract import MiB
 
 LOG = logging.getLogger(__name__)
-
-#: Where Ceph looks first.
-_CEPH_CONF = "/etc/ceph/ceph.conf"
 
 
 class RbdStore(Store[RbdLocation]):
@@ -105,9 +101,9 @@ class RbdStore(Store[RbdLocation]):
         return RbdLocation(image_id, SNAPSHOT, self.cluster.fsid, conf.rbd_store_pool, conf.rbd_store_namespace)
 
     def areas(self) -> list[Area]:
-        """The namespace of the pool; that two configuration files mean one cluster, only the cluster tells."""
+        """The namespace of the pool, in the cluster that ceph.conf is about."""
         conf = self.conf
-        cluster = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
+        cluster = configured_cluster(conf)
         option = "rbd_store_namespace" if conf.rbd_store_namespace else "rbd_store_pool"
         return [Area(("rbd", cluster, conf.rbd_store_pool, conf.rbd_store_namespace), "", option)]
 

@@ -42,6 +42,8 @@ _PATH_REFUSED = {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "Path
 #: Answers to a request that is signed for another region than the bucket's; to a HEAD it is the bare status.
 _OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "301", "400"}
 _REGION = re.compile(r"[a-z0-9-]{2,40}")
+#: What is one service, whatever the region.
+AMAZON_SERVICE = re.compile(r"(?:^|\.)(amazonaws\.com(?:\.cn)?)$")
 _AMAZON = re.compile(r"s3[.-](?:.+\.)?amazonaws\.com(?:\.cn)?")
 #: Names of buckets that can be part of a host name under one certificate.
 _DNS_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.s3.adapting import CHECKSUMS
 from storelib.drivers.s3.answers import BadAnswer, listed, names_itself
 from storelib.drivers.s3.checksums import PartChecksums
 from storelib.drivers.s3.claim import version_of
-from storelib.drivers.s3.client import Client
+from storelib.drivers.s3.client import AMAZON_SERVICE, Client
 from storelib.drivers.s3.copying import S3Copy
 from storelib.drivers.s3.errors import GONE, error_code, storelib_error
 from storelib.drivers.s3.location import DEFAULT_PORTS, SCHEMES, S3Location
@@ -142,11 +142,12 @@ class S3Store(Store[S3Location]):
         return found
 
     def areas(self) -> list[Area]:
-        """The keys with the prefix in the bucket; http and https are the same server."""
+        """The keys with the prefix in the bucket; Amazon's buckets have one name in all regions."""
         client = self.client
-        port = client.port or DEFAULT_PORTS[client.scheme]
+        amazon = AMAZON_SERVICE.search(client.host)
+        server = amazon[1] if amazon else web_server(client.host, client.port)
         option = "s3_store_key_prefix" if self.conf.s3_store_key_prefix else "s3_store_bucket"
-        container = ("s3", client.host.lower(), port, client.base, self.conf.s3_store_bucket)
+        container = ("s3", server, client.base, self.conf.s3_store_bucket)
         return [Area(container, self.conf.s3_store_key_prefix, option)]
 
     def owns(self, location: S3Location) -> bool:

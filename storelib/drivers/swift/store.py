@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.swift import credentials as accounts
 from storelib.drivers.swift.clients import Clients, Features
 from storelib.drivers.swift.errors import error_of_exception
@@ -144,7 +144,10 @@ class SwiftStore(Store[SwiftLocation]):
             account: tuple[str | None, ...] = ("every request's",)
         elif user is None:
             return []
-        elif user.auth_version == "1" or not any(user.scope.values()):
+        elif user.auth_version == "1":
+            # account:user
+            account = ((user.user or "").partition(":")[0],)
+        elif not any(user.scope.values()):
             account = (user.user or user.application_credential_id,)
         else:
             scope = user.scope
@@ -152,7 +155,9 @@ class SwiftStore(Store[SwiftLocation]):
         address = (user.auth_address if user else self.conf.swift_store_auth_address) or ""
         # One project has an account in each region, and in each service of the catalog.
         service = (self.conf.swift_store_service_type, self.conf.swift_store_region, self.conf.swift_store_endpoint)
-        container = ("swift", _VERSION.sub("", place_of(address)) if address else "", *service, *account)
+        parts = urllib.parse.urlsplit(_VERSION.sub("", address.rstrip("/")))
+        server = (web_server(parts.hostname or "", parts.port), parts.path.rstrip("/"))
+        container = ("swift", *server, *service, *account)
         found = [Area(container, prefix, "swift_store_container") for prefix in self.layout.containers]
         if not self.layout.own and self.layout.segments:
             found.append(Area(container, f"{self.layout.segments}/", "swift_store_segment_container"))
