@@ -1401,6 +1401,29 @@ class LooksAtAllButTheLastByte(Sampling):
 
 
 @rejected_by("test_no_byte_hides_in_a_hole")
+class TakesBlanksForNothing(Sampling):
+    @staticmethod
+    def is_hole(block):
+        return not bytes(block).strip(b" \0")
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
+class CountsSignedBytes(Sampling):
+    @staticmethod
+    def is_hole(block):
+        return not any(byte & 0x7F for byte in block)
+
+
+@rejected_by("test_extents_tell_the_truth")
+class TellsExtentsOnce(Faulty):
+    class Reader(MemoryReader):
+        def extents(self, offset, length):
+            if not hasattr(self, "told"):
+                self.told = iter([Extent(offset, length, data=True)] if length else [])
+            return self.told
+
+
+@rejected_by("test_no_byte_hides_in_a_hole")
 class DropsBlocksThatLookEmpty(Faulty):
     class Writer(MemoryWriter):
         def write(self, part):

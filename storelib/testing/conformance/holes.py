@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 
@@ -56,6 +57,7 @@ def assert_extents(bench: Bench, uri: str, data: bytes, offset: int, length: int
     with bench.store.get(uri, offset, length).data as stream:
         first = stream.read(10)
         extents = list(stream.extents())
+        assert list(stream.extents()) == extents, f"asked again, the extents {where} are others"
         position = 0
         for extent in extents:
             assert extent.offset == position, f"extents {where} overlap or have a gap at byte {position}: {extents[:9]}"
@@ -71,11 +73,15 @@ def assert_extents(bench: Bench, uri: str, data: bytes, offset: int, length: int
 
 @functools.lru_cache(maxsize=4)
 def _lonely_bytes(part: int) -> bytes:
-    """Zeros with a single byte at every place where a block, a part or the image begins or ends, and inside of some."""
+    """Zeros with a single byte at every place where a block, a part or the image begins or ends, and inside of some.
+
+    The bytes are those that are taken for nothing most easily, by what counts signs, blanks or characters.
+    """
     size = max(3 * MiB, 3 * part) + 12_345
     data = bytearray(size)
     block = 64 * KiB
     places = [4096, 5 * block, MiB + block, part, 2 * part, MiB]
-    for place in (0, *(at + step for at in places for step in (-1, 0)), 3 * block + 777, MiB + 3 * block + 5, size - 1):
-        data[place] = 1
+    lonely = (0, *(at + step for at in places for step in (-1, 0)), 3 * block + 777, MiB + 3 * block + 5, size - 1)
+    for place, value in zip(lonely, itertools.cycle((1, 0x80, 0xFF, 0x20, 0x7F))):
+        data[place] = value
     return bytes(data)
