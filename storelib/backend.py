@@ -31,7 +31,7 @@ def register_opts(conf: cfg.ConfigOpts) -> None:
 
 
 def create_stores(conf: cfg.ConfigOpts, reserved: Mapping[str, str] | None = None) -> int:
-    """Make the stores that ``conf`` lists the default ones, in place of earlier ones; answers how many work.
+    """Make the stores that ``conf`` lists the default ones, in place of earlier ones; returns how many work.
 
     ``reserved`` are stores of the calling program itself, id to driver. Registers the group of each store. Raises
     BadStoreConfiguration, and then the earlier stores stay.
@@ -40,7 +40,7 @@ def create_stores(conf: cfg.ConfigOpts, reserved: Mapping[str, str] | None = Non
 
 
 def use_registry(registry: Registry | None) -> int:
-    """Make ``registry`` the default one; None forgets it. Answers how many stores it has."""
+    """Make ``registry`` the default one; None forgets it. Returns how many stores it has."""
     global _default
     _default = registry
     return 0 if registry is None else len(registry)
@@ -74,7 +74,7 @@ def get_store_from_uri(uri: str | Location, context: Any = None) -> Store[Any]:
 
 
 def get_store_from_location(uri: str | Location) -> str:
-    """The scheme of ``uri``, which is what this function of glance_store answers under its misleading name."""
+    """The scheme of ``uri``, which is what this function of glance_store returns under its misleading name."""
     return uri.scheme if isinstance(uri, Location) else scheme_of(uri)
 
 

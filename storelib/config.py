@@ -274,7 +274,7 @@ class Configuration(OptionReader):
 
 
 class StoreOptions:
-    """Answers the options of one store as attributes, from the first of its groups that sets them."""
+    """The options of one store as attributes, from the first of its groups that sets them."""
 
     def __init__(self, configuration: Configuration, groups: Sequence[str], options: Iterable[cfg.Opt]) -> None:
         self._configuration = configuration

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one sentence for what an extra would install, whoever misses it."""
+"""The one sentence for what an extra would install, whatever part misses it."""
 
 from __future__ import annotations
 

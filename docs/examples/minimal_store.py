@@ -60,7 +60,7 @@ class MinimalStore(Store[MinimalLocation]):
             raise BadStoreConfiguration(f"store {self.name}: option minimal_store_file is not set")
 
     def run(self, *statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
-        """Statements in one transaction of a connection of their own; answers the rows of the last one."""
+        """Statements in one transaction of a connection of their own; returns the rows of the last one."""
         with closing(sqlite3.connect(self.conf.minimal_store_file, timeout=60)) as db, db:
             db.executescript(TABLES)
             rows: list[Any] = []

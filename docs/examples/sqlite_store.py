@@ -211,7 +211,7 @@ class SqliteStore(Store[SqliteLocation]):
 
 
 def lock(file: int, command: int, token: str) -> int:
-    """Lock the byte that stands for this token, or ask who has; answers the type of the lock that is there.
+    """Lock the byte that stands for this token, or ask who has; returns the type of the lock that is there.
 
     Such a lock is one of the open file, not of the process, and the kernel frees it with the file, whatever becomes of
     us (fcntl(2), "open file description locks").

@@ -19,7 +19,7 @@ class Readable(Protocol):
     """An image's stream, or any file."""
 
     def readinto(self, buffer: Any, /) -> int | None:
-        """Read into ``buffer``; answers how many bytes."""
+        """Read into ``buffer``; returns how many bytes."""
 
 
 def refuse_existing(path: str) -> None:

@@ -67,7 +67,7 @@ for each in (
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and answer its exit code; nothing but Ctrl-C and signals ends it otherwise."""
+    """Run one command and return its exit code; nothing but Ctrl-C and signals ends it otherwise."""
     session = Session()
     try:
         answer: Any = cli.main(arguments, prog_name="storelib", standalone_mode=False, obj=session)

@@ -49,7 +49,7 @@ _INTERRUPTED = 2  # pytest.ExitCode
 
 
 def run(store: Store[Any], *, keep_part_size: bool = False, output: TextIO | None = None) -> int:
-    """Check every promise on ``store``; answers 0 if all that apply are kept, 1 if not, 130 when interrupted.
+    """Check every promise on ``store``; returns 0 if all that apply are kept, 1 if not, 130 when interrupted.
 
     The report goes to ``output``, by default standard output; it ends with ``N passed, M not applicable, K failed``.
     Parts are lowered to the smallest the back end takes unless ``keep_part_size``. Raises OperationNotSupported for a

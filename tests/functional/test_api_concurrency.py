@@ -524,7 +524,7 @@ def power_failure(crowd: Crowd, victim: Server) -> list[Upload]:
 
 
 def work(crowd: Crowd, deployment: Deployment, victim: Server, other: Server) -> list[Upload]:
-    """Let everybody work, and the victim fail; answers the uploads that it certainly had under way."""
+    """Let everybody work, and the victim fail; returns the uploads that it certainly had under way."""
     clients = [Client(crowd, number) for number in range(CLIENTS)]
     for client in clients:
         client.start()

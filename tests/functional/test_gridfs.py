@@ -170,7 +170,7 @@ def uri_of(image_id):
 
 
 def assert_whole_or_nothing(store, access, direct, image_id, data):
-    """An add gave a correct image, or left nothing that gc does not find; answers the error in that case."""
+    """An add gave a correct image, or left nothing that gc does not find; returns the error in that case."""
     try:
         stored = store.add(image_id, data)
     except StoreError as error:
@@ -703,7 +703,7 @@ def collecting(server, by):
 
 
 def calling_before(store, number, call):
-    """Have ``call`` made before the command of that number of the store; answers the list of all their names."""
+    """Have ``call`` made before the command of that number of the store; returns the list of all their names."""
     from pymongo.monitoring import CommandListener
 
     names = []
@@ -739,7 +739,7 @@ def test_gc_of_others_at_any_moment_leaves_no_add_without_data(mongod, store, ac
 
 
 def wait_for_chunks(access, image_id, count):
-    """Until so many of an add under way have arrived; answers its record."""
+    """Until so many of an add under way have arrived; returns its record."""
     for _ in range(1000):
         record = access.files.find_one({"metadata.storelib.pending": image_id})
         if record and access.chunks.count_documents({"files_id": record["_id"]}) >= count:

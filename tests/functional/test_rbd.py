@@ -547,7 +547,7 @@ def test_image_deleted_while_it_is_read_is_no_image_of_zeros(store, image_id):
 
 
 def gc_of_others(ceph, image_id, by):
-    """gc(0) of a second store object, here or in another process; answers how much it removed."""
+    """gc(0) of a second store object, here or in another process; returns how much it removed."""
     if by == "object":
         return len(open_rbd(ceph).gc(0, prefix=image_id))
     process = run(ceph, "print(len(store.gc(0, prefix=sys.argv[1])))", image_id)

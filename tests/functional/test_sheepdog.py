@@ -700,7 +700,7 @@ def test_digest_is_recorded_with_the_image_and_no_other(cluster, store, image_id
 
 
 def other_gc(cluster, image_id, by):
-    """gc(0) of a second store object, here or in another process; answers how much it removed."""
+    """gc(0) of a second store object, here or in another process; returns how much it removed."""
     if by == "object":
         return len(open_sheepdog(cluster).gc(0, prefix=image_id))
     root = str(Path(__file__).parents[2])

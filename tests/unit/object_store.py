@@ -20,7 +20,7 @@ KEPT = ("x-object-meta-", "x-container-meta-", "content-type", "x-object-manifes
 
 
 class ObjectStore:
-    """``with ObjectStore().serve() as server``; ``instead(request)`` answers in its place where it answers anything."""
+    """``with ObjectStore().serve() as server``; ``instead(request)`` answers in its place where it returns anything."""
 
     def __init__(self, instead: Callable[[Request], bytes | None] = lambda request: None) -> None:
         self.instead = instead

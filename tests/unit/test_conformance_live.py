@@ -66,7 +66,7 @@ def test_broken_promise_is_reported(store):
     status, _, _, failed, lines = run(store)
     assert status == 1
     assert failed > 0
-    assert any("BROKEN  ``get_size`` answers the size in bytes" in line for line in lines)
+    assert any("BROKEN  ``get_size`` returns the size in bytes" in line for line in lines)
     assert_untouched(store)
 
 

@@ -58,7 +58,7 @@ def swift():
 
 
 def between(swift, stranger, method, depth, query=""):
-    """From now on ``stranger`` answers requests of that kind."""
+    """From now on ``stranger`` returns requests of that kind."""
 
     def instead(request):
         path, _, asked = request.target.partition("?")

@@ -26,7 +26,7 @@ Headers = dict[str, str]
 class Endpoint(NamedTuple):
     """The URL of an image API without its version, what identifies the caller there, and whom to trust for TLS.
 
-    ``identity(renew)`` answers the headers; with ``renew`` after a 401, from a new token where that is possible.
+    ``identity(renew)`` returns the headers; with ``renew`` after a 401, from a new token where that is possible.
     """
 
     url: str

@@ -12,7 +12,7 @@ class BackendAccess:
         raise NotImplementedError
 
     def plant(self, image_id: str, data: bytes) -> str:
-        """Publish an image without the driver; answers the URI at which the store finds it."""
+        """Publish an image without the driver; returns the URI at which the store finds it."""
         raise NotImplementedError
 
     def residue(self, prefix: str) -> set[str]:

@@ -187,7 +187,7 @@ class Bench:
             not_applicable("the back end itself frees what a dead add wrote (Writer.self_cleaning)")
 
     def die(self, image_id: str, data: bytes) -> bool:
-        """The same; answers whether the driver says that nothing stays."""
+        """The same; returns whether the driver says that nothing stays."""
         writer = self.begin(self.store, image_id, data)
         leaves_nothing = writer.self_cleaning
         del writer
@@ -282,7 +282,7 @@ class Bench:
                 self._added.discard(uri)
 
     def clean(self) -> list[str]:
-        """Remove every image with the prefix and every leftover; answers what could not be removed, and why."""
+        """Remove every image with the prefix and every leftover; returns what could not be removed, and why."""
         trouble = []
         uris = set(self._added)
         if self.can(Capability.LIST) and self.can(Capability.DELETE):
@@ -374,7 +374,7 @@ class Bench:
 
     def _note(self, stored: StoredImage) -> StoredImage:
         shown = f"{stored} {stored.metadata}"
-        assert not any(secret in shown for secret in self.secrets), "a credential is in what add or copy answers"
+        assert not any(secret in shown for secret in self.secrets), "a credential is in what add or copy returns"
         with self._lock:
             self._added.add(stored.uri)
         return stored

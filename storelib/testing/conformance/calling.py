@@ -133,7 +133,7 @@ def _without_slack(writer: Writer) -> None:
 
     def reserve(end: int) -> int | None:
         room = plain(end)
-        assert room is None or room >= end, f"asked for room for {end} bytes, reserve answered {room}"
+        assert room is None or room >= end, f"asked for room for {end} bytes, reserve returned {room}"
         return None if room is None else end
 
     vars(writer)["reserve"] = reserve

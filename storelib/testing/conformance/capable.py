@@ -34,7 +34,7 @@ class Capable(Promises):
 
     @needs(Capability.CHECK)
     def test_check(self, bench: Bench) -> None:
-        """``check`` answers one line about the health of the back end, and room that makes sense."""
+        """``check`` returns one line about the health of the back end, and room that makes sense."""
         health = bench.store.check()
         assert isinstance(health, Health)
         assert health.detail

@@ -31,7 +31,7 @@ NOT_BEGINNING_SO = {
 }
 PATTERN = "A.b_c*\u00e9 "
 
-#: ``gc`` run by somebody else: with an age in seconds and a prefix, answers how much was removed.
+#: ``gc`` run by somebody else: with an age in seconds and a prefix, returns how much was removed.
 Collect = Callable[[float, str], int]
 
 
@@ -214,7 +214,7 @@ def _other_process(bench: Bench) -> Iterator[Collect]:
 
 
 def _write_and_wait(store: Store[Any], image_id: str) -> bool:
-    """In the process that will be killed: one part of an image. Answers whether the back end cleans up by itself."""
+    """In the process that will be killed: one part of an image. Returns whether the back end cleans up by itself."""
     writer = Bench.begin(store, image_id, b"half")
     _never_closed.append(writer)
     return writer.self_cleaning
@@ -255,7 +255,7 @@ def _collected_before_commit(bench: Bench, image_id: str, data: bytes, collect: 
 
 
 def _outcome(bench: Bench, image_id: str, source: Iterator[bytes]) -> StoredImage | None:
-    """What the add answers; None if it fails as it may."""
+    """What the add returns; None if it fails as it may."""
     try:
         return bench.add(image_id, source)
     except StoreError:

@@ -156,7 +156,7 @@ class _Refusing:
 
 
 class _Transfers:
-    """What the second process does; answers how many bytes of memory it took at most."""
+    """What the second process does; returns how many bytes of memory it took at most."""
 
     def __init__(self, store: Store[Any]) -> None:
         self._store = store

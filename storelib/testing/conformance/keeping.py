@@ -86,7 +86,7 @@ class Keeping(Promises):
 
     @needs(Capability.LIST)
     def test_an_image_is_found_by_its_id(self, bench: Bench) -> None:
-        """``find_image`` answers what the list has, and None for ids that begin alike and for what was deleted."""
+        """``find_image`` returns what the list has, and None for ids that begin alike and for what was deleted."""
         image_id = bench.new_id("found")
         assert bench.store.find_image(image_id) is None
         stored = bench.add(image_id, payload(17))
@@ -105,7 +105,7 @@ class Keeping(Promises):
     @needs(Capability.STAT)
     @pytest.mark.parametrize("size", ["0", "part+1"])
     def test_stat_is_right(self, bench: Bench, size: str) -> None:
-        """``stat`` answers size, URI and id, and a time that is about now where it knows one."""
+        """``stat`` returns size, URI and id, and a time that is about now where it knows one."""
         image_id = bench.new_id()
         stored = bench.add(image_id, payload(bench.sizes()[size]))
         info = bench.store.stat(stored.uri)

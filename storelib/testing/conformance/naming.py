@@ -172,7 +172,7 @@ class NamingWhenAdding(Promises):
     """Promises about ids, and about what callers see of an image."""
 
     def test_answers_show_no_credential(self, bench: Bench) -> None:
-        """No secret option is in anything that the store answers: a result, a stat, a list, its health, a leftover."""
+        """No secret option is in anything that the store returns: a result, a stat, a list, its health, a leftover."""
         image_id = bench.new_id("shown")
         stored = bench.add(image_id, payload(bench.part + 1))
         shown: list[object] = [stored, stored.metadata]
@@ -190,7 +190,7 @@ class NamingWhenAdding(Promises):
             shown.append(without_key_name(bench.store.presign(stored.uri, 60)))
         with bench.store.get(stored.uri).data as stream:
             shown += [stream, getattr(stream, "name", None)]
-        assert_no_secret(bench.secrets, "\n".join(f"{each} {each!r}" for each in shown), "what the store answers")
+        assert_no_secret(bench.secrets, "\n".join(f"{each} {each!r}" for each in shown), "what the store returns")
 
     @pytest.mark.parametrize("hostile", HOSTILE_IDS)
     def test_hostile_id_round_trips(self, bench: Bench, hostile: str) -> None:

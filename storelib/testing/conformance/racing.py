@@ -189,7 +189,7 @@ class _Gauge:
 
 
 def _in_threads(functions: list[Callable[[], Any]]) -> list[Any]:
-    """Call all at once; answers their results, raises the first error."""
+    """Call all at once; returns their results, raises the first error."""
     with ThreadPoolExecutor(len(functions)) as pool:
         return [future.result() for future in [pool.submit(function) for function in functions]]
 

@@ -38,7 +38,7 @@ class Reading(Promises):
 
     @pytest.mark.parametrize("size", ["0", "1", "part+1", "3 parts+1"])
     def test_whole_image(self, bench: Bench, size: str) -> None:
-        """``get`` answers all bytes and how many they are."""
+        """``get`` returns all bytes and how many they are."""
         uri, data = bench.image(bench.sizes()[size])
         stream, announced = bench.store.get(uri)
         with stream:
@@ -49,7 +49,7 @@ class Reading(Promises):
 
     @pytest.mark.parametrize("size", ["0", "1", "3 parts+1"])
     def test_get_size(self, bench: Bench, size: str) -> None:
-        """``get_size`` answers the size in bytes, 0 only for an empty image."""
+        """``get_size`` returns the size in bytes, 0 only for an empty image."""
         uri, data = bench.image(bench.sizes()[size])
         assert bench.store.get_size(uri) == len(data)
 
@@ -75,7 +75,7 @@ class Reading(Promises):
     @pytest.mark.parametrize("offset", OFFSETS)
     @pytest.mark.parametrize("length", LENGTHS)
     def test_range_is_a_slice(self, bench: Bench, offset: str, length: str) -> None:
-        """``get(offset, length)`` answers what a slice of the bytes would be, clipped like one."""
+        """``get(offset, length)`` returns what a slice of the bytes would be, clipped like one."""
         uri, data = bench.image(3 * bench.part + 1)
         size, part = len(data), bench.part
         start = dict(zip(OFFSETS, (0, 1, part, size // 2, size - 1, size, size + 1, size + 10 * MiB), strict=True))[
@@ -108,7 +108,7 @@ class Reading(Promises):
     # -- The stream -----------------------------------------------------------------------------------------------
 
     def test_read_in_pieces(self, bench: Bench) -> None:
-        """``read(n)`` answers n bytes until the end, then fewer, then none."""
+        """``read(n)`` returns n bytes until the end, then fewer, then none."""
         uri, data = bench.image(3 * bench.part + 1)
         step = bench.part // 2 + 7
         with bench.store.get(uri).data as stream:
@@ -118,7 +118,7 @@ class Reading(Promises):
         assert_same_bytes(b"".join(pieces), data)
 
     def test_readinto(self, bench: Bench) -> None:
-        """``readinto`` fills what it is given from the front, and answers 0 at the end only."""
+        """``readinto`` fills what it is given from the front, and returns 0 at the end only."""
         uri, data = bench.image(3 * bench.part + 1)
         buffer = bytearray(bench.part // 2 + 7)
         with bench.store.get(uri).data as stream:
@@ -284,7 +284,7 @@ class Reading(Promises):
 
 
 def _pieces(read: Callable[[], bytes], limit: int) -> list[bytes]:
-    """What ``read`` answers until that is empty; a stream that never ends is cut off."""
+    """What ``read`` returns until that is empty; a stream that never ends is cut off."""
     pieces: list[bytes] = []
     total = 0
     while piece := read():

@@ -155,7 +155,7 @@ class Cluster:
         return self.run("ceph", "--connect-timeout", "30", *words)
 
     def add_user(self, name: str, **capabilities: str) -> str:
-        """Make a user (``client.glance``) with capabilities (``mon="profile rbd"``); answers its secret key."""
+        """Make a user (``client.glance``) with capabilities (``mon="profile rbd"``); returns its secret key."""
         pairs = [word for pair in capabilities.items() for word in pair]
         key = json.loads(self.command("auth", "get-or-create", name, *pairs, "--format", "json"))[0]["key"]
         self._users[name] = (key, capabilities)
@@ -292,7 +292,7 @@ class RadosGateway:
         return json.loads(answer) if answer.strip().startswith(("{", "[")) else answer
 
     def add_user(self, uid: str) -> tuple[str, str]:
-        """Another S3 user; answers access key and secret key."""
+        """Another S3 user; returns access key and secret key."""
         made = self.admin("user", "create", f"--uid={uid}", f"--display-name={uid}")
         return made["keys"][0]["access_key"], made["keys"][0]["secret_key"]
 

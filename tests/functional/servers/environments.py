@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def install(name: str, requirements: Sequence[str]) -> Path:
-    """``.venv-NAME`` in the checkout with ``requirements`` in it, made unless it is there; answers its ``bin``."""
+    """``.venv-NAME`` in the checkout with ``requirements`` in it, made unless it is there; returns its ``bin``."""
     environment = CHECKOUT / f".venv-{name}"
     stamp = environment / "stamp"
     wanted = "\n".join((sys.version, str(environment), *requirements))

@@ -34,7 +34,7 @@ _TIMEOUT = 120.0
 
 
 def install() -> Path:
-    """Make the environment unless it is there; answers its Python."""
+    """Make the environment unless it is there; returns its Python."""
     return environments.install("localstack", REQUIREMENTS) / "python"
 
 

@@ -111,7 +111,7 @@ class MariaDB:
             return list(cursor.fetchall())
 
     def kill_connections(self) -> int:
-        """Cut every client's connection; answers how many there were."""
+        """Cut every client's connection; returns how many there were."""
         found = self.execute("SELECT id FROM information_schema.processlist WHERE user = 'storelib'")
         for (connection,) in found:
             self.execute(f"KILL CONNECTION {connection}")

@@ -124,12 +124,12 @@ class Mongod:
             return client.admin.command(*words, **parameters)
 
     def add_user(self, user: str, password: str, *roles: str, database: str = "images") -> str:
-        """Make a user with these roles in ``database``; answers the URI to connect with."""
+        """Make a user with these roles in ``database``; returns the URI to connect with."""
         self.command("createUser", user, pwd=password, roles=[{"role": role, "db": database} for role in roles])
         return self.uri_of(user, password)
 
     def add_narrow_user(self, user: str, password: str, *actions: str, database: str = "images") -> str:
-        """Make a user who may do only this with the collections of a bucket; answers the URI to connect with."""
+        """Make a user who may do only this with the collections of a bucket; returns the URI to connect with."""
         collections = [{"db": database, "collection": f"fs.{name}"} for name in ("files", "chunks")]
         privileges = [{"resource": resource, "actions": list(actions)} for resource in collections]
         self.command("createRole", f"{user}-role", privileges=privileges, roles=[])

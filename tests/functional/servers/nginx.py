@@ -143,7 +143,7 @@ class Nginx:
         return _url(f"https://localhost:{self.tls_port}{target}", query)
 
     def put(self, name: str, data: bytes) -> str:
-        """Publish ``data``; answers its URL."""
+        """Publish ``data``; returns its URL."""
         (self.www / name).write_bytes(data)
         return self.url(f"/{name}")
 

@@ -106,7 +106,7 @@ class PostgreSQL:
             return cursor.fetchall() if cursor.description else []
 
     def kill_connections(self) -> int:
-        """Cut every client's connection; answers how many there were."""
+        """Cut every client's connection; returns how many there were."""
         return len(
             self.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
