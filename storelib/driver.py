@@ -50,6 +50,7 @@ from storelib.transfer.contract import (
     Writer,
     is_whole,
 )
+from storelib.transfer.deadlines import Deadline
 from storelib.transfer.digests import Verifier
 from storelib.transfer.download import ImageData
 from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
@@ -81,6 +82,7 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 L = TypeVar("L", bound=StoreLocation)
+R = TypeVar("R")
 T = TypeVar("T")
 
 #: Options every store has, whatever its driver.
@@ -516,7 +518,7 @@ class Store(abc.ABC, Generic[L]):
         self.capabilities &= ~WRITING
 
     def _call(self, function: Callable[[], T], subject: object) -> T:
-        return self.retry_policy.call(function, self.map_error, str(subject))
+        return self.retry_policy.ask(function, self.map_error, str(subject))
 
     def clean_up(self, function: Callable[[], object], subject: object) -> None:
         """``function()``, with the engine's retries; what it cannot remove is logged, and ``gc`` finds it."""
@@ -535,13 +537,26 @@ class Store(abc.ABC, Generic[L]):
         parallel.for_each(self, function, items, str(subject), concurrency)
 
     def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
+        """What the driver iterates over, each item with a deadline of its own; its end, too, which may be early."""
         subject = f"store {self.name}: {what}"
-        entries = iter(mapped(items, self.map_error, subject))
-        while found := mapped(lambda: list(itertools.islice(entries, 1)), self.map_error, subject):
-            yield found[0]
+
+        def ask(function: Callable[[], R]) -> R:
+            with Deadline(self.retry_policy.timeout):
+                return mapped(function, self.map_error, subject)
+
+        entries = ask(lambda: iter(items()))
+        try:
+            while found := ask(lambda: list(itertools.islice(entries, 1))):
+                yield found[0]
+        finally:
+            ask(getattr(entries, "close", _nothing))
 
     def _discard(self, item: Garbage) -> bool:
         return bool(self._call(lambda: self.discard(item), item.name))
+
+
+def _nothing() -> None:
+    """What ends an iterator that is no generator."""
 
 
 def check_image_id(image_id: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 from collections import deque
@@ -13,9 +14,12 @@ from typing import Any, NamedTuple
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
 from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, is_whole
+from storelib.transfer.deadlines import Deadline
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
 from storelib.transfer.verifying import Check, normal, recorded
+
+LOG = logging.getLogger(__name__)
 
 #: Iterating yields this many bytes at a time.
 CHUNK = MiB
@@ -35,7 +39,7 @@ def open_stream(
     subject = str(location)
     if verify is True and offset:
         raise _not_whole(subject)
-    reader: Reader = store.retry_policy.call(
+    reader: Reader = store.retry_policy.ask(
         lambda: store.open_reader(location, offset, length, context), store.map_error, subject
     )
     try:
@@ -292,7 +296,9 @@ class _Feed:
         self.subject = subject
         self._map_error = store.map_error
         self._digest: Digest | None = None
-        self._stuck = False
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
 
     def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
         """Read at least one byte; passing errors and cuts are tried again from the same byte."""
@@ -308,11 +314,12 @@ class _Feed:
                 raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)
             return count
 
-        return self.policy.call(attempt, self._map_error, self.subject, cancelled)
+        with Deadline(self.policy.timeout, stream=True):
+            return self.policy.call(attempt, self._map_error, self.subject, cancelled)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent] | None:
         """Extents in the image's own coordinates."""
-        known = self.policy.call(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
+        known = self.policy.ask(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
         return None if known is None else self._lazily(known, offset, offset + length)
 
     def _lazily(self, known: Iterable[Extent], position: int, end: int) -> Iterator[Extent]:
@@ -332,22 +339,39 @@ class _Feed:
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
         if self._digest is None:
-            self._digest = self.policy.call(lambda: self.reader.digest, self._map_error, self.subject)
+            self._digest = self.policy.ask(lambda: self.reader.digest, self._map_error, self.subject)
         return self._digest
 
     def fileno(self) -> int | None:
         """The descriptor of a local file, if it is one."""
         return mapped(self.reader.fileno, self._map_error, self.subject)
 
-    def abandon(self, threads: list[threading.Thread]) -> None:
-        """Some reads never returned: their threads go on using the reader, so it is left open."""
-        self._stuck = True
-        for thread in threads:
-            self.hung_calls.add(thread)
+    def enter(self) -> None:
+        """This thread begins to use the reader."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """This thread uses the reader no more; it closes it where it was waited for in vain."""
+        with self._lock:
+            self._users -= 1
+            if self._users or not self._closed:
+                return
+        try:
+            self._close()
+        except Exception as error:  # noqa: BLE001  (nobody waits for it any more)
+            LOG.warning("%s: closing: %s", self.subject, error)
 
     def close(self) -> None:
-        """Close the reader unless a read still hangs in it."""
-        if not self._stuck:
+        """Close the reader, or leave that to a read that still hangs in it."""
+        with self._lock:
+            self._closed = True
+            if self._users:
+                return
+        self._close()
+
+    def _close(self) -> None:
+        with Deadline(self.policy.timeout):
             mapped(self.reader.close, self._map_error, self.subject)
 
 
@@ -422,17 +446,19 @@ class _ReadAhead:
         waiting = [thread for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
         for thread in waiting:
             thread.join(self._feed.policy.timeout)
-        stuck = [thread for thread in waiting if thread.is_alive()]
-        if stuck:
-            self._feed.abandon(stuck)
+        for thread in waiting:
+            if thread.is_alive():
+                self._feed.hung_calls.add(thread)
 
     def _run(self) -> None:
+        self._feed.enter()
         while (piece := self._claim()) is not None:
             try:
                 self._fetch(piece)
             except BaseException as error:  # noqa: BLE001  (handed to the reader of the stream)
                 piece.error = error
             self._monitor.beat()
+        self._feed.leave()
 
     def _claim(self) -> _Range | None:
         """The next range to read and memory for it; None when there is nothing left to do."""

@@ -9,8 +9,11 @@ unasked (RFC 9110, 15.2), it knows 100 only, so that 103 would be the answer to 
 from __future__ import annotations
 
 import http.client
+import io
 import re
 from typing import Any
+
+from storelib.transfer import deadlines
 
 #: Interim answers to one request that are read before it is given up: more than any server has reason to send.
 MOST_INTERIM = 1000
@@ -53,6 +56,41 @@ class EarlyAnswer:
         return not self.begun and status == _CONTINUE
 
 
+class _PunctualFile(io.RawIOBase):
+    """What a socket receives, read no later than the deadline of the thread that reads."""
+
+    def __init__(self, received: io.RawIOBase, sock: Any) -> None:
+        self._received = received
+        self._socket = sock
+        self.headers_ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        own = self._socket.gettimeout()
+        seconds = deadlines.within(own)
+        if seconds == own:
+            count = self._received.readinto(buffer)
+        else:
+            self._socket.settimeout(seconds)
+            try:
+                count = self._received.readinto(buffer)
+            finally:
+                self._socket.settimeout(own)
+        if self.headers_ended:
+            deadlines.bytes_came()
+        return count
+
+    def fileno(self) -> int:
+        return self._received.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._received.close()
+
+
 class _Lines:
     """A file that begins with bytes read before, and remembers whether it came to its end."""
 
@@ -77,11 +115,13 @@ class WholeResponse(http.client.HTTPResponse):
     def __init__(self, *arguments: Any, early: EarlyAnswer | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._early = early or EarlyAnswer()
+        self._received = _PunctualFile(self.fp.detach(), arguments[0])
+        self.fp: Any = io.BufferedReader(self._received)
 
     def begin(self) -> None:
         """Read status and headers; raises RemoteDisconnected where they were cut."""
         lines = _Lines(self.fp, self._early.begun)
-        self.fp: Any = lines
+        self.fp = lines
         super().begin()
         if self.fp is lines:
             self.fp = lines.file
@@ -96,6 +136,9 @@ class WholeResponse(http.client.HTTPResponse):
         if not _LENGTH.fullmatch(lengths.pop()):
             self.close()
             raise http.client.HTTPException("the answer has a length that is no number of bytes")
+        self._received.headers_ended = True
+        if http.HTTPStatus.OK <= self.status < http.HTTPStatus.MULTIPLE_CHOICES:
+            deadlines.progress()
 
     def _read_status(self) -> tuple[str, int, str]:
         """Of the final answer: what http.client calls to begin with, and clients to open a tunnel."""

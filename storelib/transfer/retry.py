@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from storelib.exceptions import StoreError, TransferTimeout
+from storelib.transfer.deadlines import Deadline
 
 T = TypeVar("T")
 ErrorMap = Callable[[Exception, str], StoreError | None]
@@ -38,6 +40,7 @@ class RetryPolicy:
 
         Waits end at once when ``cancelled`` is set; the last error is raised then.
         """
+        begun = time.monotonic()
 
         def attempt() -> T:
             return mapped(function, map_error, subject)
@@ -48,9 +51,14 @@ class RetryPolicy:
             if not error.transient or not repeatable or not self.retries:
                 raise
             first = error
-        return self._again(attempt, first, cancelled or threading.Event())
+        return self._again(attempt, first, cancelled or threading.Event(), begun)
 
-    def _again(self, attempt: Callable[[], T], first: StoreError, cancelled: threading.Event) -> T:
+    def ask(self, function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
+        """``call`` for a question: also a server that sends its answer byte by byte has ``timeout`` seconds in all."""
+        with Deadline(self.timeout):
+            return self.call(function, map_error, subject)
+
+    def _again(self, attempt: Callable[[], T], first: StoreError, cancelled: threading.Event, begun: float) -> T:
         import tenacity
 
         jitter = tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
@@ -70,7 +78,7 @@ class RetryPolicy:
             return max(asked, jitter(state))
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            too_late = (state.seconds_since_start or 0.0) + state.upcoming_sleep > self.timeout
+            too_late = time.monotonic() - begun + state.upcoming_sleep > self.timeout
             return cancelled.is_set() or too_late or state.attempt_number > self.retries
 
         def sleep(seconds: float) -> None:

@@ -53,7 +53,7 @@ class StoreUpload:
     def open(self) -> None:
         """Get the writer from the driver."""
         policy, store = self.store.retry_policy, self.store
-        self.writer = policy.call(
+        self.writer = policy.ask(
             lambda: store.start_writer(self._image_id, self._size, self._context), store.map_error, self._subject
         )
         self._opened = True

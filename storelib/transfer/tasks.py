@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TaskQueue: calls into a driver, made side by side in daemon threads, with retries, a deadline and one error.
 
-Driven by the caller's thread, which waits here. A call that never returns is left behind and counted (``HungCalls``).
+Driven by the caller's thread, which waits here. A call that never returns is left behind and counted (``HungCalls``);
+should it return after all, what it used is rolled back and closed then, never under it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from storelib.exceptions import TransferTimeout
 from storelib.transfer.contract import Backend
+from storelib.transfer.deadlines import progress
 from storelib.transfer.monitor import Monitor
 
 LOG = logging.getLogger(__name__)
@@ -38,8 +40,6 @@ class TaskQueue:
 
     def __init__(self, store: Backend, subject: str, monitor: Monitor) -> None:
         self.error: BaseException | None = None
-        #: A call never returned, and what it uses must be left alone.
-        self.stuck = False
         self._store = store
         self._subject = subject
         self._monitor = monitor
@@ -48,6 +48,9 @@ class TaskQueue:
         self._tasks: deque[Task] = deque()
         self._pending = 0  # tasks queued or running
         self._running = 0
+        self._rolling_back = False
+        #: What waits for calls that did not return in time: the last of them does it, if it returns at all.
+        self._later: deque[Callable[[], None]] = deque()
 
     @property
     def cancelled(self) -> threading.Event:
@@ -98,6 +101,7 @@ class TaskQueue:
         except TransferTimeout as error:
             self.error = self.error or error
         self.check()
+        progress()
 
     def check(self) -> None:
         """Raise the error of this queue, if there is one."""
@@ -120,14 +124,16 @@ class TaskQueue:
             returned = self._monitor.changed.wait_for(lambda: not self._running, timeout)
         if not returned:
             self._give_up("a call into the back end", self._threads)
+            self._when_free(lambda: self._roll_back(rollback))
             return
-        guard = threading.Thread(target=self._roll_back, args=(rollback,), name="storelib-abort", daemon=True)
+        self._rolling_back = True
+        guard = threading.Thread(target=self._end_with, args=(rollback,), name="storelib-abort", daemon=True)
         try:
             guard.start()
         except BaseException as error:
             # Better without a time limit than not at all.
             if guard.ident is None:
-                self._roll_back(rollback)
+                self._end_with(rollback)
             if not isinstance(error, Exception):
                 raise
             return
@@ -146,13 +152,44 @@ class TaskQueue:
             thread.join()
 
     def close(self, close: Callable[[], None]) -> None:
-        """``close()`` what the calls used, unless one of them still does; its error changes nothing any more."""
-        if self.stuck:
-            return
+        """``close()`` what the calls used, now or when the last of them returns; its error changes nothing any more."""
+        self._when_free(lambda: self._close(close))
+
+    def _close(self, close: Callable[[], None]) -> None:
         try:
             close()
         except Exception as error:  # noqa: BLE001  (the image is where it should be, or is not)
             LOG.warning("%s: closing: %s", self._subject, error)
+
+    def _when_free(self, step: Callable[[], None]) -> None:
+        """Take ``step`` when no call is in flight any more."""
+        with self._monitor.changed:
+            if self._running or self._rolling_back or self._later:
+                self._later.append(step)
+                return
+        step()
+
+    def _take_later_steps(self) -> None:
+        """A call has returned: what waited for the last of them comes now, in order, one after the other."""
+        while True:
+            with self._monitor.changed:
+                if self._running or self._rolling_back or not self._later:
+                    return
+                step = self._later.popleft()
+                self._rolling_back = True
+            try:
+                step()
+            finally:
+                with self._monitor.changed:
+                    self._rolling_back = False
+
+    def _end_with(self, rollback: Callable[[], object]) -> None:
+        try:
+            self._roll_back(rollback)
+        finally:
+            with self._monitor.changed:
+                self._rolling_back = False
+            self._take_later_steps()
 
     def _roll_back(self, rollback: Callable[[], object]) -> None:
         try:
@@ -162,7 +199,6 @@ class TaskQueue:
 
     def _give_up(self, what: str, threads: Iterable[threading.Thread]) -> None:
         LOG.error("%s: %s does not return; gc will find what is left", self._subject, what)
-        self.stuck = True
         for thread in threads:
             if thread.is_alive():
                 self._store.hung_calls.add(thread)
@@ -195,3 +231,5 @@ class TaskQueue:
                 if task.release is not None:
                     task.release()
                 self._monitor.beat()
+            if self._later:
+                self._take_later_steps()

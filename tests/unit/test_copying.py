@@ -239,6 +239,9 @@ def test_a_call_that_never_returns_is_left_behind_and_counted(where):
             copy(store)
     finally:
         release.set()
+    assert eventually(lambda: store.called("close"))
+    assert [name for name, _ in store.calls[-2:]] == ["abort", "close"]
+    assert image_of(store, "y") is None
 
 
 def test_a_back_end_that_moves_many_bytes_at_once_is_waited_for_longer():

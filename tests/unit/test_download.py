@@ -171,6 +171,7 @@ def test_a_range_that_never_arrives_is_a_timeout_and_its_thread_is_left_behind()
         assert reader.closed == 0
     finally:
         release.set()
+    assert eventually(lambda: reader.closed == 1)
 
 
 def test_extents_are_counted_from_the_start_of_the_range():

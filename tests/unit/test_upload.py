@@ -337,6 +337,39 @@ def test_a_call_that_never_returns_is_left_behind_and_reported():
         release.set()
 
 
+@pytest.mark.parametrize("where", ["write", "commit", "abort"])
+def test_what_returns_too_late_is_taken_back_and_closed_then(monkeypatch, where):
+    release, closed, hung = threading.Event(), [], []
+    store = recording_store(timeout=0.2, concurrency=3)
+    abort = RecordingWriter.abort
+
+    def hang(*arguments):
+        hung.append(where)
+        release.wait(30)
+
+    def fail(*arguments):
+        raise ValueError("refused")
+
+    if where == "abort":
+        monkeypatch.setattr(RecordingWriter, "abort", lambda writer: (hang(), abort(writer)))
+        store.on_write = fail
+    else:
+        setattr(store, f"on_{where}", hang)
+    monkeypatch.setattr(RecordingWriter, "close", lambda writer: closed.append(list(store.calls)))
+    try:
+        with pytest.raises((TransferTimeout, ValueError)):
+            store.add("x", pattern(3 * PART))
+        assert hung
+        assert not closed
+        assert not store.called("abort")
+    finally:
+        release.set()
+    assert eventually(lambda: closed)
+    assert [calls[-1] for calls in closed] == [("abort", None)]
+    assert store.called("abort") == [None]
+    assert image_of(store, "x") is None
+
+
 def test_too_many_stuck_calls_refuse_new_transfers():
     release = threading.Event()
     store = recording_store(on_write=lambda part: release.wait(30), timeout=0.1)

@@ -33,6 +33,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.transfer.deadlines import PunctualConnection
 from storelib.transfer.responses import WholeResponse
 
 LOG = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def _forget_parents() -> None:
 os.register_at_fork(after_in_child=_forget_parents)
 
 
-class _Connection(HTTPConnection):
+class _Connection(PunctualConnection, HTTPConnection):
     """Asks for exactly the path and query of the URI, and hears the final answer."""
 
     response_class = WholeResponse

@@ -23,6 +23,7 @@ from botocore.awsrequest import (
     AWSHTTPSConnectionPool,
 )
 
+from storelib.transfer.deadlines import PunctualConnection
 from storelib.transfer.responses import EarlyAnswer, WholeResponse
 
 #: Seconds that a server has to say whether the body is welcome; many never say it (RFC 9110, 10.1.1).
@@ -42,7 +43,7 @@ class Distance:
         self.seconds = min(self.seconds, seconds)
 
 
-class _Patient:
+class _Patient(PunctualConnection):
     """Gives up after ``stall_timeout`` seconds without progress, and stops sending when there is an answer."""
 
     response_class: Callable[..., WholeResponse] = WholeResponse
@@ -56,7 +57,7 @@ class _Patient:
 
     def connect(self) -> None:
         self._early = EarlyAnswer()
-        super().connect()  # type: ignore[misc]
+        super().connect()
         self.sock.settimeout(self.stall_timeout)
 
     def request(self, *arguments: Any, **options: Any) -> Any:

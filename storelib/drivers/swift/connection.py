@@ -20,6 +20,7 @@ from swiftclient.client import HTTPConnection
 
 from storelib._version import __version__
 from storelib.transfer.contract import KiB
+from storelib.transfer.deadlines import PunctualConnection
 from storelib.transfer.partfile import PartFile
 from storelib.transfer.responses import WholeResponse
 
@@ -139,7 +140,7 @@ class Body(PartFile):
         return self._known or self._hash.hexdigest()
 
 
-class _Plain(urllib3.connection.HTTPConnection):
+class _Plain(PunctualConnection, urllib3.connection.HTTPConnection):
     """A connection that knows when it was ready for a request, TLS included."""
 
     response_class = WholeResponse
