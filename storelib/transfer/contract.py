@@ -262,7 +262,10 @@ class Reader(abc.ABC):
         """
 
     def extents(self, offset: int, length: int) -> Iterable[Extent] | None:
-        """Data and holes of a range, in order and without gaps; None when the back end cannot tell."""
+        """Data and holes of a range, in order and without gaps; None when the back end cannot tell.
+
+        May be a generator. After a passing error it is called again for what comes behind the last one.
+        """
         return None
 
     def fileno(self) -> int | None:

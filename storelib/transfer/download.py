@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
@@ -20,6 +20,7 @@ from storelib.transfer.retry import mapped
 from storelib.transfer.verifying import Check, normal, recorded
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Iterating yields this many bytes at a time.
 CHUNK = MiB
@@ -319,13 +320,28 @@ class _Feed:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent] | None:
         """Extents in the image's own coordinates."""
-        known = self.policy.ask(lambda: self.reader.extents(offset, length), self._map_error, self.subject)
+        known = self._ask(lambda: self.reader.extents(offset, length))
         return None if known is None else self._lazily(known, offset, offset + length)
 
     def _lazily(self, known: Iterable[Extent], position: int, end: int) -> Iterator[Extent]:
-        """Each extent where the one before it ended; raises StoreError for a driver that leaves out or repeats any."""
-        entries = mapped(lambda: iter(known), self._map_error, self.subject)
-        while (extent := mapped(lambda: next(entries, None), self._map_error, self.subject)) is not None:
+        """Each extent where the one before it ended; raises StoreError for a driver that leaves out or repeats any.
+
+        After a passing error the driver is asked anew for what comes behind the last one.
+        """
+        entries: Iterator[Extent] | None = None
+
+        def step() -> Extent | None:
+            nonlocal known, entries
+            try:
+                if entries is None:
+                    entries = iter(known)
+                return next(entries, None)
+            except Exception:
+                # A generator that failed gives nothing more.
+                entries, known = None, _Again(self.reader, position, end - position)
+                raise
+
+        while (extent := self._ask(step)) is not None:
             offset, length, _ = extent
             if not (is_whole(offset) and is_whole(length) and offset == position and 0 < length <= end - position):
                 raise StoreError(
@@ -336,10 +352,13 @@ class _Feed:
         if position != end:
             raise StoreError(f"{self.subject}: the driver is at fault: its extents end at byte {position} of {end}")
 
+    def _ask(self, function: Callable[[], T]) -> T:
+        return self.policy.ask(function, self._map_error, self.subject)
+
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
         if self._digest is None:
-            self._digest = self.policy.ask(lambda: self.reader.digest, self._map_error, self.subject)
+            self._digest = self._ask(lambda: self.reader.digest)
         return self._digest
 
     def fileno(self) -> int | None:
@@ -373,6 +392,19 @@ class _Feed:
     def _close(self) -> None:
         with Deadline(self.policy.timeout):
             mapped(self.reader.close, self._map_error, self.subject)
+
+
+class _Again:
+    """The extents of a range, asked for when they are iterated over."""
+
+    def __init__(self, reader: Reader, offset: int, length: int) -> None:
+        self._reader = reader
+        self._offset = offset
+        self._length = length
+
+    def __iter__(self) -> Iterator[Extent]:
+        known = self._reader.extents(self._offset, self._length)
+        return iter([Extent(self._offset, self._length, data=True)] if known is None else known)
 
 
 class _Range:

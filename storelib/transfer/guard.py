@@ -104,6 +104,14 @@ def bounded(guard: Guard, function: Callable[[], T], what: str, late: Callable[[
         raise
 
 
+def in_fresh_thread(function: Callable[[], T], late: Callable[[T], object]) -> T:
+    """``function()`` in a thread that has done nothing before, waited for however long it takes.
+
+    For libraries that keep something for each thread. After Ctrl-C its answer is handed to ``late``.
+    """
+    return bounded(Guard(threading.TIMEOUT_MAX, HungCalls("", 1)), function, "a thread", late)
+
+
 class Held(Generic[R]):
     """A resource that is freed once: by its owner, or by the last call in it where that never returned in time."""
 

@@ -180,6 +180,45 @@ def test_extents_are_counted_from_the_start_of_the_range():
     assert list(opened(reader, 100, 50).extents()) == [Extent(0, 10, True), Extent(10, 40, False)]
 
 
+def failing_extents(reader, times):
+    """Two extents of ten bytes each time, then a passing error, ``times`` over; then the rest."""
+    asked = []
+
+    def extents(offset, length):
+        asked.append((offset, length))
+        for start in range(offset, offset + length, 10):
+            if len(asked) <= times and start == offset + 20:
+                raise RemoteServiceUnavailable("for a moment")
+            yield Extent(start, 10, data=False)
+
+    reader.extents = extents
+    return asked
+
+
+def test_extents_are_asked_for_anew_behind_the_last_one_after_a_passing_error(monkeypatch):
+    monkeypatch.setattr("storelib.transfer.retry.FIRST_WAIT", 0.001)
+    reader = FakeReader()
+    asked = failing_extents(reader, 2)
+    stream = opened(reader, 100, 60)
+    assert list(stream.extents()) == [Extent(start, 10, data=False) for start in range(0, 60, 10)]
+    assert asked == [(100, 60), (120, 40), (140, 20)]
+
+
+def test_extents_that_fail_again_and_again_are_an_error(monkeypatch):
+    monkeypatch.setattr("storelib.transfer.retry.FIRST_WAIT", 0.001)
+    reader, asked = FakeReader(), []
+
+    def extents(offset, length):
+        asked.append(offset)
+        yield from ()
+        raise RemoteServiceUnavailable("for ever")
+
+    reader.extents = extents
+    with pytest.raises(RemoteServiceUnavailable):
+        list(opened(reader).extents())
+    assert asked == [0] * 5
+
+
 def test_without_extents_all_is_data():
     assert list(opened(FakeReader(), 0, 50).extents()) == [Extent(0, 50, True)]
     assert list(opened(FakeReader(), 0, 0).extents()) == []

@@ -9,7 +9,7 @@ import pytest
 from recording import eventually
 
 from storelib.exceptions import TransferTimeout
-from storelib.transfer.guard import Guard, Held, bounded
+from storelib.transfer.guard import Guard, Held, bounded, in_fresh_thread
 from storelib.transfer.retry import HungCalls
 
 ERRORS = [KeyboardInterrupt(), RuntimeError("can't start new thread")]
@@ -107,3 +107,19 @@ def test_a_hanging_end_is_left_behind_not_waited_for():
         assert made == [1]
     finally:
         release.set()
+
+
+def test_a_fresh_thread_is_one_that_has_done_nothing_before():
+    threads = [in_fresh_thread(threading.current_thread, late=list) for _ in range(2)]
+    assert len({threading.current_thread(), *threads}) == 3
+    with pytest.raises(KeyError):
+        in_fresh_thread(lambda: {}["x"], late=list)
+
+
+def test_what_a_fresh_thread_makes_after_ctrl_c_is_freed(monkeypatch):
+    release, late = threading.Event(), []
+    interrupt_joins(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        in_fresh_thread(lambda: release.wait(10) and "connection", late=late.append)
+    release.set()
+    assert eventually(lambda: late == ["connection"])

@@ -18,12 +18,12 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from storelib.drivers.rbd.errors import connection_error
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreError
+from storelib.transfer.guard import in_fresh_thread
 
 #: Where Ceph looks first.
 _CEPH_CONF = "/etc/ceph/ceph.conf"
@@ -184,7 +184,9 @@ class Cluster:
 
         handle = self._handle()
         try:
-            _in_fresh_thread(handle.connect)
+            # Ceph draws the number by which it knows a client from a generator of the calling thread, whose state
+            # forked children inherit: all would have one number, and be shut out with the first of them that died.
+            in_fresh_thread(handle.connect, late=lambda _: handle.shutdown())
         except rados.Error as error:
             raise connection_error(error, self._store_name) from error
         try:
@@ -216,27 +218,6 @@ class Cluster:
             # And with it all that it refers to.
             _never_collect(self._connection)
         self._connection = None
-
-
-def _in_fresh_thread(connect: Callable[[], None]) -> None:
-    """Connect from a thread of its own.
-
-    Ceph draws the number by which it knows a client from a generator of the calling thread, whose state forked children
-    inherit. All of them would have one number, and be shut out together with the first of them that died.
-    """
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            connect()
-        except BaseException as error:  # noqa: BLE001  (raised by who waits)
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="storelib-rados-connect", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors.pop()
 
 
 def _at(snapshot: str | None, image: Any) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from storelib.driver import Extent, Reader
 from storelib.drivers.rbd import holes, temporary
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from storelib.drivers.rbd.store import RbdStore
 
 LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: Of one read at most.
 READ = 4 * MiB
@@ -41,7 +40,6 @@ class RbdReader(Reader):
 
     def __init__(self, store: RbdStore, location: RbdLocation) -> None:
         self.concurrency = store.conf.rbd_store_concurrency
-        self._store = store
         self._location = location
         self._connection = store.cluster.get()
         self._image = self._connection.open(location.image, location.snapshot, read_only=True)
@@ -65,7 +63,7 @@ class RbdReader(Reader):
     @property
     def digest(self) -> Digest | None:  # type: ignore[override]  # asked for only by those who want it
         """What was recorded with the image, one request to the cluster."""
-        return self._call(lambda: temporary.digest_of(self._image))
+        return temporary.digest_of(self._image)
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the cluster, or fill with zeros what is a hole."""
@@ -109,20 +107,13 @@ class RbdReader(Reader):
             for begin in range(first, last, BATCH):
                 yield from self._exactly(begin, min(begin + BATCH, last))
         if self._has_map:
-            self._call(self._confirm_holes)
+            self._confirm_holes()
 
     def _exactly(self, start: int, end: int) -> list[Run]:
-        def ask() -> list[Run]:
-            found = holes.exactly(self._image, start, end)
-            if found != [Run(start, end)]:
-                self._confirm()
-            return found
-
-        return self._call(ask)
-
-    def _call(self, function: Callable[[], T]) -> T:
-        """Extents are asked for while the source is read, where the engine does not look after the driver's errors."""
-        return self._store.retry_policy.call(function, self._store.map_error, str(self._location))
+        found = holes.exactly(self._image, start, end)
+        if found != [Run(start, end)]:
+            self._confirm()
+        return found
 
     # -- Whether the image is still there -------------------------------------------------------------------------
 
