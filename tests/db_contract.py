@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import itertools
 import multiprocessing
 import threading
@@ -570,6 +571,66 @@ class RepositoryContract:
         repository.forget_location(image.id, second.id)  # it is active: nothing happens
         assert repository.pending_locations(image.id) == []
         assert repository.get(image.id).locations == (second,)
+
+    def test_of_racers_one_may_delete_the_data_of_a_location(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        with ThreadPoolExecutor(4) as pool:
+            claim = functools.partial(repository.claim_location, image.id, dropped.id, process.id)
+            assert sum(pool.map(claim, "abcd")) == 1
+
+    def test_a_claim_is_given_up_by_its_token_only(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        claim = functools.partial(repository.claim_location, image.id, dropped.id, process.id)
+        assert claim("mine")
+        repository.release_location(image.id, dropped.id, "other")
+        repository.forget_location(image.id, dropped.id, "other")
+        assert not claim("next")
+        repository.release_location(image.id, dropped.id, "mine")
+        assert claim("next")
+        assert claim("unsure", unsure=("next",))
+        repository.forget_location(image.id, dropped.id, "unsure")
+        assert repository.pending_locations(image.id) == []
+        assert not claim("late")
+
+    def test_a_claim_of_a_dead_process_does_not_count(self, repository):
+        image, dead, living = make_active(repository, FAST, COLD), repository.join("a", 1), repository.join("b", 2)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        assert repository.claim_location(image.id, dropped.id, dead.id, "dead")
+        assert not repository.claim_location(image.id, dropped.id, living.id, "living")
+        repository.leave(dead.id)
+        assert repository.claim_location(image.id, dropped.id, living.id, "living")
+
+    def test_an_active_location_cannot_be_claimed(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        assert not repository.claim_location(image.id, image.locations[0].id, process.id, "token")
+
+    def test_data_that_comes_back_to_a_place_is_not_deleted_any_more(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        repository.append_location(image.id, FAST)
+        assert repository.pending_locations(image.id) == []
+        assert not repository.claim_location(image.id, dropped.id, process.id, "late")
+        assert [each.uri for each in repository.get(image.id).locations] == [COLD.uri, FAST.uri]
+
+    def test_no_data_comes_to_a_place_while_it_is_deleted_there(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        assert repository.claim_location(image.id, dropped.id, process.id, "token")
+        with pytest.raises(Conflict, match="is being deleted"):
+            repository.append_location(image.id, FAST)
+        repository.forget_location(image.id, dropped.id, "token")
+        assert repository.append_location(image.id, FAST).uri == FAST.uri
+
+    def test_a_location_that_comes_back_is_claimed_by_nobody(self, repository):
+        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
+        dropped = repository.drop_location(image.id, image.locations[0].id)
+        assert repository.claim_location(image.id, dropped.id, process.id, "token")
+        repository.restore_location(image.id, dropped.id)
+        repository.forget_location(image.id, dropped.id, "token")
+        repository.drop_location(image.id, dropped.id)
+        assert repository.claim_location(image.id, dropped.id, process.id, "second")
 
     def test_pending_locations_are_found_by_age(self, repository):
         image = make_active(repository, FAST, COLD)

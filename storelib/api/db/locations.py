@@ -16,17 +16,26 @@ from sqlalchemy.engine import Connection
 
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
 from storelib.api.db.rows import dump_metadata, location_row, now
-from storelib.api.db.schema import image_locations
+from storelib.api.db.schema import image_locations, processes
 from storelib.api.errors import AlreadyExists, Conflict, LimitExceeded, LocationNotFound
 
 c = image_locations.c
 _SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
 _ACTIVE = c.pending_since.is_(None)
 _PENDING = c.pending_since.is_not(None)
+#: Being deleted by a process that is not known to be dead: the rows of those go when their work is taken over.
+_CLAIMED = c.claimed_by.in_(sa.select(processes.c.id))
 
 
 def insert(connection: Connection, image_id: str, location: NewLocation, position: int) -> ImageLocation:
-    """One more row."""
+    """One more row. What is at that URI now is the image's again, and not to be deleted any more.
+
+    Raises Conflict while its data is being deleted.
+    """
+    same = (c.image_id == image_id, c.uri == location.uri, _PENDING)
+    if connection.execute(sa.select(c.id).where(*same, _CLAIMED)).first() is not None:
+        raise Conflict(f"the data of image {image_id} at this place is being deleted; try again")
+    connection.execute(image_locations.delete().where(*same))
     done = connection.execute(image_locations.insert(), location_row(image_id, location, position))
     key: Any = done.inserted_primary_key
     return ImageLocation(location.uri, dict(location.metadata), key[0])
@@ -103,12 +112,29 @@ def drop(connection: Connection, image_id: str, location_id: int, keep_last: boo
 def restore(connection: Connection, image_id: str, location_id: int) -> None:
     """Pending to active, behind the others."""
     last = connection.execute(sa.select(sa.func.max(c.position)).where(c.image_id == image_id)).scalar()
-    _change_one(connection, image_id, location_id, _PENDING, pending_since=None, position=(last or 0) + 1)
+    back = {"pending_since": None, "claimed_by": None, "claim": None}
+    _change_one(connection, image_id, location_id, _PENDING, **back, position=(last or 0) + 1)
 
 
-def forget(connection: Connection, image_id: str, location_id: int) -> None:
+def claim(
+    connection: Connection, image_id: str, location_id: int, process_id: str, token: str, unsure: Collection[str]
+) -> bool:
+    """Who deletes it, unless somebody does."""
+    free = sa.or_(c.claim.is_(None), c.claim.in_(unsure), ~_CLAIMED)
+    claimed = image_locations.update().where(c.id == location_id, c.image_id == image_id, _PENDING, free)
+    return connection.execute(claimed.values(claimed_by=process_id, claim=token)).rowcount == 1
+
+
+def release(connection: Connection, image_id: str, location_id: int, token: str) -> None:
+    """Nobody does any more."""
+    mine = image_locations.update().where(c.id == location_id, c.image_id == image_id, c.claim == token)
+    connection.execute(mine.values(claimed_by=None, claim=None))
+
+
+def forget(connection: Connection, image_id: str, location_id: int, token: str | None) -> None:
     """The row goes."""
-    connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING))
+    mine = [] if token is None else [c.claim == token]
+    connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING, *mine))
 
 
 def set_metadata(connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]) -> None:
@@ -128,7 +154,7 @@ def _revive(connection: Connection, image_id: str) -> None:
     # Those that became pending together, with the image; one that was dropped before stays so.
     since = connection.execute(sa.select(sa.func.max(c.pending_since)).where(c.image_id == image_id)).scalar()
     revived = image_locations.update().where(c.image_id == image_id, c.pending_since == since)
-    connection.execute(revived.values(pending_since=None))
+    connection.execute(revived.values(pending_since=None, claimed_by=None, claim=None))
 
 
 def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement[bool]) -> None:

@@ -205,9 +205,27 @@ class Repository:
         """
         self._write(images.restore_location, image_id, location_id)
 
-    def forget_location(self, image_id: str, location_id: int) -> None:
-        """The data is gone: remove the row of a pending_delete location. Nothing happens if it is gone already."""
-        self._write(locations.forget, image_id, location_id)
+    def claim_location(
+        self, image_id: str, location_id: int, process_id: str, token: str, unsure: Collection[str] = ()
+    ) -> bool:
+        """Say that ``process_id`` is about to delete the data at a pending_delete location; returns whether it may.
+
+        It may not while another claim of a process that lives is there, unless its token is among ``unsure``: those of
+        which the process does not know whether it gave them up. As long as a claim is there, no data comes to be at
+        that URI as the image's.
+        """
+        return self._write(locations.claim, image_id, location_id, process_id, token, unsure)
+
+    def release_location(self, image_id: str, location_id: int, token: str) -> None:
+        """The data was not deleted: give the claim with this token up."""
+        self._write(locations.release, image_id, location_id, token)
+
+    def forget_location(self, image_id: str, location_id: int, token: str | None = None) -> None:
+        """The data is gone: remove the row of a pending_delete location. Nothing happens if it is gone already.
+
+        With a ``token`` only under that claim.
+        """
+        self._write(locations.forget, image_id, location_id, token)
 
     def update_location(self, image_id: str, location_id: int, metadata: Mapping[str, Any]) -> None:
         """Other metadata for one location; raises LocationNotFound."""

@@ -183,6 +183,9 @@ image_locations = sa.Table(
     sa.Column("metadata", Text, nullable=False),
     # When it became pending_delete; not set: active.
     sa.Column("pending_since", sa.BigInteger),
+    # The process that deletes the data, and a token of this one attempt; not set: nobody does.
+    sa.Column("claimed_by", Name(36)),
+    sa.Column("claim", Name(36)),
     sa.Index("ix_image_locations_image", "image_id", "pending_since", "position"),
     sa.Index("ix_image_locations_pending", "pending_since", "id"),
     sqlite_autoincrement=True,

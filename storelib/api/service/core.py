@@ -6,7 +6,7 @@ the questions all parts ask: which image is this, may the caller see it, may he 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from oslo_config import cfg
@@ -48,6 +48,10 @@ class Core:
             self.policy, options.property_protection_file, options.property_protection_rule_format
         )
         self.notify = notifier or notifier_from(conf)
+        #: The id of this process in the database, which the lease knows.
+        self.process_id: Callable[[], str] = lambda: ""
+        #: Tokens of claims, by location, of which this process does not know whether the database has them.
+        self.unsure_claims: dict[int, tuple[str, ...]] = {}
         # Reading an option costs oslo.config tens of microseconds, so the ones every request needs are read once.
         self.hashing_algorithm: str = options.hashing_algorithm
         self.show_direct_url: bool = options.show_image_direct_url

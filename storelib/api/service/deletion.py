@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import uuid
+
 from storelib.api.context import Context, administrator
-from storelib.api.db.records import Image, Status
-from storelib.api.errors import ApiError, Conflict, ImageNotFound
+from storelib.api.db.records import Image, ImageLocation, Status
+from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound
 from storelib.api.service.core import DELETING, LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
@@ -19,18 +21,38 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
     repository = core.repository
     for location in repository.pending_locations(image_id):
         try:
-            core.delete_data(location, context)
+            delete_location(core, context, image_id, location)
         except (InUseByStore, HasSnapshot) as error:
             repository.transition(image_id, from_=DELETING, to=restore)
             raise Conflict(f"image {image_id} is in use and cannot be deleted: {error}") from error
         except StoreError as error:
             LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
-        else:
-            repository.forget_location(image_id, location.id)
     try:
         return repository.transition(image_id, from_=DELETING, to="deleted")
     except ImageNotFound:
         return repository.get(image_id, deleted=True)
+
+
+def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:
+    """Delete the data at a pending_delete location and forget it, unless somebody else does; raises StoreError.
+
+    A URI can be used again, so nobody deletes what is there without a claim, which keeps new data away.
+    """
+    repository, token = core.repository, str(uuid.uuid4())
+    unsure = core.unsure_claims.pop(location.id, ())
+    try:
+        if not repository.claim_location(image_id, location.id, core.process_id(), token, unsure):
+            return
+        try:
+            core.delete_data(location, context)
+        except BaseException:
+            repository.release_location(image_id, location.id, token)
+            raise
+        repository.forget_location(image_id, location.id, token)
+    except (DatabaseUnavailable, KeyboardInterrupt, SystemExit):
+        # It may be there or not, so the next attempt has to know it for its own.
+        core.unsure_claims[location.id] = (*unsure, token)
+        raise
 
 
 def finish_if_deleting(core: Core, image_id: str) -> None:

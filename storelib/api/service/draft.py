@@ -17,6 +17,7 @@ from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service import external, locating
 from storelib.api.service.core import LOG, Core
+from storelib.api.service.deletion import delete_location
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 from storelib.uris import redact
 
@@ -284,14 +285,12 @@ def delete_pending(core: Core, context: Context, image_id: str) -> None:
     in_use: StoreError | None = None
     for location in repository.pending_locations(image_id):
         try:
-            core.delete_data(location, context)
+            delete_location(core, context, image_id, location)
         except (InUseByStore, HasSnapshot) as error:
             repository.restore_location(image_id, location.id)
             in_use = error
         except StoreError as error:
             LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
-        else:
-            repository.forget_location(image_id, location.id)
     if in_use is not None:
         raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
 

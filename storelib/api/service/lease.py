@@ -23,7 +23,7 @@ from storelib.api.db.leases import this_boot
 from storelib.api.db.records import Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
-from storelib.api.service.deletion import finish_deletion, finish_if_deleting
+from storelib.api.service.deletion import delete_location, finish_deletion, finish_if_deleting
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
 from storelib.exceptions import NotFound, StoreError
@@ -59,6 +59,7 @@ class Lease:
 
     def __init__(self, core: Core, renew: float = RENEW, ttl: float = TTL) -> None:
         self._core = core
+        core.process_id = lambda: self.id
         self._every = renew
         self._ttl = ttl
         self._lock = threading.Lock()
@@ -84,6 +85,7 @@ class Lease:
         self._id = None
         self._threads = []
         self._unfinished, self._lost, self._deleting = set(), set(), set()
+        self._core.unsure_claims.clear()
 
     @property
     def id(self) -> str:
@@ -240,11 +242,8 @@ class Lease:
         before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
         for image_id, location in self._core.repository.all_pending_locations(before):
             try:
-                # Another process may have deleted it since, and a copy of the image may be there again.
-                if location not in self._core.repository.pending_locations(image_id):
-                    continue
-                self._core.delete_data(location, context)
-                self._core.repository.forget_location(image_id, location.id)
+                # Another process may have deleted it since: then there is nothing to claim.
+                delete_location(self._core, context, image_id, location)
             except (ApiError, StoreError) as error:
                 LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
         if self.on_scrub is not None:

@@ -134,6 +134,8 @@ class TestSqliteWithoutSetUp:
         image, process = make(repository), repository.join("host", 1)
         repository.begin_upload(image.id, process.id)
         for old in (
+            "ALTER TABLE image_locations DROP COLUMN claimed_by",
+            "ALTER TABLE image_locations DROP COLUMN claim",
             "ALTER TABLE uploads DROP COLUMN token",
             "ALTER TABLE processes DROP COLUMN boot",
             "ALTER TABLE processes DROP COLUMN ticks",

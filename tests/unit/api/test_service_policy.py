@@ -66,7 +66,7 @@ class TestRules(Deployed):
                 expected = policy.enforcer.enforce(name, target, credentials)
                 assert policy.allows(context, name, target) == expected
 
-    @pytest.mark.parametrize("module", ["policy", "config", "app", "service", "context", "middleware.faults"])
+    @pytest.mark.parametrize("module", ["policy", "config", "app", "service", "context", "middleware.error_handlers"])
     def test_every_entry_point_is_imported_alone(self, module):
         command = [sys.executable, "-W", "ignore", "-c", f"import storelib.api.{module}"]
         subprocess.run(command, check=True, timeout=60)

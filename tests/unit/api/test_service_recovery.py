@@ -15,9 +15,11 @@ import time
 import pytest
 from deployment import OCTETS, Deployment
 
+from storelib.api.db.records import NewLocation
 from storelib.api.db.schema import processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
 from storelib.api.service import Operation, Service, Source, administrator
+from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.lease import Lease, this_host
 
 DATA = b"some data " * 100
@@ -501,6 +503,38 @@ class TestInterruptedDeletion:
         assert api.files() == []
         assert api.repository.pending_locations(image) == []
         other.core.repository.close()
+
+    def test_two_that_delete_at_once_ask_the_store_once(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        other = api.another_process()
+        store, plain, calls = api.registry["fast"], api.registry["fast"].delete, []
+
+        def delete(*given):
+            calls.append(given)
+            # In the middle of it another process takes its turn.
+            other.lease.scrub()
+            finish_deletion(other.core, administrator(), image, "active")
+            plain(*given)
+
+        monkeypatch.setattr(store, "delete", delete)
+        assert api.alice.delete(f"/v2/images/{image}").status_code in (204, 404)
+        assert len(calls) == 1
+        assert api.files() == []
+        assert api.repository.pending_locations(image) == []
+        other.core.repository.close()
+
+    def test_a_copy_that_came_to_a_place_where_a_deletion_was_not_recorded_stays(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        [location] = api.repository.get(image).locations
+        api.repository.append_location(image, NewLocation("memory://elsewhere/x", {"store": "mem"}))
+        api.repository.drop_location(image, location.id)
+        # The data was deleted, and nobody took note of it; then it came back.
+        api.registry["fast"].delete(location.uri)
+        again = api.registry["fast"].add(image, DATA)
+        api.repository.append_location(image, NewLocation(again.uri, {"store": "fast"}))
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert image in api.files()
 
     @pytest.mark.parametrize("copier", ["living", "dead"])
     def test_one_that_met_a_copy_is_finished_when_the_copy_ends(self, api, copier):

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from storelib.api.db import Repository, known
+from storelib.api.db import Repository, image_cache
 from storelib.api.db.engine import Database
 from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.migrate import sync
@@ -45,7 +45,7 @@ def test_no_more_than_so_many_are_remembered(image):
 @pytest.mark.parametrize(
     "values",
     [
-        {"properties": {"x": "v" * known.LARGEST}},
+        {"properties": {"x": "v" * image_cache.LARGEST}},
         {"properties": {f"{number:0200}": None for number in range(50)}},
         {"tags": frozenset(f"{number:0200}" for number in range(50))},
     ],
