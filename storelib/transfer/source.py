@@ -100,11 +100,13 @@ class ReadIntoSource(Source):
 
     def read_into(self, view: memoryview) -> int:
         """One ``readinto``."""
-        count = self._readinto(view)
+        # It may do with its view what it likes, release it for one.
+        room = len(view)
+        count = self._readinto(view[:])
         if count is None:
             raise _non_blocking()
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= len(view):
-            raise Invalid(f"the source is at fault: its readinto answered {count!r:.80} for {len(view)} bytes")
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= room:
+            raise Invalid(f"the source is at fault: its readinto answered {count!r:.80} for {room} bytes")
         return count
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
 import io
 import math
 
@@ -10,7 +12,7 @@ import pytest
 from recording import image_of, recording_store
 
 from storelib.driver import Committed, Reader
-from storelib.exceptions import Invalid, StoreError
+from storelib.exceptions import Invalid, NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.testing.memory import MemoryWriter
 from storelib.transfer import Extent, KiB, MiB, copy, fan_out
 
@@ -121,6 +123,146 @@ class Names:
 def test_a_source_whose_read_is_no_method_is_invalid():
     with pytest.raises(Invalid, match="data must be"):
         recording_store().add("x", Names())
+
+
+class Pair(ctypes.Structure):
+    """What C calls a structure."""
+
+    _fields_ = (("one", ctypes.c_int), ("two", ctypes.c_char))
+
+
+FORMATS = {
+    "a structure": memoryview(Pair()),
+    "shorts": memoryview(array.array("H", range(7000))),
+    "doubles": memoryview(array.array("d", range(7000))),
+    "signed bytes": memoryview(bytes(7000)).cast("b"),
+    "a square": memoryview(bytes(range(100))).cast("B", (10, 10)),
+    "a single number": memoryview(bytes(8)).cast("Q", ()),
+    "nothing": memoryview(array.array("d")),
+}
+KINDS = {
+    "memory": lambda view: view,
+    "read": lambda view: Reads(view),
+    "iterator": lambda view: iter([view]),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("view", FORMATS.values(), ids=FORMATS)
+def test_memory_of_another_format_is_taken_for_its_bytes(make, view):
+    store = recording_store()
+    stored = store.add("x", make(view), None if make is not KINDS["memory"] else view.nbytes)
+    assert image_of(store, "x") == view.tobytes()
+    assert stored.size == view.nbytes
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_memory_that_was_released_is_invalid(make):
+    store = recording_store()
+    with pytest.raises(Invalid, match="source"):
+        store.add("x", make(_released()))
+    assert image_of(store, "x") is None
+    assert not store.backend.uploads
+
+
+def test_a_source_may_release_the_memory_it_was_given():
+    class Tidy(io.BytesIO):
+        def readinto(self, view):
+            with view:
+                return super().readinto(view)
+
+    store = recording_store()
+    store.add("x", Tidy(DATA * 3))
+    assert image_of(store, "x") == DATA * 3
+
+
+def test_what_a_source_gave_may_be_released_when_it_is_asked_for_more():
+    def pieces():
+        for _ in range(3):
+            with memoryview(bytearray(DATA)) as view:
+                yield view
+
+    store = recording_store()
+    store.add("x", pieces())
+    assert image_of(store, "x") == DATA * 3
+
+
+OWN_ERRORS = [
+    LookupError("of its own"),
+    TimeoutError("of its own"),
+    OSError(28, "no room, where it reads from"),
+    RuntimeError("of its own"),
+    NotFound("in another store"),
+    TransferTimeout("of another store"),
+    RemoteServiceUnavailable("another store", retry_after=3600),
+    KeyboardInterrupt(),
+    SystemExit(3),
+]
+
+
+def _fails(error):
+    def read(self, *arguments):
+        self.turn += 1
+        if self.turn > 3:
+            raise error
+        if not isinstance(arguments[0], int):
+            count = min(len(arguments[0]), 1000)
+            arguments[0][:count] = DATA[:count]
+            return count
+        return DATA
+
+    names = {"read": {"read": read}, "readinto": {"readinto": read}}
+    for name, members in names.items():
+        yield name, type("Failing", (), {"turn": 0, **members})()
+
+    def pieces():
+        yield DATA
+        yield DATA
+        raise error
+
+    yield "iterator", pieces()
+
+
+@pytest.mark.parametrize("size", [None, 3, 10 * len(DATA)])
+@pytest.mark.parametrize("error", OWN_ERRORS, ids=lambda error: type(error).__name__)
+def test_the_error_of_a_source_is_its_own_and_no_stores(error, size):
+    for name, source in _fails(error):
+        stores = [recording_store(name="a"), recording_store(name="b")]
+        for store in stores:
+            store.map_error = lambda native, subject: StoreError("of the store")
+        with pytest.raises((type(error), Invalid)) as caught:
+            fan_out(stores, "x", source, size)
+        # Of a source that is longer than it should be, not all is read.
+        assert caught.value is error or (size == 3 and type(caught.value) is Invalid), name
+        assert [image_of(store, "x") for store in stores] == [None, None]
+        assert not any(store.backend.uploads for store in stores)
+
+
+def _sources(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    yield "bytes", DATA
+    yield "memory", memoryview(DATA)
+    yield "path", path
+    yield "file", path.open("rb")
+    yield "raw file", path.open("rb", buffering=0)
+    yield "readinto", io.BytesIO(DATA)
+    yield "read", Reads(DATA[:10], DATA[10:])
+    yield "iterator", iter([DATA[:10], b"", DATA[10:]])
+    yield "list", [DATA]
+    yield "stream", store_of(FakeReader()).get(URI).data
+
+
+@pytest.mark.parametrize("size", [0, 1, len(DATA) - 1, len(DATA) + 1, 1 << 40, -1, True, 1.0, "1", math.nan])
+def test_a_size_that_is_not_the_sources_is_invalid(tmp_path, size):
+    for name, source in _sources(tmp_path):
+        store = recording_store()
+        with pytest.raises(Invalid):
+            store.add("x", source, size)
+        if hasattr(source, "close"):
+            source.close()
+        assert image_of(store, "x") is None, name
+        assert not store.backend.uploads, name
 
 
 # -- Readers ------------------------------------------------------------------------------------------------------

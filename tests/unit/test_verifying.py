@@ -219,6 +219,28 @@ def test_closing_early_compares_nothing_and_leaves_no_thread():
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize(
+    ("size", "concurrency"), [(0, 1), (0, 3), (1, 1), (1, 3), (256 * KiB, 3), (MiB - 1, 1), (MiB, 1)]
+)
+@pytest.mark.parametrize("how", ["digest", "recorded", "digest of a range"])
+def test_a_small_image_is_compared_without_starting_a_thread(monkeypatch, how, size, concurrency):
+    def start(thread):
+        raise AssertionError(f"{thread.name} was started")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    image, offset = DATA[:size], 7 if how == "digest of a range" else 0
+    for tail in (b"", b"!"):
+        known = Digest("sha512", hashlib.sha512(image[offset:] + tail).hexdigest())
+        reader = FakeReader(image, digest=known, concurrency=concurrency)
+        with opened(reader, True if how == "recorded" else known, offset) as stream:
+            if tail:
+                with pytest.raises(DigestMismatch):
+                    stream.read()
+            else:
+                assert stream.read() == image[offset:]
+        assert reader.closed == 1
+
+
 HOLES = [Extent(0, MiB, data=True), Extent(MiB, 2 * MiB, data=False), Extent(3 * MiB, 17, data=True)]
 TAIL = [Extent(0, MiB, data=True), Extent(MiB, 2 * MiB + 17, data=False)]
 
