@@ -48,6 +48,7 @@ from storelib.transfer.contract import (
     ServerSideCopy,
     StoredImage,
     Writer,
+    at_fault,
     is_whole,
 )
 from storelib.transfer.deadlines import Deadline
@@ -231,7 +232,7 @@ class Store(abc.ABC, Generic[L]):
         found = self.locate(location)
         size = self._call(lambda: self.measure(found, context), found)
         if not is_whole(size) or size < 0:
-            raise StoreError(f"store {self.name} does not know the size of {found}")
+            raise self._at_fault("the size", size)
         return size
 
     def add(
@@ -333,7 +334,7 @@ class Store(abc.ABC, Generic[L]):
     def list_images(self) -> Iterator[ImageInfo]:
         """All images in this store, in no order; raises OperationNotSupported without Capability.LIST."""
         self.require(Capability.LIST)
-        return self._mapped(self.images, "listing images")
+        return self._mapped(self.images, "listing images", self._checked)
 
     def find_image(self, image_id: str) -> ImageInfo | None:
         """The image with this id, None where there is none; raises OperationNotSupported without Capability.LIST.
@@ -349,16 +350,19 @@ class Store(abc.ABC, Generic[L]):
         )
         if places is None:
             return next((info for info in self.list_images() if info.image_id == image_id), None)
-        for place in places:
+        for place in self._all_of(self.location_class, places, "candidate_locations"):
             with contextlib.suppress(NotFound):
-                return self._call(functools.partial(self.inspect, place, None), place)
+                info = self._checked(self._call(functools.partial(self.inspect, place, None), place))
+                if info.image_id not in (image_id, None):
+                    raise self._at_fault(f"the id of the image where {image_id!r} would be", info.image_id)
+                return info
         return None
 
     def stat(self, location: ParsedLocation | str, context: Any = None) -> ImageInfo:
         """What the back end knows of one image; raises NotFound."""
         self.require(Capability.STAT)
         found = self.locate(location)
-        return self._call(lambda: self.inspect(found, context), found)
+        return self._checked(self._call(lambda: self.inspect(found, context), found))
 
     def gc(self, older_than: float, prefix: str | None = None) -> list[Garbage]:
         """Remove what failed adds left untouched for ``older_than`` seconds; answers what was removed.
@@ -370,12 +374,15 @@ class Store(abc.ABC, Generic[L]):
     def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
         """What ``gc`` with the same arguments would remove."""
         self.require(Capability.GC)
-        return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers")
+        return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers", self._checked_garbage)
 
     def check(self) -> Health:
         """Ask the back end whether it works; raises what stands in the way."""
         self.require(Capability.CHECK)
-        return self._call(self.probe, self.name)
+        health = self._call(self.probe, self.name)
+        if not isinstance(health, Health):
+            raise self._at_fault("what probe", health)
+        return health
 
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A URL that reads the image without credentials for ``expires`` seconds."""
@@ -536,7 +543,7 @@ class Store(abc.ABC, Generic[L]):
         """
         parallel.for_each(self, function, items, str(subject), concurrency)
 
-    def _mapped(self, items: Callable[[], Iterable[T]], what: str) -> Iterator[T]:
+    def _mapped(self, items: Callable[[], Iterable[T]], what: str, checked: Callable[[object], T]) -> Iterator[T]:
         """What the driver iterates over, each item with a deadline of its own; its end, too, which may be early."""
         subject = f"store {self.name}: {what}"
 
@@ -544,12 +551,39 @@ class Store(abc.ABC, Generic[L]):
             with Deadline(self.retry_policy.timeout):
                 return mapped(function, self.map_error, subject)
 
-        entries = ask(lambda: iter(items()))
+        entries = iter(self._all_of(object, ask(items), what))
         try:
             while found := ask(lambda: list(itertools.islice(entries, 1))):
-                yield found[0]
+                yield checked(found[0])
         finally:
             ask(getattr(entries, "close", _nothing))
+
+    def _at_fault(self, what: str, answer: object) -> StoreError:
+        return at_fault(f"store {self.name}", f"{what} of {type(self).__name__}", answer)
+
+    def _all_of(self, kind: type[R], items: Any, what: str) -> Iterable[R]:
+        """``items``, which the driver gave for several of ``kind``."""
+        if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
+            raise self._at_fault(what, items)
+        for item in items if isinstance(items, Sequence) else ():
+            if not isinstance(item, kind):
+                raise self._at_fault(f"one of {what}", item)
+        return items
+
+    def _checked(self, info: object) -> ImageInfo:
+        """What the driver knows of an image."""
+        if not isinstance(info, ImageInfo):
+            raise self._at_fault("what is known of an image", info)
+        if not is_whole(info.size) or info.size < 0:
+            raise self._at_fault("the size of an image", info.size)
+        if not isinstance(info.uri, str):
+            raise self._at_fault("the URI of an image", info.uri)
+        return info
+
+    def _checked_garbage(self, item: object) -> Garbage:
+        if not isinstance(item, Garbage) or not isinstance(item.name, str):
+            raise self._at_fault("what is left of an add", item)
+        return item
 
     def _discard(self, item: Garbage) -> bool:
         return bool(self._call(lambda: self.discard(item), item.name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 from storelib.exceptions import StoreError
 from storelib.transfer.retry import HungCalls, RetryPolicy
@@ -20,9 +20,16 @@ KiB = 1024
 MiB = 1024 * KiB
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a driver or a source gave a whole number where one is expected; truth values are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def at_fault(subject: str, what: str, answer: object) -> StoreError:
+    """The error for a driver that gave what cannot be; of objects only the type is told, they may hold anything."""
+    plain = answer is None or isinstance(answer, int | float | str)
+    shown = f"{answer!r:.80}" if plain else f"of the type {type(answer).__name__}"
+    return StoreError(f"{subject}: the driver is at fault: {what} is {shown}")
 
 
 class Part(NamedTuple):

@@ -4,11 +4,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
-from storelib.transfer.contract import Backend, Committed, Digests, MiB, Progress, ServerSideCopy, StoredImage
+from storelib.transfer.contract import (
+    Backend,
+    Committed,
+    Digests,
+    MiB,
+    Progress,
+    ServerSideCopy,
+    StoredImage,
+    at_fault,
+    is_whole,
+)
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.tasks import TaskQueue
+from storelib.uris import StoreLocation
 
 #: Bytes that a back end copies in a second at least, while it tells nothing of how far it has come.
 SLOWEST = 4 * MiB
@@ -23,20 +35,28 @@ def copy_within(
     what was made of it is removed.
     """
     monitor = Monitor(store.retry_policy.timeout)
-    queue = TaskQueue(store, f"image {image_id!r} in store {store.name}, a copy of {source}", monitor)
+    subject = f"image {image_id!r} in store {store.name}, a copy of {source}"
+    queue = TaskQueue(store, subject, monitor)
     opened: list[ServerSideCopy] = []
 
     def open_copy() -> ServerSideCopy | None:
         copying = store.server_side_copy(source, image_id, context)
-        opened.extend([copying] if copying is not None else [])
+        if copying is None:
+            return None
+        if not isinstance(copying, ServerSideCopy):
+            raise at_fault(subject, "what server_side_copy gave", copying)
+        opened.append(copying)
         return copying
 
     try:
         copying: ServerSideCopy | None = queue.call(open_copy)
         if copying is None:
             return None
+        _check(copying, subject)
         monitor.allow(copying.moved_at_once / SLOWEST)
         committed = _run(queue, copying, digests, progress)
+        if not isinstance(getattr(committed, "location", None), StoreLocation):
+            raise at_fault(subject, f"what commit of {type(copying).__name__} gave", committed)
     except BaseException:
         monitor.cancel()
         queue.abort(lambda: _abort(opened))
@@ -47,6 +67,18 @@ def copy_within(
             queue.close(copying.close)
     metadata = {**committed.metadata, "store": store.name}
     return StoredImage(committed.location.uri, copying.size, digests.checksum, digests.multihash, metadata)
+
+
+def _check(copying: ServerSideCopy, subject: str) -> None:
+    """Raise StoreError for numbers that cannot be."""
+    for name, least in (("size", 0), ("concurrency", 1)):
+        value = getattr(copying, name, None)
+        if not is_whole(value) or value < least:
+            raise at_fault(subject, f"{name} of {type(copying).__name__}", value)
+    parts = copying.parts
+    whole = isinstance(parts, Sequence) and all(is_whole(length) and length > 0 for length in parts)
+    if not whole or (parts and sum(parts) != copying.size):
+        raise at_fault(subject, f"parts of {type(copying).__name__}", parts)
 
 
 def _abort(opened: list[ServerSideCopy]) -> None:

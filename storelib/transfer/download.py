@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, is_whole
+from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, at_fault, is_whole
 from storelib.transfer.deadlines import Deadline
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
@@ -43,6 +43,8 @@ def open_stream(
     reader: Reader = store.retry_policy.ask(
         lambda: store.open_reader(location, offset, length, context), store.map_error, subject
     )
+    if not isinstance(reader, Reader):
+        raise at_fault(subject, "what open_reader gave", reader)
     try:
         _check_reader(reader, subject)
     except StoreError:
@@ -64,12 +66,12 @@ def open_stream(
 
 def _check_reader(reader: Reader, subject: str) -> None:
     """Raise StoreError for numbers that cannot be."""
-    if not is_whole(reader.size) or reader.size < 0:
+    if reader.size is None:
         raise StoreError(f"{subject}: the back end does not tell the size of the image")
-    for name in ("part_size", "concurrency"):
-        value = getattr(reader, name)
-        if not is_whole(value) or value < 1:
-            raise StoreError(f"{subject}: the driver is at fault: {name} of {type(reader).__name__} is {value!r:.80}")
+    for name, least in (("size", 0), ("part_size", 1), ("concurrency", 1)):
+        value = getattr(reader, name, None)
+        if not is_whole(value) or value < least:
+            raise at_fault(subject, f"{name} of {type(reader).__name__}", value)
 
 
 def _not_whole(subject: str) -> Invalid:
@@ -358,7 +360,12 @@ class _Feed:
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
         if self._digest is None:
-            self._digest = self._ask(lambda: self.reader.digest)
+            found: Any = self._ask(lambda: self.reader.digest)
+            if found is not None and not (
+                isinstance(found, tuple) and len(found) == 2 and all(isinstance(item, str) for item in found)
+            ):
+                raise at_fault(self.subject, f"digest of {type(self.reader).__name__}", found)
+            self._digest = None if found is None else Digest(*found)
         return self._digest
 
     def fileno(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from storelib.exceptions import StoreError
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Backend, Committed, Digests, Part, StoredImage, Writer, is_whole
+from storelib.transfer.contract import Backend, Committed, Digests, Part, StoredImage, Writer, at_fault, is_whole
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import GRAIN
@@ -56,6 +56,8 @@ class StoreUpload:
         self.writer = policy.ask(
             lambda: store.start_writer(self._image_id, self._size, self._context), store.map_error, self._subject
         )
+        if not isinstance(self.writer, Writer):
+            raise at_fault(self._subject, "what open_writer gave", self.writer)
         self._opened = True
         self._unclosed = self.writer
         self._window = self._next_window()
@@ -220,9 +222,7 @@ class StoreUpload:
         return window
 
     def _at_fault(self, what: str, answer: object) -> StoreError:
-        return StoreError(
-            f"{self._subject}: the driver is at fault: {what} of {type(self.writer).__name__} is {answer!r:.80}"
-        )
+        return at_fault(self._subject, f"{what} of {type(self.writer).__name__}", answer)
 
     def _write_held(self) -> None:
         """There is more than the first part, so that one is written like the others."""

@@ -13,6 +13,7 @@ from recording import recording_store
 from s3_server import open_at
 from scripted_server import ScriptedServer, reply
 
+from storelib.driver import ImageInfo
 from storelib.drivers.http import HttpStore
 from storelib.exceptions import RemoteServiceUnavailable, StoreError
 from storelib.registry import open_store
@@ -207,7 +208,7 @@ def test_each_image_of_a_list_has_a_deadline_of_its_own():
         for _ in range(3):
             left.append(within(None))
             time.sleep(TIMEOUT / 2)
-            yield "an image"
+            yield ImageInfo("memory://recording/x", 1)
 
     store.images = images
     assert len(list(store.list_images())) == 3
@@ -221,8 +222,8 @@ def test_the_early_end_of_a_list_is_the_drivers_too():
 
     def images():
         try:
-            yield "an image"
-            yield "another"
+            yield ImageInfo("memory://recording/x", 1)
+            yield ImageInfo("memory://recording/y", 1)
         finally:
             ended.append(within(None))
             raise OSError("native")
@@ -230,7 +231,7 @@ def test_the_early_end_of_a_list_is_the_drivers_too():
     store.images = images
     store.map_error = lambda error, subject: StoreError(f"mapped: {subject}") if isinstance(error, OSError) else None
     listing = store.list_images()
-    assert next(listing) == "an image"
+    assert next(listing).uri == "memory://recording/x"
     with pytest.raises(StoreError, match=f"mapped: store {store.name}: listing images"):
         listing.close()
     assert ended[0] <= TIMEOUT

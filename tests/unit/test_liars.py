@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import array
 import ctypes
+import dataclasses
 import io
 import math
 
 import pytest
 from recording import image_of, recording_store
 
-from storelib.driver import Committed, Reader
+from storelib.capabilities import Capability
+from storelib.driver import Committed, Digest, Digests, Garbage, ImageInfo, Reader, ServerSideCopy
 from storelib.exceptions import Invalid, NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.testing.memory import MemoryWriter
 from storelib.transfer import Extent, KiB, MiB, copy, fan_out
@@ -437,3 +439,145 @@ def test_a_size_that_cannot_be_is_not_told(lie):
     store.measure = lambda *arguments: lie
     with pytest.raises(StoreError, match="size"):
         store.get_size(uri)
+
+
+# -- What stores are asked --------------------------------------------------------------------------------------------
+
+INFO = ImageInfo(URI, len(DATA), "x")
+NO_INFO = [
+    None,
+    True,
+    "x",
+    5,
+    (URI, 5),
+    object(),
+    *(dataclasses.replace(INFO, size=size) for size in (None, -1, True, 1.5, "5", math.nan)),
+    *(dataclasses.replace(INFO, uri=uri) for uri in (None, b"memory://x", 5)),
+]
+NO_LIST = [None, 5, True, "text", b"bytes", object()]
+
+
+def asking_store(**methods):
+    """A store whose driver gives these values."""
+    store = recording_store()
+    store.add("x", DATA)
+    for name, value in methods.items():
+        setattr(store, name, lambda *arguments, value=value: value)
+    return store
+
+
+def is_at_fault(question):
+    with pytest.raises(StoreError, match="recording.*driver is at fault") as caught:
+        question()
+    assert not caught.value.transient
+    assert not isinstance(caught.value, Invalid)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lie", NO_INFO, ids=repr)
+def test_what_is_known_of_an_image_has_to_be_that(lie):
+    is_at_fault(lambda: asking_store(inspect=lie).stat(URI))
+    is_at_fault(lambda: asking_store(inspect=lie, candidate_locations=[location("x")]).find_image("x"))
+    is_at_fault(lambda: list(asking_store(images=[INFO, lie]).list_images()))
+    is_at_fault(lambda: asking_store(images=iter([lie, INFO]), candidate_locations=None).find_image("x"))
+
+
+@pytest.mark.parametrize("lie", NO_LIST, ids=repr)
+def test_a_list_has_to_be_one(lie):
+    is_at_fault(lambda: list(asking_store(images=lie).list_images()))
+    is_at_fault(lambda: asking_store(garbage=lie).gc(0))
+    if lie is not None:
+        is_at_fault(lambda: asking_store(candidate_locations=lie).find_image("x"))
+
+
+@pytest.mark.parametrize("lie", [None, 5, "dead", {"password": "secret"}, Garbage(None, "x", 5, 0.0)], ids=repr)
+def test_leftovers_have_to_be_some_and_nothing_else_is_discarded(lie):
+    discarded = []
+    store = asking_store(garbage=[lie])
+    store.discard = discarded.append
+    is_at_fault(lambda: store.gc(0))
+    is_at_fault(lambda: asking_store(candidate_locations=[lie]).find_image("x"))
+    assert not discarded
+
+
+def test_another_image_is_never_found():
+    store = asking_store(inspect=dataclasses.replace(INFO, image_id="y"), candidate_locations=[location("x")])
+    is_at_fault(lambda: store.find_image("x"))
+
+
+@pytest.mark.parametrize("lie", [None, True, "healthy", {"free": 5}], ids=repr)
+def test_health_has_to_be_that(lie):
+    is_at_fault(lambda: asking_store(probe=lie).check())
+
+
+@pytest.mark.parametrize("lie", [None, True, 5, "x", io.BytesIO(b"data")], ids=repr)
+def test_readers_and_writers_have_to_be_some(lie):
+    with pytest.raises(StoreError, match="driver is at fault"):
+        asking_store(open_reader=lie).get(URI)
+    is_at_fault(lambda: asking_store(open_writer=lie).add("y", DATA))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [5, "md5", True, Digest("md5", None), Digest(None, "0" * 32), ("md5",), ["md5", "0" * 32], Digest(5, 5)],
+    ids=repr,
+)
+def test_a_digest_that_is_none_is_the_drivers_fault(lie):
+    reader = FakeReader(digest=lie)
+    with store_of(reader).get(URI).data as stream, pytest.raises(StoreError, match="driver is at fault"):
+        _ = stream.digest
+    with pytest.raises(StoreError, match="driver is at fault"):
+        store_of(reader).get(URI, verify=True)
+    assert reader.closed == 2
+
+
+@pytest.mark.parametrize("lie", [Digest("md5", ""), Digest("md5", "0" * 31), Digest("sha512", "x" * 128)], ids=repr)
+def test_nothing_is_compared_with_a_digest_that_cannot_be(lie):
+    reader = FakeReader(digest=lie)
+    with pytest.raises(StoreError, match="nothing can be compared"):
+        store_of(reader).get(URI, verify=True)
+    assert reader.closed == 1
+
+
+class FakeCopy(ServerSideCopy):
+    size = 100
+    aborted = 0
+
+    def copy_part(self, number, offset, length):
+        """Done."""
+
+    def commit(self, digests):
+        return Committed(location("y"))
+
+    def abort(self):
+        self.aborted += 1
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"),
+    [
+        *(("size", lie) for lie in (-1, None, True, "5", 1.5)),
+        *(("concurrency", lie) for lie in (0, -1, None, True, "5")),
+        *(("parts", lie) for lie in (None, 5, [100, 0], [99], [101], [50, 50.0], [-1, 101], ["x"], [True, 99])),
+        *(("commit", lie) for lie in (None, True, "memory://recording/y", Committed(None))),
+    ],
+    ids=repr,
+)
+def test_a_copy_that_lies_is_taken_back(name, lie):
+    made = FakeCopy()
+    setattr(made, name, (lambda *arguments: lie) if name == "commit" else lie)
+    store = asking_store(server_side_copy=made)
+    store.capabilities |= Capability.COPY
+    is_at_fault(lambda: store.copy(URI, "y", digests=Digests("0" * 32, "0" * 128)))
+    assert made.aborted == 1
+
+
+@pytest.mark.parametrize("lie", [5, True, "x", object()], ids=repr)
+def test_what_copies_has_to_be_a_copy(lie):
+    store = asking_store(server_side_copy=lie)
+    store.capabilities |= Capability.COPY
+    is_at_fault(lambda: store.copy(URI, "y", digests=Digests("0" * 32, "0" * 128)))
+
+
+def location(image_id):
+    return recording_store().location(image_id)
