@@ -143,9 +143,9 @@ def begin_deletion(
     return image
 
 
-def claim(connection: Connection, ticket: Ticket, process_id: str) -> Upload | None:
+def claim(connection: Connection, ticket: Ticket, process_id: str, token: str | None) -> Upload | None:
     """The row gets another token, if it still is this one's, so that nobody who knew the old one ends it."""
-    taken = {"process_id": process_id, "token": new_token()}
+    taken = {"process_id": process_id, "token": token or new_token()}
     if connection.execute(uploads.update().where(*_is(*ticket)).values(**taken)).rowcount != 1:
         return None
     found = of(connection, ticket.image_id)
@@ -225,15 +225,15 @@ def by(connection: Connection, process_id: str) -> list[Upload]:
     return [_upload(row) for row in rows]
 
 
-def take_over(connection: Connection, process_id: str, ttl: float) -> list[Upload]:
+def take_over(connection: Connection, process_id: str, ttl: float, token: str | None) -> list[Upload]:
     """Those of the dead."""
     living = _living(connection, int(ttl * 1_000_000))
     alive = sa.select(processes.c.id).where(living)
     left = _UPLOADS.where(uploads.c.process_id != process_id, uploads.c.process_id.not_in(alive))
     taken = []
+    token = token or new_token()
     for row in connection.execute(left.order_by(uploads.c.image_id)).all():
         # Another taker may have been faster.
-        token = new_token()
         left_by = _is(row.image_id, row.process_id, row.token)
         if connection.execute(uploads.update().where(*left_by).values(process_id=process_id, token=token)).rowcount:
             taken.append(dataclasses.replace(_upload(row), process_id=process_id, token=token))

@@ -338,12 +338,12 @@ class Repository:
         """
         self._write(leases.forget, image_id, process_id, token)
 
-    def claim_upload(self, ticket: Ticket, process_id: str) -> Upload | None:
-        """Make this upload one of ``process_id`` with a new token, before it is undone; None if it is over.
+    def claim_upload(self, ticket: Ticket, process_id: str, *, token: str | None = None) -> Upload | None:
+        """Make this upload one of ``process_id`` with a new token (``token``), before it is undone; None if it is over.
 
         As long as its row is there, nobody else begins to write the image's data.
         """
-        return self._write(leases.claim, ticket, process_id)
+        return self._write(leases.claim, ticket, process_id, token)
 
     def uploads_of(self, process_id: str) -> Sequence[Upload]:
         """What a process writes or has taken over, by image id."""
@@ -353,14 +353,15 @@ class Repository:
         """Who is writing the data of this image now."""
         return self._read(leases.of, image_id)
 
-    def take_over_uploads(self, process_id: str, ttl: float) -> Sequence[Upload]:
+    def take_over_uploads(self, process_id: str, ttl: float, *, token: str | None = None) -> Sequence[Upload]:
         """Make the uploads of processes not seen for ``ttl`` seconds this one's; each is given to one taker only.
 
         The caller removes what they left in ``stores`` under the image's id, then ends each with
         ``finish_upload(..., to=upload.restore)``, or after UploadLost with ``forget_upload``. Should it die over that,
-        they are taken over again. One that is pending_delete is a deletion, to be gone on with.
+        they are taken over again. One that is pending_delete is a deletion, to be gone on with. All get ``token``, by
+        which ``uploads_of`` tells them if the answer is lost.
         """
-        return self._write(leases.take_over, process_id, ttl)
+        return self._write(leases.take_over, process_id, ttl, token)
 
     # Audit
 

@@ -174,8 +174,9 @@ class Imports:
                 image = self._with_room(image_id, names)
             given = {"method": request.method, "stores": names}
             self._tasks.begin(context, image_id, "api_image_import", given, ",".join(names))
-        except BaseException:
-            self._data.give_up(ticket, None if copying else "queued")
+        except BaseException as error:
+            # A task that may have been noted ends with the upload.
+            self._fail(ticket, None if copying else "queued", names, "", error)
             raise
         if copying:
             self._workers.start(lambda: self._copy(context, image, ticket, stores, request.all_must_succeed))

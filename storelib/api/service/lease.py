@@ -71,6 +71,8 @@ class Lease:
         self._unfinished: set[Ticket] = set()
         self._lost: set[tuple[str, str, str]] = set()
         self._deleting: set[str] = set()
+        # The token under which uploads of the dead are taken over; None once that is done.
+        self._taking: str | None = None
         self._scrubbed: float | None = None
         #: Called with the upload that is undone.
         self.on_undo: Callable[[Ticket], None] | None = None
@@ -86,6 +88,7 @@ class Lease:
         self._threads = []
         self._unfinished, self._lost, self._deleting = set(), set(), set()
         self._core.unsure_claims.clear()
+        self._taking = None
 
     @property
     def id(self) -> str:
@@ -154,8 +157,7 @@ class Lease:
     def recover(self) -> None:
         """Undo what dead processes left behind, and what of this one could not be ended."""
         process_id = self.id
-        for upload in self._core.repository.take_over_uploads(process_id, self._ttl):
-            self.undo(upload)
+        self._take_over(process_id)
         for ticket in list(self._unfinished):
             self._finish_late(ticket, process_id)
         for image_id, name, uri in list(self._lost):
@@ -165,6 +167,17 @@ class Lease:
         if self._scrubbed is None or time.monotonic() - self._scrubbed > SCRUB:
             self._scrubbed = time.monotonic()
             self.scrub()
+
+    def _take_over(self, process_id: str) -> None:
+        # Noted first: if the answer to the commit is lost, nobody else would look for what this process has taken.
+        repository = self._core.repository
+        again, self._taking = self._taking, self._taking or str(uuid.uuid4())
+        taken = list(repository.take_over_uploads(process_id, self._ttl, token=self._taking))
+        if again is not None:
+            taken = [each for each in repository.uploads_of(process_id) if each.token == again]
+        for upload in taken:
+            self.undo(upload)
+        self._taking = None
 
     def stop(self) -> None:
         """Stop the threads and give the lease back; what is unfinished is for others to undo."""
@@ -203,36 +216,41 @@ class Lease:
 
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
-        claimed = upload
+        mine = self.ticket(upload.image_id)
+        # Noted first, under both tokens: the answer to any of the commits may be lost, and nobody else would look.
+        noted = {upload.ticket, mine}
+        self._unfinished.update(noted)
         try:
-            # Nobody else undoes it, and nobody writes to the same place, as long as this is noted.
-            found = self._core.repository.claim_upload(upload.ticket, self.id)
-            if found is None:
-                return
-            claimed = upload = found
+            self._undo(upload.ticket, mine)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: an upload cannot be undone yet: %s", upload.image_id, error)
+        except Exception:
+            # The others must not wait for it.
+            LOG.exception("image %s: an upload cannot be undone", upload.image_id)
+        else:
+            self._unfinished.difference_update(noted)
+
+    def _undo(self, ticket: Ticket, mine: Ticket) -> None:
+        repository = self._core.repository
+        # Nobody else undoes it, and nobody writes to the same place, as long as this is noted.
+        upload = repository.claim_upload(ticket, mine.process_id, token=mine.token)
+        if upload is None:
+            return
+        try:
             if upload.status == "pending_delete":
                 finish_deletion(self._core, administrator(), upload.image_id, upload.restore)
                 LOG.warning("image %s: a deletion that was never finished is done", upload.image_id)
                 return
             for name in upload.stores:
                 if name in self._core.registry:
-                    remove_leftovers(self._core, self._core.registry[name], upload.image_id, upload.ticket)
+                    remove_leftovers(self._core, self._core.registry[name], upload.image_id, mine)
             if self.on_undo is not None:
-                self.on_undo(upload.ticket)
-            self._core.repository.finish_upload(
-                upload.image_id, upload.process_id, to=upload.restore, token=upload.token
-            )
+                self.on_undo(mine)
+            repository.finish_upload(upload.image_id, mine.process_id, to=upload.restore, token=mine.token)
             LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
         except (UploadLost, ImageNotFound):
             finish_if_deleting(self._core, upload.image_id)
-            self._core.repository.forget_upload(upload.image_id, upload.process_id, token=upload.token)
-        except (ApiError, StoreError) as error:
-            LOG.warning("image %s: an upload cannot be undone yet: %s", upload.image_id, error)
-            self._unfinished.add(claimed.ticket)
-        except Exception:
-            # The others must not wait for it.
-            LOG.exception("image %s: an upload cannot be undone", upload.image_id)
-            self._unfinished.add(claimed.ticket)
+            repository.forget_upload(upload.image_id, mine.process_id, token=mine.token)
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""

@@ -63,7 +63,8 @@ class Locations:
         try:
             self._tasks.begin(context, image_id, "location_import", {"loc_url": redact(url)})
         except BaseException:
-            self._data.give_up(ticket, "queued")
+            # The task may have been noted, and ends when the upload is undone.
+            self._data.undo_later(ticket)
             raise
         self._workers.start(lambda: self._take(context, ticket, store, url, size, validation or {}))
         return begun
