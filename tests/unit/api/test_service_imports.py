@@ -526,3 +526,38 @@ class TestCopyImage(Importing):
     def test_an_image_without_data_is_not_copied(self):
         image = self.api.alice.create()
         assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409
+
+
+class TestHostileFormats(Importing):
+    """What is refused when its data is looked at leaves neither data nor a status, whichever way it came."""
+
+    HOSTILE = {  # noqa: RUF012
+        "a text VMDK": (
+            "vmdk",
+            b'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\nRW 1 FLAT "/etc/passwd" 0\n',
+        ),
+        "a text VMDK as raw": ("raw", b'# Disk DescriptorFile\nversion=1\nRW 1 FLAT "/etc/passwd" 0\n'),
+        "half a VMDK header": ("vmdk", b"KDMV\1\0\0\0"),
+        "a VMDK of nonsense": ("vmdk", b"KDMV".ljust(100_000, b"\xff")),
+        "half a qcow2 header": ("qcow2", b"QFI\xfb\0\0\0\3"),
+        "a qcow2 of nonsense": ("qcow2", b"QFI\xfb".ljust(100_000, b"\xff")),
+        "half a vhdx header": ("vhdx", b"vhdxfile"),
+        "a vhdx of nonsense": ("vhdx", b"vhdxfile".ljust(400_000, b"\xff")),
+        "half an ISO": ("iso", bytes(32768) + b"\1CD0"),
+        "half a LUKS header as raw": ("raw", b"LUKS\xba\xbe"),
+        "a partition table of nonsense": ("raw", b"\xff" * 510 + b"\x55\xaa" + bytes(100)),
+    }
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_nothing_is_left_of_it(self, name):
+        disk_format, data = self.HOSTILE[name]
+        uploaded, imported = (self.api.alice.create(disk_format=disk_format) for _ in range(2))
+        assert self.api.alice.upload(uploaded, data).status_code == 415
+        assert self.stage(imported, data).status_code == 204
+        assert self.start(imported, "glance-direct", stores=["fast", "mem"]).status_code == 202
+        assert [self.api.alice.show(image)["status"] for image in (uploaded, imported)] == ["queued", "queued"]
+        headers = {"x-image-meta-name": "v1", "x-image-meta-disk_format": disk_format}
+        headers |= {"x-image-meta-container_format": "bare", **OCTETS}
+        assert self.api.alice.request("POST", "/v1/images", headers, body=data).status_code == 415
+        assert (self.api.files(), self.staged()) == ([], [])
+        assert list(self.api.registry["mem"].backend.images) == []
