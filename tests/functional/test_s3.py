@@ -23,8 +23,7 @@ from servers.nginx import free_ports, make_certificate
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.s3 import S3Store, copying, reader
-from storelib.drivers.s3.client import Client
+from storelib.drivers.s3 import S3Store, bucket, reader, writer
 from storelib.drivers.s3.reader import Body, S3Reader
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -227,7 +226,7 @@ def requests_of(store):
     def note(model, **_):
         names.append(model.name)
 
-    events = store.client.get().meta.events
+    events = store.bucket.client().meta.events
     events.register("before-call.s3", note)
     yield names
     events.unregister("before-call.s3", note)
@@ -323,8 +322,8 @@ def test_requests_of_the_rest(rados, image_id):
 
 def test_eight_adds_share_one_client(gateway, monkeypatch):
     made = []
-    plain = Client._new
-    monkeypatch.setattr(Client, "_new", lambda client: made.append(client) or plain(client))
+    plain = bucket.Bucket._new
+    monkeypatch.setattr(bucket.Bucket, "_new", lambda client: made.append(client) or plain(client))
     store = in_small_parts(open_rados(gateway))
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda number: store.add(f"shared-client-{number}", IMAGE), range(8)))
@@ -335,14 +334,14 @@ def test_eight_adds_share_one_client(gateway, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child_has_a_client_of_its_own(rados, image_id):
     uri = rados.add(image_id, IMAGE).uri
-    parents = rados.client.get()
+    parents = rados.bucket.client()
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            os._exit(0 if read(rados, uri) == IMAGE and rados.client.get() is not parents else 1)
+            os._exit(0 if read(rados, uri) == IMAGE and rados.bucket.client() is not parents else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert rados.client.get() is parents
+    assert rados.bucket.client() is parents
     assert read(rados, uri) == IMAGE
 
 
@@ -389,7 +388,7 @@ def test_another_users_image_is_forbidden(gateway, rados, image_id):
 
 def test_missing_bucket_is_named(gateway):
     store = open_rados(gateway, s3_store_bucket="nowhere", s3_store_create_bucket_on_put=False)
-    uri = store.location("image").uri
+    uri = store.bucket.location("image").uri
     for name, call in everything(store, uri, "new").items():
         if name in ("get_size", "stat", "delete", "copy"):
             # They begin with a HEAD, whose answer does not say what is missing.
@@ -405,7 +404,7 @@ def test_bucket_is_made_when_needed(gateway, data):
     store = in_small_parts(open_rados(gateway, s3_store_bucket=f"made-{len(data)}"))
     assert list(store.list_images()) == []
     with pytest.raises(NotFound):
-        read(store, store.location("image").uri)
+        read(store, store.bucket.location("image").uri)
     assert read(store, store.add("image", data).uri) == data
 
 
@@ -419,7 +418,7 @@ def test_bucket_is_made_in_its_region(localstack):
 def test_unreachable_server(gateway, image_id):
     [port] = free_ports(1)
     store = open_rados(gateway, f"http://127.0.0.1:{port}", transfer_retries=1)
-    for call in everything(store, store.location("image").uri, image_id).values():
+    for call in everything(store, store.bucket.location("image").uri, image_id).values():
         with pytest.raises(RemoteServiceUnavailable):
             call()
 
@@ -430,7 +429,7 @@ def test_server_that_hangs(gateway, image_id):
         options = {"s3_store_read_timeout": 0.3, "transfer_retries": 0}
         store = open_rados(gateway, "http://{}:{}".format(*proxy.address), **options)
         with pytest.raises(RemoteServiceUnavailable, match="in time"):
-            store.get(store.location("image").uri)
+            store.get(store.bucket.location("image").uri)
 
 
 def test_full_store_is_reported(gateway, image_id):
@@ -485,7 +484,7 @@ def test_insecure_goes_before_the_environment(gateway, image_id, misleading):
 def test_unknown_certificate_is_refused_at_once(gateway):
     store = open_rados(gateway, gateway.https_endpoint)
     with pytest.raises(RemoteServiceUnavailable, match="s3_store_cacert") as caught:
-        store.get_size(store.location("image").uri)
+        store.get_size(store.bucket.location("image").uri)
     assert not caught.value.transient
 
 
@@ -567,7 +566,7 @@ def test_prefix_is_part_of_every_key(gateway, rados, prefix):
 
 def test_key_with_slashes_is_read(gateway, rados):
     gateway.access.client.put_object(Bucket="images", Key="some/old image/1", Body=b"old")
-    uri = f"{rados.location('x').uri[:-1]}some/old%20image/1"
+    uri = f"{rados.bucket.location('x').uri[:-1]}some/old%20image/1"
     assert read(rados, uri) == b"old"
     assert rados.stat(uri).image_id is None
     assert not [info for info in rados.list_images() if "old image" in info.uri]
@@ -620,7 +619,7 @@ def test_check_finds_out_what_the_server_honours(gateway, localstack):
     assert Capability.ATOMIC_ADD not in rados.capabilities | local.capabilities
     assert "not atomic" in rados.check().detail
     assert "not atomic" not in local.check().detail
-    assert (rados.conditional_put, rados.conditional_complete) == (True, False)
+    assert (rados.bucket.conditional_put, rados.bucket.conditional_complete) == (True, False)
     assert Capability.ATOMIC_ADD not in rados.capabilities
     assert Capability.ATOMIC_ADD in local.capabilities
     with requests_of(local) as names:
@@ -675,7 +674,7 @@ def test_failed_add_brings_no_older_version_to_light(localstack, image_id):
     with pytest.raises(RemoteServiceUnavailable):
         store.add(image_id, b"new")
     with pytest.raises(NotFound):
-        read(store, store.location(image_id).uri)
+        read(store, store.bucket.location(image_id).uri)
     versions = client.list_object_versions(Bucket="versions", Prefix=image_id)["Versions"]
     assert len(versions) == 1, "the version of the failed add is still there"
 
@@ -730,7 +729,7 @@ def test_add_whose_upload_another_store_object_removes_fails(server, request, im
         return open_local(server, s3_store_conditional_writes="on")
 
     store, other = fresh(), fresh()
-    plain = store.client.call
+    plain = store.bucket.call
 
     def call(operation, **parameters):
         if operation == "complete_multipart_upload" and when == "before it completes":
@@ -744,7 +743,7 @@ def test_add_whose_upload_another_store_object_removes_fails(server, request, im
                 opened["images"] = other.gc(0, image_id)
         yield LARGE[9 * MiB :]
 
-    store.client.call = call
+    store.bucket.call = call
     with pytest.raises(StoreError, match="removed while it was under way"):
         store.add(image_id, source())
     assert [item.image_id for item in opened["images"]] == [image_id]
@@ -794,8 +793,8 @@ def test_bytes_that_are_not_those_stored_are_noticed(local, image_id, monkeypatc
 @pytest.mark.parametrize("algorithm", ["crc32", "md5"])
 def test_part_that_was_damaged_on_its_way_is_refused(localstack, image_id, data, algorithm):
     store = open_local(localstack, s3_store_checksum_algorithm=algorithm, transfer_retries=1)
-    plain = store.checksums.of_part
-    store.checksums.of_part = lambda data, known=None: plain(memoryview(b"what was sent"), None)
+    plain = store.bucket.checksums.of_part
+    store.bucket.checksums.of_part = lambda data, known=None: plain(memoryview(b"what was sent"), None)
     with pytest.raises(RemoteServiceUnavailable, match="damaged"):
         store.add(image_id, data)
     assert not localstack.access.residue(image_id)
@@ -806,7 +805,7 @@ def test_part_that_was_damaged_on_its_way_is_refused(localstack, image_id, data,
 def test_server_that_ignores_checksums_is_caught_by_its_etags(gateway, image_id, data, times):
     """radosgw stores what comes, whatever its crc32 should be; Content-MD5 it verifies."""
     store = in_small_parts(open_rados(gateway))
-    plain, left = store.client.call, times
+    plain, left = store.bucket.call, times
 
     def damage(operation, **parameters):
         nonlocal left
@@ -818,7 +817,7 @@ def test_server_that_ignores_checksums_is_caught_by_its_etags(gateway, image_id,
             parameters["Body"] = bytes(damaged)
         return plain(operation, **parameters)
 
-    store.client.call = damage
+    store.bucket.call = damage
     if times == 1:
         assert read(store, store.add(image_id, data).uri) == data
         return
@@ -915,8 +914,8 @@ def test_grantees(local, localstack, image_id):
 @pytest.mark.parametrize("server", ["rados", "local"])
 def test_copy_in_parts(server, request, image_id, monkeypatch):
     store = request.getfixturevalue(server)
-    monkeypatch.setattr(copying, "LARGEST_COPY", 5 * MiB)
-    monkeypatch.setattr(copying, "COPY_PART", 5 * MiB)
+    monkeypatch.setattr(writer, "LARGEST_COPY", 5 * MiB)
+    monkeypatch.setattr(writer, "COPY_PART", 5 * MiB)
     stored = store.add(image_id, LARGE)
     done = []
     with requests_of(store) as names:
@@ -938,10 +937,10 @@ def test_copy_in_parts(server, request, image_id, monkeypatch):
 def test_cancelled_copy_leaves_nothing(server, request, image_id, monkeypatch):
     store = request.getfixturevalue(server)
     access = Bucket(
-        store.client.get().meta.endpoint_url, request.getfixturevalue({"rados": "gateway"}.get(server, "localstack"))
+        store.bucket.client().meta.endpoint_url, request.getfixturevalue({"rados": "gateway"}.get(server, "localstack"))
     )
-    monkeypatch.setattr(copying, "LARGEST_COPY", 5 * MiB)
-    monkeypatch.setattr(copying, "COPY_PART", 5 * MiB)
+    monkeypatch.setattr(writer, "LARGEST_COPY", 5 * MiB)
+    monkeypatch.setattr(writer, "COPY_PART", 5 * MiB)
     stored = store.add(image_id, LARGE)
 
     def progress(done, total):
@@ -964,7 +963,7 @@ def test_presigned_url_on_a_server_with_known_keys(localstack, image_id):
 @pytest.mark.parametrize("expires", [0, -1, 8 * 24 * 3600])
 def test_presigned_url_is_valid_for_a_week_at_most(rados, expires):
     with pytest.raises(Invalid, match="seconds"):
-        rados.presign(rados.location("image").uri, expires)
+        rados.presign(rados.bucket.location("image").uri, expires)
 
 
 # -- Faults on the wire ---------------------------------------------------------------------------------------
@@ -999,7 +998,7 @@ def assert_whole_or_nothing(store, gateway, image_id, data):
     assert access.read(image_id) == data
     assert stored.multihash == hashlib.sha512(data).hexdigest()
     assert access.residue(image_id) == {image_id}
-    direct.delete(direct.location(image_id).uri)
+    direct.delete(direct.bucket.location(image_id).uri)
     return True
 
 
@@ -1052,7 +1051,7 @@ def test_download_survives_one_fault(gateway, proxy, rados, image_id, monkeypatc
     for after in PLACES[1:]:
         store = through(proxy, gateway, s3_store_thread_pools=3)
         proxy.plan(fault(after=after, direction="down"), connections=2)
-        assert read(store, f"{store.location('x').uri[:-1]}{path}") == IMAGE
+        assert read(store, f"{store.bucket.location('x').uri[:-1]}{path}") == IMAGE
         proxy.plan(connections=0)
 
 
@@ -1060,7 +1059,7 @@ def test_download_survives_a_stall(gateway, proxy, rados, image_id):
     rados.add(image_id, IMAGE)
     proxy.plan(Stall(after=SMALL, direction="down"))
     store = through(proxy, gateway, s3_store_read_timeout=0.5)
-    assert read(store, store.location(image_id).uri) == IMAGE
+    assert read(store, store.bucket.location(image_id).uri) == IMAGE
 
 
 def test_download_over_a_line_that_always_breaks_is_an_error(gateway, proxy, rados, image_id):
@@ -1068,7 +1067,7 @@ def test_download_over_a_line_that_always_breaks_is_an_error(gateway, proxy, rad
     proxy.always(Reset(after=200, direction="down"))
     store = through(proxy, gateway, transfer_retries=1)
     with pytest.raises(StoreError):
-        read(store, store.location(image_id).uri)
+        read(store, store.bucket.location(image_id).uri)
 
 
 @pytest.mark.parametrize("fault", [Cut(after=6 * MiB, direction="up"), Reset(after=300, direction="down")])
@@ -1089,7 +1088,7 @@ def test_upload_to_the_other_server_survives_one_fault(localstack, image_id, fau
 def test_dropped_store_frees_its_client(gateway, image_id):
     store = open_rados(gateway)
     uri = store.add(image_id, b"data").uri
-    clients = [weakref.ref(store.client), weakref.ref(store.client.get())]
+    clients = [weakref.ref(store.bucket), weakref.ref(store.bucket.client())]
     store.delete(uri)
     del store
     gc.collect()
@@ -1102,7 +1101,7 @@ def test_far_server_is_read_in_ranges_side_by_side(gateway, rados, image_id):
         proxy.always(Slow(seconds=0.02, chunk=MiB))
         store = open_rados(gateway, "http://{}:{}".format(*proxy.address))
         with requests_of(store) as names:
-            data = read(store, f"{store.location('x').uri[:-1]}{image_id}")
+            data = read(store, f"{store.bucket.location('x').uri[:-1]}{image_id}")
     assert data == bytes_of(20 * MiB)
     assert names == ["GetObject"] * 5
     assert uri

@@ -108,7 +108,7 @@ def test_s3_reads_the_answer_after_them(interim, method):
         lambda request: INTERIM[interim] + reply(200, headers | {"Content-Length": "4"}, body)
     ) as server:
         store = s3_at(server)
-        uri = store.location("id").uri
+        uri = store.bucket.location("id").uri
         if method == "HEAD":
             assert store.get_size(uri) == 4
         else:
@@ -177,7 +177,7 @@ def test_answers_that_lead_nowhere_are_an_error(connections, wrong, before):
         with pytest.raises(RemoteServiceUnavailable):
             store.add("id", bytes(MiB))
         with pytest.raises(RemoteServiceUnavailable):
-            store.get(store.location("id").uri)
+            store.get(store.bucket.location("id").uri)
         web = open_store(HttpStore, "web", http_allowed_networks=["127.0.0.0/8"], transfer_retries=0)
         with pytest.raises(StoreError):
             web.get(f"{server.url}/image")

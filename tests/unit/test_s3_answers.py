@@ -73,7 +73,7 @@ def test_source_replaced_where_the_server_looks_at_no_condition(operation, monke
     """radosgw copies whatever is there."""
     with S3Server() as server:
         store = open_at(server)
-        store.conditional_complete = operation == "copy_part"
+        store.bucket.conditional_complete = operation == "copy_part"
         source = store.add("source", b"data")
 
         def replace(asked, request):
@@ -96,7 +96,7 @@ def test_source_replaced_where_the_server_looks_at_no_condition(operation, monke
 def test_copy_in_parts_finds_out_early_that_the_id_is_taken():
     with S3Server() as server:
         store = open_at(server)
-        store.conditional_complete = True
+        store.bucket.conditional_complete = True
         source = store.add("source", b"data")
         store.add("id", b"other")
         with pytest.raises(Duplicate):
@@ -107,7 +107,7 @@ def test_copy_in_parts_finds_out_early_that_the_id_is_taken():
 def test_copy_in_parts_keeps_the_record_of_its_source():
     with S3Server() as server:
         store = open_at(server)
-        store.conditional_complete = True
+        store.bucket.conditional_complete = True
         source = store.add("source", b"data")
         server.instead = only("copy_part", document("CopyPartResult", "<ETag>&quot;e&quot;</ETag>"))
         copy(store, source, "id")
@@ -396,7 +396,7 @@ def test_head_without_a_size_is_no_size():
     with S3Server(instead=only("head", f"HTTP/1.1 200 OK\r\nETag: {etag(b'')}\r\n\r\n".encode())) as server:
         store = open_at(server)
         with pytest.raises(RemoteServiceUnavailable, match="ContentLength"):
-            store.get_size(store.location("id").uri)
+            store.get_size(store.bucket.location("id").uri)
 
 
 def test_weak_etag_of_a_proxy_pins_the_same_version():
@@ -445,7 +445,7 @@ def test_digest_of_an_image_in_one_piece_is_recorded(algorithm, span):
 def test_etag_is_the_digest_of_an_object_of_others_in_one_piece():
     with S3Server() as server:
         store = open_at(server)
-        uri = store.location("id").uri
+        uri = store.bucket.location("id").uri
         server.objects["id"] = (b"data", {})
         assert digest(store, uri) == ("md5", hashlib.md5(b"data", usedforsecurity=False).hexdigest())
 
@@ -463,14 +463,14 @@ def test_etag_that_is_no_md5_is_no_digest(kept):
     with S3Server() as server:
         server.objects["id"] = (b"data", kept)
         store = open_at(server)
-        assert digest(store, store.location("id").uri) is None
+        assert digest(store, store.bucket.location("id").uri) is None
 
 
 def test_metadata_that_are_no_digest_are_none():
     with S3Server() as server:
         server.objects["id"] = (b"data", {"x-amz-meta-storelib-digest": "sha512:xyz", "ETag": '"other"'})
         store = open_at(server)
-        assert digest(store, store.location("id").uri) is None
+        assert digest(store, store.bucket.location("id").uri) is None
 
 
 # -- Deleting, access -----------------------------------------------------------------------------------------
@@ -567,7 +567,7 @@ def test_deletion_that_is_tried_again_leaves_what_was_added_meanwhile():
         store = open_at(server, transfer_retries=1)
         store.delete(store.add("id", b"data").uri)
         assert server.objects["id"][0] == b"of another"
-        store.delete(store.location("id").uri)
+        store.delete(store.bucket.location("id").uri)
         assert not server.objects
 
 
@@ -615,7 +615,7 @@ LISTS = {
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_list_that_cannot_be_is_an_error(kind, monkeypatch):
-    monkeypatch.setattr("storelib.drivers.s3.answers._MOST_EMPTY", 20)
+    monkeypatch.setattr("storelib.drivers.s3.bucket._MOST_EMPTY", 20)
     pages = iter(range(1000))
     with S3Server(lambda operation, request: document("ListBucketResult", LISTS[kind](next(pages)))) as server:
         with pytest.raises(RemoteServiceUnavailable):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storelib.driver import Digests
-from storelib.drivers.s3.checksums import Crc, PartChecksums, Verification, find_crc
+from storelib.drivers.s3.bucket import Crc, PartChecksums, find_crc
+from storelib.drivers.s3.reader import Verification
 from storelib.drivers.s3.writer import LARGEST_IMAGE, MOST_PARTS, Body, part_size
 from storelib.exceptions import IncompleteRead
 

@@ -218,7 +218,7 @@ def test_bucket_is_in_the_name_of_hosts_that_want_it_there(host, bucket, wanted)
     with S3Server(lambda operation, request: error(404, "NoSuchKey")) as server:
         store = open_at(server, s3_store_host=f"http://{host}", s3_store_bucket=bucket, s3_store_proxy=server.url)
         with pytest.raises(StoreError):
-            store.get(store.location("id").uri)
+            store.get(store.bucket.location("id").uri)
         assert server.requests[0].headers["host"] == wanted
 
 
@@ -260,12 +260,12 @@ def test_region_that_the_server_names_is_signed_for(operation):
         server.objects["old"] = (b"old", {})
         store = open_at(server)
         if operation == "head":
-            assert store.get_size(store.location("old").uri) == 3
+            assert store.get_size(store.bucket.location("old").uri) == 3
         else:
             assert read(store, store.add("id", b"data" if operation == "put" else LARGE).uri)
         wrong = open_at(server, s3_store_region_name="us-west-1")
         with pytest.raises(BadStoreConfiguration, match="s3_store_region_name"):
-            wrong.get_size(store.location("old").uri)
+            wrong.get_size(store.bucket.location("old").uri)
 
 
 # -- The environment ------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_certificates_of_the_environment_are_not_those_of_a_store_with_keys(fore
     )
     # With a file of certificates that is not there, this would not be about the connection.
     with pytest.raises(StoreError, match="refused or cut|in time"):
-        store.get_size(store.location("id").uri)
+        store.get_size(store.bucket.location("id").uri)
 
 
 def test_profile_of_the_environment_is_used_without_keys(foreign_environment, monkeypatch):
@@ -355,7 +355,7 @@ def test_profile_of_the_environment_is_used_without_keys(foreign_environment, mo
 def test_no_request_waits_longer_than_a_transfer_may(what):
     with S3Server() as server:
         store = open_at(server, s3_store_read_timeout=60.0, transfer_timeout=0.3)
-        uri = store.location("id").uri
+        uri = store.bucket.location("id").uri
         server.instead = lambda operation, request: b""
         hang = {
             "get": lambda: store.get(uri),
@@ -366,7 +366,7 @@ def test_no_request_waits_longer_than_a_transfer_may(what):
         }[what]
         with pytest.raises(StoreError):
             hang()
-    config = store.client.get().meta.config
+    config = store.bucket.client().meta.config
     assert (config.read_timeout, config.connect_timeout) == (0.3, 0.3)
 
 
@@ -382,7 +382,7 @@ def test_parts_are_of_one_size_where_the_server_wants_that():
     sizes = {
         store.name: {store.open_writer("id", None, None).part_size(number, None) for number in (0, 999, 1000, 9999)}
         for store in (r2, usual, told)
-        if setattr(store, "client", store.client) is None
+        if setattr(store, "bucket", store.bucket) is None
     }
     assert (sizes["r2"], sizes["told"], len(sizes["usual"])) == ({8 * MiB}, {8 * MiB}, 3)
 

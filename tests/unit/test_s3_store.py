@@ -34,7 +34,7 @@ def open_s3(**options):
 
 
 def test_https_is_the_default():
-    assert open_s3().location("id").uri == "s3+https://s3.example.org/images/id"
+    assert open_s3().bucket.location("id").uri == "s3+https://s3.example.org/images/id"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_https_is_the_default():
     ],
 )
 def test_host_says_how_it_is_reached(host, uri):
-    assert open_s3(s3_store_host=host).location("id").uri == uri
+    assert open_s3(s3_store_host=host).bucket.location("id").uri == uri
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_store_owns_what_is_below_its_prefix(uri, owned):
     ],
 )
 def test_region_is_in_the_name_of_an_amazon_host(host, region):
-    assert open_s3(s3_store_host=host).client.region == region
-    assert open_s3(s3_store_host=host, s3_store_region_name="elsewhere").client.region == "elsewhere"
+    assert open_s3(s3_store_host=host).bucket.region == region
+    assert open_s3(s3_store_host=host, s3_store_region_name="elsewhere").bucket.region == "elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_region_is_in_the_name_of_an_amazon_host(host, region):
 )
 def test_conditions_are_used_where_they_are_known_to_work(mode, put, complete):
     store = open_s3(s3_store_conditional_writes=mode)
-    assert (store.conditional_put, store.conditional_complete) == (put, complete)
+    assert (store.bucket.conditional_put, store.bucket.conditional_complete) == (put, complete)
     assert (Capability.ATOMIC_ADD in store.capabilities) == complete
 
 
@@ -151,7 +151,7 @@ def test_read_only_store_promises_nothing_about_adding():
 
 def test_no_secret_is_shown():
     store = open_s3(s3_store_session_token="TOKEN-KEY", s3_store_proxy="http://user:PROXY-KEY@proxy:1")
-    shown = repr(store) + str(store) + repr(store.client) + repr(store.client.get())
+    shown = repr(store) + str(store) + repr(store.bucket) + repr(store.bucket.client())
     assert "-KEY" not in shown
     assert {option.name for option in S3Store.options if option.secret} == {
         "s3_store_access_key",
@@ -194,7 +194,7 @@ def test_settings_reach_the_client(monkeypatch):
         s3_store_thread_pools=50,
         s3_store_connect_timeout=3.0,
         s3_store_read_timeout=7.0,
-    ).client.get()
+    ).bucket.client()
     config = client.meta.config
     assert client.meta.endpoint_url == "https://s3.example.org"
     assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (3.0, 7.0, 50)
@@ -208,21 +208,21 @@ def test_credentials_come_from_the_environment_where_none_are_configured(monkeyp
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OF-THE-ENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "too")
     store = open_s3(s3_store_access_key=None, s3_store_secret_key=None)
-    assert store.client.get()._request_signer._credentials.access_key == "OF-THE-ENVIRONMENT"
+    assert store.bucket.client()._request_signer._credentials.access_key == "OF-THE-ENVIRONMENT"
 
 
 def test_profile_that_does_not_exist_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     store = open_s3(s3_store_profile="nobody", s3_store_access_key=None, s3_store_secret_key=None)
     with pytest.raises(BadStoreConfiguration, match="s3_store_profile"):
-        store.get_size(store.location("id").uri)
+        store.get_size(store.bucket.location("id").uri)
 
 
 def test_credentials_of_a_profile_are_used(monkeypatch, tmp_path):
     (tmp_path / "credentials").write_text("[images]\naws_access_key_id = OF-THE-PROFILE\naws_secret_access_key = x\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     store = open_s3(s3_store_profile="images", s3_store_access_key=None, s3_store_secret_key=None)
-    assert store.client.get()._request_signer._credentials.access_key == "OF-THE-PROFILE"
+    assert store.bucket.client()._request_signer._credentials.access_key == "OF-THE-PROFILE"
 
 
 # -- Answers that were cut ------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def near(port):
 def test_size_is_that_of_a_whole_answer():
     with answering(HEADERS) as port:
         store = near(port)
-        assert store.get_size(store.location("id").uri) == 196609
+        assert store.get_size(store.bucket.location("id").uri) == 196609
 
 
 @pytest.mark.parametrize("length", range(17, len(HEADERS) - 2, 7))
@@ -293,7 +293,7 @@ def test_headers_that_were_cut_are_no_answer(length):
     with answering(HEADERS[:length]) as port:
         store = near(port)
         with pytest.raises(RemoteServiceUnavailable):
-            store.get_size(store.location("id").uri)
+            store.get_size(store.bucket.location("id").uri)
 
 
 @pytest.mark.parametrize("early", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["at once", "while the body is sent"])

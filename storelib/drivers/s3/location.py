@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3Location: the URI of an object. Endpoint: where a server is, as configured or as a URI says it. No network."""
+"""S3Location: the URI of an object. And where a server is, as configured or as a URI says it. No network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ DEFAULT_PORTS = {"s3+https": 443, "s3+http": 80}
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff?#]")
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+
+#: The path of a server: no dots for names, which clients and proxies resolve.
+_BASE = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,7 +50,7 @@ class S3Location(StoreLocation):
         if _FORBIDDEN.search(rest):
             raise BadStoreUri(f"'?', '#' and control characters must be percent-encoded in {redact(uri)!r}")
         authority, bucket, key = rest.split("/", 2)
-        host, port = split_endpoint(authority, scheme)
+        host, port = _split_endpoint(authority, scheme)
         bucket, key = unquote(bucket, uri), unquote(key, uri)
         # Clients and proxies resolve dots in paths: such a key would be looked for in another bucket.
         dots = {"", ".", ".."} & {bucket, key, *(part for part in key.split("/") if part)}
@@ -74,7 +77,21 @@ class S3Location(StoreLocation):
         return replace(self, base=base, bucket=bucket, key="/".join(key))
 
 
-def split_endpoint(authority: str, scheme: str) -> tuple[str, int | None]:
+def configured_endpoint(value: str) -> tuple[str, str, int | None, str]:
+    """Scheme, host, port and path of the server that s3_store_host names; raises BadStoreUri."""
+    value = value.strip().rstrip("/")
+    scheme, _, rest = (value if "://" in value else f"https://{value}").partition("://")
+    # A path without a scheme before it may as well be a bucket that does not belong here.
+    authority, _, base = rest.partition("/") if "://" in value else (rest, "", "")
+    scheme = f"s3+{scheme.lower()}"
+    if scheme not in DEFAULT_PORTS:
+        raise BadStoreUri(f"neither http nor https: {scheme.removeprefix('s3+')}")
+    if base and not _BASE.fullmatch(base):
+        raise BadStoreUri("not the path of a server")
+    return scheme, *_split_endpoint(authority, scheme), base
+
+
+def _split_endpoint(authority: str, scheme: str) -> tuple[str, int | None]:
     """Host in lower case and port, None where it is the scheme's own; raises BadStoreUri."""
     match = _ENDPOINT.fullmatch(authority)
     if match is None:

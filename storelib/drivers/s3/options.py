@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of S3 stores; names are glance_store's where the meaning is the same."""
+"""The options of S3 stores, and which of them go together; names are glance_store's where the meaning is the same."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import os
+import urllib.parse
 from collections.abc import Sequence
+from typing import Any
 
 from oslo_config import cfg
 
+from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
 
 OPTIONS: Sequence[cfg.Opt] = (
@@ -180,3 +186,65 @@ OPTIONS: Sequence[cfg.Opt] = (
         "beginning to end.",
     ),
 )
+
+
+def misconfigured(store_name: str, option: str, what: str) -> BadStoreConfiguration:
+    """The error of an option that cannot be; ``what`` says what it has to be."""
+    return BadStoreConfiguration(f"store {store_name}, option {option}: {what}")
+
+
+def check_access(conf: Any, store_name: str) -> None:
+    """Raise BadStoreConfiguration unless keys are whole and the proxy is one."""
+    if bool(conf.s3_store_access_key) != bool(conf.s3_store_secret_key):
+        raise misconfigured(store_name, "s3_store_secret_key", "goes together with s3_store_access_key")
+    if conf.s3_store_session_token and not conf.s3_store_access_key:
+        raise misconfigured(store_name, "s3_store_session_token", "needs s3_store_access_key")
+    try:
+        key = base64.b64decode(conf.s3_store_customer_key or "", validate=True)
+    except (binascii.Error, ValueError):
+        key = b"?"
+    if len(key) not in (0, 32):
+        raise misconfigured(store_name, "s3_store_customer_key", "32 bytes in base64")
+    if conf.s3_store_proxy:
+        proxy = urllib.parse.urlsplit(conf.s3_store_proxy)
+        if proxy.scheme not in ("http", "https") or not proxy.hostname:
+            raise misconfigured(store_name, "s3_store_proxy", "a URL that begins with http:// or https://")
+
+
+def verification(conf: Any, store_name: str) -> bool | str | None:
+    """How botocore verifies the server; None leaves it to the environment, which must not override an option.
+
+    Nor does it say anything of a store with keys of its own.
+    """
+    if conf.s3_store_insecure:
+        return False
+    path = conf.s3_store_cacert
+    if path and not os.access(path, os.R_OK):
+        raise misconfigured(store_name, "s3_store_cacert", f"{path} cannot be read")
+    return path or (True if conf.s3_store_access_key else None)
+
+
+def customer_key(conf: Any) -> dict[str, Any]:
+    """What every request needs that touches the bytes of an image stored with SSE-C."""
+    if not conf.s3_store_customer_key:
+        return {}
+    return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": base64.b64decode(conf.s3_store_customer_key)}
+
+
+def object_settings(conf: Any, store_name: str) -> dict[str, Any]:
+    """What requests that make an object say of it; raises BadStoreConfiguration for options that do not go together."""
+    encryption = conf.s3_store_encryption
+    if (encryption == "customer") != bool(conf.s3_store_customer_key):
+        raise BadStoreConfiguration(
+            f"store {store_name}: s3_store_encryption = customer and s3_store_customer_key go together"
+        )
+    if conf.s3_store_kms_key_id and not encryption.startswith("aws:kms"):
+        raise BadStoreConfiguration(
+            f"store {store_name}: s3_store_kms_key_id needs s3_store_encryption = aws:kms or aws:kms:dsse"
+        )
+    settings = {
+        "StorageClass": conf.s3_store_storage_class,
+        "ServerSideEncryption": None if encryption in ("none", "customer") else encryption,
+        "SSEKMSKeyId": conf.s3_store_kms_key_id,
+    }
+    return {key: value for key, value in settings.items() if value} | customer_key(conf)

@@ -7,19 +7,16 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from storelib.driver import Reader
-from storelib.drivers.s3.answers import BadAnswer, size_of
-from storelib.drivers.s3.checksums import Verification, is_md5
-from storelib.drivers.s3.claim import DIGEST
-from storelib.drivers.s3.errors import error_code, refuses_extras
+from storelib.drivers.s3.bucket import Bucket, Crc, find_crc, is_md5
+from storelib.drivers.s3.errors import BadAnswer, error_code, refuses_extras, size_of
 from storelib.drivers.s3.location import S3Location
-from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
+from storelib.drivers.s3.publication import DIGEST
+from storelib.exceptions import ImageChanged, IncompleteRead, RemoteServiceUnavailable
 from storelib.transfer.contract import Digest, KiB, MiB
-
-if TYPE_CHECKING:
-    from storelib.drivers.s3.store import S3Store
 
 # One read from the socket. Larger ones are no faster, and what has come of one is lost when the connection fails.
 BLOCK = 256 * KiB
@@ -41,11 +38,11 @@ class S3Reader(Reader):
     #: 20 ms away, twice as many ranges of half the usual size are half as fast again (measured).
     part_size = 4 * MiB
 
-    def __init__(self, store: S3Store, location: S3Location, offset: int, length: int | None) -> None:
-        self._store = store
-        self._call = store.client.call
+    def __init__(self, bucket: Bucket, location: S3Location, offset: int, length: int | None) -> None:
+        self._bucket = bucket
+        self._call = bucket.call
         self._location = location
-        self._target = {"Bucket": location.bucket, "Key": location.key, **store.client.customer_key}
+        self._target = {"Bucket": location.bucket, "Key": location.key, **bucket.customer_key}
         self._lock = threading.Lock()
         # Responses being read, by the offset each would go on with.
         self._bodies: dict[int, Body] = {}
@@ -53,7 +50,7 @@ class S3Reader(Reader):
         self._verification: Verification | None = None
 
         whole = offset == 0 and length is None
-        verify = whole and store.conf.s3_store_verify_checksum
+        verify = whole and bucket.conf.s3_store_verify_checksum
         first = self._first(offset, length, verify)
         self.end = self.size if length is None else min(offset + length, self.size)
         if first is None:
@@ -65,8 +62,8 @@ class S3Reader(Reader):
             self._bodies[offset] = Body(first["Body"], offset, ends)
         else:
             first["Body"].close()
-        if store.client.latency > QUICK and self.end - offset > self.part_size and self._etag:
-            self.concurrency = store.conf.s3_store_thread_pools
+        if bucket.latency > QUICK and self.end - offset > self.part_size and self._etag:
+            self.concurrency = bucket.conf.s3_store_thread_pools
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the response that has come as far as ``offset``, or ask for one that starts there."""
@@ -121,14 +118,14 @@ class S3Reader(Reader):
     def _get(self, parameters: dict[str, Any], verify: bool) -> dict[str, Any]:
         """Ask for the object, with its checksum if that is to be verified and the server knows any."""
         answer: dict[str, Any]
-        if verify and self._store.asks_for_checksums:
+        if verify and self._bucket.asks_for_checksums:
             try:
                 answer = self._call("get_object", **self._target, **parameters, ChecksumMode="ENABLED")
             except Exception as error:
                 if not refuses_extras(error):
                     raise
                 answer = self._call("get_object", **self._target, **parameters)
-                self._store.asks_for_checksums = False
+                self._bucket.asks_for_checksums = False
             return answer
         answer = self._call("get_object", **self._target, **parameters)
         return answer
@@ -244,3 +241,65 @@ def _strong(etag: str | None) -> str | None:
 def _range(offset: int, length: int | None) -> str:
     """The Range header; of no bytes one is asked for, since there is no range of none."""
     return f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + max(length, 1) - 1}"
+
+
+# -- The checksum of the whole ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """Bytes from ``start`` to ``end`` and their checksum."""
+
+    start: int
+    end: int
+    value: int
+
+
+class Verification:
+    """The stored CRC of a whole image against the bytes that were read, in whatever order, each of them once."""
+
+    def __init__(self, crc: Crc, expected: str, size: int, subject: str) -> None:
+        self._crc = crc
+        self._expected = expected
+        self._size = size
+        self._subject = subject
+        self._lock = threading.Lock()
+        self._seen = 0
+        self._runs: dict[int, _Run] = {}  # by end
+
+    @classmethod
+    def of_answer(cls, answer: Mapping[str, Any], size: int, subject: str) -> Verification | None:
+        """For the object of a GET's answer; None where it has no checksum of the whole that can be computed here."""
+        for algorithm in ("crc64nvme", "crc32", "crc32c"):
+            expected = answer.get(f"Checksum{algorithm.upper()}")
+            # A dash is followed by the number of parts: a checksum of their checksums.
+            if expected and "-" not in expected and answer.get("ChecksumType") != "COMPOSITE":
+                crc = find_crc(algorithm)
+                return cls(crc, expected, size, subject) if crc else None
+        return None
+
+    def update(self, offset: int, data: memoryview) -> None:
+        """These bytes were read at ``offset``; raises IncompleteRead if they were the last and all are not right."""
+        with self._lock:
+            run = self._runs.pop(offset, None) or _Run(offset, offset, 0)
+        run.value = self._crc.update(data, run.value)
+        run.end += len(data)
+        with self._lock:
+            self._runs[run.end] = run
+            self._seen += len(data)
+            value = self._whole() if self._seen == self._size else None
+        if value is not None and self._crc.encode(value) != self._expected:
+            raise IncompleteRead(
+                f"{self._subject}: the bytes that came are not those that were stored: their "
+                f"{self._crc.name.removeprefix('Checksum')} is another than the one the server keeps"
+            )
+
+    def _whole(self) -> int | None:
+        """The checksum of all runs put together; None if they are not the whole image, as after seeking."""
+        position = value = 0
+        for run in sorted(self._runs.values(), key=lambda run: run.start):
+            if run.start != position:
+                return None
+            value = self._crc.combine(value, run.value, run.end - run.start)
+            position = run.end
+        return value if position == self._size else None

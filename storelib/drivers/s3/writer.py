@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3Writer: one image on its way into a bucket, as a single PUT or as a multipart upload."""
+"""S3Writer: one image on its way into a bucket, as a single PUT or as a multipart upload. S3Copy: a copy of another."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from storelib.driver import Committed, Digests, Part, Writer
-from storelib.drivers.s3.adapting import adapting
-from storelib.drivers.s3.answers import listed
-from storelib.drivers.s3.checksums import PartChecksums
-from storelib.drivers.s3.claim import Claim
+from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.drivers.s3.bucket import Bucket, PartChecksums
 from storelib.drivers.s3.errors import GONE, error_code
-from storelib.exceptions import Forbidden, Invalid, OperationNotSupported, RemoteServiceUnavailable, StoreError
+from storelib.drivers.s3.location import S3Location
+from storelib.drivers.s3.publication import Publication, adapting, recorded_in, version_of
+from storelib.exceptions import (
+    Forbidden,
+    ImageChanged,
+    Invalid,
+    OperationNotSupported,
+    RemoteServiceUnavailable,
+    StoreError,
+)
 from storelib.transfer.contract import KiB, MiB
 from storelib.transfer.partfile import PartFile
-
-if TYPE_CHECKING:
-    from storelib.drivers.s3.store import S3Store
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +36,10 @@ STEP = 1000
 #: s3_store_read_timeout, also over a line that is shared. A body of one piece is sent without asking whether it is
 #: welcome.
 PIECE = 512 * KiB
+#: The most that the protocol copies in one request.
+LARGEST_COPY = 5 * 1024 * MiB
+#: Bytes of one part when an image is copied in parts.
+COPY_PART = 512 * MiB
 
 
 def part_size(number: int, size: int | None, smallest: int) -> int:
@@ -61,12 +69,12 @@ class S3Writer(Writer):
 
     smallest_part = SMALLEST_PART
 
-    def __init__(self, store: S3Store, image_id: str) -> None:
-        self.store = store
-        self.call = store.client.call
-        self.claim = Claim(store, image_id)
-        self.target = self.claim.target
-        self.concurrency = store.conf.s3_store_thread_pools
+    def __init__(self, bucket: Bucket, image_id: str) -> None:
+        self._bucket = bucket
+        self._call = bucket.call
+        self.publication = Publication(bucket, image_id)
+        self._target = self.publication.target
+        self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
@@ -79,28 +87,28 @@ class S3Writer(Writer):
 
     def part_size(self, number: int, size: int | None) -> int:
         """See the function of that name; where the server wants parts of one size, that of the first."""
-        number = 0 if self.store.equal_parts else number
-        return part_size(number, size, self.store.conf.s3_store_large_object_chunk_size * MiB)
+        number = 0 if self._bucket.equal_parts else number
+        return part_size(number, size, self._bucket.conf.s3_store_large_object_chunk_size * MiB)
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """One PUT, which the server refuses if the id is taken."""
         adapting(
-            self.store,
+            self._bucket,
             lambda conditional, checksums: self._put(data, digests, conditional, checksums),
             "conditional_put",
         )
-        return Committed(self.claim.location)
+        return Committed(self.publication.location)
 
     def _put(self, data: memoryview, digests: Digests, conditional: bool, checksums: PartChecksums) -> None:
-        parameters = {**self.claim.new_object(digests), **({"IfNoneMatch": "*"} if conditional else {})}
+        parameters = {**self.publication.new_object(digests), **({"IfNoneMatch": "*"} if conditional else {})}
 
         def send() -> None:
             body = bytes(data) if len(data) <= PIECE else Body(data)
             sent = checksums.of_part(data, digests)
-            answer = self.call("put_object", **parameters, **sent, Body=body)
+            answer = self._call("put_object", **parameters, **sent, Body=body)
             checksums.compare(answer, sent, data, digests.checksum, in_clear=self._in_clear)
 
-        self.claim.publish(lambda: self.store.in_bucket(send), look=not conditional)
+        self.publication.publish(lambda: self._bucket.create_if_missing(send), look=not conditional)
 
     def reserve(self, end: int) -> None:
         """Start the upload."""
@@ -109,31 +117,31 @@ class S3Writer(Writer):
         self._starts += 1
 
         def start(_: bool, checksums: PartChecksums) -> Any:
-            parameters = {**self.claim.new_object(recorded=self.recorded), **checksums.of_upload}
-            return self.store.in_bucket(lambda: self.call("create_multipart_upload", **parameters))
+            parameters = {**self.publication.new_object(recorded=self.recorded), **checksums.of_upload}
+            return self._bucket.create_if_missing(lambda: self._call("create_multipart_upload", **parameters))
 
-        answer = adapting(self.store, start)
+        answer = adapting(self._bucket, start)
         self.upload_id = answer["UploadId"]
-        self.store.live_uploads[answer["UploadId"]] = self
+        self._bucket.live_uploads[answer["UploadId"]] = self
 
     def write(self, part: Part) -> None:
         """Send one part."""
         if part.number >= MOST_PARTS:
             raise Invalid(
-                f"{self.claim.location} would have more than {MOST_PARTS} parts, which S3 does not allow; "
+                f"{self.publication.location} would have more than {MOST_PARTS} parts, which S3 does not allow; "
                 "set s3_store_large_object_chunk_size higher"
             )
-        adapting(self.store, lambda _, checksums: self._send(part, checksums))
+        adapting(self._bucket, lambda _, checksums: self._send(part, checksums))
 
     def _send(self, part: Part, checksums: PartChecksums) -> None:
         sent = checksums.of_part(part.data)
-        answer = self.call(
+        answer = self._call(
             "upload_part",
             **self._upload,
             PartNumber=part.number + 1,
             Body=Body(part.data),
             **sent,
-            **self.store.client.customer_key,
+            **self._bucket.customer_key,
         )
         checksums.compare(answer, sent, part.data, None, in_clear=self._in_clear)
         self._sent(part.number, answer, checksums.field)
@@ -142,52 +150,54 @@ class S3Writer(Writer):
     @property
     def _in_clear(self) -> bool:
         """Nothing but a checksum protects what is sent."""
-        return self.store.client.scheme == "s3+http"
+        return self._bucket.scheme == "s3+http"
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Complete the upload."""
-        return self.complete(look=not self.store.conditional_complete)
+        return self.complete(look=not self._bucket.conditional_complete)
 
     def complete(self, *, look: bool) -> Committed:
         """The same; ``look`` for an image of the same id before, since the server may not."""
         adapting(
-            self.store,
+            self._bucket,
             lambda conditional, _: self._complete(conditional, look or not conditional),
             "asks_at_completion",
         )
         if self._starts > 1:
             self._abort_strays()
-        return Committed(self.claim.location)
+        return Committed(self.publication.location)
 
     def _complete(self, conditional: bool, look: bool) -> None:
         parameters = {
             **self._upload,
             "MultipartUpload": {"Parts": [part for _, part in sorted(self._parts.items())]},
             **({"IfNoneMatch": "*"} if conditional else {}),
-            **self.store.client.customer_key,
+            **self._bucket.customer_key,
         }
         try:
-            self.claim.publish(lambda: self.call("complete_multipart_upload", **parameters), look=look)
+            self.publication.publish(lambda: self._call("complete_multipart_upload", **parameters), look=look)
         except Exception as error:
             code = error_code(error)
             # What radosgw answers then.
             lost = code == "InternalError" and self._is_lost()
             if lost or code in GONE:
-                if lost and self.claim.is_ours():
+                if lost and self.publication.is_ours():
                     return
-                raise StoreError(f"{self.claim.location}: the upload was removed while it was under way") from error
+                raise StoreError(
+                    f"{self.publication.location}: the upload was removed while it was under way"
+                ) from error
             if code in ("InvalidPart", "EntityTooSmall", "InvalidRequest") and self._parts_differ():
-                self.store.equal_parts = self.store.conf.s3_store_equal_parts != "off"
+                self._bucket.equal_parts = self._bucket.conf.s3_store_equal_parts != "off"
                 raise OperationNotSupported(
-                    f"{self.claim.location}: the server answered {code}, which wants parts of one size; images of "
-                    "unknown size are sent so from now on, and from the start with s3_store_equal_parts = on"
+                    f"{self.publication.location}: the server answered {code}, which wants parts of one size; images "
+                    "of unknown size are sent so from now on, and from the start with s3_store_equal_parts = on"
                 ) from error
             raise
 
     def _is_lost(self) -> bool:
         """The server no longer knows the upload."""
         try:
-            self.call("list_parts", **self._upload, MaxParts=1)
+            self._call("list_parts", **self._upload, MaxParts=1)
         except Exception as error:  # noqa: BLE001  (it was another error that brought us here)
             return error_code(error) in GONE
         return False
@@ -199,28 +209,28 @@ class S3Writer(Writer):
 
     def copy_whole(self, original: dict[str, Any], digests: Digests | None = None) -> Committed:
         """Publish a copy, in one request; those overwrite, whatever their headers say."""
-        settings = {**self.claim.new_object(digests), "MetadataDirective": "REPLACE"}
-        self.claim.publish(lambda: self.call("copy_object", **settings, **original), look=True)
-        return Committed(self.claim.location)
+        settings = {**self.publication.new_object(digests), "MetadataDirective": "REPLACE"}
+        self.publication.publish(lambda: self._call("copy_object", **settings, **original), look=True)
+        return Committed(self.publication.location)
 
     def copy_part(self, number: int, original: dict[str, Any], start: int, end: int) -> None:
         """Fill one part with those bytes of another object."""
-        answer = self.call(
+        answer = self._call(
             "upload_part_copy",
             **self._upload,
             **original,
             PartNumber=number + 1,
             CopySourceRange=f"bytes={start}-{end - 1}",
-            **self.store.client.customer_key,
+            **self._bucket.customer_key,
         )
-        self._sent(number, answer["CopyPartResult"], self.store.checksums.field)
+        self._sent(number, answer["CopyPartResult"], self._bucket.checksums.field)
 
     # -- Taking back ------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """Take back the upload with its parts, and the image if this add published it."""
         try:
-            self.claim.take_back()
+            self.publication.take_back()
         finally:
             if self.upload_id is not None:
                 self._abort_upload()
@@ -229,17 +239,17 @@ class S3Writer(Writer):
         """Abort until the server no longer knows it: a part whose connection was cut may arrive after the first."""
         for _ in range(3):
             if self._is_gone("abort_multipart_upload") or self._is_gone("list_parts", MaxParts=1):
-                self.store.live_uploads.pop(self._upload["UploadId"], None)
+                self._bucket.live_uploads.pop(self._upload["UploadId"], None)
                 return
-        raise RemoteServiceUnavailable(f"{self.claim.location}: its upload is still there after it was aborted")
+        raise RemoteServiceUnavailable(f"{self.publication.location}: its upload is still there after it was aborted")
 
     def _is_gone(self, operation: str, **parameters: Any) -> bool:
         try:
-            self.call(operation, **self._upload, **parameters)
+            self._call(operation, **self._upload, **parameters)
         except Exception as error:
             if error_code(error) in GONE:
                 return True
-            refused = isinstance(self.store.map_error(error, "parts"), (Forbidden, OperationNotSupported))
+            refused = isinstance(self._bucket.map_error(error, "parts"), (Forbidden, OperationNotSupported))
             # Who may not ask has to take it for done.
             if operation == "list_parts" and refused:
                 return True
@@ -251,22 +261,23 @@ class S3Writer(Writer):
 
         Only once the image is published, when no other add of this id can succeed any more.
         """
-        place = {"Bucket": self.target["Bucket"], "Prefix": self.target["Key"]}
         try:
-            for upload in listed(self.store.client, "list_multipart_uploads", **place):
-                stray = {**self.target, "UploadId": upload["UploadId"]}
-                same_id = upload["Key"] == self.target["Key"] and upload["UploadId"] != self.upload_id
-                if same_id and not self.call("list_parts", **stray, MaxParts=1).get("Parts"):
-                    self.call("abort_multipart_upload", **stray)
+            for upload in self._bucket.listed("list_multipart_uploads", Prefix=self._target["Key"]):
+                stray = {**self._target, "UploadId": upload["UploadId"]}
+                same_id = upload["Key"] == self._target["Key"] and upload["UploadId"] != self.upload_id
+                if same_id and not self._call("list_parts", **stray, MaxParts=1).get("Parts"):
+                    self._call("abort_multipart_upload", **stray)
         except Exception as error:  # noqa: BLE001  (the image is there; gc finds the rest)
-            LOG.warning("looking for strays of %s: %s", self.claim.location, self.store.map_error(error, "uploads"))
+            LOG.warning(
+                "looking for strays of %s: %s", self.publication.location, self._bucket.map_error(error, "uploads")
+            )
 
     # -- The upload -------------------------------------------------------------------------------------------
 
     @property
     def _upload(self) -> dict[str, Any]:
         """Parameters of every request about it."""
-        return {**self.target, "UploadId": self.upload_id}
+        return {**self._target, "UploadId": self.upload_id}
 
     def _sent(self, number: int, answer: dict[str, Any], field: str) -> None:
         """Keep what completing the upload must say of a part."""
@@ -274,3 +285,65 @@ class S3Writer(Writer):
         known = {field: answer[field]} if answer.get(field) else {}
         with self._lock:
             self._parts[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], **known}
+
+
+class S3Copy(ServerSideCopy):
+    """One copy of an object under a new id: published like an upload, by a writer with a token of its own."""
+
+    def __init__(self, bucket: Bucket, source: S3Location, writer: S3Writer, answer: Mapping[str, Any]) -> None:
+        """``answer`` is that of a HEAD of the source; raises Duplicate."""
+        self.size = int(answer["ContentLength"])
+        self._bucket = bucket
+        self._source = source
+        self._version = version_of(answer)
+        self._writer = writer
+        self.concurrency = self._writer.concurrency
+        # What names the source, in the version whose size is known.
+        self._original: dict[str, Any] = {
+            "CopySource": {"Bucket": source.bucket, "Key": source.key},
+            "CopySourceIfMatch": answer["ETag"],
+            **{f"CopySource{name}": value for name, value in bucket.customer_key.items()},
+        }
+        # CopyObject itself overwrites: where the server can refuse that, it is when completing an upload.
+        if self.size > (0 if bucket.conditional_complete else LARGEST_COPY):
+            length = part_size(0, self.size, COPY_PART)
+            self.parts = [min(length, self.size - start) for start in range(0, self.size, length)]
+            self._writer.recorded = recorded_in(answer)
+        target = self._writer.publication.location
+        if self.parts or (source.bucket, source.key) == (target.bucket, target.key):
+            # Parts are many bytes, and only completing the upload would tell.
+            self._writer.publication.is_ours()
+        self.moved_at_once = max(self.parts, default=self.size)
+
+    def begin(self) -> None:
+        """Start an upload if there are parts."""
+        if self.parts:
+            self._writer.reserve(self.size)
+
+    def copy_part(self, number: int, offset: int, length: int) -> None:
+        """Fill one part of the upload."""
+        self._writer.copy_part(number, self._original, offset, offset + length)
+
+    def commit(self, digests: Digests) -> Committed:
+        """Complete the upload, or copy at once; an empty object cannot be copied in parts."""
+        if self.size == 0:
+            return self._writer.put_whole(memoryview(b""), digests)
+        if self.parts:
+            self._check_source()
+            return self._writer.commit(self.size, digests)
+        committed = self._writer.copy_whole(self._original, digests)
+        self._check_source()
+        return committed
+
+    def _check_source(self) -> None:
+        """Raise unless it is what it was at the start: not every server looks at CopySourceIfMatch."""
+        if version_of(self._bucket.head(self._source)) != self._version:
+            raise ImageChanged(f"{self._source} changed while it was copied")
+
+    def abort(self) -> None:
+        """Remove the upload, and the copy if it was published."""
+        self._writer.abort()
+
+    def close(self) -> None:
+        """The writer's."""
+        self._writer.close()

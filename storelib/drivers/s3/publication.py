@@ -1,19 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim: the key an image is to be published under, and how one add tells what it did itself from what others did."""
+"""How an image becomes visible under its key, and how one add tells what it did itself from what others did.
+
+Some servers refuse with 501 an If-None-Match, some with 400 checksums that are not in Content-MD5, some want a checksum
+on every upload (object lock). What they say of it is no more than a hint, so ``adapting`` tries the other ways that the
+options allow until one is taken.
+"""
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
-from storelib.drivers.s3.answers import BadAnswer, Damaged
-from storelib.drivers.s3.errors import GONE, error_code, is_kept, is_missing, refuses_extras
+from storelib.driver import Digests
+from storelib.drivers.s3.bucket import Bucket, PartChecksums
+from storelib.drivers.s3.errors import (
+    GONE,
+    BadAnswer,
+    Damaged,
+    error_code,
+    is_kept,
+    is_missing,
+    refuses_extras,
+    speaks_of,
+    status_of,
+)
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable
 
-if TYPE_CHECKING:
-    from storelib.driver import Digests
-    from storelib.drivers.s3.store import S3Store
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Under this name the metadata of an object hold the token of the add that made it.
 TOKEN = "storelib-token"  # noqa: S105  (no secret)
@@ -24,16 +40,16 @@ _REFUSED = ("PreconditionFailed", "412")
 _CONFLICT = "ConditionalRequestConflict"
 
 
-class Claim:
-    """One add's claim to one key. What it publishes carries a random token in its metadata."""
+class Publication:
+    """One image under one key. What is published carries a random token in its metadata."""
 
-    def __init__(self, store: S3Store, image_id: str) -> None:
-        self.location = store.location(image_id)
+    def __init__(self, bucket: Bucket, image_id: str) -> None:
+        self.location = bucket.location(image_id)
         #: Parameters of every request about the object.
         self.target = {"Bucket": self.location.bucket, "Key": self.location.key}
-        self._store = store
-        self._call = store.client.call
-        self._subject = f"image {image_id!r} in store {store.name}"
+        self._bucket = bucket
+        self._call = bucket.call
+        self._subject = f"image {image_id!r} in store {bucket.store_name}"
         self._token = secrets.token_hex(16)
         # A request was sent that may have published the image, whatever became of its answer.
         self._uncertain = False
@@ -41,7 +57,7 @@ class Claim:
     def new_object(self, digests: Digests | None = None, recorded: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Parameters of requests that make the object, with its digest where that is known by then, or ``recorded``."""
         recorded = {DIGEST: f"{digests.algorithm}:{digests.multihash}"} if digests else recorded or {}
-        return {**self.target, "Metadata": {TOKEN: self._token, **recorded}, **self._store.object_settings}
+        return {**self.target, "Metadata": {TOKEN: self._token, **recorded}, **self._bucket.object_settings}
 
     def publish(self, send: Callable[[], object], *, look: bool) -> None:
         """Send the request that makes the image visible; harmless when done again after an answer was lost.
@@ -117,17 +133,16 @@ class Claim:
         return token_of(published) == self._token
 
     def _is_passing(self, error: Exception) -> bool:
-        known = self._store.map_error(error, self._subject)
+        known = self._bucket.map_error(error, self._subject)
         return known is None or known.transient
 
     def _head(self) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = self._call("head_object", **self.target, **self._store.client.customer_key)
+            return self._bucket.head(self.location)
         except Exception as error:
             if is_missing(error):
                 return None
             raise
-        return answer
 
     def _duplicate(self) -> Duplicate:
         return Duplicate(f"{self._subject} exists")
@@ -148,3 +163,64 @@ def token_of(published: Mapping[str, Any]) -> str | None:
     """The token of the add that made an object; None for objects of others."""
     token: str | None = (published.get("Metadata") or {}).get(TOKEN)
     return token
+
+
+# -- What a server takes --------------------------------------------------------------------------------------------
+
+#: What s3_store_checksum_algorithm = auto is, the first that the server takes.
+CHECKSUMS = ("crc32", "md5", "none")
+
+#: Which attribute of the bucket says whether a request carries If-None-Match.
+Condition = Literal["conditional_put", "asks_at_completion"]
+
+
+def adapting(bucket: Bucket, send: Callable[[bool, PartChecksums], T], condition: Condition | None = None) -> T:
+    """``send(conditional, checksums)`` as the store does now; where the server refuses, as it takes it from now on."""
+    usual = bool(condition and getattr(bucket, condition)), bucket.checksums
+    try:
+        return send(*usual)
+    except Exception as error:
+        if not refuses_extras(error):
+            raise
+        refusal = error
+    for conditional, checksums in _others(bucket, refusal, *usual):
+        try:
+            answer = send(conditional, checksums)
+        except Exception as error:
+            if refuses_extras(error):
+                continue
+            raise
+        bucket.checksums = checksums
+        if conditional != usual[0]:
+            # A server that honours it anywhere does so in a PUT.
+            bucket.conditional_put = bucket.conditional_put and condition != "conditional_put"
+            bucket.asks_at_completion = False
+        LOG.warning(
+            "store %s: the server refuses what was asked; from now on: checksums %s, If-None-Match %s",
+            bucket.store_name,
+            checksums.algorithm,
+            "as before" if conditional == usual[0] else "not in such requests, so adds are not atomic",
+        )
+        return answer
+    raise refusal
+
+
+def _others(
+    bucket: Bucket, refusal: Exception, conditional: bool, checksums: PartChecksums
+) -> Iterator[tuple[bool, PartChecksums]]:
+    """The other ways that the options allow, the most likely ones first."""
+    about = speaks_of(refusal)
+    if about in ("s3_store_storage_class", "s3_store_encryption"):
+        return
+    algorithms: tuple[str, ...] = ()
+    if bucket.conf.s3_store_checksum_algorithm == "auto":
+        algorithms = CHECKSUMS[CHECKSUMS.index(checksums.algorithm) + 1 :]
+    may_drop = conditional and bucket.conf.s3_store_conditional_writes == "auto"
+    sums = [PartChecksums(algorithm) for algorithm in algorithms]
+    without = [(False, checksums)] if may_drop else []
+    changed = [(conditional, other) for other in sums]
+    if about == "s3_store_conditional_writes" or (status_of(refusal) == 501 and not about):
+        yield from (*without, *changed)
+    else:
+        yield from (*changed, *without)
+    yield from ((False, other) for other in sums if may_drop)

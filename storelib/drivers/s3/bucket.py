@@ -1,0 +1,577 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bucket: the bucket of one store, its server and the way there: what writing, reading and collecting garbage share.
+
+Its botocore client is made at first use and anew in a forked child. Below it: listings, and the checksums of parts.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import hashlib
+import importlib.util
+import io
+import math
+import os
+import re
+import threading
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from storelib._version import __version__
+from storelib.driver import Writer
+from storelib.drivers.s3 import options
+from storelib.drivers.s3.errors import BadAnswer, Damaged, check_answer, error_code, size_of, storelib_error
+from storelib.drivers.s3.location import S3Location, configured_endpoint
+from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError
+from storelib.extras import needs
+from storelib.transfer.contract import Digests
+from storelib.transfer.partfile import PartFile
+
+if TYPE_CHECKING:
+    from storelib.drivers.s3.connections import Distance
+
+T = TypeVar("T")
+
+#: Idle connections kept: several transfers at once. They are made as they are needed.
+_KEPT_CONNECTIONS = 32
+_AMAZON_REGION = re.compile(r"s3[.-](?:dualstack\.|fips\.)?([a-z]{2}(?:-[a-z]+)+-\d+)\.amazonaws\.com(?:\.cn)?")
+
+#: Servers that refuse a bucket in the path, and what others answer that do.
+_VIRTUAL_ONLY = (".aliyuncs.com", ".myqcloud.com")
+_PATH_REFUSED = {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "PathStyleNotSupported"}
+#: Answers to a request that is signed for another region than the bucket's; to a HEAD it is the bare status.
+_OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "301", "400"}
+_REGION = re.compile(r"[a-z0-9-]{2,40}")
+#: What is one service, whatever the region.
+AMAZON_SERVICE = re.compile(r"(?:^|\.)(amazonaws\.com(?:\.cn)?)$")
+_AMAZON = re.compile(r"s3[.-](?:.+\.)?amazonaws\.com(?:\.cn)?")
+#: Names of buckets that can be part of a host name under one certificate.
+_DNS_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+
+
+class Bucket:
+    """Where the images are and the way there; raises BadStoreConfiguration for options that cannot be.
+
+    Safe to use from many threads. Making one opens no connection and imports nothing.
+    """
+
+    #: The checksums that go with the bytes of an image. Like ``object_settings`` set where images can be added.
+    checksums: PartChecksums
+    #: What requests that make an object say of it.
+    object_settings: dict[str, Any]
+
+    def __init__(self, conf: Any, store_name: str) -> None:
+        self.conf = conf
+        self.store_name = store_name
+        if importlib.util.find_spec("botocore") is None:
+            raise MissingDependency(needs("the s3 driver", "s3", "botocore"))
+        try:
+            self.scheme, self.host, self.port, self.base = configured_endpoint(conf.s3_store_host or "")
+        except BadStoreUri as error:
+            # The value may hold a password that does not belong there.
+            what = f"host, host:port, or a URL that begins with https:// or http://: {error}"
+            raise options.misconfigured(store_name, "s3_store_host", what) from None
+        options.check_access(conf, store_name)
+        self._verify = options.verification(conf, store_name)
+        self.name = conf.s3_store_bucket or ""
+        #: What the keys of all images begin with.
+        self.prefix: str = conf.s3_store_key_prefix
+        self.customer_key = options.customer_key(conf)
+        #: Whether PUT carries If-None-Match, and whether the server is known to honour it when an upload is completed.
+        self.conditional_put = conf.s3_store_conditional_writes != "off"
+        self.conditional_complete = False
+        #: Whether completing an upload carries it, known to be honoured or not.
+        self.asks_at_completion = self.conditional_put
+        #: Whether reading asks for the checksum that the server keeps of an image.
+        self.asks_for_checksums = True
+        #: Whether all parts of an image must be of one size, but the last. Cloudflare's R2 refuses others once all is
+        #: sent.
+        equal_parts = conf.s3_store_equal_parts
+        r2 = self.host.endswith(".r2.cloudflarestorage.com")
+        self.equal_parts = equal_parts == "on" or (equal_parts == "auto" and r2)
+        #: Uploads of writers that are still in use, so that gc leaves them alone.
+        self.live_uploads: weakref.WeakValueDictionary[str, Writer] = weakref.WeakValueDictionary()
+        # The server has refused a bucket in the path.
+        self._virtual_only = False
+        # Where it says that the bucket is.
+        self._region = ""
+        self._distance: Distance | None = None
+        self._lock = threading.Lock()
+        #: The body of the answer that this thread is looking at, where it is read later.
+        self._parsing = threading.local()
+        self._client: Any = None
+        self._inherited: list[Any] = []
+        _buckets.add(self)
+
+    # -- Locations --------------------------------------------------------------------------------------------
+
+    def location(self, image_id: str) -> S3Location:
+        """Where the image with this id is, or would be; raises BadStoreUri for a prefix that makes no URI."""
+        made = S3Location(self.scheme, self.host, self.port, self.name, f"{self.prefix}{image_id}", base=self.base)
+        # Parsed again, so that such a prefix is found out.
+        found = S3Location.parse(made.uri).below(self.base)
+        if found is None:
+            raise BadStoreUri(f"not a bucket and a key: {made}")
+        return found
+
+    def image_id(self, key: str) -> str | None:
+        """The id of the image with this key; None for what lies elsewhere or deeper, where storelib puts none."""
+        image_id = key[len(self.prefix) :]
+        return image_id if key.startswith(self.prefix) and "/" not in image_id else None
+
+    # -- Requests ---------------------------------------------------------------------------------------------
+
+    def call(self, operation: str, **parameters: Any) -> Any:
+        """One request and its answer, which has all that belongs to a success; raises what botocore does, BadAnswer."""
+        from botocore.exceptions import ClientError
+        from botocore.parsers import ResponseParserError
+
+        def ask() -> Any:
+            client = self.client()
+            try:
+                return client, getattr(client, operation)(**parameters), None
+            except ResponseParserError as error:
+                raise BadAnswer(operation, "no document") from error
+            except ClientError as error:
+                return client, None, error
+            except (ValueError, OverflowError, RecursionError) as error:
+                # What botocore makes of numbers and dates that are none; it forgets to close what is still to be read.
+                unread = getattr(self._parsing, "body", None)
+                if unread is not None:
+                    unread.close()
+                raise BadAnswer(operation, "something with a number or date that is none") from error
+            finally:
+                self._parsing.body = None
+
+        client, answer, refusal = ask()
+        if refusal is not None and self._learns(refusal):
+            with self._lock:
+                if self._client is client:
+                    self._client = None
+            if isinstance(parameters.get("Body"), PartFile):
+                parameters["Body"].seek(0)
+            _, answer, refusal = ask()
+        if refusal is not None:
+            raise refusal
+        return answer
+
+    def head(self, location: S3Location) -> dict[str, Any]:
+        """What the server knows of one object."""
+        answer: dict[str, Any] = self.call("head_object", Bucket=location.bucket, Key=location.key, **self.customer_key)
+        return answer
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """The error of storelib for one of botocore or below; None if it is not known."""
+        if self._is_awaited(error):
+            return NotFound(f"{subject}: nothing was added yet, so there is no bucket")
+        return storelib_error(error, subject)
+
+    def create_if_missing(self, send: Callable[[], T]) -> T:
+        """``send()``, and once more with the bucket created before if it is missing and that is allowed."""
+        try:
+            return send()
+        except Exception as error:
+            if not self._is_awaited(error):
+                raise
+        self._create()
+        return send()
+
+    def _create(self) -> None:
+        region = self.region
+        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        try:
+            self.call("create_bucket", Bucket=self.name, **place)
+        except Exception as error:
+            if error_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+
+    def _is_awaited(self, error: Exception) -> bool:
+        """There is no bucket, and none is needed before something is added."""
+        return bool(error_code(error) == "NoSuchBucket" and self.conf.s3_store_create_bucket_on_put)
+
+    def listed(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """The entries of a listing; none of a bucket that is yet to be created."""
+        try:
+            yield from _listed(functools.partial(self.call, operation, Bucket=self.name, **parameters), operation)
+        except Exception as error:
+            if not self._is_awaited(error):
+                raise
+
+    # -- The client -------------------------------------------------------------------------------------------
+
+    @property
+    def region(self) -> str:
+        """The region that requests are signed for."""
+        amazon = _AMAZON_REGION.fullmatch(self.host)
+        return str(self.conf.s3_store_region_name or self._region or (amazon[1] if amazon else "us-east-1"))
+
+    def client(self) -> Any:
+        """The botocore client."""
+        client = self._client
+        if client is None:
+            with self._lock:
+                client = self._client = self._client or self._new()
+        return client
+
+    def _note_body(self, response_dict: dict[str, Any], **_: object) -> None:
+        body = response_dict.get("body")
+        self._parsing.body = body if hasattr(body, "close") else None
+
+    @property
+    def addressing(self) -> str:
+        """Where the bucket goes: "virtual", into the name of the host, or "path"."""
+        chosen, bucket = str(self.conf.s3_store_bucket_url_format), self.name
+        if chosen != "auto":
+            return chosen
+        wanted = self._virtual_only or _AMAZON.fullmatch(self.host) or self.host.endswith(_VIRTUAL_ONLY)
+        return "virtual" if wanted and _DNS_NAME.fullmatch(bucket) else "path"
+
+    def _learns(self, error: Exception) -> bool:
+        """Whether the server says where the bucket is or how it is to be asked for, and the options leave that open."""
+        response = getattr(error, "response", {})
+        details, code = response.get("Error", {}), error_code(error)
+        elsewhere = str(details.get("Endpoint", "")).lower() == f"{self.name}.{self.host}"
+        if (elsewhere or code in _PATH_REFUSED) and self.conf.s3_store_bucket_url_format == "auto":
+            learns, self._virtual_only = not self._virtual_only, True
+            return learns
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = str(details.get("Region") or headers.get("x-amz-bucket-region") or "")
+        if code not in _OTHER_REGION or self.conf.s3_store_region_name or not _REGION.fullmatch(region):
+            return False
+        learns, self._region = region != self.region, region
+        return learns
+
+    def _new(self) -> Any:
+        from botocore.config import Config
+
+        from storelib.drivers.s3 import connections
+
+        conf = self.conf
+        read_timeout = min(conf.s3_store_read_timeout, conf.transfer_timeout)
+        proxies = dict.fromkeys(("http", "https"), conf.s3_store_proxy) if conf.s3_store_proxy else {}
+        config = Config(
+            signature_version="s3v4",
+            # Only the engine tries again.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=min(conf.s3_store_connect_timeout, conf.transfer_timeout),
+            read_timeout=read_timeout,
+            max_pool_connections=max(conf.s3_store_thread_pools, _KEPT_CONNECTIONS),
+            # An empty dict keeps botocore from asking the environment.
+            proxies=proxies,
+            tcp_keepalive=True,
+            use_dualstack_endpoint=False,
+            use_fips_endpoint=False,
+            defaults_mode="legacy",
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": self.addressing, "payload_signing_enabled": False},
+            user_agent_extra=f"storelib/{__version__}",
+        )
+        port = "" if self.port is None else f":{self.port}"
+        base = f"/{self.base}" if self.base else ""
+        session = _session_of_its_own() if conf.s3_store_access_key else _session(conf.s3_store_profile)
+        client = session.create_client(
+            "s3",
+            region_name=self.region,
+            endpoint_url=f"{self.scheme.removeprefix('s3+')}://{self.host}{port}{base}",
+            verify=self._verify,
+            aws_access_key_id=conf.s3_store_access_key or None,
+            aws_secret_access_key=conf.s3_store_secret_key or None,
+            aws_session_token=conf.s3_store_session_token or None,
+            config=config,
+        )
+        self._distance = connections.Distance()
+        connections.use(client, read_timeout, self._distance)
+        # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
+        client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
+        client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
+        client.meta.events.register("before-parse.s3.GetObject", self._note_body)
+        client.meta.events.register("after-call.s3", check_answer)
+        client.meta.events.register_last("before-call.s3", _follow_nothing)
+        return client
+
+    @property
+    def latency(self) -> float:
+        """Seconds that the server's quickest answer took."""
+        return self._distance.seconds if self._distance else math.inf
+
+    def forget_parent(self) -> None:
+        """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
+        self._lock = threading.Lock()
+        self._inherited.append(self._client)
+        self._client = None
+
+
+def _session(profile: str | None) -> Any:
+    """One that finds credentials where the AWS tools do."""
+    from botocore.loaders import create_loader
+    from botocore.session import Session
+
+    session = Session(profile=profile or None)
+    # What the files say of S3 is for servers elsewhere.
+    session.get_component("config_store").set_config_variable("s3", {})
+    session.register_component("data_loader", _shared(create_loader, session.get_config_variable("data_path")))
+    return session
+
+
+def _session_of_its_own() -> Any:
+    """One that takes nothing from the environment and from the files of the AWS tools."""
+    from botocore.loaders import Loader
+    from botocore.session import Session
+
+    variables = {name: (None, None, *rest) for name, (_, _, *rest) in Session.SESSION_VARIABLES.items()}
+    for name in ("config_file", "credentials_file"):
+        variables[name] = (None, None, os.devnull, None)
+    session = Session(session_vars=variables)
+    session.register_component("data_loader", _shared(_built_in, Loader.BUILTIN_DATA_PATH))
+    return session
+
+
+def _built_in(path: str) -> Any:
+    from botocore.loaders import Loader
+
+    return Loader(extra_search_paths=[path], include_default_search_paths=False)
+
+
+@functools.cache
+def _shared(make: Callable[[Any], Any], path: str | None) -> Any:
+    """What S3 is, as botocore reads it from files: some megabytes that all stores share."""
+    return make(path)
+
+
+def _follow_nothing(params: dict[str, Any], **kwargs: object) -> None:
+    """Botocore would ask again elsewhere after a redirect or a 400, by asking for the region again and again."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _expect_nothing(params: dict[str, Any], **kwargs: object) -> None:
+    params["headers"].pop("Expect", None)
+
+
+def _expect_nothing_for_one_piece(params: dict[str, Any], **kwargs: object) -> None:
+    """Many servers never say that a body is welcome, and all take a small one sooner than they could."""
+    if isinstance(params["body"], io.BytesIO):
+        params["headers"].pop("Expect", None)
+
+
+_buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
+
+
+def _forget_parents() -> None:
+    for bucket in list(_buckets):
+        bucket.forget_parent()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+# -- Listings -------------------------------------------------------------------------------------------------
+
+#: Of each listing: its entries, what they must have, and where to go on, as the answer says it and as it is asked for.
+_LISTINGS: dict[str, tuple[str, dict[str, type], dict[str, str]]] = {
+    "list_objects_v2": (
+        "Contents",
+        {"Key": str, "Size": int, "LastModified": datetime.datetime},
+        {"NextContinuationToken": "ContinuationToken"},
+    ),
+    "list_multipart_uploads": (
+        "Uploads",
+        {"Key": str, "UploadId": str, "Initiated": datetime.datetime},
+        {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"},
+    ),
+    "list_parts": (
+        "Parts",
+        {"Size": int, "LastModified": datetime.datetime},
+        {"NextPartNumberMarker": "PartNumberMarker"},
+    ),
+}
+#: Pages in a row without an entry: Amazon sends some where much was deleted.
+_MOST_EMPTY = 1000
+
+
+def _listed(send: Callable[..., Any], operation: str) -> Iterator[dict[str, Any]]:
+    """The entries of all pages, a thousand with each request; raises BadAnswer where a listing does not end."""
+    field, needed, markers = _LISTINGS[operation]
+    places, firsts, empty = _Circle(operation), _Circle(operation), 0
+    where: dict[str, Any] = {}
+    while True:
+        page = send(**where)
+        entries = page.get(field) or ()
+        for entry in entries:
+            if not all(isinstance(entry.get(name), kind) for name, kind in needed.items()):
+                raise BadAnswer(operation, f"an entry without {', '.join(needed)}")
+            if "Size" in needed:
+                size_of(operation, entry, "Size")
+            yield entry
+        if not page.get("IsTruncated"):
+            return
+        where = {asked: page[told] for told, asked in markers.items() if page.get(told)}
+        empty = 0 if entries else empty + 1
+        if not where or empty > _MOST_EMPTY:
+            raise BadAnswer(operation, "there is more, and not where")
+        places.pass_by(where)
+        if entries:
+            firsts.pass_by(entries[0])
+
+
+class _Circle:
+    """Notices that a listing goes round in circles, however long, and remembers one place only (after R. Brent)."""
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self._place: object = None
+        self._steps = 0
+        self._next = 1
+
+    def pass_by(self, place: object) -> None:
+        """The listing has come here; raises BadAnswer if it was here before."""
+        if place == self._place:
+            raise BadAnswer(self._operation, "the same again and again")
+        self._steps += 1
+        if self._steps == self._next:
+            self._place, self._next = place, 2 * self._next
+
+
+# -- Checksums ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crc:
+    """A cyclic redundancy check that can be computed in pieces: ``update(data, value)`` goes on from ``value``."""
+
+    #: The parameter and field of requests and answers that hold it.
+    name: str
+    update: Callable[[Any, int], int]
+    #: The polynomial, lowest power last.
+    polynomial: int
+    size: int
+
+    def encode(self, value: int) -> str:
+        """As headers have it."""
+        return base64.b64encode(value.to_bytes(self.size, "big")).decode("ascii")
+
+    def combine(self, first: int, second: int, length: int) -> int:
+        """The value of two runs of bytes, the second of ``length`` bytes, from the values of each.
+
+        Appending a zero bit is linear, so appending many is a power of that matrix, and what the second run adds is
+        added by exclusive or (as zlib's crc32_combine).
+        """
+        matrix = [self.polynomial] + [1 << bit for bit in range(8 * self.size - 1)]
+        zeros = 8 * length
+        while zeros:
+            if zeros & 1:
+                first = _apply(matrix, first)
+            matrix = [_apply(matrix, column) for column in matrix]
+            zeros >>= 1
+        return first ^ second
+
+
+def _apply(matrix: list[int], vector: int) -> int:
+    result = 0
+    for column in matrix:
+        if not vector:
+            break
+        if vector & 1:
+            result ^= column
+        vector >>= 1
+    return result
+
+
+def find_crc(algorithm: str) -> Crc | None:
+    """The CRC of that name; None where it is none, or what computes it is not installed."""
+    if algorithm == "crc32":
+        return Crc("ChecksumCRC32", zlib.crc32, 0xEDB88320, 4)
+    if algorithm not in ("crc32c", "crc64nvme"):
+        return None
+    try:
+        from awscrt import checksums
+    except ImportError:
+        return None
+    if algorithm == "crc32c":
+        return Crc("ChecksumCRC32C", checksums.crc32c, 0x82F63B78, 4)
+    return Crc("ChecksumCRC64NVME", checksums.crc64nvme, 0x9A6C9329AC4BC9B5, 8)
+
+
+class PartChecksums:
+    """The checksum that goes with each part: parameters of the requests that store an image, and what came of them."""
+
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+        # What is known of the server's ETags: whether one was ever the md5 of what was sent, and whether none is.
+        self._md5_seen = False
+        self._never_md5 = False
+        self._crc = find_crc(algorithm)
+        if algorithm in ("crc32c", "crc64nvme") and self._crc is None:
+            raise MissingDependency(
+                f"option s3_store_checksum_algorithm = {algorithm} needs an extra package: pip install botocore[crt]"
+            )
+        #: Where answers have the checksum of a part, for the request that completes an upload.
+        self.field = self._crc.name if self._crc else f"Checksum{algorithm.upper()}"
+
+    @property
+    def of_upload(self) -> dict[str, str]:
+        """What the request that starts a multipart upload says of the checksums to come."""
+        if self.algorithm in ("none", "md5"):
+            return {}
+        # Only CRCs can be put together to one of the whole object.
+        kind = "FULL_OBJECT" if self._crc else "COMPOSITE"
+        return {"ChecksumAlgorithm": self.algorithm.upper(), "ChecksumType": kind}
+
+    def of_part(self, data: memoryview, known: Digests | None = None) -> dict[str, str]:
+        """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
+        if self.algorithm == "none":
+            return {}
+        if self._crc is not None:
+            return {self._crc.name: self._crc.encode(self._crc.update(data, 0))}
+        digest = _known(self.algorithm, known) or hashlib.new(self.algorithm, data, usedforsecurity=False).digest()
+        name = "ContentMD5" if self.algorithm == "md5" else self.field
+        return {name: base64.b64encode(digest).decode("ascii")}
+
+    def compare(
+        self, answer: Mapping[str, Any], sent: Mapping[str, str], data: memoryview, md5: str | None, *, in_clear: bool
+    ) -> None:
+        """Raise Damaged if the server stored other bytes than ``data``, which went out with ``sent``.
+
+        A server that does not repeat the checksum has ignored it; then the ETag tells, which mostly is the md5.
+        ``md5`` is that of the bytes where it is known; without it, it is computed where nothing else protects them.
+        """
+        checksums = {name: value for name, value in sent.items() if name != "ContentMD5" and answer.get(name)}
+        if checksums:
+            if any(answer[name] != value for name, value in checksums.items()):
+                raise Damaged("the upload", "its checksum")
+            return
+        etag = str(answer.get("ETag", "")).strip('"').lower()
+        if self._never_md5 or not is_md5(etag, answer):
+            return
+        if "ContentMD5" in sent:
+            md5 = base64.b64decode(sent["ContentMD5"]).hex()
+        elif md5 is None and in_clear and self.algorithm != "none":
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if md5 is None or etag == md5:
+            self._md5_seen |= md5 is not None
+            return
+        if "ContentMD5" in sent and not self._md5_seen:
+            # It has verified the bytes: its ETags are something else.
+            self._never_md5 = True
+            return
+        self.algorithm, self._crc, self.field = "md5", None, "ChecksumMD5"
+        raise Damaged("the upload", "its ETag")
+
+
+def is_md5(etag: str, answer: Mapping[str, Any]) -> bool:
+    """Whether an ETag without its quotes may be the md5 of an object: not of one encrypted with other keys."""
+    other_keys = answer.get("SSECustomerAlgorithm") or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return not other_keys and re.fullmatch("[0-9a-f]{32}", etag) is not None
+
+
+def _known(algorithm: str, digests: Digests | None) -> bytes | None:
+    if digests is None:
+        return None
+    if algorithm == "md5" and digests.checksum is not None:
+        return bytes.fromhex(digests.checksum)
+    return bytes.fromhex(digests.multihash) if digests.algorithm == algorithm else None
