@@ -315,7 +315,7 @@ def test_requests_of_the_rest(rados, image_id):
         "HeadObject",
         "HeadObject",
         "ListObjectsV2",
-        *("HeadObject", "HeadObject", "CopyObject"),
+        *("HeadObject", "HeadObject", "CopyObject", "HeadObject"),
         *("HeadObject", "DeleteObject"),
     ]
 
