@@ -10,7 +10,8 @@ from bson import Int64, ObjectId
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.gridfs import GridfsLocation, GridfsStore, layout
+from storelib.drivers.gridfs import GridfsLocation, GridfsStore, bucket
+from storelib.drivers.gridfs.publication import published
 from storelib.drivers.gridfs.writer import GridfsWriter
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreError
 from storelib.registry import open_store
@@ -24,7 +25,7 @@ def open_grid(**options):
 
 
 def client_of(**options):
-    return open_grid(**options).client.get()
+    return open_grid(**options).bucket.get()
 
 
 # -- Options --------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def test_writes_without_an_answer_are_refused(uri):
 
 def test_write_concern_of_the_option_counts_more_than_that_of_the_uri():
     store = open_grid(mongodb_store_uri="mongodb://host/images?w=0", mongodb_store_write_concern="1")
-    assert store.client.files_at_primary.write_concern.document["w"] == 1
+    assert store.bucket.files_at_primary.write_concern.document["w"] == 1
 
 
 def test_no_request_takes_longer_than_a_transfer_may_stand_still():
@@ -111,7 +112,7 @@ def test_no_request_takes_longer_than_a_transfer_may_stand_still():
     limits = options.pool_options
     assert (limits.socket_timeout, limits.connect_timeout, limits.wait_queue_timeout) == (2.0, 2.0, 2.0)
     assert options.server_selection_timeout == 2.0
-    assert open_grid(transfer_timeout=2.0).client.files_at_primary.write_concern.document["wtimeout"] <= 2000
+    assert open_grid(transfer_timeout=2.0).bucket.files_at_primary.write_concern.document["wtimeout"] <= 2000
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_no_request_takes_longer_than_a_transfer_may_stand_still():
     ],
 )
 def test_database_is_the_option_or_the_one_in_the_uri(options, name):
-    assert open_grid(**options).client.database_name == name
+    assert open_grid(**options).bucket.database_name == name
 
 
 def test_database_must_be_known():
@@ -142,14 +143,14 @@ def test_missing_package_is_one_sentence(monkeypatch):
 def test_configuring_starts_no_thread_and_no_client():
     before = set(threading.enumerate())
     store = open_grid()
-    assert store.client._client is None
+    assert store.bucket._client is None
     assert set(threading.enumerate()) == before
 
 
 def test_credentials_are_in_no_repr():
     store = open_grid(mongodb_store_uri=f"mongodb://user:{SECRET}@host/images")
-    store.client.get()
-    assert SECRET not in f"{store!r} {store.client!r} {store.client.get()!r}"
+    store.bucket.get()
+    assert SECRET not in f"{store!r} {store.bucket!r} {store.bucket.get()!r}"
 
 
 def test_the_client_does_not_retry_and_gives_up_in_time():
@@ -173,7 +174,7 @@ def test_the_client_does_not_retry_and_gives_up_in_time():
     ],
 )
 def test_write_concern(options, concern):
-    client = open_grid(**options).client
+    client = open_grid(**options).bucket
     assert client.chunks_at_primary.write_concern.document == concern
     assert client.files_at_primary.write_concern.document == {**concern, "j": True}
 
@@ -187,7 +188,7 @@ def test_write_concern(options, concern):
     ],
 )
 def test_read_preference_is_for_reading_only(options, mode):
-    client = open_grid(**options).client
+    client = open_grid(**options).bucket
     assert type(client.chunks.read_preference).__name__.lstrip("_") == mode
     assert type(client.chunks_at_primary.read_preference).__name__ == "Primary"
 
@@ -198,7 +199,7 @@ def test_any_image_may_be_in_any_store():
 
 @pytest.mark.parametrize(("kib", "part"), [(4, 4096), (256, 4096), (1024, 4096), (3000, 3000), (5000, 5000)])
 def test_parts_are_whole_chunks_of_about_four_mib(kib, part):
-    writer = GridfsWriter(open_grid(mongodb_store_chunk_size=kib), "image")
+    writer = GridfsWriter(open_grid(mongodb_store_chunk_size=kib).bucket, "image")
     size = writer.part_size(0, None)
     assert size == part * 1024
     assert size % (kib * 1024) == 0
@@ -208,7 +209,7 @@ def test_parts_are_whole_chunks_of_about_four_mib(kib, part):
 
 
 def test_published_document_is_a_gridfs_file():
-    document = layout.published(1, "image", 1000, 256, Digests("md", "sha", "sha256"), NOW)
+    document = published(1, "image", 1000, 256, Digests("md", "sha", "sha256"), NOW)
     assert document == {
         "_id": 1,
         "length": 1000,
@@ -218,7 +219,7 @@ def test_published_document_is_a_gridfs_file():
         "md5": "md",
         "metadata": {"storelib": {"image": "image"}, "md5": "md", "sha256": "sha"},
     }
-    stored = layout.understood(document)
+    stored = bucket.understood(document)
     assert (stored.image_id, stored.size, stored.chunks) == ("image", 1000, 4)
     assert stored.metadata == {"md5": "md", "sha256": "sha"}
 
@@ -233,18 +234,18 @@ def test_published_document_is_a_gridfs_file():
     ],
 )
 def test_the_multihash_is_the_digest_that_was_recorded_else_the_md5(document, known):
-    stored = layout.understood({"_id": 1, "length": 5, "chunkSize": 4, **document})
-    assert layout.digest_of(stored) == known
+    stored = bucket.understood({"_id": 1, "length": 5, "chunkSize": 4, **document})
+    assert bucket.digest_of(stored) == known
 
 
 def test_without_md5_none_is_written():
-    assert "md5" not in str(layout.published(1, "image", 0, 256, Digests(None, "sha"), NOW))
+    assert "md5" not in str(published(1, "image", 0, 256, Digests(None, "sha"), NOW))
 
 
 @pytest.mark.parametrize("files_id", ["image", ObjectId("00" * 12)])
 @pytest.mark.parametrize("length", [0, 5, 5.0, Int64(5)])
 def test_documents_of_other_clients_are_understood(files_id, length):
-    stored = layout.understood({"_id": files_id, "length": length, "chunkSize": 4.0, "metadata": "anything"})
+    stored = bucket.understood({"_id": files_id, "length": length, "chunkSize": 4.0, "metadata": "anything"})
     assert (stored.image_id, stored.size, stored.modified) == (str(files_id), length, None)
     assert type(stored.size) is int
 
@@ -253,13 +254,13 @@ def test_documents_of_other_clients_are_understood(files_id, length):
 def test_document_without_a_size_is_refused(length):
     for document in ({"length": length, "chunkSize": 1}, {"length": 1, "chunkSize": length}):
         with pytest.raises(StoreError):
-            layout.understood({"_id": "image", **document})
+            bucket.understood({"_id": "image", **document})
 
 
 def test_file_that_no_uri_can_name_has_no_id():
-    assert layout.image_id_of({"_id": 7}) is None
+    assert bucket.image_id_of({"_id": 7}) is None
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(0, 0), (1, 1), (256, 1), (257, 2)])
 def test_number_of_chunks(size, chunks):
-    assert layout.count_chunks(size, 256) == chunks
+    assert bucket.count_chunks(size, 256) == chunks

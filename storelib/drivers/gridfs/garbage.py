@@ -10,76 +10,84 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.gridfs.layout import PENDING
-
-if TYPE_CHECKING:
-    from storelib.drivers.gridfs.store import GridfsStore
-
+from storelib.drivers.gridfs.bucket import PENDING, Bucket
 
 #: Whether a chunk holds bytes, unlike one that is damaged.
 _IS_BINARY = {"$eq": [{"$type": "$data"}, "binData"]}
 
 
-class Leftover(NamedTuple):
+@dataclass
+class Leftover:
     """What ``discard`` must know: whose chunks, and the time in the record of an add, None where there is none."""
 
     files_id: Any
     recorded: datetime.datetime | None
+    #: Whether ``discard`` has begun to remove it, and not come to its end.
+    tried: bool = False
 
 
-def find(store: GridfsStore, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+def find(bucket: Bucket, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """All in which nothing happened for ``older_than`` seconds, but nothing of this process's own adds."""
-    latest = _now(store) - older_than
-    for record in _records(store, prefix):
+    latest = _now(bucket) - older_than
+    for record in _records(bucket, prefix):
         begun = record.get("uploadDate")
         if not isinstance(begun, datetime.datetime):
             continue
-        item = _described(store, Leftover(record["_id"], begun), record["metadata"]["storelib"]["pending"])
+        item = _described(bucket, Leftover(record["_id"], begun), record["metadata"]["storelib"]["pending"])
         if item is not None and item.modified <= latest:
             yield item
-    for files_id in _without_record(store, prefix):
-        item = _described(store, Leftover(files_id, None), _image_id(files_id))
+    for files_id in _without_record(bucket, prefix):
+        item = _described(bucket, Leftover(files_id, None), _image_id(files_id))
         if item is not None and item.modified <= latest:
             yield item
 
 
-def discard(store: GridfsStore, item: Garbage) -> bool:
-    """Remove it unless something has happened since. The record goes first, and with it the right to publish.
+def discard(bucket: Bucket, item: Garbage) -> bool:
+    """Remove it unless something has happened since; False where another ``gc`` was quicker.
 
-    An add that is publishing has just set the time of its record, and is not met any more.
+    The record goes first, and with it the right to publish. An add that is publishing has just set the time of its
+    record, and is not met any more.
     """
     leftover: Leftover = item.handle
-    now = _described(store, leftover, item.image_id)
-    if now is None or now.modified > item.modified:
+    now = _described(bucket, leftover, item.image_id)
+    if now is None:
+        return leftover.tried
+    if now.modified > item.modified:
         return False
-    files = store.client.files_at_primary
+    files = bucket.files_at_primary
+    # Of an attempt that failed, the answer may have been lost.
+    may_be_done, leftover.tried = leftover.tried, True
+    removed = 0
     if leftover.recorded is not None:
-        files.delete_one({"_id": leftover.files_id, PENDING: {"$exists": True}, "uploadDate": leftover.recorded})
+        dead = {"_id": leftover.files_id, PENDING: {"$exists": True}, "uploadDate": leftover.recorded}
+        removed = files.delete_one(dead).deleted_count
     if files.find_one({"_id": leftover.files_id}, {"_id": 1}) is not None:
         # It has become an image, or is becoming one.
         return False
-    store.remove_chunks(leftover.files_id)
-    return True
+    removed += bucket.remove_chunks(leftover.files_id)
+    leftover.tried = False
+    return removed > 0 or may_be_done
 
 
-def _now(store: GridfsStore) -> float:
+def _now(bucket: Bucket) -> float:
     """The server's time, which is also that of records and chunks."""
-    now: datetime.datetime = store.client.files_at_primary.database.command("hello")["localTime"]
+    now: datetime.datetime = bucket.files_at_primary.database.command("hello")["localTime"]
     return now.timestamp()
 
 
-def _records(store: GridfsStore, prefix: str | None) -> Iterator[Mapping[str, Any]]:
+def _records(bucket: Bucket, prefix: str | None) -> Iterator[Mapping[str, Any]]:
     wanted = {"$regex": f"^{re.escape(prefix)}"} if prefix else {"$exists": True}
-    with store.client.files_at_primary.find({PENDING: wanted}) as found:
+    with bucket.files_at_primary.find({PENDING: wanted}) as found:
         yield from found
 
 
-def _without_record(store: GridfsStore, prefix: str | None) -> Iterator[Any]:
+def _without_record(bucket: Bucket, prefix: str | None) -> Iterator[Any]:
     """The files_id of all chunks without a document; with a prefix, those that are the id of an image themselves."""
-    chunks, files = store.client.chunks_at_primary, store.client.files_at_primary
+    chunks, files = bucket.chunks_at_primary, bucket.files_at_primary
     named = [{"$match": {"files_id": {"$regex": f"^{re.escape(prefix)}"}}}] if prefix else []
     pipeline = [
         *named,
@@ -94,13 +102,13 @@ def _without_record(store: GridfsStore, prefix: str | None) -> Iterator[Any]:
             yield orphan["_id"]
 
 
-def _described(store: GridfsStore, leftover: Leftover, image_id: str | None) -> Garbage | None:
+def _described(bucket: Bucket, leftover: Leftover, image_id: str | None) -> Garbage | None:
     """A leftover with its size and the time of its last chunk; None if it is in use, or of unknown age."""
     from bson import ObjectId
 
-    if leftover.files_id in store.live:
+    if leftover.files_id in bucket.live:
         return None
-    first, last = (_chunk_at(store, leftover.files_id, end) for end in (1, -1))
+    first, last = (_chunk_at(bucket, leftover.files_id, end) for end in (1, -1))
     begun = None if leftover.recorded is None else leftover.recorded.timestamp()
     size, modified = 0, begun
     if first is not None and last is not None:
@@ -115,7 +123,7 @@ def _described(store: GridfsStore, leftover: Leftover, image_id: str | None) -> 
     return Garbage(name, image_id, size, modified, leftover)
 
 
-def _chunk_at(store: GridfsStore, files_id: Any, end: int) -> dict[str, Any] | None:
+def _chunk_at(bucket: Bucket, files_id: Any, end: int) -> dict[str, Any] | None:
     """What is known of the first (1) or the last (-1) chunk."""
     pipeline = [
         {"$match": {"files_id": files_id}},
@@ -123,7 +131,7 @@ def _chunk_at(store: GridfsStore, files_id: Any, end: int) -> dict[str, Any] | N
         {"$limit": 1},
         {"$project": {"n": 1, "size": {"$cond": [_IS_BINARY, {"$binarySize": "$data"}, 0]}}},
     ]
-    with store.client.chunks_at_primary.aggregate(pipeline) as found:
+    with bucket.chunks_at_primary.aggregate(pipeline) as found:
         return next(found, None)
 
 

@@ -4,15 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from storelib.driver import Reader
-from storelib.drivers.gridfs.layout import Stored, digest_of
-from storelib.drivers.gridfs.writer import PART
+from storelib.drivers.gridfs.bucket import PART, Bucket, Stored, digest_of, whole_chunks
 from storelib.exceptions import IncompleteRead, NotFound
-
-if TYPE_CHECKING:
-    from storelib.drivers.gridfs.store import GridfsStore
 
 
 class GridfsReader(Reader):
@@ -21,13 +16,13 @@ class GridfsReader(Reader):
     The server needs as long to find chunks as they need to get here, so ranges go side by side at any distance.
     """
 
-    def __init__(self, store: GridfsStore, stored: Stored, subject: str) -> None:
+    def __init__(self, bucket: Bucket, stored: Stored, subject: str) -> None:
         self.size = stored.size
-        self.part_size = stored.chunk_size * max(1, PART // stored.chunk_size)
+        self.part_size = whole_chunks(PART, stored.chunk_size)
         self.digest = digest_of(stored)
-        self.concurrency = store.conf.mongodb_store_concurrency
-        self._store = store
-        self._chunks = store.client.chunks
+        self.concurrency = bucket.concurrency
+        self._bucket = bucket
+        self._chunks = bucket.chunks
         self._stored = stored
         self._subject = subject
         # The chunk of which only a part was wanted: the next read is likely to want the rest.
@@ -76,6 +71,6 @@ class GridfsReader(Reader):
             raise self._missing(expected)
 
     def _missing(self, number: int) -> NotFound | IncompleteRead:
-        if self._store.client.files.find_one({"_id": self._stored.files_id}, {"_id": 1}) is None:
+        if self._bucket.files.find_one({"_id": self._stored.files_id}, {"_id": 1}) is None:
             return NotFound(f"{self._subject} was deleted while it was read")
         return IncompleteRead(f"{self._subject}: chunk {number} is missing")

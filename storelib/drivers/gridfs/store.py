@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -13,21 +12,16 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
-from storelib.drivers.gridfs.client import Client
-from storelib.drivers.gridfs.copying import GridfsCopy
+from storelib.drivers.gridfs.bucket import Bucket, Stored, any_image, image_id_of, understood
 from storelib.drivers.gridfs.errors import storelib_error
-from storelib.drivers.gridfs.layout import Stored, any_image, image_id_of, image_with_id, is_ours, understood
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.options import OPTIONS
 from storelib.drivers.gridfs.reader import GridfsReader
-from storelib.drivers.gridfs.writer import GridfsWriter
+from storelib.drivers.gridfs.writer import GridfsCopy, GridfsWriter
 from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
 from storelib.rehearsal import rehearse
 
 LOG = logging.getLogger(__name__)
-
-#: Chunks that one request deletes, so that none takes long.
-_SLICE = 2048
 
 
 class GridfsStore(Store[GridfsLocation]):
@@ -55,18 +49,13 @@ class GridfsStore(Store[GridfsLocation]):
         | Capability.CHECK
         | Capability.COPY
     )
-    client: Client
-
-    def __init__(self, name: str, conf: Any) -> None:
-        super().__init__(name, conf)
-        #: Writers that are still in use, which gc of this object spares; no add depends on it.
-        self.live: weakref.WeakValueDictionary[Any, GridfsWriter] = weakref.WeakValueDictionary()
+    bucket: Bucket
 
     # -- Configuration ----------------------------------------------------------------------------------------
 
     def configure_get(self) -> None:
         """Which server, database and bucket."""
-        self.client = Client(self.conf, self.name)
+        self.bucket = Bucket(self.conf, self.name)
 
     def configure_add(self) -> None:
         """How images are stored."""
@@ -78,8 +67,8 @@ class GridfsStore(Store[GridfsLocation]):
 
     def areas(self) -> list[Area]:
         """The bucket, by any of the servers' names."""
-        bucket = (self.client.database_name, self.conf.mongodb_store_bucket)
-        return [Area(("gridfs", host, *bucket), "", "mongodb_store_bucket") for host in self.client.hosts]
+        bucket = (self.bucket.database_name, self.conf.mongodb_store_bucket)
+        return [Area(("gridfs", host, *bucket), "", "mongodb_store_bucket") for host in self.bucket.hosts]
 
     def owns(self, location: GridfsLocation) -> bool:
         """Always: the URI names no place."""
@@ -89,17 +78,17 @@ class GridfsStore(Store[GridfsLocation]):
 
     def open_writer(self, image_id: str, size: int | None, context: Any) -> GridfsWriter:
         """Looks whether the id is taken, before any data is read."""
-        writer = GridfsWriter(self, image_id)
-        writer.check_id_is_free()
+        writer = GridfsWriter(self.bucket, image_id)
+        writer.publication.check_id_is_free()
         return writer
 
     def open_reader(self, location: GridfsLocation, offset: int, length: int | None, context: Any) -> GridfsReader:
         """Look for the image."""
-        return GridfsReader(self, self.find(location), str(location))
+        return GridfsReader(self.bucket, self.bucket.find(location), str(location))
 
     def measure(self, location: GridfsLocation, context: Any) -> int:
         """The length in its document."""
-        return self.find(location).size
+        return self.bucket.find(location).size
 
     def removal(self, location: GridfsLocation, context: Any) -> Callable[[], None]:
         """Delete the document that the first attempt met, then its chunks; ``gc`` finds those of a delete that dies."""
@@ -108,34 +97,17 @@ class GridfsStore(Store[GridfsLocation]):
 
         def remove() -> None:
             nonlocal met, tried
-            files = self.client.files_at_primary
-            met = met or self.find(location, files)
+            files = self.bucket.files_at_primary
+            met = met or self.bucket.find(location, files)
             may_be_done, tried = tried, True
             # Other clients use an _id again; the time tells their files apart.
             deleted = files.delete_one({"_id": met.files_id, "uploadDate": met.uploaded}).deleted_count
             if deleted or (may_be_done and files.find_one({"_id": met.files_id}, {"_id": 1}) is None):
-                self.remove_chunks(met.files_id)
+                self.bucket.remove_chunks(met.files_id)
             if not deleted:
                 raise NotFound(f"there is no image {location}")
 
         return remove
-
-    def remove_chunks(self, files_id: Any) -> None:
-        """All chunks of one file, some at a time; never twice in one place, where another client may add meanwhile."""
-        chunks = self.client.chunks_at_primary
-        rest = {"files_id": files_id}
-        while (first := chunks.find_one(rest, {"_id": 0, "n": 1}, sort=[("n", 1)])) is not None:
-            end = first["n"] + _SLICE
-            chunks.delete_many({"files_id": files_id, "n": {"$gte": first["n"], "$lt": end}})
-            rest = {"files_id": files_id, "n": {"$gte": end}}
-
-    def find(self, location: GridfsLocation, files: Any = None) -> Stored:
-        """What the files collection says of an image; raises NotFound."""
-        collection = self.client.files if files is None else files
-        found = list(collection.find(image_with_id(location.image_id)))
-        if not found:
-            raise NotFound(f"there is no image {location} in store {self.name}")
-        return understood(max(found, key=is_ours))
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """See errors.py."""
@@ -149,7 +121,7 @@ class GridfsStore(Store[GridfsLocation]):
 
     def images(self) -> Iterator[ImageInfo]:
         """Every file of the bucket that a URI can name, but what is no file that could be read."""
-        with self.client.files.find(any_image()) as found:
+        with self.bucket.files.find(any_image()) as found:
             for document in found:
                 try:
                     check_image_id(image_id_of(document) or "")
@@ -165,15 +137,15 @@ class GridfsStore(Store[GridfsLocation]):
 
     def inspect(self, location: GridfsLocation, context: Any) -> ImageInfo:
         """What its document tells."""
-        return _info(self.find(location))
+        return _info(self.bucket.find(location))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """See garbage.py."""
-        return garbage.find(self, older_than, prefix)
+        return garbage.find(self.bucket, older_than, prefix)
 
     def discard(self, item: Garbage) -> bool:
         """See garbage.py."""
-        return garbage.discard(self, item)
+        return garbage.discard(self.bucket, item)
 
     def check(self) -> Health:
         """Add, find, read and delete a small image, as far as this store may, then look at the server."""
@@ -184,16 +156,16 @@ class GridfsStore(Store[GridfsLocation]):
     def probe(self) -> Health:
         """Ask which role the server has, and how full the disk is."""
         writing = Capability.ADD in self.capabilities
-        files = self.client.files_at_primary if writing else self.client.files
+        files = self.bucket.files_at_primary if writing else self.bucket.files
         hello = files.database.command("hello", read_preference=files.read_preference)
         can = "read and written" if writing else "read"
-        return Health(f"database {self.client.database_name} on a {_role(hello)} can be {can}", *_room(files))
+        return Health(f"database {self.bucket.database_name} on a {_role(hello)} can be {can}", *_room(files))
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
     def server_side_copy(self, source: GridfsLocation, image_id: str, context: Any) -> GridfsCopy:
         """By aggregation on the server."""
-        return GridfsCopy(self, source, image_id)
+        return GridfsCopy(self.bucket, source, image_id)
 
 
 def _info(stored: Stored) -> ImageInfo:

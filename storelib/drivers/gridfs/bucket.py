@@ -1,34 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client: the one MongoClient of a store, made at first use and anew in a forked child, and its two collections."""
+"""Bucket: the two collections of a store, their indexes and what an image looks like in them; one MongoClient.
+
+Nothing here decides what becomes visible: that is publication.py.
+"""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.util
 import os
 import re
 import threading
 import weakref
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from storelib.drivers.gridfs import indexes
-from storelib.exceptions import BadStoreConfiguration, MissingDependency
+from storelib.driver import Digest
+from storelib.drivers.gridfs.errors import UNAUTHORIZED
+from storelib.drivers.gridfs.location import GridfsLocation
+from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError
 from storelib.extras import needs
+from storelib.transfer.contract import KiB, MiB
 
+#: Bytes of one request, or one chunk if that is more. Larger ones only cost memory: the client copies each twice.
+PART = 4 * MiB
+#: Chunks that one request deletes, so that none takes long.
+_SLICE = 2048
 #: Seconds that telling the server good-bye may take.
 _FAREWELL = 1.0
 #: Of mongodb_store_socket_timeout, what the server may wait for other members, so that its answer still arrives.
 _SHARE = 0.9
 
+_OURS = "metadata.storelib"
+#: The id of a published image; a unique index holds it. An add under way has the other field instead.
+IMAGE = f"{_OURS}.image"
+PENDING = f"{_OURS}.pending"
 
-class Client:
+
+class Index(NamedTuple):
+    """Its fields, all ascending, and its options; ``needed`` if adds are not safe without it."""
+
+    fields: tuple[str, ...]
+    options: dict[str, bool]
+    needed: bool = True
+
+    @property
+    def key(self) -> list[tuple[str, int]]:
+        """The fields in the form that MongoDB takes and returns."""
+        return [(field, 1) for field in self.fields]
+
+
+_OF_FILES = (
+    Index((IMAGE,), {"unique": True, "sparse": True}),
+    Index(("filename", "uploadDate"), {}, needed=False),
+)
+_OF_CHUNKS = (Index(("files_id", "n"), {"unique": True}),)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A document of the files collection, understood; sizes are in bytes."""
+
+    files_id: Any
+    image_id: str | None
+    size: int
+    chunk_size: int
+    modified: float | None
+    #: The time as the document has it, whatever that is.
+    uploaded: Any
+    metadata: Mapping[str, Any]
+
+    @property
+    def chunks(self) -> int:
+        """How many there must be."""
+        return count_chunks(self.size, self.chunk_size)
+
+
+class Bucket:
     """Which server, database and bucket; raises BadStoreConfiguration for options that cannot be.
 
     Safe to use from many threads. Making one opens no connection.
     """
 
     def __init__(self, conf: Any, store_name: str) -> None:
+        self.store_name = store_name
+        #: Bytes of a chunk of new images.
+        self.chunk_size: int = conf.mongodb_store_chunk_size * KiB
+        #: Requests of one transfer in flight at most.
+        self.concurrency: int = conf.mongodb_store_concurrency
+        #: By the _id of their records, the adds of this process that are still in use, which gc spares; no add
+        #: depends on it.
+        self.live: weakref.WeakValueDictionary[Any, object] = weakref.WeakValueDictionary()
         self._conf = conf
-        self._store_name = store_name
         if importlib.util.find_spec("pymongo") is None:
             raise MissingDependency(needs("the gridfs driver", "gridfs", "pymongo"))
         self._uri = self._checked_uri()
@@ -40,7 +105,7 @@ class Client:
         self._closing: weakref.finalize[Any, Any] | None = None
         self._inherited: list[Any] = []
         self._prepared = False
-        _clients.add(self)
+        _buckets.add(self)
 
     @property
     def hosts(self) -> list[str]:
@@ -93,9 +158,31 @@ class Client:
 
         # What deletes nothing is confirmed like any write.
         self.files_at_primary.delete_one({"_id": ObjectId()})
-        indexes.ensure(self.files_at_primary, indexes.OF_FILES, self._store_name)
-        indexes.ensure(self.chunks_at_primary, indexes.OF_CHUNKS, self._store_name)
+        _make_indexes(self.files_at_primary, _OF_FILES, self.store_name)
+        _make_indexes(self.chunks_at_primary, _OF_CHUNKS, self.store_name)
         self._prepared = True
+
+    def find(self, location: GridfsLocation, files: Any = None) -> Stored:
+        """What the files collection, or the given view of it, says of an image; raises NotFound."""
+        collection = self.files if files is None else files
+        found = list(collection.find(image_with_id(location.image_id)))
+        if not found:
+            raise NotFound(f"there is no image {location} in store {self.store_name}")
+        return understood(max(found, key=is_ours))
+
+    def remove_chunks(self, files_id: Any) -> int:
+        """All chunks of one file, some at a time; never twice in one place, where another client may add meanwhile.
+
+        Returns how many there were.
+        """
+        chunks = self.chunks_at_primary
+        rest = {"files_id": files_id}
+        removed = 0
+        while (first := chunks.find_one(rest, {"_id": 0, "n": 1}, sort=[("n", 1)])) is not None:
+            end = first["n"] + _SLICE
+            removed += chunks.delete_many({"files_id": files_id, "n": {"$gte": first["n"], "$lt": end}}).deleted_count
+            rest = {"files_id": files_id, "n": {"$gte": end}}
+        return removed
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
@@ -208,7 +295,7 @@ class Client:
         return max(1, round(min(seconds, longest) * 1000))
 
     def _misconfigured(self, option: str, what: str) -> BadStoreConfiguration:
-        return BadStoreConfiguration(f"store {self._store_name}, option {option}: {what}")
+        return BadStoreConfiguration(f"store {self.store_name}, option {option}: {what}")
 
 
 def _close(client: Any) -> None:
@@ -219,12 +306,139 @@ def _close(client: Any) -> None:
         client.close()
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
 
 
 def _forget_parents() -> None:
-    for client in list(_clients):
-        client.forget_parent()
+    for bucket in list(_buckets):
+        bucket.forget_parent()
 
 
 os.register_at_fork(after_in_child=_forget_parents)
+
+
+# -- Indexes ---------------------------------------------------------------------------------------------------
+
+
+def _make_indexes(collection: Any, wanted: Sequence[Index], store_name: str) -> None:
+    """Make those that are not there; raises BadStoreConfiguration for one that is needed and may not be made."""
+    from pymongo import IndexModel
+    from pymongo.errors import OperationFailure
+
+    there = _existing(collection)
+    for index in wanted:
+        if any(_serves(found, index) for found in there):
+            continue
+        try:
+            collection.create_indexes([IndexModel(index.key, **index.options)])
+        except OperationFailure as error:
+            if error.code != UNAUTHORIZED:
+                raise
+            if index.needed:
+                options = ", ".join(f"{name}: true" for name in index.options)
+                raise BadStoreConfiguration(
+                    f"store {store_name}: collection {collection.name} has no index on {', '.join(index.fields)} "
+                    f"({options}) that the user in mongodb_store_uri can see, nor may that user make it (createIndex); "
+                    "make it as administrator, or give the user the role readWrite"
+                ) from error
+
+
+def _existing(collection: Any) -> list[Any]:
+    from pymongo.errors import OperationFailure
+
+    try:
+        with collection.list_indexes() as found:
+            return list(found)
+    except OperationFailure as error:
+        if error.code != UNAUTHORIZED:
+            raise
+        return []
+
+
+def _serves(found: Any, index: Index) -> bool:
+    same = list(found["key"].items()) == index.key
+    plain = not {"collation", "partialFilterExpression"} & set(found)
+    return same and plain and all(found.get(option, False) == value for option, value in index.options.items())
+
+
+# -- What an image looks like -----------------------------------------------------------------------------------
+#
+# Ours has an ``_id`` of its own, the token of the add that made it, and the image's id as ``filename`` and in
+# ``metadata.storelib``. What glance_store or any other client wrote is found by its ``_id``.
+# https://github.com/mongodb/specifications/blob/master/source/gridfs/gridfs-spec.md
+
+
+def count_chunks(size: int, chunk_size: int) -> int:
+    """Chunks of an image of ``size`` bytes; an empty one has none."""
+    return -(-size // chunk_size)
+
+
+def whole_chunks(length: int, chunk_size: int) -> int:
+    """Bytes of as many chunks as fit in ``length``, of one at least."""
+    return chunk_size * max(1, length // chunk_size)
+
+
+def image_with_id(image_id: str) -> dict[str, Any]:
+    """The query for an image: of ours, or of another client that made this its ``_id``."""
+    from bson import ObjectId
+
+    theirs: list[Any] = [image_id]
+    if len(image_id) == 24 and ObjectId.is_valid(image_id):
+        theirs.append(ObjectId(image_id))
+    return {"$or": [{IMAGE: image_id}, {"_id": {"$in": theirs}, _OURS: {"$exists": False}}]}
+
+
+def any_image() -> dict[str, Any]:
+    """The query for all images."""
+    return {PENDING: {"$exists": False}}
+
+
+def understood(document: Mapping[str, Any]) -> Stored:
+    """A document of an image; raises StoreError for what is none."""
+    files_id = document["_id"]
+    size, chunk_size = _whole(document.get("length")), _whole(document.get("chunkSize"))
+    if size < 0 or chunk_size <= 0:
+        raise StoreError(f"the file {files_id!r} in GridFS has no valid length and chunkSize")
+    uploaded = document.get("uploadDate")
+    extra = document.get("metadata")
+    extra = extra if isinstance(extra, Mapping) else {}
+    md5 = {"md5": document["md5"]} if isinstance(document.get("md5"), str) else {}
+    return Stored(
+        files_id,
+        image_id_of(document),
+        size,
+        chunk_size,
+        uploaded.timestamp() if isinstance(uploaded, datetime.datetime) else None,
+        uploaded,
+        {**md5, **{str(name): value for name, value in extra.items() if name != "storelib"}},
+    )
+
+
+def image_id_of(document: Mapping[str, Any]) -> str | None:
+    """The id under which an image is found; None if there is none, as for numbers."""
+    from bson import ObjectId
+
+    if is_ours(document):
+        ours = document["metadata"]["storelib"].get("image")
+        return ours if isinstance(ours, str) else None
+    return str(document["_id"]) if isinstance(document["_id"], (str, ObjectId)) else None
+
+
+def digest_of(stored: Stored) -> Digest | None:
+    """What was recorded of the image: the multihash of ours, else the md5 that older clients wrote."""
+    names = {*hashlib.algorithms_available, "blake3"}
+    known = [Digest(name, value) for name, value in stored.metadata.items() if name in names]
+    return min(known, key=lambda digest: digest.algorithm == "md5", default=None)
+
+
+def is_ours(document: Mapping[str, Any]) -> bool:
+    """Whether storelib wrote it."""
+    extra = document.get("metadata")
+    return isinstance(extra, Mapping) and isinstance(extra.get("storelib"), Mapping)
+
+
+def _whole(value: Any) -> int:
+    """A number of bytes, -1 if it is none; other clients write doubles as well."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        return -1
+    return int(value)
