@@ -74,7 +74,7 @@ class Stored:
 
     @property
     def chunks(self) -> int:
-        """How many there must be."""
+        """How many chunks there must be."""
         return count_chunks(self.size, self.chunk_size)
 
 
@@ -90,7 +90,7 @@ class Bucket:
         self.chunk_size: int = conf.mongodb_store_chunk_size * KiB
         #: Requests of one transfer in flight at most.
         self.concurrency: int = conf.mongodb_store_concurrency
-        #: By the _id of their records, the adds of this process that are still in use, which gc spares; no add
+        #: By the _id of their records, the adds still in use that this store began, which its gc spares; no add
         #: depends on it.
         self.live: weakref.WeakValueDictionary[Any, object] = weakref.WeakValueDictionary()
         self._conf = conf
@@ -115,7 +115,7 @@ class Bucket:
         return [name if re.search(r":[0-9]+$", name) else f"{name}:27017" for name in names]
 
     def get(self) -> Any:
-        """The MongoClient."""
+        """The MongoClient, made at first use."""
         client = self._client
         if client is None:
             with self._lock:
@@ -432,7 +432,7 @@ def digest_of(stored: Stored) -> Digest | None:
 
 
 def is_ours(document: Mapping[str, Any]) -> bool:
-    """Whether storelib wrote it."""
+    """Whether storelib wrote this document."""
     extra = document.get("metadata")
     return isinstance(extra, Mapping) and isinstance(extra.get("storelib"), Mapping)
 

@@ -31,5 +31,5 @@ class GridfsLocation(StoreLocation):
 
     @property
     def uri(self) -> str:
-        """The URI."""
+        """The URI, with every character that is special in one percent-encoded."""
         return f"gridfs://{quote(self.image_id)}"

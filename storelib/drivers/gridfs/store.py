@@ -58,7 +58,7 @@ class GridfsStore(Store[GridfsLocation]):
         self.bucket = Bucket(self.conf, self.name)
 
     def configure_add(self) -> None:
-        """How images are stored."""
+        """Check the size of chunks."""
         if self.conf.mongodb_store_chunk_size % 4:
             raise BadStoreConfiguration(
                 f"store {self.name}, option mongodb_store_chunk_size: a multiple of 4 KiB, "
@@ -83,7 +83,7 @@ class GridfsStore(Store[GridfsLocation]):
         return writer
 
     def open_reader(self, location: GridfsLocation, offset: int, length: int | None, context: Any) -> GridfsReader:
-        """Look for the image."""
+        """Find the document of the image; its chunks are asked for when they are read."""
         return GridfsReader(self.bucket, self.bucket.find(location), str(location))
 
     def measure(self, location: GridfsLocation, context: Any) -> int:
@@ -110,13 +110,13 @@ class GridfsStore(Store[GridfsLocation]):
         return remove
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
-        """See errors.py."""
+        """The error of storelib for one of pymongo: see errors.py."""
         return storelib_error(error, subject)
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
     def candidate_locations(self, image_id: str) -> list[GridfsLocation]:
-        """The only one."""
+        """The only one, since an id is all that a URI names."""
         return [GridfsLocation(image_id)]
 
     def images(self) -> Iterator[ImageInfo]:
@@ -136,15 +136,15 @@ class GridfsStore(Store[GridfsLocation]):
                     yield _info(stored)
 
     def inspect(self, location: GridfsLocation, context: Any) -> ImageInfo:
-        """What its document tells."""
+        """What its document in the files collection tells."""
         return _info(self.bucket.find(location))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
-        """See garbage.py."""
+        """Records of adds and chunks in which nothing happens any more: see garbage.py."""
         return garbage.find(self.bucket, older_than, prefix)
 
     def discard(self, item: Garbage) -> bool:
-        """See garbage.py."""
+        """Remove the record, then the chunks, unless something happened since: see garbage.py."""
         return garbage.discard(self.bucket, item)
 
     def check(self) -> Health:
@@ -164,7 +164,7 @@ class GridfsStore(Store[GridfsLocation]):
     # -- What the server does by itself -----------------------------------------------------------------------
 
     def server_side_copy(self, source: GridfsLocation, image_id: str, context: Any) -> GridfsCopy:
-        """By aggregation on the server."""
+        """Chunks are copied on the server, by aggregation."""
         return GridfsCopy(self.bucket, source, image_id)
 
 
