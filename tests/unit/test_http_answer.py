@@ -10,9 +10,9 @@ import time
 import pytest
 import urllib3
 
-from storelib.drivers.http.answer import Answer, Version
 from storelib.drivers.http.errors import error_of_exception, error_of_status
 from storelib.drivers.http.location import HttpLocation
+from storelib.drivers.http.session import Answer, Version
 from storelib.exceptions import BadStoreUri, Forbidden, NotFound, RemoteServiceUnavailable
 
 HERE = HttpLocation.parse("http://host/image")

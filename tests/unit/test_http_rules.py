@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from storelib.drivers.http import HttpStore
 from storelib.drivers.http.location import HttpLocation
-from storelib.drivers.http.rules import Rules
+from storelib.drivers.http.options import Rules
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri
 from storelib.registry import open_store
 

@@ -31,7 +31,7 @@ from storelib.api.service.workers import Workers
 from storelib.capabilities import Capability
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.drivers.http.location import HttpLocation
-from storelib.drivers.http.rules import Rules
+from storelib.drivers.http.options import Rules
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError, UnknownScheme
 from storelib.registry import open_store
 from storelib.transfer import fan_out

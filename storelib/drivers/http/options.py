@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which URLs may be asked for, and which addresses connected to. Knows nothing of sockets.
+"""The options of HTTP stores, and Rules: which URLs may be asked for, and which addresses connected to. No sockets.
 
 A URL handed in by a tenant must not become a way into the operator's own network, so addresses are judged
 where the connection is made, after the name was resolved; what a URL says is judged before.
@@ -12,8 +12,84 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oslo_config import cfg, types
+
 from storelib.drivers.http.location import HttpLocation
 from storelib.exceptions import BadStoreConfiguration
+from storelib.option_types import LocalPath
+from storelib.transfer.contract import KiB, MiB
+
+_PORTS = types.Integer(min=1, max=65535)
+
+OPTIONS: Sequence[cfg.Opt] = (
+    cfg.Opt(
+        "https_ca_certificates_file",
+        type=LocalPath(),
+        help="File of CA certificates (PEM) that servers are verified against, instead of the system's.",
+    ),
+    cfg.BoolOpt(
+        "https_insecure",
+        default=False,
+        help="Do not verify the certificates of servers. Whoever sits between can then replace every image.",
+    ),
+    cfg.DictOpt(
+        "http_proxy_information",
+        default={},
+        secret=True,
+        help="Proxies by scheme, as http:proxy.example.org:3128,https:proxy.example.org:3128. A proxy may also be a "
+        "URL with credentials. It resolves names and connects by itself, so http_allowed_networks and "
+        "http_disallowed_networks then hold only for addresses written in URLs; the address of the proxy is not "
+        "checked. Proxies named by the environment are never used.",
+    ),
+    cfg.FloatOpt("http_connect_timeout", default=10.0, min=0.01, help="Seconds to wait for a connection."),
+    cfg.FloatOpt("http_read_timeout", default=60.0, min=0.01, help="Seconds to wait for the next bytes."),
+    cfg.IntOpt("http_max_redirects", default=5, min=0, max=50, help="Redirects followed for one request."),
+    cfg.ListOpt(
+        "http_allowed_hosts",
+        default=[],
+        help="Hosts that images may be read from, as in the URL; ``*.example.org`` is every host below example.org. "
+        "Empty: all. Holds for redirects too, as do the lists below.",
+    ),
+    cfg.ListOpt("http_disallowed_hosts", default=[], help="Hosts never to be asked, even if they are also allowed."),
+    cfg.ListOpt(
+        "http_allowed_ports",
+        default=[],
+        item_type=_PORTS,
+        help="Ports that images may be read from. Empty: all.",
+    ),
+    cfg.ListOpt(
+        "http_disallowed_ports",
+        default=[],
+        item_type=_PORTS,
+        help="Ports never to be asked, even if they are also allowed.",
+    ),
+    cfg.ListOpt(
+        "http_allowed_networks",
+        default=[],
+        help="Networks, as 10.1.0.0/16, that may be connected to although their addresses are loopback, link-local, "
+        "private or otherwise not public. Public addresses need no entry. Checked on the address that is connected "
+        "to, so no name and no way to write an address gets around it.",
+    ),
+    cfg.ListOpt(
+        "http_disallowed_networks",
+        default=[],
+        help="Networks never to be connected to, even if they are public or also allowed.",
+    ),
+    cfg.IntOpt(
+        "http_download_concurrency",
+        default=4,
+        min=1,
+        max=64,
+        help="Ranges of one image in flight at most, from servers that are far away; near ones send one stream.",
+    ),
+    cfg.IntOpt(
+        "http_download_part_size",
+        default=8 * MiB,
+        min=64 * KiB,
+        max=64 * MiB,
+        help="Bytes in one such range.",
+    ),
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -35,7 +111,7 @@ class Rules:
 
     @classmethod
     def from_conf(cls, conf: Any) -> Rules:
-        """Read the options; raises BadStoreConfiguration."""
+        """Take the lists from the options; raises BadStoreConfiguration for what is no network."""
         return cls(
             conf.http_allowed_hosts,
             conf.http_disallowed_hosts,
@@ -68,7 +144,7 @@ class Rules:
         return None
 
     def refuse_written_address(self, location: HttpLocation) -> str | None:
-        """The same for a URL whose host is an address; None for a name, which somebody else resolves."""
+        """The same for a URL whose host is an address; None for a name, which the proxy resolves."""
         try:
             return self.refuse_address(location.host.strip("[]"))
         except ValueError:

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from storelib.drivers.http.answer import Answer
+from storelib.drivers.http.location import HttpLocation
+from storelib.drivers.http.session import Answer, Session
 from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
 from storelib.transfer.contract import KiB, Reader
-
-if TYPE_CHECKING:
-    from storelib.drivers.http.location import HttpLocation
-    from storelib.drivers.http.session import Session
 
 # One read from the socket. Larger ones are no faster, and what has come of one is lost when the connection fails.
 BLOCK = 256 * KiB
@@ -28,16 +25,8 @@ class HttpReader(Reader):
     Without ETag and settled Last-Modified no later answer can be trusted, so a cut is final then.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        location: HttpLocation,
-        offset: int,
-        length: int | None,
-        concurrency: int,
-        part_size: int,
-    ) -> None:
-        self.part_size = part_size
+    def __init__(self, session: Session, location: HttpLocation, offset: int, length: int | None) -> None:
+        self.part_size = session.part_size
         self._session = session
         self._location = location
         # Where redirects led: asking there again saves the detour and stays with one of several mirrors.
@@ -55,9 +44,9 @@ class HttpReader(Reader):
         except BaseException:
             first.close()
             raise
-        far = first.latency > QUICK and self.end - offset > part_size
+        far = first.latency > QUICK and self.end - offset > self.part_size
         if far and first.serves_ranges and self._version.is_pinned:
-            self.concurrency = concurrency
+            self.concurrency = session.concurrency
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the response that has come as far as ``offset``, or ask for one that starts there."""
