@@ -123,19 +123,14 @@ class Bucket:
         return client
 
     @property
-    def database(self) -> Any:
-        """The database, read with the configured preference."""
-        return self.get()[self.database_name]
-
-    @property
     def files(self) -> Any:
         """The collection with one document for each image, for reading."""
-        return self.database[f"{self._conf.mongodb_store_bucket}.files"]
+        return self._collection("files")
 
     @property
     def chunks(self) -> Any:
         """The collection of their bytes, for reading."""
-        return self.database[f"{self._conf.mongodb_store_bucket}.chunks"]
+        return self._collection("chunks")
 
     @property
     def files_at_primary(self) -> Any:
@@ -200,6 +195,9 @@ class Bucket:
             raise self._misconfigured("mongodb_store_uri", "w=0 loses images; leave it out")
         self._closing = weakref.finalize(self, _close, client)
         return client
+
+    def _collection(self, name: str) -> Any:
+        return self.get()[self.database_name][f"{self._conf.mongodb_store_bucket}.{name}"]
 
     def _at_primary(self, collection: Any, *, journal: bool) -> Any:
         from pymongo import ReadPreference, WriteConcern

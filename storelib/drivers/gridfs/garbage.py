@@ -8,8 +8,9 @@ the last chunk are looked at.
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +34,8 @@ class Leftover:
 def find(bucket: Bucket, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """All in which nothing happened for ``older_than`` seconds, but nothing of this process's own adds."""
     latest = _now(bucket) - older_than
-    for record in _records(bucket, prefix):
-        begun = record.get("uploadDate")
-        if not isinstance(begun, datetime.datetime):
-            continue
-        item = _described(bucket, Leftover(record["_id"], begun), record["metadata"]["storelib"]["pending"])
-        if item is not None and item.modified <= latest:
-            yield item
-    for files_id in _without_record(bucket, prefix):
-        item = _described(bucket, Leftover(files_id, None), _image_id(files_id))
+    for leftover, image_id in itertools.chain(_records(bucket, prefix), _without_record(bucket, prefix)):
+        item = _described(bucket, leftover, image_id)
         if item is not None and item.modified <= latest:
             yield item
 
@@ -79,14 +73,18 @@ def _now(bucket: Bucket) -> float:
     return now.timestamp()
 
 
-def _records(bucket: Bucket, prefix: str | None) -> Iterator[Mapping[str, Any]]:
+def _records(bucket: Bucket, prefix: str | None) -> Iterator[tuple[Leftover, str | None]]:
+    """The records of adds under way, each with the id that its image was to have."""
     wanted = {"$regex": f"^{re.escape(prefix)}"} if prefix else {"$exists": True}
     with bucket.files_at_primary.find({PENDING: wanted}) as found:
-        yield from found
+        for record in found:
+            begun = record.get("uploadDate")
+            if isinstance(begun, datetime.datetime):
+                yield Leftover(record["_id"], begun), record["metadata"]["storelib"]["pending"]
 
 
-def _without_record(bucket: Bucket, prefix: str | None) -> Iterator[Any]:
-    """The files_id of all chunks without a document; with a prefix, those that are the id of an image themselves."""
+def _without_record(bucket: Bucket, prefix: str | None) -> Iterator[tuple[Leftover, str | None]]:
+    """The chunks without a document, by their files_id; with a prefix, those that are the id of an image themselves."""
     chunks, files = bucket.chunks_at_primary, bucket.files_at_primary
     named = [{"$match": {"files_id": {"$regex": f"^{re.escape(prefix)}"}}}] if prefix else []
     pipeline = [
@@ -99,7 +97,8 @@ def _without_record(bucket: Bucket, prefix: str | None) -> Iterator[Any]:
     ]
     with chunks.aggregate(pipeline, allowDiskUse=True) as found:
         for orphan in found:
-            yield orphan["_id"]
+            files_id = orphan["_id"]
+            yield Leftover(files_id, None), files_id if isinstance(files_id, str) else None
 
 
 def _described(bucket: Bucket, leftover: Leftover, image_id: str | None) -> Garbage | None:
@@ -133,7 +132,3 @@ def _chunk_at(bucket: Bucket, files_id: Any, end: int) -> dict[str, Any] | None:
     ]
     with bucket.chunks_at_primary.aggregate(pipeline) as found:
         return next(found, None)
-
-
-def _image_id(files_id: Any) -> str | None:
-    return files_id if isinstance(files_id, str) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import logging
+import math
 import os
 import re
 import socket
@@ -68,7 +69,10 @@ _LOOKED_AT = 64
 
 
 class Session:
-    """Safe to use from many threads; connections are made at first use, and anew in a forked child."""
+    """Safe to use from many threads; connections are made at first use, and anew in a forked child.
+
+    Raises BadStoreConfiguration for lists, proxies or a file of certificates that cannot be used.
+    """
 
     def __init__(self, conf: Any) -> None:
         self.rules = Rules.from_conf(conf)
@@ -76,7 +80,9 @@ class Session:
         self.concurrency: int = conf.http_download_concurrency
         self.part_size: int = conf.http_download_part_size
         self._conf = conf
-        self._proxies = proxy_urls(conf)
+        self._proxies = _proxy_urls(conf)
+        if conf.https_ca_certificates_file is not None:
+            _tls_context(conf)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._inherited: list[dict[str, urllib3.PoolManager]] = []
@@ -159,7 +165,7 @@ class Session:
             "num_pools": _KEPT_SERVERS,
             "maxsize": max(_KEPT_CONNECTIONS, self.concurrency),
             "timeout": timeout,
-            "ssl_context": tls_context(self._conf),
+            "ssl_context": _tls_context(self._conf),
         }
         if scheme in self._proxies:
             proxy = urllib3.util.parse_url(self._proxies[scheme])
@@ -211,6 +217,12 @@ class Version:
     def is_pinned(self) -> bool:
         """Whether a later answer can be told to mean the same bytes."""
         return self.etag is not None or self.settled
+
+    @property
+    def posix_time(self) -> float | None:
+        """When the image was last modified, in POSIX seconds; None where the server does not tell."""
+        found = _seconds(self.modified)
+        return None if math.isnan(found) else found
 
     @property
     def if_range(self) -> str | None:
@@ -429,7 +441,7 @@ def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
     return found
 
 
-def tls_context(conf: Any) -> ssl.SSLContext:
+def _tls_context(conf: Any) -> ssl.SSLContext:
     """Verifies against the given certificates alone, or else the system's; raises BadStoreConfiguration."""
     path = conf.https_ca_certificates_file
     try:
@@ -443,7 +455,7 @@ def tls_context(conf: Any) -> ssl.SSLContext:
     return context
 
 
-def proxy_urls(conf: Any) -> dict[str, str]:
+def _proxy_urls(conf: Any) -> dict[str, str]:
     """The proxy for each scheme; raises BadStoreConfiguration."""
     proxies = {}
     for key, proxy in conf.http_proxy_information.items():

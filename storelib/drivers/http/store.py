@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import email.utils
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,11 +38,9 @@ class HttpStore(Store[HttpLocation]):
 
     def configure_get(self) -> None:
         """Check the lists, the proxies and the certificates."""
-        from storelib.drivers.http.session import Session, tls_context
+        from storelib.drivers.http.session import Session
 
         self.session = Session(self.conf)
-        if self.conf.https_ca_certificates_file is not None:
-            tls_context(self.conf)
 
     def owns(self, location: HttpLocation) -> bool:
         """Whether the lists of hosts and ports allow it; addresses are judged when connecting."""
@@ -65,15 +62,8 @@ class HttpStore(Store[HttpLocation]):
         if answer.size is None:
             raise StoreError(f"the server does not tell the size of {location}")
         version = answer.version
-        return ImageInfo(location.uri, answer.size, modified=_posix_time(version.modified), version=version.etag)
+        return ImageInfo(location.uri, answer.size, modified=version.posix_time, version=version.etag)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of urllib3, http.client or the socket: see errors.py."""
         return error_of_exception(error, subject)
-
-
-def _posix_time(date: str | None) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(date or "").timestamp()
-    except (ValueError, OverflowError, TypeError):
-        return None
