@@ -167,6 +167,13 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.FloatOpt("import_timeout", default=60.0, min=0.1, help="Seconds a remote server may be silent."),
     cfg.IntOpt("import_workers", default=4, min=1, help="Imports and hashings under way in one process at most."),
     # -- around it
+    cfg.FloatOpt(
+        "lease_timeout",
+        default=30.0,
+        min=1.0,
+        help="Seconds after which a process that does not renew its lease counts as dead, and the others undo its "
+        "uploads. The same for all processes of the API.",
+    ),
     cfg.BoolOpt("metrics", default=True, help="Serve /metrics in the text format of Prometheus."),
     cfg.BoolOpt(
         "notifications",

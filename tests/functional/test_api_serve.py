@@ -45,6 +45,12 @@ def served(tmp_path_factory) -> Iterator[Deployment]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory) -> Path:
     """A real qcow2 image with something in it."""
@@ -338,6 +344,93 @@ class TestKilling:
         assert [(found["kind"], found["image"]) for found in deployment.disagreements()] == [("orphan", "stranger")]
 
 
+class TestFreezing:
+    """A server that is stopped for longer than its lease lasts, in the middle of an upload, and then goes on."""
+
+    @pytest.fixture(scope="class", params=["sqlite", "postgresql"])
+    @classmethod
+    def pair(cls, request, tmp_path_factory) -> Iterator[Deployment]:
+        connection = None
+        if request.param == "postgresql":
+            connection = request.getfixturevalue("postgresql").new_database()
+        deployment = Deployment(tmp_path_factory.mktemp("frozen"), connection)
+        try:
+            with deployment.config.open("a") as file:
+                file.write("[api]\nlease_timeout = 4\n")
+            if connection:
+                assert deployment.run("db", "sync").code == 0
+            for _ in range(2):
+                deployment.serve("--workers", "1")
+            yield deployment
+        finally:
+            deployment.close()
+
+    @pytest.fixture
+    def frozen(self, pair) -> Iterator[Frozen]:
+        made = Frozen(pair)
+        try:
+            made.wait_until_given_up()
+            yield made
+        finally:
+            made.thaw()
+
+    def test_its_upload_is_given_up_and_says_so(self, frozen):
+        assert frozen.finish() in (409, 503)
+        assert frozen.other.status(frozen.image_id) == "queued"
+        frozen.nothing_disagrees(stored=False)
+        # The client that was asked to send it again does.
+        assert Upload(frozen.first, frozen.image_id).finish() == 204
+        frozen.nothing_disagrees(stored=True)
+
+    def test_what_another_has_acknowledged_since_stays(self, frozen):
+        assert Upload(frozen.other, frozen.image_id, data=DATA[::-1]).finish() == 204
+        assert frozen.finish() in (409, 503)
+        frozen.nothing_disagrees(stored=True)
+        assert frozen.first.download(frozen.image_id) == DATA[::-1]
+
+    def test_what_another_is_writing_is_not_hindered(self, frozen):
+        upload = Upload(frozen.other, frozen.image_id, data=DATA[::-1])
+        assert frozen.finish() in (409, 503)
+        assert upload.finish() == 204
+        frozen.nothing_disagrees(stored=True)
+        assert frozen.first.download(frozen.image_id) == DATA[::-1]
+
+    def test_an_image_that_was_deleted_meanwhile_is_gone(self, frozen):
+        assert frozen.other.delete(frozen.image_id) == 204
+        assert frozen.finish() in (404, 410)
+        frozen.nothing_disagrees(stored=False)
+
+
+class Frozen:
+    """The first of two servers has half an upload and is stopped."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.first, self.other = deployment.servers
+        self.upload = Upload(self.first)
+        self.image_id = self.upload.image_id
+        os.killpg(self.first.process.pid, signal.SIGSTOP)
+
+    def wait_until_given_up(self) -> None:
+        wait_until(lambda: self.other.status(self.image_id) == "queued")
+
+    def thaw(self) -> None:
+        os.killpg(self.first.process.pid, signal.SIGCONT)
+
+    def finish(self) -> int:
+        self.thaw()
+        return self.upload.finish()
+
+    def nothing_disagrees(self, *, stored: bool) -> None:
+        """Also after both have cleaned up once more."""
+        time.sleep(1)
+        wait_until(lambda: self._files() == ([self.image_id] if stored else []))
+        assert self.deployment.disagreements() == []
+
+    def _files(self) -> list[str]:
+        return [name for name in self.deployment.stored() if self.image_id in name]
+
+
 class TestTls:
     def test_images_travel_over_https(self, deployment, certificate, disk, tmp_path):
         files = ("--certfile", str(certificate / "certificate"), "--keyfile", str(certificate / "key"))
@@ -400,18 +493,17 @@ class TestRefusing:
         assert (answer.code, answer.out) == (2, "")
         assert "property_protection_file" in answer.err
 
-    def test_a_database_server_without_tables_is_refused_until_db_sync(self, tmp_path):
-        with PostgreSQL() as postgresql:
-            deployment = Deployment(tmp_path, postgresql.new_database())
-            try:
-                answer = deployment.run("serve", "--bind", "127.0.0.1:0")
-                assert (answer.code, answer.out) == (2, "")
-                assert "storelib db sync" in answer.err
-                assert deployment.run("db", "sync").code == 0
-                server = deployment.serve("--workers", "2")
-                image = server.request("POST", "/v2/images", {"name": "one"})
-                assert server.status(str(image["id"])) == "queued"
-                assert server.stop() == 0
-                assert deployment.disagreements() == []
-            finally:
-                deployment.close()
+    def test_a_database_server_without_tables_is_refused_until_db_sync(self, tmp_path, postgresql):
+        deployment = Deployment(tmp_path, postgresql.new_database())
+        try:
+            answer = deployment.run("serve", "--bind", "127.0.0.1:0")
+            assert (answer.code, answer.out) == (2, "")
+            assert "storelib db sync" in answer.err
+            assert deployment.run("db", "sync").code == 0
+            server = deployment.serve("--workers", "2")
+            image = server.request("POST", "/v2/images", {"name": "one"})
+            assert server.status(str(image["id"])) == "queued"
+            assert server.stop() == 0
+            assert deployment.disagreements() == []
+        finally:
+            deployment.close()

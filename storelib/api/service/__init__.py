@@ -18,7 +18,7 @@ from storelib.api.service.external import External
 from storelib.api.service.images import Images, Listing
 from storelib.api.service.imports import Imports
 from storelib.api.service.imports import Request as ImportRequest
-from storelib.api.service.lease import RENEW, TTL, Lease
+from storelib.api.service.lease import Lease
 from storelib.api.service.locations import Locations
 from storelib.api.service.members import Members
 from storelib.api.service.notifications import Notifier
@@ -40,11 +40,10 @@ class Service:
         registry: Registry,
         *,
         notifier: Notifier | None = None,
-        renew: float = RENEW,
-        ttl: float = TTL,
+        renew: float | None = None,
     ) -> None:
         self.core = Core(conf, repository, registry, notifier)
-        self.lease = Lease(self.core, renew, ttl)
+        self.lease = Lease(self.core, renew)
         self.workers = Workers(conf.api.import_workers)
         self.data = Data(self.core, self.lease)
         self.tasks = Tasks(self.core)

@@ -34,6 +34,7 @@ from storelib.exceptions import Duplicate as AlreadyThere
 from storelib.exceptions import Forbidden as StoreForbidden
 from storelib.exceptions import IncompleteRead, OperationNotSupported, StoreError
 from storelib.exceptions import NotFound as NoData
+from storelib.transfer.contract import Progress
 
 T = TypeVar("T")
 
@@ -105,6 +106,7 @@ class Data:
                 size,
                 hashing_algo=core.hashing_algorithm,
                 context=context,
+                progress=self.watch(ticket),
             )
             self._verify(image, stored)
             self.check_quota(image, [stored])
@@ -236,6 +238,18 @@ class Data:
             f"this server did not answer for too long while the data of image {image_id} was being {doing}, and "
             "another one gave the upload up; send it again if the image has no data"
         )
+
+    def watch(self, ticket: Ticket, doing: str = "stored") -> Progress:
+        """A transfer's progress callback that ends it when others gave the upload up, by what ``lost`` says.
+
+        A process that was frozen would otherwise come back and win the store's id from an upload that began since.
+        """
+
+        def check(done: int, total: int | None) -> None:
+            if not self._lease.keeps(ticket):
+                raise self.lost(ticket.image_id, doing)
+
+        return check
 
     def discard(self, context: Context, ticket: Ticket, stored: Sequence[StoredImage]) -> None:
         """Remove what an upload stored that failed; never raises.

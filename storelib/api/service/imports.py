@@ -84,7 +84,13 @@ class Imports:
         _, ticket = self._data.begin(image, from_=("queued",), to="uploading", stores=())
         try:
             self._unstage(ticket)
-            stored = staging.add(image_id, Body(source.stream, source.length, room), size, context=context)
+            stored = staging.add(
+                image_id,
+                Body(source.stream, source.length, room),
+                size,
+                context=context,
+                progress=self._data.watch(ticket, "staged"),
+            )
         except BaseException:
             self._data.give_up(ticket, "queued")
             raise
@@ -382,6 +388,7 @@ class Imports:
             hashing_algo=self._core.hashing_algorithm,
             digests=digests,
             context=context,
+            progress=self._data.watch(ticket),
         )
         good = [result for result in results if isinstance(result, StoredImage)]
         errors = {

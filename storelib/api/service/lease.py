@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from storelib.api.context import administrator
-from storelib.api.db.leases import this_boot
+from storelib.api.db.leases import this_boot, ticks
 from storelib.api.db.records import Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
@@ -30,8 +30,8 @@ from storelib.exceptions import NotFound, StoreError
 
 LOG = logging.getLogger(__name__)
 
-#: Seconds between two renewals, and after how many without one a process counts as dead.
-RENEW, TTL = 5.0, 30.0
+#: Renewals in the time after which a process without one counts as dead.
+RENEWALS = 6
 #: Seconds between two attempts to delete what could not be deleted at once.
 SCRUB = 300.0
 #: Seconds that the clocks of this machine and the database may differ.
@@ -52,18 +52,23 @@ def this_host() -> str:
 
 
 class Lease:
-    """Joins when first needed, again in a forked child. ``renew`` is in seconds; 0 starts no threads (for tests).
+    """Joins when first needed, again in a forked child.
+
+    ``renew`` is in seconds, by default a part of ``lease_timeout``; 0 starts no threads (for tests).
 
     One thread renews and nothing else, so that the lease lasts however long cleaning up takes in the other.
     """
 
-    def __init__(self, core: Core, renew: float = RENEW, ttl: float = TTL) -> None:
+    def __init__(self, core: Core, renew: float | None = None) -> None:
         self._core = core
         core.process_id = lambda: self.id
-        self._every = renew
-        self._ttl = ttl
+        self._ttl: float = core.options.lease_timeout
+        self._every = self._ttl / RENEWALS if renew is None else renew
         self._lock = threading.Lock()
         self._id: str | None = None
+        # Ids under which this process was taken for dead, and when the lease was last seen to be in force (``ticks``).
+        self._former: set[str] = set()
+        self._seen = ticks()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         # Uploads of this process whose end could not be recorded, data of uploads that others gave up, and images
@@ -95,6 +100,7 @@ class Lease:
         """The id of this process in the database."""
         with self._lock:
             if self._id is None:
+                self._seen = ticks()
                 joined = self._core.repository.join(this_host(), os.getpid()).id
                 try:
                     self._expire_dead_local_peers(joined)
@@ -148,11 +154,31 @@ class Lease:
 
     def renew(self) -> None:
         """Renew the lease, or get a new one if it was given up."""
-        if not self._core.repository.heartbeat(self.id):
-            LOG.warning("this process was taken for dead; its uploads were given up")
-            with self._lock:
+        process_id, asked = self.id, ticks()
+        if self._core.repository.heartbeat(process_id):
+            self._seen = asked
+            return
+        LOG.warning("this process was taken for dead; its uploads were given up")
+        with self._lock:
+            self._former.add(process_id)
+            # Another thread may have been faster.
+            if self._id == process_id:
                 self._id = None
-            _ = self.id
+        _ = self.id
+
+    def keeps(self, ticket: Ticket) -> bool:
+        """Whether this process was not taken for dead since it began this upload, as far as can be known.
+
+        The database is asked only by a process that did not run for so long that it may have been.
+        """
+        now = ticks()
+        if now - self._seen > self._ttl * 1_000_000:
+            self._seen = now
+            try:
+                self.renew()
+            except ApiError as error:
+                LOG.warning("whether this process was taken for dead is not known yet: %s", error)
+        return ticket.process_id not in self._former
 
     def recover(self) -> None:
         """Undo what dead processes left behind, and what of this one could not be ended."""

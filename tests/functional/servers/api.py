@@ -164,23 +164,36 @@ class Server:
     def status(self, image_id: str) -> object:
         return self.request("GET", f"/v2/images/{image_id}")["status"]
 
+    def delete(self, image_id: str) -> int:
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
+        with contextlib.closing(connection):
+            connection.request("DELETE", f"/v2/images/{image_id}")
+            return connection.getresponse().status
+
+    def download(self, image_id: str) -> bytes:
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/v2/images/{image_id}/file")
+            return connection.getresponse().read()
+
 
 class Upload:
-    """An upload of DATA that has been sent by half."""
+    """An upload that has been sent by half; of a new image, unless one is named."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, image_id: str | None = None, data: bytes = DATA) -> None:
         image = {"name": "half", "disk_format": "raw", "container_format": "bare"}
-        self.image_id = str(server.request("POST", "/v2/images", image)["id"])
+        self.image_id = image_id or str(server.request("POST", "/v2/images", image)["id"])
+        self._data = data
         self.connection = http.client.HTTPConnection(server.address, timeout=TIMEOUT)
         self.connection.putrequest("PUT", f"/v2/images/{self.image_id}/file")
         self.connection.putheader("Content-Type", "application/octet-stream")
-        self.connection.putheader("Content-Length", str(len(DATA)))
+        self.connection.putheader("Content-Length", str(len(data)))
         self.connection.endheaders()
-        self.connection.send(DATA[: len(DATA) // 2])
+        self.connection.send(data[: len(data) // 2])
         wait_until(lambda: server.status(self.image_id) == "saving")
 
     def finish(self) -> int:
-        self.connection.send(DATA[len(DATA) // 2 :])
+        self.connection.send(self._data[len(self._data) // 2 :])
         with contextlib.closing(self.connection):
             return self.connection.getresponse().status
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from deployment import OCTETS, Deployment
 
 from storelib.api.db.records import NewLocation
 from storelib.api.db.schema import processes
-from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage
+from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage, Unavailable
 from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.lease import Lease, this_host
@@ -213,6 +214,38 @@ class TestDeadProcess:
 
         monkeypatch.setattr(api.repository, "finish_upload", sleep)
         assert api.alice.upload(image, DATA).status_code == 503
+        assert api.alice.download(image).content == b"newer data"
+
+    def test_an_upload_that_was_taken_over_gives_way_to_the_next_one(self, api, monkeypatch):
+        """A process that slept in the middle must not win the place in the store from who came since."""
+        image, other = api.alice.create(), api.another_process()
+        asleep, awake = threading.Event(), threading.Event()
+
+        class Sleeps(io.BytesIO):
+            def read(self, size=-1):
+                if self.tell() and not asleep.is_set():
+                    asleep.set()
+                    assert awake.wait(20)
+                return super().read(size)
+
+        class Wakes(io.BytesIO):
+            def read(self, size=-1):
+                if not awake.is_set():
+                    awake.set()
+                    with pytest.raises(Unavailable, match="another one gave the upload up"):
+                        first.result(20)
+                return super().read(size)
+
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(api.service.data.upload, administrator(), image, Source(Sleeps(DATA)))
+            assert asleep.wait(20)
+            api.repository.leave(api.service.lease.id)
+            other.lease.beat()
+            # The first has slept since the boot, which is longer than its lease lasts.
+            monkeypatch.setattr(api.service.lease, "_seen", 0)
+            other.data.upload(administrator(), image, Source(Wakes(b"newer data")))
+        other.stop()
+        other.core.repository.close()
         assert api.alice.download(image).content == b"newer data"
 
 
