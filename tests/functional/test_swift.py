@@ -24,7 +24,7 @@ from servers.swift import KEY, OTHER_KEY, OTHER_USER, USER, Swift
 from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.drivers.swift import SwiftStore, garbage
-from storelib.drivers.swift.connection import Connections
+from storelib.drivers.swift.transport import Connections
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -325,11 +325,11 @@ class AsUser(SwiftStore):
 
     request = None
 
-    def account_of(self, location, context):
-        return super().account_of(location, context or self.request)
-
-    def own_account(self, context=None):
-        return super().own_account(context or self.request)
+    def configure_get(self):
+        super().configure_get()
+        account_of, own_account = self.service.account_of, self.service.own_account
+        self.service.account_of = lambda location, context: account_of(location, context or self.request)
+        self.service.own_account = lambda context=None: own_account(context or self.request)
 
     def removal(self, location, context):
         return super().removal(location, self.request)
@@ -530,7 +530,7 @@ def test_damaged_segment_is_sent_again(store, small_parts, monkeypatch):
 
 
 def test_damage_on_the_way_is_noticed(store, small_parts, monkeypatch):
-    from storelib.drivers.swift.connection import Body
+    from storelib.drivers.swift.transport import Body
 
     plain = Body.read
 
@@ -582,14 +582,14 @@ def test_eight_adds_share_one_token(store, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_child_has_connections_of_its_own(store, small_parts):
     uri = store.add("x", IMAGE).uri
-    parents = store.clients.connections
+    parents = store.service.connections
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            os._exit(0 if read(store, uri) == IMAGE and store.clients.connections is not parents else 1)
+            os._exit(0 if read(store, uri) == IMAGE and store.service.connections is not parents else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store.clients.connections is parents
+    assert store.service.connections is parents
     assert read(store, uri) == IMAGE
 
 
@@ -684,7 +684,7 @@ def test_service_that_is_not_there_is_unavailable(swift):
 def test_no_token_is_logged(swift, store, small_parts, caplog):
     caplog.set_level(logging.DEBUG, logger="")
     read(store, store.add("x", IMAGE).uri)
-    token = store.own_account().identity.access().token
+    token = store.service.own_account().identity.access().token
     assert token
     for secret in (token[7:19], KEY):
         assert secret not in caplog.text
@@ -967,7 +967,7 @@ def test_revoked_token_of_keystone_is_renewed(keystone, cloud, tmp_path_factory,
     def source():
         for number, chunk in enumerate(chunks(IMAGE)):
             if number == 3:
-                keystone.revoke(store.own_account().identity.access().token)
+                keystone.revoke(store.service.own_account().identity.access().token)
                 cloud.forget_tokens()
             yield chunk
 
@@ -1199,7 +1199,7 @@ def test_server_that_always_fails_leaves_nothing(swift, shaky, faulty, account, 
 
 def drop_connections(store):
     """The next request makes a new connection, which suffers what is planned."""
-    for server in list(store.clients.connections._servers.values()):
+    for server in list(store.service.connections._servers.values()):
         server.request_session.close()
 
 
@@ -1412,7 +1412,7 @@ def test_digest_of_an_old_image_is_its_etag_unless_it_is_a_manifest(any_store):
     account.call("PUT", container, "dynamic", data=b"", X_Object_Manifest=f"{container}/oldpart-")
     entries = [{"path": f"/{container}/oldpart-1", "size_bytes": len(IMAGE), "etag": hashlib.md5(IMAGE).hexdigest()}]
     account.call("PUT", container, "static", query="?multipart-manifest=put", data=json.dumps(entries).encode())
-    base = store.location_of(store.own_account(), container, "old").uri.removesuffix("old")
+    base = store.service.location_of(store.service.own_account(), container, "old").uri.removesuffix("old")
     assert digest_of(store, f"{base}old") == ("md5", hashlib.md5(IMAGE).hexdigest())
     assert digest_of(store, f"{base}dynamic") is None
     assert digest_of(store, f"{base}static") is None

@@ -12,7 +12,7 @@ from storelib.cli.image.client import Api
 from storelib.cli.image.connection import Endpoint, Options, find
 from storelib.drivers.http import HttpStore
 from storelib.drivers.s3 import connections as s3_connections
-from storelib.drivers.swift.connection import Body, Connections
+from storelib.drivers.swift.transport import Body, Connections
 from storelib.exceptions import Forbidden, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.registry import open_store
 from storelib.transfer.responses import MOST_INTERIM

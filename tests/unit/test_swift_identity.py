@@ -97,7 +97,7 @@ def test_short_lived_token_is_not_renewed_for_every_segment(keystone, swift, clo
 @pytest.mark.parametrize("version", ["1", "3"])
 def test_token_is_renewed_before_its_end(keystone, swift, clock, version, life, used):
     keystone.life, swift.token_life = life, str(life)
-    account = (swift if version == "1" else keystone).open().own_account()
+    account = (swift if version == "1" else keystone).open().service.own_account()
 
     def given():
         list(account.listing())
@@ -316,7 +316,7 @@ def test_catalog_of_a_request_that_makes_no_sense_is_one_error(keystone, catalog
 def test_transfer_timeout_bounds_what_the_clients_wait(keystone, call, deaf):
     keystone.open().add("id", b"data")
     store = keystone.open(transfer_timeout=0.2, swift_store_read_timeout=600.0, swift_store_connect_timeout=600.0)
-    uri = store.location_of(keystone.open().own_account(), "glance", "id").uri
+    uri = store.service.location_of(keystone.open().service.own_account(), "glance", "id").uri
     plain = keystone.identity
 
     def silent():

@@ -7,8 +7,8 @@ import pytest
 from object_store import MARK, ObjectStore
 from scripted_server import reply
 
-from storelib.drivers.swift import garbage, proof
-from storelib.drivers.swift.layout import TOKEN_HEADER
+from storelib.drivers.swift import errors, garbage
+from storelib.drivers.swift.service import TOKEN_HEADER
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -74,7 +74,9 @@ def read(store, uri):
 
 
 def uri_of(store, image_id):
-    return store.location_of(store.own_account(), store.layout.container_for(image_id), image_id).uri
+    return store.service.location_of(
+        store.service.own_account(), store.service.layout.container_for(image_id), image_id
+    ).uri
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own containers", "one container"])
@@ -235,7 +237,7 @@ def test_garbage_is_not_what_only_a_stranger_does_not_find(swift, stranger):
     between(swift, stranger, "HEAD", 2)
     dead = garbage.Dead("glance", "id/", "glance", swift.kept["glance", "id"][0][TOKEN_HEADER.lower()])
     with pytest.raises(RemoteServiceUnavailable):
-        garbage.discard(other, other.own_account(), dead, "id")
+        garbage.discard(other.service, other.service.own_account(), dead, "id")
     swift.instead = lambda request: None
     assert read(store, stored.uri) == bytes(20 * KiB)
 
@@ -301,7 +303,7 @@ def test_bulk_delete_that_failed_is_an_error_whatever_its_status(swift, body):
 
 @pytest.mark.parametrize("status", ["200 OK", "201 Created"])
 def test_bulk_delete_without_errors_went_well(status):
-    assert proof.nothing_failed(json.dumps({"Errors": [], "Response Status": status}).encode())
+    assert errors.nothing_failed(json.dumps({"Errors": [], "Response Status": status}).encode())
 
 
 def test_object_that_a_later_one_has_replaced_is_not_this_adds(swift):
@@ -333,9 +335,9 @@ def test_image_that_swift_took_and_does_not_have_is_no_duplicate(swift):
 def test_page_instead_of_what_the_service_can_do_is_not_remembered(swift):
     store = swift.open()
     swift.instead = lambda request: page(200, request) if request.target == "/info" else None
-    assert not store.features(store.own_account()).conditional
+    assert not store.service.features(store.service.own_account()).conditional
     swift.instead = lambda request: None
-    assert store.features(store.own_account()).conditional
+    assert store.service.features(store.service.own_account()).conditional
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from storelib.capabilities import Capability
 from storelib.drivers.swift import SwiftLocation, SwiftStore
 from storelib.drivers.swift import errors as swift_errors
-from storelib.drivers.swift.clients import Features
-from storelib.drivers.swift.credentials import Credentials, from_file
 from storelib.drivers.swift.errors import error_of_status
-from storelib.drivers.swift.identity import ForeignAccount, RequestIdentity
-from storelib.drivers.swift.layout import Layout
+from storelib.drivers.swift.identity import Credentials, ForeignAccount, RequestIdentity, from_file
+from storelib.drivers.swift.service import Features, Layout
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -104,8 +102,8 @@ def test_any_other_uri_is_refused(uri):
 def test_credentials_of_a_uri_never_replace_the_stores_own():
     store = swift()
     location = store.locate("swift+https://other%3Auser:old-key@keystone:5000/v3/glance/id")
-    identity = store.account_of(location, None).identity
-    assert identity is store.own_account().identity
+    identity = store.service.account_of(location, None).identity
+    assert identity is store.service.own_account().identity
     assert (identity.credentials.user, identity.credentials.key) == ("project:user", "hunter2")
 
 
@@ -181,8 +179,8 @@ def test_each_store_has_a_reference_file_of_its_own(references):
     one = open_store(SwiftStore, swift_store_config_file=references(REFERENCES, "one.conf"))
     other = references("[ref1]\nauth_address = https://other\nuser = p:u\nkey = k\n", "other.conf")
     two = open_store(SwiftStore, swift_store_config_file=other)
-    assert one.own_account().identity.credentials.key == "p%(a)s;s#w"
-    assert two.own_account().identity.credentials.key == "k"
+    assert one.service.own_account().identity.credentials.key == "p%(a)s;s#w"
+    assert two.service.own_account().identity.credentials.key == "k"
     with pytest.raises(BadStoreUri):
         two.locate("swift+config://ref2/glance/id")
 
@@ -299,13 +297,13 @@ def request_of(**more):
 )
 def test_catalog_of_a_request_is_read(options, url):
     store = swift(swift_store_multi_tenant=True, **options)
-    assert store.own_account(request_of()).url == url
+    assert store.service.own_account(request_of()).url == url
 
 
 @pytest.mark.parametrize("options", [{"swift_store_region": "west"}, {"swift_store_service_type": "no"}])
 def test_catalog_without_the_service_is_an_error(options):
     with pytest.raises(RemoteServiceUnavailable, match="swift_store_region"):
-        swift(swift_store_multi_tenant=True, **options).own_account(request_of())
+        swift(swift_store_multi_tenant=True, **options).service.own_account(request_of())
 
 
 def test_adding_without_a_request_is_forbidden():
@@ -318,14 +316,14 @@ def test_token_of_a_request_goes_to_its_own_object_store_only():
     for place in ("evil/v1/AUTH_1", "north.evil/v1/AUTH_1", "north:444/v1/AUTH_1"):
         location = SwiftLocation("swift+https", place, "glance_id", "id")
         with pytest.raises(BadStoreUri):
-            store.account_of(location, request_of())
+            store.service.account_of(location, request_of())
     with pytest.raises(BadStoreUri):
-        store.account_of(SwiftLocation("swift+http", "north/v1/AUTH_1", "glance_id", "id"), request_of())
+        store.service.account_of(SwiftLocation("swift+http", "north/v1/AUTH_1", "glance_id", "id"), request_of())
 
 
 def test_token_of_a_request_serves_for_another_account_of_the_same_store():
     store = swift(swift_store_multi_tenant=True)
-    account = store.account_of(SwiftLocation("swift+https", "north/v1/AUTH_2", "glance_id", "id"), request_of())
+    account = store.service.account_of(SwiftLocation("swift+https", "north/v1/AUTH_2", "glance_id", "id"), request_of())
     assert account.url == "https://north/v1/AUTH_2"
     assert isinstance(account.identity, ForeignAccount)
 

@@ -93,7 +93,7 @@ def test_gc_does_not_remove_the_container_of_the_next_add(swift):
     store = swift.open(**OWN)
     plant(swift, "glance_id")
     dead = garbage.Dead("glance_id", "", "glance_id", "0" * 16)
-    assert not garbage.discard(store, store.own_account(), dead, "id")
+    assert not garbage.discard(store.service, store.service.own_account(), dead, "id")
     assert "x-container-meta-storelib-dead" not in swift.kept["glance_id", ""][0]
     assert ("glance_id", "") in swift.kept
 
@@ -103,7 +103,7 @@ def test_gc_does_not_remove_the_segments_of_the_next_add(swift):
     stored = store.add("id", bytes(20 * KiB))
     swift.kept["glance", f"id/{THEIRS}/00000000"] = {}, b"dead"
     dead = garbage.Dead("glance", f"id/{THEIRS}/", "glance", THEIRS)
-    assert garbage.discard(store, store.own_account(), dead, "id")
+    assert garbage.discard(store.service, store.service.own_account(), dead, "id")
     assert not [name for name in swift.names("glance") if THEIRS in name]
     with store.get(stored.uri).data as stream:
         assert stream.read() == bytes(20 * KiB)

@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.swift.account import present
-from storelib.drivers.swift.layout import CLAIM_HEADER, DEAD, DEAD_HEADER, MADE_HEADER, TOKEN, TOKEN_HEADER
-from storelib.drivers.swift.proof import date_in, number
-from storelib.exceptions import NotFound, RemoteServiceUnavailable
-
-if TYPE_CHECKING:
-    from storelib.drivers.swift.account import Account
-    from storelib.drivers.swift.store import SwiftStore
-
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?")
+from storelib.drivers.swift.errors import date_in, number
+from storelib.drivers.swift.service import (
+    CLAIM_HEADER,
+    DEAD,
+    DEAD_HEADER,
+    MADE_HEADER,
+    TOKEN,
+    TOKEN_HEADER,
+    Account,
+    Service,
+    posix_time,
+    present,
+)
+from storelib.exceptions import RemoteServiceUnavailable
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Dead:
     token: str
 
 
-def find(store: SwiftStore, account: Account, older_than: float, prefix: str) -> Iterator[Garbage]:
+def find(service: Service, account: Account, older_than: float, prefix: str) -> Iterator[Garbage]:
     """Everything dead for ``older_than`` seconds by the server's clock."""
-    layout = store.layout
+    layout = service.layout
     # Who may use one container need not be allowed to ask for the account.
     asked = account.head() if layout.own or layout.seed else account.find(layout.segments or layout.container)
     if asked is None:
@@ -43,38 +45,38 @@ def find(store: SwiftStore, account: Account, older_than: float, prefix: str) ->
     # The date is cut to whole seconds.
     before = server_time(asked) + 1.0 - older_than
     if layout.own:
-        for container in [name for name in store.containers(account) if layout.may_be_for(name, prefix)]:
-            yield from _in_own(store, account, container, before, prefix)
+        for container in [name for name in service.containers(account) if layout.may_be_for(name, prefix)]:
+            yield from _in_own(service, account, container, before, prefix)
         return
-    containers = [layout.segments] if layout.segments else list(store.containers(account))
+    containers = [layout.segments] if layout.segments else list(service.containers(account))
     for container in containers:
         entries = present(account.listing(container, prefix=prefix, delimiter="/"))
         # All at once: what is removed between two pages must not disturb the next.
         for image_id in [entry["subdir"][:-1] for entry in entries if "subdir" in entry]:
-            yield from _in_shared(store, account, container, image_id, before)
+            yield from _in_shared(service, account, container, image_id, before)
 
 
-def discard(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
+def discard(service: Service, account: Account, dead: Dead, image_id: str) -> bool:
     """Remove it unless it has come to life.
 
     First it is marked, then looked at: an add that publishes its image meanwhile looks for the mark after that.
     """
-    if _is_alive(store, account, dead, image_id) or not _mark(store, account, dead):
+    if _is_alive(service, account, dead, image_id) or not _mark(service, account, dead):
         return False
-    if _is_alive(store, account, dead, image_id):
-        _unmark(store, account, dead)
+    if _is_alive(service, account, dead, image_id):
+        _unmark(service, account, dead)
         return False
     mark = f"{dead.prefix}{DEAD}"
     names = {entry["name"] for entry in present(account.listing(dead.container, prefix=dead.prefix))} - {mark}
-    store.for_each(lambda name: gone(account, dead.container, name), sorted(names), dead.container)
-    gone(account, dead.container, *(() if store.layout.own else (mark,)))
+    service.for_each(lambda name: account.remove(dead.container, name), sorted(names), dead.container)
+    account.remove(dead.container, *(() if service.layout.own else (mark,)))
     # A container of its own was still there; of others only the segments tell whether another gc was faster.
-    return store.layout.own or bool(names)
+    return service.layout.own or bool(names)
 
 
-def _mark(store: SwiftStore, account: Account, dead: Dead) -> bool:
+def _mark(service: Service, account: Account, dead: Dead) -> bool:
     """Whether it was still there to be marked."""
-    if not store.layout.own:
+    if not service.layout.own:
         account.put(dead.container, f"{dead.prefix}{DEAD}", headers={"Content-Type": "application/octet-stream"})
         return True
     headers = account.find(dead.container)
@@ -85,19 +87,11 @@ def _mark(store: SwiftStore, account: Account, dead: Dead) -> bool:
     return True
 
 
-def _unmark(store: SwiftStore, account: Account, dead: Dead) -> None:
-    if store.layout.own:
+def _unmark(service: Service, account: Account, dead: Dead) -> None:
+    if service.layout.own:
         account.post(dead.container, headers={DEAD_HEADER: ""})
     else:
-        gone(account, dead.container, f"{dead.prefix}{DEAD}")
-
-
-def gone(account: Account, *names: str) -> None:
-    """Remove something that may not be there."""
-    try:
-        account.delete(*names)
-    except NotFound:
-        return
+        account.remove(dead.container, f"{dead.prefix}{DEAD}")
 
 
 def server_time(headers: Any) -> float:
@@ -108,23 +102,13 @@ def server_time(headers: Any) -> float:
     return date
 
 
-def posix_time(entry: dict[str, Any]) -> float | None:
-    """When an entry of a listing was changed, if it tells."""
-    match = _TIME.match(entry.get("last_modified", ""))
-    try:
-        whole = datetime.datetime.fromisoformat(match[1] if match else "").replace(tzinfo=datetime.timezone.utc)
-    except ValueError:
-        return None
-    return whole.timestamp() + float(match[2] or 0) if match else None
-
-
 def _changed(entry: dict[str, Any]) -> float:
     """The same; what does not tell is never old."""
     modified = posix_time(entry)
     return math.inf if modified is None else modified
 
 
-def _in_shared(store: SwiftStore, account: Account, container: str, image_id: str, before: float) -> Iterator[Garbage]:
+def _in_shared(service: Service, account: Account, container: str, image_id: str, before: float) -> Iterator[Garbage]:
     """Segments of adds of one id whose token is not that of the image."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in account.listing(container, prefix=f"{image_id}/"):
@@ -133,19 +117,19 @@ def _in_shared(store: SwiftStore, account: Account, container: str, image_id: st
             groups.setdefault(token, []).append(entry)
     for token, entries in groups.items():
         modified = max(map(_changed, entries))
-        image_container = store.layout.container_for(image_id) if store.layout.segments else container
+        image_container = service.layout.container_for(image_id) if service.layout.segments else container
         dead = Dead(container, f"{image_id}/{token}/", image_container, token)
-        if modified <= before and not _is_alive(store, account, dead, image_id):
+        if modified <= before and not _is_alive(service, account, dead, image_id):
             size = sum(entry["bytes"] for entry in entries)
             yield Garbage(f"{container}/{dead.prefix}", image_id, size, modified, dead)
 
 
-def _in_own(store: SwiftStore, account: Account, container: str, before: float, prefix: str) -> Iterator[Garbage]:
+def _in_own(service: Service, account: Account, container: str, before: float, prefix: str) -> Iterator[Garbage]:
     """A container without its image."""
     entries = list(present(account.listing(container)))
     names = {entry["name"].partition("/")[0] for entry in entries}
     # A container with a long name is called after a digest of the id; what is in it may tell.
-    image_id = next(iter(names), container.removeprefix(f"{store.layout.container}_"))
+    image_id = next(iter(names), container.removeprefix(f"{service.layout.container}_"))
     if not image_id.startswith(prefix) or any(entry["name"] == image_id for entry in entries):
         return
     headers = account.find(container)
@@ -153,7 +137,7 @@ def _in_own(store: SwiftStore, account: Account, container: str, before: float, 
         return
     modified = max([_changed(entry) for entry in entries] or [_made(headers)])
     dead = Dead(container, "", container, headers.get(CLAIM_HEADER, ""))
-    if modified <= before and not _is_alive(store, account, dead, image_id):
+    if modified <= before and not _is_alive(service, account, dead, image_id):
         yield Garbage(container, image_id, sum(entry["bytes"] for entry in entries), modified, dead)
 
 
@@ -162,10 +146,10 @@ def _made(headers: Any) -> float:
     return server_time(headers) if made is None else made
 
 
-def _is_alive(store: SwiftStore, account: Account, dead: Dead, image_id: str) -> bool:
+def _is_alive(service: Service, account: Account, dead: Dead, image_id: str) -> bool:
     """Whether an image is made of it, or somebody in this process is still at it."""
-    writers = list(store.writers.items())
-    if any(token == dead.token or (store.layout.own and at.container == dead.container) for token, at in writers):
+    writers = list(service.writers.items())
+    if any(token == dead.token or (service.layout.own and at.container == dead.container) for token, at in writers):
         return True
     found = account.find_surely(dead.image_container, image_id)
-    return found is not None and (store.layout.own or found.get(TOKEN_HEADER) == dead.token)
+    return found is not None and (service.layout.own or found.get(TOKEN_HEADER) == dead.token)

@@ -7,15 +7,15 @@ import re
 import urllib.parse
 from dataclasses import dataclass, field
 
-from storelib.driver import StoreLocation
 from storelib.exceptions import BadStoreUri
-from storelib.uris import quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 SCHEMES = ("swift+https", "swift+http", "swift", "swift+config")
 #: The scheme of URIs that name a section of the reference file.
 CONFIG = "swift+config"
 
 _PLACE = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+_VERSION = re.compile(r"/v[0-9.]+$")
 _REFERENCE = re.compile(r"[^/@:?#\s]+")
 
 
@@ -77,6 +77,11 @@ def place_of(url: str) -> str:
     """What stands for the HTTP URL of a service in image URIs."""
     parts = urllib.parse.urlsplit(url)
     return _place(parts.scheme, parts.netloc, parts.path.split("/"))
+
+
+def without_version(place: str) -> str:
+    """The place of an identity service, whichever version of it the URL names."""
+    return _VERSION.sub("", place)
 
 
 def scheme_for(url: str) -> str:

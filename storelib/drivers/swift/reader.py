@@ -8,10 +8,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from storelib.drivers.swift import proof
-from storelib.drivers.swift.connection import BLOCK, discard
-from storelib.drivers.swift.errors import error_of_status
-from storelib.drivers.swift.layout import digest_in, length_of
+from storelib.drivers.swift.errors import check_proof, error_of_status
+from storelib.drivers.swift.location import SwiftLocation
+from storelib.drivers.swift.service import Account, Service, digest_in, etag_in, length_of
+from storelib.drivers.swift.transport import BLOCK, Connections
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB, Reader
 
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from requests import Response
-
-    from storelib.drivers.swift.account import Account
-    from storelib.drivers.swift.location import SwiftLocation
-    from storelib.drivers.swift.store import SwiftStore
 
 # Of a server that has answered anything quicker than this (seconds), one stream is faster than ranges side by side
 # (measured).
@@ -41,7 +37,7 @@ class Version:
     def of(cls, headers: Mapping[str, str]) -> Version:
         """The ETag is of the bytes, except that of a dynamic manifest, which may be missing or grow."""
         dynamic = "X-Object-Manifest" in headers
-        etag = None if dynamic else headers.get("Etag", "").strip('"') or None
+        etag = None if dynamic else etag_in(headers) or None
         return cls(etag, None if etag else headers.get("X-Timestamp") or headers.get("Last-Modified"))
 
 
@@ -49,10 +45,10 @@ class SwiftReader(Reader):
     """Reads with one response until it ends or is cut, then asks for the rest; far away, with ranges side by side."""
 
     def __init__(
-        self, store: SwiftStore, account: Account, location: SwiftLocation, offset: int, length: int | None
+        self, service: Service, account: Account, location: SwiftLocation, offset: int, length: int | None
     ) -> None:
         self.account = account
-        self.part_size = store.conf.swift_store_download_part_size * MiB
+        self.part_size = service.conf.swift_store_download_part_size * MiB
         self._location = location
         self._lock = threading.Lock()
         # Responses being read, by the offset each would go on with.
@@ -63,17 +59,17 @@ class SwiftReader(Reader):
             self.digest = digest_in(first.headers)
             self.size = self._size_of(first, offset)
         except BaseException:
-            discard(first)
+            Connections.discard(first)
             raise
         self._end = self.size if length is None else min(offset + length, self.size)
         if first.status_code == 416 or offset >= self._end:
-            discard(first)
+            Connections.discard(first)
         else:
             self._bodies[offset] = self._body(first, offset)
         if account.latency > QUICK and self._end - offset > self.part_size:
-            self.concurrency = store.conf.swift_store_download_concurrency
+            self.concurrency = service.conf.swift_store_download_concurrency
         if self._end - offset > self.part_size:
-            self.account = store.with_trust(account)
+            self.account = service.with_trust(account)
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the response that has come as far as ``offset``, or ask for one that starts there."""
@@ -106,7 +102,7 @@ class SwiftReader(Reader):
         answer = self._fetch(offset, end if end < self.size else None)
         version = Version.of(answer.headers)
         if answer.status_code == 416 or version != self._version or self._size_of(answer, offset) != self.size:
-            discard(answer)
+            Connections.discard(answer)
             raise ImageChanged(f"{self._location} changed while it was read")
         return self._body(answer, offset)
 
@@ -118,7 +114,7 @@ class SwiftReader(Reader):
         try:
             self._check(answer, offset, ranged=bool(headers))
         except BaseException:
-            discard(answer)
+            Connections.discard(answer)
             raise
         return answer
 
@@ -129,7 +125,7 @@ class SwiftReader(Reader):
             return
         if not 200 <= status < 300:
             raise error_of_status("GET", status, headers, str(self._location))
-        proof.check("GET", status, headers, 2, str(self._location))
+        check_proof("GET", status, headers, 2, str(self._location))
         if status == 200:
             return
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 import urllib.parse
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,25 +15,27 @@ from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
-from storelib.drivers.swift import credentials as accounts
-from storelib.drivers.swift.clients import Clients, Features
-from storelib.drivers.swift.errors import error_of_exception
-from storelib.drivers.swift.layout import (
+from storelib.drivers.swift import garbage as leftovers
+from storelib.drivers.swift.errors import count, error_of_exception, nothing_failed
+from storelib.drivers.swift.identity import read_credentials
+from storelib.drivers.swift.location import SCHEMES, SwiftLocation, without_version
+from storelib.drivers.swift.options import OPTIONS
+from storelib.drivers.swift.service import (
     CLAIM_HEADER,
     TOKEN_HEADER,
-    Layout,
+    Account,
+    Service,
+    info_of,
     length_of,
     new_token,
+    posix_time,
+    present,
     segment_place,
     size_in,
 )
-from storelib.drivers.swift.location import CONFIG, SCHEMES, SwiftLocation, place_of, scheme_for
-from storelib.drivers.swift.options import OPTIONS
-from storelib.drivers.swift.proof import count, date_in, nothing_failed, number
 from storelib.exceptions import (
     AclsNotSupported,
     BadStoreConfiguration,
-    Duplicate,
     Forbidden,
     Invalid,
     NotFound,
@@ -47,18 +48,11 @@ from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.contract import Digests, Part
 
 if TYPE_CHECKING:
-    from storelib.drivers.swift.account import Account
-    from storelib.drivers.swift.copying import SwiftCopy
-    from storelib.drivers.swift.credentials import Credentials
-    from storelib.drivers.swift.identity import Identity
     from storelib.drivers.swift.reader import SwiftReader
-    from storelib.drivers.swift.writer import SwiftWriter
+    from storelib.drivers.swift.writer import SwiftCopy, SwiftWriter
 
 LOG = logging.getLogger(__name__)
 
-#: The reference of the account that the options themselves name.
-_OPTIONS = ""
-_VERSION = re.compile(r"/v[0-9.]+$")
 _TENANT = re.compile(r"[^,:\s]+")
 
 
@@ -80,21 +74,10 @@ class SwiftStore(Store[SwiftLocation]):
 
     def __init__(self, name: str, conf: Any) -> None:
         super().__init__(name, conf)
-        self.multi_tenant: bool = conf.swift_store_multi_tenant
-        self.layout = Layout(
-            conf.swift_store_container,
-            conf.swift_store_multiple_containers_seed,
-            self.multi_tenant or conf.swift_store_container_per_image,
-            conf.swift_store_segment_container,
-        )
-        #: Adds under way in this process, by token, for gc to leave alone.
-        self.writers: weakref.WeakValueDictionary[str, SwiftWriter] = weakref.WeakValueDictionary()
-        self._credentials: Mapping[str, Credentials] = {}
-        self._reference = _OPTIONS
-        self.clients = Clients(conf, {})
-        if self.layout.own:
+        self.service = Service(name, conf, self.for_each)
+        if self.service.layout.own:
             self.capabilities |= Capability.ATOMIC_ADD | Capability.ACLS
-        if not self.multi_tenant:
+        if not self.service.multi_tenant:
             self.capabilities |= Capability.LIST | Capability.GC
             if conf.swift_store_temp_url_key:
                 self.capabilities |= Capability.PRESIGN
@@ -104,9 +87,8 @@ class SwiftStore(Store[SwiftLocation]):
     def configure_get(self) -> None:
         """Find out who we are, in the options or in a reference file."""
         _import_clients()
-        self._credentials = self._read_credentials()
-        self.clients = Clients(self.conf, self._credentials)
-        if not self._credentials:
+        self.service.use(read_credentials(self.conf))
+        if not self.service.credentials:
             # Without a user of its own a multi-tenant store can do nothing on its own account.
             self.capabilities &= ~Capability.CHECK
         cacert = self.conf.swift_store_cacert
@@ -121,26 +103,17 @@ class SwiftStore(Store[SwiftLocation]):
                 continue
             if not name or "/" in name or name in (".", "..") or len(name.encode()) > 256:
                 raise BadStoreConfiguration(f"{option} is no name of a container: 1 to 256 bytes without '/'")
-        if self.conf.swift_store_config_file and not self.multi_tenant and self._reference not in self._credentials:
-            raise BadStoreConfiguration(
-                f"default_swift_reference {self._reference} is no section of {self.conf.swift_store_config_file}"
-            )
-
-    def _read_credentials(self) -> Mapping[str, Credentials]:
-        if self.conf.swift_store_config_file:
-            self._reference = self.conf.default_swift_reference
-            return accounts.from_file(self.conf.swift_store_config_file)
-        if self.multi_tenant and not self.conf.swift_store_auth_address:
-            return {}
-        self._reference = _OPTIONS
-        return {_OPTIONS: accounts.from_options(self.conf)}
+        service, file = self.service, self.conf.swift_store_config_file
+        if file and not service.multi_tenant and service.reference not in service.credentials:
+            raise BadStoreConfiguration(f"default_swift_reference {service.reference} is no section of {file}")
 
     # -- Whose account ------------------------------------------------------------------------------------------------
 
     def areas(self) -> list[Area]:
         """The containers of the account; which account a request of many means, nobody knows beforehand."""
-        user = self._credentials.get(self._reference)
-        if self.multi_tenant:
+        service = self.service
+        user = service.credentials.get(service.reference)
+        if service.multi_tenant:
             account: tuple[str | None, ...] = ("every request's",)
         elif user is None:
             return []
@@ -154,143 +127,40 @@ class SwiftStore(Store[SwiftLocation]):
             account = (scope.get("project_id"), scope["project_name"], user.project_domain_id, user.project_domain_name)
         address = (user.auth_address if user else self.conf.swift_store_auth_address) or ""
         # One project has an account in each region, and in each service of the catalog.
-        service = (self.conf.swift_store_service_type, self.conf.swift_store_region, self.conf.swift_store_endpoint)
-        parts = urllib.parse.urlsplit(_VERSION.sub("", address.rstrip("/")))
+        catalog = (self.conf.swift_store_service_type, self.conf.swift_store_region, self.conf.swift_store_endpoint)
+        parts = urllib.parse.urlsplit(without_version(address.rstrip("/")))
         server = (web_server(parts.hostname or "", parts.port), parts.path.rstrip("/"))
-        container = ("swift", *server, *service, *account)
-        found = [Area(container, prefix, "swift_store_container") for prefix in self.layout.containers]
-        if not self.layout.own and self.layout.segments:
-            found.append(Area(container, f"{self.layout.segments}/", "swift_store_segment_container"))
+        container = ("swift", *server, *catalog, *account)
+        found = [Area(container, prefix, "swift_store_container") for prefix in service.layout.containers]
+        if not service.layout.own and service.layout.segments:
+            found.append(Area(container, f"{service.layout.segments}/", "swift_store_segment_container"))
         return found
 
     def owns(self, location: SwiftLocation) -> bool:
         """Whether it names an account and a container of this store."""
-        if not self.layout.holds(location.container, location.obj):
-            return False
-        if self.multi_tenant:
-            # Which hosts there are, only the catalog of a request tells; see ForeignAccount.
-            return location.scheme != CONFIG and "/" in location.place
-        return self._reference_of(location) is not None
-
-    def _reference_of(self, location: SwiftLocation) -> str | None:
-        """Which account a URI means. Credentials in it mean nothing: they may be years old."""
-        if location.scheme == CONFIG:
-            return location.place if location.place in self._credentials and location.place != _OPTIONS else None
-        place = _VERSION.sub("", location.place)
-        for reference, known in self._credentials.items():
-            if _VERSION.sub("", place_of(known.auth_address)) == place:
-                return reference
-        return None
-
-    def account_of(self, location: SwiftLocation, context: Any) -> Account:
-        """The account an image is in."""
-        from storelib.drivers.swift.account import Account
-        from storelib.drivers.swift.identity import ForeignAccount
-
-        if not self.multi_tenant:
-            return Account(self.clients.connections, self.clients.identity(self._reference_of(location) or _OPTIONS))
-        identity = self._identity(context)
-        if identity.access().url != location.url:
-            identity = ForeignAccount(identity, location.url)
-        return Account(self.clients.connections, identity)
-
-    def own_account(self, context: Any = None) -> Account:
-        """The account that new images go to."""
-        from storelib.drivers.swift.account import Account
-
-        if self.multi_tenant and context is not None:
-            return Account(self.clients.connections, self._identity(context))
-        return Account(self.clients.connections, self.clients.identity(self._reference))
-
-    def _identity(self, context: Any) -> Identity:
-        from storelib.drivers.swift.identity import RequestIdentity
-
-        if context is not None:
-            return RequestIdentity(context, self.conf)
-        if self._reference not in self._credentials:
-            raise Forbidden(f"store {self.name} is multi-tenant: it needs the context of a request, or its own user")
-        # Whoever calls without a request, to clean up for example, acts as the service.
-        return self.clients.identity(self._reference)
-
-    def with_trust(self, account: Account) -> Account:
-        """The same account for a transfer that may outlive the token of its request; close its identity."""
-        from storelib.drivers.swift.account import Account
-        from storelib.drivers.swift.identity import V3Identity
-
-        if not self.multi_tenant or not self.conf.swift_store_use_trusts or self._reference not in self._credentials:
-            return account
-        service = self.clients.identity(self._reference)
-        if not isinstance(service, V3Identity):
-            return account
-        identity = account.identity.with_trust(service, lambda trust: self.clients.trusted(self._reference, trust))
-        return Account(self.clients.connections, identity)
-
-    def location_of(self, account: Account, container: str, image_id: str) -> SwiftLocation:
-        """Where an image is, or would be."""
-        if self.multi_tenant:
-            url = account.url
-        elif self.conf.swift_store_config_file:
-            return SwiftLocation(CONFIG, self._reference, container, image_id)
-        else:
-            url = self._credentials[_OPTIONS].auth_address
-        return SwiftLocation(scheme_for(url), place_of(url), container, image_id)
-
-    def features(self, account: Account) -> Features:
-        """What the service can do."""
-        return self.clients.features(account)
-
-    def containers(self, account: Account) -> Iterator[str]:
-        """The containers that may hold images."""
-        layout = self.layout
-        if not layout.own:
-            yield layout.container
-        if layout.own or layout.seed:
-            try:
-                for entry in account.listing(prefix=f"{layout.container}_"):
-                    if entry["name"] != layout.segments:
-                        yield entry["name"]
-            except Forbidden:
-                needing = "swift_store_container_per_image" if layout.own else "swift_store_multiple_containers_seed"
-                raise Forbidden(f"this user may not list the containers of the account: {needing} needs that") from None
+        return self.service.owns(location)
 
     # -- The driver contract ------------------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Any) -> SwiftWriter:
         """Look whether there is such an image."""
-        from storelib.drivers.swift.writer import SwiftWriter
+        from storelib.drivers.swift.writer import open_writer
 
-        if self.multi_tenant and context is None:
-            raise Forbidden(f"store {self.name} is multi-tenant: adding needs the context of a request")
-        account = self.own_account(context)
-        location = self.location_of(account, self.layout.container_for(image_id), image_id)
-        if self._exists(account, location):
-            raise Duplicate(f"image {image_id!r} exists in store {self.name}")
-        writer = SwiftWriter(self, account, location)
-        self.writers[writer.token] = writer
-        return writer
-
-    def _exists(self, account: Account, location: SwiftLocation) -> bool:
-        try:
-            return account.find(location.container, location.obj) is not None
-        except Forbidden:
-            # Of a container that is not there, Swift says so too; making it will tell.
-            if not self.layout.own:
-                raise
-            return False
+        return open_writer(self.service, image_id, context)
 
     def open_reader(self, location: SwiftLocation, offset: int, length: int | None, context: Any) -> SwiftReader:
         """Send the first request."""
         from storelib.drivers.swift.reader import SwiftReader
 
-        return SwiftReader(self, self.account_of(location, context), location, offset, length)
+        return SwiftReader(self.service, self.service.account_of(location, context), location, offset, length)
 
     def measure(self, location: SwiftLocation, context: Any) -> int:
-        """Ask with HEAD."""
+        """The size that the headers tell."""
         return self.inspect(location, context).size
 
     def inspect(self, location: SwiftLocation, context: Any) -> ImageInfo:
         """What the headers tell."""
-        return info_of(location, self.account_of(location, context).head(location.container, location.obj))
+        return info_of(location, self.service.account_of(location, context).head(location.container, location.obj))
 
     def remove(self, location: SwiftLocation, context: Any) -> None:
         """The image first, so that nobody reads half of it; then its segments, which gc finds if this is cut short."""
@@ -302,9 +172,7 @@ class SwiftStore(Store[SwiftLocation]):
         return lambda: self._remove(location, context, met)
 
     def _remove(self, location: SwiftLocation, context: Any, met: list[Mapping[str, str]]) -> None:
-        from storelib.drivers.swift.garbage import gone
-
-        account = self.account_of(location, context)
+        account = self.service.account_of(location, context)
         found = account.find(location.container, location.obj)
         again = bool(met)
         met += [] if again or found is None else [found]
@@ -326,8 +194,8 @@ class SwiftStore(Store[SwiftLocation]):
             names = [entry["name"] for entry in account.listing(place[0], prefix=place[1])]
             if not removed:
                 account.delete(location.container, location.obj)
-            self._remove_rest(lambda name: gone(account, place[0], name), names, location)
-        if self.layout.own:
+            self._remove_rest(lambda name: account.remove(place[0], name), names, location)
+        if self.service.layout.own:
             token = headers.get(TOKEN_HEADER)
             tried = [location.container] if removed else []
 
@@ -336,7 +204,7 @@ class SwiftStore(Store[SwiftLocation]):
                 if tried and (account.find(name) or {}).get(CLAIM_HEADER) != token:
                     return
                 tried.append(name)
-                gone(account, name)
+                account.remove(name)
 
             self._remove_rest(remove_own, [location.container], location)
 
@@ -348,22 +216,21 @@ class SwiftStore(Store[SwiftLocation]):
             raise StoreError(f"{location} is removed, but something of it is left for gc to find: {error}") from error
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
-        """See errors.py."""
+        """The error for what an HTTP or identity client raised."""
         return error_of_exception(error, subject)
 
     def candidate_locations(self, image_id: str) -> list[SwiftLocation] | None:
         """The only one; but with a seed, which may have been another before, in any container."""
-        if self.layout.seed:
+        if self.service.layout.seed:
             return None
-        return [self.location_of(self.own_account(), self.layout.container_for(image_id), image_id)]
+        service = self.service
+        return [service.location_of(service.own_account(), service.layout.container_for(image_id), image_id)]
 
     def images(self) -> Iterator[ImageInfo]:
         """Images of the account that new ones go to."""
-        from storelib.drivers.swift.account import present
-
-        account = self.own_account()
-        for container in self.containers(account):
-            known = self._image_in_its_own(account, container) if self.layout.own else None
+        account = self.service.own_account()
+        for container in self.service.containers(account):
+            known = self._image_in_its_own(account, container) if self.service.layout.own else None
             if known is not None:
                 yield known
             else:
@@ -371,18 +238,16 @@ class SwiftStore(Store[SwiftLocation]):
 
     def _image_in_its_own(self, account: Account, container: str) -> ImageInfo | None:
         """The image that a container is named after: one request instead of a listing."""
-        image_id = container.removeprefix(f"{self.layout.container}_")
+        image_id = container.removeprefix(f"{self.service.layout.container}_")
         headers = account.find(container, image_id)
-        return None if headers is None else info_of(self.location_of(account, container, image_id), headers)
+        return None if headers is None else info_of(self.service.location_of(account, container, image_id), headers)
 
     def _images_in(self, account: Account, container: str, entries: Iterator[dict[str, Any]]) -> Iterator[ImageInfo]:
-        from storelib.drivers.swift.garbage import posix_time
-
         parts: list[str] = []
         for entry in entries:
             name = entry.get("name", "")
             # Old segments are called like their image, which comes before them, and a number.
-            if not name or not self.layout.holds(container, name) or any(map(name.startswith, parts)):
+            if not name or not self.service.layout.holds(container, name) or any(map(name.startswith, parts)):
                 continue
             size = size_in(entry.get("content_type", ""))
             # The hash of a manifest is that of its own few bytes, not the ETag of the image; radosgw has no other.
@@ -398,39 +263,35 @@ class SwiftStore(Store[SwiftLocation]):
                 place = segment_place(name, headers)
                 if place is not None and place[0] == container:
                     parts.append(place[1])
-            location = self.location_of(account, container, name)
-            yield ImageInfo(location.uri, size, name, posix_time(entry), bare_etag(version))
+            location = self.service.location_of(account, container, name)
+            yield ImageInfo(location.uri, size, name, posix_time(entry), (version or "").strip('"') or None)
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Segments without a manifest, containers without an image."""
-        from storelib.drivers.swift import garbage
-
-        return garbage.find(self, self.own_account(), older_than, prefix or "")
+        return leftovers.find(self.service, self.service.own_account(), older_than, prefix or "")
 
     def discard(self, garbage: Garbage) -> bool:
         """Remove them, several at a time."""
-        from storelib.drivers.swift.garbage import discard
-
-        return discard(self, self.own_account(), garbage.handle, garbage.image_id or "")
+        return leftovers.discard(self.service, self.service.own_account(), garbage.handle, garbage.image_id or "")
 
     def probe(self) -> Health:
         """How full the account is, if we may know; then a small image and one of segments go in and out."""
-        account = self.own_account()
+        account = self.service.own_account()
         try:
             headers = account.head()
         except Forbidden:
             # Who may use one container need not be allowed to ask for the account.
             headers = {}
         self._check_container(account)
-        if not self.multi_tenant:
+        if not self.service.multi_tenant:
             rehearse(self)
             if Capability.ADD in self.capabilities and Capability.DELETE in self.capabilities:
                 self._rehearse_segments()
         return _health(headers)
 
     def _check_container(self, account: Account) -> None:
-        container = self.layout.container
-        missing = not self.layout.own and not self.layout.seed and account.find(container) is None
+        container = self.service.layout.container
+        missing = not self.service.layout.own and not self.service.layout.seed and account.find(container) is None
         if missing and not self.conf.swift_store_create_container_on_put:
             raise BadStoreConfiguration(
                 f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
@@ -474,17 +335,17 @@ class SwiftStore(Store[SwiftLocation]):
         for tenant in (*readers, *writers):
             if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
                 raise Invalid(f"{tenant!r} is no name of a project")
-        old = not self.multi_tenant and self._credentials[self._reference].auth_version == "1"
+        old = not self.service.multi_tenant and self.service.credentials[self.service.reference].auth_version == "1"
         everybody = ".r:*" if old else "*:*"
         form = "{}" if old else "{}:*"
         headers = {
             "X-Container-Read": everybody if public else ",".join(map(form.format, readers)),
             "X-Container-Write": ",".join(map(form.format, writers)),
         }
-        self._call(lambda: self.account_of(found, context).post(found.container, headers=headers), found)
+        self._call(lambda: self.service.account_of(found, context).post(found.container, headers=headers), found)
 
     def presign(self, location: Any, expires: float) -> str:
-        """A temporary URL."""
+        """A temporary URL, signed with the key of the account or container."""
         self.require(Capability.PRESIGN, OperationNotSupported)
         if not expires > 0:
             raise Invalid(f"expires must be a number of seconds above 0, not {expires!r}")
@@ -494,9 +355,9 @@ class SwiftStore(Store[SwiftLocation]):
     def _temporary_url(self, location: SwiftLocation, expires: float) -> str:
         from swiftclient.utils import generate_temp_url
 
-        account = self.account_of(location, None)
+        account = self.service.account_of(location, None)
         parts = urllib.parse.urlsplit(account.url)
-        digest = "sha256" if "sha256" in self.features(account).digests else "sha1"
+        digest = "sha256" if "sha256" in self.service.features(account).digests else "sha1"
         path = f"{urllib.parse.unquote(parts.path)}/{location.container}/{location.obj}"
         signed = generate_temp_url(path, math.ceil(expires), self.conf.swift_store_temp_url_key, "GET", digest=digest)
         return f"{parts.scheme}://{parts.netloc}{urllib.parse.quote(path)}{signed[len(path) :]}"
@@ -504,26 +365,10 @@ class SwiftStore(Store[SwiftLocation]):
     # -- Copies -------------------------------------------------------------------------------------------------------
 
     def server_side_copy(self, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
-        """See copying.py."""
-        from storelib.drivers.swift.copying import open_copy
+        """Copies object by object, within one account."""
+        from storelib.drivers.swift.writer import open_copy
 
-        return open_copy(self, source, image_id, context)
-
-
-def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
-    """What the headers of an image tell; raises StoreError if not even its size."""
-    size = length_of(headers)
-    if size is None:
-        raise StoreError(f"Swift does not tell the size of {location}")
-    modified = number(headers.get("X-Timestamp"))
-    if modified is None:
-        modified = date_in(headers, "Last-Modified")
-    return ImageInfo(location.uri, size, location.obj, modified, bare_etag(headers.get("Etag")))
-
-
-def bare_etag(value: str | None) -> str | None:
-    """An ETag without its quotes; None where there is none."""
-    return (value or "").strip('"') or None
+        return open_copy(self.service, source, image_id, context)
 
 
 def _health(headers: Mapping[str, str]) -> Health:

@@ -1,94 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SwiftWriter: one object, or segments and then a manifest that makes them an image."""
+"""SwiftWriter and SwiftCopy: the bytes of one object, or of segments, sent or copied within an account."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from storelib.driver import Committed, Digests, Part, Writer
-from storelib.drivers.swift.connection import Body
-from storelib.drivers.swift.errors import ContainerMissing
-from storelib.drivers.swift.layout import (
-    CLAIM_HEADER,
-    DEAD,
-    DEAD_HEADER,
-    MADE_HEADER,
-    SEGMENTS_HEADER,
-    TOKEN_HEADER,
-    digest_headers,
-    length_of,
-    manifest_type,
-    new_token,
-    segment_prefix,
-)
-from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StorageWriteDenied, StoreError
+from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.drivers.swift.location import SwiftLocation
+from storelib.drivers.swift.publication import SLOWEST, Publication, Segment
+from storelib.drivers.swift.service import Account, Service, etag_in, length_of, segment_place
+from storelib.drivers.swift.transport import Body
+from storelib.exceptions import Duplicate, Forbidden, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB
-from storelib.uris import quote
 
-if TYPE_CHECKING:
-    from storelib.drivers.swift.account import Account
-    from storelib.drivers.swift.location import SwiftLocation
-    from storelib.drivers.swift.proof import Headers
-    from storelib.drivers.swift.store import SwiftStore
-
-T = TypeVar("T")
-
-# How often, and how many seconds apart, to look whether somebody else made a container.
-_LOOKS, _BETWEEN_LOOKS = 4, 0.25
-_COPY = "X-Copy-From"
-_DYNAMIC = "X-Object-Manifest"
-# Bytes that a server copies or checks in a second at least; longer answers are waited for accordingly.
-_SLOWEST = 4 * MiB
+# Requests side by side that copy segments.
+_SIDE_BY_SIDE = 8
 
 
-@dataclass(frozen=True)
-class Segment:
-    """An object that is a piece of an image."""
-
-    container: str
-    name: str
-    etag: str
-    size: int
-
-    @property
-    def entry(self) -> Mapping[str, object]:
-        """The line of a manifest for it."""
-        return {"path": f"/{self.container}/{self.name}", "etag": self.etag, "size_bytes": self.size}
-
-
-class SwiftWriter(Writer):
-    """Everything it makes carries its token, so that it takes away no more than that."""
+class SwiftWriter(Publication, Writer):
+    """Sends a small image as one object, any other in segments."""
 
     #: Swift takes segments of one byte; the tests use this much.
     smallest_part = 64 * 1024
 
-    def __init__(self, store: SwiftStore, account: Account, location: SwiftLocation) -> None:
-        conf = store.conf
-        self.store = store
-        self.account = account
-        self.location = location
-        self.token = new_token()
-        self.container = location.container
-        self.segment_container = store.layout.segment_container_for(self.container)
-        self.prefix = segment_prefix(location.obj, self.token)
+    def __init__(self, service: Service, account: Account, location: SwiftLocation) -> None:
+        super().__init__(service, account, location)
+        conf = service.conf
         self.concurrency = conf.swift_store_upload_concurrency
         self.put = self.put_whole
         self._chunk: int = conf.swift_store_large_object_chunk_size * MiB
         self._single: int = min(conf.swift_store_large_object_size * MiB, self._chunk)
-        self._delete_at = int(time.time()) + conf.swift_store_delete_after if conf.swift_store_delete_after else None
         self._segments: dict[int, Segment] = {}
-        # Names that a request may have made, whatever its answer.
-        self._tried: set[str] = set()
-        # The container: asked for before, made by this writer, and that written on it.
-        self._unsure = self._claimed = self._marked = False
-        self._published = False
-        self._digest: Headers = {}
-
-    # -- What the engine calls ----------------------------------------------------------------------------------------
 
     def part_size(self, number: int, size: int | None) -> int:
         """The largest image that is one object, then segments."""
@@ -96,7 +39,7 @@ class SwiftWriter(Writer):
 
     def reserve(self, end: int) -> int | None:
         """Make the image's own container."""
-        self.account = self.store.with_trust(self.account)
+        self.account = self.service.with_trust(self.account)
         self.claim()
         return None
 
@@ -124,193 +67,15 @@ class SwiftWriter(Writer):
         """Remove the image if it is this writer's, the segments and the container."""
         try:
             if self._published:
-                _gone(self._unpublish)
+                self._unpublish()
             self.remove_segments(sorted(self._tried))
         finally:
             if self._claimed:
-                _gone(self._unclaim)
+                self._unclaim()
 
     def close(self) -> None:
         """Revoke the trust, if there is one."""
         self.account.identity.close()
-
-    # -- Publishing ---------------------------------------------------------------------------------------------------
-
-    def _record(self, digests: Digests) -> None:
-        """What is published from now on tells its digest."""
-        self._digest = digest_headers(digests)
-
-    def _unpublish(self) -> None:
-        if self.is_mine():
-            self.account.delete(self.container, self.location.obj)
-
-    def _unclaim(self) -> None:
-        # Without a token it is this writer's that has not come to writing it on.
-        if self.account.head(self.container).get(CLAIM_HEADER, self.token) == self.token:
-            self.account.delete(self.container)
-
-    def claim(self) -> None:
-        """Make the image's own container, which only one of several adds can."""
-        if self._marked or not self.store.layout.own:
-            return
-        unsure, self._unsure = self._unsure, True
-        headers = {**self._policy(), MADE_HEADER: "yes"}
-        answer = self._make(self.container, headers, "swift_store_container_per_image needs that")
-        self._claimed = self._claimed or answer.status_code == 201 or (unsure and self._is_left_alone())
-        if not self._claimed:
-            raise self._duplicate()
-        self.account.post(self.container, headers={CLAIM_HEADER: self.token})
-        self._marked = True
-
-    def publish_segments(self, segments: Sequence[Segment], size: int) -> None:
-        """Make an image of segments: static where the server can, else dynamic."""
-        self.refuse_existing()
-        features = self.store.features(self.account)
-        headers = {
-            SEGMENTS_HEADER: quote(f"{self.segment_container}/{self.prefix}"),
-            "Content-Type": manifest_type(size),
-        }
-        if features.fits_static(len(segments)):
-            self._publish_static(self._grouped(segments, features.most_segments), headers)
-        else:
-            self._publish_dynamic(segments, headers)
-        if length_of(self._published_by_me()) != size:
-            # A server without static large objects takes the manifest for an image.
-            raise StoreError(f"Swift made an image of another size of the segments of {self.location}")
-        if not features.checks_segments:
-            self._check_segments(segments)
-        self._check_survival()
-
-    def _check_segments(self, segments: Sequence[Segment]) -> None:
-        """Raise if one is not there as it was sent. radosgw does not look when it takes a manifest."""
-        found = {(entry["name"], entry["hash"]) for entry in self._listed()}
-        for segment in segments:
-            if (segment.name, segment.etag) in found:
-                continue
-            # Listings may lag behind.
-            headers = self.account.find(segment.container, segment.name) or {}
-            if _etag(headers) != segment.etag:
-                raise self._lost_segments()
-
-    def _check_survival(self) -> None:
-        """Raise if gc began to remove this add, which it says before it looks whether there is an image (garbage.py).
-
-        So of an add and a gc at the same time at least one sees the other.
-        """
-        if self.store.layout.own:
-            container = self.account.find(self.container) or {}
-            if container.get(CLAIM_HEADER) == self.token and not container.get(DEAD_HEADER):
-                return
-        elif not self._tried or self.account.find(self.segment_container, f"{self.prefix}{DEAD}") is None:
-            return
-        raise StoreError(f"{self.location} was taken for a failed add and removed while it was added, by gc perhaps")
-
-    def _listed(self) -> Iterator[dict[str, Any]]:
-        return self.account.listing(self.segment_container, prefix=self.prefix)
-
-    def _lost_segments(self) -> StoreError:
-        return StoreError(f"segments of {self.location} were removed or replaced while it was added, by gc perhaps")
-
-    def refuse_existing(self) -> None:
-        """Raise Duplicate if there is an image of this name that is not this writer's."""
-        found = self.account.find(self.container, self.location.obj)
-        if found is not None and found.get(TOKEN_HEADER) != self.token:
-            raise self._duplicate()
-
-    def is_mine(self) -> bool:
-        """Whether the image that is there is this writer's."""
-        found = self.account.find(self.container, self.location.obj)
-        return found is not None and found.get(TOKEN_HEADER) == self.token
-
-    def _published_by_me(self) -> Headers:
-        """The headers of the image, which Swift says it has; raises Duplicate if somebody else's came in between."""
-        found = self.account.find(self.container, self.location.obj)
-        if found is None:
-            raise RemoteServiceUnavailable(f"Swift took {self.location}, but does not have it")
-        if found.get(TOKEN_HEADER) != self.token:
-            raise self._duplicate()
-        return found
-
-    def remove_segments(self, names: Sequence[str]) -> None:
-        """Several at a time."""
-        self.store.for_each(
-            lambda name: _gone(lambda: self.account.delete(self.segment_container, name)), names, self.location
-        )
-
-    def _publish_static(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
-        manifest = json.dumps([segment.entry for segment in segments]).encode()
-        # The server looks at every segment before it answers.
-        self._publish(Body(memoryview(manifest)), headers, "multipart-manifest=put", extra_timeout=len(segments) / 10)
-
-    def _publish_dynamic(self, segments: Sequence[Segment], headers: dict[str, str]) -> None:
-        found = {(entry["name"], entry["bytes"]) for entry in self._listed()}
-        if not {(segment.name, segment.size) for segment in segments} <= found:
-            # Such an image is what the listing says, and listings may lag behind.
-            raise RemoteServiceUnavailable(f"Swift does not list all segments of {self.location} yet")
-        headers[_DYNAMIC] = f"{quote(self.segment_container)}/{quote(self.prefix)}"
-        self._publish(Body(memoryview(b"")), headers)
-
-    def _publish(self, body: Body, headers: dict[str, str], query: str = "", extra_timeout: float = 0.0) -> None:
-        """One object that is the image or its manifest, unless there is one already, before or after."""
-        headers = {**self._object_headers(), TOKEN_HEADER: self.token, **self._digest, **headers}
-        # With a copy the condition would be one on its source.
-        if _COPY not in headers and self.store.features(self.account).conditional:
-            headers["If-None-Match"] = "*"
-        else:
-            self.refuse_existing()
-        self._published = True
-        data = body if len(body) else b""
-
-        def put() -> Any:
-            body.rewind()
-            return self.account.put(
-                self.container,
-                self.location.obj,
-                body=data,
-                headers=headers,
-                query=query,
-                extra_timeout=extra_timeout,
-                accept=(400, 412) if query else (412,),
-            )
-
-        answer = self._with_container(self.container, put)
-        if answer.status_code == 400:
-            raise self._lost_segments()
-        plain = not query and _COPY not in headers and _DYNAMIC not in headers
-        found: Headers = answer.headers
-        # 412 is also what a second attempt gets. And only the md5 of bytes, where nobody else can have come later and
-        # won, is as good a proof as the image with this writer's token.
-        if answer.status_code != 201 or not plain or not self.store.layout.own:
-            found = self._published_by_me()
-        if plain and answer.status_code == 412:
-            if length_of(found) != len(body):
-                raise RemoteServiceUnavailable(f"Swift has another part of {self.location} than was sent")
-        elif plain:
-            self._check_etag(answer.headers if _etag(answer.headers) else found, body)
-
-    def _grouped(self, segments: Sequence[Segment], limit: int) -> Sequence[Segment]:
-        """More segments than fit in one manifest: manifests of manifests."""
-        if len(segments) <= limit:
-            return segments
-        groups = [segments[start : start + limit] for start in range(0, len(segments), limit)]
-        return [self._store_group(number, group) for number, group in enumerate(groups)]
-
-    def _store_group(self, number: int, segments: Sequence[Segment]) -> Segment:
-        name = f"{self.prefix}group-{number:08}"
-        self._tried.add(name)
-        manifest = json.dumps([segment.entry for segment in segments]).encode()
-        answer = self.account.put(
-            self.segment_container,
-            name,
-            body=manifest,
-            headers=self._object_headers(),
-            query="multipart-manifest=put",
-            extra_timeout=len(segments) / 10,
-        )
-        etag = self._etag_of(answer, name)
-        return Segment(self.segment_container, name, etag, sum(segment.size for segment in segments))
-
-    # -- Segments -----------------------------------------------------------------------------------------------------
 
     def _store_segment(self, name: str, body: Body) -> Segment:
         self._tried.add(name)
@@ -330,7 +95,7 @@ class SwiftWriter(Writer):
 
         def put() -> Any:
             return self.account.put(
-                self.segment_container, name, headers=self._copied(source), extra_timeout=source.size / _SLOWEST
+                self.segment_container, name, headers=self._copied(source), extra_timeout=source.size / SLOWEST
             )
 
         answer = self._with_container(self.segment_container, put)
@@ -341,89 +106,94 @@ class SwiftWriter(Writer):
         self._record(digests)
         self.claim()
         self._publish(
-            Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, extra_timeout=source.size / _SLOWEST
+            Body(memoryview(b"")), {**self._copied(source), "Content-Length": "0"}, extra_timeout=source.size / SLOWEST
         )
         found = self._published_by_me()
-        if length_of(found) != source.size or _etag(found) != source.etag:
+        if length_of(found) != source.size or etag_in(found) != source.etag:
             raise RemoteServiceUnavailable(f"Swift copied something else to {self.location}")
         self._check_survival()
         return Committed(self.location)
 
-    def _copied(self, source: Segment) -> dict[str, str]:
-        origin = f"{quote(source.container)}/{quote(source.name)}"
-        return {**self._object_headers(), _COPY: origin, "X-Fresh-Metadata": "true", "Content-Length": "0"}
 
-    def _etag_of(self, answer: Any, name: str) -> str:
-        """The ETag of a segment that was just made; with 202 Swift says that it has a later one, whosever it is."""
-        etag = _etag(answer.headers)
-        return etag if etag and answer.status_code == 201 else _etag(self.account.head(self.segment_container, name))
-
-    @staticmethod
-    def _check_etag(headers: Headers, body: Body) -> None:
-        if _etag(headers) != body.md5:
-            raise RemoteServiceUnavailable("Swift stored other bytes than were sent")
-
-    # -- Containers ---------------------------------------------------------------------------------------------------
-
-    def _with_container(self, container: str, call: Callable[[], T]) -> T:
-        """``call()``, and if the container is missing and may be made, once more after that."""
-        try:
-            return call()
-        except ContainerMissing:
-            if self.store.layout.own:
-                # It was there, and whoever makes it anew need not be the one who claimed it.
-                raise StoreError(f"the container of {self.location} was removed while it was added") from None
-            if not self.store.conf.swift_store_create_container_on_put:
-                raise
-        self._make(container, self._policy_for(container), "have it made for it")
-        return call()
-
-    def _make(self, container: str, headers: Headers, why: str) -> Any:
-        """Make a container; with 409 there is one of another storage policy."""
-        try:
-            return self.account.put(container, headers=headers, accept=(409,))
-        except StorageWriteDenied:
-            raise StorageWriteDenied(f"this user may not make the container {quote(container)}: {why}") from None
-
-    def _policy_for(self, container: str) -> dict[str, str]:
-        """Segments are kept as safe, and as cheap, as the images they belong to."""
-        found = self.account.find(self.container) if container != self.container else None
-        policy = (found or {}).get("X-Storage-Policy")
-        return {"X-Storage-Policy": policy} if policy else self._policy()
-
-    def _is_left_alone(self) -> bool:
-        """Whether it was an earlier attempt of this writer, whose answer was lost, that made the container.
-
-        Anybody else who made it would have said so by now.
-        """
-        for _ in range(_LOOKS):
-            token = (self.account.find(self.container) or {}).get(CLAIM_HEADER)
-            if token:
-                return token == self.token
-            time.sleep(_BETWEEN_LOOKS)
-        return True
-
-    def _policy(self) -> dict[str, str]:
-        policy = self.store.conf.swift_store_storage_policy
-        return {"X-Storage-Policy": policy} if policy else {}
-
-    def _object_headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/octet-stream"}
-        if self._delete_at:
-            headers["X-Delete-At"] = str(self._delete_at)
-        return headers
-
-    def _duplicate(self) -> Duplicate:
-        return Duplicate(f"image {self.location.obj!r} exists in store {self.store.name}")
+def open_writer(service: Service, image_id: str, context: Any) -> SwiftWriter:
+    """Look whether there is such an image."""
+    if service.multi_tenant and context is None:
+        raise Forbidden(f"store {service.name} is multi-tenant: adding needs the context of a request")
+    account = service.own_account(context)
+    location = service.location_of(account, service.layout.container_for(image_id), image_id)
+    if _exists(service, account, location):
+        raise Duplicate(f"image {image_id!r} exists in store {service.name}")
+    writer = SwiftWriter(service, account, location)
+    service.writers[writer.token] = writer
+    return writer
 
 
-def _etag(headers: Headers) -> str:
-    return headers.get("Etag", "").strip('"')
-
-
-def _gone(remove: Callable[[], object]) -> None:
-    """Remove something that may not be there."""
+def _exists(service: Service, account: Account, location: SwiftLocation) -> bool:
     try:
-        remove()
-    except NotFound:
-        return
+        return account.find(location.container, location.obj) is not None
+    except Forbidden:
+        # Of a container that is not there, Swift says so too; making it will tell.
+        if not service.layout.own:
+            raise
+        return False
+
+
+class SwiftCopy(ServerSideCopy):
+    """One object copied to another, or segments to segments that get a manifest of their own."""
+
+    concurrency = _SIDE_BY_SIDE
+
+    def __init__(self, writer: SwiftWriter, size: int, segments: Sequence[Segment]) -> None:
+        self.size = size
+        self._writer = writer
+        self._segments = segments
+        self._whole = segments[0] if len(segments) == 1 else None
+        sizes = [segment.size for segment in segments]
+        self.parts = () if self._whole else sizes
+        self.moved_at_once = max(sizes, default=0)
+
+    def begin(self) -> None:
+        """Make room for the segments."""
+        if self._whole is None:
+            self._writer.reserve(self.size)
+
+    def copy_part(self, number: int, offset: int, length: int) -> None:
+        """Copy one segment into this image's."""
+        self._writer.copy_segment(number, self._segments[number])
+
+    def commit(self, digests: Digests) -> Committed:
+        """Copy the one object, or publish the manifest."""
+        if self._whole is None:
+            return self._writer.commit(self.size, digests)
+        return self._writer.copy_whole(self._whole, digests)
+
+    def abort(self) -> None:
+        """Remove what this copy made."""
+        self._writer.abort()
+
+    def close(self) -> None:
+        """Close the writer behind it."""
+        self._writer.close()
+
+
+def open_copy(service: Service, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
+    """None where the objects are of another account, or the server would not copy them as they are."""
+    account = service.account_of(source, context)
+    if account.url != service.own_account(context).url:
+        return None
+    headers = account.head(source.container, source.obj)
+    size = length_of(headers) or 0
+    place = segment_place(source.obj, headers)
+    if place is not None:
+        segments = [
+            Segment(place[0], entry["name"], entry["hash"], entry["bytes"])
+            for entry in account.listing(place[0], prefix=place[1])
+            if not entry["name"].startswith(f"{place[1]}group-")
+        ]
+        if sum(segment.size for segment in segments) != size:
+            return None
+    elif headers.get("X-Static-Large-Object", "").lower() == "true":
+        return None
+    else:
+        segments = [Segment(source.container, source.obj, etag_in(headers), size)]
+    return SwiftCopy(open_writer(service, image_id, context), size, segments)

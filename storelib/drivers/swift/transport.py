@@ -87,6 +87,16 @@ class Connections:
             session.mount(scheme, _Adapter())
         return session
 
+    @staticmethod
+    def discard(response: requests.Response) -> None:
+        """Drop a response; its connection is kept when little of the body is left."""
+        raw = response.raw
+        left = getattr(raw, "length_remaining", None)
+        if left is not None and left <= _WORTH_DRAINING:
+            raw.drain_conn()
+            raw.release_conn()
+        response.close()
+
     @property
     def verify(self) -> bool | str:
         """A file of certificates, or whether to verify them at all."""
@@ -178,16 +188,6 @@ class _Adapter(HTTPAdapter):
         """What requests calls to make its pools."""
         super().init_poolmanager(*arguments, blocksize=BLOCK, **settings)
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
-
-
-def discard(response: requests.Response) -> None:
-    """Drop a response; its connection is kept when little of the body is left."""
-    raw = response.raw
-    left = getattr(raw, "length_remaining", None)
-    if left is not None and left <= _WORTH_DRAINING:
-        raw.drain_conn()
-        raw.release_conn()
-    response.close()
 
 
 def _encoded(headers: dict[str, str], connection: HTTPConnection) -> dict[str, bytes]:
