@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.cookiejar
 import math
-import threading
 import time
 from typing import Any
 
@@ -46,37 +45,44 @@ class Connections:
             min(conf.swift_store_connect_timeout, self._longest),
             min(conf.swift_store_read_timeout, self._longest),
         )
-        self._lock = threading.Lock()
-        self._servers: dict[str, HTTPConnection] = {}
         self._latency: dict[str, float] = {}
-        self._session: requests.Session | None = None
+        # One for all servers: its session keeps the connections of each.
+        self._client = HTTPConnection(
+            "https://",
+            cacert=self._verify if isinstance(self._verify, str) else None,
+            insecure=self._verify is False,
+            default_user_agent=f"storelib/{__version__}",
+        )
+        self._client.requests_args["allow_redirects"] = False
+        self._client.request_session = self.session()
+        self._client.request_session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
     def send(
         self, method: str, url: str, headers: dict[str, str], body: Body | bytes = b"", extra_timeout: float = 0.0
     ) -> requests.Response:
         """One request; the response is any, its body not read yet. ``extra_timeout``: more seconds to wait for it."""
-        server, _, path = url.partition("://")[2].partition("/")
-        origin = f"{url.partition('://')[0]}://{server}"
-        with self._lock:
-            connection = self._servers.get(origin) or self._connect(origin)
         connect, read = self._timeout
-        # Who is known to work for longer than that is waited for.
-        settings = dict(
-            connection.requests_args, timeout=(connect, min(read + extra_timeout, max(self._longest, extra_timeout)))
-        )
+        # What is known to work for longer than that is waited for.
+        timeout = (connect, min(read + extra_timeout, max(self._longest, extra_timeout)))
+        sent = {"User-Agent": self._client.default_user_agent, **headers}
         started = time.monotonic()
-        # Not connection.request(), which keeps the response in the one connection that all threads share.
-        response: requests.Response = connection.request_session.request(
-            method, f"{origin}/{path}", headers=_encoded(headers, connection), data=body, **settings
+        # Not HTTPConnection.request(), which keeps the response in the one object that all threads share.
+        response: requests.Response = self._client.request_session.request(
+            method,
+            url,
+            headers={name: value.encode() for name, value in sent.items()},
+            data=body,
+            timeout=timeout,
+            **self._client.requests_args,
         )
         # Making the connection is no part of it.
         ready = max(started, getattr(response.raw.connection, "connected", 0.0))
-        self._latency[origin] = min(self.latency(url), time.monotonic() - ready)
+        self._latency[_origin(url)] = min(self.latency(url), time.monotonic() - ready)
         return response
 
     def latency(self, url: str) -> float:
         """Seconds that the quickest answer of that server took so far: how far away it is, however busy."""
-        return self._latency.get("/".join(url.split("/", 3)[:3]), math.inf)
+        return self._latency.get(_origin(url), math.inf)
 
     def session(self) -> requests.Session:
         """For keystoneauth: the same settings."""
@@ -84,7 +90,7 @@ class Connections:
         session.trust_env = False
         session.verify = self._verify
         for scheme in ("https://", "http://"):
-            session.mount(scheme, _Adapter())
+            session.mount(scheme, _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS))
         return session
 
     @staticmethod
@@ -107,22 +113,6 @@ class Connections:
         """Seconds to wait for an answer."""
         return float(self._timeout[1])
 
-    def _connect(self, origin: str) -> HTTPConnection:
-        cacert = self._verify if isinstance(self._verify, str) else None
-        connection = HTTPConnection(
-            origin, cacert=cacert, insecure=self._verify is False, default_user_agent=f"storelib/{__version__}"
-        )
-        connection.requests_args["allow_redirects"] = False
-        if self._session is None:
-            self._session = self.session()
-            self._session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-            adapter = _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS)
-            self._session.mount("https://", adapter)
-            self._session.mount("http://", adapter)
-        connection.request_session = self._session
-        self._servers[origin] = connection
-        return connection
-
 
 class Body(PartFile):
     """A part on its way out, hashed as it goes unless its ``md5`` is known already."""
@@ -133,7 +123,7 @@ class Body(PartFile):
         self.rewind()
 
     def rewind(self) -> None:
-        """Begin again."""
+        """Begin again, with the first byte."""
         self.seek(0)
         self._hash = hashlib.md5(usedforsecurity=False)
 
@@ -177,7 +167,7 @@ class _Session(requests.Session):
     """Never looks where a redirect leads, which requests does, and fails, also where it is not to be followed."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Nowhere."""
+        """None: the answer itself is what is looked at."""
         return
 
 
@@ -190,6 +180,5 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
 
-def _encoded(headers: dict[str, str], connection: HTTPConnection) -> dict[str, bytes]:
-    sent = {"User-Agent": connection.default_user_agent, **headers}
-    return {name: value.encode() for name, value in sent.items()}
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
