@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from storelib.drivers.swift.errors import error_of_status, number
@@ -34,20 +34,6 @@ _LEAST_INTERVAL = 5.0
 _LONGEST_TRUST = 7
 #: The reference of the account that the options themselves name.
 OPTIONS_REFERENCE = ""
-_KEYS = {
-    "auth_address",
-    "auth_version",
-    "user",
-    "key",
-    "application_credential_id",
-    "application_credential_secret",
-    "project_name",
-    "project_id",
-    "user_domain_id",
-    "user_domain_name",
-    "project_domain_id",
-    "project_domain_name",
-}
 # https://host:5000 and https://host:5000/identity need a version, https://host:5000/v3 has one.
 _VERSION = re.compile(r"/v[0-9.]+/*$")
 _URL = re.compile(r"https?://[^/\s@?#]+(/[^\s@?#]*)?", re.IGNORECASE)
@@ -112,6 +98,11 @@ class Credentials:
         return None
 
 
+# What the file of references may tell, and the options but for the two names of domains.
+_KEYS = frozenset(known.name for known in fields(Credentials))
+_OPTIONS = _KEYS - {"user_domain_name", "project_domain_name"}
+
+
 def read_credentials(conf: Any) -> Mapping[str, Credentials]:
     """Every account that the options name, by reference; raises BadStoreConfiguration."""
     if conf.swift_store_config_file:
@@ -125,18 +116,7 @@ def from_options(conf: Any) -> Credentials:
     """The account that the store's options name; raises BadStoreConfiguration."""
     if not conf.swift_store_auth_address:
         raise BadStoreConfiguration("swift_store_auth_address is needed, or swift_store_config_file")
-    return Credentials(
-        auth_address=conf.swift_store_auth_address,
-        auth_version=conf.swift_store_auth_version,
-        user=conf.swift_store_user,
-        key=conf.swift_store_key,
-        application_credential_id=conf.swift_store_application_credential_id,
-        application_credential_secret=conf.swift_store_application_credential_secret,
-        project_name=conf.swift_store_project_name,
-        project_id=conf.swift_store_project_id,
-        user_domain_id=conf.swift_store_user_domain_id,
-        project_domain_id=conf.swift_store_project_domain_id,
-    )
+    return Credentials(**{key: getattr(conf, f"swift_store_{key}") for key in _OPTIONS})
 
 
 def from_file(path: str) -> dict[str, Credentials]:

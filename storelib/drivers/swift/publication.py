@@ -25,7 +25,6 @@ from storelib.drivers.swift.service import (
     length_of,
     manifest_type,
     new_token,
-    segment_prefix,
 )
 from storelib.drivers.swift.transport import Body
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable, StorageWriteDenied, StoreError
@@ -67,7 +66,7 @@ class Publication:
         self.token = new_token()
         self.container = location.container
         self.segment_container = service.layout.segment_container_for(self.container)
-        self.prefix = segment_prefix(location.obj, self.token)
+        self.prefix = f"{location.obj}/{self.token}/"
         delete_after = service.conf.swift_store_delete_after
         self._delete_at = int(time.time()) + delete_after if delete_after else None
         # Names that a request may have made, whatever its answer.

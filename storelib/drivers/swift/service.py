@@ -384,11 +384,6 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-def segment_prefix(image_id: str, token: str) -> str:
-    """What the names of all segments of one add begin with."""
-    return f"{image_id}/{token}/"
-
-
 def segment_place(image_id: str, headers: Mapping[str, str]) -> tuple[str, str] | None:
     """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
     value = headers.get("X-Object-Manifest")
