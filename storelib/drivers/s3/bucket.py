@@ -89,11 +89,10 @@ class Bucket:
         self.asks_at_completion = self.conditional_put
         #: Whether reading asks for the checksum that the server keeps of an image.
         self.asks_for_checksums = True
-        #: Whether all parts of an image must be of one size, but the last. Cloudflare's R2 refuses others once all is
-        #: sent.
-        equal_parts = conf.s3_store_equal_parts
-        r2 = self.host.endswith(".r2.cloudflarestorage.com")
-        self.equal_parts = equal_parts == "on" or (equal_parts == "auto" and r2)
+        # Cloudflare's R2 refuses parts of several sizes once all is sent.
+        wanted = ("on", "auto") if self.host.endswith(".r2.cloudflarestorage.com") else ("on",)
+        #: Whether all parts of an image must be of one size, but the last.
+        self.equal_parts = conf.s3_store_equal_parts in wanted
         #: Uploads of writers that are still in use, so that gc leaves them alone.
         self.live_uploads: weakref.WeakValueDictionary[str, Writer] = weakref.WeakValueDictionary()
         # The server has refused a bucket in the path.
@@ -211,7 +210,7 @@ class Bucket:
         return str(self.conf.s3_store_region_name or self._region or (amazon[1] if amazon else "us-east-1"))
 
     def client(self) -> Any:
-        """The botocore client."""
+        """The botocore client, made at first use."""
         client = self._client
         if client is None:
             with self._lock:

@@ -150,14 +150,7 @@ def _find(answer: Mapping[str, Any], path: str) -> str:
 
 # -- Refusals and failures ----------------------------------------------------------------------------------------
 
-_WRITES = {
-    "CreateBucket",
-    "PutObject",
-    "CreateMultipartUpload",
-    "UploadPart",
-    "CompleteMultipartUpload",
-    "CopyObject",
-}
+_WRITES = {"CreateBucket", "PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "CopyObject"}
 _CREDENTIALS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -178,12 +171,7 @@ _REGION = {
     "301",
     "307",
 }
-_FULL = {
-    "QuotaExceeded",
-    "InsufficientStorage",
-    "XMinioStorageFull",
-    "XMinioAdminBucketQuotaExceeded",
-}
+_FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
 _NOT_FOUND = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
 _BAD_REQUEST = {"EntityTooLarge", "KeyTooLongError", "InvalidRange", "416", "MaxMessageLengthExceeded"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"}

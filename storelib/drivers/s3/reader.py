@@ -100,7 +100,7 @@ class S3Reader(Reader):
             if error_code(error) not in ("InvalidRange", "416"):
                 raise
             # The range lies behind the end, and few servers say where that is.
-            answer = self._call("head_object", **self._target)
+            answer = self._bucket.head(self._location)
             self.size, self._etag = int(answer["ContentLength"]), _strong(answer.get("ETag"))
             self.digest = digest_of(answer)
             return None
@@ -117,17 +117,16 @@ class S3Reader(Reader):
 
     def _get(self, parameters: dict[str, Any], verify: bool) -> dict[str, Any]:
         """Ask for the object, with its checksum if that is to be verified and the server knows any."""
+        checked = verify and self._bucket.asks_for_checksums
+        extras = {"ChecksumMode": "ENABLED"} if checked else {}
         answer: dict[str, Any]
-        if verify and self._bucket.asks_for_checksums:
-            try:
-                answer = self._call("get_object", **self._target, **parameters, ChecksumMode="ENABLED")
-            except Exception as error:
-                if not refuses_extras(error):
-                    raise
-                answer = self._call("get_object", **self._target, **parameters)
-                self._bucket.asks_for_checksums = False
-            return answer
-        answer = self._call("get_object", **self._target, **parameters)
+        try:
+            answer = self._call("get_object", **self._target, **parameters, **extras)
+        except Exception as error:
+            if not (checked and refuses_extras(error)):
+                raise
+            answer = self._call("get_object", **self._target, **parameters)
+            self._bucket.asks_for_checksums = False
         return answer
 
     def _size_of(self, whole: dict[str, Any]) -> int:
@@ -136,7 +135,7 @@ class S3Reader(Reader):
             raise BadAnswer("GetObject", "a part of the image that nobody asked for")
         if "ContentLength" in whole:
             return size_of("GetObject", whole)
-        return size_of("HeadObject", self._call("head_object", **self._target))
+        return size_of("HeadObject", self._bucket.head(self._location))
 
     def _ask(self, offset: int, end: int) -> Body:
         """A response from ``offset`` on, of the version first seen."""

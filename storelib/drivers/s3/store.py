@@ -167,13 +167,12 @@ class S3Store(Store[S3Location]):
         return remove
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
-        """See ``errors.py``."""
         return self.bucket.map_error(error, subject)
 
     # -- Looking after the store ------------------------------------------------------------------------------
 
     def candidate_locations(self, image_id: str) -> list[S3Location]:
-        """The only one."""
+        """The key of the id; no image has another."""
         return [self.bucket.location(image_id)]
 
     def images(self) -> Iterator[ImageInfo]:

@@ -111,7 +111,7 @@ class S3Writer(Writer):
         self.publication.publish(lambda: self._bucket.create_if_missing(send), look=not conditional)
 
     def reserve(self, end: int) -> None:
-        """Start the upload."""
+        """Start the multipart upload, which has room for any size."""
         if self.upload_id is not None:
             return
         self._starts += 1
@@ -125,7 +125,7 @@ class S3Writer(Writer):
         self._bucket.live_uploads[answer["UploadId"]] = self
 
     def write(self, part: Part) -> None:
-        """Send one part."""
+        """Send one part with its checksum."""
         if part.number >= MOST_PARTS:
             raise Invalid(
                 f"{self.publication.location} would have more than {MOST_PARTS} parts, which S3 does not allow; "
@@ -153,7 +153,7 @@ class S3Writer(Writer):
         return self._bucket.scheme == "s3+http"
 
     def commit(self, size: int, digests: Digests) -> Committed:
-        """Complete the upload."""
+        """Complete the upload, by which the image becomes visible."""
         return self.complete(look=not self._bucket.conditional_complete)
 
     def complete(self, *, look: bool) -> Committed:
@@ -345,5 +345,5 @@ class S3Copy(ServerSideCopy):
         self._writer.abort()
 
     def close(self) -> None:
-        """The writer's."""
+        """Free what the writer holds."""
         self._writer.close()
