@@ -827,6 +827,23 @@ def test_image_made_in_part_is_garbage(store, pool, image_id):
     assert not pool.residue(image_id)
 
 
+@pytest.mark.parametrize("part", ["header", "whole", "entry"])
+def test_gc_reports_only_what_it_removed_itself(ceph, store, pool, image_id, part):
+    name, token = temporary.new_name(image_id)
+    rbd.RBD().create(pool.ioctx, name, MiB, old_format=False)
+    with pool.open(name) as image:
+        temporary.set_token(image, token)
+        header = f"rbd_header.{image.id()}"
+    if part != "whole":
+        pool.ioctx.remove_object(header)
+    if part == "entry":
+        pool.ioctx.remove_object(f"rbd_id.{name}")
+    [seen] = store.find_garbage(0, image_id)
+    assert [item.name for item in open_rbd(ceph).gc(0, prefix=image_id)] == [name]
+    assert store.discard(seen) is False
+    assert not pool.residue(image_id)
+
+
 def test_image_deleted_in_part_is_garbage(store, pool, image_id):
     uri = store.add(image_id, IMAGE).uri
     with pool.open(image_id) as image:

@@ -126,8 +126,9 @@ def _in_trash(image: Any, place: Dead) -> Garbage | None:
 
 
 def _in_part(connection: Connection, place: Dead) -> Garbage | None:
-    """Made or removed in part: there is a name and no image."""
+    """Made or removed in part: there is a name and no image; None where another gc took the name away, too."""
     import rados
+    import rbd
 
     under_way = temporary.split(place.name)
     if under_way is None or place.trash_id is not None:
@@ -135,6 +136,8 @@ def _in_part(connection: Connection, place: Dead) -> Garbage | None:
     try:
         _, changed = connection.ioctx.stat(f"rbd_id.{place.name}")
     except rados.ObjectNotFound:
+        if place.name not in rbd.RBD().list(connection.ioctx):
+            return None
         return Garbage(place.name, under_way[0], 0, 0.0, place)
     return Garbage(place.name, under_way[0], 0, time.mktime(changed), place)
 
