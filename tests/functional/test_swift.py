@@ -358,6 +358,9 @@ class AsUser(SwiftStore):
     def open_writer(self, image_id, size, context):
         return super().open_writer(image_id, size, context or self.request)
 
+    def server_side_copy(self, source, image_id, context):
+        return super().server_side_copy(source, image_id, context or self.request)
+
 
 # -- What driver tests share ------------------------------------------------------------------------------------------
 
