@@ -94,7 +94,9 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
     ],
 )
 def test_two_stores_beside_each_other_are_none(tmp_path, driver, first, second):
-    assert len(registry(tmp_path, driver, first, second)) == 2
+    found = registry(tmp_path, driver, first, second)
+    # Ceph's bindings are Debian's and belong to one Python; without them these stores are disabled, and compared as well.
+    assert {*(store.name for store in found), *found.disabled} == {"one", "two"}
 
 
 def test_two_files_of_one_cluster_are_one_place(tmp_path):
