@@ -95,7 +95,7 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
 )
 def test_two_stores_beside_each_other_are_none(tmp_path, driver, first, second):
     found = registry(tmp_path, driver, first, second)
-    # Ceph's bindings are Debian's and belong to one Python; without them these stores are disabled, and compared as well.
+    # Without Ceph's bindings, which belong to one Python, these stores are disabled, and compared as well.
     assert {*(store.name for store in found), *found.disabled} == {"one", "two"}
 
 
