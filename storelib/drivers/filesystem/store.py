@@ -196,12 +196,13 @@ class FilesystemStore(Store[FileLocation]):
     def prepare(self) -> None:
         """Make the data directories that are missing."""
         for path in list(self.missing):
-            self.guard.call(functools.partial(self.make_datadir, path), path)
+            # Not flushed: like a directory made by hand, it is on the disk with the file system's next commit.
+            self.guard.call(functools.partial(self.make_datadir, path, flush=False), path)
 
-    def make_datadir(self, path: str) -> None:
+    def make_datadir(self, path: str, *, flush: bool) -> None:
         """Make a data directory that was missing at the start; one that went away since is an error instead."""
         if path in self.missing:
-            make_datadir(path, flush=self.conf.filesystem_store_fsync)
+            make_datadir(path, flush=flush)
             self.missing.discard(path)
 
     def _copies_in_kernel(self) -> bool:
@@ -485,7 +486,7 @@ class FilesystemStore(Store[FileLocation]):
             yield
             return
         path = min(datadir.path for datadir in self.datadirs)
-        self.make_datadir(path)
+        self.make_datadir(path, flush=self.conf.filesystem_store_fsync)
         first = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if publishing.lock(first):

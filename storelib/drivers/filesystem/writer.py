@@ -189,7 +189,7 @@ class FileWriter(Writer):
         if self.file >= 0:
             return
         try:
-            self.store.make_datadir(self.datadir)
+            self.store.make_datadir(self.datadir, flush=self.fsync)
             self.directory = make_directory(self.datadir, self.below, self.store.flushed if self.fsync else None)
             if not self.open_unnamed():
                 self.open_part()
