@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import dataclasses
 import io
@@ -386,6 +387,9 @@ def test_native_errors_are_mapped_wherever_a_reader_raises_them(act):
     stream = store.get(URI).data
     with pytest.raises(StoreError, match="mapped"):
         act(stream)
+    with contextlib.suppress(StoreError):
+        # Not left to the collector of garbage, which tells of what it is refused.
+        stream.close()
 
 
 # -- Writers ------------------------------------------------------------------------------------------------------
