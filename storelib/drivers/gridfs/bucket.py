@@ -23,6 +23,7 @@ from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError
 from storelib.extras import needs
 from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.forking import forget_in_child
 
 #: Bytes of one request, or one chunk if that is more. Larger ones only cost memory: the client copies each twice.
 PART = 4 * MiB
@@ -105,7 +106,7 @@ class Bucket:
         self._closing: weakref.finalize[Any, Any] | None = None
         self._inherited: list[Any] = []
         self._prepared = False
-        _buckets.add(self)
+        forget_in_child(self)
 
     @property
     def hosts(self) -> list[str]:
@@ -302,17 +303,6 @@ def _close(client: Any) -> None:
     # It looks for a server to tell it of the end of its sessions, for ever so long if there is none.
     with pymongo.timeout(_FAREWELL):
         client.close()
-
-
-_buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for bucket in list(_buckets):
-        bucket.forget_parent()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
 
 
 # -- Indexes ---------------------------------------------------------------------------------------------------

@@ -10,14 +10,12 @@ from __future__ import annotations
 import email.utils
 import logging
 import math
-import os
 import re
 import socket
 import ssl
 import threading
 import time
 import urllib.parse
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -40,6 +38,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.transfer.deadlines import PunctualConnection
+from storelib.transfer.forking import forget_in_child
 from storelib.transfer.responses import WholeResponse
 
 LOG = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class Session:
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._inherited: list[dict[str, urllib3.PoolManager]] = []
-        _sessions.add(self)
+        forget_in_child(self)
 
     def fetch(self, method: str, location: HttpLocation, headers: dict[str, str] | None = None) -> Answer:
         """Ask for an image, or a range of it; follows redirects as far as the rules allow."""
@@ -183,17 +182,6 @@ class Session:
         self._lock = threading.Lock()
         self._inherited.append(self._managers)
         self._managers = {}
-
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for session in list(_sessions):
-        session.forget_parent()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from storelib.drivers.s3.location import S3Location, configured_endpoint
 from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError
 from storelib.extras import needs
 from storelib.transfer.contract import Digests
+from storelib.transfer.forking import forget_in_child
 from storelib.transfer.partfile import PartFile
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Bucket:
         self._parsing = threading.local()
         self._client: Any = None
         self._inherited: list[Any] = []
-        _buckets.add(self)
+        forget_in_child(self)
 
     # -- Locations --------------------------------------------------------------------------------------------
 
@@ -356,17 +357,6 @@ def _expect_nothing_for_one_piece(params: dict[str, Any], **kwargs: object) -> N
     """Many servers never say that a body is welcome, and all take a small one sooner than they could."""
     if isinstance(params["body"], io.BytesIO):
         params["headers"].pop("Expect", None)
-
-
-_buckets: weakref.WeakSet[Bucket] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for bucket in list(_buckets):
-        bucket.forget_parent()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
 
 
 # -- Listings -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import re
 import secrets
 import threading
@@ -34,6 +33,7 @@ from storelib.drivers.swift.identity import (
 from storelib.drivers.swift.location import CONFIG, SwiftLocation, place_of, scheme_for, without_version
 from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StoreError
 from storelib.transfer.contract import Digest, Digests, ImageInfo
+from storelib.transfer.forking import forget_in_child
 from storelib.uris import quote
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Service:
         # What a child inherits is kept, unused: closing it would end the parent's connections too.
         self._inherited: list[object] = []
         self.use({})
-        _all.add(self)
+        forget_in_child(self)
 
     def use(self, credentials: Mapping[str, Credentials]) -> None:
         """Act as these users from now on."""
@@ -238,17 +238,6 @@ class Service:
             except Forbidden:
                 needing = "swift_store_container_per_image" if layout.own else "swift_store_multiple_containers_seed"
                 raise Forbidden(f"this user may not list the containers of the account: {needing} needs that") from None
-
-
-_all: weakref.WeakSet[Service] = weakref.WeakSet()
-
-
-def _forget_parents() -> None:
-    for service in list(_all):
-        service.forget_parent()
-
-
-os.register_at_fork(after_in_child=_forget_parents)
 
 
 @dataclass(frozen=True)
