@@ -32,6 +32,14 @@ def at_fault(subject: str, what: str, answer: object) -> StoreError:
     return StoreError(f"{subject}: the driver is at fault: {what} is {shown}")
 
 
+def check_numbers(part: object, subject: str, **least: int) -> None:
+    """Raise StoreError unless these attributes of a driver's object are whole numbers, and no less than is said."""
+    for name, lowest in least.items():
+        value = getattr(part, name, None)
+        if not is_whole(value) or value < lowest:
+            raise at_fault(subject, f"{name} of {type(part).__name__}", value)
+
+
 class Part(NamedTuple):
     """A run of bytes of an image on its way to a back end; numbers count from 0."""
 

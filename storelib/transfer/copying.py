@@ -16,6 +16,7 @@ from storelib.transfer.contract import (
     ServerSideCopy,
     StoredImage,
     at_fault,
+    check_numbers,
     is_whole,
 )
 from storelib.transfer.monitor import Monitor
@@ -71,10 +72,7 @@ def copy_within(
 
 def _check(copying: ServerSideCopy, subject: str) -> None:
     """Raise StoreError for numbers that cannot be."""
-    for name, least in (("size", 0), ("concurrency", 1)):
-        value = getattr(copying, name, None)
-        if not is_whole(value) or value < least:
-            raise at_fault(subject, f"{name} of {type(copying).__name__}", value)
+    check_numbers(copying, subject, size=0, concurrency=1)
     parts = copying.parts
     whole = isinstance(parts, Sequence) and all(is_whole(length) and length > 0 for length in parts)
     if not whole or (parts and sum(parts) != copying.size):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, at_fault, is_whole
+from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, at_fault, check_numbers, is_whole
 from storelib.transfer.deadlines import Deadline
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
@@ -68,10 +68,7 @@ def _check_reader(reader: Reader, subject: str) -> None:
     """Raise StoreError for numbers that cannot be."""
     if reader.size is None:
         raise StoreError(f"{subject}: the back end does not tell the size of the image")
-    for name, least in (("size", 0), ("part_size", 1), ("concurrency", 1)):
-        value = getattr(reader, name, None)
-        if not is_whole(value) or value < least:
-            raise at_fault(subject, f"{name} of {type(reader).__name__}", value)
+    check_numbers(reader, subject, size=0, part_size=1, concurrency=1)
 
 
 def _not_whole(subject: str) -> Invalid:

@@ -22,7 +22,7 @@ class Guard:
 
     def __init__(self, timeout: float, hung_calls: HungCalls) -> None:
         self._timeout = timeout
-        self._stragglers = hung_calls
+        self._hung_calls = hung_calls
 
     @property
     def timeout(self) -> float:
@@ -38,7 +38,7 @@ class Guard:
         """``function()``, or TransferTimeout once it has hung for ``timeout`` seconds or too many others do."""
         if not self.active:
             return function()
-        self._stragglers.check()
+        self._hung_calls.check()
         answers: list[T] = []
         errors: list[BaseException] = []
 
@@ -54,7 +54,7 @@ class Guard:
         if errors:
             raise errors[0]
         if not answers:
-            self._stragglers.add(thread)
+            self._hung_calls.add(thread)
             raise TransferTimeout(f"{what} did not answer within {self._timeout:g} s; check the storage behind it")
         return answers[0]
 

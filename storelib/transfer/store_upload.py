@@ -9,7 +9,17 @@ from typing import Any
 
 from storelib.exceptions import StoreError
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Backend, Committed, Digests, Part, StoredImage, Writer, at_fault, is_whole
+from storelib.transfer.contract import (
+    Backend,
+    Committed,
+    Digests,
+    Part,
+    StoredImage,
+    Writer,
+    at_fault,
+    check_numbers,
+    is_whole,
+)
 from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import GRAIN
@@ -61,8 +71,7 @@ class StoreUpload:
         self._opened = True
         self._unclosed = self.writer
         self._window = self._next_window()
-        if not is_whole(self.writer.concurrency) or self.writer.concurrency < 1:
-            raise self._at_fault("concurrency", self.writer.concurrency)
+        check_numbers(self.writer, self._subject, concurrency=1)
         in_order = self.writer.concurrency == 1
         budget = IN_ORDER if in_order else (self.writer.concurrency + 1) * self._window
         self._pool = Pool(self.monitor.changed, min(max(budget, IN_ORDER), self._budget))
