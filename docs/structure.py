@@ -16,28 +16,17 @@ from collections import defaultdict
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "structure.svg"
 
-#: The floors, from the roof down; the contract in pyproject.toml holds the same order. What is not named is an error.
-FLOORS = (
-    ("cli",),
-    ("api",),
-    ("backend",),
-    ("registry",),
-    ("config",),
-    ("testing",),
-    ("location",),
-    ("plugins",),
-    ("drivers",),
-    ("rehearsal",),
-    ("driver",),
-    ("transfer",),
-    ("uris",),
-    ("extras",),
-    ("capabilities", "exceptions", "option_types"),
-)
 #: What stands beside the house.
 OUTSIDE = {"__init__", "__main__", "_version"}
 
 BOX, GAP, HEIGHT, FLOOR = 112, 14, 34, 70
+
+
+def floors() -> list[list[str]]:
+    """From the roof down, as the contract of import-linter in pyproject.toml has them; its list reads like Python's."""
+    contract = (ROOT / "pyproject.toml").read_text().partition('name = "imports point down"')[2]
+    layers = ast.literal_eval(contract.partition("layers = ")[2].partition("\n]")[0] + "\n]")
+    return [[part.removeprefix("storelib.") for part in layer.split(" | ")] for layer in layers]
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -80,23 +69,21 @@ def edges() -> tuple[set[str], set[tuple[str, str]]]:
 def draw() -> str:
     """The picture."""
     boxes, lines = edges()
-    floors = [
-        sorted(box for box in boxes if box.startswith("drivers.")) if names == ("drivers",) else list(names)
-        for names in FLOORS
-    ]
-    if strangers := boxes - {box for names in floors for box in names}:
-        raise SystemExit(f"docs/structure.py knows no floor for {', '.join(sorted(strangers))}: add it to FLOORS")
-    width = max(len(names) for names in floors) * (BOX + GAP) + GAP
+    drivers = sorted(box for box in boxes if box.startswith("drivers."))
+    rows = [drivers if names == ["drivers"] else names for names in floors()]
+    if strangers := boxes - {box for names in rows for box in names}:
+        raise SystemExit(f"pyproject.toml knows no layer for {', '.join(sorted(strangers))}: add it to the contract")
+    width = max(len(names) for names in rows) * (BOX + GAP) + GAP
     where = {}
-    for number, names in enumerate(floors):
+    for number, names in enumerate(rows):
         left = (width - len(names) * (BOX + GAP) + GAP) / 2
         for place, name in enumerate(names):
             where[name] = (left + place * (BOX + GAP), GAP + number * FLOOR)
     svg = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {len(floors) * FLOOR}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {len(rows) * FLOOR}" '
         'font-family="sans-serif" font-size="13" text-anchor="middle">',
         "<title>The parts of storelib; every import points down</title>",
-        f'<rect width="{width}" height="{len(floors) * FLOOR}" fill="#ffffff"/>',
+        f'<rect width="{width}" height="{len(rows) * FLOOR}" fill="#ffffff"/>',
     ]
     spread: dict[str, int] = defaultdict(int)
     for upper, lower in sorted(lines, key=lambda line: (where[line[0]][1], line)):
