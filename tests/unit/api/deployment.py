@@ -14,7 +14,8 @@ import pytest
 import storelib.config
 from storelib.api import config
 from storelib.api.app import build_wsgi
-from storelib.api.db import open_repository
+from storelib.api.db import Repository, open_repository
+from storelib.api.errors import OutcomeUnknown
 from storelib.api.middleware.identity import FromHeaders
 from storelib.api.service import Service
 from storelib.api.service.notifications import Notifier
@@ -46,6 +47,22 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 PATCH = "application/openstack-images-v2.1-json-patch"
 OLD_PATCH = "application/openstack-images-v2.0-json-patch"
 READY = {"name": "ready", "disk_format": "raw", "container_format": "bare"}
+
+
+def lose_commit(repository: Repository, patch: pytest.MonkeyPatch, number: int, committed: bool) -> list[Any]:
+    """Of the writing transactions from now on, the answer to this one is lost; returns all that there were."""
+    write, done = repository.database._write, []
+
+    def lose(work):
+        done.append(work)
+        if len(done) != number:
+            return write(work)
+        if committed:
+            write(work)
+        raise OutcomeUnknown("lost")
+
+    patch.setattr(repository.database, "_write", lose)
+    return done
 
 
 class Caller:

@@ -10,7 +10,7 @@ import itertools
 import uuid
 
 import pytest
-from deployment import OCTETS, READY, Deployed
+from deployment import OCTETS, READY, Deployed, lose_commit
 
 from storelib.api.auditing import Audit
 from storelib.api.errors import OutcomeUnknown
@@ -18,28 +18,6 @@ from storelib.api.errors import OutcomeUnknown
 DATA = b"the data of an image" * 100
 #: More transactions than any of these operations has.
 MANY = 40
-
-
-class Losing:
-    """Loses the answer to the commit of the transaction with this number, which is made or not."""
-
-    def __init__(self, database, number, *, made):
-        self._database, self._plain = database, database._write
-        self._left, self._made = number, made
-        self.lost = False
-        database._write = self._write
-
-    def _write(self, work):
-        self._left -= 1
-        if self._left:
-            return self._plain(work)
-        self.lost = True
-        if self._made:
-            self._plain(work)
-        raise OutcomeUnknown("the answer to the commit was lost")
-
-    def end(self):
-        self._database._write = self._plain
 
 
 class TestLostCommits(Deployed):
@@ -176,11 +154,9 @@ class TestLostCommits(Deployed):
         for number in itertools.count(1):
             assert number < MANY
             image = self.api.alice.create()
-            losing = Losing(self.api.repository.database, number, made=made)
-            try:
+            with monkeypatch.context() as patch:
+                done = lose_commit(self.api.repository, patch, number, made)
                 getattr(self, operation)(image)
-            finally:
-                losing.end()
             self.recover()
             self.api.service.lease.scrub()
             where = f"{operation}, transaction {number}"
@@ -190,6 +166,6 @@ class TestLostCommits(Deployed):
             ] == [], where
             staging = self.api.directory / "staging"
             assert not staging.exists() or not list(staging.iterdir()), where
-            if not losing.lost:
+            if len(done) < number:
                 assert number > 1
                 return

@@ -9,7 +9,7 @@ import io
 import uuid
 
 import pytest
-from deployment import OCTETS, READY, Deployment
+from deployment import OCTETS, READY, Deployment, lose_commit
 
 from storelib.api.auditing import Audit
 from storelib.api.errors import ApiError, OutcomeUnknown
@@ -347,22 +347,6 @@ SCENES = (
 )
 
 
-def lose_commit(api, patch, number, committed):
-    """Of the writing transactions from now on, the answer to this one is lost; returns all that there were."""
-    write, done = api.repository.database._write, []
-
-    def lose(work):
-        done.append(work)
-        if len(done) != number:
-            return write(work)
-        if committed:
-            write(work)
-        raise OutcomeUnknown("lost")
-
-    patch.setattr(api.repository.database, "_write", lose)
-    return done
-
-
 def tolerant(act):
     """Background work has no client to tell."""
     try:
@@ -379,7 +363,7 @@ def test_whichever_answer_is_lost_all_that_was_promised_is_there_and_nothing_els
         before = api.repository.usage("alpha")
         tried = scene(api)
         with monkeypatch.context() as patch:
-            done = lose_commit(api, patch, number, committed)
+            done = lose_commit(api.repository, patch, number, committed)
             tolerant(tried.act)
             api.settle()
         api.service.lease.beat()
