@@ -94,6 +94,11 @@ class FaultyProxy:
         with self._lock:
             self._always = faults
 
+    def forget(self) -> None:
+        """Drop what is planned for connections that were not made."""
+        with self._lock:
+            self._plans.clear()
+
     def close(self) -> None:
         """Drop all connections and wait for the threads."""
         self._closing.set()

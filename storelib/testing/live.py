@@ -44,6 +44,7 @@ _GROUPS = {
     "naming": "ids, URIs and credentials",
     "capable": "capability flags",
     "model": "the store as a dict",
+    "networking": "forked processes",
 }
 _INTERRUPTED = 2  # pytest.ExitCode
 

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _applies(item: pytest.Item) -> bool:
-    """By the class's ``capabilities`` and ``not_applicable``; see storelib.testing.conformance.promises."""
+    """By the class's ``capabilities``, ``not_applicable`` and fixtures; see storelib.testing.conformance.promises."""
     function: Any = getattr(item, "function", None)
     owner: Any = getattr(item, "cls", None)
     if function is None or not hasattr(owner, "storelib_promises"):
@@ -31,6 +31,8 @@ def _applies(item: pytest.Item) -> bool:
     if function.__name__ in owner.not_applicable:
         return False
     expected, marks = owner.capabilities, vars(function)
+    if not hasattr(owner, marks.get("storelib_wants", "capabilities")):
+        return False
     if expected is None:
         return True
     return (

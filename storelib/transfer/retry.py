@@ -104,7 +104,18 @@ def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         known = map_error(error, subject)
         if known is None:
             raise
+        _forget_requests(error)
         raise known from error
+
+
+def _forget_requests(error: BaseException | None) -> None:
+    """Take from native errors the request that failed: its headers hold credentials, and tools log attributes."""
+    while error is not None:
+        attributes = vars(error)
+        for holder in (attributes, attributes.get("kwargs")):  # botocore keeps it twice
+            if isinstance(holder, dict):
+                holder.pop("request", None)
+        error = error.__cause__ or error.__context__
 
 
 class HungCalls:

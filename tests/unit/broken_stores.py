@@ -10,6 +10,7 @@ import base64
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import http.server
 import io
@@ -17,6 +18,8 @@ import logging
 import os
 import pathlib
 import re
+import socket
+import struct
 import sys
 import threading
 import time
@@ -36,8 +39,19 @@ from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
 from storelib.capabilities import Capability
 from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo, Part, ServerSideCopy, Store
-from storelib.exceptions import Duplicate, Invalid, NotFound, StorageFull, StoreError, UnknownHashingAlgo
-from storelib.testing.conformance import StoreConformance
+from storelib.exceptions import (
+    Duplicate,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StoreError,
+    UnknownHashingAlgo,
+)
+from storelib.registry import open_store
+from storelib.testing.conformance import FaultyLine, StoreConformance
+from storelib.testing.faults import FaultyProxy
 from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
 
 #: Every broken store and the test that must fail on it.
@@ -77,6 +91,27 @@ class TestBroken(StoreConformance):
     def backend_access(cls, store):
         return MemoryAccess(store) if isinstance(store, MemoryStore) else None
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def denied_store(cls, store):
+        return store.another(trouble=type(store).denied, memory_store_key="wrong and secret")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def unreachable_store(cls, store):
+        return store.another(trouble=type(store).unreachable)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def untrusted_store(cls, store):
+        return store.another(trouble=type(store).untrusted)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def faulty_line(cls, store):
+        with Echo() as server, FaultyProxy(server.address) as proxy:
+            yield FaultyLine(proxy, functools.partial(store.another, line=proxy.address))
+
 
 class Faulty(MemoryStore):
     """Base of all: a MemoryStore whose writer and reader can be replaced. It is not broken itself."""
@@ -91,6 +126,149 @@ class Faulty(MemoryStore):
 
     def open_reader(self, location, offset, length, context):
         return self.Reader(self.image(location).data)
+
+
+class Echo:
+    """A server that sends back what it is sent, each message behind its length."""
+
+    def __init__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()[:2]
+
+    def __enter__(self):
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    @staticmethod
+    def _serve(connection):
+        with connection, connection.makefile("rb") as sent, contextlib.suppress(OSError, struct.error):
+            while True:
+                length = sent.read(8)
+                connection.sendall(length + sent.read(*struct.unpack("!Q", length)))
+
+
+class OverTheLine(MemoryWriter):
+    """Every part, and word of every step, goes to the server and back."""
+
+    def write(self, part):
+        data = self.store.exchange(bytes(part.data))
+        super().write(Part(part.number, part.offset, memoryview(data)))
+
+    def publish(self, data):
+        committed = super().publish(self.store.exchange(data))
+        self.store.exchange(b"is published")
+        return committed
+
+    def abort(self):
+        super().abort()
+        self.store.exchange(b"is removed")
+
+
+class FromTheLine(MemoryReader):
+    def __init__(self, store, data):
+        super().__init__(data)
+        self.store = store
+
+    def read_into(self, offset, view):
+        data = self.store.exchange(self.data[offset : offset + len(view)])
+        view[: len(data)] = data
+        return len(data)
+
+
+class Networked(Faulty):
+    """Base of stores behind a network: all data goes over a line where there is one. It is not broken itself."""
+
+    options = (
+        *MemoryStore.options,
+        cfg.StrOpt("memory_store_key", default="right and secret", secret=True, help="Shown to the server."),
+    )
+    capabilities = MemoryStore.capabilities & ~Capability.ATOMIC_ADD
+    Writer = OverTheLine
+    Reader = FromTheLine
+    line = None
+
+    # What is raised whatever is asked; none for the store under test.
+    trouble = None
+    denied = Forbidden("the server does not know the key", transient=False)
+    unreachable = RemoteServiceUnavailable("nobody is there")
+    untrusted = RemoteServiceUnavailable("the certificate is unknown; see memory_store_key", transient=False)
+
+    def another(self, trouble=None, line=None, **options):
+        other = open_store(type(self), self.name, **options)
+        other.backend, other.trouble, other.line = self.backend, trouble, line
+        return other
+
+    def configure(self):
+        super().configure()
+        self.one_at_a_time = threading.Lock()
+
+    def ask(self):
+        if self.trouble:
+            raise self.trouble
+
+    @functools.cached_property
+    def connection(self):
+        connection = socket.create_connection(self.line, timeout=0.3)
+        return connection, connection.makefile("rb")
+
+    def exchange(self, data):
+        if not self.line:
+            return data
+        with self.one_at_a_time:
+            try:
+                return self.exchanged(data)
+            except OSError as error:
+                self.__dict__.pop("connection", None)
+                raise self.lost(error) from error
+
+    def lost(self, error):
+        return RemoteServiceUnavailable(f"the line broke: {error}")
+
+    def exchanged(self, data):
+        connection, answers = self.connection
+        connection.sendall(struct.pack("!Q", len(data)) + data)
+        answer = answers.read(8 + len(data))
+        if len(answer) < 8 + len(data):
+            raise OSError("cut")
+        return answer[8:]
+
+    def open_writer(self, image_id, size, context):
+        self.ask()
+        return super().open_writer(image_id, size, context)
+
+    def open_reader(self, location, offset, length, context):
+        self.ask()
+        return self.Reader(self, self.image(location).data)
+
+    def image(self, location):
+        self.ask()
+        return super().image(location)
+
+    def remove(self, location, context):
+        self.ask()
+        super().remove(location, context)
+
+    def images(self):
+        self.ask()
+        return super().images()
+
+    def garbage(self, older_than, prefix):
+        self.ask()
+        return super().garbage(older_than, prefix)
+
+    def probe(self):
+        self.ask()
+        return super().probe()
 
 
 # -- Adding ---------------------------------------------------------------------------------------------------------
@@ -921,7 +1099,7 @@ class BuffersEverything(Faulty):
         return super().add(image_id, data, size, **options)
 
 
-@rejected_by("test_forked_child_can_read")
+@rejected_by("test_forked_child_reads")
 class UsesItsClientInTheChild(Faulty):
     def open_reader(self, location, offset, length, context):
         if self.__dict__.setdefault("pid", os.getpid()) != os.getpid():
@@ -2630,3 +2808,132 @@ class TakesCompatibleLettersForTheSame(Faulty):
 class DropsWhatCannotBeSeen(Faulty):
     def open_writer(self, image_id, size, context):
         return super().open_writer(re.sub("[\u200b\u2060]", "", image_id), size, context)
+
+
+# -- Behind a network -----------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_forked_child_adds")
+class ForgetsWhatAChildAdds(InAFile):
+    def open_writer(self, image_id, size, context):
+        if self.__dict__.setdefault("pid", os.getpid()) != os.getpid():
+            raise StoreError("the connection belongs to another process")
+        return super().open_writer(image_id, size, context)
+
+
+@rejected_by("test_wrong_credentials_are_forbidden_and_not_shown")
+class ServesWhoeverAsks(Networked):
+    denied = None
+
+
+@rejected_by("test_wrong_credentials_are_forbidden_and_not_shown")
+class FindsNothingWithoutCredentials(Networked):
+    denied = NotFound("no image")
+
+
+@rejected_by("test_wrong_credentials_are_forbidden_and_not_shown")
+class ShowsTheWrongKey(Networked):
+    denied = Forbidden("the key 'wrong and secret' is wrong", transient=False)
+
+
+@rejected_by("test_wrong_credentials_are_forbidden_and_not_shown")
+class TriesTheWrongKeyAgain(Networked):
+    denied = Forbidden("the key is wrong", transient=True)
+
+
+@rejected_by("test_wrong_credentials_are_forbidden_and_not_shown")
+class ListsForAnybody(Networked):
+    def images(self):
+        return MemoryStore.images(self)
+
+
+@rejected_by("test_server_that_is_not_there_is_unavailable")
+class FindsNothingWithoutAServer(Networked):
+    unreachable = NotFound("no image")
+
+
+@rejected_by("test_server_that_is_not_there_is_unavailable")
+class GivesUpOnAServer(Networked):
+    unreachable = RemoteServiceUnavailable("nobody is there", transient=False)
+
+
+@rejected_by("test_untrusted_certificate_is_refused")
+class TrustsAnybody(Networked):
+    untrusted = None
+
+
+@rejected_by("test_untrusted_certificate_is_refused")
+class DoesNotSayWhatToDoAboutCertificates(Networked):
+    untrusted = RemoteServiceUnavailable("the certificate is unknown", transient=False)
+
+
+@rejected_by("test_untrusted_certificate_is_refused")
+class TriesTheCertificateAgain(Networked):
+    untrusted = RemoteServiceUnavailable("the certificate is unknown; see memory_store_key", transient=True)
+
+
+@rejected_by("test_add_survives_a_fault_on_the_line")
+class GivesUpWhenTheLineBreaks(Networked):
+    class Writer(OverTheLine):
+        retryable = False
+
+
+@rejected_by("test_add_survives_a_fault_on_the_line")
+class LeavesATraceOfEachFault(Networked):
+    class Writer(OverTheLine):
+        def write(self, part):
+            try:
+                super().write(part)
+            except StoreError:
+                self.backend.images.setdefault(f"{self.image_id}.trace", Image(b"", "trace"))
+                raise
+
+
+@rejected_by("test_add_survives_a_stall")
+class TakesAStallForTheEnd(Networked):
+    def lost(self, error):
+        return StoreError("too slow") if isinstance(error, TimeoutError) else super().lost(error)
+
+
+@rejected_by("test_get_survives_a_stall")
+class ReadsNothingAfterAStall(Networked):
+    class Reader(FromTheLine):
+        def read_into(self, offset, view):
+            try:
+                return super().read_into(offset, view)
+            except RemoteServiceUnavailable as error:
+                if isinstance(error.__cause__, TimeoutError):
+                    return len(view)
+                raise
+
+
+@rejected_by("test_get_survives_a_fault_on_the_line")
+class GivesUpReadingWhenTheLineBreaks(Networked):
+    class Reader(FromTheLine):
+        def read_into(self, offset, view):
+            try:
+                return super().read_into(offset, view)
+            except RemoteServiceUnavailable as error:
+                raise StoreError("the line broke") from error
+
+
+@rejected_by("test_get_over_a_line_that_always_breaks_is_an_error")
+class FillsUpWithZeros(Networked):
+    class Reader(FromTheLine):
+        def read_into(self, offset, view):
+            try:
+                return super().read_into(offset, view)
+            except RemoteServiceUnavailable:
+                return len(view)
+
+
+@rejected_by("test_add_over_a_line_that_always_breaks_leaves_nothing")
+class PublishesBeforeTheDataIsThere(Networked):
+    class Writer(OverTheLine):
+        def write(self, part):
+            self.backend.images.setdefault(self.image_id, Image(b"", self.token))
+            super().write(part)
+
+        def abort(self):
+            self.store.exchange(b"may be removed")
+            super().abort()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from broken_stores import BROKEN, Copier, Faulty, InAFile
+from broken_stores import BROKEN, Copier, Faulty, InAFile, Networked
 
 from storelib.registry import open_store
 from storelib.testing.conformance import model
@@ -58,7 +58,7 @@ def test_broken_store_is_rejected(store, promise, monkeypatch, tmp_path):
 
 
 def test_sound_store_is_not_rejected():
-    promises = {promise for store, promise in BROKEN if "memory" in store.schemes}
+    promises = {promise for store, promise in BROKEN if "memory" in store.schemes and not issubclass(store, Networked)}
     result = run(Faulty, promises)
     assert not result.not_kept
     # The others are about capabilities that a MemoryStore has not, or has.
@@ -71,6 +71,13 @@ def test_sound_store_is_not_rejected():
 def test_sound_store_that_copies_is_not_rejected():
     promises = {promise for store, promise in BROKEN if issubclass(store, Copier)}
     result = run(Copier, promises)
+    assert not result.not_kept
+    assert result.kept == promises
+
+
+def test_sound_store_behind_a_network_is_not_rejected():
+    promises = {promise for store, promise in BROKEN if issubclass(store, Networked)}
+    result = run(Networked, promises)
     assert not result.not_kept
     assert result.kept == promises
 

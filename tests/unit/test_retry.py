@@ -11,7 +11,7 @@ import pytest
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.registry import open_store
 from storelib.transfer.guard import Guard
-from storelib.transfer.retry import HungCalls, RetryPolicy
+from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
 
 
 def failing(times, error=None):
@@ -129,3 +129,24 @@ def test_a_guarded_call_recovers_when_the_hung_ones_return():
 def test_a_guarded_call_raises_what_it_raises():
     with pytest.raises(FileNotFoundError):
         Guard(5, HungCalls("nfs", 1)).call(lambda: open("/no/such/file"), "open")
+
+
+def test_request_that_failed_is_not_kept_in_the_error():
+    """Clients put it into their exceptions, with the Authorization header, and tools log an exception's attributes."""
+
+    class NativeError(Exception):
+        def __init__(self):
+            super().__init__("the connection was cut")
+            self.request = {"Authorization": "secret"}
+            self.kwargs = {"request": self.request, "url": "http://server/"}
+
+    def fail():
+        try:
+            raise NativeError
+        except NativeError as error:
+            raise OSError from error
+
+    with pytest.raises(RemoteServiceUnavailable) as caught:
+        mapped(fail, lambda error, subject: RemoteServiceUnavailable(subject), "image")
+    native = caught.value.__cause__.__cause__
+    assert vars(native) == {"kwargs": {"url": "http://server/"}}

@@ -16,8 +16,9 @@ A driver is tested by a class with a store and, better, a look at the back end b
         def backend_access(cls, store):
             return MyAccess(store.conf.my_store_folder)
 
-Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite runs against a store in use by
-``storelib.testing.live``.
+What only a store behind a network can be tried with are optional fixtures; see
+``storelib.testing.conformance.networking``. Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite
+runs against a store in use by ``storelib.testing.live``.
 """
 
 from storelib.testing.conformance.adding import Adding
@@ -33,19 +34,22 @@ from storelib.testing.conformance.holes import Holes
 from storelib.testing.conformance.keeping import Keeping
 from storelib.testing.conformance.model import Modelled
 from storelib.testing.conformance.naming import Naming, NamingWhenAdding
+from storelib.testing.conformance.networking import FaultyLine, Networking, NetworkingWhenAdding
 from storelib.testing.conformance.racing import Racing
 from storelib.testing.conformance.reading import Reading
 from storelib.testing.conformance.replacing import Replacing
 
-__all__ = ["BackendAccess", "Bench", "ReadOnlyConformance", "StoreConformance"]
+__all__ = ["BackendAccess", "Bench", "FaultyLine", "ReadOnlyConformance", "StoreConformance"]
 
 
 # pytest runs the tests of the last base first.
-class ReadOnlyConformance(Capable, Naming, Holding, Holes, Reading):
+class ReadOnlyConformance(Networking, Capable, Naming, Holding, Holes, Reading):
     """What a store promises that only reads; its images are planted by the back-end access."""
 
 
 class StoreConformance(
+    NetworkingWhenAdding,
+    Networking,
     Modelled,
     Capable,
     NamingWhenAdding,

@@ -65,6 +65,7 @@ class Bench:
         self._images: dict[str, tuple[str, bytes]] = {}
         self._restore = contextlib.ExitStack()
         self.part = SMALL_PART
+        self._lower: Callable[[Writer], None] | None = None
         if self.can(Capability.ADD):
             self._choose_part_size(keep_part_size)
 
@@ -77,8 +78,13 @@ class Bench:
     @functools.cached_property
     def secrets(self) -> list[str]:
         """The values of the store's options that must never be shown."""
-        options = (*STORE_OPTIONS, *self.store.options)
-        values = (getattr(self.store.conf, option.dest, None) for option in options if option.secret)
+        return self.secrets_of(self.store)
+
+    @staticmethod
+    def secrets_of(store: Store[Any]) -> list[str]:
+        """The same of any store, in every form in which they may be written."""
+        options = (*STORE_OPTIONS, *store.options)
+        values = (getattr(store.conf, option.dest, None) for option in options if option.secret)
         found = {value for value in values if isinstance(value, str)}
         # A URI that is secret as a whole is so for the sake of its password.
         found |= {password for value in found if (password := urlsplit(value).password)}
@@ -345,7 +351,7 @@ class Bench:
             change(writer)
             opened.append(writer)
 
-        with self._answers_changed("open_writer", changed):
+        with _returning_changed(self.store, "open_writer", changed):
             yield opened
 
     @contextlib.contextmanager
@@ -357,20 +363,8 @@ class Bench:
             change(reader)
             opened.append(reader)
 
-        with self._answers_changed("open_reader", changed):
+        with _returning_changed(self.store, "open_reader", changed):
             yield opened
-
-    @contextlib.contextmanager
-    def _answers_changed(self, method: str, change: Callable[[Any], None]) -> Iterator[None]:
-        plain = getattr(self.store, method)
-
-        def changed(*arguments: Any) -> Any:
-            answer = plain(*arguments)
-            change(answer)
-            return answer
-
-        with replaced(self.store, method, changed):
-            yield
 
     def _note(self, stored: StoredImage) -> StoredImage:
         shown = f"{stored} {stored.metadata}"
@@ -391,7 +385,17 @@ class Bench:
         def lower(writer: Writer) -> None:
             vars(writer)["part_size"] = lambda number, size: part
 
-        self._restore.enter_context(self._answers_changed("open_writer", lower))
+        self._lower = lower
+        self._restore.enter_context(_returning_changed(self.store, "open_writer", lower))
+
+    @contextlib.contextmanager
+    def with_small_parts(self, store: Store[Any]) -> Iterator[Store[Any]]:
+        """Another object of the store, with parts as small as those of the one under test."""
+        if self._lower is None:
+            yield store
+        else:
+            with _returning_changed(store, "open_writer", self._lower):
+                yield store
 
 
 @contextlib.contextmanager
@@ -406,6 +410,20 @@ def replaced(owner: object, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
         else:
             vars(owner)[name] = had
+
+
+@contextlib.contextmanager
+def _returning_changed(store: Store[Any], method: str, change: Callable[[Any], None]) -> Iterator[None]:
+    """What a method of one store returns passes through ``change`` for a while."""
+    plain = getattr(store, method)
+
+    def changed(*arguments: Any) -> Any:
+        returned = plain(*arguments)
+        change(returned)
+        return returned
+
+    with replaced(store, method, changed):
+        yield
 
 
 def reopened(store: Store[Any]) -> Store[Any]:

@@ -35,8 +35,9 @@ class Child:
     def ask(self, *words: Any) -> Any:
         """Tell the child something and wait for its answer; raises AssertionError for what went wrong there."""
         self._told.write(json.dumps(words).encode() + b"\n")
-        ready, _, _ = select.select([self._answers], [], [], PATIENCE)
-        assert ready, f"the second process did not answer within {PATIENCE:g} s"
+        waiting = select.poll()  # select() knows no descriptor above 1023, and tests may hold many
+        waiting.register(self._answers, select.POLLIN)
+        assert waiting.poll(PATIENCE * 1000), f"the second process did not answer within {PATIENCE:g} s"
         line = self._answers.readline()
         assert line, "the second process died"
         answer = json.loads(line)

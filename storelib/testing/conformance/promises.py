@@ -22,6 +22,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 #: Where ``needs`` and ``lacks`` leave what they say; ``storelib.testing.plugin`` reads it by this name.
 NEEDS = "storelib_needs"
 LACKS = "storelib_lacks"
+WANTS = "storelib_wants"
 
 
 def needs(capability: Capability) -> Callable[[T], T]:
@@ -32,6 +33,16 @@ def needs(capability: Capability) -> Callable[[T], T]:
 def lacks(capability: Capability) -> Callable[[T], T]:
     """The promise is made by stores without this capability only."""
     return _mark(LACKS, capability)
+
+
+def wants(fixture: str) -> Callable[[T], T]:
+    """The promise is tried by classes that define this fixture only."""
+
+    def mark(target: T) -> T:
+        target.__dict__[WANTS] = fixture
+        return target
+
+    return mark
 
 
 def _mark(name: str, capability: Capability) -> Callable[[T], T]:

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -128,22 +127,6 @@ class Racing(Promises):
         with bench.writers_changed(gauge.slow_down), self.refuses(bench, EnoughError):
             bench.add(bench.new_id(), gauge.source())
         assert gauge.ahead <= limit, f"the source ran {gauge.ahead / MiB:.0f} MiB ahead of the back end"
-
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-    def test_forked_child_can_read(self, bench: Bench) -> None:
-        """A store that was used before a fork works in the child: clients are made anew there."""
-        uri, data = bench.image(bench.part + 1)
-        bench.read(uri)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of threads; none is in a transfer now
-            child = os.fork()
-        if not child:
-            status = 1
-            try:
-                status = 0 if bench.read(uri) == data else 2
-            finally:
-                os._exit(status)
-        assert _exit_status(child, timeout=60) == 0, "the child could not read the image"
 
 
 class _Gauge:
