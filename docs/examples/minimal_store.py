@@ -47,7 +47,7 @@ class MinimalLocation(StoreLocation):
 
 
 class MinimalStore(Store[MinimalLocation]):
-    """Without GC: what an add leaves whose process dies stays until somebody removes it by hand."""
+    """Without GC: what an add leaves whose process dies stays until it is removed by hand."""
 
     schemes = ("minimal",)
     location_class = MinimalLocation

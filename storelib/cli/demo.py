@@ -140,7 +140,7 @@ class Journey:
         self.delete(self.archive, copied)
 
     def add(self) -> StoredImage:
-        """From a path into the fast store."""
+        """Add the image to the fast store, from a path."""
         begun = time.monotonic()
         added = self.fast.add(self.image_id, self.image)
         self.tell(f"added to fast as {added.uri}", begun)
@@ -150,14 +150,14 @@ class Journey:
         return added
 
     def read(self, store: Store[Any], stored: StoredImage) -> None:
-        """All of it."""
+        """Read the whole image back and compare its digest."""
         begun = time.monotonic()
         with store.get(stored.uri).data as stream:
             expect(_digest(stream) == self.digest, f"{stored.uri} reads back differently")
         self.tell(f"read back from {store.name} with the same sha512", begun)
 
     def read_range(self, stored: StoredImage) -> None:
-        """Some bytes in the middle."""
+        """Read some bytes in the middle of the image."""
         offset, length = self.size // 2, 100_000
         with self.image.open("rb") as file, self.fast.get(stored.uri, offset, length).data as stream:
             file.seek(offset)

@@ -34,11 +34,11 @@ class Group(click.Group):
     """The root: takes the shared options, lists commands by theme, ends its help with the exit codes."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """In the order they were added."""
+        """Names of the commands, in the order they were added."""
         return list(self.commands)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """The exit codes."""
+        """Write the exit codes below the options."""
         with formatter.section("Exit codes"):
             for line in exits.as_text().splitlines():
                 formatter.write(f"{line}\n")
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         warn("interrupted")
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough.
+        # The reader of our output has closed it: it has seen enough.
         _drop_stdout()
         return exits.FAILED
     except Exception as error:
@@ -103,7 +103,7 @@ class _Visible(logging.Formatter):
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the command line and exit; the console script ``storelib``."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible("storelib: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

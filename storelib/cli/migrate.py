@@ -67,7 +67,7 @@ class _Migration:
         self.stores = [_entry(item) for item in listed.split(",") if item.strip()]
 
     def lines(self) -> Iterator[str]:
-        """The new file."""
+        """The lines of the new file."""
         shared = "backend_defaults" if self.several else OLD
         yield f"[{SHARED}]"
         yield from self._head()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What in a configuration of Glance concerns the image API, as storelib's ``[api]`` and what stands beside it.
 
-Whoever had Keystone in front of the images keeps it: nothing here makes a service without authentication of one with.
+An operator who had Keystone in front of the images keeps it: no service with authentication becomes one without.
 """
 
 from __future__ import annotations

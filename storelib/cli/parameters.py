@@ -22,7 +22,7 @@ class Age(click.ParamType):  # type: ignore[type-arg]
     name = "age"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """Read one."""
+        """The seconds that an age stands for."""
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)", value.strip().lower())
@@ -35,7 +35,7 @@ class Seconds(click.FloatRange):
     """A number of seconds; neither nan, which no comparison refuses, nor infinite."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """Read one."""
+        """The number, if it is finite."""
         number: float = super().convert(value, parameter, context)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number of seconds", parameter, context)
@@ -48,7 +48,7 @@ class DigestText(click.ParamType):  # type: ignore[type-arg]
     name = "digest"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Digest:
-        """Read one."""
+        """The digest, if it can be computed here."""
         from storelib.exceptions import Invalid
         from storelib.transfer.verifying import parse
 
@@ -64,7 +64,7 @@ class Name(click.ParamType):  # type: ignore[type-arg]
     name = "text"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
-        """Read one."""
+        """The text as it is, if there is any."""
         if not value:
             self.fail("it is empty; leave the option out, or say which", parameter, context)
         return str(value)

@@ -140,24 +140,24 @@ class MemoryStore(Store[MemoryLocation]):
         return len(self.image(location).data)
 
     def remove(self, location: MemoryLocation, context: Any) -> None:
-        """Forget the image."""
+        """Remove the image from memory."""
         with self.backend.lock:
             if self.backend.images.pop(location.image_id, None) is None:
                 raise NotFound(f"no image at {location}")
 
     def candidate_locations(self, image_id: str) -> list[MemoryLocation]:
-        """The only one."""
+        """The one place where an image with this id can be."""
         return [self.location(image_id)]
 
     def images(self) -> Iterator[ImageInfo]:
-        """All images."""
+        """All images, as they were when the call was made."""
         with self.backend.lock:
             images = list(self.backend.images.items())
         for image_id, image in images:
             yield ImageInfo(self.location(image_id).uri, len(image.data), image_id, image.modified, image.token)
 
     def inspect(self, location: MemoryLocation, context: Any) -> ImageInfo:
-        """One image."""
+        """What is known about one image."""
         image = self.image(location)
         return ImageInfo(location.uri, len(image.data), location.image_id, image.modified, image.token)
 
@@ -177,7 +177,7 @@ class MemoryStore(Store[MemoryLocation]):
             return self.backend.uploads.pop(garbage.name, None) is not None
 
     def probe(self) -> Health:
-        """Memory always works."""
+        """How many images there are; memory is always available."""
         return Health(f"{len(self.backend.images)} images in memory")
 
 
@@ -236,7 +236,7 @@ class MemoryWriter(Writer):
         return self.publish(bytes(whole))
 
     def publish(self, data: bytes) -> Committed:
-        """Make the image visible, unless the id is taken by somebody else or the upload is gone."""
+        """Make the image visible, unless the id is taken by another writer or the upload is gone."""
         with self.backend.lock:
             present = self.backend.images.get(self.image_id)
             if present is not None and present.token != self.token:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example driver of "Write a driver in an afternoon" keeps every promise. The guide shows this file."""
+"""The example driver of "Writing a driver" keeps every promise. The guide shows this file."""
 
 from __future__ import annotations
 

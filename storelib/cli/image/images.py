@@ -29,12 +29,12 @@ _REPEATABLE = "Repeatable."
 
 # ParamType is generic from click 8.2 on.
 class Property(click.ParamType):  # type: ignore[type-arg]
-    """``NAME=VALUE``."""
+    """A property, written as NAME=VALUE."""
 
     name = "property"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
-        """Split one."""
+        """The name and the value."""
         if isinstance(value, tuple):
             return value[0], value[1]
         name, equals, text = value.partition("=")

@@ -82,7 +82,7 @@ def remove_member(session: Session, api: Api, image: str, project: str) -> None:
 
 @click.group("tag")
 def tag() -> None:
-    """Words on images."""
+    """List, add and remove the tags of an image."""
 
 
 @command("list")

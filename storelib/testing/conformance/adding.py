@@ -146,7 +146,7 @@ class Adding(Promises):
 
     @pytest.mark.parametrize("declared", ["known", "unknown"])
     def test_progress_ends_at_the_size(self, bench: Bench, declared: str) -> None:
-        """Progress never goes back, ends at the size, knows the total if anybody does, runs in the caller's thread."""
+        """Progress never goes back, ends at the size, knows a total that was declared, runs in the caller's thread."""
         data = payload(3 * bench.part + 1)
         size = len(data) if declared == "known" else None
         seen: list[tuple[int, int | None]] = []

@@ -127,7 +127,7 @@ class Bench:
         return self._images[key]
 
     def read(self, uri: str) -> bytes:
-        """The image, whole."""
+        """All bytes of an image."""
         with self.store.get(uri).data as stream:
             return stream.read()
 

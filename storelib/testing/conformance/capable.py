@@ -23,7 +23,7 @@ from storelib.transfer.contract import MiB, is_whole
 
 
 class Capable(Promises):
-    """Promises of ``Store.capabilities``."""
+    """What ``Store.capabilities`` says is what the store does."""
 
     def test_capabilities_are_those_expected(self, bench: Bench) -> None:
         """The store can do what the author of its test says, no less and no more."""
@@ -74,7 +74,7 @@ class Capable(Promises):
 
     @needs(Capability.PRESIGN | Capability.READ)
     def test_presign(self, bench: Bench) -> None:
-        """A presigned URL gives the bytes to anybody."""
+        """A presigned URL gives the bytes to any client."""
         uri, data = bench.image(1000)
         url = bench.store.presign(uri, 60)
         assert url.startswith(("http://", "https://"))

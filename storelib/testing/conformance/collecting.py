@@ -31,13 +31,13 @@ NOT_BEGINNING_SO = {
 }
 PATTERN = "A.b_c*\u00e9 "
 
-#: ``gc`` run by somebody else: with an age in seconds and a prefix, returns how much was removed.
+#: ``gc`` run by another process or object: with an age in seconds and a prefix, returns how much was removed.
 Collect = Callable[[float, str], int]
 
 
 @needs(Capability.ADD | Capability.READ | Capability.GC)
 class Collecting(Promises):
-    """Promises of ``gc``."""
+    """``gc`` finds what dead adds left, and nothing else."""
 
     # -- What is found ----------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class Collecting(Promises):
         assert not found, "gc took an add under way for dead"
         assert_same_bytes(bench.read(stored.uri), data)
 
-    # -- Somebody else's gc -----------------------------------------------------------------------------------------
+    # -- gc by another store object or process ------------------------------------------------------------------------
 
     def test_gc_of_another_object_leaves_no_add_without_data(self, bench: Bench) -> None:
         """An add is spared by ``gc`` of another object of the store, or it fails: it never succeeds without data."""

@@ -27,7 +27,7 @@ from storelib.testing.conformance.sources import RaisingFile, chunks, raising
 
 
 class Cancelled(BaseException):
-    """Somebody pulled the plug."""
+    """What a caller raises to cancel; not an Exception, as KeyboardInterrupt is none."""
 
 
 ERRORS: dict[str, Callable[[], BaseException]] = {

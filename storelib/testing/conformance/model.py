@@ -79,7 +79,7 @@ class StoreLikeDict(RuleBasedStateMachine):
     @precondition(lambda self: self.images and self.bench.can(Capability.DELETE))
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        """Delete an image."""
+        """Delete an image from the store and from the model."""
         name = data.draw(st.sampled_from(sorted(self.images)))
         uri, _ = self.images.pop(name)
         self.bench.remove(uri)

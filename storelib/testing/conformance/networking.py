@@ -81,7 +81,7 @@ class FaultyLine:
 
 @needs(Capability.READ)
 class Networking(Promises):
-    """Promises of reading. Applies to read-only stores as well."""
+    """Promises of reading over a network. Applies to read-only stores as well."""
 
     @pytest.mark.parametrize("used", [True, False], ids=["used before", "only configured"])
     def test_forked_child_reads(self, bench: Bench, used: bool) -> None:
@@ -163,7 +163,7 @@ class Networking(Promises):
 
 @needs(Capability.ADD | Capability.READ)
 class NetworkingWhenAdding(Promises):
-    """Promises of adding."""
+    """Promises of adding over a network."""
 
     def test_forked_child_adds(self, bench: Bench) -> None:
         """An image that a forked child adds with its parent's store is there for the parent."""

@@ -200,7 +200,7 @@ class Replacing(Promises):
         )
         listing = (info.image_id or "" for info in bench.store.list_images())
         seen = _until(listing, images.keys(), count // 2)
-        # Some that were seen and some that are to come: whoever counts entries misses others now.
+        # Some that were seen and some that are to come: a listing that counts entries misses others now.
         gone = [each for each in seen if each in images][:3] + [each for each in images if each not in seen][:2]
         for image_id in gone:
             bench.remove(images[image_id])
