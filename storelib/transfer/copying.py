@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from storelib.transfer.calls import DriverCalls
 from storelib.transfer.contract import (
     Backend,
     Committed,
@@ -20,7 +21,6 @@ from storelib.transfer.contract import (
     is_whole,
 )
 from storelib.transfer.monitor import Monitor
-from storelib.transfer.tasks import TaskQueue
 from storelib.uris import StoreLocation
 
 #: Bytes that a back end copies in a second at least, while it tells nothing of how far it has come.
@@ -37,7 +37,7 @@ def copy_within(
     """
     monitor = Monitor(store.retry_policy.timeout)
     subject = f"image {image_id!r} in store {store.name}, a copy of {source}"
-    queue = TaskQueue(store, subject, monitor)
+    calls = DriverCalls(store, subject, monitor)
     opened: list[ServerSideCopy] = []
 
     def open_copy() -> ServerSideCopy | None:
@@ -50,22 +50,20 @@ def copy_within(
         return copying
 
     try:
-        copying: ServerSideCopy | None = queue.call(open_copy)
+        copying: ServerSideCopy | None = calls.call(open_copy)
         if copying is None:
             return None
         _check(copying, subject)
         monitor.allow(copying.moved_at_once / SLOWEST)
-        committed = _run(queue, copying, digests, progress)
+        committed = _run(calls, copying, digests, progress)
         if not isinstance(getattr(committed, "location", None), StoreLocation):
             raise at_fault(subject, f"what commit of {type(copying).__name__} gave", committed)
     except BaseException:
         monitor.cancel()
-        queue.abort(lambda: _abort(opened))
+        calls.abort(lambda: _abort(opened))
         raise
     finally:
-        queue.join()
-        for copying in opened:
-            queue.close(copying.close)
+        calls.close(lambda: _close(opened))
     metadata = {**committed.metadata, "store": store.name}
     return StoredImage(committed.location.uri, copying.size, digests.checksum, digests.multihash, metadata)
 
@@ -84,23 +82,28 @@ def _abort(opened: list[ServerSideCopy]) -> None:
         copying.abort()
 
 
-def _run(queue: TaskQueue, copying: ServerSideCopy, digests: Digests, progress: Progress | None) -> Committed:
+def _run(calls: DriverCalls, copying: ServerSideCopy, digests: Digests, progress: Progress | None) -> Committed:
     """Everything between opening the copy and its result; ``progress`` has the last word before it is published."""
     report = progress or (lambda done, total: None)
     report(0, copying.size)
-    queue.call(copying.begin)
+    calls.call(copying.begin)
     done = 0
     tasks = []
     for number, length in enumerate(copying.parts):
         call = functools.partial(copying.copy_part, number, done, length)
-        tasks.append((queue.start(call, at_once=copying.concurrency), length))
+        tasks.append((calls.start(call, at_once=copying.concurrency), length))
         done += length
     done = 0
     for task, length in tasks:
-        queue.wait(task)
+        calls.wait(task)
         done += length
         report(done, copying.size)
     if not tasks:
         report(copying.size, copying.size)
-    committed: Committed = queue.call(lambda: copying.commit(digests))
+    committed: Committed = calls.call(lambda: copying.commit(digests))
     return committed
+
+
+def _close(opened: list[ServerSideCopy]) -> None:
+    for copying in opened:
+        copying.close()

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import threading
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from storelib.exceptions import UnknownHashingAlgo
 from storelib.extras import needs
 from storelib.transfer.buffers import Buffer
 from storelib.transfer.contract import Digests, MiB
+from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
+from storelib.transfer.tasks import TaskQueue
 
 #: Larger blocks fall out of the processor's cache between the threads that hash them (measured: 256 KiB to 1 MiB).
 BLOCK = MiB
 ZEROS = bytes(BLOCK)
+Update: TypeAlias = Callable[[memoryview], object]
 #: A verifier that hangs is its owner's; its thread is a daemon and is left behind after this long.
 JOIN_SECONDS = 5.0
 
@@ -62,16 +64,6 @@ def new_hasher(algorithm: str) -> Hasher:
     raise UnknownHashingAlgo(f"unusable hashing algorithm {algorithm!r}; usable are: blake3, {', '.join(usable)}")
 
 
-class DigestWorker:
-    """One consumer: its queue of blocks and, from the second block on, its thread."""
-
-    def __init__(self, update: Callable[[memoryview], object]) -> None:
-        self.update = update
-        self.queue: deque[tuple[memoryview, int, Buffer | None]] = deque()
-        self.thread: threading.Thread | None = None
-        self.done = False
-
-
 class Digesting:
     """All digests of one transfer. An image of one block is hashed where it stands, without threads."""
 
@@ -90,13 +82,15 @@ class Digesting:
         if known is None:
             names = [algorithm, "md5"] if md5 else [algorithm]
             self._hashers = {name: new_hasher(name) for name in names}
-        self._workers = [DigestWorker(hasher.update) for hasher in self._hashers.values()]
+        updates: list[Update] = [hasher.update for hasher in self._hashers.values()]
         if verifier is not None:
             # A verifier may keep what it is given, so it gets bytes of its own.
-            self._workers.append(DigestWorker(lambda view: verifier.update(bytes(view))))
+            updates.append(lambda view: verifier.update(bytes(view)))
+        self._workers = [
+            (update, TaskQueue("storelib-digest", monitor, monitor.cancelled, InUse())) for update in updates
+        ]
         self._md5 = md5
         self._blocks = 0
-        self._finished = False
 
     @property
     def idle(self) -> bool:
@@ -105,17 +99,13 @@ class Digesting:
 
     def update(self, view: memoryview, buffer: Buffer | None = None, repeat: int = 1) -> None:
         """Feed one block, ``repeat`` times; ``buffer`` is held until every digest has seen it."""
-        if not self._workers:
-            return
-        for _ in self._workers if buffer else ():
-            buffer.hold()  # type: ignore[union-attr]
-        with self._monitor.changed:
-            for worker in self._workers:
-                worker.queue.append((view, repeat, buffer))
-            self._monitor.changed.notify_all()
         self._blocks += repeat
-        if self._blocks > 1 and self._workers[0].thread is None:
-            self._start()
+        for update, queue in self._workers:
+            if buffer is not None:
+                buffer.hold()
+            queue.put(functools.partial(self._feed, update, view, buffer, repeat))
+            if self._blocks > 1:
+                queue.have_threads(1)
 
     def zeros(self, length: int) -> None:
         """Feed ``length`` zero bytes."""
@@ -126,16 +116,12 @@ class Digesting:
             self.update(memoryview(ZEROS)[:rest])
 
     def finish(self) -> Digests:
-        """Wait for all digests and answer them."""
-        with self._monitor.changed:
-            self._finished = True
-            self._monitor.changed.notify_all()
-        for worker in self._workers:
-            if worker.thread is None:
-                self._drain(worker)
-            else:
-                self._monitor.wait_for(lambda worker=worker: worker.done)  # type: ignore[misc]
-                worker.thread.join()
+        """Wait for all digests and return them."""
+        for _, queue in self._workers:
+            queue.complete()
+        for _, queue in self._workers:
+            self._monitor.wait_for(lambda queue=queue: not queue.unfinished)  # type: ignore[misc]
+            queue.join()
         self._monitor.check()
         if self._known is not None:
             return self._known
@@ -144,40 +130,19 @@ class Digesting:
 
     def join(self) -> None:
         """After the monitor was cancelled: wait for the threads, each of which ends after one block at most."""
-        for worker in self._workers:
-            if worker.thread is not None:
-                worker.thread.join(JOIN_SECONDS)
+        for _, queue in self._workers:
+            queue.join(JOIN_SECONDS)
 
-    def _start(self) -> None:
-        for worker in self._workers:
-            thread = threading.Thread(target=self._run, args=(worker,), name="storelib-digest", daemon=True)
-            # Ctrl-C may come before it runs; only one that does can be joined.
-            thread.start()
-            worker.thread = thread
-
-    def _run(self, worker: DigestWorker) -> None:
+    def _feed(self, update: Update, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
         try:
-            self._drain(worker)
-        except BaseException as error:  # noqa: BLE001  (handed to the caller's thread)
-            self._monitor.fail(error)
-        with self._monitor.changed:
-            worker.done = True
-            self._monitor.changed.notify_all()
-
-    def _drain(self, worker: DigestWorker) -> None:
-        changed, cancelled = self._monitor.changed, self._monitor.cancelled
-        while True:
-            with changed:
-                while not worker.queue and not self._finished and not cancelled.is_set():
-                    changed.wait()
-                if cancelled.is_set() or not worker.queue:
-                    return
-                view, repeat, buffer = worker.queue.popleft()
             for _ in range(repeat):
-                worker.update(view)
+                update(view)
                 # A hole of many blocks takes its time, too.
                 self._monitor.beat()
-                if cancelled.is_set():
+                if self._monitor.cancelled.is_set():
                     break
-            if buffer is not None:
-                buffer.release()
+        except BaseException as error:
+            self._monitor.fail(error)
+            raise
+        if buffer is not None:
+            buffer.release()

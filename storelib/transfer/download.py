@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -15,8 +16,10 @@ from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, 
 from storelib.transfer.buffers import BUDGET
 from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, at_fault, check_numbers, is_whole
 from storelib.transfer.deadlines import Deadline
+from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
+from storelib.transfer.tasks import TaskQueue
 from storelib.transfer.verifying import Check, normal, recorded
 
 LOG = logging.getLogger(__name__)
@@ -296,9 +299,8 @@ class _Feed:
         self.subject = subject
         self._map_error = store.map_error
         self._digest: Digest | None = None
-        self._lock = threading.Lock()
-        self._users = 0
-        self._closed = False
+        #: Entered by reads in threads, which may hang.
+        self.in_use = InUse()
 
     def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
         """Read at least one byte; passing errors and cuts are tried again from the same byte."""
@@ -369,29 +371,9 @@ class _Feed:
         """The descriptor of a local file, if it is one."""
         return mapped(self.reader.fileno, self._map_error, self.subject)
 
-    def enter(self) -> None:
-        """This thread begins to use the reader."""
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        """This thread uses the reader no more; it closes it where it was waited for in vain."""
-        with self._lock:
-            self._users -= 1
-            if self._users or not self._closed:
-                return
-        try:
-            self._close()
-        except Exception as error:  # noqa: BLE001  (nobody waits for it any more)
-            LOG.warning("%s: closing: %s", self.subject, error)
-
     def close(self) -> None:
         """Close the reader, or leave that to a read that still hangs in it."""
-        with self._lock:
-            self._closed = True
-            if self._users:
-                return
-        self._close()
+        self.in_use.when_free(self._close)
 
     def _close(self) -> None:
         with Deadline(self.policy.timeout):
@@ -417,10 +399,15 @@ class _Range:
     def __init__(self, offset: int, length: int) -> None:
         self.offset = offset
         self.length = length
-        self.memory: memoryview | None = None
+        self.memory = memoryview(b"")
         self.filled = 0
         self.taken = 0
         self.error: BaseException | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """There are bytes that were not taken yet, or an error."""
+        return self.filled > self.taken or self.error is not None
 
 
 class _ReadAhead:
@@ -435,88 +422,61 @@ class _ReadAhead:
         self._end = end
         self._part_size = min(feed.reader.part_size, BUDGET // 2)
         self._monitor = Monitor(feed.policy.timeout)
+        self._queue = TaskQueue("storelib-range", self._monitor, self._monitor.cancelled, feed.in_use)
         self._ranges: deque[_Range] = deque()
-        self._free: list[memoryview] = []
+        self._free: deque[memoryview] = deque()
         # One more than are in flight, so that the caller can take a range while the others are being read.
         self._slots = max(2, min(feed.reader.concurrency + 1, BUDGET // self._part_size))
-        self._threads = [
-            threading.Thread(target=self._run, name="storelib-range", daemon=True) for _ in range(self._slots - 1)
-        ]
+        for _ in range(self._slots):
+            self._queue_next()
         try:
-            for thread in self._threads:
-                thread.start()
+            self._queue.have_threads(min(len(self._ranges), self._slots - 1))
         except BaseException:
-            # Nobody else knows of those that did start.
+            # Nobody else knows of the threads that did start.
             self.close()
             raise
 
     def read_into(self, view: memoryview) -> int:
         """Copy bytes that have arrived of the first range, waiting for some."""
-        monitor = self._monitor
-        with monitor.changed:
-            monitor.wait_for(lambda: bool(self._ranges) and self._has_news(self._ranges[0]))
-            head = self._ranges[0]
-            memory, ready = head.memory, head.filled
+        head = self._ranges[0]
+        self._monitor.wait_for(lambda: head.has_news)
+        ready = head.filled
         if head.taken == ready:
             assert head.error is not None  # noqa: S101  (what has_news promised)
             raise head.error
-        assert memory is not None  # noqa: S101
         count = min(len(view), ready - head.taken)
-        view[:count] = memory[head.taken : head.taken + count]
+        view[:count] = head.memory[head.taken : head.taken + count]
         head.taken += count
         if head.taken == head.length:
-            with monitor.changed:
-                self._ranges.popleft()
-                self._free.append(memory)
-                monitor.changed.notify_all()
+            self._ranges.popleft()
+            self._free.append(head.memory)
+            self._queue_next()
         return count
-
-    @staticmethod
-    def _has_news(head: _Range) -> bool:
-        return head.filled > head.taken or head.error is not None
 
     def close(self) -> None:
         """Stop and join the threads; one that never returns is left to itself."""
         self._monitor.cancel()
-        # One that never started cannot be joined.
-        waiting = [thread for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
-        for thread in waiting:
-            thread.join(self._feed.policy.timeout)
-        for thread in waiting:
-            if thread.is_alive():
-                self._feed.hung_calls.add(thread)
+        for thread in self._queue.join(self._feed.policy.timeout):
+            self._feed.hung_calls.add(thread)
 
-    def _run(self) -> None:
-        self._feed.enter()
-        while (piece := self._claim()) is not None:
-            try:
-                self._fetch(piece)
-            except BaseException as error:  # noqa: BLE001  (handed to the reader of the stream)
-                piece.error = error
-            self._monitor.beat()
-        self._feed.leave()
-
-    def _claim(self) -> _Range | None:
-        """The next range to read and memory for it; None when there is nothing left to do."""
-        monitor = self._monitor
-        with monitor.changed:
-            while len(self._ranges) >= self._slots and not monitor.cancelled.is_set():
-                monitor.changed.wait()
-            failed = any(piece.error for piece in self._ranges)
-            if monitor.cancelled.is_set() or self._next >= self._end or failed:
-                return None
-            piece = _Range(self._next, min(self._part_size, self._end - self._next))
-            self._next += piece.length
+    def _queue_next(self) -> None:
+        """Have the next range read, if there is one."""
+        length = min(self._part_size, self._end - self._next)
+        if length > 0:
+            piece = _Range(self._next, length)
+            self._next += length
             self._ranges.append(piece)
-            piece.memory = self._free.pop() if self._free else memoryview(bytearray(self._part_size))
-            return piece
+            self._queue.put(functools.partial(self._fetch, piece))
 
     def _fetch(self, piece: _Range) -> None:
-        cancelled = self._monitor.cancelled
-        assert piece.memory is not None  # noqa: S101
-        while piece.filled < piece.length:
-            if cancelled.is_set():
-                raise TransferTimeout("the stream was closed")
-            view = piece.memory[piece.filled : piece.length]
-            piece.filled += self._feed.read_into(piece.offset + piece.filled, view, cancelled)
-            self._monitor.beat()
+        try:
+            piece.memory = self._free.popleft() if self._free else memoryview(bytearray(self._part_size))
+            while piece.filled < piece.length:
+                if self._monitor.cancelled.is_set():
+                    raise TransferTimeout("the stream was closed")
+                view = piece.memory[piece.filled : piece.length]
+                piece.filled += self._feed.read_into(piece.offset + piece.filled, view, self._monitor.cancelled)
+                self._monitor.beat()
+        except BaseException as error:
+            piece.error = error
+            raise

@@ -6,15 +6,60 @@ What such a call uses or returns is freed exactly once, and never under it.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from storelib.exceptions import TransferTimeout
 from storelib.transfer.retry import HungCalls
 
+LOG = logging.getLogger(__name__)
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class InUse:
+    """Counts the calls that use something; what must not happen under them waits for the last one to return."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._steps: deque[Callable[[], object]] = deque()
+
+    def enter(self) -> None:
+        """A call begins."""
+        with self._lock:
+            self._calls += 1
+
+    def leave(self) -> None:
+        """A call has returned; the last one takes the steps that wait."""
+        with self._lock:
+            self._calls -= 1
+        try:
+            self._take_steps()
+        except Exception as error:  # noqa: BLE001  (nobody waits for this call any more)
+            LOG.warning("after a call that returned too late: %s", error)
+
+    def when_free(self, step: Callable[[], object]) -> None:
+        """Take ``step`` now, or have the last call take it when it returns; several in order, one after the other."""
+        with self._lock:
+            self._steps.append(step)
+        self._take_steps()
+
+    def _take_steps(self) -> None:
+        while True:
+            with self._lock:
+                if self._calls or not self._steps:
+                    return
+                step = self._steps.popleft()
+                self._calls += 1
+            try:
+                step()
+            finally:
+                with self._lock:
+                    self._calls -= 1
 
 
 class Guard:
@@ -120,8 +165,7 @@ class Held(Generic[R]):
         self._guard = guard
         self._free = free
         self._what = what
-        self._lock = threading.Lock()
-        self._users = 0
+        self._in_use = InUse()
         self._closed = False
 
     def call(self, function: Callable[[R], T]) -> T:
@@ -130,27 +174,18 @@ class Held(Generic[R]):
             return function(self.resource)
 
         def run() -> T:
-            with self._lock:
+            self._in_use.enter()
+            try:
                 if self._closed:
                     raise TransferTimeout(f"{self._what}: the call began too late")
-                self._users += 1
-            try:
                 return function(self.resource)
             finally:
-                with self._lock:
-                    self._users -= 1
-                    last = self._closed and not self._users
-                if last:
-                    self._free(self.resource)
+                self._in_use.leave()
 
         return self._guard.call(run, self._what)
 
     def close(self) -> None:
-        """Free the resource, or leave that to a call that hangs in it."""
-        with self._lock:
-            if self._closed:
-                return
+        """Free the resource, or leave that to a call that hangs in it; harmless when done twice."""
+        if not self._closed:
             self._closed = True
-            if self._users:
-                return
-        self._guard.free(lambda: self._free(self.resource), self._what)
+            self._in_use.when_free(lambda: self._guard.free(lambda: self._free(self.resource), self._what))

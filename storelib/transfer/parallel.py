@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from storelib.exceptions import StoreError
+from storelib.transfer.calls import DriverCalls
 from storelib.transfer.contract import Backend
 from storelib.transfer.monitor import Monitor
-from storelib.transfer.tasks import TaskQueue
 
 T = TypeVar("T")
 
@@ -28,20 +28,20 @@ def for_each(
 
     def attempt(item: T) -> None:
         try:
-            store.retry_policy.call(functools.partial(function, item), store.map_error, subject, queue.cancelled)
+            store.retry_policy.call(functools.partial(function, item), store.map_error, subject, calls.cancelled)
         except StoreError as error:
             errors.append(error)
 
-    queue = TaskQueue(store, subject, Monitor(store.retry_policy.timeout))
+    calls = DriverCalls(store, subject, Monitor(store.retry_policy.timeout))
     try:
         for item in items:
-            queue.start(functools.partial(attempt, item), at_once=concurrency)
-        queue.drain()
+            calls.start(functools.partial(attempt, item), at_once=concurrency)
+        calls.drain()
     except BaseException:
-        queue.abort(_nothing)
+        calls.abort(_nothing)
         raise
     finally:
-        queue.join()
+        calls.close(_nothing)
     if errors:
         raise errors[0]
 

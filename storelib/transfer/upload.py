@@ -15,12 +15,14 @@ from typing import Any, Protocol
 from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
 from storelib.transfer.contract import Backend, Digest, Digests, Extent, MiB, Progress, StoredImage
+from storelib.transfer.cutting import PartCutter
 from storelib.transfer.digests import BLOCK, Digesting, Verifier
 from storelib.transfer.download import ImageData, ImageStream
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.source import Data, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
 from storelib.transfer.verifying import Verify, compare
+from storelib.transfer.writing import PartWriter
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
 CLONE = 128 * MiB
@@ -79,7 +81,7 @@ def fan_out(
         finally:
             monitor.cancel()
             for upload in uploads:
-                upload.join()
+                upload.end()
             digesting.join()
     finally:
         source.close()
@@ -172,12 +174,12 @@ def _transfer(
     """Everything between opening the writers and their results."""
     live = _LiveUploads(uploads)
     live.each(StoreUpload.open)
-    if len(uploads) == 1 and uploads[0].takes_files and source.descriptor is not None and size is not None:
-        done = _hand_over(uploads[0], source, digesting, size, progress)
+    if len(uploads) == 1 and uploads[0].target.takes_files and source.descriptor is not None and size is not None:
+        done = _hand_over(uploads[0].target, source, digesting, size, progress)
     else:
         done = None
     if done is None:
-        sink: StoreUpload | NullSink = uploads[0] if len(uploads) == 1 else _Tee(live, uploads[0].monitor)
+        sink = uploads[0].parts if len(uploads) == 1 else _Tee(live, uploads[0].calls.monitor)
         done = _pump(source, sink, digesting, size, progress)
     live.each(lambda upload: upload.flush())
     digests = digesting.finish()
@@ -189,7 +191,7 @@ def _transfer(
 
 
 def _pump(
-    source: Source, sink: StoreUpload | NullSink, digesting: Digesting, size: int | None, progress: Progress | None
+    source: Source, sink: PartCutter | NullSink, digesting: Digesting, size: int | None, progress: Progress | None
 ) -> int:
     """Move all bytes of ``source`` into ``sink`` and the digests, block by block; answers how many."""
     done = 0
@@ -241,18 +243,18 @@ def _check_ended(source: Source, size: int) -> None:
 
 
 def _hand_over(
-    upload: StoreUpload, source: Source, digesting: Digesting, size: int, progress: Progress | None
+    target: PartWriter, source: Source, digesting: Digesting, size: int, progress: Progress | None
 ) -> int | None:
     """Let the back end take a local file by itself; None where it must be read after all."""
     descriptor = source.descriptor
     assert descriptor is not None  # noqa: S101  (the caller asked)
-    copied = upload.share(descriptor, size)
-    if copied is None and digesting.idle and upload.writer.clone is not None:
-        extents = file_extents(descriptor, 0, size) if upload.writer.sparse else [Extent(0, size, data=True)]
+    copied = target.share(descriptor, size)
+    if copied is None and digesting.idle and target.writer.clone is not None:
+        extents = file_extents(descriptor, 0, size) if target.writer.sparse else [Extent(0, size, data=True)]
         for extent in extents:
             end = extent.offset + extent.length
             for offset in range(extent.offset, end, CLONE) if extent.data else ():
-                upload.clone(descriptor, offset, min(CLONE, end - offset))
+                target.clone(descriptor, offset, min(CLONE, end - offset))
                 if progress is not None:
                     progress(min(offset + CLONE, end), size)
         source.taken()
@@ -263,7 +265,7 @@ def _hand_over(
         # The digests are those of the writer's own copy, whatever happens to the source meanwhile.
         own = open_source(f"/proc/self/fd/{copied}")
         try:
-            _pump(own, NullSink(upload.monitor), digesting, size, progress)
+            _pump(own, NullSink(target.calls.monitor), digesting, size, progress)
         finally:
             own.close()
     elif progress is not None:
@@ -324,9 +326,9 @@ class _Tee(NullSink):
     def push(self, count: int) -> None:
         """Copy the block into every upload, then let it go."""
         data = self.block()[:count]
-        self._live.each(lambda upload: upload.take(data))
+        self._live.each(lambda upload: upload.parts.take(data))
         super().push(count)
 
     def skip(self, length: int) -> None:
         """A hole in every upload."""
-        self._live.each(lambda upload: upload.skip(length))
+        self._live.each(lambda upload: upload.parts.skip(length))

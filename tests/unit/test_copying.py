@@ -244,6 +244,21 @@ def test_a_call_that_never_returns_is_left_behind_and_counted(where):
     assert image_of(store, "y") is None
 
 
+def test_what_the_back_end_opens_for_a_copy_that_was_given_up_is_closed():
+    release = threading.Event()
+    store = copying_store(timeout=0.2)
+    open_copy = store.server_side_copy
+    store.server_side_copy = lambda *arguments: release.wait(30) and open_copy(*arguments)
+    try:
+        with pytest.raises(TransferTimeout, match="transfer_timeout"):
+            copy(store)
+        assert not store.calls
+    finally:
+        release.set()
+    assert eventually(lambda: store.called("close"))
+    assert [name for name, _ in store.calls] == ["open", "abort", "close"]
+
+
 def test_a_back_end_that_moves_many_bytes_at_once_is_waited_for_longer():
     store = copying_store(timeout=0.2, step=lambda name: name == "commit" and threading.Event().wait(0.6))
     patient = store.server_side_copy

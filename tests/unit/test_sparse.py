@@ -8,8 +8,8 @@ from recording import RecordingWriter, recording_store
 
 from storelib.driver import Committed, Digests, Reader
 from storelib.transfer import Extent, KiB, MiB, fan_out
+from storelib.transfer.cutting import PartCutter
 from storelib.transfer.source import GRAIN
-from storelib.transfer.store_upload import StoreUpload
 
 HUGE = 1 << 40
 
@@ -44,8 +44,8 @@ def test_what_follows_the_first_data_of_a_sparse_image_is_skipped_too(monkeypatc
     targets = [recording_store(name=f"s{number}", sparse=True, part_size=lambda _: window) for number in range(count)]
     monkeypatch.setattr(RecordingWriter, "commit", lambda self, size, digests: Committed(self.store.location("x")))
     blocks = []
-    block = StoreUpload.block
-    monkeypatch.setattr(StoreUpload, "block", lambda upload: blocks.append(upload) or block(upload))
+    block = PartCutter.block
+    monkeypatch.setattr(PartCutter, "block", lambda upload: blocks.append(upload) or block(upload))
     added = fan_out(targets, "x", stream, HUGE - begin if size else None, digests=Digests(None, "0"))
     assert [image.size for image in added] == [HUGE - begin] * count
     # The windows of the first and the last bytes are filled, a mebibyte at a time; what lies between is left out.

@@ -22,7 +22,7 @@ from storelib.exceptions import (
 )
 from storelib.registry import open_store
 from storelib.transfer import MiB, fan_out
-from storelib.transfer.store_upload import StoreUpload
+from storelib.transfer.cutting import PartCutter
 
 
 def pattern(length: int) -> bytes:
@@ -412,13 +412,13 @@ def test_metadata_names_the_store_and_belongs_to_the_caller():
 
 
 def test_holes_after_data_are_not_worked_on_as_bytes(tmp_path, monkeypatch):
-    taken, take = [], StoreUpload.take
+    taken, take = [], PartCutter.take
 
     def counted(upload, data):
         taken.append(len(data))
         take(upload, data)
 
-    monkeypatch.setattr(StoreUpload, "take", counted)
+    monkeypatch.setattr(PartCutter, "take", counted)
     path = tmp_path / "sparse"
     path.write_bytes(b"data")
     os.truncate(path, 256 * PART)
