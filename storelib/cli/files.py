@@ -30,12 +30,27 @@ def refuse_existing(path: str) -> None:
 
 def chunks(stream: Readable, progress: Progress | None) -> Iterator[memoryview]:
     """All of ``stream`` in views of one buffer, each valid until the next."""
-    buffer = bytearray(BLOCK)
-    view = memoryview(buffer)
+    for chunk, hole in pieces(stream, progress):
+        for done in range(0, hole, BLOCK):
+            yield memoryview(ZEROS)[: hole - done]
+        if not hole:
+            yield chunk
+
+
+def pieces(stream: Readable, progress: Progress | None) -> Iterator[tuple[memoryview, int]]:
+    """All of ``stream``: a view of one buffer, valid until the next, or the bytes of a hole, which are not read."""
+    from storelib.transfer.source import open_source
+
+    source = open_source(stream)
+    view = memoryview(bytearray(BLOCK))
     done, total = 0, getattr(stream, "size", None)
-    while count := stream.readinto(buffer):
-        done += count
-        yield view[:count]
+    while True:
+        hole = source.hole()
+        count = 0 if hole else source.read_into(view)
+        if not hole and not count:
+            return
+        yield view[:count], hole
+        done += hole + count
         if progress:
             progress(done, total)
 
@@ -69,13 +84,15 @@ def save(stream: Readable, path: str, progress: Progress | None, *, force: bool,
 
 
 def _write_sparse(stream: Readable, file: IO[bytes], progress: Progress | None) -> None:
-    for chunk in chunks(stream, progress):
-        # bytes compared with bytes is memcmp; a memoryview would be compared item by item.
-        if bytes(chunk) == ZEROS:
-            file.seek(len(chunk), os.SEEK_CUR)
-        else:
-            file.write(chunk)
-    file.truncate()
+    from storelib.transfer.cutting import data_runs
+
+    done = 0
+    for chunk, hole in pieces(stream, progress):
+        for start, end in data_runs(chunk):
+            file.seek(done + start)
+            file.write(chunk[start:end])
+        done += hole or len(chunk)
+    file.truncate(done)
     file.flush()
     os.fsync(file.fileno())
 

@@ -157,6 +157,7 @@ def cp(session: Session, uri: str, target: str, image_id: str | None, algorithm:
 )
 def verify(session: Session, uri: str, digest: Digest | None) -> None:
     """Read the image at URI and compare it with a digest."""
+    from storelib.cli import files
     from storelib.exceptions import DigestMismatch
 
     with about(uri=uri):
@@ -166,7 +167,7 @@ def verify(session: Session, uri: str, digest: Digest | None) -> None:
         algorithm, value = stream.verified_with
         found = value
         try:
-            for _ in _chunks(stream, progress):
+            for _ in files.pieces(stream, progress):
                 pass
         except DigestMismatch as mismatch:
             found = mismatch.found
@@ -205,12 +206,6 @@ def _was_recorded(stream: Any) -> bool:
     except UnknownHashingAlgo as error:
         warn(f"not compared with the digest that was recorded: {error}")
     return False
-
-
-def _chunks(stream: Any, progress: Any) -> Iterator[memoryview]:
-    from storelib.cli.files import chunks
-
-    return chunks(stream, progress)
 
 
 def _stored(image: StoredImage, algorithm: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class PartCutter:
     def _write(self, buffer: Buffer, offset: int, length: int) -> None:
         """Have ``length`` bytes of the image from ``offset`` on written; a sparse writer's zeros are left out."""
         window = buffer.memory[:length]
-        for start, end in _runs(window) if self._writer.sparse else [(0, length)]:
+        for start, end in data_runs(window) if self._writer.sparse else [(0, length)]:
             part = Part(self._number, offset + start, window[start:end])
             self._number += 1
             buffer.hold()
@@ -124,7 +124,7 @@ class PartCutter:
         buffer.release()
 
 
-def _runs(window: memoryview) -> Iterator[tuple[int, int]]:
+def data_runs(window: memoryview) -> Iterator[tuple[int, int]]:
     """Start and end of each run of grains that are not all zeros."""
     start: int | None = None
     for position in range(0, len(window), GRAIN):

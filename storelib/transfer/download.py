@@ -96,6 +96,7 @@ class ImageStream(io.RawIOBase):
         self._ahead: _ReadAhead | None = None
         self._scratch: bytearray | None = None
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
+        self._data_end = end  # as far as is known: where a hole begins that will be skipped
         self._check: Check | None = None
 
     @property
@@ -179,6 +180,23 @@ class ImageStream(io.RawIOBase):
         self._position += length
         self._check_end()
 
+    def expect_hole(self, position: int | None) -> None:
+        """Where the next hole begins that will be skipped, counted from the start of the range; None: there is none.
+
+        What lies behind it is not read ahead.
+        """
+        self._data_end = self._end if position is None else self._start + position
+
+    def _reading_ahead(self, wanted: int) -> _ReadAhead | None:
+        """What reads ahead up to the next hole; None where a single call gets all there is."""
+        if self._ahead is not None and self._ahead.exhausted:
+            self._drop_ahead()
+        if self._ahead is None and self._streaming:
+            end = self._data_end if self._data_end > self._position else self._end
+            if end - self._position > min(wanted, self._feed.reader.part_size):
+                self._ahead = _ReadAhead(self._feed, self._position, end)
+        return self._ahead
+
     def readinto(self, buffer: Any) -> int:
         """Read up to ``len(buffer)`` bytes into ``buffer``; 0 only at the end of the range."""
         self._check_open()
@@ -186,12 +204,8 @@ class ImageStream(io.RawIOBase):
         if not view:
             self._check_end()
             return 0
-        if self._streaming:
-            if self._ahead is None:
-                self._ahead = _ReadAhead(self._feed, self._position, self._end)
-            count = self._ahead.read_into(view)
-        else:
-            count = self._feed.read_into(self._position, view)
+        ahead = self._reading_ahead(len(view))
+        count = self._feed.read_into(self._position, view) if ahead is None else ahead.read_into(view)
         self._position += count
         if self._check is not None:
             self._check.update(view[:count])
@@ -435,6 +449,11 @@ class _ReadAhead:
             # Nobody else knows of the threads that did start.
             self.close()
             raise
+
+    @property
+    def exhausted(self) -> bool:
+        """Everything was handed on."""
+        return not self._ranges
 
     def read_into(self, view: memoryview) -> int:
         """Copy bytes that have arrived of the first range, waiting for some."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,14 @@ class SupportsRead(Protocol):
         """The next bytes, empty at the end."""
 
 
-Data = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, Iterable[bytes]]
+class SupportsReadInto(Protocol):
+    """A file object with ``readinto``."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill ``buffer`` with the next bytes; returns how many, 0 at the end."""
+
+
+Data = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, SupportsReadInto, Iterable[bytes]]
 
 
 def open_source(data: Data) -> Source:
@@ -135,7 +143,7 @@ class _SourceWithHoles(Source):
     """A source that knows its extents: data is read, holes are stepped over in whole grains."""
 
     def __init__(self, extents: Iterator[Extent] | None, position: int) -> None:
-        self._holes = (extent for extent in extents or () if not extent.data)
+        self._holes = _holes(extents or ())
         self._position = self._origin = position
         self._next_hole()
 
@@ -220,10 +228,22 @@ class StreamSource(_SourceWithHoles):
             self._stream.skip_zeros(length)
         return length
 
+    def _next_hole(self) -> None:
+        super()._next_hole()
+        self._stream.expect_hole(self._hole_start)
+
     def _read(self, position: int, view: memoryview) -> int:
         if self._stream.tell() != position:
             self._stream.seek(position)
         return self._stream.readinto(view)
+
+
+def _holes(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Each hole as a whole, also where it is told of in several pieces, none of which may have a grain in it."""
+    for data, run in itertools.groupby(extents, key=lambda extent: extent.data):
+        if not data:
+            begin, length, _ = next(run)
+            yield Extent(begin, length + sum(extent.length for extent in run), data=False)
 
 
 def _from(extents: Iterator[Extent], position: int) -> Iterator[Extent]:
