@@ -4,6 +4,7 @@
 import contextlib
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from servers.ceph import Cluster
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part
-from storelib.drivers.rbd import RbdStore, reader, sealing, temporary, writer
+from storelib.drivers.rbd import RbdStore, cluster, publication, reader, writer
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -31,6 +32,10 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
+from storelib.librbd import images
+from storelib.librbd.cluster import Cluster as Connector
+from storelib.librbd.cluster import Settings
+from storelib.librbd.errors import Advice
 from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, StoreConformance
 from storelib.transfer import copy
@@ -314,6 +319,34 @@ def test_check_of_a_user_who_may_only_read(ceph):
     assert "images" in as_user(ceph, "looker", caps, read_only=True).check().detail
 
 
+def settings_of(ceph, key):
+    """Plain values only, as a service tells where a volume is that it has attached: no file of Ceph's."""
+    with contextlib.closing(rados.Rados(conffile=str(ceph.conf_file))) as known:
+        hosts = re.findall(r"127\.0\.0\.1:\d+", known.conf_get("mon_host"))
+    return Settings("images", conf_file=None, mon_hosts=tuple(hosts), cluster_name="ceph", user="admin", key=key)
+
+
+def test_volume_is_written_and_read_by_plain_values(ceph, pool, image_id):
+    key = ceph.command("auth", "get-key", "client.admin").strip()
+    connection = Connector(settings_of(ceph, key), "volume", Advice()).get()
+    rbd.RBD().create(pool.ioctx, image_id, 16 * MiB, old_format=False)
+    with connection.open(image_id) as image:
+        images.write(image, 8 * MiB, memoryview(IMAGE)[:MiB])
+        images.Flusher("volume").flush(image)
+    buffer = bytearray(2 * MiB)
+    with connection.open(image_id, read_only=True) as image:
+        assert images.read_into(image, 8 * MiB - MiB, memoryview(buffer)) == 2 * MiB
+        assert images.exact_runs(image, 0, 16 * MiB) == [images.Run(8 * MiB, 9 * MiB)]
+    assert bytes(buffer) == bytes(MiB) + IMAGE[:MiB]
+
+
+def test_key_that_is_refused_is_not_told(ceph):
+    key = "AQ" + "A" * 36 + "=="
+    with pytest.raises(StoreError, match="^volume: ") as raised:
+        Connector(settings_of(ceph, key), "volume", Advice()).get()
+    assert key not in str(raised.value)
+
+
 def test_connection_without_a_pool_is_closed(ceph, monkeypatch):
     ended = []
 
@@ -505,15 +538,15 @@ def test_image_that_somebody_has_open(store, pool, image_id):
 def test_image_opened_while_it_is_being_deleted_is_put_back(store, pool, image_id, monkeypatch):
     uri = store.add(image_id, IMAGE).uri
     opened = []
-    plain = sealing.unseal
-    monkeypatch.setattr(sealing, "unseal", lambda *a: plain(*a) or opened.append(pool.open(image_id)))
+    plain = publication.unseal
+    monkeypatch.setattr(publication, "unseal", lambda *a: plain(*a) or opened.append(pool.open(image_id)))
     with pytest.raises(InUseByStore):
         store.delete(uri)
     opened[0].close()
     assert read(store, uri) == IMAGE
     with pool.open(image_id) as image:
         assert image.is_protected_snap("snap")
-        assert temporary.mark(image, temporary.DELETING) is None
+        assert publication.mark(image, publication.DELETING) is None
 
 
 def test_image_of_glance_store_is_read_and_deleted(store, pool, image_id):
@@ -561,8 +594,8 @@ PHASES = {
     "written": (writer.RbdWriter, "write", True),
     "before the snapshot": (writer.RbdWriter, "publish", False),
     "after the snapshot": (writer.RbdWriter, "_seal", True),
-    "before the rename": (sealing, "publish", False),
-    "after the rename": (sealing, "look_at", False),
+    "before the rename": (publication, "publish", False),
+    "after the rename": (publication, "look_at", False),
 }
 
 
@@ -604,8 +637,8 @@ def test_gc_of_others_spares_a_copy_under_way(ceph, store, pool, image_id, monke
 
 
 def at_publication(monkeypatch, action):
-    plain = sealing.publish
-    monkeypatch.setattr(sealing, "publish", lambda *a, **options: [action(*a), plain(*a, **options)][1])
+    plain = publication.publish
+    monkeypatch.setattr(publication, "publish", lambda *a, **options: [action(*a), plain(*a, **options)][1])
 
 
 def test_add_whose_snapshot_is_removed_fails(store, pool, image_id, monkeypatch):
@@ -639,7 +672,7 @@ def test_clones_and_copies_of_others_are_no_garbage(store, pool, image_id):
     with pool.open(image_id) as image:
         for number, mark in enumerate([None, "1", str(image.id())]):
             if mark is not None:
-                image.metadata_set(temporary.DELETING, mark)
+                image.metadata_set(publication.DELETING, mark)
             rbd.RBD().clone(pool.ioctx, image_id, "snap", pool.ioctx, f"{image_id}-clone{number}")
             image.copy(pool.ioctx, f"{image_id}-copy{number}")
             rbd.RBD().clone(pool.ioctx, image_id, "snap", pool.ioctx, f"{image_id}-trash{number}")
@@ -679,10 +712,10 @@ def test_steps_that_arrive_twice_are_no_refusals(store, pool, image_id):
     rbd.RBD().create(pool.ioctx, image_id, MiB, old_format=False)
     with pool.open(image_id) as image:
         repeating = Repeating(image, "create_snap", "protect_snap", "unprotect_snap", "remove_snap")
-        sealing.seal(repeating, protect=True)
+        publication.seal(repeating, protect=True)
         assert image.is_protected_snap("snap")
-        sealing.unseal(repeating)
-        assert not sealing.snapshots(image)
+        publication.unseal(repeating)
+        assert not cluster.snapshots(image)
 
 
 @pytest.mark.parametrize("name", ["create", "rename", "remove", "trash_move"])
@@ -726,7 +759,7 @@ def test_image_that_cannot_be_marked_is_closed_again(store, pool, image_id, monk
     def fail(image, token):
         raise rbd.OSError("metadata", errno=22)
 
-    monkeypatch.setattr(temporary, "set_token", fail)
+    monkeypatch.setattr(publication, "set_token", fail)
     with pytest.raises(StoreError):
         store.add(image_id, IMAGE)
     assert not pool.residue(image_id)
@@ -791,7 +824,7 @@ def half_renamed(store, pool, image_id):
     writer = store.open_writer(image_id, len(IMAGE), None)
     writer.reserve(len(IMAGE))
     writer.write(Part(0, 0, memoryview(IMAGE)))
-    sealing.seal(writer._image, True)
+    publication.seal(writer._image, True)
     writer.close()
     [name] = pool.residue(image_id)
     pool.ioctx.write_full(f"rbd_id.{image_id}", pool.ioctx.read(f"rbd_id.{name}"))
@@ -800,7 +833,7 @@ def half_renamed(store, pool, image_id):
 
 def test_rename_that_was_interrupted_is_finished_by_the_next_attempt(store, pool, image_id):
     writer = half_renamed(store, pool, image_id)
-    sealing.publish(store.cluster.get(), writer._names[-1], image_id, writer._rbd_id)
+    publication.publish(store.cluster.get(), writer._names[-1], image_id, writer._rbd_id)
     assert pool.residue(image_id) == {image_id}
     assert pool.read(image_id) == IMAGE
     store.delete(f"rbd://{image_id}")
@@ -817,7 +850,7 @@ def test_rename_that_was_interrupted_for_good_is_garbage(store, pool, image_id):
 
 
 def test_image_made_in_part_is_garbage(store, pool, image_id):
-    name, _ = temporary.new_name(image_id)
+    name, _ = publication.new_name(image_id)
     rbd.RBD().create(pool.ioctx, name, MiB, old_format=False)
     with pool.open(name) as image:
         header = f"rbd_header.{image.id()}"
@@ -829,10 +862,10 @@ def test_image_made_in_part_is_garbage(store, pool, image_id):
 
 @pytest.mark.parametrize("part", ["header", "whole", "entry"])
 def test_gc_reports_only_what_it_removed_itself(ceph, store, pool, image_id, part):
-    name, token = temporary.new_name(image_id)
+    name, token = publication.new_name(image_id)
     rbd.RBD().create(pool.ioctx, name, MiB, old_format=False)
     with pool.open(name) as image:
-        temporary.set_token(image, token)
+        publication.set_token(image, token)
         header = f"rbd_header.{image.id()}"
     if part != "whole":
         pool.ioctx.remove_object(header)
@@ -847,7 +880,7 @@ def test_gc_reports_only_what_it_removed_itself(ceph, store, pool, image_id, par
 def test_image_deleted_in_part_is_garbage(store, pool, image_id):
     uri = store.add(image_id, IMAGE).uri
     with pool.open(image_id) as image:
-        image.metadata_set(temporary.DELETING, "1")
+        image.metadata_set(publication.DELETING, "1")
         image.unprotect_snap("snap")
         image.remove_snap("snap")
     with pytest.raises(NotFound):
@@ -897,7 +930,7 @@ def test_disks_of_others_are_no_garbage(store, pool, image_id):
 
 
 def test_id_like_a_temporary_name_is_an_image(store, pool, image_id):
-    name, _ = temporary.new_name(image_id)
+    name, _ = publication.new_name(image_id)
     uri = store.add(name, b"data").uri
     assert not store.gc(0, prefix=image_id)
     assert [info.uri for info in store.list_images() if info.image_id == name] == [uri]

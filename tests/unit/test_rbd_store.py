@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storelib.capabilities import Capability
-from storelib.drivers.rbd import RbdStore, cluster, errors, reader, temporary
+from storelib.drivers.rbd import RbdStore, errors, publication, reader
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -29,6 +29,8 @@ from storelib.exceptions import (
     StoreError,
     TransferTimeout,
 )
+from storelib.librbd import cluster
+from storelib.librbd.errors import connection_error
 from storelib.registry import open_store
 
 FSID = "11111111-2222-3333-4444-555555555555"
@@ -81,7 +83,7 @@ def test_clones_of_format_1_need_protection():
 
 @pytest.mark.parametrize(("chunk", "order"), [(1, 20), (4, 22), (7, 22), (8, 23), (32, 25)])
 def test_chunk_size_is_rounded_down_to_a_power_of_two(chunk, order):
-    assert open_store(RbdStore, "rbd", rbd_store_chunk_size=chunk).order == order
+    assert open_store(RbdStore, "rbd", rbd_store_chunk_size=chunk).cluster.order == order
 
 
 def test_capabilities_follow_the_options():
@@ -102,7 +104,7 @@ def test_capabilities_follow_the_options():
 )
 def test_uri_belongs_to_one_place(uri, ours):
     store = open_store(RbdStore, "rbd")
-    store.cluster = types.SimpleNamespace(fsid=FSID)
+    store.cluster = types.SimpleNamespace(fsid=FSID, pool="images", namespace="")
     if ours:
         assert store.locate(uri).image == "image"
     else:
@@ -153,20 +155,20 @@ def test_errors_of_others_pass():
     ],
 )
 def test_failed_connection_names_the_option(number, kind, option):
-    found = errors.connection_error(FromCeph(number), "fast")
+    found = connection_error(FromCeph(number), "store fast", errors.ADVICE)
     assert type(found) is kind
     assert option in str(found)
 
 
 @given(st.text(min_size=1))
 def test_temporary_name_tells_the_id(image_id):
-    name, token = temporary.new_name(image_id)
-    assert temporary.split(name) == (image_id, token)
+    name, token = publication.new_name(image_id)
+    assert publication.split(name) == (image_id, token)
 
 
 @pytest.mark.parametrize("name", ["image", "image.storelib-", ".storelib-" + "a" * 24, "x.storelib-" + "g" * 24])
 def test_other_names_are_not_temporary(name):
-    assert temporary.split(name) is None
+    assert publication.split(name) is None
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 3 * 1024 * 1024 + 1])
@@ -212,19 +214,19 @@ class MarkedImage:
     ],
 )
 def test_mark_of_a_deletion_counts_on_its_own_image_only(metadata, being_deleted):
-    assert temporary.is_being_deleted(MarkedImage("one", **metadata)) == being_deleted
+    assert publication.is_being_deleted(MarkedImage("one", **metadata)) == being_deleted
 
 
 def test_marks_are_set_and_taken_away():
     image = MarkedImage("one")
-    temporary.set_token(image, "a" * 24)
-    assert temporary.is_temporary(f"image.storelib-{'a' * 24}", image)
-    assert not temporary.is_temporary(f"image.storelib-{'b' * 24}", image)
-    temporary.set_deleting(image)
-    assert temporary.is_being_deleted(image)
-    temporary.unset_deleting(image)
-    temporary.unset_deleting(image)
-    assert not temporary.is_being_deleted(image)
+    publication.set_token(image, "a" * 24)
+    assert publication.is_temporary(f"image.storelib-{'a' * 24}", image)
+    assert not publication.is_temporary(f"image.storelib-{'b' * 24}", image)
+    publication.set_deleting(image)
+    assert publication.is_being_deleted(image)
+    publication.unset_deleting(image)
+    publication.unset_deleting(image)
+    assert not publication.is_being_deleted(image)
 
 
 def test_who_waits_for_a_connection_that_fails_does_not_try_again_in_turn(monkeypatch):

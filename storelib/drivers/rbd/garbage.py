@@ -7,23 +7,19 @@ on an image watches it. Of one that died Ceph believes for another 30 seconds th
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.rbd import holes, removal, sealing, temporary
+from storelib.drivers.rbd import publication
+from storelib.drivers.rbd.cluster import RbdCluster, has_clones, modified, snapshots, used
 from storelib.drivers.rbd.location import SNAPSHOT
-
-if TYPE_CHECKING:
-    from storelib.drivers.rbd.cluster import Connection
-    from storelib.drivers.rbd.store import RbdStore
+from storelib.librbd.cluster import Connection
 
 LOG = logging.getLogger(__name__)
-
 
 #: Seconds that an add has between making its image and marking it as its own, from when on it watches it.
 UNMARKED = 60.0
@@ -39,26 +35,26 @@ class Dead:
     image_id: str | None = None
 
 
-def find(store: RbdStore, older_than: float, prefix: str) -> Iterator[Garbage]:
+def find(cluster: RbdCluster, older_than: float, prefix: str) -> Iterator[Garbage]:
     """Everything dead for ``older_than`` seconds."""
     import rbd
 
-    connection = store.cluster.get()
+    connection = cluster.get()
     latest = time.time() - older_than
     places = [Dead(entry["name"]) for entry in rbd.RBD().list2(connection.ioctx)]
     places += [Dead(entry["name"], entry["id"]) for entry in rbd.RBD().trash_list(connection.ioctx)]
     for place in places:
         if place.name.startswith(prefix):
-            found = examine(store, connection, place)
+            found = examine(cluster, connection, place)
             if found is not None and found.modified <= latest and (found.image_id or "").startswith(prefix):
                 yield found
 
 
-def examine(store: RbdStore, connection: Connection, place: Dead) -> Garbage | None:
+def examine(cluster: RbdCluster, connection: Connection, place: Dead) -> Garbage | None:
     """The garbage at that place; None if what is there is an image, alive, or none of storelib's."""
     import rbd
 
-    if place.name in store.under_way:
+    if place.name in cluster.under_way:
         return None
     try:
         if place.trash_id is not None:
@@ -70,21 +66,22 @@ def examine(store: RbdStore, connection: Connection, place: Dead) -> Garbage | N
         return _in_part(connection, place)
 
 
-def discard(store: RbdStore, connection: Connection, place: Dead) -> bool:
+def discard(cluster: RbdCluster, place: Dead) -> bool:
     """Remove it if it is still dead."""
     import rbd
 
-    if examine(store, connection, place) is None:
+    connection = cluster.get().freeing
+    if examine(cluster, connection, place) is None:
         return False
     try:
         if place.trash_id is not None:
             with connection.open_id(place.trash_id) as image:
-                for snapshot in sealing.snapshots(image):
-                    sealing.unseal(image, snapshot)
+                for snapshot in snapshots(image):
+                    publication.unseal(image, snapshot)
             rbd.RBD().trash_remove(connection.ioctx, place.trash_id)
         else:
             _undo_rename(connection, place.name)
-            sealing.take_back(connection, place.name, place.image_id)
+            publication.take_back(connection, place.name, place.image_id)
     except (rbd.ImageBusy, rbd.ImageHasSnapshots) as error:
         LOG.info("%s is in use after all, a later gc may remove it: %s", place.name, error)
         return False
@@ -92,17 +89,17 @@ def discard(store: RbdStore, connection: Connection, place: Dead) -> bool:
 
 
 def _in_pool(image: Any, place: Dead) -> Garbage | None:
-    under_way = temporary.split(place.name)
-    snapshots = sealing.snapshots(image)
+    under_way = publication.split(place.name)
+    known = snapshots(image)
     if under_way is None:
         # Deleted in part. One without a mark of its own may be anybody's.
-        dead = not snapshots and temporary.is_being_deleted(image)
-    elif temporary.is_temporary(place.name, image):
-        dead = snapshots in ([], [SNAPSHOT])
+        dead = not known and publication.is_being_deleted(image)
+    elif publication.is_temporary(place.name, image):
+        dead = known in ([], [SNAPSHOT])
     else:
         # Nobody watches what has only just been made.
-        dead = not snapshots and _modified(image) < time.time() - UNMARKED
-    if not dead or removal.has_clones(image):
+        dead = not known and modified(image) < time.time() - UNMARKED
+    if not dead or has_clones(image):
         return None
     watchers = [watcher["addr"] for watcher in image.watchers_list()]
     if watchers:
@@ -113,16 +110,16 @@ def _in_pool(image: Any, place: Dead) -> Garbage | None:
         )
         return None
     found = replace(place, image_id=str(image.id()))
-    return Garbage(place.name, under_way[0] if under_way else place.name, holes.used(image), _modified(image), found)
+    return Garbage(place.name, under_way[0] if under_way else place.name, used(image), modified(image), found)
 
 
 def _in_trash(image: Any, place: Dead) -> Garbage | None:
     """Put there because it had clones, and has none any more."""
-    marked = temporary.is_being_deleted(image)
+    marked = publication.is_being_deleted(image)
     # Of somebody else's snapshots, made since, it is not for gc to judge.
-    if not marked or len(sealing.snapshots(image)) > 1 or removal.has_clones(image):
+    if not marked or len(snapshots(image)) > 1 or has_clones(image):
         return None
-    return Garbage(f"trash: {place.name}", place.name, holes.used(image), _modified(image), place)
+    return Garbage(f"trash: {place.name}", place.name, used(image), modified(image), place)
 
 
 def _in_part(connection: Connection, place: Dead) -> Garbage | None:
@@ -130,7 +127,7 @@ def _in_part(connection: Connection, place: Dead) -> Garbage | None:
     import rados
     import rbd
 
-    under_way = temporary.split(place.name)
+    under_way = publication.split(place.name)
     if under_way is None or place.trash_id is not None:
         return None
     try:
@@ -144,19 +141,10 @@ def _in_part(connection: Connection, place: Dead) -> Garbage | None:
 
 def _undo_rename(connection: Connection, name: str) -> None:
     """Where a writer died in the middle of renaming, two names lead to its image."""
-    under_way = temporary.split(name)
+    under_way = publication.split(name)
     if under_way is None:
         return
-    image_id = sealing.id_of(connection, name)
-    if image_id is not None and sealing.id_of(connection, under_way[0]) == image_id:
-        sealing.finish_rename(connection, name, under_way[0], image_id)
-        sealing.take_back(connection, under_way[0], image_id)
-
-
-def _modified(image: Any) -> float:
-    return posix_time(max(image.create_timestamp(), image.modify_timestamp()))
-
-
-def posix_time(moment: datetime.datetime) -> float:
-    """The bindings give UTC without saying so."""
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+    image_id = publication.id_of(connection, name)
+    if image_id is not None and publication.id_of(connection, under_way[0]) == image_id:
+        publication.finish_rename(connection, name, under_way[0], image_id)
+        publication.take_back(connection, under_way[0], image_id)

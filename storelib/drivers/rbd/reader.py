@@ -10,17 +10,14 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from storelib.driver import Extent, Reader
-from storelib.drivers.rbd import holes, temporary
-from storelib.drivers.rbd.holes import Run
+from storelib.drivers.rbd.cluster import RbdCluster
 from storelib.drivers.rbd.location import RbdLocation
+from storelib.drivers.rbd.publication import digest_of
 from storelib.exceptions import ImageChanged
+from storelib.librbd.images import Run, exact_runs, read_into, runs_by_object_map
 from storelib.transfer.contract import Digest, MiB
-
-if TYPE_CHECKING:
-    from storelib.drivers.rbd.store import RbdStore
 
 LOG = logging.getLogger(__name__)
 
@@ -38,16 +35,16 @@ class RbdReader(Reader):
 
     part_size = READ
 
-    def __init__(self, store: RbdStore, location: RbdLocation) -> None:
-        self.concurrency = store.conf.rbd_store_concurrency
+    def __init__(self, cluster: RbdCluster, location: RbdLocation) -> None:
+        self.concurrency = cluster.concurrency
         self._location = location
-        self._connection = store.cluster.get()
+        self._connection = cluster.get()
         self._image = self._connection.open(location.image, location.snapshot, read_only=True)
         try:
             self.size = int(self._image.size())
             self._rbd_id = str(self._image.id())
             self._object_size = int(self._image.stat()["obj_size"])
-            known = holes.by_object_map(self._image)
+            known = runs_by_object_map(self._image)
         except BaseException:
             self._image.close()
             raise
@@ -63,7 +60,7 @@ class RbdReader(Reader):
     @property
     def digest(self) -> Digest | None:  # type: ignore[override]  # asked for only by those who want it
         """What was recorded with the image, one request to the cluster."""
-        return temporary.digest_of(self._image)
+        return digest_of(self._image)
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the cluster, or fill with zeros what is a hole."""
@@ -74,12 +71,10 @@ class RbdReader(Reader):
             count = min(len(view), run.start - offset, len(ZEROS))
             view[:count] = ZEROS[:count]
             return count
-        length = min(len(view), run.end - offset)
-        data = self._image.read(offset, length)
-        view[: len(data)] = data
-        if self._has_empty_object(offset, view[: len(data)]):
+        count = read_into(self._image, offset, view[: run.end - offset])
+        if self._has_empty_object(offset, view[:count]):
             self._confirm()
-        return len(data)
+        return count
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Exact ones, asked for bit by bit."""
@@ -110,7 +105,7 @@ class RbdReader(Reader):
             self._confirm_holes()
 
     def _exactly(self, start: int, end: int) -> list[Run]:
-        found = holes.exactly(self._image, start, end)
+        found = exact_runs(self._image, start, end)
         if found != [Run(start, end)]:
             self._confirm()
         return found

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RbdWriter: one image on its way into a pool, under a temporary name until it is whole."""
+"""RbdWriter: one image on its way into a pool, under a temporary name until it is whole. RbdCopy: a clone."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from storelib.driver import Committed, Digests, Part, Writer
-from storelib.drivers.rbd import sealing, temporary
+from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.drivers.rbd import publication
+from storelib.drivers.rbd.cluster import RbdCluster
+from storelib.drivers.rbd.location import RbdLocation
 from storelib.exceptions import BadStoreConfiguration, ImageChanged, StoreError
+from storelib.librbd import images
+from storelib.librbd.cluster import Connection
 from storelib.transfer.contract import KiB, MiB
-
-if TYPE_CHECKING:
-    from storelib.drivers.rbd.cluster import Connection
-    from storelib.drivers.rbd.store import RbdStore
 
 LOG = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class RbdWriter(Writer):
 
     smallest_part = 64 * KiB
 
-    def __init__(self, store: RbdStore, image_id: str, size: int | None) -> None:
-        self.concurrency = store.conf.rbd_store_concurrency
-        self.sparse = store.conf.rbd_thin_provisioning
-        self._store = store
+    def __init__(self, cluster: RbdCluster, image_id: str, size: int | None) -> None:
+        self.concurrency = cluster.concurrency
+        self.sparse = cluster.thin
+        self._cluster = cluster
         self._image_id = image_id
         self._size = size
         #: Names of all images made for this one: a second where creating the first was not answered.
@@ -42,12 +42,11 @@ class RbdWriter(Writer):
         self._rbd_id: str | None = None
         self._room = 0
         self._sealed = False
-        #: Why what was written cannot be relied on any more.
-        self._lost: StoreError | None = None
+        self._flusher = images.Flusher(f"image {image_id!r}")
 
     def part_size(self, number: int, size: int | None) -> int:
         """Parts lie within one object each."""
-        return min(WRITE, 1 << self._store.order)
+        return min(WRITE, 1 << self._cluster.order)
 
     def reserve(self, end: int) -> int:
         """Make the image, or make it larger."""
@@ -64,9 +63,9 @@ class RbdWriter(Writer):
     def _create(self, size: int) -> None:
         import rbd
 
-        connection = self._store.cluster.get()
+        connection = self._cluster.get()
         name, token = self._new_name()
-        order, data_pool = self._store.order, self._store.conf.rbd_store_data_pool or None
+        order, data_pool = self._cluster.order, self._cluster.data_pool
         try:
             rbd.RBD().create(connection.ioctx, name, size, order=order, old_format=False, data_pool=data_pool)
         except rbd.ImageExists:
@@ -74,7 +73,7 @@ class RbdWriter(Writer):
             pass
         except (rbd.ImageNotFound, rbd.ObjectNotFound) as error:
             raise BadStoreConfiguration(
-                f"store {self._store.name}: the cluster has no such data pool or namespace; "
+                f"store {self._cluster.store_name}: the cluster has no such data pool or namespace; "
                 "check rbd_store_data_pool and rbd_store_namespace"
             ) from error
         self._open(connection, name, token)
@@ -83,20 +82,19 @@ class RbdWriter(Writer):
         """Make the image a clone of another one, which has the id ``parent_id``; raises ImageChanged."""
         import rbd
 
-        connection = self._store.cluster.get()
+        connection = self._cluster.get()
         name, token = self._new_name()
-        data_pool = self._store.conf.rbd_store_data_pool or None
         ioctx = connection.ioctx
-        rbd.RBD().clone(ioctx, parent, snapshot, ioctx, name, data_pool=data_pool)
+        rbd.RBD().clone(ioctx, parent, snapshot, ioctx, name, data_pool=self._cluster.data_pool)
         self._open(connection, name, token)
         self._room = int(self._image.size())
         if str(self._image.parent_id()) != parent_id:
             raise ImageChanged(f"image {parent!r} was deleted and made anew while it was copied")
 
     def _new_name(self) -> tuple[str, str]:
-        name, token = temporary.new_name(self._image_id)
+        name, token = publication.new_name(self._image_id)
         self._names.append(name)
-        self._store.under_way[name] = self
+        self._cluster.under_way[name] = self
         return name, token
 
     def _open(self, connection: Connection, name: str, token: str) -> None:
@@ -107,7 +105,7 @@ class RbdWriter(Writer):
         except rbd.ImageNotFound as error:
             raise self._removed() from error
         try:
-            temporary.set_token(image, token)
+            publication.set_token(image, token)
             self._rbd_id = str(image.id())
         except BaseException:
             image.close()
@@ -116,8 +114,7 @@ class RbdWriter(Writer):
 
     def write(self, part: Part) -> None:
         """Write one part where it belongs."""
-        # The binding takes nothing but bytes.
-        self._image.write(bytes(part.data), part.offset)
+        images.write(self._image, part.offset, part.data)
 
     def commit(self, size: int, digests: Digests) -> Committed:
         """Cut to size, seal, rename to the image's id."""
@@ -130,11 +127,11 @@ class RbdWriter(Writer):
         if self._image is not None and not self._sealed:
             self._seal(size, digests)
         # Watched until it is renamed, so that gc of others does not take it for dead.
-        sealing.publish(
-            self._store.cluster.get(), self._names[-1], self._image_id, self._rbd_id, size, release=self._close_image
+        publication.publish(
+            self._cluster.get(), self._names[-1], self._image_id, self._rbd_id, size, release=self._close_image
         )
         self._close_image()
-        return Committed(self._store.location(self._image_id))
+        return Committed(self._cluster.location(self._image_id))
 
     def _seal(self, size: int, digests: Digests | None) -> None:
         import rbd
@@ -143,25 +140,13 @@ class RbdWriter(Writer):
             if self._room != size:
                 self._image.resize(size)
                 self._room = size
-            self._flush()
+            self._flusher.flush(self._image)
             if digests is not None:
-                temporary.set_digest(self._image, digests)
-            sealing.seal(self._image, self._store.conf.rbd_store_protect_snapshot)
+                publication.set_digest(self._image, digests)
+            publication.seal(self._image, self._cluster.protect)
         except rbd.ImageNotFound as error:
             raise self._removed() from error
         self._sealed = True
-
-    def _flush(self) -> None:
-        """A flush that failed is not believed when it succeeds later."""
-        import rbd
-
-        if self._lost is None:
-            try:
-                self._image.flush()
-            except rbd.Error as error:
-                self._lost = StoreError(f"image {self._image_id!r}: what was written could not be flushed: {error}")
-        if self._lost is not None:
-            raise self._lost
 
     def _removed(self) -> StoreError:
         return StoreError(f"image {self._image_id!r}: somebody removed what was written, perhaps gc; nothing is stored")
@@ -171,12 +156,12 @@ class RbdWriter(Writer):
         if not self._names:
             return
         self._close_image()
-        connection = self._store.cluster.get().freeing
-        if self._rbd_id is not None and sealing.id_of(connection, self._image_id) == self._rbd_id:
-            sealing.finish_rename(connection, self._names[-1], self._image_id, self._rbd_id)
-            sealing.take_back(connection, self._image_id, self._rbd_id)
+        connection = self._cluster.get().freeing
+        if self._rbd_id is not None and publication.id_of(connection, self._image_id) == self._rbd_id:
+            publication.finish_rename(connection, self._names[-1], self._image_id, self._rbd_id)
+            publication.take_back(connection, self._image_id, self._rbd_id)
         for name in self._names:
-            sealing.take_back(connection, name)
+            publication.take_back(connection, name)
 
     def close(self) -> None:
         """Close the image, which ends its watch."""
@@ -192,3 +177,32 @@ class RbdWriter(Writer):
                 image.close()
             except rbd.Error as error:
                 LOG.warning("image %r: closing it: %s", self._image_id, error)
+
+
+class RbdCopy(ServerSideCopy):
+    """A clone, for which no bytes move, under a temporary name; published like an upload."""
+
+    def __init__(self, cluster: RbdCluster, source: RbdLocation, image_id: str) -> None:
+        self.size, self._rbd_id = cluster.size_and_id(source)
+        self._source = source
+        publication.check_id_is_free(cluster, image_id)
+        self._writer = RbdWriter(cluster, image_id, self.size)
+
+    def begin(self) -> None:
+        """Make the clone; RBD makes none of an image without bytes."""
+        if self.size:
+            self._writer.clone_of(self._source.image, self._source.snapshot, self._rbd_id)
+        else:
+            self._writer.reserve(0)
+
+    def commit(self, digests: Digests) -> Committed:
+        """Seal it, rename it."""
+        return self._writer.commit(self.size, digests)
+
+    def abort(self) -> None:
+        """Remove it."""
+        self._writer.abort()
+
+    def close(self) -> None:
+        """End the watch."""
+        self._writer.close()
