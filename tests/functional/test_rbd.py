@@ -321,7 +321,7 @@ def test_check_of_a_user_who_may_only_read(ceph):
 
 def settings_of(ceph, key):
     """Plain values only, as a service tells where a volume is that it has attached: no file of Ceph's."""
-    with contextlib.closing(rados.Rados(conffile=str(ceph.conf_file))) as known:
+    with rados.Rados(conffile=str(ceph.conf_file)) as known:
         hosts = re.findall(r"127\.0\.0\.1:\d+", known.conf_get("mon_host"))
     return Settings("images", conf_file=None, mon_hosts=tuple(hosts), cluster_name="ceph", user="admin", key=key)
 
