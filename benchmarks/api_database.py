@@ -95,7 +95,7 @@ def measure(url: str, many: int) -> int:
     clear(database)
     fill(database, FEW)
     for name, query in queries(repository):
-        few[name], how_many_few[name] = fastest(lambda query=query: Repository(database).list(query))
+        few[name], how_many_few[name] = fastest(lambda query=query: Repository(database).images.list(query))
     started = time.perf_counter()
     filler = Database(url, sqlite_synchronous=False)
     if filler.kind == "sqlite":
@@ -110,7 +110,7 @@ def measure(url: str, many: int) -> int:
     print(f"  {'':<44}{'of ' + str(FEW):>12}{'of ' + str(many):>12}{'ratio':>8}")
     slow = 0
     for name, query in queries(repository):
-        took, found = fastest(lambda query=query: Repository(database).list(query))
+        took, found = fastest(lambda query=query: Repository(database).images.list(query))
         # A shorter page is compared by what one image of it takes, but never as more than the whole.
         before = few[name] * max(1.0, found / max(1, how_many_few[name]))
         ratio = took / before
@@ -122,22 +122,22 @@ def measure(url: str, many: int) -> int:
 
 def single(repository: Repository) -> Iterator[tuple[str, float]]:
     def create() -> str:
-        return repository.create(NewImage(str(uuid.uuid4()), owner=PROJECT, name="image")).id
+        return repository.images.create(NewImage(str(uuid.uuid4()), owner=PROJECT, name="image")).id
 
     def create_and_get() -> None:
-        repository.get(create())
+        repository.images.get(create())
 
     def create_full() -> str:
         properties = {f"key{number}": "value" for number in range(5)}
         location = NewLocation("file:///srv/images/1", {"store": "fast"})
         image = NewImage(str(uuid.uuid4()), PROJECT, "image", "active", properties=properties, locations=(location,))
-        return repository.create(image).id
+        return repository.images.create(image).id
 
     full = create_full()
     yield "create", rate(create)
     yield "create and get", rate(create_and_get)
     yield "create with 5 properties and a location", rate(create_full)
-    yield "get that", rate(lambda: repository.get(full))
+    yield "get that", rate(lambda: repository.images.get(full))
 
 
 def queries(repository: Repository) -> Iterator[tuple[str, Query]]:
@@ -157,8 +157,8 @@ def queries(repository: Repository) -> Iterator[tuple[str, Query]]:
 
 
 def middle(repository: Repository, caller: Caller) -> str:
-    half = len(repository.list(Query(caller, limit=FEW)).images) // 2
-    return repository.list(Query(caller, limit=half)).images[-1].id
+    half = len(repository.images.list(Query(caller, limit=FEW)).images) // 2
+    return repository.images.list(Query(caller, limit=half)).images[-1].id
 
 
 def clear(database: Database) -> None:

@@ -64,7 +64,7 @@ def new_id() -> str:
 
 def make(repository: Repository, **values):
     """A new image, owned by ``me``."""
-    return repository.create(NewImage(**{"id": new_id(), "owner": "me", **values}))
+    return repository.images.create(NewImage(**{"id": new_id(), "owner": "me", **values}))
 
 
 def make_active(repository: Repository, *locations: NewLocation, **values):
@@ -107,8 +107,8 @@ class RepositoryContract:
             tags=frozenset({"x", "y"}),
             locations=(FAST, COLD),
         )
-        created = repository.create(image)
-        read = repository.get(image.id)
+        created = repository.images.create(image)
+        read = repository.images.get(image.id)
         assert created == read
         for field in dataclasses.fields(image):
             if field.name not in ("tags", "locations"):
@@ -123,7 +123,7 @@ class RepositoryContract:
 
     def test_times_are_those_of_the_creation(self, repository):
         before = datetime.datetime.now(datetime.timezone.utc)
-        image = repository.get(make(repository).id)
+        image = repository.images.get(make(repository).id)
         after = datetime.datetime.now(datetime.timezone.utc)
         assert before.replace(microsecond=before.microsecond) <= image.created_at <= after
         assert image.updated_at == image.created_at
@@ -131,12 +131,12 @@ class RepositoryContract:
     @pytest.mark.parametrize("text", LOOK_ALIKES)
     def test_text_is_kept_as_it_is(self, repository, text):
         image = make(repository, name=text, properties={f"p{text}": text}, tags=frozenset({text}))
-        read = repository.get(image.id)
+        read = repository.images.get(image.id)
         assert (read.name, read.properties, read.tags) == (text, {f"p{text}": text}, (text,))
 
     def test_text_that_looks_alike_is_not_the_same(self, repository):
         image = make(repository, tags=frozenset(LOOK_ALIKES), properties=dict.fromkeys(LOOK_ALIKES, "v"))
-        read = repository.get(image.id)
+        read = repository.images.get(image.id)
         assert set(read.tags) == set(LOOK_ALIKES)
         assert set(read.properties) == set(LOOK_ALIKES)
 
@@ -146,14 +146,14 @@ class RepositoryContract:
             each: make(repository, name=each, tags=frozenset({each}), properties={"p": each}) for each in LOOK_ALIKES
         }
         wanted = [made[text].id]
-        assert ids(repository.list(Query(ME, names=(text,)))) == wanted
-        assert ids(repository.list(Query(ME, tags=frozenset({text})))) == wanted
-        assert ids(repository.list(Query(ME, properties={"p": text}))) == wanted
+        assert ids(repository.images.list(Query(ME, names=(text,)))) == wanted
+        assert ids(repository.images.list(Query(ME, tags=frozenset({text})))) == wanted
+        assert ids(repository.images.list(Query(ME, properties={"p": text}))) == wanted
 
     def test_long_property_values_are_kept_and_found(self, repository):
         one = make(repository, properties={"p": "x" * 60000 + "1"})
         make(repository, properties={"p": "x" * 60000 + "2"})
-        assert ids(repository.list(Query(ME, properties=one.properties))) == [one.id]
+        assert ids(repository.images.list(Query(ME, properties=one.properties))) == [one.id]
 
     @pytest.mark.parametrize(
         "values",
@@ -178,40 +178,40 @@ class RepositoryContract:
         with pytest.raises(BadRequest):
             make(repository, id=image_id, **values)
         with pytest.raises(ImageNotFound):
-            repository.get(image_id)
+            repository.images.get(image_id)
 
     def test_an_id_is_used_once(self, repository):
         image = make(repository, name="first")
         with pytest.raises(AlreadyExists, match=image.id):
             make(repository, id=image.id, name="second")
-        assert repository.get(image.id).name == "first"
+        assert repository.images.get(image.id).name == "first"
 
     def test_the_id_of_a_deleted_image_is_not_used_again(self, repository):
         image = make(repository)
-        repository.transition(image.id, from_={"queued"}, to="deleted")
+        repository.images.transition(image.id, from_={"queued"}, to="deleted")
         with pytest.raises(AlreadyExists):
             make(repository, id=image.id)
 
     def test_unknown_and_deleted_images_are_not_found(self, repository):
         with pytest.raises(ImageNotFound):
-            repository.get(new_id())
+            repository.images.get(new_id())
         image = make(repository)
-        repository.transition(image.id, from_={"queued"}, to="deleted")
+        repository.images.transition(image.id, from_={"queued"}, to="deleted")
         with pytest.raises(ImageNotFound):
-            repository.get(image.id)
-        assert repository.get(image.id, deleted=True).deleted
+            repository.images.get(image.id)
+        assert repository.images.get(image.id, deleted=True).deleted
 
     # -- changing
 
     def test_update_changes_what_is_given_and_nothing_else(self, repository):
         image = make(repository, name="old", min_ram=5, properties={"a": "1", "b": "2", "c": "3"}, tags=frozenset("xy"))
-        changed = repository.update(
+        changed = repository.images.update(
             image,
             Changes(
                 {"name": "new", "protected": True}, properties={"a": "1", "b": "9", "d": None}, tags=frozenset("yz")
             ),
         )
-        assert changed == repository.get(image.id)
+        assert changed == repository.images.get(image.id)
         assert (changed.name, changed.protected, changed.min_ram) == ("new", True, 5)
         assert changed.properties == {"a": "1", "b": "9", "d": None}
         assert changed.tags == ("y", "z")
@@ -220,137 +220,137 @@ class RepositoryContract:
 
     def test_a_property_goes_from_unset_to_set_and_back(self, repository):
         image = make(repository, properties={"p": None})
-        image = repository.update(image, Changes(properties={"p": "v"}))
+        image = repository.images.update(image, Changes(properties={"p": "v"}))
         assert image.properties == {"p": "v"}
-        image = repository.update(image, Changes(properties={"p": None}))
+        image = repository.images.update(image, Changes(properties={"p": None}))
         assert image.properties == {"p": None}
 
     def test_update_of_what_somebody_else_changed_is_refused(self, repository):
         image = make(repository)
-        repository.update(image, Changes({"name": "theirs"}))
+        repository.images.update(image, Changes({"name": "theirs"}))
         with pytest.raises(StaleImage):
-            repository.update(image, Changes({"name": "mine"}))
-        assert repository.get(image.id).name == "theirs"
+            repository.images.update(image, Changes({"name": "mine"}))
+        assert repository.images.get(image.id).name == "theirs"
 
     @pytest.mark.parametrize("change", ["tag", "property", "status", "location"])
     def test_every_change_of_an_image_makes_what_was_read_stale(self, repository, change):
         image = make_active(repository)
         match change:
             case "tag":
-                repository.add_tag(image.id, "t")
+                repository.images.add_tag(image.id, "t")
             case "property":
-                repository.set_properties(image.id, {"p": "v"})
+                repository.images.set_properties(image.id, {"p": "v"})
             case "status":
-                repository.transition(image.id, from_={"active"}, to="deactivated")
+                repository.images.transition(image.id, from_={"active"}, to="deactivated")
             case "location":
-                repository.append_location(image.id, COLD)
+                repository.locations.append(image.id, COLD)
         with pytest.raises(StaleImage):
-            repository.update(image, Changes({"name": "mine"}))
+            repository.images.update(image, Changes({"name": "mine"}))
 
     def test_update_of_a_deleted_image_is_not_found(self, repository):
         image = make(repository)
-        repository.transition(image.id, from_={"queued"}, to="deleted")
+        repository.images.transition(image.id, from_={"queued"}, to="deleted")
         with pytest.raises(ImageNotFound):
-            repository.update(image, Changes({"name": "x"}))
+            repository.images.update(image, Changes({"name": "x"}))
 
     def test_a_refused_update_changes_nothing(self, repository):
         image = make(repository, name="old", tags=frozenset("x"))
         with pytest.raises(BadRequest):
-            repository.update(image, Changes({"name": "new"}, tags=frozenset({"y", "t" * 256})))
-        assert repository.get(image.id) == image
+            repository.images.update(image, Changes({"name": "new"}, tags=frozenset({"y", "t" * 256})))
+        assert repository.images.get(image.id) == image
 
     def test_what_must_not_be_changed_is_a_mistake_of_the_program(self, repository):
         image = make(repository)
         for name in ("id", "status", "version", "created_at", "deleted", "nonsense"):
             with pytest.raises(ValueError, match=name):
-                repository.update(image, Changes({name: "x"}))
+                repository.images.update(image, Changes({name: "x"}))
 
     def test_update_may_change_the_status_with_locations(self, repository):
         image = make(repository)
-        active = repository.update(image, Changes({"size": 7}, locations=(FAST,), status="active"))
+        active = repository.images.update(image, Changes({"size": 7}, locations=(FAST,), status="active"))
         assert (active.status, active.size, [each.uri for each in active.locations]) == ("active", 7, [FAST.uri])
         with pytest.raises(StatusConflict):
-            repository.update(active, Changes(status="saving"))
+            repository.images.update(active, Changes(status="saving"))
 
     def test_concurrent_updates_lose_nothing(self, repository):
         image = make(repository)
 
         def add(number: int) -> None:
             while True:
-                read = repository.get(image.id)
+                read = repository.images.get(image.id)
                 try:
-                    repository.update(read, Changes(properties={**read.properties, f"p{number}": "v"}))
+                    repository.images.update(read, Changes(properties={**read.properties, f"p{number}": "v"}))
                 except StaleImage:
                     continue
                 return
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(add, range(24)))
-        assert set(repository.get(image.id).properties) == {f"p{number}" for number in range(24)}
+        assert set(repository.images.get(image.id).properties) == {f"p{number}" for number in range(24)}
 
     # -- statuses
 
     def test_a_transition_sets_status_and_values(self, repository):
         image = make(repository)
-        saving = repository.transition(image.id, from_={"queued"}, to="saving", size=5)
+        saving = repository.images.transition(image.id, from_={"queued"}, to="saving", size=5)
         assert (saving.status, saving.size) == ("saving", 5)
-        assert saving == repository.get(image.id)
+        assert saving == repository.images.get(image.id)
 
     def test_a_transition_from_another_status_says_which(self, repository):
         image = make(repository)
         with pytest.raises(StatusConflict) as caught:
-            repository.transition(image.id, from_={"saving", "importing"}, to="active")
+            repository.images.transition(image.id, from_={"saving", "importing"}, to="active")
         assert caught.value.status == "queued"
 
     def test_a_transition_of_what_somebody_else_changed_is_refused(self, repository):
         image = make(repository)
-        repository.add_tag(image.id, "t")
+        repository.images.add_tag(image.id, "t")
         with pytest.raises(StaleImage):
-            repository.transition(image.id, from_={"queued"}, to="saving", version=image.version)
-        assert repository.get(image.id).status == "queued"
+            repository.images.transition(image.id, from_={"queued"}, to="saving", version=image.version)
+        assert repository.images.get(image.id).status == "queued"
 
     def test_a_transition_of_an_unknown_image_is_not_found(self, repository):
         with pytest.raises(ImageNotFound):
-            repository.transition(new_id(), from_={"queued"}, to="saving")
+            repository.images.transition(new_id(), from_={"queued"}, to="saving")
 
     @pytest.mark.parametrize("from_", STATUSES)
     def test_only_documented_transitions_are_possible(self, repository, from_):
         for to in STATUSES:
             image = make(repository, status=from_)
             if to in ALLOWED[from_]:
-                assert repository.transition(image.id, from_={from_}, to=to).status == to
+                assert repository.images.transition(image.id, from_={from_}, to=to).status == to
             else:
                 with pytest.raises(ValueError, match="never goes"):
-                    repository.transition(image.id, from_={from_}, to=to)
-                assert repository.get(image.id, deleted=True).status == from_
+                    repository.images.transition(image.id, from_={from_}, to=to)
+                assert repository.images.get(image.id, deleted=True).status == from_
 
     def test_going_back_to_queued_forgets_the_data(self, repository):
         data = {"size": 5, "virtual_size": 6, "checksum": "c", "os_hash_algo": "md5", "os_hash_value": "v"}
         image = make(repository, status="saving", **data)
-        queued = repository.transition(image.id, from_={"saving"}, to="queued")
+        queued = repository.images.transition(image.id, from_={"saving"}, to="queued")
         assert [getattr(queued, name) for name in data] == [None] * 5
 
     def test_pending_delete_hides_the_locations_and_gives_them_back(self, repository):
         image = make_active(repository, FAST, COLD)
-        hidden = repository.transition(image.id, from_={"active"}, to="pending_delete")
+        hidden = repository.images.transition(image.id, from_={"active"}, to="pending_delete")
         assert hidden.locations == ()
-        assert {each.uri for each in repository.pending_locations(image.id)} == {FAST.uri, COLD.uri}
-        back = repository.transition(image.id, from_={"pending_delete"}, to="active")
+        assert {each.uri for each in repository.locations.pending_for(image.id)} == {FAST.uri, COLD.uri}
+        back = repository.images.transition(image.id, from_={"pending_delete"}, to="active")
         assert [each.uri for each in back.locations] == [FAST.uri, COLD.uri]
 
     def test_a_location_dropped_before_does_not_come_back(self, repository):
         image = make_active(repository, FAST, COLD)
-        repository.drop_location(image.id, image.locations[0].id)
-        repository.transition(image.id, from_={"active"}, to="pending_delete")
-        back = repository.transition(image.id, from_={"pending_delete"}, to="active")
+        repository.locations.drop(image.id, image.locations[0].id)
+        repository.images.transition(image.id, from_={"active"}, to="pending_delete")
+        back = repository.images.transition(image.id, from_={"pending_delete"}, to="active")
         assert [each.uri for each in back.locations] == [COLD.uri]
 
     def test_deleting_leaves_the_locations_to_be_deleted(self, repository):
         image = make_active(repository, tags=frozenset("t"), properties={"p": "v"})
-        deleted = repository.transition(image.id, from_={"active"}, to="deleted")
+        deleted = repository.images.transition(image.id, from_={"active"}, to="deleted")
         assert (deleted.deleted, deleted.locations, deleted.tags) == (True, (), ("t",))
         assert deleted.deleted_at is not None
-        assert [(image_id, each.uri) for image_id, each in repository.all_pending_locations()] == [(image.id, FAST.uri)]
+        assert [(image_id, each.uri) for image_id, each in repository.locations.pending()] == [(image.id, FAST.uri)]
 
     def test_of_racing_threads_one_makes_the_transition(self, repository):
         for _ in range(5):
@@ -360,7 +360,7 @@ class RepositoryContract:
             def race(_, image_id=image.id, start=start) -> bool:
                 start.wait()
                 try:
-                    repository.transition(image_id, from_={"queued"}, to="saving")
+                    repository.images.transition(image_id, from_={"queued"}, to="saving")
                 except StatusConflict:
                     return False
                 return True
@@ -372,105 +372,105 @@ class RepositoryContract:
         images = [make(repository).id for _ in range(20)]
         won = in_processes(3, race_for, database, images)
         assert sorted(itertools.chain(*won)) == sorted(images)
-        assert all(repository.get(image_id).status == "saving" for image_id in images)
+        assert all(repository.images.get(image_id).status == "saving" for image_id in images)
 
     def test_processes_writing_the_same_images_lose_nothing(self, repository, database):
         images = [make(repository).id for _ in range(3)]
         in_processes(3, tag_all, database, images)
         for image_id in images:
-            assert len(repository.get(image_id).tags) == 30
+            assert len(repository.images.get(image_id).tags) == 30
 
     # -- tags and properties
 
     def test_tags_are_added_once_and_removed(self, repository):
         image = make(repository)
-        repository.add_tag(image.id, "b")
-        repository.add_tag(image.id, "a")
-        repository.add_tag(image.id, "a")
-        assert repository.get(image.id).tags == ("a", "b")
-        repository.remove_tag(image.id, "a")
-        assert repository.get(image.id).tags == ("b",)
+        repository.images.add_tag(image.id, "b")
+        repository.images.add_tag(image.id, "a")
+        repository.images.add_tag(image.id, "a")
+        assert repository.images.get(image.id).tags == ("a", "b")
+        repository.images.remove_tag(image.id, "a")
+        assert repository.images.get(image.id).tags == ("b",)
         with pytest.raises(TagNotFound):
-            repository.remove_tag(image.id, "a")
+            repository.images.remove_tag(image.id, "a")
 
     def test_tags_are_limited(self, repository):
         image = make(repository, tags=frozenset("xy"))
         with pytest.raises(LimitExceeded):
-            repository.add_tag(image.id, "z", limit=2)
-        repository.add_tag(image.id, "x", limit=2)
-        assert repository.get(image.id).tags == ("x", "y")
+            repository.images.add_tag(image.id, "z", limit=2)
+        repository.images.add_tag(image.id, "x", limit=2)
+        assert repository.images.get(image.id).tags == ("x", "y")
 
     def test_the_limit_of_tags_holds_for_racers(self, repository):
         image = make(repository)
 
         def add(number: int) -> bool:
             try:
-                repository.add_tag(image.id, f"t{number}", limit=5)
+                repository.images.add_tag(image.id, f"t{number}", limit=5)
             except LimitExceeded:
                 return False
             return True
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(add, range(16))) == 5
-        assert len(repository.get(image.id).tags) == 5
+        assert len(repository.images.get(image.id).tags) == 5
 
     def test_single_properties_are_set_and_removed(self, repository):
         image = make(repository, properties={"a": "1", "b": "2", "c": "3"})
-        repository.set_properties(image.id, {"a": "9", "d": "4"}, remove=("b", "nonsense"))
-        assert repository.get(image.id).properties == {"a": "9", "c": "3", "d": "4"}
+        repository.images.set_properties(image.id, {"a": "9", "d": "4"}, remove=("b", "nonsense"))
+        assert repository.images.get(image.id).properties == {"a": "9", "c": "3", "d": "4"}
 
     def test_nothing_is_tagged_that_is_not_there(self, repository):
         with pytest.raises(ImageNotFound):
-            repository.add_tag(new_id(), "t")
+            repository.images.add_tag(new_id(), "t")
         with pytest.raises(ImageNotFound):
-            repository.set_properties(new_id(), {"p": "v"})
+            repository.images.set_properties(new_id(), {"p": "v"})
 
     # -- members
 
     def test_members_are_added_listed_and_removed(self, repository):
         image = make(repository)
-        first = repository.add_member(image.id, "p1")
-        second = repository.add_member(image.id, "p2", can_share=True)
+        first = repository.members.add(image.id, "p1")
+        second = repository.members.add(image.id, "p2", can_share=True)
         assert (first.status, first.can_share, second.can_share) == ("pending", False, True)
-        assert repository.members(image.id) == [first, second]
-        assert repository.member(image.id, "p2") == second
-        repository.remove_member(image.id, "p1")
-        assert repository.members(image.id) == [second]
+        assert repository.members.list_for(image.id) == [first, second]
+        assert repository.members.get(image.id, "p2") == second
+        repository.members.remove(image.id, "p1")
+        assert repository.members.list_for(image.id) == [second]
 
     def test_a_member_is_added_once(self, repository):
         image = make(repository)
-        repository.add_member(image.id, "p1")
+        repository.members.add(image.id, "p1")
         with pytest.raises(AlreadyExists):
-            repository.add_member(image.id, "p1", can_share=True)
-        assert not repository.member(image.id, "p1").can_share
+            repository.members.add(image.id, "p1", can_share=True)
+        assert not repository.members.get(image.id, "p1").can_share
 
     def test_members_are_limited(self, repository):
         image = make(repository)
-        repository.add_member(image.id, "p1", limit=1)
+        repository.members.add(image.id, "p1", limit=1)
         with pytest.raises(LimitExceeded):
-            repository.add_member(image.id, "p2", limit=1)
+            repository.members.add(image.id, "p2", limit=1)
 
     def test_members_accept_and_reject(self, repository):
         image = make(repository)
-        repository.add_member(image.id, "p1", can_share=True)
-        accepted = repository.update_member(image.id, "p1", status="accepted")
+        repository.members.add(image.id, "p1", can_share=True)
+        accepted = repository.members.update(image.id, "p1", status="accepted")
         assert (accepted.status, accepted.can_share) == ("accepted", True)
-        assert repository.update_member(image.id, "p1", can_share=False).status == "accepted"
+        assert repository.members.update(image.id, "p1", can_share=False).status == "accepted"
 
     def test_what_is_no_member_is_not_found(self, repository):
         image = make(repository)
-        for call in (repository.member, repository.update_member, repository.remove_member):
+        for call in (repository.members.get, repository.members.update, repository.members.remove):
             for image_id in (image.id, new_id()):
                 with pytest.raises(MemberNotFound):
                     call(image_id, "p1")
         with pytest.raises(ImageNotFound):
-            repository.add_member(new_id(), "p1")
+            repository.members.add(new_id(), "p1")
 
     def test_members_are_replaced_as_in_v1(self, repository):
         image = make(repository)
         for member in ("stays", "goes", "changes"):
-            repository.add_member(image.id, member, status="accepted")
-        found = repository.replace_members(image.id, {"stays": None, "changes": True, "comes": True, "plain": None})
+            repository.members.add(image.id, member, status="accepted")
+        found = repository.members.replace(image.id, {"stays": None, "changes": True, "comes": True, "plain": None})
         assert {each.member: (each.can_share, each.status) for each in found} == {
             "stays": (False, "accepted"),
             "changes": (True, "accepted"),
@@ -481,36 +481,36 @@ class RepositoryContract:
     def test_what_is_shared_with_a_project_is_known(self, repository):
         one, two, three = sorted((make(repository) for _ in range(3)), key=lambda image: image.id)
         for image in (one, two, three):
-            repository.add_member(image.id, "p1")
-        repository.add_member(one.id, "p2")
-        repository.transition(two.id, from_={"queued"}, to="deleted")
-        assert [each.image_id for each in repository.shared_with("p1")] == [one.id, three.id]
-        assert repository.members(two.id) == []
+            repository.members.add(image.id, "p1")
+        repository.members.add(one.id, "p2")
+        repository.images.transition(two.id, from_={"queued"}, to="deleted")
+        assert [each.image_id for each in repository.members.shared_with("p1")] == [one.id, three.id]
+        assert repository.members.list_for(two.id) == []
 
     # -- locations
 
     def test_locations_are_appended_in_order(self, repository):
         image = make_active(repository, FAST)
-        added = repository.append_location(image.id, COLD)
-        assert repository.get(image.id).locations[1] == added
+        added = repository.locations.append(image.id, COLD)
+        assert repository.images.get(image.id).locations[1] == added
         with pytest.raises(AlreadyExists):
-            repository.append_location(image.id, COLD)
+            repository.locations.append(image.id, COLD)
 
     def test_locations_are_limited(self, repository):
         image = make_active(repository, FAST)
         with pytest.raises(LimitExceeded):
-            repository.append_location(image.id, COLD, limit=1)
+            repository.locations.append(image.id, COLD, limit=1)
 
     def test_only_images_with_data_get_further_locations(self, repository):
         with pytest.raises(StatusConflict):
-            repository.append_location(make(repository).id, FAST)
+            repository.locations.append(make(repository).id, FAST)
 
     def test_locations_are_replaced_moved_and_inserted(self, repository):
         image = make_active(repository, FAST, COLD)
         fast, cold = image.locations
         third = NewLocation("rbd://pool/1", {"store": "third"})
         moved = ImageLocation(cold.uri, {"store": "cold", "more": 1}, cold.id)
-        changed = repository.update(image, Changes(locations=(moved, third, fast)))
+        changed = repository.images.update(image, Changes(locations=(moved, third, fast)))
         assert [(each.uri, each.metadata) for each in changed.locations] == [
             (cold.uri, moved.metadata),
             (third.uri, third.metadata),
@@ -520,36 +520,36 @@ class RepositoryContract:
 
     def test_locations_left_out_are_to_be_deleted(self, repository):
         image = make_active(repository, FAST, COLD)
-        changed = repository.update(image, Changes(locations=image.locations[1:]))
+        changed = repository.images.update(image, Changes(locations=image.locations[1:]))
         assert [each.uri for each in changed.locations] == [COLD.uri]
-        assert [each.uri for each in repository.pending_locations(image.id)] == [FAST.uri]
+        assert [each.uri for each in repository.locations.pending_for(image.id)] == [FAST.uri]
 
     def test_an_image_never_has_the_same_location_twice(self, repository):
         image = make_active(repository, FAST)
         with pytest.raises(AlreadyExists):
-            repository.update(image, Changes(locations=(*image.locations, FAST)))
+            repository.images.update(image, Changes(locations=(*image.locations, FAST)))
 
     def test_a_location_is_dropped_by_one_racer(self, repository):
         image = make_active(repository, FAST, COLD)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
         assert (dropped.uri, dropped.status) == (FAST.uri, "pending_delete")
         with pytest.raises(LocationNotFound):
-            repository.drop_location(image.id, image.locations[0].id)
+            repository.locations.drop(image.id, image.locations[0].id)
 
     def test_the_last_location_stays(self, repository):
         image = make_active(repository, FAST)
         with pytest.raises(Conflict, match="last"):
-            repository.drop_location(image.id, image.locations[0].id)
-        assert repository.get(image.id) == image
-        repository.drop_location(image.id, image.locations[0].id, keep_last=False)
-        assert repository.get(image.id).locations == ()
+            repository.locations.drop(image.id, image.locations[0].id)
+        assert repository.images.get(image.id) == image
+        repository.locations.drop(image.id, image.locations[0].id, keep_last=False)
+        assert repository.images.get(image.id).locations == ()
 
     def test_racers_do_not_drop_the_last_two_locations(self, repository):
         image = make_active(repository, FAST, COLD)
 
         def drop(location) -> bool:
             try:
-                repository.drop_location(image.id, location.id)
+                repository.locations.drop(image.id, location.id)
             except Conflict:
                 return False
             return True
@@ -559,135 +559,139 @@ class RepositoryContract:
 
     def test_a_location_that_could_not_be_deleted_comes_back(self, repository):
         image = make_active(repository, FAST, COLD)
-        repository.drop_location(image.id, image.locations[0].id)
-        repository.restore_location(image.id, image.locations[0].id)
-        assert [each.uri for each in repository.get(image.id).locations] == [COLD.uri, FAST.uri]
+        repository.locations.drop(image.id, image.locations[0].id)
+        repository.locations.restore(image.id, image.locations[0].id)
+        assert [each.uri for each in repository.images.get(image.id).locations] == [COLD.uri, FAST.uri]
 
     def test_a_location_whose_data_is_gone_is_forgotten(self, repository):
         image = make_active(repository, FAST, COLD)
         first, second = image.locations
-        repository.drop_location(image.id, first.id)
-        repository.forget_location(image.id, first.id)
-        repository.forget_location(image.id, second.id)  # it is active: nothing happens
-        assert repository.pending_locations(image.id) == []
-        assert repository.get(image.id).locations == (second,)
+        repository.locations.drop(image.id, first.id)
+        repository.locations.forget(image.id, first.id)
+        repository.locations.forget(image.id, second.id)  # it is active: nothing happens
+        assert repository.locations.pending_for(image.id) == []
+        assert repository.images.get(image.id).locations == (second,)
 
     def test_of_racers_one_may_delete_the_data_of_a_location(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
         with ThreadPoolExecutor(4) as pool:
-            claim = functools.partial(repository.claim_location, image.id, dropped.id, process.id)
+            claim = functools.partial(repository.locations.claim, image.id, dropped.id, process.id)
             assert sum(pool.map(claim, "abcd")) == 1
 
     def test_a_claim_is_given_up_by_its_token_only(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
-        claim = functools.partial(repository.claim_location, image.id, dropped.id, process.id)
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
+        claim = functools.partial(repository.locations.claim, image.id, dropped.id, process.id)
         assert claim("mine")
-        repository.release_location(image.id, dropped.id, "other")
-        repository.forget_location(image.id, dropped.id, "other")
+        repository.locations.release(image.id, dropped.id, "other")
+        repository.locations.forget(image.id, dropped.id, "other")
         assert not claim("next")
-        repository.release_location(image.id, dropped.id, "mine")
+        repository.locations.release(image.id, dropped.id, "mine")
         assert claim("next")
         assert claim("unsure", unsure=("next",))
-        repository.forget_location(image.id, dropped.id, "unsure")
-        assert repository.pending_locations(image.id) == []
+        repository.locations.forget(image.id, dropped.id, "unsure")
+        assert repository.locations.pending_for(image.id) == []
         assert not claim("late")
 
     def test_a_claim_of_a_dead_process_does_not_count(self, repository):
-        image, dead, living = make_active(repository, FAST, COLD), repository.join("a", 1), repository.join("b", 2)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
-        assert repository.claim_location(image.id, dropped.id, dead.id, "dead")
-        assert not repository.claim_location(image.id, dropped.id, living.id, "living")
-        repository.leave(dead.id)
-        assert repository.claim_location(image.id, dropped.id, living.id, "living")
+        image, dead, living = (
+            make_active(repository, FAST, COLD),
+            repository.processes.join("a", 1),
+            repository.processes.join("b", 2),
+        )
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
+        assert repository.locations.claim(image.id, dropped.id, dead.id, "dead")
+        assert not repository.locations.claim(image.id, dropped.id, living.id, "living")
+        repository.processes.leave(dead.id)
+        assert repository.locations.claim(image.id, dropped.id, living.id, "living")
 
     def test_an_active_location_cannot_be_claimed(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        assert not repository.claim_location(image.id, image.locations[0].id, process.id, "token")
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        assert not repository.locations.claim(image.id, image.locations[0].id, process.id, "token")
 
     def test_data_that_comes_back_to_a_place_is_not_deleted_any_more(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
-        repository.append_location(image.id, FAST)
-        assert repository.pending_locations(image.id) == []
-        assert not repository.claim_location(image.id, dropped.id, process.id, "late")
-        assert [each.uri for each in repository.get(image.id).locations] == [COLD.uri, FAST.uri]
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
+        repository.locations.append(image.id, FAST)
+        assert repository.locations.pending_for(image.id) == []
+        assert not repository.locations.claim(image.id, dropped.id, process.id, "late")
+        assert [each.uri for each in repository.images.get(image.id).locations] == [COLD.uri, FAST.uri]
 
     def test_no_data_comes_to_a_place_while_it_is_deleted_there(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
-        assert repository.claim_location(image.id, dropped.id, process.id, "token")
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
+        assert repository.locations.claim(image.id, dropped.id, process.id, "token")
         with pytest.raises(Conflict, match="is being deleted"):
-            repository.append_location(image.id, FAST)
-        repository.forget_location(image.id, dropped.id, "token")
-        assert repository.append_location(image.id, FAST).uri == FAST.uri
+            repository.locations.append(image.id, FAST)
+        repository.locations.forget(image.id, dropped.id, "token")
+        assert repository.locations.append(image.id, FAST).uri == FAST.uri
 
     def test_a_location_that_comes_back_is_claimed_by_nobody(self, repository):
-        image, process = make_active(repository, FAST, COLD), repository.join("host", 1)
-        dropped = repository.drop_location(image.id, image.locations[0].id)
-        assert repository.claim_location(image.id, dropped.id, process.id, "token")
-        repository.restore_location(image.id, dropped.id)
-        repository.forget_location(image.id, dropped.id, "token")
-        repository.drop_location(image.id, dropped.id)
-        assert repository.claim_location(image.id, dropped.id, process.id, "second")
+        image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)
+        dropped = repository.locations.drop(image.id, image.locations[0].id)
+        assert repository.locations.claim(image.id, dropped.id, process.id, "token")
+        repository.locations.restore(image.id, dropped.id)
+        repository.locations.forget(image.id, dropped.id, "token")
+        repository.locations.drop(image.id, dropped.id)
+        assert repository.locations.claim(image.id, dropped.id, process.id, "second")
 
     def test_pending_locations_are_found_by_age(self, repository):
         image = make_active(repository, FAST, COLD)
         before = datetime.datetime.now(datetime.timezone.utc)
-        repository.drop_location(image.id, image.locations[0].id)
-        assert list(repository.all_pending_locations(before)) == []
-        assert [each.uri for _, each in repository.all_pending_locations()] == [FAST.uri]
+        repository.locations.drop(image.id, image.locations[0].id)
+        assert list(repository.locations.pending(before)) == []
+        assert [each.uri for _, each in repository.locations.pending()] == [FAST.uri]
 
     def test_many_pending_locations_are_read_in_batches(self, repository):
         made = [make_active(repository).id for _ in range(7)]
         for image_id in made:
-            repository.transition(image_id, from_={"active"}, to="deleted")
-        assert [image_id for image_id, _ in repository.all_pending_locations(batch=3)] == made
+            repository.images.transition(image_id, from_={"active"}, to="deleted")
+        assert [image_id for image_id, _ in repository.locations.pending(batch=3)] == made
 
     def test_metadata_of_a_location_changes(self, repository):
         image = make_active(repository)
-        repository.update_location(image.id, image.locations[0].id, {"store": "moved"})
-        assert repository.get(image.id).locations[0].metadata == {"store": "moved"}
+        repository.locations.set_metadata(image.id, image.locations[0].id, {"store": "moved"})
+        assert repository.images.get(image.id).locations[0].metadata == {"store": "moved"}
 
     # -- uploads
 
     def test_an_upload_goes_from_queued_to_active(self, repository):
-        image, process = make(repository), repository.join("host", 1)
-        saving = repository.begin_upload(image.id, process.id, stores=("fast",), size=5)
+        image, process = make(repository), repository.processes.join("host", 1)
+        saving = repository.uploads.begin(image.id, process.id, stores=("fast",), size=5)
         assert (saving.status, saving.size) == ("saving", 5)
-        upload = repository.upload(image.id)
+        upload = repository.uploads.get(image.id)
         assert (upload.process_id, upload.status, upload.restore, upload.stores) == (
             process.id,
             "saving",
             "queued",
             ("fast",),
         )
-        active = repository.finish_upload(image.id, process.id, locations=(FAST,), size=7, checksum="c")
+        active = repository.uploads.finish(image.id, process.id, locations=(FAST,), size=7, checksum="c")
         assert (active.status, active.size, active.checksum) == ("active", 7, "c")
         assert [each.uri for each in active.locations] == [FAST.uri]
-        assert repository.upload(image.id) is None
+        assert repository.uploads.get(image.id) is None
 
     def test_an_upload_needs_a_lease(self, repository):
         image = make(repository)
         with pytest.raises(UploadLost):
-            repository.begin_upload(image.id, new_id())
-        assert repository.get(image.id).status == "queued"
+            repository.uploads.begin(image.id, new_id())
+        assert repository.images.get(image.id).status == "queued"
 
     @pytest.mark.parametrize("status", ["active", "killed", "pending_delete"])
     def test_only_an_image_that_waits_for_data_takes_an_upload(self, repository, status):
-        image, process = make(repository, status=status), repository.join("host", 1)
+        image, process = make(repository, status=status), repository.processes.join("host", 1)
         with pytest.raises(StatusConflict) as caught:
-            repository.begin_upload(image.id, process.id)
+            repository.uploads.begin(image.id, process.id)
         assert caught.value.status == status
-        assert repository.get(image.id) == image
+        assert repository.images.get(image.id) == image
 
     def test_one_of_racing_uploads_begins(self, repository):
-        image, process = make(repository), repository.join("host", 1)
+        image, process = make(repository), repository.processes.join("host", 1)
 
         def begin(_: int) -> bool:
             try:
-                repository.begin_upload(image.id, process.id)
+                repository.uploads.begin(image.id, process.id)
             except StatusConflict:
                 return False
             return True
@@ -696,162 +700,174 @@ class RepositoryContract:
             assert sum(pool.map(begin, range(8))) == 1
 
     def test_a_failed_upload_gives_the_image_back(self, repository):
-        image, process = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id, size=5)
-        queued = repository.finish_upload(image.id, process.id, to="queued")
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, size=5)
+        queued = repository.uploads.finish(image.id, process.id, to="queued")
         assert (queued.status, queued.size) == ("queued", None)
-        repository.begin_upload(image.id, process.id)
+        repository.uploads.begin(image.id, process.id)
 
     def test_a_staged_image_is_imported_by_another_process(self, repository):
         image = make(repository)
-        stager, importer = repository.join("host", 1), repository.join("host", 2)
-        repository.begin_upload(image.id, stager.id, to="uploading")
-        staged = repository.finish_upload(image.id, stager.id, to="uploading", size=5)
+        stager, importer = repository.processes.join("host", 1), repository.processes.join("host", 2)
+        repository.uploads.begin(image.id, stager.id, to="uploading")
+        staged = repository.uploads.finish(image.id, stager.id, to="uploading", size=5)
         assert (staged.status, staged.size) == ("uploading", 5)
-        repository.begin_upload(image.id, importer.id, from_={"uploading"}, to="importing", stores=("fast",))
-        assert repository.upload(image.id).restore == "queued"  # staged data goes with what failed
-        assert repository.finish_upload(image.id, importer.id, locations=(FAST,)).status == "active"
+        repository.uploads.begin(image.id, importer.id, from_={"uploading"}, to="importing", stores=("fast",))
+        assert repository.uploads.get(image.id).restore == "queued"  # staged data goes with what failed
+        assert repository.uploads.finish(image.id, importer.id, locations=(FAST,)).status == "active"
 
     def test_an_upload_goes_on_with_another_status_and_store(self, repository):
-        image, process = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id, to="uploading")
-        repository.advance_upload(image.id, process.id, to="importing", stores=("fast", "cold"))
-        upload = repository.upload(image.id)
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, to="uploading")
+        repository.uploads.advance(image.id, process.id, to="importing", stores=("fast", "cold"))
+        upload = repository.uploads.get(image.id)
         assert (upload.status, upload.restore, upload.stores) == ("importing", "queued", ("fast", "cold"))
-        assert repository.get(image.id).status == "importing"
+        assert repository.images.get(image.id).status == "importing"
 
     def test_an_active_image_is_copied_without_leaving_its_status(self, repository):
-        image, process = make_active(repository), repository.join("host", 1)
+        image, process = make_active(repository), repository.processes.join("host", 1)
         assert (
-            repository.begin_upload(image.id, process.id, from_={"active"}, to=None, stores=("cold",)).status
+            repository.uploads.begin(image.id, process.id, from_={"active"}, to=None, stores=("cold",)).status
             == "active"
         )
         with pytest.raises(StatusConflict, match="already"):
-            repository.begin_upload(image.id, process.id, from_={"active"}, to=None)
-        copied = repository.finish_upload(image.id, process.id, to=None, locations=(COLD,))
+            repository.uploads.begin(image.id, process.id, from_={"active"}, to=None)
+        copied = repository.uploads.finish(image.id, process.id, to=None, locations=(COLD,))
         assert copied.status == "active"
         assert [each.uri for each in copied.locations] == [FAST.uri, COLD.uri]
 
     def test_an_upload_of_a_deleted_image_is_lost_and_remembered_until_its_data_is_gone(self, repository):
-        image, process = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id, stores=("fast",))
-        repository.transition(image.id, from_={"saving"}, to="deleted")
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, stores=("fast",))
+        repository.images.transition(image.id, from_={"saving"}, to="deleted")
         with pytest.raises(UploadLost):
-            repository.finish_upload(image.id, process.id, locations=(FAST,))
-        assert repository.get(image.id, deleted=True).locations == ()
-        assert [each.image_id for each in repository.uploads_of(process.id)] == [image.id]
-        repository.forget_upload(image.id, process.id)
-        assert repository.uploads_of(process.id) == []
+            repository.uploads.finish(image.id, process.id, locations=(FAST,))
+        assert repository.images.get(image.id, deleted=True).locations == ()
+        assert [each.image_id for each in repository.uploads.list_for(process.id)] == [image.id]
+        repository.uploads.forget(image.id, process.id)
+        assert repository.uploads.list_for(process.id) == []
 
     def test_a_living_process_keeps_its_uploads(self, repository):
-        image, process, other = make(repository), repository.join("host", 1), repository.join("host", 2)
-        repository.begin_upload(image.id, process.id)
-        assert repository.heartbeat(process.id)
-        assert repository.take_over_uploads(other.id, ttl=60) == []
-        assert repository.finish_upload(image.id, process.id).status == "active"
+        image, process, other = (
+            make(repository),
+            repository.processes.join("host", 1),
+            repository.processes.join("host", 2),
+        )
+        repository.uploads.begin(image.id, process.id)
+        assert repository.processes.heartbeat(process.id)
+        assert repository.uploads.take_over(other.id, ttl=60) == []
+        assert repository.uploads.finish(image.id, process.id).status == "active"
 
     def test_the_uploads_of_a_dead_process_are_taken_over_once(self, repository):
-        image, dead = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, dead.id, stores=("fast",))
+        image, dead = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, dead.id, stores=("fast",))
         time.sleep(0.3)
-        takers = [repository.join("host", pid) for pid in (2, 3, 4)]
+        takers = [repository.processes.join("host", pid) for pid in (2, 3, 4)]
         with ThreadPoolExecutor(3) as pool:
-            found = list(pool.map(lambda taker: repository.take_over_uploads(taker.id, ttl=0.2), takers))
+            found = list(pool.map(lambda taker: repository.uploads.take_over(taker.id, ttl=0.2), takers))
         taken = list(itertools.chain(*found))
         assert [(each.image_id, each.status, each.restore, each.stores) for each in taken] == [
             (image.id, "saving", "queued", ("fast",))
         ]
-        assert not repository.heartbeat(dead.id)
+        assert not repository.processes.heartbeat(dead.id)
         with pytest.raises(UploadLost):
-            repository.finish_upload(image.id, dead.id, locations=(FAST,))
-        restored = repository.finish_upload(image.id, taken[0].process_id, to=taken[0].restore)
+            repository.uploads.finish(image.id, dead.id, locations=(FAST,))
+        restored = repository.uploads.finish(image.id, taken[0].process_id, to=taken[0].restore)
         assert (restored.status, restored.locations) == ("queued", ())
 
     def test_the_uploads_of_a_process_that_left_are_taken_over_at_once(self, repository):
-        image, gone, taker = make(repository), repository.join("host", 1), repository.join("host", 2)
-        repository.begin_upload(image.id, gone.id)
-        repository.leave(gone.id)
-        assert [each.image_id for each in repository.take_over_uploads(taker.id, ttl=60)] == [image.id]
+        image, gone, taker = (
+            make(repository),
+            repository.processes.join("host", 1),
+            repository.processes.join("host", 2),
+        )
+        repository.uploads.begin(image.id, gone.id)
+        repository.processes.leave(gone.id)
+        assert [each.image_id for each in repository.uploads.take_over(taker.id, ttl=60)] == [image.id]
 
     def test_the_deletion_of_a_dead_process_is_taken_over(self, repository):
-        image, gone, taker = make_active(repository), repository.join("host", 1), repository.join("host", 2)
-        deleting = repository.begin_deletion(image.id, gone.id, from_={"active", "deactivated"})
+        image, gone, taker = (
+            make_active(repository),
+            repository.processes.join("host", 1),
+            repository.processes.join("host", 2),
+        )
+        deleting = repository.uploads.begin_deletion(image.id, gone.id, from_={"active", "deactivated"})
         assert (deleting.status, deleting.locations) == ("pending_delete", ())
-        repository.leave(gone.id)
-        [taken] = repository.take_over_uploads(taker.id, ttl=60)
+        repository.processes.leave(gone.id)
+        [taken] = repository.uploads.take_over(taker.id, ttl=60)
         assert (taken.image_id, taken.status, taken.restore, taken.stores) == (image.id, "pending_delete", "active", ())
 
     @pytest.mark.parametrize("to", ["active", "deleted"])
     def test_a_deletion_is_over_with_the_next_status(self, repository, to):
-        image, process = make_active(repository), repository.join("host", 1)
-        repository.begin_deletion(image.id, process.id, from_={"active"})
+        image, process = make_active(repository), repository.processes.join("host", 1)
+        repository.uploads.begin_deletion(image.id, process.id, from_={"active"})
         with pytest.raises(StatusConflict):
-            repository.begin_deletion(image.id, process.id, from_={"active"})
-        repository.transition(image.id, from_={"pending_delete"}, to=to)
-        assert repository.uploads_of(process.id) == []
+            repository.uploads.begin_deletion(image.id, process.id, from_={"active"})
+        repository.images.transition(image.id, from_={"pending_delete"}, to=to)
+        assert repository.uploads.list_for(process.id) == []
 
     def test_a_copy_goes_on_while_the_image_is_deleted_and_is_lost(self, repository):
-        image, process = make_active(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id, from_={"active"}, to=None, stores=("cold",))
-        repository.begin_deletion(image.id, process.id, from_={"active"})
-        repository.transition(image.id, from_={"pending_delete"}, to="deleted")
-        assert [each.stores for each in repository.uploads_of(process.id)] == [("cold",)]
+        image, process = make_active(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, from_={"active"}, to=None, stores=("cold",))
+        repository.uploads.begin_deletion(image.id, process.id, from_={"active"})
+        repository.images.transition(image.id, from_={"pending_delete"}, to="deleted")
+        assert [each.stores for each in repository.uploads.list_for(process.id)] == [("cold",)]
         with pytest.raises(UploadLost):
-            repository.finish_upload(image.id, process.id, to=None, locations=(COLD,))
+            repository.uploads.finish(image.id, process.id, to=None, locations=(COLD,))
 
     def test_a_process_without_a_lease_deletes_as_well(self, repository):
         image = make_active(repository)
-        repository.begin_deletion(image.id, "nobody", from_={"active"})
-        assert repository.uploads_of("nobody") == []
-        assert repository.get(image.id).status == "pending_delete"
+        repository.uploads.begin_deletion(image.id, "nobody", from_={"active"})
+        assert repository.uploads.list_for("nobody") == []
+        assert repository.images.get(image.id).status == "pending_delete"
 
     def test_an_upload_is_told_from_the_next_by_its_token(self, repository):
-        image, process = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id, token="first")
-        old = repository.upload(image.id).ticket
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, token="first")
+        old = repository.uploads.get(image.id).ticket
         assert old.token == "first"
-        repository.finish_upload(image.id, process.id, to="queued", token="first")
-        repository.begin_upload(image.id, process.id, token="second")
+        repository.uploads.finish(image.id, process.id, to="queued", token="first")
+        repository.uploads.begin(image.id, process.id, token="second")
         with pytest.raises(UploadLost):
-            repository.finish_upload(image.id, process.id, to="queued", token="first")
+            repository.uploads.finish(image.id, process.id, to="queued", token="first")
         with pytest.raises(UploadLost):
-            repository.advance_upload(image.id, process.id, to=None, stores=("x",), token="first")
-        repository.forget_upload(image.id, process.id, token="first")
-        assert repository.claim_upload(old, process.id) is None
-        current = repository.upload(image.id).ticket
+            repository.uploads.advance(image.id, process.id, to=None, stores=("x",), token="first")
+        repository.uploads.forget(image.id, process.id, token="first")
+        assert repository.uploads.claim(old, process.id) is None
+        current = repository.uploads.get(image.id).ticket
         assert current.token == "second"
-        claimed = repository.claim_upload(current, process.id)
+        claimed = repository.uploads.claim(current, process.id)
         assert claimed.token not in ("first", "second")
-        assert repository.claim_upload(current, process.id) is None
+        assert repository.uploads.claim(current, process.id) is None
         with pytest.raises(UploadLost):
-            repository.finish_upload(image.id, process.id, token="second")
-        assert repository.finish_upload(image.id, process.id, token=claimed.token).status == "active"
+            repository.uploads.finish(image.id, process.id, token="second")
+        assert repository.uploads.finish(image.id, process.id, token=claimed.token).status == "active"
 
     def test_an_older_version_beside_leaves_no_token_and_no_boot(self, repository, database):
-        image, old, taker = make(repository), repository.join("host", 1), repository.join("host", 2)
-        repository.begin_upload(image.id, old.id)
+        image, old, taker = make(repository), repository.processes.join("host", 1), repository.processes.join("host", 2)
+        repository.uploads.begin(image.id, old.id)
         database.write(lambda c: c.execute(sa.text("UPDATE uploads SET token = ''")))
         database.write(lambda c: c.execute(sa.text("UPDATE processes SET boot = NULL, ticks = NULL")))
-        assert repository.take_over_uploads(taker.id, ttl=60) == []
-        repository.leave(old.id)
-        [taken] = repository.take_over_uploads(taker.id, ttl=60)
+        assert repository.uploads.take_over(taker.id, ttl=60) == []
+        repository.processes.leave(old.id)
+        [taken] = repository.uploads.take_over(taker.id, ttl=60)
         assert taken.token
-        assert repository.finish_upload(image.id, taker.id, to="queued", token=taken.token).status == "queued"
+        assert repository.uploads.finish(image.id, taker.id, to="queued", token=taken.token).status == "queued"
 
     def test_a_dead_taker_is_followed_by_another(self, repository):
         image = make(repository)
-        first, second, third = (repository.join("host", pid) for pid in range(3))
-        repository.begin_upload(image.id, first.id)
-        repository.leave(first.id)
-        assert repository.take_over_uploads(second.id, ttl=60)
-        repository.leave(second.id)
-        assert repository.take_over_uploads(third.id, ttl=60)[0].process_id == third.id
+        first, second, third = (repository.processes.join("host", pid) for pid in range(3))
+        repository.uploads.begin(image.id, first.id)
+        repository.processes.leave(first.id)
+        assert repository.uploads.take_over(second.id, ttl=60)
+        repository.processes.leave(second.id)
+        assert repository.uploads.take_over(third.id, ttl=60)[0].process_id == third.id
 
     def test_processes_are_known_by_the_clock_of_the_database(self, repository):
-        process = repository.join("host", 77)
+        process = repository.processes.join("host", 77)
         time.sleep(0.02)
-        assert repository.heartbeat(process.id)
-        (seen,) = repository.processes()
+        assert repository.processes.heartbeat(process.id)
+        (seen,) = repository.processes.list()
         assert (seen.id, seen.host, seen.pid) == (process.id, "host", 77)
         assert seen.seen_at > seen.started_at
         assert abs(seen.seen_at - datetime.datetime.now(datetime.timezone.utc)) < datetime.timedelta(seconds=5)
@@ -866,17 +882,17 @@ class RepositoryContract:
             for owner in ("me", "other", None)
             for visibility in ("public", "private", "shared", "community")
         }
-        repository.add_member(made["other", "shared"], "me", status="accepted")
-        repository.add_member(made["other", "private"], "me", status="accepted")
-        members = [member for image_id in made.values() for member in repository.members(image_id)]
-        images = [repository.get(image_id) for image_id in made.values()]
+        repository.members.add(made["other", "shared"], "me", status="accepted")
+        repository.members.add(made["other", "private"], "me", status="accepted")
+        members = [member for image_id in made.values() for member in repository.members.list_for(image_id)]
+        images = [repository.images.get(image_id) for image_id in made.values()]
         for caller, visibility, status in itertools.product(
             (ME, OTHER, Caller(None), Caller("third"), ADMIN, Caller("me", is_admin=True)),
             (None, "all", "public", "private", "shared", "community"),
             ("accepted", "pending", "all"),
         ):
             query = Query(caller, visibility=visibility, member_status=status)
-            assert ids(repository.list(query)) == db_model.expected(images, members, query), query
+            assert ids(repository.images.list(query)) == db_model.expected(images, members, query), query
 
     @pytest.mark.parametrize("few", [0, 500])
     def test_every_filter_finds_what_a_plain_comparison_finds(self, repository, few, monkeypatch):
@@ -918,7 +934,7 @@ class RepositoryContract:
         ]
         for caller, filters in itertools.product((ADMIN, ME), queries):
             query = Query(caller, **{"member_status": "all", **filters})
-            assert ids(repository.list(query)) == db_model.expected(images, members, query), query
+            assert ids(repository.images.list(query)) == db_model.expected(images, members, query), query
 
     @pytest.mark.parametrize("caller", [ADMIN, ME], ids=["admin", "me"])
     def test_pages_in_every_order_make_up_the_whole_list(self, repository, caller):
@@ -937,25 +953,25 @@ class RepositoryContract:
 
     def test_a_page_knows_whether_more_follows(self, repository):
         made = [make(repository).id for _ in range(3)]
-        assert repository.list(Query(ME, limit=3)).more is False
-        assert repository.list(Query(ME, limit=2)).more is True
-        assert repository.list(Query(ME, limit=2, marker=made[1])).more is False
-        assert repository.list(Query(ME, limit=0)).images == ()
-        assert len(repository.list(Query(ME)).images) == 3
+        assert repository.images.list(Query(ME, limit=3)).more is False
+        assert repository.images.list(Query(ME, limit=2)).more is True
+        assert repository.images.list(Query(ME, limit=2, marker=made[1])).more is False
+        assert repository.images.list(Query(ME, limit=0)).images == ()
+        assert len(repository.images.list(Query(ME)).images) == 3
 
     def test_paging_goes_on_behind_an_image_that_was_deleted(self, repository):
         made = [make(repository).id for _ in range(4)]
-        repository.transition(made[2], from_={"queued"}, to="deleted")
-        assert ids(repository.list(Query(ME, marker=made[2], limit=10))) == [made[1], made[0]]
+        repository.images.transition(made[2], from_={"queued"}, to="deleted")
+        assert ids(repository.images.list(Query(ME, marker=made[2], limit=10))) == [made[1], made[0]]
 
     def test_an_unknown_or_invisible_marker_is_refused(self, repository):
         private = make(repository, owner="other", visibility="private")
         shared = make(repository, owner="other")
         for marker in (private.id, shared.id, new_id(), "x"):
             with pytest.raises(InvalidMarker):
-                repository.list(Query(ME, marker=marker))
-        repository.add_member(shared.id, "me")
-        repository.list(Query(ME, marker=shared.id))
+                repository.images.list(Query(ME, marker=marker))
+        repository.members.add(shared.id, "me")
+        repository.images.list(Query(ME, marker=shared.id))
 
     @pytest.mark.parametrize(
         "query",
@@ -975,7 +991,7 @@ class RepositoryContract:
     )
     def test_bad_queries_are_refused(self, repository, query):
         with pytest.raises(BadRequest):
-            repository.list(Query(ADMIN, **query))
+            repository.images.list(Query(ADMIN, **query))
 
     def test_a_page_carries_everything_of_its_images_with_two_statements(self, repository, database):
         made = [
@@ -984,68 +1000,68 @@ class RepositoryContract:
         ]
         statements = []
         sa.event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        page = repository.list(Query(ADMIN, limit=50))
+        page = repository.images.list(Query(ADMIN, limit=50))
         assert len(statements) == 2
         # Read one by one by somebody who remembers nothing.
         others = Repository(database)
-        assert page.images == tuple(others.get(image.id) for image in reversed(made))
+        assert page.images == tuple(others.images.get(image.id) for image in reversed(made))
         assert len(statements) == 2 + 2 * len(made)
 
     # -- how much, and everything
 
     def test_what_did_not_change_is_not_read_again(self, repository, database):
         image = make_active(repository, tags={"x"}, properties={"a": "b"})
-        before = repository.get(image.id)
+        before = repository.images.get(image.id)
         statements = []
         sa.event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-        assert repository.get(image.id) == repository.list(Query(ADMIN)).images[0] == before
+        assert repository.images.get(image.id) == repository.images.list(Query(ADMIN)).images[0] == before
         assert [sum(name in each for each in statements) for name in ("images", "image_tags")] == [2, 0]
 
     def test_whoever_has_read_an_image_sees_every_change_of_others(self, repository, database):
         """Each change by another process, which remembers nothing of this one's."""
         image = make_active(repository, tags={"x"}, properties={"a": "b"})
         others = Repository(database)
-        process = others.join("host", 1)
-        location = repository.get(image.id).locations[0]
+        process = others.processes.join("host", 1)
+        location = repository.images.get(image.id).locations[0]
 
         def change(values=None, **more):
-            others.update(others.get(image.id), Changes(values or {}, **more))
+            others.images.update(others.images.get(image.id), Changes(values or {}, **more))
 
         def copy():
-            others.begin_upload(image.id, process.id, from_={"active"}, to=None)
-            others.finish_upload(image.id, process.id, to=None, locations=[NewLocation("rbd://pool/1", {})])
+            others.uploads.begin(image.id, process.id, from_={"active"}, to=None)
+            others.uploads.finish(image.id, process.id, to=None, locations=[NewLocation("rbd://pool/1", {})])
 
         for work in (
             lambda: change({"name": "new"}),
             lambda: change(properties={"a": "c"}),
             lambda: change(tags=frozenset({"y"})),
             lambda: change(locations=(location, COLD)),
-            lambda: others.set_properties(image.id, {"d": "e"}, remove=["a"]),
-            lambda: others.add_tag(image.id, "z"),
-            lambda: others.remove_tag(image.id, "y"),
-            lambda: others.append_location(image.id, NewLocation("file:///srv/images/2", {})),
-            lambda: others.update_location(image.id, location.id, {"store": "slow"}),
-            lambda: others.drop_location(image.id, location.id),
-            lambda: others.restore_location(image.id, location.id),
+            lambda: others.images.set_properties(image.id, {"d": "e"}, remove=["a"]),
+            lambda: others.images.add_tag(image.id, "z"),
+            lambda: others.images.remove_tag(image.id, "y"),
+            lambda: others.locations.append(image.id, NewLocation("file:///srv/images/2", {})),
+            lambda: others.locations.set_metadata(image.id, location.id, {"store": "slow"}),
+            lambda: others.locations.drop(image.id, location.id),
+            lambda: others.locations.restore(image.id, location.id),
             copy,
-            lambda: others.transition(image.id, from_={"active"}, to="deactivated"),
-            lambda: others.transition(image.id, from_={"deactivated"}, to="pending_delete"),
-            lambda: others.transition(image.id, from_={"pending_delete"}, to="active"),
+            lambda: others.images.transition(image.id, from_={"active"}, to="deactivated"),
+            lambda: others.images.transition(image.id, from_={"deactivated"}, to="pending_delete"),
+            lambda: others.images.transition(image.id, from_={"pending_delete"}, to="active"),
         ):
-            before = repository.get(image.id)
+            before = repository.images.get(image.id)
             work()
-            after = repository.get(image.id)
+            after = repository.images.get(image.id)
             assert after != before
-            assert after == repository.list(Query(ADMIN)).images[0] == Repository(database).get(image.id)
+            assert after == repository.images.list(Query(ADMIN)).images[0] == Repository(database).images.get(image.id)
 
     def test_an_id_that_is_used_again_is_another_image(self, repository, database):
         image = make(repository, tags={"old"})
-        repository.get(image.id)
+        repository.images.get(image.id)
         others = Repository(database)
-        others.transition(image.id, from_={"queued"}, to="deleted")
-        others.purge(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=1))
-        others.create(NewImage(image.id, owner="me", tags=frozenset({"new"})))
-        assert repository.get(image.id).tags == ("new",)
+        others.images.transition(image.id, from_={"queued"}, to="deleted")
+        others.images.purge(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=1))
+        others.images.create(NewImage(image.id, owner="me", tags=frozenset({"new"})))
+        assert repository.images.get(image.id).tags == ("new",)
 
     def test_what_an_owner_holds_is_summed(self, repository):
         make_active(repository, FAST, COLD, size=10)
@@ -1056,29 +1072,29 @@ class RepositoryContract:
         make(repository, status="killed", size=7)
         make_active(repository, owner="other", size=1000)
         gone = make_active(repository, size=3)
-        repository.transition(gone.id, from_={"active"}, to="deleted")
-        assert tuple(repository.usage("me")) == (25, 150, 5, 3)
-        assert tuple(repository.usage("me", without=one.id)) == (20, 150, 4, 3)
-        assert repository.image_count("me") == 5
-        assert tuple(repository.usage("nobody")) == (0, 0, 0, 0)
-        assert tuple(repository.usage(None)) == (0, 0, 0, 0)
+        repository.images.transition(gone.id, from_={"active"}, to="deleted")
+        assert tuple(repository.images.usage("me")) == (25, 150, 5, 3)
+        assert tuple(repository.images.usage("me", without=one.id)) == (20, 150, 4, 3)
+        assert repository.images.count("me") == 5
+        assert tuple(repository.images.usage("nobody")) == (0, 0, 0, 0)
+        assert tuple(repository.images.usage(None)) == (0, 0, 0, 0)
 
     def test_images_in_a_status_are_found(self, repository):
         made = [make(repository, status="saving").id for _ in range(5)]
         make(repository)
-        assert list(repository.images_in({"saving", "killed"}, batch=2)) == sorted(made)
+        assert list(repository.images.in_statuses({"saving", "killed"}, batch=2)) == sorted(made)
 
     def test_an_audit_sees_every_image_and_every_location(self, repository):
         made = [make_active(repository, FAST, COLD) for _ in range(5)]
         queued = make(repository)
-        dropped = repository.drop_location(made[0].id, made[0].locations[0].id)
-        repository.transition(made[1].id, from_={"active"}, to="deleted")
-        for location in repository.pending_locations(made[1].id)[:1]:
-            repository.forget_location(made[1].id, location.id)
-        repository.transition(made[2].id, from_={"active"}, to="deleted")
-        for location in repository.pending_locations(made[2].id):
-            repository.forget_location(made[2].id, location.id)
-        rows = list(repository.audit(batch=2))
+        dropped = repository.locations.drop(made[0].id, made[0].locations[0].id)
+        repository.images.transition(made[1].id, from_={"active"}, to="deleted")
+        for location in repository.locations.pending_for(made[1].id)[:1]:
+            repository.locations.forget(made[1].id, location.id)
+        repository.images.transition(made[2].id, from_={"active"}, to="deleted")
+        for location in repository.locations.pending_for(made[2].id):
+            repository.locations.forget(made[2].id, location.id)
+        rows = list(repository.images.audit(batch=2))
         assert [row.id for row in rows] == sorted({*(image.id for image in made), queued.id} - {made[2].id})
         found = {row.id: row.locations for row in rows}
         assert found[made[0].id] == (dropped, made[0].locations[1])
@@ -1087,14 +1103,14 @@ class RepositoryContract:
 
     def test_purge_removes_what_is_done_with(self, repository):
         done, with_data, alive = make(repository, tags=frozenset("t")), make_active(repository), make(repository)
-        repository.transition(done.id, from_={"queued"}, to="deleted")
-        repository.transition(with_data.id, from_={"active"}, to="deleted")
-        assert repository.purge(done.created_at) == 0
-        assert repository.purge(datetime.datetime.now(datetime.timezone.utc)) == 1
+        repository.images.transition(done.id, from_={"queued"}, to="deleted")
+        repository.images.transition(with_data.id, from_={"active"}, to="deleted")
+        assert repository.images.purge(done.created_at) == 0
+        assert repository.images.purge(datetime.datetime.now(datetime.timezone.utc)) == 1
         with pytest.raises(ImageNotFound):
-            repository.get(done.id, deleted=True)
-        assert repository.get(with_data.id, deleted=True).deleted
-        assert repository.get(alive.id) == alive
+            repository.images.get(done.id, deleted=True)
+        assert repository.images.get(with_data.id, deleted=True).deleted
+        assert repository.images.get(alive.id) == alive
         make(repository, id=done.id)
 
     # -- the tables
@@ -1146,21 +1162,21 @@ def fill(repository: Repository):
             properties={"p": f"v{number % 2}", "q": "x"} if number % 4 else {"p": "v1"},
         )
         if image.visibility == "shared":
-            repository.add_member(image.id, "me", status=("accepted", "pending", "rejected")[number // 4 % 3])
+            repository.members.add(image.id, "me", status=("accepted", "pending", "rejected")[number // 4 % 3])
         made.append(image.id)
     for image_id in made[::5]:
-        repository.add_tag(image_id, "touched")
-    members = [member for image_id in made for member in repository.members(image_id)]
+        repository.images.add_tag(image_id, "touched")
+    members = [member for image_id in made for member in repository.members.list_for(image_id)]
     for image_id in made[4::9]:
-        repository.transition(image_id, from_={repository.get(image_id).status}, to="deleted")
-    return [repository.get(image_id, deleted=True) for image_id in made], members
+        repository.images.transition(image_id, from_={repository.images.get(image_id).status}, to="deleted")
+    return [repository.images.get(image_id, deleted=True) for image_id in made], members
 
 
 def walk(repository: Repository, query: Query) -> list[str]:
     """All pages, one after the other."""
     found: list[str] = []
     while True:
-        page = repository.list(query)
+        page = repository.images.list(query)
         found += ids(page)
         if not page.more:
             return found
@@ -1198,7 +1214,7 @@ def race_for(repository: Repository, images: list[str], number: int) -> list[str
     won = []
     for image_id in images:
         try:
-            repository.transition(image_id, from_={"queued"}, to="saving")
+            repository.images.transition(image_id, from_={"queued"}, to="saving")
         except StatusConflict:
             continue
         won.append(image_id)
@@ -1209,5 +1225,5 @@ def tag_all(repository: Repository, images: list[str], number: int) -> list[str]
     """Ten tags of its own for each image."""
     for tag in range(10):
         for image_id in images:
-            repository.add_tag(image_id, f"{number}-{tag}")
+            repository.images.add_tag(image_id, f"{number}-{tag}")
     return images

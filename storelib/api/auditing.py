@@ -125,7 +125,7 @@ class Audit:
                 yield from self._list(found, store, store.name)
         if self._staging is not None:
             yield from self._list(found, self._staging, STAGING)
-        for row in self._repository.audit(_BATCH):
+        for row in self._repository.images.audit(_BATCH):
             yield from self._check_row(found, row)
         yield from self._unknown(found)
         for store in self._registry:
@@ -173,10 +173,10 @@ class Audit:
         staged = found.execute(
             "UPDATE found SET owner = ? WHERE store = ? AND image_id = ?", (row.id, STAGING, row.id)
         ).rowcount
-        if self._repository.upload(row.id) is not None:
+        if self._repository.uploads.get(row.id) is not None:
             return
         image = self._again(row.id)
-        if image is None or image.status != row.status or self._repository.upload(row.id) is not None:
+        if image is None or image.status != row.status or self._repository.uploads.get(row.id) is not None:
             return
         if row.status != "uploading":
             yield Finding("stuck", row.id, None, None, f"the image is {row.status} and no process works on it")
@@ -270,7 +270,7 @@ class Audit:
 
     def _again(self, image_id: str) -> Image | None:
         try:
-            return self._repository.get(image_id)
+            return self._repository.images.get(image_id)
         except ImageNotFound:
             return None
 
@@ -328,19 +328,19 @@ class Audit:
     def _explains(self, image_id: str, store: str, uri: str) -> bool:
         """Whether the image of this id has come to have this data since, or somebody is writing it."""
         # In this order: what is written becomes a location before the upload ends.
-        upload = self._repository.upload(image_id)
+        upload = self._repository.uploads.get(image_id)
         if upload is not None and (store == STAGING or store in upload.stores):
             return True
         image = self._again(image_id)
         if store == STAGING:
             return image is not None and image.status in ("uploading", "importing")
-        locations = [*(image.locations if image else ()), *self._repository.pending_locations(image_id)]
+        locations = [*(image.locations if image else ()), *self._repository.locations.pending_for(image_id)]
         return any(_is_at(self._registry[store], location, uri) for location in locations)
 
     def _leftovers(self, store: Store[Any]) -> Iterator[Finding]:
         try:
             for item in store.find_garbage(self._older_than):
-                if item.image_id is None or self._repository.upload(item.image_id) is None:
+                if item.image_id is None or self._repository.uploads.get(item.image_id) is None:
                     yield Finding("leftover", item.image_id, store.name, None, f"{item.name}, {item.size} bytes")
         except StoreError as error:
             yield Finding("unchecked", None, store.name, None, f"its leftovers cannot be listed: {error}")

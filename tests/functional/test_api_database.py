@@ -95,17 +95,17 @@ class ServerContract(RepositoryContract):
 
     def test_a_transition_meets_an_image_that_comes_into_its_status_meanwhile(self, server, repository, database):
         image = make(repository)
-        process = repository.join("here", 1)
-        repository.begin_upload(image.id, process.id)
+        process = repository.processes.join("here", 1)
+        repository.uploads.begin(image.id, process.id)
         met = []
 
         def finish_behind_it(connection, cursor, statement, parameters, context, executemany):
             if not met and statement.startswith("UPDATE images") and not cursor.rowcount:
-                met.append(repository.finish_upload(image.id, process.id, size=1))
+                met.append(repository.uploads.finish(image.id, process.id, size=1))
 
         sa.event.listen(database.engine, "after_cursor_execute", finish_behind_it)
         try:
-            done = repository.transition(image.id, from_=("active",), to="deactivated")
+            done = repository.images.transition(image.id, from_=("active",), to="deactivated")
         finally:
             sa.event.remove(database.engine, "after_cursor_execute", finish_behind_it)
         assert [image.status for image in met] == ["active"]
@@ -114,12 +114,12 @@ class ServerContract(RepositoryContract):
     def test_lost_connections_are_made_anew(self, server, repository):
         image = make(repository)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(repository.get, [image.id] * 8))
+            list(pool.map(repository.images.get, [image.id] * 8))
         assert server.kill_connections() > 0
-        assert repository.get(image.id) == image
+        assert repository.images.get(image.id) == image
         server.kill_connections()
-        repository.add_tag(image.id, "t")
-        assert repository.get(image.id).tags == ("t",)
+        repository.images.add_tag(image.id, "t")
+        assert repository.images.get(image.id).tags == ("t",)
 
     def test_a_connection_lost_in_a_transaction_repeats_it(self, server, repository, database):
         image = make(repository)
@@ -134,7 +134,7 @@ class ServerContract(RepositoryContract):
 
         database.write(work)
         assert len(tries) == 2
-        assert repository.get(image.id).min_ram == 2
+        assert repository.images.get(image.id).min_ram == 2
 
     def test_a_connection_lost_at_the_commit_is_reported_not_repeated(self, server, repository, database):
         image = make(repository)
@@ -167,13 +167,13 @@ class ServerContract(RepositoryContract):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda order: database.write(lambda connection: work(connection, order)), orders))
         assert len(tries) > 4
-        assert [repository.get(image.id).min_ram for image in (one, two)] == [2, 2]
+        assert [repository.images.get(image.id).min_ram for image in (one, two)] == [2, 2]
 
     def test_a_restarted_server_is_waited_for(self, server, repository):
         image = make(repository)
         server.stop()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(repository.get, image.id)
+            answer = pool.submit(repository.images.get, image.id)
             server.start()
             assert answer.result(60) == image
 
@@ -182,7 +182,7 @@ class ServerContract(RepositoryContract):
         database = Database(url)
         database._retrying.stop = lambda state: state.attempt_number >= 2
         with pytest.raises(DatabaseUnavailable) as caught:
-            Repository(database).get("x")
+            Repository(database).images.get("x")
         assert url.password not in str(caught.value)
         database.close()
 
@@ -193,32 +193,32 @@ class ServerContract(RepositoryContract):
         for child in children:
             child.start()
         for _ in range(50):
-            assert sorted(ids(repository.list(Query(ME)))) == sorted(made)
+            assert sorted(ids(repository.images.list(Query(ME)))) == sorted(made)
         for child in children:
             child.join(60)
             assert child.exitcode == 0
-        assert sorted(ids(repository.list(Query(ADMIN)))) == sorted(made)
+        assert sorted(ids(repository.images.list(Query(ADMIN)))) == sorted(made)
 
     def test_an_upload_taken_over_meanwhile_is_not_taken_again(self, repository, database):
-        image, dead = make(repository), repository.join("host", 1)
-        slow, fast = repository.join("host", 2), repository.join("host", 3)
-        repository.begin_upload(image.id, dead.id)
-        repository.leave(dead.id)
+        image, dead = make(repository), repository.processes.join("host", 1)
+        slow, fast = repository.processes.join("host", 2), repository.processes.join("host", 3)
+        repository.uploads.begin(image.id, dead.id)
+        repository.processes.leave(dead.id)
         taken = []
 
         def overtake(connection, cursor, statement, *_) -> None:
             if statement.startswith("UPDATE uploads") and not taken:
                 taken.append(None)
                 with ThreadPoolExecutor(1) as pool:
-                    taken[0] = pool.submit(repository.take_over_uploads, fast.id, ttl=60).result(30)
+                    taken[0] = pool.submit(repository.uploads.take_over, fast.id, ttl=60).result(30)
 
         sa.event.listen(database.engine, "before_cursor_execute", overtake)
         try:
-            assert repository.take_over_uploads(slow.id, ttl=60) == []
+            assert repository.uploads.take_over(slow.id, ttl=60) == []
         finally:
             sa.event.remove(database.engine, "before_cursor_execute", overtake)
         assert [each.image_id for each in taken[0]] == [image.id]
-        assert repository.upload(image.id).process_id == fast.id
+        assert repository.uploads.get(image.id).process_id == fast.id
 
     def test_a_write_sees_what_others_have_committed(self, repository, database):
         image = make(repository, name="before")
@@ -227,7 +227,9 @@ class ServerContract(RepositoryContract):
             name = sa.select(images.c.name).where(images.c.id == image.id)
             first = connection.execute(name).scalar_one()
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+                pool.submit(repository.images.transition, image.id, from_={"queued"}, to="saving", name="after").result(
+                    30
+                )
             return first, connection.execute(name).scalar_one()
 
         assert database.write(work) == ("before", "after")
@@ -238,7 +240,9 @@ class ServerContract(RepositoryContract):
         def work(connection):
             first = connection.execute(sa.select(images.c.name).where(images.c.id == image.id)).scalar_one()
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+                pool.submit(repository.images.transition, image.id, from_={"queued"}, to="saving", name="after").result(
+                    30
+                )
             return first, connection.execute(sa.select(images.c.name).where(images.c.id == image.id)).scalar_one()
 
         assert database.read(work) == ("before", "before")
@@ -246,7 +250,7 @@ class ServerContract(RepositoryContract):
 
 def _read_and_exit(repository, made) -> None:
     for _ in range(50):
-        assert sorted(ids(repository.list(Query(ME)))) == sorted(made)
+        assert sorted(ids(repository.images.list(Query(ME)))) == sorted(made)
     # Nothing of the parent's is cleaned up here.
     os._exit(0)
 

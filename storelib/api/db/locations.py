@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQL for where the data of images is. A location is first made pending_delete, and forgotten when its data is gone.
+"""The table of locations: where the data of images is.
 
-Callers lock the row of the image first (``images.bump_version`` or ``update_and_bump``), so that its
-locations stay as they are.
+A location is first made pending_delete, and forgotten when its data is gone. The locations are a part of the image, so
+its version grows with them. The functions beside the table are for transactions that hold the row of the image already.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db.image_row import bump_version, lock, update_and_bump
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
-from storelib.api.db.rows import dump_metadata, location_row, now
+from storelib.api.db.rows import dump_metadata, from_time, location_row, now
 from storelib.api.db.schema import image_locations, processes
-from storelib.api.errors import AlreadyExists, Conflict, LimitExceeded, LocationNotFound
+from storelib.api.db.table import Table, reads, writes
+from storelib.api.errors import AlreadyExists, Conflict, LimitExceeded, LocationNotFound, StatusConflict
 
 c = image_locations.c
 _SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
@@ -27,8 +30,119 @@ _PENDING = c.pending_since.is_not(None)
 _CLAIMED = c.claimed_by.in_(sa.select(processes.c.id))
 
 
+class Locations(Table):
+    """Where the data of images is, and what of it is still to be deleted."""
+
+    @writes
+    def append(
+        self, connection: Connection, image_id: str, location: NewLocation, *, limit: int | None = None
+    ) -> ImageLocation:
+        """Add behind the last. Raises ImageNotFound, StatusConflict unless the image is active or deactivated,
+        AlreadyExists if it has this URI, LimitExceeded beyond ``limit``."""
+        status = lock(connection, image_id)
+        if status not in ("active", "deactivated"):
+            raise StatusConflict(f"image {image_id} is {status} and gets no further location", status=status)
+        update_and_bump(connection, image_id, {})
+        return append(connection, image_id, [location], limit)[0]
+
+    @writes
+    def drop(self, connection: Connection, image_id: str, location_id: int, *, keep_last: bool = True) -> ImageLocation:
+        """Make an active location pending_delete: nobody reads it any more and its data may be deleted.
+
+        Raises ImageNotFound, LocationNotFound, and Conflict when it is the last and ``keep_last``. Of racers exactly
+        one succeeds.
+        """
+        bump_version(connection, image_id)
+        rows = connection.execute(_SELECT.where(c.image_id == image_id, _ACTIVE)).all()
+        found = [_pair(row)[1] for row in rows if row.id == location_id]
+        if not found:
+            raise _no_location(image_id, location_id)
+        if keep_last and len(rows) == 1:
+            raise Conflict(f"location {location_id} is the last one of image {image_id}")
+        _make_pending(connection, image_id, c.id == location_id)
+        return ImageLocation(found[0].uri, found[0].metadata, location_id, "pending_delete")
+
+    @writes
+    def restore(self, connection: Connection, image_id: str, location_id: int) -> None:
+        """The data could not be deleted (in use): make a pending_delete location active again, behind the others.
+
+        Raises ImageNotFound, LocationNotFound.
+        """
+        bump_version(connection, image_id)
+        last = connection.execute(sa.select(sa.func.max(c.position)).where(c.image_id == image_id)).scalar()
+        back = {"pending_since": None, "claimed_by": None, "claim": None}
+        _change_one(connection, image_id, location_id, _PENDING, **back, position=(last or 0) + 1)
+
+    @writes
+    def set_metadata(
+        self, connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]
+    ) -> None:
+        """Other metadata for one location; raises LocationNotFound."""
+        bump_version(connection, image_id)
+        _change_one(connection, image_id, location_id, _ACTIVE, metadata=dump_metadata(metadata))
+
+    @writes
+    def claim(
+        self,
+        connection: Connection,
+        image_id: str,
+        location_id: int,
+        process_id: str,
+        token: str,
+        unsure: Collection[str] = (),
+    ) -> bool:
+        """Say that ``process_id`` is about to delete the data at a pending_delete location; returns whether it may.
+
+        It may not while another claim of a process that lives is there, unless its token is among ``unsure``: those of
+        which the process does not know whether it gave them up. As long as a claim is there, no data comes to be at
+        that URI as the image's.
+        """
+        free = sa.or_(c.claim.is_(None), c.claim.in_(unsure), ~_CLAIMED)
+        claimed = image_locations.update().where(c.id == location_id, c.image_id == image_id, _PENDING, free)
+        return connection.execute(claimed.values(claimed_by=process_id, claim=token)).rowcount == 1
+
+    @writes
+    def release(self, connection: Connection, image_id: str, location_id: int, token: str) -> None:
+        """The data was not deleted: give the claim with this token up."""
+        mine = image_locations.update().where(c.id == location_id, c.image_id == image_id, c.claim == token)
+        connection.execute(mine.values(claimed_by=None, claim=None))
+
+    @writes
+    def forget(self, connection: Connection, image_id: str, location_id: int, token: str | None = None) -> None:
+        """The data is gone: remove the row of a pending_delete location. Nothing happens if it is gone already.
+
+        With a ``token`` only under that claim.
+        """
+        mine = [] if token is None else [c.claim == token]
+        connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING, *mine))
+
+    @reads
+    def pending_for(self, connection: Connection, image_id: str) -> Sequence[ImageLocation]:
+        """The locations of one image whose data is still to be deleted."""
+        selected = _SELECT.where(c.image_id == image_id, _PENDING).order_by(c.position, c.id)
+        return [_pair(row)[1] for row in connection.execute(selected)]
+
+    def pending(self, before: datetime.datetime | None = None, batch: int = 500) -> Iterator[tuple[str, ImageLocation]]:
+        """(image id, location) of everything to be deleted, made pending before this time: what a scrubber works on.
+
+        Read in batches, each in a transaction of its own.
+        """
+        moment = now() if before is None else from_time(before)
+        after = 0
+        while found := self._pending_after(moment, after, batch):
+            yield from found
+            after = found[-1][1].id
+
+    @reads
+    def _pending_after(
+        self, connection: Connection, before: int, after: int, batch: int
+    ) -> Sequence[tuple[str, ImageLocation]]:
+        selected = _SELECT.where(c.pending_since < before, c.id > after).order_by(c.id).limit(batch)
+        return [_pair(row) for row in connection.execute(selected)]
+
+
 def insert(connection: Connection, image_id: str, location: NewLocation, position: int) -> ImageLocation:
-    """One more row. What is at that URI now is the image's again, and not to be deleted any more.
+    """Add a location. What is at that URI now is the image's again, and not to be deleted any more.
 
     Raises Conflict while its data is being deleted.
     """
@@ -41,23 +155,11 @@ def insert(connection: Connection, image_id: str, location: NewLocation, positio
     return ImageLocation(location.uri, dict(location.metadata), key[0])
 
 
-def of(connection: Connection, image_ids: Sequence[str]) -> list[tuple[str, ImageLocation]]:
+def list_for(connection: Connection, image_ids: Sequence[str]) -> list[tuple[str, ImageLocation]]:
     """All locations of these images, pending ones too, in order."""
     if not image_ids:
         return []
     selected = _SELECT.where(c.image_id.in_(image_ids)).order_by(c.image_id, c.position, c.id)
-    return [_pair(row) for row in connection.execute(selected)]
-
-
-def pending(connection: Connection, image_id: str) -> list[ImageLocation]:
-    """What is to be deleted of one image."""
-    selected = _SELECT.where(c.image_id == image_id, _PENDING).order_by(c.position, c.id)
-    return [_pair(row)[1] for row in connection.execute(selected)]
-
-
-def all_pending(connection: Connection, before: int, after: int, batch: int) -> list[tuple[str, ImageLocation]]:
-    """The next of what is to be deleted, by id."""
-    selected = _SELECT.where(c.pending_since < before, c.id > after).order_by(c.id).limit(batch)
     return [_pair(row) for row in connection.execute(selected)]
 
 
@@ -80,8 +182,10 @@ def replace(connection: Connection, image: Image, wanted: Sequence[NewLocation])
         connection.execute(image_locations.update().where(c.id == location.id).values(**changed))
 
 
-def append(connection: Connection, image_id: str, new: Sequence[NewLocation], limit: int | None) -> list[ImageLocation]:
-    """Behind the last."""
+def append(
+    connection: Connection, image_id: str, new: Sequence[NewLocation], limit: int | None = None
+) -> list[ImageLocation]:
+    """Add behind the last; raises AlreadyExists if the image has a URI, LimitExceeded beyond ``limit`` locations."""
     rows = connection.execute(sa.select(c.uri, c.position).where(c.image_id == image_id, _ACTIVE)).all()
     uris = {row.uri for row in rows}
     if limit is not None and len(rows) + len(new) > limit:
@@ -95,51 +199,6 @@ def append(connection: Connection, image_id: str, new: Sequence[NewLocation], li
         position += 1
         added.append(insert(connection, image_id, location, position))
     return added
-
-
-def drop(connection: Connection, image_id: str, location_id: int, keep_last: bool) -> ImageLocation:
-    """Active to pending."""
-    rows = connection.execute(_SELECT.where(c.image_id == image_id, _ACTIVE)).all()
-    found = [_pair(row)[1] for row in rows if row.id == location_id]
-    if not found:
-        raise _no_location(image_id, location_id)
-    if keep_last and len(rows) == 1:
-        raise Conflict(f"location {location_id} is the last one of image {image_id}")
-    _make_pending(connection, image_id, c.id == location_id)
-    return ImageLocation(found[0].uri, found[0].metadata, location_id, "pending_delete")
-
-
-def restore(connection: Connection, image_id: str, location_id: int) -> None:
-    """Pending to active, behind the others."""
-    last = connection.execute(sa.select(sa.func.max(c.position)).where(c.image_id == image_id)).scalar()
-    back = {"pending_since": None, "claimed_by": None, "claim": None}
-    _change_one(connection, image_id, location_id, _PENDING, **back, position=(last or 0) + 1)
-
-
-def claim(
-    connection: Connection, image_id: str, location_id: int, process_id: str, token: str, unsure: Collection[str]
-) -> bool:
-    """Who deletes it, unless somebody does."""
-    free = sa.or_(c.claim.is_(None), c.claim.in_(unsure), ~_CLAIMED)
-    claimed = image_locations.update().where(c.id == location_id, c.image_id == image_id, _PENDING, free)
-    return connection.execute(claimed.values(claimed_by=process_id, claim=token)).rowcount == 1
-
-
-def release(connection: Connection, image_id: str, location_id: int, token: str) -> None:
-    """Nobody does any more."""
-    mine = image_locations.update().where(c.id == location_id, c.image_id == image_id, c.claim == token)
-    connection.execute(mine.values(claimed_by=None, claim=None))
-
-
-def forget(connection: Connection, image_id: str, location_id: int, token: str | None) -> None:
-    """The row goes."""
-    mine = [] if token is None else [c.claim == token]
-    connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING, *mine))
-
-
-def set_metadata(connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]) -> None:
-    """Other metadata."""
-    _change_one(connection, image_id, location_id, _ACTIVE, metadata=dump_metadata(metadata))
 
 
 def follow_status(connection: Connection, image_id: str, from_: Collection[Status], to: Status) -> None:

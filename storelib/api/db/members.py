@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQL for members: the projects an image is shared with. They are no part of the image, so its version stays."""
+"""The table of members: the projects an image is shared with. They are no part of the image, so its version stays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db import images as image_rows
+from storelib.api.db.image_row import lock
 from storelib.api.db.records import Member, MemberStatus
 from storelib.api.db.rows import check_text, now, to_time
 from storelib.api.db.schema import image_members, images
+from storelib.api.db.table import Table, reads, writes
 from storelib.api.errors import AlreadyExists, ImageNotFound, LimitExceeded, MemberNotFound
 
 c = image_members.c
@@ -21,23 +22,99 @@ _SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c
 _LIVING = _SELECT.join(images, images.c.id == c.image_id).where(images.c.deleted == sa.false())
 
 
-def add(
-    connection: Connection, image_id: str, member: str, can_share: bool, status: MemberStatus, limit: int | None
-) -> Member:
-    """One more."""
-    check_text("a member", member, 255)
-    image_rows.lock(connection, image_id)
-    members = set(connection.execute(sa.select(c.member).where(c.image_id == image_id)).scalars())
-    if member in members:
-        raise AlreadyExists(f"image {image_id} is shared with {member} already")
-    if limit is not None and len(members) >= limit:
-        raise LimitExceeded(f"image {image_id} has {len(members)} members already; the limit is {limit}")
-    moment = now()
-    return _insert(connection, image_id, member, status, can_share, moment)
+class Members(Table):
+    """Who an image is shared with."""
+
+    @writes
+    def add(
+        self,
+        connection: Connection,
+        image_id: str,
+        member: str,
+        *,
+        can_share: bool = False,
+        status: MemberStatus = "pending",
+        limit: int | None = None,
+    ) -> Member:
+        """Share the image; raises ImageNotFound, AlreadyExists, LimitExceeded beyond ``limit`` members."""
+        check_text("a member", member, 255)
+        lock(connection, image_id)
+        members = set(connection.execute(sa.select(c.member).where(c.image_id == image_id)).scalars())
+        if member in members:
+            raise AlreadyExists(f"image {image_id} is shared with {member} already")
+        if limit is not None and len(members) >= limit:
+            raise LimitExceeded(f"image {image_id} has {len(members)} members already; the limit is {limit}")
+        return _insert(connection, image_id, member, status, can_share, now())
+
+    @reads
+    def get(self, connection: Connection, image_id: str, member: str) -> Member:
+        """Raises MemberNotFound, also when the image is deleted or unknown."""
+        return _get(connection, image_id, member)
+
+    @reads
+    def list_for(self, connection: Connection, image_id: str) -> Sequence[Member]:
+        """All of an image, oldest first; empty for an unknown image."""
+        return _list_for(connection, image_id)
+
+    @reads
+    def shared_with(self, connection: Connection, member: str) -> Sequence[Member]:
+        """Every image that is not deleted and has this member, by image id; whatever its visibility."""
+        check_text("a member", member, 65535)
+        return [_member(row) for row in connection.execute(_LIVING.where(c.member == member).order_by(c.image_id))]
+
+    @writes
+    def update(
+        self,
+        connection: Connection,
+        image_id: str,
+        member: str,
+        *,
+        status: MemberStatus | None = None,
+        can_share: bool | None = None,
+    ) -> Member:
+        """Change what is given; raises MemberNotFound."""
+        _lock(connection, image_id, member)
+        values: dict[str, Any] = {"updated_at": now()}
+        if status is not None:
+            values["status"] = status
+        if can_share is not None:
+            values["can_share"] = can_share
+        changed = image_members.update().where(c.image_id == image_id, c.member == member).values(**values)
+        if not connection.execute(changed).rowcount:
+            raise _no_member(image_id, member)
+        return _get(connection, image_id, member)
+
+    @writes
+    def remove(self, connection: Connection, image_id: str, member: str) -> None:
+        """Share it no longer; raises MemberNotFound."""
+        _lock(connection, image_id, member)
+        if not connection.execute(image_members.delete().where(c.image_id == image_id, c.member == member)).rowcount:
+            raise _no_member(image_id, member)
+
+    @writes
+    def replace(self, connection: Connection, image_id: str, wanted: Mapping[str, bool | None]) -> Sequence[Member]:
+        """v1: exactly these, member to can_share (None: as it was, or False); new ones are pending.
+
+        Raises ImageNotFound.
+        """
+        for member in wanted:
+            check_text("a member", member, 255)
+        lock(connection, image_id)
+        had = {member.member: member for member in _list_for(connection, image_id)}
+        gone = sorted(had.keys() - wanted.keys())
+        if gone:
+            connection.execute(image_members.delete().where(c.image_id == image_id, c.member.in_(gone)))
+        moment = now()
+        for member, can_share in wanted.items():
+            if member not in had:
+                _insert(connection, image_id, member, "pending", bool(can_share), moment)
+            elif can_share is not None and can_share != had[member].can_share:
+                mine = image_members.update().where(c.image_id == image_id, c.member == member)
+                connection.execute(mine.values(can_share=can_share, updated_at=moment))
+        return _list_for(connection, image_id)
 
 
-def one(connection: Connection, image_id: str, member: str) -> Member:
-    """This one."""
+def _get(connection: Connection, image_id: str, member: str) -> Member:
     check_text("a member", member, 65535)
     row = connection.execute(_LIVING.where(c.image_id == image_id, c.member == member)).one_or_none()
     if row is None:
@@ -45,58 +122,9 @@ def one(connection: Connection, image_id: str, member: str) -> Member:
     return _member(row)
 
 
-def of(connection: Connection, image_id: str) -> list[Member]:
-    """All of one image."""
+def _list_for(connection: Connection, image_id: str) -> list[Member]:
     found = connection.execute(_LIVING.where(c.image_id == image_id).order_by(c.created_at, c.member))
     return [_member(row) for row in found]
-
-
-def shared_with(connection: Connection, member: str) -> list[Member]:
-    """All of one project."""
-    check_text("a member", member, 65535)
-    return [_member(row) for row in connection.execute(_LIVING.where(c.member == member).order_by(c.image_id))]
-
-
-def update(
-    connection: Connection, image_id: str, member: str, status: MemberStatus | None, can_share: bool | None
-) -> Member:
-    """Change one."""
-    _lock(connection, image_id, member)
-    values: dict[str, Any] = {"updated_at": now()}
-    if status is not None:
-        values["status"] = status
-    if can_share is not None:
-        values["can_share"] = can_share
-    changed = image_members.update().where(c.image_id == image_id, c.member == member).values(**values)
-    if not connection.execute(changed).rowcount:
-        raise _no_member(image_id, member)
-    return one(connection, image_id, member)
-
-
-def remove(connection: Connection, image_id: str, member: str) -> None:
-    """One less."""
-    _lock(connection, image_id, member)
-    if not connection.execute(image_members.delete().where(c.image_id == image_id, c.member == member)).rowcount:
-        raise _no_member(image_id, member)
-
-
-def replace(connection: Connection, image_id: str, wanted: Mapping[str, bool | None]) -> list[Member]:
-    """Exactly these."""
-    for member in wanted:
-        check_text("a member", member, 255)
-    image_rows.lock(connection, image_id)
-    had = {member.member: member for member in of(connection, image_id)}
-    gone = sorted(had.keys() - wanted.keys())
-    if gone:
-        connection.execute(image_members.delete().where(c.image_id == image_id, c.member.in_(gone)))
-    moment = now()
-    for member, can_share in wanted.items():
-        if member not in had:
-            _insert(connection, image_id, member, "pending", bool(can_share), moment)
-        elif can_share is not None and can_share != had[member].can_share:
-            mine = image_members.update().where(c.image_id == image_id, c.member == member)
-            connection.execute(mine.values(can_share=can_share, updated_at=moment))
-    return of(connection, image_id)
 
 
 def _insert(
@@ -110,7 +138,7 @@ def _insert(
 def _lock(connection: Connection, image_id: str, member: str) -> None:
     check_text("a member", member, 65535)
     try:
-        image_rows.lock(connection, image_id)
+        lock(connection, image_id)
     except ImageNotFound as error:
         raise _no_member(image_id, member) from error
 

@@ -117,12 +117,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What ``Repository.update`` shall change; what is None (or not in ``values``) stays.
+    """What ``Images.update`` shall change; what is None (or not in ``values``) stays.
 
     ``values`` may hold: name, owner, visibility, size, virtual_size, checksum, os_hash_algo, os_hash_value,
     disk_format, container_format, min_disk, min_ram, protected, os_hidden. ``properties``, ``tags`` and ``locations``
     are the whole new set. In ``locations`` an ImageLocation stays what it is (moved, or with other metadata), a
-    NewLocation is added; an active one that is missing becomes pending_delete (``Repository.pending_locations``).
+    NewLocation is added; an active one that is missing becomes pending_delete (``Locations.pending_for``).
     ``status`` is checked against the table of transitions.
     """
 

@@ -86,7 +86,7 @@ class Core:
 
     def get_visible(self, context: Context, image_id: str) -> Image:
         """The image, if the caller may know of it; raises ImageNotFound otherwise, whatever the reason."""
-        image = self.repository.get(image_id)
+        image = self.repository.images.get(image_id)
         if not self.may_see(context, image):
             raise ImageNotFound(f"there is no image {image_id}")
         return image
@@ -113,7 +113,7 @@ class Core:
         if context.project_id is None:
             return False
         try:
-            self.repository.member(image.id, context.project_id)
+            self.repository.members.get(image.id, context.project_id)
         except MemberNotFound:
             return False
         return True
@@ -171,7 +171,7 @@ class Core:
                 if Capability.ACLS not in store.capabilities:
                     continue
                 if members is None:
-                    members = self.repository.members(image.id)
+                    members = self.repository.members.list_for(image.id)
                 readers = [member.member for member in members]
                 writers = [member.member for member in members if member.can_share]
                 store.set_acls(location.uri, image.visibility == "public", readers, writers, context)

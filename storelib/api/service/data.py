@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status, Ticket
-from storelib.api.db.repository import NOTHING
+from storelib.api.db.uploads import NOTHING
 from storelib.api.errors import (
     ApiError,
     BadRequest,
@@ -143,7 +143,7 @@ class Data:
     ) -> tuple[Image, Ticket]:
         ticket = self._lease.ticket(image_id)
         try:
-            begun = self._core.repository.begin_upload(
+            begun = self._core.repository.uploads.begin(
                 image_id, ticket.process_id, from_=from_, to=to, stores=stores, token=ticket.token
             )
         except ApiError as error:
@@ -185,7 +185,7 @@ class Data:
         if virtual_size is None and image.disk_format == "raw" and image.container_format == "bare":
             virtual_size = first.size
         try:
-            updated = self._core.repository.finish_upload(
+            updated = self._core.repository.uploads.finish(
                 image.id,
                 ticket.process_id,
                 token=ticket.token,
@@ -227,7 +227,7 @@ class Data:
     def lost(self, image_id: str, doing: str) -> ApiError:
         """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
         try:
-            deleted = self._core.repository.get(image_id).status in ("pending_delete", "killed")
+            deleted = self._core.repository.images.get(image_id).status in ("pending_delete", "killed")
         except ImageNotFound:
             deleted = True
         except ApiError as error:
@@ -266,7 +266,7 @@ class Data:
     def holds(self, ticket: Ticket) -> bool:
         """Whether this upload surely is the one that is noted for its image."""
         try:
-            upload = self._core.repository.upload(ticket.image_id)
+            upload = self._core.repository.uploads.get(ticket.image_id)
         except ApiError:
             return False
         return upload is not None and upload.ticket == ticket
@@ -275,7 +275,7 @@ class Data:
         """End an upload that failed; never raises, since something else is being raised."""
         image_id = ticket.image_id
         try:
-            self._core.repository.finish_upload(image_id, ticket.process_id, to=to, token=ticket.token)
+            self._core.repository.uploads.finish(image_id, ticket.process_id, to=to, token=ticket.token)
         except (UploadLost, ImageNotFound, StatusConflict):
             finish_if_deleting(self._core, image_id)
             self.forget(ticket)
@@ -293,7 +293,7 @@ class Data:
     def forget(self, ticket: Ticket) -> None:
         """The image is gone and so is the data of this upload; never raises, others would clean up after us."""
         try:
-            self._core.repository.forget_upload(ticket.image_id, ticket.process_id, token=ticket.token)
+            self._core.repository.uploads.forget(ticket.image_id, ticket.process_id, token=ticket.token)
         except ApiError as error:
             LOG.warning("image %s: that its upload is over cannot be recorded: %s", ticket.image_id, error)
 
@@ -349,7 +349,7 @@ class Data:
                 return self._first_of(context, image, ask, preferred)
             except ResourceNotFound:
                 # It may have gone from one store to another since the image was read.
-                found = self._core.repository.get(image.id)
+                found = self._core.repository.images.get(image.id)
                 if not found.locations or found.locations == image.locations:
                     raise
                 image = found

@@ -19,18 +19,18 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
     does not answer is deleted later.
     """
     repository = core.repository
-    for location in repository.pending_locations(image_id):
+    for location in repository.locations.pending_for(image_id):
         try:
             delete_location(core, context, image_id, location)
         except (InUseByStore, HasSnapshot) as error:
-            repository.transition(image_id, from_=DELETING, to=restore)
+            repository.images.transition(image_id, from_=DELETING, to=restore)
             raise Conflict(f"image {image_id} is in use and cannot be deleted: {error}") from error
         except StoreError as error:
             LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
     try:
-        return repository.transition(image_id, from_=DELETING, to="deleted")
+        return repository.images.transition(image_id, from_=DELETING, to="deleted")
     except ImageNotFound:
-        return repository.get(image_id, deleted=True)
+        return repository.images.get(image_id, deleted=True)
 
 
 def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:
@@ -41,14 +41,14 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
     repository, token = core.repository, str(uuid.uuid4())
     unsure = core.unsure_claims.pop(location.id, ())
     try:
-        if not repository.claim_location(image_id, location.id, core.process_id(), token, unsure):
+        if not repository.locations.claim(image_id, location.id, core.process_id(), token, unsure):
             return
         try:
             core.delete_data(location, context)
         except BaseException:
-            repository.release_location(image_id, location.id, token)
+            repository.locations.release(image_id, location.id, token)
             raise
-        repository.forget_location(image_id, location.id, token)
+        repository.locations.forget(image_id, location.id, token)
     except (DatabaseUnavailable, KeyboardInterrupt, SystemExit):
         # It may be there or not, so the next attempt has to know it for its own.
         core.unsure_claims[location.id] = (*unsure, token)
@@ -61,7 +61,7 @@ def finish_if_deleting(core: Core, image_id: str) -> None:
     Never raises: who was asked to delete the image most likely does it, too, at the same time.
     """
     try:
-        if core.repository.get(image_id).status == "pending_delete":
+        if core.repository.images.get(image_id).status == "pending_delete":
             finish_deletion(core, administrator(), image_id, "active")
     except ApiError as error:
         LOG.info("image %s: its deletion is not finished here: %s", image_id, error)

@@ -98,7 +98,7 @@ class Draft:
             core.quota.check_locations(self._locations)
             core.quota.room(image.owner, self._values.get("size", image.size), len(added))
         status = "active" if self._activates else None
-        return core.repository.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
+        return core.repository.images.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
 
     def delete_dropped(self) -> None:
         """After ``commit``: delete the data at locations that were removed; raises Conflict if it is in use."""
@@ -283,11 +283,11 @@ def delete_pending(core: Core, context: Context, image_id: str) -> None:
     """
     repository = core.repository
     in_use: StoreError | None = None
-    for location in repository.pending_locations(image_id):
+    for location in repository.locations.pending_for(image_id):
         try:
             delete_location(core, context, image_id, location)
         except (InUseByStore, HasSnapshot) as error:
-            repository.restore_location(image_id, location.id)
+            repository.locations.restore(image_id, location.id)
             in_use = error
         except StoreError as error:
             LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)

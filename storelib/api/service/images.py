@@ -105,7 +105,7 @@ class Images:
         self._check_new(context, new)
         if location is not None:
             new = self._located(context, new, location)
-        image = core.repository.create(new)
+        image = core.repository.images.create(new)
         core.notify.image("create", image)
         return image
 
@@ -143,7 +143,9 @@ class Images:
         # Whether a list is empty would tell what the caller may not read.
         if not all(core.protection.allows(context, "read", name) for name in query.properties):
             return Listing([], None)
-        page = core.repository.list(replace(query, caller=Caller(context.project_id, context.is_admin and not as_user)))
+        page = core.repository.images.list(
+            replace(query, caller=Caller(context.project_id, context.is_admin and not as_user))
+        )
         allows, target = core.policy.allows, core.target
         images = [image for image in page.images if allows(context, "get_image", target(context, image))]
         return Listing(images, page.images[-1].id if page.more and page.images else None)
@@ -154,7 +156,7 @@ class Images:
         With ``deleted``, administrators are shown deleted images, too.
         """
         if deleted and context.is_admin:
-            return self._core.repository.get(image_id, deleted=True)
+            return self._core.repository.images.get(image_id, deleted=True)
         return self._core.get_visible(context, image_id)
 
     def update(self, context: Context, image_id: str, operations: Iterable[Operation]) -> Image:
@@ -209,7 +211,7 @@ class Images:
 
     def _delete_without_data(self, image: Image) -> Image:
         try:
-            deleted = self._core.repository.transition(image.id, from_=WITHOUT_DATA, to="deleted")
+            deleted = self._core.repository.images.transition(image.id, from_=WITHOUT_DATA, to="deleted")
         except StatusConflict as error:
             raise Conflict(f"image {image.id} has just become {error.status}; try again") from error
         self._discard_stage(deleted)
@@ -218,7 +220,9 @@ class Images:
     def _delete_with_data(self, context: Context, image: Image) -> Image:
         ticket = self._lease.ticket(image.id)
         try:
-            self._core.repository.begin_deletion(image.id, ticket.process_id, from_=WITH_DATA, token=ticket.token)
+            self._core.repository.uploads.begin_deletion(
+                image.id, ticket.process_id, from_=WITH_DATA, token=ticket.token
+            )
             return finish_deletion(self._core, context, image.id, image.status)
         except (Conflict, ImageNotFound):
             raise
@@ -229,7 +233,7 @@ class Images:
 
     def _go_on_deleting(self, context: Context, image: Image) -> Image:
         """The client asks again: finish what was interrupted; raises NotPermitted while somebody else is at it."""
-        upload = self._core.repository.upload(image.id)
+        upload = self._core.repository.uploads.get(image.id)
         age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
         if not self._lease.interrupted(image.id) and abs(age.total_seconds()) < AT_WORK:
             raise NotPermitted(f"image {image.id} is being deleted already")
@@ -251,7 +255,7 @@ class Images:
         if image.status == after:
             return
         try:
-            updated = core.repository.transition(image_id, from_=(before,), to=after)
+            updated = core.repository.images.transition(image_id, from_=(before,), to=after)
         except StatusConflict as error:
             raise NotPermitted(f"an image that is {error.status} cannot become {after}") from error
         core.notify.image("update", updated)
@@ -262,10 +266,10 @@ class Images:
         image = self._core.get_authorized(context, image_id, "modify_image")
         if not 0 < len(tag) <= LONGEST_NAME:
             raise BadRequest(f"a tag has 1 to {LONGEST_NAME} characters")
-        self._core.repository.add_tag(image.id, tag, limit=self._core.quota.tags)
+        self._core.repository.images.add_tag(image.id, tag, limit=self._core.quota.tags)
 
     def remove_tag(self, context: Context, image_id: str, tag: str) -> None:
         """Take a tag off; raises TagNotFound."""
         self._core.writable(context)
         image = self._core.get_authorized(context, image_id, "modify_image")
-        self._core.repository.remove_tag(image.id, tag)
+        self._core.repository.images.remove_tag(image.id, tag)

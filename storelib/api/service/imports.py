@@ -95,7 +95,7 @@ class Imports:
             self._data.give_up(ticket, "queued")
             raise
         try:
-            return core.repository.finish_upload(
+            return core.repository.uploads.finish(
                 image_id,
                 ticket.process_id,
                 token=ticket.token,
@@ -137,10 +137,10 @@ class Imports:
     def _is_over(self, image_id: str) -> bool:
         repository = self._core.repository
         # In this order: an upload ends as uploading, or with nothing staged.
-        if repository.upload(image_id) is not None:
+        if repository.uploads.get(image_id) is not None:
             return False
         try:
-            return repository.get(image_id, deleted=True).status not in ("uploading", "importing")
+            return repository.images.get(image_id, deleted=True).status not in ("uploading", "importing")
         except ImageNotFound:
             return False
 
@@ -192,11 +192,11 @@ class Imports:
     def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
         """The image, of which nobody else makes a copy now; raises BadRequest and Conflict where there still is one."""
         repository = self._core.repository
-        image = repository.get(image_id)
+        image = repository.images.get(image_id)
         for location in image.locations:
             if location.metadata.get("store") in names:
                 raise BadRequest(f"image {image_id} is in store {location.metadata['store']} already")
-        for location in repository.pending_locations(image_id):
+        for location in repository.locations.pending_for(image_id):
             # Whoever deletes it would delete the new copy, which is in the same place.
             if location.metadata.get("store") in names:
                 raise Conflict(f"store {location.metadata['store']} still deletes its copy of image {image_id}")
@@ -354,7 +354,7 @@ class Imports:
     ) -> None:
         locations = [NewLocation(item.uri, item.metadata) for item in good]
         try:
-            self._core.repository.finish_upload(
+            self._core.repository.uploads.finish(
                 ticket.image_id,
                 ticket.process_id,
                 token=ticket.token,

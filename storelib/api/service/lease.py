@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from storelib.api.context import administrator
-from storelib.api.db.leases import this_boot, ticks
+from storelib.api.db.processes import this_boot, ticks
 from storelib.api.db.records import Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
@@ -101,7 +101,7 @@ class Lease:
         with self._lock:
             if self._id is None:
                 self._seen = ticks()
-                joined = self._core.repository.join(this_host(), os.getpid()).id
+                joined = self._core.repository.processes.join(this_host(), os.getpid()).id
                 try:
                     self._expire_dead_local_peers(joined)
                     if self._every and not self._threads:
@@ -133,7 +133,7 @@ class Lease:
 
     def _give_back(self, process_id: str) -> None:
         try:
-            self._core.repository.leave(process_id)
+            self._core.repository.processes.leave(process_id)
         except ApiError as error:
             LOG.warning("the lease of this process runs out by itself: %s", error)
 
@@ -155,7 +155,7 @@ class Lease:
     def renew(self) -> None:
         """Renew the lease, or get a new one if it was given up."""
         process_id, asked = self.id, ticks()
-        if self._core.repository.heartbeat(process_id):
+        if self._core.repository.processes.heartbeat(process_id):
             self._seen = asked
             return
         LOG.warning("this process was taken for dead; its uploads were given up")
@@ -198,9 +198,9 @@ class Lease:
         # Noted first: if the answer to the commit is lost, nobody else would look for what this process has taken.
         repository = self._core.repository
         again, self._taking = self._taking, self._taking or str(uuid.uuid4())
-        taken = list(repository.take_over_uploads(process_id, self._ttl, token=self._taking))
+        taken = list(repository.uploads.take_over(process_id, self._ttl, token=self._taking))
         if again is not None:
-            taken = [each for each in repository.uploads_of(process_id) if each.token == again]
+            taken = [each for each in repository.uploads.list_for(process_id) if each.token == again]
         for upload in taken:
             self.undo(upload)
         self._taking = None
@@ -215,7 +215,7 @@ class Lease:
             if thread is not threading.current_thread():
                 thread.join(JOIN)
         if process_id is not None:
-            self._core.repository.leave(process_id)
+            self._core.repository.processes.leave(process_id)
 
     def ticket(self, image_id: str) -> Ticket:
         """For something new that is done to this image by this process."""
@@ -259,7 +259,7 @@ class Lease:
     def _undo(self, ticket: Ticket, mine: Ticket) -> None:
         repository = self._core.repository
         # Nobody else undoes it, and nobody writes to the same place, as long as this is noted.
-        upload = repository.claim_upload(ticket, mine.process_id, token=mine.token)
+        upload = repository.uploads.claim(ticket, mine.process_id, token=mine.token)
         if upload is None:
             return
         try:
@@ -272,19 +272,19 @@ class Lease:
                     remove_leftovers(self._core, self._core.registry[name], upload.image_id, mine)
             if self.on_undo is not None:
                 self.on_undo(mine)
-            repository.finish_upload(upload.image_id, mine.process_id, to=upload.restore, token=mine.token)
+            repository.uploads.finish(upload.image_id, mine.process_id, to=upload.restore, token=mine.token)
             LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
         except (UploadLost, ImageNotFound):
             finish_if_deleting(self._core, upload.image_id)
-            repository.forget_upload(upload.image_id, mine.process_id, token=mine.token)
+            repository.uploads.forget(upload.image_id, mine.process_id, token=mine.token)
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""
         context = administrator()
-        for image_id in self._core.repository.images_in(DELETING):
+        for image_id in self._core.repository.images.in_statuses(DELETING):
             self._finish_deletion(image_id)
         before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
-        for image_id, location in self._core.repository.all_pending_locations(before):
+        for image_id, location in self._core.repository.locations.pending(before):
             try:
                 # Another process may have deleted it since: then there is nothing to claim.
                 delete_location(self._core, context, image_id, location)
@@ -299,25 +299,25 @@ class Lease:
     def _finish_deletion(self, image_id: str) -> None:
         """A process died while it deleted this image; one that is still at it is left alone."""
         try:
-            image = self._core.repository.get(image_id)
+            image = self._core.repository.images.get(image_id)
             age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
             if age.total_seconds() > ABANDONED:
-                self._core.repository.transition(image_id, from_=DELETING, to="deleted")
+                self._core.repository.images.transition(image_id, from_=DELETING, to="deleted")
         except (ImageNotFound, StatusConflict):
             pass
 
     def _finish_late(self, ticket: Ticket, process_id: str) -> None:
         """If it is not noted any more, its end was recorded, or others undid it; a later upload is none of this."""
-        upload = self._core.repository.upload(ticket.image_id)
+        upload = self._core.repository.uploads.get(ticket.image_id)
         self._unfinished.discard(ticket)
         if upload is not None and upload.ticket == ticket:
             self.undo(upload)
 
     def _delete_late(self, image_id: str) -> None:
         try:
-            image = self._core.repository.get(image_id)
+            image = self._core.repository.images.get(image_id)
             if image.status == "pending_delete":
-                upload = self._core.repository.upload(image_id)
+                upload = self._core.repository.uploads.get(image_id)
                 restore = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
                 finish_deletion(self._core, administrator(), image_id, restore)
         except (ImageNotFound, Conflict):
@@ -334,7 +334,7 @@ class Lease:
         ticket: Ticket | None = None
         try:
             try:
-                image = repository.get(image_id)
+                image = repository.images.get(image_id)
             except ImageNotFound:
                 self._remove_from(name, uri)
                 self._lost.discard(lost)
@@ -346,14 +346,14 @@ class Lease:
             self.renew()
             ticket = self.ticket(image_id)
             # Its own claim keeps everybody from writing there while the data is removed.
-            claimed = repository.begin_upload(
+            claimed = repository.uploads.begin(
                 image_id, ticket.process_id, from_=(image.status,), to=None, stores=(), token=ticket.token
             )
             # Somebody may have finished between the two.
             if all(location.uri != uri for location in claimed.locations):
                 self._remove_from(name, uri)
             self._lost.discard(lost)
-            repository.finish_upload(image_id, ticket.process_id, to=None, token=ticket.token)
+            repository.uploads.finish(image_id, ticket.process_id, to=None, token=ticket.token)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: what an upload left that was given up is removed later: %s", image_id, error)
             if ticket is not None:
@@ -367,9 +367,9 @@ class Lease:
 
     def _expire_dead_local_peers(self, own: str) -> None:
         """Processes of this machine that are gone need not be waited for."""
-        for process in self._core.repository.processes():
+        for process in self._core.repository.processes.list():
             if process.id != own and process.host == this_host() and not _runs(process):
-                self._core.repository.leave(process.id)
+                self._core.repository.processes.leave(process.id)
 
 
 def _runs(process: Process) -> bool:
@@ -403,7 +403,7 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     if Capability.LIST not in store.capabilities:
         return
     try:
-        locations = core.repository.get(image_id).locations
+        locations = core.repository.images.get(image_id).locations
     except ImageNotFound:
         locations = ()
     # Its URI may be spelled in another way than the store does.
@@ -419,7 +419,7 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
 def _check_held(core: Core, ticket: Ticket | None) -> None:
     if ticket is None:
         return
-    upload = core.repository.upload(ticket.image_id)
+    upload = core.repository.uploads.get(ticket.image_id)
     if upload is None or upload.ticket != ticket:
         raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
 

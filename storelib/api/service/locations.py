@@ -85,7 +85,7 @@ class Locations:
         if not there:
             raise ResourceNotFound(f"image {image_id} has no data in store {store_id}")
         try:
-            core.repository.drop_location(image_id, there[0].id)
+            core.repository.locations.drop(image_id, there[0].id)
         except LocationNotFound:
             raise
         except Conflict as error:
@@ -98,7 +98,7 @@ class Locations:
         image_id = ticket.image_id
         try:
             values = self._verified(context, store, url, validation)
-            self._core.repository.finish_upload(
+            self._core.repository.uploads.finish(
                 image_id,
                 ticket.process_id,
                 token=ticket.token,

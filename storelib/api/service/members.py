@@ -25,7 +25,7 @@ class Members:
     def list(self, context: Context, image_id: str) -> list[Member]:
         """The members the caller may see: all for the owner and administrators, else himself."""
         image = self._shared(context, image_id, "get_members")
-        members = self._core.repository.members(image_id)
+        members = self._core.repository.members.list_for(image_id)
         return [member for member in members if self._may_see(context, image, member.member)]
 
     def show(self, context: Context, image_id: str, member: str) -> Member:
@@ -33,7 +33,7 @@ class Members:
         image = self._core.get_authorized(context, image_id, "get_members")
         if image.visibility != "shared" or not self._may_see(context, image, member):
             raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
-        return self._core.repository.member(image_id, member)
+        return self._core.repository.members.get(image_id, member)
 
     def add(self, context: Context, image_id: str, member: str, *, can_share: bool = False) -> Member:
         """Share an image; raises NotPermitted unless its visibility is shared, AlreadyExists, LimitExceeded."""
@@ -41,7 +41,7 @@ class Members:
         image = self._shared(context, image_id, "add_member")
         self._check_id(member)
         limit = self._core.quota.members
-        added = self._core.repository.add_member(image_id, member, can_share=can_share, limit=limit)
+        added = self._core.repository.members.add(image_id, member, can_share=can_share, limit=limit)
         self._core.refresh_acls(context, image)
         self._core.notify.member("create", added)
         return added
@@ -52,13 +52,13 @@ class Members:
         Raises ImageNotFound, NotPermitted, LimitExceeded.
         """
         image = self._sharable(context, image_id, "add_member")
-        if all(known.member != member for known in self._core.repository.members(image_id)):
+        if all(known.member != member for known in self._core.repository.members.list_for(image_id)):
             self._check_id(member)
             limit = self._core.quota.members
-            put = self._core.repository.add_member(image_id, member, can_share=bool(can_share), limit=limit)
+            put = self._core.repository.members.add(image_id, member, can_share=bool(can_share), limit=limit)
             self._core.notify.member("create", put)
         else:
-            put = self._core.repository.update_member(image_id, member, can_share=can_share)
+            put = self._core.repository.members.update(image_id, member, can_share=can_share)
             self._core.notify.member("update", put)
         self._core.refresh_acls(context, image)
 
@@ -69,8 +69,8 @@ class Members:
         for member in wanted:
             self._check_id(member)
         self._core.quota.check_members(wanted)
-        before = {member.member: member for member in self._core.repository.members(image_id)}
-        after = {member.member: member for member in self._core.repository.replace_members(image_id, wanted)}
+        before = {member.member: member for member in self._core.repository.members.list_for(image_id)}
+        after = {member.member: member for member in self._core.repository.members.replace(image_id, wanted)}
         self._core.refresh_acls(context, image)
         for name in sorted(before.keys() | after.keys()):
             if name not in after:
@@ -81,7 +81,7 @@ class Members:
     def shared_with(self, context: Context, member: str) -> builtins.list[Member]:
         """v1: the memberships of one project that the caller may see: all his own, and those of his images."""
         found = []
-        for membership in self._core.repository.shared_with(member):
+        for membership in self._core.repository.members.shared_with(member):
             try:
                 image = self._core.get_visible(context, membership.image_id)
             except ImageNotFound:
@@ -99,7 +99,7 @@ class Members:
         if not self._may_see(context, image, member):
             raise MemberNotFound(f"image {image_id} is not shared with {member!r}")
         self._core.policy.require(context, "modify_member", self._target(context, image, member))
-        updated = self._core.repository.update_member(image_id, member, status=status)
+        updated = self._core.repository.members.update(image_id, member, status=status)
         self._core.notify.member("update", updated)
         return updated
 
@@ -107,8 +107,8 @@ class Members:
         """Stop sharing; raises MemberNotFound."""
         self._core.writable(context)
         image = self._sharable(context, image_id, "delete_member")
-        removed = self._core.repository.member(image_id, member)
-        self._core.repository.remove_member(image_id, member)
+        removed = self._core.repository.members.get(image_id, member)
+        self._core.repository.members.remove(image_id, member)
         self._core.refresh_acls(context, image)
         self._core.notify.member("delete", removed)
 
@@ -126,7 +126,7 @@ class Members:
             return self._shared(context, image_id, action)
         except NotPermitted:
             image = core.get_visible(context, image_id)
-            members = core.repository.members(image_id) if image.visibility == "shared" else ()
+            members = core.repository.members.list_for(image_id) if image.visibility == "shared" else ()
             if not any(member.can_share and member.member == context.project_id for member in members):
                 raise
             return image

@@ -50,7 +50,7 @@ class Quota:
             raise LimitExceeded(f"an image may have {self.image_size} bytes, not {size}")
         if not self._storage:
             return self.image_size
-        left = (self._storage - self._repository.usage(owner).total_size) // max(copies, 1)
+        left = (self._storage - self._repository.images.usage(owner).total_size) // max(copies, 1)
         if left < (size or 0) or left <= 0:
             raise QuotaExceeded(f"the project may store {self._storage} bytes, and this is more than is left of them")
         return min(left, self.image_size)

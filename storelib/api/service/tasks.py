@@ -81,7 +81,7 @@ class Tasks:
         values = {RECORD: json.dumps(task), TASK_ID: task_id, KIND: ANY, TASK: task_id}
         if stores:
             values[IMPORTING] = stores
-        self._core.repository.set_properties(image_id, values, remove=[FAILED])
+        self._core.repository.images.set_properties(image_id, values, remove=[FAILED])
 
     def ended(
         self, image_id: str, failed: Sequence[str], message: str, *, success: bool = True
@@ -91,7 +91,7 @@ class Tasks:
         For ``finish_upload``, so that both end at once; which tells if the image is gone.
         """
         try:
-            task = self._of(self._core.repository.get(image_id).properties)
+            task = self._of(self._core.repository.images.get(image_id).properties)
         except ApiError as error:
             LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
             return {}
@@ -109,7 +109,7 @@ class Tasks:
         try:
             if values := self.ended(image_id, failed, message, success=False):
                 kept = {name: value for name, value in values.items() if value is not None}
-                self._core.repository.set_properties(image_id, kept, remove=values.keys() - kept.keys())
+                self._core.repository.images.set_properties(image_id, kept, remove=values.keys() - kept.keys())
         except ApiError as error:
             LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
 
@@ -150,7 +150,7 @@ class Tasks:
 
     def _found(self, properties: Mapping[str, str]) -> Found:
         query = Query(Caller(None, is_admin=True), limit=LISTED, properties=properties, visibility="all")
-        return [self._of(image.properties) for image in self._core.repository.list(query).images]
+        return [self._of(image.properties) for image in self._core.repository.images.list(query).images]
 
     def _of(self, properties: Mapping[str, str | None]) -> Task:
         task: Task = json.loads(properties.get(RECORD) or "{}")

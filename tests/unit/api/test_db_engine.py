@@ -58,7 +58,7 @@ class TestSqliteWithoutSetUp:
         image = make(repository)
         repository.close()
         again = open_repository(configured(f"sqlite:///{path}"))
-        assert again.get(image.id) == image
+        assert again.images.get(image.id) == image
         again.close()
 
     def test_its_directories_are_made(self, tmp_path):
@@ -104,11 +104,11 @@ class TestSqliteWithoutSetUp:
             "conf = cfg.ConfigOpts(); conf([]); config.register_opts(conf)\n"
             "conf.set_override('connection', sys.argv[1], 'database')\n"
             "print('ready', flush=True); sys.stdin.read(1)\n"
-            "repository = open_repository(conf); repository.join('host', 1); time.sleep(0.2)\n"
+            "repository = open_repository(conf); repository.processes.join('host', 1); time.sleep(0.2)\n"
             "print('made', flush=True); sys.stdin.read(1)\n"
             "# SQLite deletes its log when it believes that nobody else has the database open.\n"
             "files = [os.readlink(entry.path) for entry in os.scandir('/proc/self/fd') if os.path.islink(entry.path)]\n"
-            "seen = len(repository.processes()); repository.close()\n"
+            "seen = len(repository.processes.list()); repository.close()\n"
             "sys.exit(seen != 3 or any('images.sqlite' in file and '(deleted)' in file for file in files))\n"
         )
         url = f"sqlite:///{tmp_path}/images.sqlite"
@@ -131,8 +131,8 @@ class TestSqliteWithoutSetUp:
         sync(url)
         database = Database(url)
         repository = Repository(database)
-        image, process = make(repository), repository.join("host", 1)
-        repository.begin_upload(image.id, process.id)
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id)
         for old in (
             "ALTER TABLE image_locations DROP COLUMN claimed_by",
             "ALTER TABLE image_locations DROP COLUMN claim",
@@ -147,9 +147,9 @@ class TestSqliteWithoutSetUp:
             check(database)
         assert sync(url).current == "0001"
         check(database)
-        assert repository.upload(image.id).token == ""
-        assert repository.processes()[0].boot is None
-        assert repository.finish_upload(image.id, process.id, token="").status == "active"
+        assert repository.uploads.get(image.id).token == ""
+        assert repository.processes.list()[0].boot is None
+        assert repository.uploads.finish(image.id, process.id, token="").status == "active"
         repository.close()
 
     def test_asking_for_the_version_makes_nothing(self, tmp_path):
@@ -189,23 +189,25 @@ class TestSqlite:
             name = sa.select(images.c.name).where(images.c.id == image.id)
             first = connection.execute(name).scalar_one()
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(repository.transition, image.id, from_={"queued"}, to="saving", name="after").result(30)
+                pool.submit(repository.images.transition, image.id, from_={"queued"}, to="saving", name="after").result(
+                    30
+                )
             return first, connection.execute(name).scalar_one()
 
         assert repository.database.read(work) == ("before", "before")
-        assert repository.get(image.id).name == "after"
+        assert repository.images.get(image.id).name == "after"
 
     def test_writers_wait_for_another_process(self, repository, tmp_path):
         image = make(repository)
         other = sqlite3.connect(tmp_path / "images.sqlite", isolation_level=None, check_same_thread=False)
         other.execute("BEGIN IMMEDIATE")
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(repository.add_tag, image.id, "t")
-            assert repository.get(image.id).tags == ()
+            waiting = pool.submit(repository.images.add_tag, image.id, "t")
+            assert repository.images.get(image.id).tags == ()
             other.execute("COMMIT")
             waiting.result(30)
         other.close()
-        assert repository.get(image.id).tags == ("t",)
+        assert repository.images.get(image.id).tags == ("t",)
 
     def test_a_failure_rolls_everything_back(self, repository):
         image = make(repository)
@@ -216,7 +218,7 @@ class TestSqlite:
 
         with pytest.raises(KeyError, match="mine"):
             repository.database.write(work)
-        assert repository.get(image.id) == image
+        assert repository.images.get(image.id) == image
 
     def test_a_forked_child_makes_its_own_connections(self, repository):
         image = make(repository)
@@ -227,24 +229,24 @@ class TestSqlite:
         for child in children:
             child.start()
         for number in range(20):
-            repository.add_tag(image.id, f"parent-{number}")
+            repository.images.add_tag(image.id, f"parent-{number}")
         for child in children:
             child.join(60)
             assert child.exitcode == 0
-        assert len(repository.get(image.id).tags) == 80
+        assert len(repository.images.get(image.id).tags) == 80
 
     def test_a_closed_repository_opens_again(self, repository):
         image = make(repository)
         repository.close()
-        assert repository.get(image.id) == image
+        assert repository.images.get(image.id) == image
 
     def test_a_full_pool_says_which_option(self, tmp_path):
         conf = configured(f"sqlite:///{tmp_path}/i.sqlite", max_pool_size=1, max_overflow=0, pool_timeout=0.1)
         repository = open_repository(conf)
         with pytest.raises(DatabaseUnavailable, match="max_pool_size"):
-            repository.database.read(lambda connection: repository.get(new_id()))
+            repository.database.read(lambda connection: repository.images.get(new_id()))
         with pytest.raises(ImageNotFound):
-            repository.get(new_id())
+            repository.images.get(new_id())
         repository.close()
 
     def test_a_database_that_cannot_be_opened_is_unavailable(self, repository, tmp_path):
@@ -253,12 +255,12 @@ class TestSqlite:
             (tmp_path / name).unlink(missing_ok=True)
         (tmp_path / "images.sqlite").mkdir()
         with pytest.raises(DatabaseUnavailable, match="unable to open"):
-            repository.get(new_id())
+            repository.images.get(new_id())
 
 
 def tag_and_exit(repository: Repository, image_id: str, number: int) -> None:
     for tag in range(20):
-        repository.add_tag(image_id, f"child-{number}-{tag}")
+        repository.images.add_tag(image_id, f"child-{number}-{tag}")
     # Nothing of the parent's is cleaned up here.
     os._exit(0)
 
@@ -297,7 +299,7 @@ class TestUrls:
         database = Database("postgresql://jane:secret@127.0.0.1:1/images")
         database._retrying.stop = lambda state: True
         with pytest.raises(DatabaseUnavailable) as caught:
-            Repository(database).get(new_id())
+            Repository(database).images.get(new_id())
         assert "secret" not in f"{caught.value}{database!r}"
         assert "jane" in repr(database)
         database.close()
@@ -340,5 +342,5 @@ class TestSecrets:
         repository.database.write(lambda connection: connection.exec_driver_sql("DROP TABLE image_locations"))
         image = NewImage(new_id(), status="active", locations=(NewLocation(self.URI),))
         with pytest.raises(DatabaseUnavailable) as caught:
-            repository.create(image)
+            repository.images.create(image)
         assert "secret" not in f"{caught.value}{caught.value.__cause__}{caplog.text}"

@@ -19,7 +19,7 @@ def image(tmp_path):
     url = f"sqlite:///{tmp_path}/images.sqlite"
     sync(url)
     database = Database(url)
-    yield lambda **values: Repository(database).create(NewImage(str(uuid.uuid4()), **values))
+    yield lambda **values: Repository(database).images.create(NewImage(str(uuid.uuid4()), **values))
     database.close()
 
 

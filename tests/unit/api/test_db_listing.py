@@ -114,36 +114,38 @@ class Lists(RuleBasedStateMachine):
 
     @rule(target=images, values=IMAGES)
     def create(self, values):
-        image = self.repository.create(NewImage(new_id(), **values))
+        image = self.repository.images.create(NewImage(new_id(), **values))
         self.all.append(image.id)
         return image.id
 
     @rule(image_id=images, name=st.none() | TEXT, owner=st.sampled_from(PROJECTS), properties=PROPERTIES)
     def change(self, image_id, name, owner, properties):
-        image = self.repository.get(image_id, deleted=True)
+        image = self.repository.images.get(image_id, deleted=True)
         if not image.deleted:
-            self.repository.update(image, Changes({"name": name, "owner": owner}, properties=properties))
+            self.repository.images.update(image, Changes({"name": name, "owner": owner}, properties=properties))
 
     @rule(image_id=images, data=st.data())
     def next_status(self, image_id, data):
-        image = self.repository.get(image_id, deleted=True)
+        image = self.repository.images.get(image_id, deleted=True)
         if ALLOWED[image.status]:
             to = data.draw(st.sampled_from(sorted(ALLOWED[image.status])))
-            self.repository.transition(image_id, from_={image.status}, to=to)
+            self.repository.images.transition(image_id, from_={image.status}, to=to)
 
     @rule(image_id=images, status=st.sampled_from(["pending", "accepted", "rejected"]))
     def share(self, image_id, status):
-        if not self.repository.get(image_id, deleted=True).deleted and not self.repository.members(image_id):
+        if not self.repository.images.get(image_id, deleted=True).deleted and not self.repository.members.list_for(
+            image_id
+        ):
             # Deleted images keep their members for lists, though nobody is told of them.
-            self.members.append(self.repository.add_member(image_id, "me", status=status))
+            self.members.append(self.repository.members.add(image_id, "me", status=status))
 
     @rule(data=st.data(), limit=st.integers(1, 4), few=st.sampled_from([0, 2, 500]))
     def lists(self, data, limit, few):
         listing._FEW = few
-        images = [self.repository.get(image_id, deleted=True) for image_id in self.all]
+        images = [self.repository.images.get(image_id, deleted=True) for image_id in self.all]
         query = data.draw(queries(images))
         wanted = db_model.expected(images, self.members, query)
-        assert ids(self.repository.list(query)) == wanted
+        assert ids(self.repository.images.list(query)) == wanted
         assert walk(self.repository, dataclasses.replace(query, limit=limit)) == wanted
 
 

@@ -160,7 +160,7 @@ class TestLostCommits(Deployed):
             self.recover()
             self.api.service.lease.scrub()
             where = f"{operation}, transaction {number}"
-            assert self.api.repository.upload(image) is None, where
+            assert self.api.repository.uploads.get(image) is None, where
             assert [
                 tuple(found) for found in Audit(self.api.repository, self.api.registry, older_than=0.0, deep=True).run()
             ] == [], where

@@ -62,7 +62,7 @@ class Importing(Deployed):
 
     def lose_commit(self, monkeypatch, committed):
         """The connection is lost at the end of the next upload, before or after the database has it."""
-        finish = self.api.repository.finish_upload
+        finish = self.api.repository.uploads.finish
 
         def lose(*given, **more):
             monkeypatch.undo()
@@ -70,7 +70,7 @@ class Importing(Deployed):
                 finish(*given, **more)
             raise OutcomeUnknown("lost")
 
-        monkeypatch.setattr(self.api.repository, "finish_upload", lose)
+        monkeypatch.setattr(self.api.repository.uploads, "finish", lose)
 
 
 class TestGlanceDirect(Importing):
@@ -450,9 +450,9 @@ class TestCopyImage(Importing):
 
     def test_the_task_ends_with_the_copy(self, image, monkeypatch):
         """A process that dies right after it leaves nothing that says it is still at work."""
-        finish, seen = self.api.repository.finish_upload, []
+        finish, seen = self.api.repository.uploads.finish, []
         monkeypatch.setattr(
-            self.api.repository, "finish_upload", lambda *given, **more: seen.append(finish(*given, **more))
+            self.api.repository.uploads, "finish", lambda *given, **more: seen.append(finish(*given, **more))
         )
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
         [recorded] = seen
@@ -471,10 +471,10 @@ class TestCopyImage(Importing):
     def test_a_store_that_still_deletes_its_copy_is_refused(self, image):
         """What is deleted late would be the new copy."""
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
-        [copy] = [each for each in self.api.repository.get(image).locations if each.metadata["store"] == "mem"]
-        self.api.repository.drop_location(image, copy.id)
+        [copy] = [each for each in self.api.repository.images.get(image).locations if each.metadata["store"] == "mem"]
+        self.api.repository.locations.drop(image, copy.id)
         assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409
-        self.api.repository.forget_location(image, copy.id)
+        self.api.repository.locations.forget(image, copy.id)
         assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 202
         assert self.api.alice.show(image)["stores"] == "fast,mem"
 
@@ -489,10 +489,10 @@ class TestCopyImage(Importing):
         monkeypatch.setattr(self.api.service.data, "begin", copied_before)
         assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 400
         assert self.api.alice.show(image)["stores"] == "fast,mem"
-        assert self.api.repository.upload(image) is None
+        assert self.api.repository.uploads.get(image) is None
 
     def test_a_download_follows_an_image_from_store_to_store(self, image):
-        seen = self.api.repository.get(image)
+        seen = self.api.repository.images.get(image)
         self.start(image, "copy-image", self.api.admin, stores=["mem"])
         assert self.api.admin.delete(f"/v2/stores/fast/{image}").status_code == 204
         with self.api.service.data.read(administrator(), seen).data as stream:
@@ -520,7 +520,7 @@ class TestCopyImage(Importing):
 
     def test_one_copy_at_a_time(self, image):
         service = self.api.service
-        service.core.repository.begin_upload(image, service.lease.id, from_=("active",), to=None, stores=["mem"])
+        service.core.repository.uploads.begin(image, service.lease.id, from_=("active",), to=None, stores=["mem"])
         assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 409
 
     def test_an_image_without_data_is_not_copied(self):

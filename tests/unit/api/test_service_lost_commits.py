@@ -292,15 +292,15 @@ class DelayedDelete(Delete):
 
     def __init__(self, api):
         super().__init__(api)
-        api.repository.transition(self.id, from_=("active",), to="pending_delete")
-        api.repository.transition(self.id, from_=("pending_delete",), to="deleted")
+        api.repository.images.transition(self.id, from_=("active",), to="pending_delete")
+        api.repository.images.transition(self.id, from_=("pending_delete",), to="deleted")
 
     def act(self):
         self.api.service.lease.beat()
         return 204
 
     def is_done(self):
-        return not self.api.repository.pending_locations(self.id)
+        return not self.api.repository.locations.pending_for(self.id)
 
 
 class Recovery(Empty):
@@ -310,8 +310,8 @@ class Recovery(Empty):
         super().__init__(api)
         other = api.another_process()
         api.registry["fast"].add(self.id, io.BytesIO(DATA))
-        other.core.repository.begin_upload(self.id, other.lease.id, stores=["fast"])
-        other.core.repository.leave(other.lease.id)
+        other.core.repository.uploads.begin(self.id, other.lease.id, stores=["fast"])
+        other.core.repository.processes.leave(other.lease.id)
         other.core.repository.close()
 
     def act(self):
@@ -360,7 +360,7 @@ def tolerant(act):
 @pytest.mark.parametrize("scene", SCENES)
 def test_whichever_answer_is_lost_all_that_was_promised_is_there_and_nothing_else(api, monkeypatch, scene, committed):
     for number in range(1, MANY):
-        before = api.repository.usage("alpha")
+        before = api.repository.images.usage("alpha")
         tried = scene(api)
         with monkeypatch.context() as patch:
             done = lose_commit(api.repository, patch, number, committed)
@@ -377,7 +377,7 @@ def test_whichever_answer_is_lost_all_that_was_promised_is_there_and_nothing_els
         assert tried.is_done(), where
         api.service.lease.beat()
         assert tried.is_done(), where
-        assert api.repository.upload(tried.id) is None, where
+        assert api.repository.uploads.get(tried.id) is None, where
         staging = api.service.imports._staging
         found = list(Audit(api.repository, api.registry, staging=staging, deep=True, older_than=0).run())
         assert found == [], where
@@ -386,7 +386,7 @@ def test_whichever_answer_is_lost_all_that_was_promised_is_there_and_nothing_els
         elif not isinstance(tried, Delete):
             raise AssertionError(where)
         api.service.lease.beat()
-        assert api.repository.usage("alpha") == before, where
+        assert api.repository.images.usage("alpha") == before, where
         assert tried.id not in api.files(), where
         if len(done) < number:
             return

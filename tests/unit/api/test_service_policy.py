@@ -47,7 +47,7 @@ class TestRules(Deployed):
         image = self.api.admin.create(visibility="private", owner=None)
         unscoped = Context("u", None, ["member", "reader"])
         core = self.api.service.core
-        assert not core.may_see(unscoped, core.repository.get(image))
+        assert not core.may_see(unscoped, core.repository.images.get(image))
 
     @pytest.mark.parametrize("name", sorted(rule.name for rule in RULES if rule.name not in ("default",)))
     def test_decisions_are_those_of_oslo_policy(self, name):

@@ -38,7 +38,7 @@ def die_in_mid_upload(api, service, image, when):
     store = api.registry["fast"]
     if when == "stored":
         store.add(image, DATA)
-    service.core.repository.begin_upload(image, service.lease.id, stores=["fast"])
+    service.core.repository.uploads.begin(image, service.lease.id, stores=["fast"])
 
 
 class TestDeadProcess:
@@ -83,7 +83,7 @@ class TestDeadProcess:
         other = api.another_process()
         die_in_mid_upload(api, other, image, when)
         assert api.alice.show(image)["status"] == "saving"
-        other.core.repository.leave(other.lease.id)
+        other.core.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
         assert api.files() == []
@@ -103,15 +103,15 @@ class TestDeadProcess:
         gone = subprocess.Popen([sys.executable, "-c", ""])
         gone.wait()
         image = api.alice.create()
-        process = api.repository.join(this_host(), gone.pid)
-        api.repository.begin_upload(image, process.id, stores=["fast"])
+        process = api.repository.processes.join(this_host(), gone.pid)
+        api.repository.uploads.begin(image, process.id, stores=["fast"])
         api.service.start()
         assert api.alice.show(image)["status"] == "queued"
 
     def test_a_process_of_another_machine_is_waited_for(self, api):
         image = api.alice.create()
-        process = api.repository.join("elsewhere", os.getpid())
-        api.repository.begin_upload(image, process.id, stores=["fast"])
+        process = api.repository.processes.join("elsewhere", os.getpid())
+        api.repository.uploads.begin(image, process.id, stores=["fast"])
         api.service.start()
         assert api.alice.show(image)["status"] == "saving"
 
@@ -120,7 +120,7 @@ class TestDeadProcess:
         other = api.another_process()
         die_in_mid_upload(api, other, image, "stored")
         assert api.alice.delete(f"/v2/images/{image}").status_code == 204
-        other.core.repository.leave(other.lease.id)
+        other.core.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.files() == []
         other.core.repository.close()
@@ -130,9 +130,9 @@ class TestDeadProcess:
         image = api.alice.create()
         other = api.another_process()
         other.imports._staging.add(image, DATA)
-        other.data.begin(api.repository.get(image), from_=("queued",), to=status, stores=["fast"])
+        other.data.begin(api.repository.images.get(image), from_=("queued",), to=status, stores=["fast"])
         other.tasks.begin(administrator(), image, "api_image_import", {}, "fast")
-        api.repository.leave(other.lease.id)
+        api.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
         assert list((api.directory / "staging").iterdir()) == []
@@ -144,8 +144,8 @@ class TestDeadProcess:
         image = api.alice.create()
         assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 204
         other = api.another_process()
-        other.data.begin(api.repository.get(image), from_=("uploading",), to="importing", stores=["fast"])
-        api.repository.leave(other.lease.id)
+        other.data.begin(api.repository.images.get(image), from_=("uploading",), to="importing", stores=["fast"])
+        api.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
         assert list((api.directory / "staging").iterdir()) == []
@@ -157,7 +157,7 @@ class TestDeadProcess:
         other = api.another_process()
         for image in (first, second):
             die_in_mid_upload(api, other, image, "stored")
-        api.repository.leave(other.lease.id)
+        api.repository.processes.leave(other.lease.id)
         garbage = api.registry["fast"].garbage
 
         def break_down(older_than, prefix):
@@ -176,7 +176,7 @@ class TestDeadProcess:
 
     def test_a_process_that_was_taken_for_dead_joins_again(self, api):
         first = api.service.lease.id
-        api.repository.leave(first)
+        api.repository.processes.leave(first)
         api.service.lease.beat()
         assert api.service.lease.id != first
         api.alice.active(DATA)
@@ -186,7 +186,7 @@ class TestDeadProcess:
 
         class Slow:
             def read(inner, size):  # noqa: N805
-                api.repository.leave(api.service.lease.id)
+                api.repository.processes.leave(api.service.lease.id)
                 other = api.another_process()
                 other.lease.beat()
                 other.stop()
@@ -200,11 +200,11 @@ class TestDeadProcess:
     def test_an_upload_that_was_taken_over_spares_the_next_one(self, api, monkeypatch):
         """A process that slept between storing and recording must not delete what was uploaded since."""
         image = api.alice.create()
-        finish = api.repository.finish_upload
+        finish = api.repository.uploads.finish
 
         def sleep(*given, **more):
             monkeypatch.undo()
-            api.repository.leave(api.service.lease.id)
+            api.repository.processes.leave(api.service.lease.id)
             other = api.another_process()
             other.lease.beat()
             other.data.upload(administrator(), image, Source(io.BytesIO(b"newer data")))
@@ -212,7 +212,7 @@ class TestDeadProcess:
             other.core.repository.close()
             return finish(*given, **more)
 
-        monkeypatch.setattr(api.repository, "finish_upload", sleep)
+        monkeypatch.setattr(api.repository.uploads, "finish", sleep)
         assert api.alice.upload(image, DATA).status_code == 503
         assert api.alice.download(image).content == b"newer data"
 
@@ -239,7 +239,7 @@ class TestDeadProcess:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(api.service.data.upload, administrator(), image, Source(Sleeps(DATA)))
             assert asleep.wait(20)
-            api.repository.leave(api.service.lease.id)
+            api.repository.processes.leave(api.service.lease.id)
             other.lease.beat()
             # The first has slept since the boot, which is longer than its lease lasts.
             monkeypatch.setattr(api.service.lease, "_seen", 0)
@@ -255,7 +255,7 @@ class TestTokens:
     @pytest.mark.parametrize("committed", [True, False])
     def test_a_failed_upload_whose_end_was_not_confirmed_spares_the_next(self, api, monkeypatch, committed):
         image = api.alice.create()
-        finish = api.repository.finish_upload
+        finish = api.repository.uploads.finish
 
         def lose(*given, **more):
             monkeypatch.undo()
@@ -267,7 +267,7 @@ class TestTokens:
             def read(self, size):
                 raise OSError("client gone")
 
-        monkeypatch.setattr(api.repository, "finish_upload", lose)
+        monkeypatch.setattr(api.repository.uploads, "finish", lose)
         with pytest.raises(Exception, match="connection was lost"):
             api.service.data.upload(administrator(), image, Source(Broken(), None))
         if not committed:
@@ -286,14 +286,14 @@ class TestTokens:
 
     def test_a_begin_that_was_not_confirmed_is_undone(self, api, monkeypatch):
         image = api.alice.create()
-        begin = api.repository.begin_upload
+        begin = api.repository.uploads.begin
 
         def lose(*given, **more):
             monkeypatch.undo()
             begin(*given, **more)
             raise OutcomeUnknown("lost")
 
-        monkeypatch.setattr(api.repository, "begin_upload", lose)
+        monkeypatch.setattr(api.repository.uploads, "begin", lose)
         assert api.alice.upload(image, DATA).status_code == 503
         api.service.lease.beat()
         assert api.alice.upload(image, DATA).status_code == 204
@@ -304,7 +304,7 @@ class TestTokens:
         image = api.alice.create()
         other = api.another_process()
         die_in_mid_upload(api, other, image, "stored")
-        api.repository.leave(other.lease.id)
+        api.repository.processes.leave(other.lease.id)
         store, met = api.registry["fast"], []
         find = type(store).find_image
 
@@ -324,13 +324,13 @@ class TestTokens:
         image = api.alice.create()
         other = api.another_process()
         die_in_mid_upload(api, other, image, "stored")
-        api.repository.leave(other.lease.id)
+        api.repository.processes.leave(other.lease.id)
         store = api.registry["fast"]
         find = type(store).find_image
 
         def sleep(self, image_id):
             monkeypatch.undo()
-            api.repository.leave(api.service.lease.id)
+            api.repository.processes.leave(api.service.lease.id)
             third = api.another_process()
             third.lease.beat()
             third.data.upload(administrator(), image, Source(io.BytesIO(b"newer"), None))
@@ -352,7 +352,7 @@ class TestTokens:
         def fail(*given, **more):
             raise error
 
-        where = (api.repository, "finish_upload") if step == "record" else (api.service.data, step)
+        where = (api.repository.uploads, "finish") if step == "record" else (api.service.data, step)
         with monkeypatch.context() as patch:
             patch.setattr(*where, fail)
             with pytest.raises(error):
@@ -380,7 +380,7 @@ class TestClocks:
 class TestDatabaseTrouble:
     def upload_with(self, api, monkeypatch, error, *, after):
         image = api.alice.create()
-        finish = api.repository.finish_upload
+        finish = api.repository.uploads.finish
 
         def fail(*arguments, **more):
             if after:
@@ -388,7 +388,7 @@ class TestDatabaseTrouble:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(api.repository, "finish_upload", fail)
+            patch.setattr(api.repository.uploads, "finish", fail)
             assert api.alice.upload(image, DATA).status_code == 503
         return image
 
@@ -405,7 +405,7 @@ class TestDatabaseTrouble:
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
-            patch.setattr(api.repository, "finish_upload", fail)
+            patch.setattr(api.repository.uploads, "finish", fail)
             assert api.alice.upload(image, DATA).status_code == 500
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
@@ -447,7 +447,7 @@ class TestRaces:
         def stale(*arguments):
             raise StaleImage("changed")
 
-        monkeypatch.setattr(api.repository, "update", stale)
+        monkeypatch.setattr(api.repository.images, "update", stale)
         with pytest.raises(StaleImage):
             api.service.images.update(administrator(), image, [Operation("add", ("a",), "x")])
 
@@ -470,14 +470,14 @@ class TestRaces:
 class TestThreads:
     def test_they_renew_and_recover_until_the_service_stops(self, api):
         image = api.alice.create()
-        process = api.repository.join("elsewhere", 1)
-        api.repository.begin_upload(image, process.id, stores=["fast"])
+        process = api.repository.processes.join("elsewhere", 1)
+        api.repository.uploads.begin(image, process.id, stores=["fast"])
         before = set(threading.enumerate())
         service = Service(api.conf, api.repository, api.registry, renew=0.05)
         service.start()
         mine = set(threading.enumerate()) - before
         assert {thread.name for thread in mine} == {"storelib-renew", "storelib-recover"}
-        api.repository.leave(process.id)
+        api.repository.processes.leave(process.id)
         deadline = time.monotonic() + 10
         while api.alice.show(image)["status"] != "queued" and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -499,12 +499,21 @@ class TestThreads:
 
 
 class TestInterruptedDeletion:
-    @pytest.mark.parametrize("method", ["begin_deletion", "pending_locations", "forget_location", "transition"])
+    @pytest.mark.parametrize(
+        ("table", "method"),
+        [
+            ("uploads", "begin_deletion"),
+            ("locations", "pending_for"),
+            ("locations", "forget"),
+            ("images", "transition"),
+        ],
+    )
     @pytest.mark.parametrize("after", [False, True])
     @pytest.mark.parametrize("again", ["client", "process"])
-    def test_one_whose_transaction_fails_is_finished_soon(self, api, monkeypatch, method, after, again):
+    def test_one_whose_transaction_fails_is_finished_soon(self, api, monkeypatch, table, method, after, again):
         image = api.alice.active(DATA)
-        real = getattr(api.repository, method)
+        table = getattr(api.repository, table)
+        real = getattr(table, method)
 
         def fail(*given, **more):
             monkeypatch.undo()
@@ -512,7 +521,7 @@ class TestInterruptedDeletion:
                 real(*given, **more)
             raise OutcomeUnknown("lost")
 
-        monkeypatch.setattr(api.repository, method, fail)
+        monkeypatch.setattr(table, method, fail)
         assert api.alice.delete(f"/v2/images/{image}").status_code == 503
         if again == "process":
             api.service.lease.beat()
@@ -525,16 +534,16 @@ class TestInterruptedDeletion:
     def test_what_a_dead_process_was_deleting_is_deleted_at_once_by_another(self, api, deleted):
         image = api.alice.active(DATA)
         other = api.another_process()
-        other.core.repository.begin_deletion(image, other.lease.id, from_=("active",))
+        other.core.repository.uploads.begin_deletion(image, other.lease.id, from_=("active",))
         if deleted:
-            [location] = other.core.repository.pending_locations(image)
+            [location] = other.core.repository.locations.pending_for(image)
             other.core.delete_data(location, administrator())
         assert api.alice.show(image)["status"] == "pending_delete"
-        other.core.repository.leave(other.lease.id)
+        other.core.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
-        assert api.repository.pending_locations(image) == []
+        assert api.repository.locations.pending_for(image) == []
         other.core.repository.close()
 
     def test_two_that_delete_at_once_ask_the_store_once(self, api, monkeypatch):
@@ -553,18 +562,18 @@ class TestInterruptedDeletion:
         assert api.alice.delete(f"/v2/images/{image}").status_code in (204, 404)
         assert len(calls) == 1
         assert api.files() == []
-        assert api.repository.pending_locations(image) == []
+        assert api.repository.locations.pending_for(image) == []
         other.core.repository.close()
 
     def test_a_copy_that_came_to_a_place_where_a_deletion_was_not_recorded_stays(self, api, monkeypatch):
         image = api.alice.active(DATA)
-        [location] = api.repository.get(image).locations
-        api.repository.append_location(image, NewLocation("memory://elsewhere/x", {"store": "mem"}))
-        api.repository.drop_location(image, location.id)
+        [location] = api.repository.images.get(image).locations
+        api.repository.locations.append(image, NewLocation("memory://elsewhere/x", {"store": "mem"}))
+        api.repository.locations.drop(image, location.id)
         # The data was deleted, and nobody took note of it; then it came back.
         api.registry["fast"].delete(location.uri)
         again = api.registry["fast"].add(image, DATA)
-        api.repository.append_location(image, NewLocation(again.uri, {"store": "fast"}))
+        api.repository.locations.append(image, NewLocation(again.uri, {"store": "fast"}))
         monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
         api.service.lease.scrub()
         assert image in api.files()
@@ -574,16 +583,16 @@ class TestInterruptedDeletion:
         image = api.alice.active(DATA)
         other = api.another_process()
         writer = api.service if copier == "living" else other
-        _, ticket = writer.data.begin(api.repository.get(image), from_=("active",), to=None, stores=["mem"])
-        other.core.repository.begin_deletion(image, other.lease.id, from_=("active",))
-        other.core.repository.leave(other.lease.id)
+        _, ticket = writer.data.begin(api.repository.images.get(image), from_=("active",), to=None, stores=["mem"])
+        other.core.repository.uploads.begin_deletion(image, other.lease.id, from_=("active",))
+        other.core.repository.processes.leave(other.lease.id)
         if copier == "living":
             api.service.data.give_up(ticket, None)
         else:
             api.service.lease.beat()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
-        assert api.repository.upload(image) is None
+        assert api.repository.uploads.get(image) is None
         other.core.repository.close()
 
     def test_a_deletion_that_others_finished_succeeds(self, api, monkeypatch):
@@ -592,7 +601,7 @@ class TestInterruptedDeletion:
 
         def slow(location, context):
             other = api.another_process()
-            other.core.repository.leave(api.service.lease.id)
+            other.core.repository.processes.leave(api.service.lease.id)
             other.lease.beat()
             other.stop()
             other.core.repository.close()
@@ -604,7 +613,7 @@ class TestInterruptedDeletion:
 
     def test_an_image_whose_deletion_stopped_half_way_is_deleted_in_the_end(self, api, monkeypatch):
         image = api.alice.active(DATA)
-        api.repository.transition(image, from_=("active",), to="pending_delete")
+        api.repository.images.transition(image, from_=("active",), to="pending_delete")
         monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
         api.service.lease.scrub()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
@@ -622,7 +631,7 @@ class TestStagedData:
 
     def test_what_an_interrupted_deletion_left_is_removed(self, api):
         waiting, gone = self.stage(api), self.stage(api)
-        api.repository.transition(gone, from_=("uploading",), to="deleted")
+        api.repository.images.transition(gone, from_=("uploading",), to="deleted")
         (api.directory / "staging" / "of another program").write_bytes(DATA)
         api.service.lease.scrub()
         assert self.staged(api) == sorted([waiting, "of another program"])
@@ -630,7 +639,7 @@ class TestStagedData:
     def test_what_is_being_staged_is_left_alone(self, api):
         image = api.alice.create()
         other = api.another_process()
-        other.data.begin(api.repository.get(image), from_=("queued",), to="uploading", stores=())
+        other.data.begin(api.repository.images.get(image), from_=("queued",), to="uploading", stores=())
         other.imports._staging.add(image, DATA)
         api.service.lease.scrub()
         assert self.staged(api) == [image]
@@ -639,21 +648,21 @@ class TestStagedData:
 
     def test_an_image_that_is_staged_while_it_is_deleted_leaves_nothing(self, api, monkeypatch):
         image = api.alice.create()
-        transition = api.repository.transition
+        transition = api.repository.images.transition
 
         def stage_first(*given, **more):
             monkeypatch.undo()
             assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 204
             return transition(*given, **more)
 
-        monkeypatch.setattr(api.repository, "transition", stage_first)
+        monkeypatch.setattr(api.repository.images, "transition", stage_first)
         assert api.alice.delete(f"/v2/images/{image}").status_code == 204
         assert self.staged(api) == []
 
     @pytest.mark.parametrize("committed", [True, False])
     def test_a_stage_of_which_the_commit_is_lost_is_there_or_not(self, api, monkeypatch, committed):
         image = api.alice.create()
-        finish = api.repository.finish_upload
+        finish = api.repository.uploads.finish
 
         def lose(*given, **more):
             monkeypatch.undo()
@@ -661,7 +670,7 @@ class TestStagedData:
                 finish(*given, **more)
             raise OutcomeUnknown("lost")
 
-        monkeypatch.setattr(api.repository, "finish_upload", lose)
+        monkeypatch.setattr(api.repository.uploads, "finish", lose)
         assert api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=DATA).status_code == 503
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == ("uploading" if committed else "queued")
@@ -699,7 +708,7 @@ class TestThreadsThatCannotStart:
             started.append(thread)
             start(thread)
 
-        known = {process.id for process in api.repository.processes()}
+        known = {process.id for process in api.repository.processes.list()}
         lease = Lease(api.service.core, renew=60)
         monkeypatch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(type(error)) as caught:
@@ -707,9 +716,9 @@ class TestThreadsThatCannotStart:
         monkeypatch.undo()
         assert caught.value is error
         assert not [thread for thread in started if thread.is_alive()]
-        assert {process.id for process in api.repository.processes()} == known
+        assert {process.id for process in api.repository.processes.list()} == known
         # The next one who needs it gets it, and threads that keep it.
-        assert lease.id in {process.id for process in api.repository.processes()}
+        assert lease.id in {process.id for process in api.repository.processes.list()}
         mine = [thread for thread in lease._threads if thread.is_alive()]
         assert [thread.name for thread in mine] == ["storelib-renew", "storelib-recover"]
         lease.stop()

@@ -294,9 +294,9 @@ class TestUpdate(Deployed):
 
     def test_what_the_service_notes_in_an_image_is_not_purged(self):
         image = created(self.api.alice)
-        self.api.repository.set_properties(image, {"os_glance_import_task": "x"})
+        self.api.repository.images.set_properties(image, {"os_glance_import_task": "x"})
         assert update(self.api.alice, image, more={"x-glance-registry-purge-props": "true"}).status_code == 200
-        assert self.api.repository.get(image).properties == {"os_glance_import_task": "x"}
+        assert self.api.repository.images.get(image).properties == {"os_glance_import_task": "x"}
 
     @pytest.mark.parametrize(
         ("fields", "status"),

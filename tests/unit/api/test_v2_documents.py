@@ -46,7 +46,7 @@ def test_a_change_by_another_process_is_shown(deploy):
     image_id = api.alice.create(name="before")
     both(api.alice, image_id)
     others = api.another_process().core.repository
-    others.add_tag(image_id, "new")
+    others.images.add_tag(image_id, "new")
     shown, listed = both(api.alice, image_id)
     assert shown["tags"] == listed["tags"] == ["new"]
     others.close()
@@ -78,8 +78,8 @@ def test_what_is_remembered_is_bounded(deploy, monkeypatch):
     api = deploy()
     context = api.service.core
     remembering = documents.ImageDocuments(context)
-    images = [context.repository.get(api.alice.create(name=str(number))) for number in range(5)]
-    large = context.repository.get(api.alice.create(large="v" * documents.LARGEST))
+    images = [context.repository.images.get(api.alice.create(name=str(number))) for number in range(5)]
+    large = context.repository.images.get(api.alice.create(large="v" * documents.LARGEST))
     for image in [*images, large]:
         remembering.encode(None, image)
         assert len(remembering._encoded) <= 3

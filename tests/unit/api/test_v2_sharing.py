@@ -146,7 +146,7 @@ class TestAccessLists(Deployed):
     def test_an_image_in_a_store_that_is_no_longer_there_is_changed_and_shared(self):
         image = self.api.alice.active(DATA)
         gone = NewLocation("rbd://fsid/pool/image/snap", {"store": "gone"})
-        self.api.repository.append_location(image, gone)
+        self.api.repository.locations.append(image, gone)
         visibility = {"op": "replace", "path": "/visibility", "value": "community"}
         assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 200
         assert self.api.alice.patch(image, visibility).status_code == 200
@@ -386,7 +386,7 @@ class TestCredentialsInLocations(WithPlaces):
     def image(self):
         image = self.api.alice.active(DATA)
         old = NewLocation("s3://KEY:SECRET@s3.example.org/bucket/image", {"store": "spare"})
-        self.api.repository.append_location(image, old)
+        self.api.repository.locations.append(image, old)
         return image
 
     def test_no_answer_has_them(self, image):
@@ -399,7 +399,7 @@ class TestCredentialsInLocations(WithPlaces):
         value = [{**place, "metadata": {"shelf": "7"}} for place in self.api.alice.show(image)["locations"]]
         answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
         assert [place["metadata"]["shelf"] for place in answer.json["locations"]] == ["7", "7"]
-        kept = [location.uri for location in self.api.repository.get(image).locations]
+        kept = [location.uri for location in self.api.repository.images.get(image).locations]
         assert "s3://KEY:SECRET@s3.example.org/bucket/image" in kept
 
     def test_no_error_has_them(self, image):

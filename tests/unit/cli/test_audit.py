@@ -69,7 +69,7 @@ class Place:
             "os_hash_value": hashlib.sha512(data).hexdigest(),
             "locations": tuple(NewLocation(item.uri, item.metadata) for item in stored),
         }
-        self.repository.create(NewImage(image_id, **{**known, **fields}))
+        self.repository.images.create(NewImage(image_id, **{**known, **fields}))
         return image_id
 
     def path(self, image_id: str, store: str = "fast"):
@@ -98,23 +98,23 @@ def test_images_with_their_data_agree(place):
     place.image()
     place.image(b"", stores=("slow",))
     place.image(stores=("fast", "slow"))
-    place.repository.create(NewImage(str(uuid.uuid4())))
+    place.repository.images.create(NewImage(str(uuid.uuid4())))
     assert place.findings(deep=True, older_than=0) == []
 
 
 def test_data_that_is_still_to_be_deleted_agrees(place):
     image_id = place.image()
-    place.repository.transition(image_id, from_=("active",), to="deleted")
+    place.repository.images.transition(image_id, from_=("active",), to="deleted")
     audit = Audit(place.repository, place.registry, deep=True)
     assert list(audit.run()) == []
     assert audit.counts.pending == 1
 
 
 def test_an_upload_under_way_agrees(place):
-    process = place.repository.join("here", os.getpid())
+    process = place.repository.processes.join("here", os.getpid())
     image_id = str(uuid.uuid4())
-    place.repository.create(NewImage(image_id))
-    place.repository.begin_upload(image_id, process.id, stores=["fast"])
+    place.repository.images.create(NewImage(image_id))
+    place.repository.uploads.begin(image_id, process.id, stores=["fast"])
     # Published, and the database does not know yet.
     place.registry["fast"].add(image_id, DATA)
     assert place.findings(deep=True, older_than=0) == []
@@ -146,9 +146,9 @@ def test_an_image_that_was_deleted_between_listing_and_reading_agrees(place, mon
 
     def list_and_delete():
         place.registry["fast"].delete(everything[0].uri)
-        place.repository.transition(image_id, from_=("active",), to="deleted")
-        [location] = place.repository.pending_locations(image_id)
-        place.repository.forget_location(image_id, location.id)
+        place.repository.images.transition(image_id, from_=("active",), to="deleted")
+        [location] = place.repository.locations.pending_for(image_id)
+        place.repository.locations.forget(image_id, location.id)
         return iter(everything)
 
     monkeypatch.setattr(place.registry["fast"], "list_images", list_and_delete)
@@ -183,7 +183,7 @@ def test_data_of_an_image_that_has_it_elsewhere(place):
 
 def test_data_of_an_image_that_waits_for_data(place):
     image_id = str(uuid.uuid4())
-    place.repository.create(NewImage(image_id))
+    place.repository.images.create(NewImage(image_id))
     place.registry["fast"].add(image_id, DATA)
     assert place.findings() == [("orphan", image_id, "fast")]
 
@@ -256,7 +256,7 @@ def test_an_image_that_waits_for_nobody(place):
 
 def test_two_images_with_the_same_data(place):
     first = place.image()
-    second = place.image(stores=(), locations=place.repository.get(first).locations)
+    second = place.image(stores=(), locations=place.repository.images.get(first).locations)
     assert place.findings() == [("shared", max(first, second), "fast")]
 
 
@@ -309,7 +309,7 @@ def test_every_kind_there_is_is_named_beside_all_others(place, staging, monkeypa
     place.path(missing).unlink()
     place.path(size).write_bytes(DATA + b"!")
     place.path(digest).write_bytes(OTHER)
-    second = place.image(stores=(), locations=place.repository.get(first).locations)
+    second = place.image(stores=(), locations=place.repository.images.get(first).locations)
     nowhere, stuck = place.image(stores=()), place.image(stores=(), status="importing")
     place.registry["slow"].add("orphan", DATA)
     staging.add("staged", DATA)
