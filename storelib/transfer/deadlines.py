@@ -2,7 +2,7 @@
 """Deadlines of what a thread asks of a back end, for servers that answer a byte now and then and never come to an end.
 
 A time limit of a socket begins anew with each byte. So what the engine asks for has a deadline of the whole, which the
-connections of the drivers keep (``responses.py``): each wait is cut to what is left. Only what is progress moves it.
+connections of the drivers keep (``http/``): each wait is cut to what is left. Only what is progress moves it.
 """
 
 from __future__ import annotations
@@ -87,17 +87,3 @@ def within(seconds: Any) -> Any:
     if left <= 0:
         raise TimeoutError("the server sends its answer too slowly (option transfer_timeout)")
     return min(seconds, left) if isinstance(seconds, int | float) else left
-
-
-class PunctualConnection:
-    """Mixed into a connection of http.client: connecting, TLS included, takes no longer than is left."""
-
-    timeout: Any
-
-    def connect(self) -> None:
-        """Connect."""
-        own, self.timeout = self.timeout, within(self.timeout)
-        try:
-            super().connect()  # type: ignore[misc]
-        finally:
-            self.timeout = own

@@ -22,7 +22,7 @@ NEXT_DAY = "Tue, 02 Jan 2024 00:00:00 GMT"
 
 def answer(status, asked=None, **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(urllib3.HTTPResponse(status=status, headers=named), HERE, 0.0, asked)
+    return Answer(urllib3.HTTPResponse(status=status, headers=named), HERE, asked)
 
 
 def version(etag=None, modified=None, date=NEXT_DAY, size=10):

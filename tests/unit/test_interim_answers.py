@@ -11,11 +11,11 @@ from scripted_server import ScriptedServer, reply
 from storelib.cli.image.client import Api
 from storelib.cli.image.connection import Endpoint, Options, find
 from storelib.drivers.http import HttpStore
-from storelib.drivers.s3 import connections as s3_connections
+from storelib.drivers.s3 import bucket as s3_bucket
 from storelib.drivers.swift.transport import Body, Connections
 from storelib.exceptions import Forbidden, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.registry import open_store
-from storelib.transfer.responses import MOST_INTERIM
+from storelib.transfer.http.responses import MOST_INTERIM
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload; as=style\r\n\r\n"
@@ -37,7 +37,7 @@ def short_waits(monkeypatch):
     """For a welcome that does not come."""
     plain = urllib3.util.wait_for_read
     monkeypatch.setattr(urllib3.util, "wait_for_read", lambda sock, seconds: plain(sock, min(seconds, 0.05)))
-    monkeypatch.setattr(s3_connections, "_WAIT_FOR_WELCOME", 0.05)
+    monkeypatch.setattr(s3_bucket, "_WAIT_FOR_WELCOME", 0.05)
 
 
 def s3_at(server, **options):

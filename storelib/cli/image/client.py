@@ -30,7 +30,7 @@ from storelib.exceptions import (
     StorageFull,
     StoreError,
 )
-from storelib.transfer.responses import whole_pools
+from storelib.transfer.http.connections import pool_classes
 
 #: Bytes handed to a socket at once.
 BLOCK = 1024 * 1024
@@ -71,7 +71,7 @@ class Api:
             ssl_context=context,
             timeout=urllib3.Timeout(connect=min(30.0, timeout), read=timeout),
         )
-        self._pool.pool_classes_by_scheme = whole_pools()
+        self._pool.pool_classes_by_scheme = pool_classes()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import click
 
 from storelib.exceptions import Forbidden, MissingDependency, RemoteServiceUnavailable
 from storelib.extras import needs
-from storelib.transfer.responses import whole_pools
+from storelib.transfer.http.connections import pool_classes
 
 #: What ``storelib serve`` listens on if it is not told otherwise.
 DEFAULT_URL = "http://127.0.0.1:9292"
@@ -92,7 +92,7 @@ def _requests() -> Any:
     class Adapter(TCPKeepAliveAdapter):
         def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
             super().init_poolmanager(*arguments, **settings)
-            self.poolmanager.pool_classes_by_scheme = whole_pools()
+            self.poolmanager.pool_classes_by_scheme = pool_classes()
 
     session = requests.Session()
     for scheme in ("https://", "http://"):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, LocationParseError, NameResolutionError, NewConnectionError
 from urllib3.util import connection as urllib3_connection
 
@@ -37,9 +37,8 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.transfer.deadlines import PunctualConnection
 from storelib.transfer.forking import forget_in_child
-from storelib.transfer.responses import WholeResponse
+from storelib.transfer.http.connections import Connection, pool_classes
 
 LOG = logging.getLogger(__name__)
 
@@ -92,9 +91,9 @@ class Session:
         wanted = location
         for _ in range(self._conf.http_max_redirects + 1):
             self._check(location)
-            response, latency = self._send(method, location, headers or {})
+            response = self._send(method, location, headers or {})
             if response.status not in _REDIRECTS:
-                return Answer(response, location, latency, (headers or {}).get("Range"))
+                return Answer(response, location, (headers or {}).get("Range"))
             target = response.headers.get("Location")
             discard(response)
             location = _follow(location, target)
@@ -121,14 +120,13 @@ class Session:
             answer.close()
         return answer
 
-    def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> tuple[urllib3.HTTPResponse, float]:
-        """One request, one response with its body unread, and the seconds between (connecting apart)."""
+    def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> urllib3.HTTPResponse:
+        """Send one request; returns the response with its body unread."""
         sent = _HEADERS | headers
         if location.authorization is not None:
             sent["Authorization"] = location.authorization
         # urllib3 would write the path in another way: what is signed, or names an object, would be another one.
         sent[_URI] = location.uri
-        started = time.monotonic()
         response = self._manager(location.scheme).urlopen(
             method,
             location.uri.removesuffix(location.target) + "/",
@@ -138,8 +136,7 @@ class Session:
             preload_content=False,
             decode_content=False,
         )
-        connected = getattr(response.connection, "connected", 0.0)
-        return cast("urllib3.HTTPResponse", response), time.monotonic() - max(started, connected)
+        return cast("urllib3.HTTPResponse", response)
 
     def _check(self, location: HttpLocation) -> None:
         why = self.rules.refuse_url(location)
@@ -171,10 +168,10 @@ class Session:
             credentials = proxy.auth and urllib.parse.unquote(proxy.auth)
             headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
             proxied = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
-            proxied.pool_classes_by_scheme = _pools(_Connection)
+            proxied.pool_classes_by_scheme = pool_classes(_Connection)
             return proxied
         manager = urllib3.PoolManager(**settings)
-        manager.pool_classes_by_scheme = _pools(type("_Checked", (_CheckedConnection,), {"rules": self.rules}))
+        manager.pool_classes_by_scheme = pool_classes(_CheckedConnection, rules=self.rules)
         return manager
 
     def forget_parent(self) -> None:
@@ -236,14 +233,12 @@ class Answer:
     ``start`` and ``stop`` say which bytes its body holds, ``size`` how long the whole image is; None is unknown.
     """
 
-    def __init__(
-        self, response: urllib3.HTTPResponse, location: HttpLocation, latency: float, asked: str | None
-    ) -> None:
+    def __init__(self, response: urllib3.HTTPResponse, location: HttpLocation, asked: str | None) -> None:
         self.response = response
         #: Where the last redirect led.
         self.location = location
-        #: Seconds between request and answer.
-        self.latency = latency
+        #: Seconds that it took to begin.
+        self.latency: float = getattr(response, "seconds", 0.0)
         self.status = response.status
         self.start = 0
         self.stop: int | None = None
@@ -345,16 +340,8 @@ def _seconds(date: str | None) -> float:
         return float("nan")
 
 
-class _Connection(PunctualConnection, HTTPConnection):
-    """Asks for exactly the path and query of the URI, and hears the final answer."""
-
-    response_class = WholeResponse
-    #: When the connection was ready for a request, TLS included.
-    connected = 0.0
-
-    def connect(self) -> None:
-        super().connect()
-        self.connected = time.monotonic()
+class _Connection(Connection, HTTPConnection):  # type: ignore[misc]
+    """Asks for exactly the path and query of the URI."""
 
     def request(self, method: str, url: str, body: Any = None, headers: Any = None, **options: Any) -> None:
         sent = dict(headers or {})
@@ -405,15 +392,6 @@ class _CheckedConnection(_Connection):
             # Which address it was is in the log: the user who sent the URL need not learn the operator's network.
             raise Forbidden(f"{self.host} may not be connected to: {refusals[addresses[0]]}")
         return allowed
-
-
-def _pools(connection: type[_Connection]) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Pools of such connections, by scheme."""
-    tls = type("_Tls", (connection, HTTPSConnection), {})
-    return {
-        "http": type("_Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": connection}),
-        "https": type("_TlsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": tls}),
-    }
 
 
 def _follow(location: HttpLocation, target: str | None) -> HttpLocation:

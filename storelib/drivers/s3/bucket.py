@@ -20,7 +20,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from storelib._version import __version__
 from storelib.driver import Writer
@@ -31,13 +31,13 @@ from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreE
 from storelib.extras import needs
 from storelib.transfer.contract import Digests
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.http.connections import ListeningConnection, pool_classes
 from storelib.transfer.partfile import PartFile
-
-if TYPE_CHECKING:
-    from storelib.drivers.s3.connections import Distance
 
 T = TypeVar("T")
 
+#: Seconds that a server has to say whether the body is welcome; many never say it (RFC 9110, 10.1.1).
+_WAIT_FOR_WELCOME = 1.0
 #: Idle connections kept: several transfers at once. They are made as they are needed.
 _KEPT_CONNECTIONS = 32
 _AMAZON_REGION = re.compile(r"s3[.-](?:dualstack\.|fips\.)?([a-z]{2}(?:-[a-z]+)+-\d+)\.amazonaws\.com(?:\.cn)?")
@@ -100,7 +100,8 @@ class Bucket:
         self._virtual_only = False
         # Where it says that the bucket is.
         self._region = ""
-        self._distance: Distance | None = None
+        #: Seconds that the server's quickest response took to begin, whatever it had to do for others.
+        self.latency = math.inf
         self._lock = threading.Lock()
         #: The body of the answer that this thread is looking at, where it is read later.
         self._parsing = threading.local()
@@ -249,8 +250,6 @@ class Bucket:
     def _new(self) -> Any:
         from botocore.config import Config
 
-        from storelib.drivers.s3 import connections
-
         conf = self.conf
         read_timeout = min(conf.s3_store_read_timeout, conf.transfer_timeout)
         proxies = dict.fromkeys(("http", "https"), conf.s3_store_proxy) if conf.s3_store_proxy else {}
@@ -285,26 +284,44 @@ class Bucket:
             aws_session_token=conf.s3_store_session_token or None,
             config=config,
         )
-        self._distance = connections.Distance()
-        connections.use(client, read_timeout, self._distance)
+        self.latency = math.inf
+        _use_own_connections(client, read_timeout)
         # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
         client.meta.events.register("before-parse.s3.GetObject", self._note_body)
+        client.meta.events.register("after-call.s3", self._note_latency)
         client.meta.events.register("after-call.s3", check_answer)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client
 
-    @property
-    def latency(self) -> float:
-        """Seconds that the server's quickest answer took."""
-        return self._distance.seconds if self._distance else math.inf
+    def _note_latency(self, http_response: Any, **_: object) -> None:
+        self.latency = min(self.latency, http_response.raw.seconds)
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
         self._lock = threading.Lock()
         self._inherited.append(self._client)
         self._client = None
+
+
+class _Connection(ListeningConnection):
+    """For botocore, which takes any interim response but "100 Continue" for the final one."""
+
+    def _handle_expect_response(self, message_body: Any) -> None:
+        """Send the body once it is welcome: botocore calls this when something came after headers that ask whether."""
+        self.await_welcome(_WAIT_FOR_WELCOME)
+        if message_body is not None:
+            self.send(message_body)
+
+
+def _use_own_connections(client: Any, stall_timeout: float) -> None:
+    """Have ``client`` make such connections. Botocore has no public way to say so; tests see to it that this works."""
+    from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
+
+    session = client._endpoint.http_session
+    pools = pool_classes(_Connection, AWSHTTPConnection, AWSHTTPSConnection, stall_timeout=stall_timeout)
+    session._pool_classes_by_scheme = session._manager.pool_classes_by_scheme = pools
 
 
 def _session(profile: str | None) -> Any:

@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import http.cookiejar
 import math
-import time
 from typing import Any
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from swiftclient.client import HTTPConnection
 
 from storelib._version import __version__
 from storelib.transfer.contract import KiB
-from storelib.transfer.deadlines import PunctualConnection
+from storelib.transfer.http.connections import pool_classes
 from storelib.transfer.partfile import PartFile
-from storelib.transfer.responses import WholeResponse
 
 #: Bytes handed to the socket, and hashed, at a time. Larger blocks fall out of the cache between the two.
 BLOCK = 256 * KiB
@@ -65,7 +62,6 @@ class Connections:
         # What is known to work for longer than that is waited for.
         timeout = (connect, min(read + extra_timeout, max(self._longest, extra_timeout)))
         sent = {"User-Agent": self._client.default_user_agent, **headers}
-        started = time.monotonic()
         # Not HTTPConnection.request(), which keeps the response in the one object that all threads share.
         response: requests.Response = self._client.request_session.request(
             method,
@@ -75,9 +71,7 @@ class Connections:
             timeout=timeout,
             **self._client.requests_args,
         )
-        # Making the connection is no part of it.
-        ready = max(started, getattr(response.raw.connection, "connected", 0.0))
-        self._latency[_origin(url)] = min(self.latency(url), time.monotonic() - ready)
+        self._latency[_origin(url)] = min(self.latency(url), response.raw.seconds)
         return response
 
     def latency(self, url: str) -> float:
@@ -140,29 +134,6 @@ class Body(PartFile):
         return self._known or self._hash.hexdigest()
 
 
-class _Plain(PunctualConnection, urllib3.connection.HTTPConnection):
-    """A connection that knows when it was ready for a request, TLS included."""
-
-    response_class = WholeResponse
-    connected = 0.0
-
-    def connect(self) -> None:
-        super().connect()
-        self.connected = time.monotonic()
-
-
-class _Tls(_Plain, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Plain
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Tls
-
-
 class _Session(requests.Session):
     """Never looks where a redirect leads, which requests does, and fails, also where it is not to be followed."""
 
@@ -177,7 +148,7 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **settings: Any) -> None:
         """What requests calls to make its pools."""
         super().init_poolmanager(*arguments, blocksize=BLOCK, **settings)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        self.poolmanager.pool_classes_by_scheme = pool_classes()
 
 
 def _origin(url: str) -> str:

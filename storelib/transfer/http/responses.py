@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """WholeResponse: an HTTP response that is the final one, its headers ended, for clients that build on http.client.
 
-http.client takes headers that are cut for all there are, in the middle of a number too, so that a cut answer would tell
-of a shorter image. And of the interim answers that a server may send before the final one, as many as it likes and
-unasked (RFC 9110, 15.2), it knows 100 only, so that 103 would be the answer to whatever was asked.
+http.client takes headers that are cut for all there are, in the middle of a number too, so that a cut response would
+tell of a shorter image. And of the interim responses that a server may send before the final one, as many as it likes
+and unasked (RFC 9110, 15.2), it knows 100 only, so that 103 would be the response to any request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from storelib.transfer import deadlines
 
-#: Interim answers to one request that are read before it is given up: more than any server has reason to send.
+#: Interim responses to one request that are read before it is given up: more than any server has reason to send.
 MOST_INTERIM = 1000
 #: Bytes of one of them.
 _LONGEST = 256 * 1024
@@ -25,21 +25,21 @@ _SWITCHING = b"101"
 _CONTINUE = b"100"
 
 
-class EarlyAnswer:
+class EarlyResponse:
     """What a server sends while a request is still on its way to it, taken byte by byte and never one too many."""
 
     def __init__(self) -> None:
-        #: Bytes taken of an answer that has not ended: what reads on has to begin with them.
+        #: Bytes taken of a response that has not ended: what reads on has to begin with them.
         self.begun = b""
-        #: Interim answers that have ended.
+        #: Interim responses that have ended.
         self.interim = 0
-        #: The answer that has begun is no interim one: the server wants no more of the request.
+        #: The response that has begun is no interim one: the server wants no more of the request.
         self.final = False
 
     def take(self, byte: bytes) -> bool:
-        """The next byte, none at the end of the connection; answers whether it ended a "100 Continue".
+        """Take the next byte, none at the end of the connection; returns whether it ended a "100 Continue".
 
-        Raises HTTPException where there are too many interim answers, or one has no end.
+        Raises HTTPException where there are too many interim responses, or one has no end.
         """
         self.begun += byte
         # "HTTP/1.1 1", and then all but "101 Switching Protocols", which nobody asked for.
@@ -112,9 +112,9 @@ class _Lines:
 class WholeResponse(http.client.HTTPResponse):
     """The final response to a request, whose headers ended as they should; ``early`` is what was read of it before."""
 
-    def __init__(self, *arguments: Any, early: EarlyAnswer | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, early: EarlyResponse | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._early = early or EarlyAnswer()
+        self._early = early or EarlyResponse()
         self._received = _PunctualFile(self.fp.detach(), arguments[0])
         self.fp: Any = io.BufferedReader(self._received)
 
@@ -127,21 +127,21 @@ class WholeResponse(http.client.HTTPResponse):
             self.fp = lines.file
         if lines.ended:
             self.close()
-            raise http.client.RemoteDisconnected("the answer was cut in its headers")
+            raise http.client.RemoteDisconnected("the response was cut in its headers")
         # urllib3 refuses it, too, but forgets to close what it has of the connection by then.
         lengths = {length.strip() for length in self.getheader("Content-Length", "").split(",")}
         if len(lengths) > 1:
             self.close()
-            raise http.client.HTTPException("the answer has several lengths")
+            raise http.client.HTTPException("the response has several lengths")
         if not _LENGTH.fullmatch(lengths.pop()):
             self.close()
-            raise http.client.HTTPException("the answer has a length that is no number of bytes")
+            raise http.client.HTTPException("the response has a length that is no number of bytes")
         self._received.headers_ended = True
         if http.HTTPStatus.OK <= self.status < http.HTTPStatus.MULTIPLE_CHOICES:
             deadlines.progress()
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Of the final answer: what http.client calls to begin with, and clients to open a tunnel."""
+        """The status line of the final response: http.client begins with it, and clients that open a tunnel."""
         for _ in range(MOST_INTERIM + 1 - self._early.interim):
             line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
             if line[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
@@ -152,24 +152,5 @@ class WholeResponse(http.client.HTTPResponse):
         raise _too_many()
 
 
-def whole_pools() -> dict[str, Any]:
-    """Pools of urllib3 whose connections have such responses, by scheme: a PoolManager's ``pool_classes_by_scheme``."""
-    import urllib3
-
-    class Connection(urllib3.connection.HTTPConnection):
-        response_class = WholeResponse
-
-    class TlsConnection(urllib3.connection.HTTPSConnection):
-        response_class = WholeResponse
-
-    class Pool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    class TlsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
-
-    return {"http": Pool, "https": TlsPool}
-
-
 def _too_many() -> http.client.HTTPException:
-    return http.client.HTTPException(f"the server sends interim answers without end, or more than {MOST_INTERIM}")
+    return http.client.HTTPException(f"the server sends interim responses without end, or more than {MOST_INTERIM}")
