@@ -23,8 +23,8 @@ from servers.nginx import free_ports, make_certificate
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.s3 import S3Store, bucket, reader, writer
-from storelib.drivers.s3.reader import Body, S3Reader
+from storelib.drivers.s3 import S3Store, bucket, writer
+from storelib.drivers.s3.reader import S3Reader
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -43,6 +43,7 @@ from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, FaultyLine, StoreConformance
 from storelib.testing.conformance.networking import everything
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Slow, Stall
+from storelib.transfer.http import reading
 
 KiB, MiB = 1024, 1024 * 1024
 #: radosgw is told to take parts as small as this.
@@ -760,7 +761,7 @@ def test_server_keeps_the_checksum_of_the_whole(local, localstack, image_id, dat
 
 def test_bytes_that_are_not_those_stored_are_noticed(local, image_id, monkeypatch):
     uri = local.add(image_id, LARGE).uri
-    plain = Body.read_into
+    plain = reading.Body.read_into
 
     def damage(body, view):
         count = plain(body, view)
@@ -768,7 +769,7 @@ def test_bytes_that_are_not_those_stored_are_noticed(local, image_id, monkeypatc
             view[0] ^= 1
         return count
 
-    monkeypatch.setattr(Body, "read_into", damage)
+    monkeypatch.setattr(reading.Body, "read_into", damage)
     with pytest.raises(IncompleteRead, match="CRC32"), local.get(uri).data as stream:
         stream.read()
 
@@ -976,9 +977,9 @@ def test_download_survives_one_fault(gateway, proxy, rados, image_id, monkeypatc
     path = uri.rpartition("/")[2]
     if side_by_side:
         monkeypatch.setattr(S3Reader, "part_size", SMALL)
-        monkeypatch.setattr(reader, "QUICK", 0.0)
+        monkeypatch.setattr(reading, "QUICK", 0.0)
     else:
-        monkeypatch.setattr(reader, "QUICK", 60.0)
+        monkeypatch.setattr(reading, "QUICK", 60.0)
     for after in PLACES:
         store = through(proxy, gateway, s3_store_thread_pools=3)
         proxy.plan(fault(after=after, direction="down"), connections=2)

@@ -625,7 +625,7 @@ def test_forked_child_has_connections_of_its_own(store, small_parts):
 
 
 def test_far_away_ranges_are_read_side_by_side(swift, store, container, monkeypatch):
-    monkeypatch.setattr("storelib.drivers.swift.reader.QUICK", 0.0)
+    monkeypatch.setattr("storelib.transfer.http.reading.QUICK", 0.0)
     far = open_swift(swift, swift_store_container=container, swift_store_download_part_size=1)
     data = hashlib.shake_128(b"far").digest(5 * MiB + 3)
     uri = store.add("x", data).uri

@@ -7,9 +7,7 @@ urllib3 does the HTTP; it retries nothing, follows nothing and takes nothing fro
 
 from __future__ import annotations
 
-import email.utils
 import logging
-import math
 import re
 import socket
 import ssl
@@ -39,6 +37,8 @@ from storelib.exceptions import (
 )
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import Connection, pool_classes
+from storelib.transfer.http.headers import content_range, posix_time, whole_number
+from storelib.transfer.http.reading import discard, discarding_on_error
 
 LOG = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ _KEPT_SERVERS = 16
 # Idle connections kept for each of them: several transfers at once, however few ranges each has in flight.
 _KEPT_CONNECTIONS = 16
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
-
 # What servers call a body that is not encoded. S3 keeps the framing of some uploads as if it were an encoding; others
 # mistake the name for that of a character set or of a MIME encoding.
 _NO_CODING = frozenset({"", "identity", "none", "binary", "aws-chunked", "7bit", "8bit", "utf-8"})
@@ -60,8 +58,6 @@ _FRAMING = frozenset({"", "identity", "chunked"})
 _PAGES = ("text/html", "application/xhtml+xml")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|script|title|meta|\?xml|!--)", re.IGNORECASE)
 
-# Reading away a body that nobody needs is cheaper than a new connection up to about this size.
-_WORTH_DRAINING = 64 * 1024
 # Bytes of the beginning of an image, to tell it from a page.
 _LOOKED_AT = 64
 
@@ -195,8 +191,9 @@ class Version:
     def of(cls, headers: Mapping[str, str], size: int | None) -> Version:
         """The validators that the headers of an answer name."""
         modified, date = headers.get("Last-Modified"), headers.get("Date")
-        age = _seconds(date) - _seconds(modified)
-        return cls(headers.get("ETag"), modified, size, settled=age >= 1)
+        answered, changed = posix_time(date), posix_time(modified)
+        settled = answered is not None and changed is not None and answered - changed >= 1
+        return cls(headers.get("ETag"), modified, size, settled)
 
     @property
     def is_pinned(self) -> bool:
@@ -206,8 +203,7 @@ class Version:
     @property
     def posix_time(self) -> float | None:
         """When the image was last modified, in POSIX seconds; None where the server does not tell."""
-        found = _seconds(self.modified)
-        return None if math.isnan(found) else found
+        return posix_time(self.modified)
 
     @property
     def if_range(self) -> str | None:
@@ -243,11 +239,8 @@ class Answer:
         self.start = 0
         self.stop: int | None = None
         self.size: int | None = None
-        try:
+        with discarding_on_error(response):
             self._read_headers(response.headers, asked)
-        except BaseException:
-            self.close()
-            raise
         self.version = Version.of(response.headers, self.size)
 
     @property
@@ -278,14 +271,14 @@ class Answer:
         if self.status not in (200, 206, 416) or (self.status != 200 and not asked):
             raise error_of_status(self.status, headers, str(self.location))
         if self.status == 416:
-            self.size = self._content_range(headers)[2]
+            self.size = content_range(headers.get("Content-Range")).size
             return
         if not (_names(headers, "Content-Encoding") <= _NO_CODING and _names(headers, "Transfer-Encoding") <= _FRAMING):
             raise self._garbage("sent the image in an encoding although none was asked for")
         if self.status == 200:
             self.size = self.stop = self._content_length(headers)
             return
-        start, stop, self.size = self._content_range(headers)
+        start, stop, self.size = content_range(headers.get("Content-Range"))
         if start is None or stop is None:
             raise self._garbage("sent a range without saying which")
         first, _, last = (asked or "").removeprefix("bytes=").partition("-")
@@ -299,20 +292,10 @@ class Answer:
             return None
         # RFC 9110, 8.6: some servers repeat the header; only equal values make sense.
         values = {item.strip() for item in value.split(",")}
-        if len(values) != 1 or not re.fullmatch(r"[0-9]{1,19}", first := values.pop()):
+        length = whole_number(values.pop())
+        if values or length is None:
             raise self._garbage("sent a Content-Length that is no number")
-        return int(first)
-
-    def _content_range(self, headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
-        if match is None:
-            return None, None, None
-        first, last, size = (None if text in (None, "*") else int(text) for text in match.groups())
-        if first is None or last is None:
-            return None, None, size
-        if first > last or (size is not None and last >= size):
-            raise self._garbage("sent a Content-Range that contradicts itself")
-        return first, last + 1, size
+        return length
 
     def _garbage(self, what: str) -> RemoteServiceUnavailable:
         return RemoteServiceUnavailable(f"the server of {self.location} {what}", transient=False)
@@ -321,23 +304,6 @@ class Answer:
 def _names(headers: Mapping[str, str], name: str) -> set[str]:
     """The items of a header that is a list, in lower case."""
     return {item.strip().lower() for item in headers.get(name, "").split(",")}
-
-
-def discard(response: urllib3.HTTPResponse) -> None:
-    """Drop a response; its connection is kept when little of the body is left."""
-    left = response.length_remaining
-    if left is not None and left <= _WORTH_DRAINING:
-        response.drain_conn()
-        response.release_conn()
-    response.close()
-
-
-def _seconds(date: str | None) -> float:
-    """A date in a header as POSIX seconds; not a number when there is none, so that comparisons are false."""
-    try:
-        return email.utils.parsedate_to_datetime(date or "").timestamp()
-    except (ValueError, OverflowError, TypeError):
-        return float("nan")
 
 
 class _Connection(Connection, HTTPConnection):  # type: ignore[misc]

@@ -8,13 +8,8 @@ error code is repeated in a message.
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import re
-import socket
-import ssl
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +27,8 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
+from storelib.transfer.http import errors as http_errors
+from storelib.transfer.http.headers import retry_after
 
 
 class BadAnswer(Exception):
@@ -258,8 +255,9 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     known = _BY_CODE.get(code)
     if known is not None:
         return known(text, operation)
-    if code in _PASSING or status == 429 or (status >= 500 and status not in (501, 505, 507)):
-        return RemoteServiceUnavailable(text, retry_after=_retry_after(metadata.get("HTTPHeaders", {})))
+    if code in _PASSING or (status not in _BY_STATUS and http_errors.may_pass(status)):
+        again = retry_after(metadata.get("HTTPHeaders", {}).get("retry-after"))
+        return RemoteServiceUnavailable(text, retry_after=again)
     if 300 <= status < 400:
         return RemoteServiceUnavailable(f"{text} and leads elsewhere; check s3_store_host", transient=False)
     by_status = _BY_STATUS.get(status)
@@ -366,7 +364,6 @@ _BY_STATUS: dict[int, Callable[[str, str], StoreError]] = {
     403: _denied,
     404: _plain(NotFound),
     405: _plain(OperationNotSupported),
-    408: _plain(RemoteServiceUnavailable),
     412: _exists,
     501: _plain(OperationNotSupported),
     507: _plain(StorageFull),
@@ -375,59 +372,15 @@ _BY_STATUS: dict[int, Callable[[str, str], StoreError]] = {
 
 def _of_connection(error: Exception, subject: str, botocore: Any) -> StoreError | None:
     """What went wrong on the way to an answer or in the middle of one."""
-    import urllib3.exceptions as urllib3
     from botocore.parsers import ResponseParserError
 
-    chain = tuple(_chain(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if caused_by(ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return RemoteServiceUnavailable(
-            f"{subject}: the certificate of the server is not trusted; if it should be, set s3_store_cacert",
-            transient=False,
-        )
-    if caused_by(socket.gaierror, urllib3.NameResolutionError):
-        passing = any(getattr(link, "errno", None) == socket.EAI_AGAIN for link in chain)
-        return RemoteServiceUnavailable(f"{subject}: the name of the server does not resolve", transient=passing)
-    if isinstance(error, botocore.ProxyConnectionError):
-        return RemoteServiceUnavailable(f"{subject}: the proxy cannot be reached (s3_store_proxy)")
-    if caused_by(TimeoutError, urllib3.TimeoutError, botocore.ConnectTimeoutError, botocore.ReadTimeoutError):
-        return RemoteServiceUnavailable(f"{subject}: the server did not answer in time")
-    if caused_by(ResponseParserError):
+    if http_errors.caused_by(error, ResponseParserError):
         return RemoteServiceUnavailable(f"{subject}: what came is not the answer of an S3 server, or not all of it")
-    cut = (
-        botocore.HTTPClientError,
-        botocore.IncompleteReadError,
-        urllib3.HTTPError,
-        http.client.HTTPException,
-        OSError,
-    )
-    if caused_by(*cut):
+    known = http_errors.error_of_failure(error, subject, "s3_store_cacert")
+    if isinstance(error, botocore.ProxyConnectionError) and (known is None or known.transient):
+        return RemoteServiceUnavailable(f"{subject}: the proxy cannot be reached (s3_store_proxy)")
+    if known is None and isinstance(error, (botocore.HTTPClientError, botocore.IncompleteReadError)):
         return RemoteServiceUnavailable(f"{subject}: the connection was refused or cut")
-    if caused_by(botocore.BotoCoreError):
+    if known is None and isinstance(error, botocore.BotoCoreError):
         return StoreError(f"{subject}: {type(error).__name__}")
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it wraps: botocore and urllib3 keep it as an attribute, in the arguments or as the cause."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        wrapped = [link for link in error.args if isinstance(link, BaseException)]
-        inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
-        error = inner if isinstance(inner, BaseException) else next(iter(wrapped), error.__cause__)
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds to wait, from the seconds or the date a server sent (RFC 9110, 10.2.3)."""
-    value = str(headers.get("retry-after", ""))
-    if value.isascii() and value.isdigit() and len(value) < 10:
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError, TypeError):
-        return None
+    return known

@@ -8,14 +8,11 @@ Nothing a server sent is repeated in a message: it may hold what was asked, and 
 
 from __future__ import annotations
 
-import email.utils
 import importlib
 import json
 import math
 import re
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from storelib.exceptions import (
@@ -24,12 +21,13 @@ from storelib.exceptions import (
     Forbidden,
     ImageChanged,
     IncompleteRead,
-    NotFound,
     RemoteServiceUnavailable,
     StorageFull,
     StorageWriteDenied,
     StoreError,
 )
+from storelib.transfer.http import errors as http_errors
+from storelib.transfer.http.headers import retry_after
 
 Headers = Mapping[str, str]
 
@@ -50,77 +48,51 @@ class ContainerMissing(BadStoreConfiguration):
     """There is no such container."""
 
 
-def error_of_status(method: str, status: int, headers: Mapping[str, str], subject: str) -> StoreError:
+_Meanings = Mapping[int, tuple[type[StoreError], str]]
+#: What statuses mean here, with what there is to say of them.
+_MEANINGS: _Meanings = {
+    401: (Forbidden, "the token is not taken, not even a new one"),
+    403: (Forbidden, "check roles, access control lists and quotas"),
+    405: (Forbidden, "check roles, access control lists and quotas"),
+    412: (ImageChanged, "it changed while it was read"),
+    413: (StorageFull, "it is too large, or over the quota"),
+    507: (StorageFull, "over the quota, or the disks are full"),
+    422: (RemoteServiceUnavailable, "the bytes did not arrive as they were sent"),
+}
+_NO_CONTAINER = (ContainerMissing, "its container does not exist: make it, or set swift_store_create_container_on_put")
+_WRITING: _Meanings = {
+    **_MEANINGS,
+    **dict.fromkeys((403, 405), (StorageWriteDenied, "check roles, access control lists and quotas")),
+    **dict.fromkeys((404, 410), _NO_CONTAINER),
+    412: (Duplicate, "it exists"),
+}
+_READING: _Meanings = {**_MEANINGS, 409: (IncompleteRead, "a segment is missing or was replaced")}
+#: Beside those that pass everywhere: how a login page or a captive portal gets between for a while (302, 303, 307), a
+#: container that is not empty yet or a newer timestamp from another server (409), a token (498), a hurry (499).
+_PASSING = (302, 303, 307, 409, 498, 499)
+
+
+def error_of_status(method: str, status: int, headers: Headers, subject: str) -> StoreError:
     """The error for an answer that is not what was asked for."""
-    writing = method in ("PUT", "POST", "COPY")
-    if status in (404, 410):
-        if writing:
-            return ContainerMissing(
-                f"the container for {subject} does not exist; make it, or set swift_store_create_container_on_put"
-            )
-        return NotFound(f"there is nothing at {subject}")
-    if status == 401:
-        return Forbidden(f"Swift does not take the token for {subject}, not even a new one")
-    if status in (403, 405):
-        kind = StorageWriteDenied if writing else Forbidden
-        return kind(f"Swift does not allow {method} of {subject}; check roles, access control lists and quotas")
-    if status in (413, 507):
-        return StorageFull(f"Swift has no room for {subject}: too large, over its quota, or the disks are full")
-    if status == 412:
-        if writing:
-            return Duplicate(f"{subject} exists")
-        return ImageChanged(f"{subject} changed while it was read")
-    if status == 409 and method == "GET":
-        return IncompleteRead(f"a segment of {subject} is missing or was replaced")
-    if status == 409:
-        # A container that is not empty yet, or a newer timestamp from another server: both pass.
-        return RemoteServiceUnavailable(f"Swift answered 409 to {method} of {subject}")
-    if status == 422:
-        return RemoteServiceUnavailable(f"the bytes of {subject} did not arrive as they were sent")
-    # 302, 303 and 307 are how a login page or a captive portal gets between for a while.
-    passing = status in (302, 303, 307, 408, 429, 498, 499) or (500 <= status < 600 and status != 501)
-    return RemoteServiceUnavailable(
-        f"Swift answered {status} to {method} of {subject}",
-        transient=passing,
-        retry_after=_retry_after(headers.get("Retry-After")) if passing else None,
-    )
+    text = f"{subject}: Swift answered {status} to {method}"
+    meanings = _WRITING if method in ("PUT", "POST", "COPY") else _READING if method == "GET" else _MEANINGS
+    if status in meanings:
+        kind, hint = meanings[status]
+        return kind(f"{text}; {hint}")
+    return http_errors.error_of_status(status, headers, text, passing=status in _PASSING or None)
 
 
 def error_of_exception(error: Exception, subject: str) -> StoreError | None:
     """The error for what went wrong on the way to an answer or in the middle of one; None if it is not known."""
     # Imported by now: whatever raised it came from there.
-    import http.client
-    import ssl
+    from requests import exceptions as requests
 
-    import requests
-    import urllib3
-
-    chain = tuple(_chain(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if caused_by(ssl.SSLCertVerificationError):
-        return RemoteServiceUnavailable(
-            f"the certificate of the server is not trusted ({subject}); if it should be, set swift_store_cacert",
-            transient=False,
-        )
-    if caused_by(socket.gaierror):
-        passing = any(getattr(link, "errno", None) == socket.EAI_AGAIN for link in chain)
-        return RemoteServiceUnavailable(f"the host name of the server does not resolve ({subject})", transient=passing)
     known = _error_of_keystone(error, subject)
     if known is not None:
         return known
-    # Before time-outs: to urllib3, a connection that was refused is one of them.
-    if caused_by(http.client.IncompleteRead, ConnectionError):
-        return RemoteServiceUnavailable(f"the connection was refused or cut ({subject})")
-    if caused_by(TimeoutError, urllib3.exceptions.TimeoutError, requests.Timeout):
-        return RemoteServiceUnavailable(f"the server did not answer in time ({subject})")
-    if caused_by(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
-        return BadStoreConfiguration(f"the URL of the service cannot be asked ({subject})")
-    if caused_by(http.client.HTTPException, urllib3.exceptions.HTTPError, requests.RequestException, OSError):
-        return RemoteServiceUnavailable(f"the connection failed ({subject})")
-    return None
+    if http_errors.caused_by(error, requests.InvalidURL, requests.InvalidSchema, requests.MissingSchema):
+        return BadStoreConfiguration(f"{subject}: the URL of the service cannot be asked")
+    return http_errors.error_of_failure(error, subject, "swift_store_cacert")
 
 
 def _error_of_keystone(error: Exception, subject: str) -> StoreError | None:
@@ -151,33 +123,9 @@ def _error_of_keystone(error: Exception, subject: str) -> StoreError | None:
         headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
         return RemoteServiceUnavailable(
             f"the identity service answered {status} ({subject})",
-            retry_after=_retry_after(headers.get("Retry-After")),
+            retry_after=retry_after(headers.get("Retry-After")),
         )
     return BadStoreConfiguration(f"the identity service cannot be used ({subject}): {type(error).__name__}")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it wraps: urllib3 and requests keep the original in the arguments, or as the cause."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        wrapped = (argument for argument in error.args if isinstance(argument, BaseException))
-        error = next(wrapped, None) or getattr(error, "reason", None) or error.__cause__
-        if not isinstance(error, BaseException):
-            return
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from the seconds or the date a server sent (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit() and len(value) < 10:
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError, TypeError):
-        return None
 
 
 # -- Which successes are believed -------------------------------------------------------------------------------------
@@ -251,17 +199,3 @@ def number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None
-
-
-def count(text: str | None) -> int | None:
-    """The same for a whole number, without signs, spaces between and fractions."""
-    text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-def date_in(headers: Headers, name: str) -> float | None:
-    """A date of a header in POSIX seconds; None where there is none."""
-    try:
-        return email.utils.parsedate_to_datetime(headers.get(name, "")).timestamp()
-    except (ValueError, OverflowError, TypeError):
-        return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.swift.errors import date_in, number
+from storelib.drivers.swift.errors import number
 from storelib.drivers.swift.service import (
     CLAIM_HEADER,
     DEAD,
@@ -19,10 +19,11 @@ from storelib.drivers.swift.service import (
     TOKEN_HEADER,
     Account,
     Service,
-    posix_time,
+    changed_at,
     present,
 )
 from storelib.exceptions import RemoteServiceUnavailable
+from storelib.transfer.http.headers import posix_time
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _unmark(service: Service, account: Account, dead: Dead) -> None:
 
 def server_time(headers: Any) -> float:
     """The server's clock when it answered, in POSIX seconds."""
-    date = date_in(headers, "Date")
+    date = posix_time(headers.get("Date"))
     if date is None:
         raise RemoteServiceUnavailable("Swift does not tell the time: nothing is surely old", transient=False)
     return date
@@ -104,7 +105,7 @@ def server_time(headers: Any) -> float:
 
 def _changed(entry: dict[str, Any]) -> float:
     """The same; what does not tell is never old."""
-    modified = posix_time(entry)
+    modified = changed_at(entry)
     return math.inf if modified is None else modified
 
 

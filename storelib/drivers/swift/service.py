@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storelib.drivers.swift import errors
-from storelib.drivers.swift.errors import Headers, count
+from storelib.drivers.swift.errors import Headers
 from storelib.drivers.swift.identity import (
     OPTIONS_REFERENCE,
     Credentials,
@@ -34,6 +34,8 @@ from storelib.drivers.swift.location import CONFIG, SwiftLocation, place_of, sch
 from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StoreError
 from storelib.transfer.contract import Digest, Digests, ImageInfo
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.http.headers import posix_time, whole_number
+from storelib.transfer.http.reading import discard
 from storelib.uris import quote
 
 if TYPE_CHECKING:
@@ -341,13 +343,13 @@ def manifest_type(size: int) -> str:
 def size_in(content_type: str) -> int | None:
     """The size in such a content type."""
     match = _SIZED.search(content_type)
-    return count(match[1]) if match else None
+    return whole_number(match[1]) if match else None
 
 
 def length_of(headers: Mapping[str, str]) -> int | None:
     """The size of an image; of a dynamic one with many segments Swift itself does not tell it."""
     if "Content-Length" in headers:
-        return count(headers["Content-Length"])
+        return whole_number(headers["Content-Length"])
     return size_in(headers.get("Content-Type", ""))
 
 
@@ -390,7 +392,7 @@ def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
         raise StoreError(f"Swift does not tell the size of {location}")
     modified = errors.number(headers.get("X-Timestamp"))
     if modified is None:
-        modified = errors.date_in(headers, "Last-Modified")
+        modified = posix_time(headers.get("Last-Modified"))
     return ImageInfo(location.uri, size, location.obj, modified, etag_in(headers) or None)
 
 
@@ -399,7 +401,7 @@ def etag_in(headers: Headers) -> str:
     return headers.get("Etag", "").strip('"')
 
 
-def posix_time(entry: dict[str, Any]) -> float | None:
+def changed_at(entry: dict[str, Any]) -> float | None:
     """When an entry of a listing was changed, if it tells."""
     match = _TIME.match(entry.get("last_modified", ""))
     try:
@@ -557,7 +559,7 @@ class Account:
         for _ in range(_NEW_TOKENS):
             if response.status_code != 401 or not self.identity.renew(access):
                 break
-            self._connections.discard(response)
+            discard(response.raw)
             if not isinstance(body, bytes):
                 body.rewind()
             access, response = attempt()

@@ -16,7 +16,7 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.swift import garbage as leftovers
-from storelib.drivers.swift.errors import count, error_of_exception, nothing_failed
+from storelib.drivers.swift.errors import error_of_exception, nothing_failed
 from storelib.drivers.swift.identity import read_credentials
 from storelib.drivers.swift.location import SCHEMES, SwiftLocation, without_version
 from storelib.drivers.swift.options import OPTIONS
@@ -25,10 +25,10 @@ from storelib.drivers.swift.service import (
     TOKEN_HEADER,
     Account,
     Service,
+    changed_at,
     info_of,
     length_of,
     new_token,
-    posix_time,
     present,
     segment_place,
     size_in,
@@ -46,6 +46,7 @@ from storelib.exceptions import (
 from storelib.extras import needing
 from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.contract import Digests, Part
+from storelib.transfer.http.headers import whole_number
 
 if TYPE_CHECKING:
     from storelib.drivers.swift.reader import SwiftReader
@@ -264,7 +265,7 @@ class SwiftStore(Store[SwiftLocation]):
                 if place is not None and place[0] == container:
                     parts.append(place[1])
             location = self.service.location_of(account, container, name)
-            yield ImageInfo(location.uri, size, name, posix_time(entry), (version or "").strip('"') or None)
+            yield ImageInfo(location.uri, size, name, changed_at(entry), (version or "").strip('"') or None)
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Segments without a manifest, containers without an image."""
@@ -372,8 +373,8 @@ class SwiftStore(Store[SwiftLocation]):
 
 
 def _health(headers: Mapping[str, str]) -> Health:
-    used = count(headers.get("X-Account-Bytes-Used"))
-    total = count(headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes"))
+    used = whole_number(headers.get("X-Account-Bytes-Used"))
+    total = whole_number(headers.get("X-Account-Quota-Bytes") or headers.get("X-Account-Meta-Quota-Bytes"))
     if used is None:
         return Health("this user may not ask how full the account is")
     if total is None:

@@ -22,8 +22,6 @@ from storelib.transfer.partfile import PartFile
 
 #: Bytes handed to the socket, and hashed, at a time. Larger blocks fall out of the cache between the two.
 BLOCK = 256 * KiB
-# Reading away a body that nobody needs is cheaper than a new connection up to about this size.
-_WORTH_DRAINING = 64 * KiB
 # Idle connections kept for each server: several transfers at once.
 _KEPT_CONNECTIONS = 32
 _KEPT_SERVERS = 8
@@ -86,16 +84,6 @@ class Connections:
         for scheme in ("https://", "http://"):
             session.mount(scheme, _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS))
         return session
-
-    @staticmethod
-    def discard(response: requests.Response) -> None:
-        """Drop a response; its connection is kept when little of the body is left."""
-        raw = response.raw
-        left = getattr(raw, "length_remaining", None)
-        if left is not None and left <= _WORTH_DRAINING:
-            raw.drain_conn()
-            raw.release_conn()
-        response.close()
 
     @property
     def verify(self) -> bool | str:
