@@ -25,7 +25,7 @@ from servers.swift import KEY, OTHER_KEY, OTHER_USER, USER, Swift
 from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.drivers.swift import SwiftStore, garbage
-from storelib.drivers.swift.transport import Connections
+from storelib.drivers.swift.service import Connections
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -561,7 +561,7 @@ def test_damaged_segment_is_sent_again(store, small_parts, monkeypatch):
 
 
 def test_damage_on_the_way_is_noticed(store, small_parts, monkeypatch):
-    from storelib.drivers.swift.transport import Body
+    from storelib.drivers.swift.service import Body
 
     plain = Body.read
 

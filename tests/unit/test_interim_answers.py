@@ -12,7 +12,7 @@ from storelib.cli.image.client import Api
 from storelib.cli.image.connection import Endpoint, Options, find
 from storelib.drivers.http import HttpStore
 from storelib.drivers.s3 import bucket as s3_bucket
-from storelib.drivers.swift.transport import Body, Connections
+from storelib.drivers.swift.service import Body, Connections
 from storelib.exceptions import Forbidden, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.registry import open_store
 from storelib.transfer.http.responses import MOST_INTERIM

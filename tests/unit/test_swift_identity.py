@@ -11,10 +11,10 @@ from object_store import ObjectStore
 from scripted_server import reply
 
 from storelib.drivers.swift import SwiftStore
-from storelib.drivers.swift import identity as identities
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import BadStoreConfiguration, Forbidden, RemoteServiceUnavailable, StoreError
 from storelib.registry import open_store
+from storelib.transfer.http import keystone as keystones
 
 KiB = 1024
 
@@ -23,7 +23,7 @@ KiB = 1024
 def clock(monkeypatch):
     """Time passes where a test says so."""
     now = [1000.0]
-    monkeypatch.setattr(identities.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(keystones.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -8,7 +8,7 @@ from object_store import MARK, ObjectStore
 from scripted_server import reply
 
 from storelib.drivers.swift import errors, garbage
-from storelib.drivers.swift.service import TOKEN_HEADER
+from storelib.drivers.swift.errors import TOKEN_HEADER
 from storelib.drivers.swift.writer import SwiftWriter
 from storelib.exceptions import (
     BadStoreConfiguration,

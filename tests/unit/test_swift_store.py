@@ -13,8 +13,9 @@ from storelib.capabilities import Capability
 from storelib.drivers.swift import SwiftLocation, SwiftStore
 from storelib.drivers.swift import errors as swift_errors
 from storelib.drivers.swift.errors import error_of_status
-from storelib.drivers.swift.identity import Credentials, ForeignAccount, RequestIdentity, from_file
-from storelib.drivers.swift.service import Features, Layout
+from storelib.drivers.swift.location import Layout
+from storelib.drivers.swift.options import Credentials, from_file
+from storelib.drivers.swift.service import Features, ForeignAccount
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -29,6 +30,7 @@ from storelib.exceptions import (
     StorageWriteDenied,
 )
 from storelib.registry import Registry, open_store
+from storelib.transfer.http.keystone import Endpoint, RequestIdentity
 
 PASSWORD = {
     "swift_store_auth_address": "https://keystone:5000/v3",
@@ -104,7 +106,8 @@ def test_credentials_of_a_uri_never_replace_the_stores_own():
     location = store.locate("swift+https://other%3Auser:old-key@keystone:5000/v3/glance/id")
     identity = store.service.account_of(location, None).identity
     assert identity is store.service.own_account().identity
-    assert (identity.credentials.user, identity.credentials.key) == ("project:user", "hunter2")
+    [method] = identity.plugin.auth_methods
+    assert (identity.plugin.project_name, method.username, method.password) == ("project", "user", "hunter2")
 
 
 def test_uri_of_a_reference_is_the_stores(references):
@@ -179,8 +182,8 @@ def test_each_store_has_a_reference_file_of_its_own(references):
     one = open_store(SwiftStore, swift_store_config_file=references(REFERENCES, "one.conf"))
     other = references("[ref1]\nauth_address = https://other\nuser = p:u\nkey = k\n", "other.conf")
     two = open_store(SwiftStore, swift_store_config_file=other)
-    assert one.service.own_account().identity.credentials.key == "p%(a)s;s#w"
-    assert two.service.own_account().identity.credentials.key == "k"
+    assert one.service.own_account().identity.plugin.auth_methods[0].password == "p%(a)s;s#w"
+    assert two.service.own_account().identity.plugin.auth_methods[0].password == "k"
     with pytest.raises(BadStoreUri):
         two.locate("swift+config://ref2/glance/id")
 
@@ -329,7 +332,7 @@ def test_token_of_a_request_serves_for_another_account_of_the_same_store():
 
 
 def test_token_is_in_no_repr():
-    identity = RequestIdentity(request_of(auth_token="hunter2"), swift().conf)
+    identity = RequestIdentity(request_of(auth_token="hunter2"), Endpoint("object-store", "publicURL"))
     assert "hunter2" not in repr(identity) + repr(identity.access())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer of Swift, or an error of requests, keystoneauth or the socket means: the only place that knows.
+"""What a response of Swift means: which error it is, whether a success is believed, and what its headers tell.
 
 Captive portals, login pages and the error pages of proxies are "200 OK" as well, so a status proves nothing by itself.
 Swift and radosgw name the transaction in each of their answers; what has no such name needs a proof of its own.
@@ -8,13 +8,15 @@ Nothing a server sent is repeated in a message: it may hold what was asked, and 
 
 from __future__ import annotations
 
-import importlib
+import datetime
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from storelib.drivers.swift.location import SwiftLocation
 from storelib.exceptions import (
     BadStoreConfiguration,
     Duplicate,
@@ -26,14 +28,16 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
+from storelib.transfer.contract import Digest, Digests, ImageInfo
 from storelib.transfer.http import errors as http_errors
-from storelib.transfer.http.headers import retry_after
+from storelib.transfer.http.headers import posix_time, whole_number
+from storelib.transfer.http.keystone import error_of_keystone
 
 Headers = Mapping[str, str]
 
 # What only Swift and its relatives send, in answers of every kind or about what they store.
 _MARKS = ("X-Trans-Id", "X-Openstack-Request-Id", "X-Timestamp")
-_MD5 = re.compile(r'"?[0-9a-f]{32}"?')
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 # What they answer where they did what was asked for, and nothing else.
 _SUCCESSES = {
     "HEAD": (200, 204),
@@ -87,45 +91,12 @@ def error_of_exception(error: Exception, subject: str) -> StoreError | None:
     # Imported by now: whatever raised it came from there.
     from requests import exceptions as requests
 
-    known = _error_of_keystone(error, subject)
+    known = error_of_keystone(error, subject, "swift_store")
     if known is not None:
         return known
     if http_errors.caused_by(error, requests.InvalidURL, requests.InvalidSchema, requests.MissingSchema):
         return BadStoreConfiguration(f"{subject}: the URL of the service cannot be asked")
     return http_errors.error_of_failure(error, subject, "swift_store_cacert")
-
-
-def _error_of_keystone(error: Exception, subject: str) -> StoreError | None:
-    """The error for one of keystoneauth, which is not imported unless it is used."""
-    if not type(error).__module__.startswith("keystoneauth1"):
-        return None
-    exceptions: Any = importlib.import_module("keystoneauth1.exceptions")
-
-    if isinstance(error, exceptions.SSLError):
-        return RemoteServiceUnavailable(
-            f"the certificate of the identity service is not trusted ({subject}); set swift_store_cacert",
-            transient=False,
-        )
-    if isinstance(error, exceptions.ConnectionError):
-        return RemoteServiceUnavailable(f"the identity service does not answer ({subject})")
-    if isinstance(error, (exceptions.EndpointNotFound, exceptions.EmptyCatalog)):
-        return BadStoreConfiguration(
-            "the catalog has no such service; see swift_store_region, _endpoint_type, _service_type and _endpoint"
-        )
-    if isinstance(error, exceptions.InvalidResponse):
-        return RemoteServiceUnavailable(
-            f"what answers at swift_store_auth_address is no identity service: a page, a redirect, a portal ({subject})"
-        )
-    status = getattr(error, "http_status", None)
-    if status in (401, 403):
-        return Forbidden(f"the identity service does not accept the credentials ({subject})")
-    if status in (429, 408) or (isinstance(status, int) and status >= 500):
-        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
-        return RemoteServiceUnavailable(
-            f"the identity service answered {status} ({subject})",
-            retry_after=retry_after(headers.get("Retry-After")),
-        )
-    return BadStoreConfiguration(f"the identity service cannot be used ({subject}): {type(error).__name__}")
 
 
 # -- Which successes are believed -------------------------------------------------------------------------------------
@@ -191,6 +162,25 @@ def _is_entry(entry: Any) -> bool:
 
 # -- What headers hold ------------------------------------------------------------------------------------------------
 
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?")
+
+TOKEN = re.compile(r"[0-9a-f]{16}")
+#: Metadata of an object: the token of the add that made it, and where its segments are.
+TOKEN_HEADER = "X-Object-Meta-Storelib-Token"  # noqa: S105
+SEGMENTS_HEADER = "X-Object-Meta-Storelib-Segments"
+#: And the digest of the whole image, as ``algorithm:hexadecimal``; the ETag of a manifest is one of ETags.
+DIGEST_HEADER = "X-Object-Meta-Storelib-Digest"
+_RECORDED = re.compile(r"([a-z0-9_-]+):((?:[0-9a-f]{2})+)")
+#: Listings tell the content type. They tell the size of a manifest's image not always, so it is in there.
+_SIZED = re.compile(r"; *x-storelib-size=([0-9]+)")
+#: Metadata of an image's own container: that storelib made it, and the token of the add that did.
+MADE_HEADER = "X-Container-Meta-Storelib"
+CLAIM_HEADER = "X-Container-Meta-Storelib-Token"
+
+#: On it, and beside the segments in a shared one: gc is about to remove what is there, for it belongs to no image.
+DEAD_HEADER = "X-Container-Meta-Storelib-Dead"
+DEAD = "dead"
+
 
 def number(text: str | None) -> float | None:
     """A number of a header, 0 or more; None where there is none."""
@@ -199,3 +189,74 @@ def number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None
+
+
+def manifest_type(size: int) -> str:
+    """The content type of a manifest of an image of ``size`` bytes."""
+    return f"application/octet-stream; x-storelib-size={size}"
+
+
+def size_in(content_type: str) -> int | None:
+    """The size in such a content type."""
+    match = _SIZED.search(content_type)
+    return whole_number(match[1]) if match else None
+
+
+def length_of(headers: Headers) -> int | None:
+    """The size of an image; of a dynamic one with many segments Swift itself does not tell it."""
+    if "Content-Length" in headers:
+        return whole_number(headers["Content-Length"])
+    return size_in(headers.get("Content-Type", ""))
+
+
+def digest_headers(digests: Digests) -> dict[str, str]:
+    """What records the digest of an image."""
+    if digests.multihash:
+        return {DIGEST_HEADER: f"{digests.algorithm}:{digests.multihash}"}
+    return {DIGEST_HEADER: f"md5:{digests.checksum}"} if digests.checksum else {}
+
+
+def digest_in(headers: Headers) -> Digest | None:
+    """The digest of an image: what was recorded, or the ETag of one that is no manifest."""
+    recorded = _RECORDED.fullmatch(headers.get(DIGEST_HEADER, ""))
+    if recorded is not None and TOKEN_HEADER in headers:
+        return Digest(recorded[1], recorded[2])
+    manifest = "X-Object-Manifest" in headers or headers.get("X-Static-Large-Object", "").lower() == "true"
+    etag = _MD5.fullmatch(headers.get("Etag", ""))
+    return Digest("md5", etag[1]) if etag is not None and not manifest else None
+
+
+def segment_place(image_id: str, headers: Headers) -> tuple[str, str] | None:
+    """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
+    value = headers.get("X-Object-Manifest")
+    if TOKEN_HEADER in headers and SEGMENTS_HEADER in headers:
+        value = headers[SEGMENTS_HEADER]
+    container, slash, prefix = urllib.parse.unquote(value or "").partition("/")
+    # A prefix that is none would mean the whole container.
+    return (container, prefix) if slash and prefix.startswith(image_id) else None
+
+
+def info_of(location: SwiftLocation, headers: Headers) -> ImageInfo:
+    """What the headers of an image tell; raises StoreError if not even its size."""
+    size = length_of(headers)
+    if size is None:
+        raise StoreError(f"Swift does not tell the size of {location}")
+    modified = number(headers.get("X-Timestamp"))
+    if modified is None:
+        modified = posix_time(headers.get("Last-Modified"))
+    return ImageInfo(location.uri, size, location.obj, modified, etag_in(headers) or None)
+
+
+def etag_in(headers: Headers) -> str:
+    """The ETag without its quotes; empty where there is none."""
+    return headers.get("Etag", "").strip('"')
+
+
+def changed_at(entry: dict[str, Any]) -> float | None:
+    """When an entry of a listing was changed, if it tells."""
+    match = _TIME.match(entry.get("last_modified", ""))
+    try:
+        whole = datetime.datetime.fromisoformat(match[1] if match else "").replace(tzinfo=datetime.timezone.utc)
+    except ValueError:
+        return None
+    return whole.timestamp() + float(match[2] or 0) if match else None

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.swift.errors import number
-from storelib.drivers.swift.service import (
+from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
     DEAD,
     DEAD_HEADER,
     MADE_HEADER,
     TOKEN,
     TOKEN_HEADER,
-    Account,
-    Service,
     changed_at,
-    present,
+    number,
 )
+from storelib.drivers.swift.service import Account, Service, present
 from storelib.exceptions import RemoteServiceUnavailable
 from storelib.transfer.http.headers import posix_time
 

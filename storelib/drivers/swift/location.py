@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The URI of an image in Swift, in all the forms that were ever written."""
+"""Where an image is in Swift: its URI, in all the forms that were ever written, and the layout of containers."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import urllib.parse
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ CONFIG = "swift+config"
 
 _PLACE = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _VERSION = re.compile(r"/v[0-9.]+$")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Bytes in the name of a container: 256 in OpenStack, 255 in radosgw.
+_LONGEST = 255
 _REFERENCE = re.compile(r"[^/@:?#\s]+")
 
 
@@ -111,3 +115,55 @@ def _name(name: str, *, in_container: bool) -> str:
     if len(pieces) > 1 and not in_container:
         raise ValueError("a '/' in the name of the container")
     return name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which containers images and their segments are in, as the options of one store say it."""
+
+    container: str
+    seed: int = 0
+    #: Each image has a container of its own.
+    own: bool = False
+    segments: str | None = None
+
+    @property
+    def containers(self) -> list[str]:
+        """How the names of all containers of images begin; a ``/``, which is in no name, ends a whole one."""
+        whole, several = f"{self.container}/", f"{self.container}_"
+        if self.own:
+            return [several]
+        return [whole, several] if self.seed else [whole]
+
+    def container_for(self, image_id: str) -> str:
+        """The container of a new image."""
+        if self.own:
+            name = f"{self.container}_{image_id}"
+            if len(name.encode()) <= _LONGEST:
+                return name
+            return f"{self.container}_{hashlib.sha256(image_id.encode()).hexdigest()}"
+        if not self.seed:
+            return self.container
+        # As glance_store counts: dashes are taken along but not counted.
+        start = image_id.lower()
+        return f"{self.container}_{start[: self.seed + start[: self.seed].count('-')]}"
+
+    def may_be_for(self, container: str, prefix: str) -> bool:
+        """Whether an image's own container may be that of an id with this prefix."""
+        rest = container.removeprefix(f"{self.container}_")
+        return rest.startswith(prefix) or _DIGEST.fullmatch(rest) is not None
+
+    def segment_container_for(self, container: str) -> str:
+        """The container of the segments of an image in ``container``."""
+        return container if self.own or not self.segments else self.segments
+
+    def holds(self, container: str, image_id: str) -> bool:
+        """Whether an image of that id may be in that container, with this seed or another."""
+        if container == self.container:
+            return not self.own
+        base, mark, rest = container.partition(f"{self.container}_")
+        if base or not mark or not rest:
+            return False
+        if self.own:
+            return container == self.container_for(image_id)
+        return image_id.lower().startswith(rest)

@@ -9,24 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from storelib.drivers.swift.errors import ContainerMissing, Headers
-from storelib.drivers.swift.location import SwiftLocation
-from storelib.drivers.swift.service import (
+from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
     DEAD,
     DEAD_HEADER,
     MADE_HEADER,
     SEGMENTS_HEADER,
     TOKEN_HEADER,
-    Account,
-    Service,
+    ContainerMissing,
+    Headers,
     digest_headers,
     etag_in,
     length_of,
     manifest_type,
-    new_token,
 )
-from storelib.drivers.swift.transport import Body
+from storelib.drivers.swift.location import SwiftLocation
+from storelib.drivers.swift.service import Account, Body, Service, new_token
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.transfer.contract import Digests, MiB
 from storelib.uris import quote

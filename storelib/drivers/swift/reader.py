@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from storelib.drivers.swift.errors import check_proof, error_of_status
+from storelib.drivers.swift.errors import check_proof, digest_in, error_of_status, etag_in, length_of
 from storelib.drivers.swift.location import SwiftLocation
-from storelib.drivers.swift.service import Account, Service, digest_in, etag_in, length_of
+from storelib.drivers.swift.service import Account, Service
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB
 from storelib.transfer.http.headers import ContentRange, content_range, range_header

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Service: a Swift service as the options of one store name it; whose account an image is in, and what is called how.
+"""Service: a Swift service as the options of one store name it: whose account an image is in, tokens and requests.
 
 Segments are named ``<image id>/<token>/<number>``. No image id has a ``/``, so a listing with that delimiter tells
 images and segments apart, even in one container; the token is new for each add.
@@ -7,9 +7,9 @@ images and segments apart, even in one container; the token is new for each add.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
+import math
 import re
 import secrets
 import threading
@@ -19,29 +19,35 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from storelib._version import __version__
 from storelib.drivers.swift import errors
 from storelib.drivers.swift.errors import Headers
-from storelib.drivers.swift.identity import (
-    OPTIONS_REFERENCE,
-    Credentials,
-    ForeignAccount,
-    Identity,
-    RequestIdentity,
-    V1Identity,
-    V3Identity,
+from storelib.drivers.swift.location import CONFIG, Layout, SwiftLocation, place_of, scheme_for, without_version
+from storelib.drivers.swift.options import OPTIONS_REFERENCE, Credentials
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    BadStoreUri,
+    Forbidden,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
 )
-from storelib.drivers.swift.location import CONFIG, SwiftLocation, place_of, scheme_for, without_version
-from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StoreError
-from storelib.transfer.contract import Digest, Digests, ImageInfo
 from storelib.transfer.forking import forget_in_child
-from storelib.transfer.http.headers import posix_time, whole_number
+from storelib.transfer.http.keystone import (
+    Access,
+    Endpoint,
+    Identity,
+    KeystoneIdentity,
+    Lease,
+    RequestIdentity,
+    checked_url,
+)
 from storelib.transfer.http.reading import discard
+from storelib.transfer.partfile import PartFile
 from storelib.uris import quote
 
 if TYPE_CHECKING:
-    from requests import Response
-
-    from storelib.drivers.swift.transport import Body, Connections
+    from requests import Response, Session
 
 # Tokens tried for one request: a second one may have ended while it was on its way.
 _NEW_TOKENS = 2
@@ -49,29 +55,6 @@ _NEW_TOKENS = 2
 _VERSION = re.compile(r"/v[0-9][0-9.]*(/.*)?\Z", re.DOTALL)
 # Swift's default, and radosgw's.
 _MOST_SEGMENTS = 1000
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?")
-
-TOKEN = re.compile(r"[0-9a-f]{16}")
-#: Metadata of an object: the token of the add that made it, and where its segments are.
-TOKEN_HEADER = "X-Object-Meta-Storelib-Token"  # noqa: S105
-SEGMENTS_HEADER = "X-Object-Meta-Storelib-Segments"
-#: And the digest of the whole image, as ``algorithm:hexadecimal``; the ETag of a manifest is one of ETags.
-DIGEST_HEADER = "X-Object-Meta-Storelib-Digest"
-_RECORDED = re.compile(r"([a-z0-9_-]+):((?:[0-9a-f]{2})+)")
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-#: Listings tell the content type. They tell the size of a manifest's image not always, so it is in there.
-_SIZED = re.compile(r"; *x-storelib-size=([0-9]+)")
-#: Metadata of an image's own container: that storelib made it, and the token of the add that did.
-MADE_HEADER = "X-Container-Meta-Storelib"
-CLAIM_HEADER = "X-Container-Meta-Storelib-Token"
-
-#: On it, and beside the segments in a shared one: gc is about to remove what is there, for it belongs to no image.
-DEAD_HEADER = "X-Container-Meta-Storelib-Dead"
-DEAD = "dead"
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-# Bytes in the name of a container: 256 in OpenStack, 255 in radosgw.
-_LONGEST = 255
 
 
 class Adding(Protocol):
@@ -101,6 +84,13 @@ class Service:
         #: Adds under way in this process, by token, for gc to leave alone.
         self.writers: weakref.WeakValueDictionary[str, Adding] = weakref.WeakValueDictionary()
         self.reference: str = conf.default_swift_reference if conf.swift_store_config_file else OPTIONS_REFERENCE
+        self._endpoint = Endpoint(
+            conf.swift_store_service_type,
+            conf.swift_store_endpoint_type,
+            conf.swift_store_region,
+            conf.swift_store_endpoint,
+            "swift_store_region, _endpoint_type and _service_type",
+        )
         # What a child inherits is kept, unused: closing it would end the parent's connections too.
         self._inherited: list[object] = []
         self.use({})
@@ -120,8 +110,6 @@ class Service:
     @property
     def connections(self) -> Connections:
         """All connections of the store."""
-        from storelib.drivers.swift.transport import Connections
-
         with self._lock:
             if self._connections is None:
                 self._connections = Connections(self.conf)
@@ -131,14 +119,20 @@ class Service:
         """The identity for one of the accounts that the store is configured with."""
         with self._lock:
             if reference not in self._identities:
-                credentials = self.credentials[reference]
-                kind = V1Identity if credentials.auth_version == "1" else V3Identity
-                self._identities[reference] = kind(self.connections, credentials, self.conf)
+                first = self.credentials[reference].auth_version == "1"
+                self._identities[reference] = self._v1(reference) if first else self._v3(reference)
             return self._identities[reference]
 
-    def trusted(self, reference: str, trust: str) -> V3Identity:
-        """The same, on behalf of the user who made a trust."""
-        return V3Identity(self.connections, self.credentials[reference], self.conf, trust)
+    def _v1(self, reference: str) -> Identity:
+        return V1Identity(self.connections, self.credentials[reference], self.conf)
+
+    def _v3(self, reference: str, trust: str | None = None) -> KeystoneIdentity:
+        """An identity at Keystone, on behalf of the user who made a trust if there is one."""
+        user, http = self.credentials[reference], self.connections
+        soon = self.conf.swift_store_expire_soon_interval
+        return KeystoneIdentity(
+            user.identity_url, _plugin(user, trust), http.session(), http.timeout, self._endpoint, soon
+        )
 
     def features(self, account: Account) -> Features:
         """What the service of ``account`` can do; asked once."""
@@ -201,7 +195,7 @@ class Service:
 
     def _identity(self, context: Any) -> Identity:
         if context is not None:
-            return RequestIdentity(context, self.conf)
+            return RequestIdentity(context, self._endpoint)
         if self.reference not in self.credentials:
             raise Forbidden(f"store {self.name} is multi-tenant: it needs the context of a request, or its own user")
         # Whoever calls without a request, to clean up for example, acts as the service.
@@ -212,9 +206,9 @@ class Service:
         if not self.multi_tenant or not self.conf.swift_store_use_trusts or self.reference not in self.credentials:
             return account
         own = self.identity(self.reference)
-        if not isinstance(own, V3Identity):
+        if not isinstance(own, KeystoneIdentity):
             return account
-        identity = account.identity.with_trust(own, lambda trust: self.trusted(self.reference, trust))
+        identity = account.identity.with_trust(own, lambda trust: self._v3(self.reference, trust))
         return Account(self.connections, identity)
 
     def location_of(self, account: Account, container: str, image_id: str) -> SwiftLocation:
@@ -283,132 +277,195 @@ class Features:
         return self.static and count <= self.most_segments * (self.most_segments if self.nested else 1)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The options that say so."""
+# -- Who asks ----------------------------------------------------------------------------------------------------------
 
-    container: str
-    seed: int = 0
-    #: Each image has a container of its own.
-    own: bool = False
-    segments: str | None = None
+
+class V1Identity(Identity):
+    """Version 1: one request with user and key, as tempauth and radosgw take it."""
+
+    def __init__(self, connections: Connections, credentials: Credentials, conf: Any) -> None:
+        self._connections = connections
+        self._credentials = credentials
+        self._soon = conf.swift_store_expire_soon_interval
+        self._endpoint = conf.swift_store_endpoint
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._lease = Lease(None, self._soon)
+
+    def access(self) -> Access:
+        """The token at hand unless it expires soon."""
+        with self._lock:
+            if self._access is None or self._lease.is_over:
+                self._access = self._ask()
+            return self._access
+
+    def renew(self, refused: Access) -> bool:
+        """Have the service asked again."""
+        with self._lock:
+            if self._access == refused:
+                self._access = None
+        return True
+
+    def _ask(self) -> Access:
+        credentials = self._credentials
+        headers = {"X-Auth-User": credentials.user or "", "X-Auth-Key": credentials.key or ""}
+        response = self._connections.send("GET", credentials.identity_url, headers)
+        _ = response.content
+        status, found = response.status_code, response.headers
+        url, token = found.get("X-Storage-Url"), found.get("X-Auth-Token")
+        if status in (401, 403):
+            raise Forbidden("the identity service does not accept swift_store_user and swift_store_key")
+        if status == 404 or (200 <= status < 300 and not (url and token)):
+            raise BadStoreConfiguration("at swift_store_auth_address there is no identity service of version 1")
+        if not 200 <= status < 300:
+            raise errors.error_of_status("GET", status, found, "a token")
+        self._lease = Lease(errors.number(found.get("X-Auth-Token-Expires")), self._soon)
+        return Access(checked_url(self._endpoint or url), token or "")
+
+
+class ForeignAccount(Identity):
+    """The same token for another account of the same service: an image that was shared, or is being cleaned up."""
+
+    def __init__(self, identity: Identity, url: str) -> None:
+        self._identity = identity
+        self._url = url
+        self._check(identity.access().url)
+
+    def access(self) -> Access:
+        """That URL with the token of the other."""
+        return Access(self._url, self._identity.access().token)
+
+    def renew(self, refused: Access) -> bool:
+        """Have the other renew its token."""
+        return self._identity.renew(Access(self._identity.access().url, refused.token))
+
+    def with_trust(self, service: KeystoneIdentity, make: Callable[[str], KeystoneIdentity]) -> Identity:
+        """The same account with the identity that the other makes."""
+        return ForeignAccount(self._identity.with_trust(service, make), self._url)
+
+    def close(self) -> None:
+        """Close the other."""
+        self._identity.close()
+
+    def _check(self, own: str) -> None:
+        # A token goes to the service it is for and to nobody a URI may name.
+        if own.split("/")[:3] != self._url.split("/")[:3]:
+            raise BadStoreUri(f"{self._url} is not at the object store of this request")
+
+
+def _plugin(credentials: Credentials, trust: str | None) -> Any:
+    from keystoneauth1.identity import v3
+
+    if credentials.application_credential_id and trust is None:
+        return v3.ApplicationCredential(
+            credentials.identity_url,
+            application_credential_id=credentials.application_credential_id,
+            application_credential_secret=credentials.application_credential_secret or "",
+            reauthenticate=False,
+        )
+    # That it has always two minutes to live is no use where tokens live no longer; see Lease.
+    user: dict[str, Any] = {
+        "reauthenticate": False,
+        "username": credentials.user_name,
+        "password": credentials.key,
+        "user_domain_id": credentials.user_domain_id,
+        "user_domain_name": credentials.user_domain_name,
+    }
+    if trust is not None:
+        return v3.Password(credentials.identity_url, trust_id=trust, **user)
+    scope: dict[str, Any] = dict(credentials.scope)
+    if not credentials.project_id:
+        scope["project_domain_id"] = credentials.project_domain_id
+        scope["project_domain_name"] = credentials.project_domain_name
+    return v3.Password(credentials.identity_url, **user, **scope)
+
+
+# -- Requests ----------------------------------------------------------------------------------------------------------
+
+
+class Connections:
+    """swiftclient on the connections of the engine; safe to use from many threads.
+
+    Its HTTPConnection does the work, not its Connection, which is for one thread and logs the start of tokens.
+    """
+
+    def __init__(self, conf: Any) -> None:
+        from swiftclient.client import HTTPConnection
+
+        insecure = conf.swift_store_auth_insecure
+        self._verify: bool | str = not insecure and (conf.swift_store_cacert or True)
+        # No longer than the whole transfer may stand still.
+        self._longest: float = conf.transfer_timeout
+        #: Seconds to wait for a connection, and for a response.
+        self._connect_timeout = min(conf.swift_store_connect_timeout, self._longest)
+        self.timeout: float = min(conf.swift_store_read_timeout, self._longest)
+        self._latency: dict[str, float] = {}
+        # One for all servers: its session keeps the connections of each.
+        agent = f"storelib/{__version__}"
+        self._client = HTTPConnection(
+            "https://", cacert=conf.swift_store_cacert, insecure=insecure, default_user_agent=agent
+        )
+        self._client.requests_args["allow_redirects"] = False
+        self._client.request_session = self.session()
+
+    def session(self) -> Session:
+        """A session of requests with the same settings, for keystoneauth."""
+        from storelib.transfer.http.sessions import new_session
+
+        return new_session(self._verify)
+
+    def send(
+        self, method: str, url: str, headers: Headers, body: Body | bytes = b"", extra_timeout: float = 0.0
+    ) -> Response:
+        """Send one request; returns any response, its body not read yet. ``extra_timeout``: more seconds to wait."""
+        # What is known to work for longer than that is waited for.
+        read_timeout = min(self.timeout + extra_timeout, max(self._longest, extra_timeout))
+        sent = {"User-Agent": self._client.default_user_agent, **headers}
+        # Not HTTPConnection.request(), which keeps the response in the one object that all threads share.
+        response: Response = self._client.request_session.request(
+            method,
+            url,
+            headers={name: value.encode() for name, value in sent.items()},
+            data=body,
+            timeout=(self._connect_timeout, read_timeout),
+            **self._client.requests_args,
+        )
+        self._latency[_origin(url)] = min(self.latency(url), response.raw.seconds)
+        return response
+
+    def latency(self, url: str) -> float:
+        """Seconds that the quickest response of that server took so far: how far away it is, however busy."""
+        return self._latency.get(_origin(url), math.inf)
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
+
+
+class Body(PartFile):
+    """A part on its way out, hashed as it goes unless its ``md5`` is known already."""
+
+    def __init__(self, data: memoryview, md5: str | None = None) -> None:
+        super().__init__(data)
+        self._known = md5
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again, with the first byte."""
+        self.seek(0)
+        self._hash = hashlib.md5(usedforsecurity=False)
+
+    def read(self, size: int | None = -1) -> memoryview:
+        """A view of what comes next."""
+        piece = super().read(size)
+        if self._known is None:
+            self._hash.update(piece)
+        return piece
 
     @property
-    def containers(self) -> list[str]:
-        """How the names of all containers of images begin; a ``/``, which is in no name, ends a whole one."""
-        whole, several = f"{self.container}/", f"{self.container}_"
-        if self.own:
-            return [several]
-        return [whole, several] if self.seed else [whole]
-
-    def container_for(self, image_id: str) -> str:
-        """The container of a new image."""
-        if self.own:
-            name = f"{self.container}_{image_id}"
-            if len(name.encode()) <= _LONGEST:
-                return name
-            return f"{self.container}_{hashlib.sha256(image_id.encode()).hexdigest()}"
-        if not self.seed:
-            return self.container
-        # As glance_store counts: dashes are taken along but not counted.
-        start = image_id.lower()
-        return f"{self.container}_{start[: self.seed + start[: self.seed].count('-')]}"
-
-    def may_be_for(self, container: str, prefix: str) -> bool:
-        """Whether an image's own container may be that of an id with this prefix."""
-        rest = container.removeprefix(f"{self.container}_")
-        return rest.startswith(prefix) or _DIGEST.fullmatch(rest) is not None
-
-    def segment_container_for(self, container: str) -> str:
-        """The container of the segments of an image in ``container``."""
-        return container if self.own or not self.segments else self.segments
-
-    def holds(self, container: str, image_id: str) -> bool:
-        """Whether an image of that id may be in that container, with this seed or another."""
-        if container == self.container:
-            return not self.own
-        base, mark, rest = container.partition(f"{self.container}_")
-        if base or not mark or not rest:
-            return False
-        if self.own:
-            return container == self.container_for(image_id)
-        return image_id.lower().startswith(rest)
-
-
-def manifest_type(size: int) -> str:
-    """The content type of a manifest of an image of ``size`` bytes."""
-    return f"application/octet-stream; x-storelib-size={size}"
-
-
-def size_in(content_type: str) -> int | None:
-    """The size in such a content type."""
-    match = _SIZED.search(content_type)
-    return whole_number(match[1]) if match else None
-
-
-def length_of(headers: Mapping[str, str]) -> int | None:
-    """The size of an image; of a dynamic one with many segments Swift itself does not tell it."""
-    if "Content-Length" in headers:
-        return whole_number(headers["Content-Length"])
-    return size_in(headers.get("Content-Type", ""))
-
-
-def digest_headers(digests: Digests) -> dict[str, str]:
-    """What records the digest of an image."""
-    if digests.multihash:
-        return {DIGEST_HEADER: f"{digests.algorithm}:{digests.multihash}"}
-    return {DIGEST_HEADER: f"md5:{digests.checksum}"} if digests.checksum else {}
-
-
-def digest_in(headers: Mapping[str, str]) -> Digest | None:
-    """The digest of an image: what was recorded, or the ETag of one that is no manifest."""
-    recorded = _RECORDED.fullmatch(headers.get(DIGEST_HEADER, ""))
-    if recorded is not None and TOKEN_HEADER in headers:
-        return Digest(recorded[1], recorded[2])
-    manifest = "X-Object-Manifest" in headers or headers.get("X-Static-Large-Object", "").lower() == "true"
-    etag = _MD5.fullmatch(headers.get("Etag", ""))
-    return Digest("md5", etag[1]) if etag is not None and not manifest else None
-
-
-def new_token() -> str:
-    """Tells what one add made from what any other made."""
-    return secrets.token_hex(8)
-
-
-def segment_place(image_id: str, headers: Mapping[str, str]) -> tuple[str, str] | None:
-    """Container and prefix of the segments of an image; None if it has none or they have no prefix in common."""
-    value = headers.get("X-Object-Manifest")
-    if TOKEN_HEADER in headers and SEGMENTS_HEADER in headers:
-        value = headers[SEGMENTS_HEADER]
-    container, slash, prefix = urllib.parse.unquote(value or "").partition("/")
-    # A prefix that is none would mean the whole container.
-    return (container, prefix) if slash and prefix.startswith(image_id) else None
-
-
-def info_of(location: SwiftLocation, headers: Mapping[str, str]) -> ImageInfo:
-    """What the headers of an image tell; raises StoreError if not even its size."""
-    size = length_of(headers)
-    if size is None:
-        raise StoreError(f"Swift does not tell the size of {location}")
-    modified = errors.number(headers.get("X-Timestamp"))
-    if modified is None:
-        modified = posix_time(headers.get("Last-Modified"))
-    return ImageInfo(location.uri, size, location.obj, modified, etag_in(headers) or None)
-
-
-def etag_in(headers: Headers) -> str:
-    """The ETag without its quotes; empty where there is none."""
-    return headers.get("Etag", "").strip('"')
-
-
-def changed_at(entry: dict[str, Any]) -> float | None:
-    """When an entry of a listing was changed, if it tells."""
-    match = _TIME.match(entry.get("last_modified", ""))
-    try:
-        whole = datetime.datetime.fromisoformat(match[1] if match else "").replace(tzinfo=datetime.timezone.utc)
-    except ValueError:
-        return None
-    return whole.timestamp() + float(match[2] or 0) if match else None
+    def md5(self) -> str:
+        """In hexadecimal, as ETags are."""
+        return self._known or self._hash.hexdigest()
 
 
 class Account:
@@ -564,6 +621,11 @@ class Account:
                 body.rewind()
             access, response = attempt()
         return response
+
+
+def new_token() -> str:
+    """Tells what one add made from what any other made."""
+    return secrets.token_hex(8)
 
 
 def _shown(names: tuple[str, ...]) -> str:

@@ -16,23 +16,20 @@ from oslo_config import cfg
 from storelib.capabilities import Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.swift import garbage as leftovers
-from storelib.drivers.swift.errors import error_of_exception, nothing_failed
-from storelib.drivers.swift.identity import read_credentials
-from storelib.drivers.swift.location import SCHEMES, SwiftLocation, without_version
-from storelib.drivers.swift.options import OPTIONS
-from storelib.drivers.swift.service import (
+from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
     TOKEN_HEADER,
-    Account,
-    Service,
     changed_at,
+    error_of_exception,
     info_of,
     length_of,
-    new_token,
-    present,
+    nothing_failed,
     segment_place,
     size_in,
 )
+from storelib.drivers.swift.location import SCHEMES, SwiftLocation, without_version
+from storelib.drivers.swift.options import OPTIONS, read_credentials
+from storelib.drivers.swift.service import Account, Service, new_token, present
 from storelib.exceptions import (
     AclsNotSupported,
     BadStoreConfiguration,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.drivers.swift.errors import etag_in, length_of, segment_place
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.publication import SLOWEST, Publication, Segment
-from storelib.drivers.swift.service import Account, Service, etag_in, length_of, segment_place
-from storelib.drivers.swift.transport import Body
+from storelib.drivers.swift.service import Account, Body, Service
 from storelib.exceptions import Duplicate, Forbidden, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB
 
