@@ -7,8 +7,11 @@ connections of the drivers keep (``http/``): each wait is cut to what is left. O
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +42,7 @@ class Deadline:
             _thread.deadline = None
 
     def move(self) -> None:
-        """There was progress."""
+        """Begin anew, since there was progress."""
         self._end = time.monotonic() + self._seconds
 
     @property
@@ -49,7 +52,7 @@ class Deadline:
 
     @property
     def of_stream(self) -> bool:
-        """Bytes are progress."""
+        """Whether bytes that come are progress."""
         return self._stream
 
 
@@ -59,6 +62,17 @@ _thread = threading.local()
 def _current() -> Deadline | None:
     found: Deadline | None = getattr(_thread, "deadline", None)
     return found
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Give what this thread asks within no more than that in all, whatever its deadline and whatever comes."""
+    outer = getattr(_thread, "limit", math.inf)
+    _thread.limit = min(outer, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _thread.limit = outer
 
 
 def progress() -> None:
@@ -80,10 +94,10 @@ def within(seconds: Any) -> Any:
 
     Raises TimeoutError where nothing is left.
     """
-    deadline = _current()
-    if deadline is None:
+    deadline, limit = _current(), getattr(_thread, "limit", math.inf)
+    if deadline is None and limit == math.inf:
         return seconds
-    left = deadline.left
+    left = min(deadline.left if deadline else math.inf, limit - time.monotonic())
     if left <= 0:
         raise TimeoutError("the server sends its answer too slowly (option transfer_timeout)")
     return min(seconds, left) if isinstance(seconds, int | float) else left

@@ -18,11 +18,9 @@ class PartFile(io.RawIOBase):
         return len(self._data)
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def tell(self) -> int:
@@ -30,7 +28,7 @@ class PartFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; answers the new one."""
+        """Move the position; returns the new one."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
         if base + offset < 0:
             raise ValueError(f"negative position {base + offset}")
@@ -45,7 +43,7 @@ class PartFile(io.RawIOBase):
         return piece
 
     def readinto(self, buffer: Any) -> int:
-        """Copy bytes into ``buffer``; answers how many."""
+        """Copy bytes into ``buffer``; returns how many."""
         piece = self.read(len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)

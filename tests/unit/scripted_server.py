@@ -54,6 +54,11 @@ class ScriptedServer:
         """Of the requests that came."""
         return [request.method for request in self.requests]
 
+    @property
+    def connections(self) -> int:
+        """How many were accepted so far."""
+        return len(self._opened)
+
     def __enter__(self) -> ScriptedServer:
         return self
 

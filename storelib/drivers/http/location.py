@@ -121,7 +121,7 @@ def _split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
 
 
 def _quote_bytes(match: re.Match[str]) -> str:
-    """The same for a header, each of whose characters stands for one byte, be it of UTF-8 or of Latin-1."""
+    """Percent-encode what a header holds, each of whose characters stands for one byte, of UTF-8 or of Latin-1."""
     try:
         return urllib.parse.quote(match[0].encode("latin-1").decode(), safe="")
     except UnicodeError:

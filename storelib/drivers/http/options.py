@@ -30,7 +30,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "https_insecure",
         default=False,
-        help="Do not verify the certificates of servers. Whoever sits between can then replace every image.",
+        help="Do not verify the certificates of servers. A server in between can then replace every image.",
     ),
     cfg.DictOpt(
         "http_proxy_information",
@@ -144,7 +144,7 @@ class Rules:
         return None
 
     def refuse_written_address(self, location: HttpLocation) -> str | None:
-        """The same for a URL whose host is an address; None for a name, which the proxy resolves."""
+        """Why the address in a URL may not be connected to, or None; also for a name, which the proxy resolves."""
         try:
             return self.refuse_address(location.host.strip("[]"))
         except ValueError:

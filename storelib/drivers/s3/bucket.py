@@ -290,13 +290,13 @@ class Bucket:
         client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
         client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
         client.meta.events.register("before-parse.s3.GetObject", self._note_body)
-        client.meta.events.register("after-call.s3", self._note_latency)
-        client.meta.events.register("after-call.s3", check_answer)
+        client.meta.events.register("after-call.s3", self._check_answer)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client
 
-    def _note_latency(self, http_response: Any, **_: object) -> None:
+    def _check_answer(self, http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
         self.latency = min(self.latency, http_response.raw.seconds)
+        check_answer(http_response, parsed, model)
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""

@@ -79,8 +79,8 @@ class WantsTls(Exception):
     """The server redirects to itself, over https."""
 
 
-def check_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
-    """What botocore calls with each answer before it hands it out; raises BadAnswer."""
+def check_answer(http_response: Any, parsed: Mapping[str, Any], model: Any) -> None:
+    """Check an answer before botocore hands it out; raises BadAnswer, WantsTls."""
     if 300 <= http_response.status_code < 400:
         asked, told = urlsplit(http_response.url), urlsplit(str(http_response.headers.get("Location", "")))
         if (asked.scheme, told.scheme) == ("http", "https") and asked.hostname == told.hostname:

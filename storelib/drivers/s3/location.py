@@ -67,7 +67,7 @@ class S3Location(StoreLocation):
         return f"{self.scheme}://{self.host}{port}/{base}{path}"
 
     def below(self, base: str) -> S3Location | None:
-        """The same URI for a server whose path is ``base``; None where it does not begin so."""
+        """This location for a server whose path is ``base``; None where it does not begin so."""
         if self.base == base:
             return self
         names, path = base.split("/"), [self.bucket, *self.key.split("/")]

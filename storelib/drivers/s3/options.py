@@ -74,7 +74,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "s3_store_insecure",
         default=False,
-        help="Do not verify the server's certificate. Whoever sits between can then replace every image.",
+        help="Do not verify the server's certificate. A server in between can then replace every image.",
     ),
     cfg.StrOpt(
         "s3_store_proxy",

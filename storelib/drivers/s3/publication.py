@@ -70,7 +70,7 @@ class Publication:
         try:
             send()
         except BadAnswer as error:
-            # Whoever answered, the image may be there.
+            # Whichever server that was, the image may be there.
             if not self.is_ours():
                 raise
             if isinstance(error, Damaged):

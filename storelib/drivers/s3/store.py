@@ -145,7 +145,7 @@ class S3Store(Store[S3Location]):
         self.removal(location, context)()
 
     def removal(self, location: S3Location, context: Any) -> Callable[[], None]:
-        """The same, of the object alone that the first HEAD has seen."""
+        """What removes the object that its first HEAD has seen, and no other of the same key."""
         met: tuple[object, ...] = ()
 
         def remove() -> None:

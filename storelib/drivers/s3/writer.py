@@ -157,7 +157,7 @@ class S3Writer(Writer):
         return self.complete(look=not self._bucket.conditional_complete)
 
     def complete(self, *, look: bool) -> Committed:
-        """The same; ``look`` for an image of the same id before, since the server may not."""
+        """Complete the upload; ``look`` for an image of the same id before, since the server may not."""
         adapting(
             self._bucket,
             lambda conditional, _: self._complete(conditional, look or not conditional),

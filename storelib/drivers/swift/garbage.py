@@ -102,7 +102,7 @@ def server_time(headers: Any) -> float:
 
 
 def _changed(entry: dict[str, Any]) -> float:
-    """The same; what does not tell is never old."""
+    """When something was changed, in POSIX seconds; what does not tell is never old."""
     modified = changed_at(entry)
     return math.inf if modified is None else modified
 
@@ -146,7 +146,7 @@ def _made(headers: Any) -> float:
 
 
 def _is_alive(service: Service, account: Account, dead: Dead, image_id: str) -> bool:
-    """Whether an image is made of it, or somebody in this process is still at it."""
+    """Whether an image is made of it, or an add in this process still makes one."""
     writers = list(service.writers.items())
     if any(token == dead.token or (service.layout.own and at.container == dead.container) for token, at in writers):
         return True

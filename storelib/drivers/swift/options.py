@@ -67,7 +67,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "swift_store_auth_insecure",
         default=False,
-        help="Do not verify certificates. Whoever sits between can then read the password and replace every image.",
+        help="Do not verify certificates. A server in between can then read the password and replace every image.",
     ),
     cfg.FloatOpt("swift_store_connect_timeout", default=30.0, min=0.1, help="Seconds to wait for a connection."),
     cfg.FloatOpt("swift_store_read_timeout", default=60.0, min=0.1, help="Seconds to wait for the next bytes."),

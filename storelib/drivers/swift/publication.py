@@ -31,11 +31,11 @@ from storelib.uris import quote
 
 T = TypeVar("T")
 
-# How often, and how many seconds apart, to look whether somebody else made a container.
+# How often, and how many seconds apart, to look whether another client made a container.
 _LOOKS, _BETWEEN_LOOKS = 4, 0.25
 _COPY = "X-Copy-From"
 _DYNAMIC = "X-Object-Manifest"
-# Bytes that a server copies or checks in a second at least; longer answers are waited for accordingly.
+# Bytes that a server copies or checks in a second at least; longer requests are waited for accordingly.
 SLOWEST = 4 * MiB
 
 
@@ -162,7 +162,7 @@ class Publication:
         return found is not None and found.get(TOKEN_HEADER) == self.token
 
     def _published_by_me(self) -> Headers:
-        """The headers of the image, which Swift says it has; raises Duplicate if somebody else's came in between."""
+        """The headers of the image, which Swift says it has; raises Duplicate if another add came in between."""
         found = self.account.find(self.container, self.location.obj)
         if found is None:
             raise RemoteServiceUnavailable(f"Swift took {self.location}, but does not have it")
@@ -271,7 +271,7 @@ class Publication:
             return call()
         except ContainerMissing:
             if self.service.layout.own:
-                # It was there, and whoever makes it anew need not be the one who claimed it.
+                # It was there, and the add that makes it anew need not be the one that claimed it.
                 raise StoreError(f"the container of {self.location} was removed while it was added") from None
             if not self.service.conf.swift_store_create_container_on_put:
                 raise

@@ -198,11 +198,11 @@ class Service:
             return RequestIdentity(context, self._endpoint)
         if self.reference not in self.credentials:
             raise Forbidden(f"store {self.name} is multi-tenant: it needs the context of a request, or its own user")
-        # Whoever calls without a request, to clean up for example, acts as the service.
+        # A call without a request, to clean up for example, is made by the service.
         return self.identity(self.reference)
 
     def with_trust(self, account: Account) -> Account:
-        """The same account for a transfer that may outlive the token of its request; close its identity."""
+        """The account for a transfer that may outlive the token of its request; close its identity."""
         if not self.multi_tenant or not self.conf.swift_store_use_trusts or self.reference not in self.credentials:
             return account
         own = self.identity(self.reference)
@@ -248,7 +248,7 @@ class Features:
     nested: bool = False
     #: If-None-Match is honoured.
     conditional: bool = False
-    #: Whoever sends a manifest is told which of its segments are missing.
+    #: The sender of a manifest is told which of its segments are missing.
     checks_segments: bool = False
     #: Algorithms of temporary URLs.
     digests: tuple[str, ...] = ("sha1",)
@@ -340,11 +340,11 @@ class ForeignAccount(Identity):
         return self._identity.renew(Access(self._identity.access().url, refused.token))
 
     def with_trust(self, service: KeystoneIdentity, make: Callable[[str], KeystoneIdentity]) -> Identity:
-        """The same account with the identity that the other makes."""
+        """That account with the identity that the other makes for the transfer."""
         return ForeignAccount(self._identity.with_trust(service, make), self._url)
 
     def close(self) -> None:
-        """Close the other."""
+        """Close the identity whose token it is."""
         self._identity.close()
 
     def _check(self, own: str) -> None:
@@ -409,7 +409,7 @@ class Connections:
         self._client.request_session = self.session()
 
     def session(self) -> Session:
-        """A session of requests with the same settings, for keystoneauth."""
+        """A session of requests with these settings, for keystoneauth."""
         from storelib.transfer.http.sessions import new_session
 
         return new_session(self._verify)
@@ -490,7 +490,7 @@ class Account:
         return self.ask("HEAD", names).headers
 
     def find(self, *names: str) -> Headers | None:
-        """The same; None if it is not there."""
+        """The headers of the account, a container or an object; None if it is not there."""
         try:
             return self.head(*names)
         except NotFound:
@@ -513,7 +513,7 @@ class Account:
         self.ask("POST", names, headers=headers)
 
     def find_surely(self, *names: str) -> Headers | None:
-        """The same where something is removed because it is not there: also that has to be proven."""
+        """``find`` where something is removed because another is not there: also that has to be proven."""
         answer = self.ask("HEAD", names, accept=(404,))
         if answer.status_code != 404:
             return answer.headers

@@ -165,7 +165,7 @@ class SwiftStore(Store[SwiftLocation]):
         self._remove(location, context, [])
 
     def removal(self, location: SwiftLocation, context: Any) -> Callable[[], None]:
-        """The same for the image that is met first, not for one that takes its place when an answer is lost."""
+        """What removes the image that it meets first, and none that takes its place when a response is lost."""
         met: list[Mapping[str, str]] = []
         return lambda: self._remove(location, context, met)
 
@@ -198,7 +198,7 @@ class SwiftStore(Store[SwiftLocation]):
             tried = [location.container] if removed else []
 
             def remove_own(name: str) -> None:
-                # Once the answer to a first attempt is lost, somebody else's container may have that name.
+                # Once the answer to a first attempt is lost, the container of another add may have that name.
                 if tried and (account.find(name) or {}).get(CLAIM_HEADER) != token:
                     return
                 tried.append(name)

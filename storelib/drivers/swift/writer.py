@@ -57,7 +57,7 @@ class SwiftWriter(Publication, Writer):
         return Committed(self.location)
 
     def commit(self, size: int, digests: Digests) -> Committed:
-        """Publish the manifest."""
+        """Publish the manifest of all segments."""
         self._record(digests)
         segments = [self._segments[number] for number in sorted(self._segments)]
         self.publish_segments(segments, size)

@@ -177,7 +177,7 @@ class RequestIdentity(Identity):
         self._access = Access(endpoint.of_request(context), str(token))
 
     def access(self) -> Access:
-        """The same one for the whole request."""
+        """The token and the URL of the request, as long as it lasts."""
         return self._access
 
     def renew(self, refused: Access) -> bool:

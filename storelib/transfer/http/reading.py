@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from storelib.transfer.contract import KiB, Reader
-from storelib.transfer.deadlines import Deadline
+from storelib.transfer.deadlines import at_most
 
 #: Bytes of one read from the socket. More are no faster, and what has come of one is lost when the connection fails.
 BLOCK = 256 * KiB
@@ -68,7 +68,7 @@ def discard(response: Any) -> None:
     left = getattr(file, "length", None)
     if left is not None and left <= _WORTH_DRAINING and not response.closed:
         # Nobody wants these bytes.
-        with contextlib.suppress(Exception), Deadline(_DRAINED_IN):
+        with contextlib.suppress(Exception), at_most(_DRAINED_IN):
             file.read()
     if response.closed:
         response.release_conn()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all HTTP clients share: open responses, what headers hold, and what statuses and failures mean."""
+
+import itertools
+import threading
+
+import pytest
+from botocore import exceptions as botocore
+from scripted_server import ScriptedServer, reply
+
+from storelib.drivers.http import HttpStore
+from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable
+from storelib.registry import open_store
+from storelib.transfer.http import reading
+from storelib.transfer.http.errors import caused_by, error_of_failure, error_of_status
+from storelib.transfer.http.headers import ContentRange, content_range, range_header, whole_number
+
+
+@pytest.fixture
+def web():
+    return open_store(HttpStore, "web", http_allowed_networks=["127.0.0.0/8"], transfer_retries=0)
+
+
+# -- Open responses ---------------------------------------------------------------------------------------------------
+
+
+def test_connection_is_kept_when_little_of_a_body_is_left(web):
+    with ScriptedServer(lambda request: reply(200, {}, bytes(1000))) as server:
+        for _ in range(3):
+            with web.get(f"{server.url}/image").data as stream:
+                stream.read(1)
+        assert len(server.requests) == 3
+        assert server.connections == 1
+
+
+def test_connection_is_closed_when_much_of_a_body_is_left(web):
+    with ScriptedServer(lambda request: reply(200, {}, bytes(1_000_000))) as server:
+        for _ in range(2):
+            with web.get(f"{server.url}/image").data as stream:
+                stream.read(1)
+        assert server.connections == 2
+
+
+def test_rest_of_a_body_is_not_waited_for_long(web, monkeypatch):
+    monkeypatch.setattr(reading, "_DRAINED_IN", 0.05)
+    closed = threading.Event()
+
+    def trickle(request):
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"
+        yield from itertools.takewhile(lambda byte: not closed.wait(0.01), itertools.repeat(b"x"))
+
+    with ScriptedServer(trickle) as server:
+        with web.get(f"{server.url}/image").data as stream:
+            stream.read(1)
+        closed.set()
+
+
+# -- Headers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("bytes 5-9/10", ContentRange(5, 10, 10)),
+        ("Bytes 5-9/*", ContentRange(5, 10, None)),
+        ("bytes */10", ContentRange(None, None, 10)),
+        ("bytes 5-4/10", ContentRange()),
+        ("bytes 5-10/10", ContentRange()),
+        ("bytes 5-٩/10", ContentRange()),
+        ("bytes " + "9" * 20 + "-9/10", ContentRange()),
+        ("lines 5-9/10", ContentRange()),
+        ("", ContentRange()),
+        (None, ContentRange()),
+    ],
+)
+def test_range_of_a_response(text, found):
+    assert content_range(text) == found
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "wanted"),
+    [(0, None, {}), (0, 5, "bytes=0-4"), (7, None, "bytes=7-"), (7, 5, "bytes=7-11"), (7, 0, "bytes=7-7")],
+)
+def test_range_of_a_request(offset, length, wanted):
+    assert range_header(offset, length) == (wanted and {"Range": wanted})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("10", 10), (" 10 ", 10), ("-1", None), ("1_0", None), ("٣", None), ("9" * 20, None), (None, None)],
+)
+def test_number_in_a_header(text, number):
+    assert whole_number(text) == number
+
+
+# -- Statuses and failures --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [501, 505, 400, 418, 304])
+def test_what_a_server_does_not_know_is_not_asked_again(status):
+    found = error_of_status(status, {"Retry-After": "7"}, "image")
+    assert type(found) is RemoteServiceUnavailable
+    assert (found.transient, found.retry_after) == (False, None)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, Forbidden), (403, Forbidden), (451, Forbidden), (410, NotFound)])
+def test_status_that_means_the_same_everywhere(status, kind):
+    assert type(error_of_status(status, {}, "image")) is kind
+
+
+def _with_cause(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def _with_reason(error, reason):
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        OSError("x", ConnectionResetError()),
+        _with_cause(OSError("x"), ConnectionResetError()),
+        _with_reason(OSError("x"), ConnectionResetError()),
+        botocore.HTTPClientError(error=OSError("x", ConnectionResetError())),
+    ],
+)
+def test_cause_is_found_however_a_library_wraps_it(error):
+    assert caused_by(error, ConnectionResetError)
+    assert "cut" in str(error_of_failure(error, "image", "option"))
+
+
+def test_errors_that_wrap_each_other_come_to_an_end():
+    one, other = OSError("x"), OSError("y")
+    one.__cause__, other.__cause__ = other, one
+    assert not caused_by(one, ConnectionResetError)
