@@ -123,8 +123,10 @@ class KeystoneIdentity(Identity):
     """A user with credentials of its own."""
 
     def __init__(self, url: str, plugin: Any, http: Session, timeout: float, endpoint: Endpoint, soon: float) -> None:
-        """``url``: of Keystone, with its version; ``plugin``: of keystoneauth, that gets a token there; ``soon``:
-        seconds before its end in which a token is renewed."""
+        """``plugin``, of keystoneauth, gets tokens from Keystone at ``url``, which has its version.
+
+        ``soon``: seconds before its end in which a token is renewed; ``timeout``: seconds to wait for Keystone.
+        """
         self.url = url
         self.session = _session(plugin, http, timeout)
         self.plugin = plugin
