@@ -108,11 +108,11 @@ def test_racing_adds_into_several_directories_have_one_winner_too(tmp_path):
     barrier = threading.Barrier(8)
     opened = store._open_writer
     # Spread the racers over the directories, whatever their free space.
-    turns = iter(list(store.datadirs) * 4)
+    turns = iter(store.datadirs.all * 4)
 
     def open_writer(image_id, size):
         writer = opened(image_id, size)
-        return type(writer)(store, next(turns).path, image_id)
+        return type(writer)(store.datadirs, next(turns).path, image_id)
 
     store._open_writer = open_writer
 

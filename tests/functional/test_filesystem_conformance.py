@@ -12,7 +12,7 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.drivers.filesystem import FileLocation, FilesystemStore
-from storelib.drivers.filesystem.writer import has_reflinks
+from storelib.drivers.filesystem.kernel import has_reflinks
 from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, ReadOnlyConformance, StoreConformance
 

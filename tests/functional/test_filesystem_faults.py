@@ -23,8 +23,8 @@ from servers.mounts import tmpfs
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.filesystem import kernel, publishing
-from storelib.drivers.filesystem.paths import own_names
+from storelib.drivers.filesystem import kernel, publication
+from storelib.drivers.filesystem.location import own_names
 from storelib.exceptions import (
     BadStoreUri,
     Duplicate,
@@ -150,8 +150,8 @@ def test_where_only_renameat2_keeps_from_overwriting_it_is_used(tmp_path, monkey
     failing(monkeypatch, "link", errno.EPERM, times=-1)
     renamed = []
     rename = kernel.rename_without_overwriting
-    monkeypatch.setattr(publishing, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
-    monkeypatch.setattr(publishing, "claim", lambda *args: pytest.fail("a claim where none is needed"))
+    monkeypatch.setattr(publication, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
+    monkeypatch.setattr(publication, "claim", lambda *args: pytest.fail("a claim where none is needed"))
     [winner] = race(store)
     assert renamed
     assert (tmp_path / "images" / "x").read_bytes() == bytes([winner]) * 100_000
@@ -169,7 +169,7 @@ def test_where_a_sandbox_forbids_renameat2_a_claim_is_used(tmp_path, monkeypatch
 
     store = file_store(tmp_path)
     failing(monkeypatch, "link", errno.EPERM, times=-1)
-    monkeypatch.setattr(publishing, "rename_without_overwriting", refused)
+    monkeypatch.setattr(publication, "rename_without_overwriting", refused)
     stored = store.add("x", DATA)
     with pytest.raises(Duplicate):
         store.add("x", b"other")
@@ -192,12 +192,12 @@ def test_a_claim_of_a_dead_add_is_removed_by_gc_and_never_by_others(mount, datad
     mount.fault("link", "EPERM")
     directory = os.open(datadir, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with publishing.claim(directory, "x"):
+        with publication.claim(directory, "x"):
             with pytest.raises(StoreError, match="being published") as caught:
                 store.add("x", DATA)
             assert caught.value.transient
             assert file_store(datadir).gc(0) == []
-        claim = own_names("claim", publishing.id_token("x"), "x")[0]
+        claim = own_names("claim", publication.id_token("x"), "x")[0]
         (datadir / claim).write_bytes(b"dead")
     finally:
         os.close(directory)
@@ -456,13 +456,13 @@ def test_an_open_that_comes_back_late_deletes_nothing(tmp_path, monkeypatch):
 
 def test_an_image_moved_aside_by_a_dead_process_gets_its_name_back_from_gc(tmp_path):
     store = file_store(tmp_path)
-    old, new = publishing.Identity(3, 1), b"new image"
+    old, new = publication.Identity(3, 1), b"new image"
     (tmp_path / own_names("gone", "01234567" + old.token, "x")[0]).write_bytes(new)
     assert store.gc(0) == []
     assert store.get(f"file://{tmp_path}/x").data.read() == new
     # The one that was to be removed is.
     stored = store.add("y", b"old")
-    met = publishing.Identity.of(os.stat(tmp_path / "y"))
+    met = publication.Identity.of(os.stat(tmp_path / "y"))
     os.rename(tmp_path / "y", tmp_path / own_names("gone", "01234567" + met.token, "y")[0])
     with pytest.raises(NotFound):
         store.get(stored.uri)
@@ -783,14 +783,14 @@ def test_gc_of_another_process_spares_a_living_add(mount, datadir, store):
 def test_gc_between_the_making_of_a_part_file_and_its_lock_does_no_harm(tmp_path, monkeypatch):
     store = file_store(tmp_path, filesystem_store_staging="part")
     other = file_store(tmp_path)
-    removed, lock = [], publishing.lock
+    removed, lock = [], publication.lock
 
     def late_lock(file):
         if not removed:
             removed.extend(other.gc(0))
         return lock(file)
 
-    monkeypatch.setattr(publishing, "lock", late_lock)
+    monkeypatch.setattr(publication, "lock", late_lock)
     stored = store.add("x", DATA)
     assert [item.image_id for item in removed] == ["x"]
     assert store.get(stored.uri).data.read() == DATA

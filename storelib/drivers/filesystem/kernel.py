@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 
+from storelib.drivers.filesystem.errors import FULL, NO_DIRECT
 from storelib.transfer.contract import KiB, MiB
 
 LOG = logging.getLogger(__name__)
@@ -20,21 +21,8 @@ PAGE = 4 * KiB
 FICLONE = 0x40049409
 #: linux/fs.h, for renameat2(2).
 RENAME_NOREPLACE = 1
-#: What open(2) answers where there is no O_TMPFILE (EISDIR: kernels or network protocols that do not know it).
-NO_TMPFILE = {
-    errno.EOPNOTSUPP,
-    errno.EISDIR,
-    errno.EINVAL,
-    errno.ENOENT,
-    errno.ENOSYS,
-    errno.EPERM,
-    errno.EACCES,
-    errno.ENOTDIR,
-}
-NO_ALLOCATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM}
-#: What write(2) answers where direct I/O is refused after all.
-NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: How files are opened to be read: a symbolic link is an error, and a FIFO or a device does not wait for its other end.
+ONLY_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def let_go(descriptor: int) -> None:
@@ -79,7 +67,7 @@ def has_proc() -> bool:
 
 
 def reflink(source: int, target: int) -> bool:
-    """Let one file share all blocks of another (ioctl_ficlone(2)); answers whether the file system can."""
+    """Let one file share all blocks of another (ioctl_ficlone(2)); returns whether the file system can."""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
@@ -106,7 +94,7 @@ def has_reflinks(path: str) -> bool:
 
 
 def copy_range(source: int, target: int, offset: int, length: int) -> int:
-    """Copy within the kernel (copy_file_range(2)); answers how many bytes were copied before it refused.
+    """Copy within the kernel (copy_file_range(2)); returns how many bytes were copied before it refused.
 
     Between file systems, on swap files, on older kernels and some network file systems it does not work, or only up to
     some point; the rest has to be read and written. Raises only for what is about room.
@@ -126,7 +114,7 @@ def copy_range(source: int, target: int, offset: int, length: int) -> int:
 
 
 def copy_by_reading(source: int, target: int, offset: int, length: int) -> int:
-    """Copy by way of memory; answers how many bytes there were."""
+    """Copy by way of memory; returns how many bytes there were."""
     memory = memoryview(bytearray(min(length, MiB)))
     done = 0
     while done < length:

@@ -1,15 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The URI of an image file."""
+"""The URI of an image file, and which names below a data directory are images, this driver's own or other programs'."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from storelib.driver import StoreLocation
 from storelib.exceptions import BadStoreUri
 from storelib.uris import quote, redact, scheme_of, unquote
 
 SCHEMES = ("file", "filesystem")
+
+SHARD = re.compile(r"[0-9a-f]{2}")
+DEEPEST_SHARD = 2
+
+#: An image id has no control character, so no image can ever have such a name.
+_OWN = re.compile(r"\.(part|claim|gone)\x01([0-9a-f]{16})\x01(.*)", re.DOTALL)
+#: For file systems that take no control characters (FAT, exFAT, SMB); ``add`` refuses ids that look like it.
+_PLAIN = re.compile(r"\.storelib-(part|claim|gone)-([0-9a-f]{16})-(.*)", re.DOTALL)
+#: As much of the id, in bytes, as a file name of at most 255 bytes has room for beside the rest.
+_SHOWN = 200
+
+#: Temporary names of other programs and of file systems themselves. A listing cannot tell them from images, so they
+#: are none, and ``add`` refuses them.
+_FOREIGN = re.compile(
+    r"""
+    \.nfs[0-9a-f]{8,}             # NFS clients: deleted while open
+    | \.fuse_hidden[0-9a-f]{8,}   # libfuse: the same
+    | \.__(?:afs|smb)[0-9A-Fa-f]+ # AFS and SMB clients: the same
+    | \.DS_Store | \._.+          # macOS: settings of a folder, attributes of a file
+    | \.~lock\..*\#               # LibreOffice
+    | \.\#.+                      # Emacs
+    | \..+\.sw[a-p]               # Vim
+    | \.goutputstream-\w{6}       # GLib
+    | \.syncthing\..+\.tmp        # Syncthing
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,3 +74,53 @@ class FileLocation(StoreLocation):
     def uri(self) -> str:
         """The URI of this path."""
         return "file://" + "/".join(map(quote, self.path.split("/")))
+
+
+# -- Names ----------------------------------------------------------------------------------------------------------
+
+
+class OwnName(NamedTuple):
+    """What the name of one of this driver's own files says; ``image_id`` is cut where it is long."""
+
+    kind: str
+    token: str
+    image_id: str
+
+
+def own_names(kind: str, token: str, image_id: str) -> tuple[str, str]:
+    """The name of a file of our own, and the one for file systems that refuse control characters."""
+    shown = image_id.encode()[:_SHOWN].decode(errors="ignore")
+    return f".{kind}\x01{token}\x01{shown}", f".storelib-{kind}-{token}-{shown}"
+
+
+def parse_own(name: str) -> OwnName | None:
+    """Take such a name apart; None for all others."""
+    match = _OWN.fullmatch(name) or _PLAIN.fullmatch(name)
+    return None if match is None else OwnName(*match.groups())
+
+
+def is_whole(image_id: str) -> bool:
+    """Whether an id out of one of our own names is not cut."""
+    # Up to three bytes of a character that did not fit are left out, too.
+    return len(image_id.encode()) <= _SHOWN - 4
+
+
+def new_token() -> str:
+    """16 random hexadecimal digits."""
+    return secrets.token_hex(8)
+
+
+def id_token(image_id: str) -> str:
+    """16 hexadecimal digits that are the same for the same id."""
+    return hashlib.sha256(image_id.encode()).hexdigest()[:16]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is an image, as opposed to one of ours or some other program's."""
+    return not name.startswith(".") or (parse_own(name) is None and _FOREIGN.fullmatch(name) is None)
+
+
+def shards(image_id: str, levels: int) -> list[str]:
+    """The subdirectories for an id: the first bytes of its SHA-256 in hexadecimal."""
+    digest = id_token(image_id) if levels else ""
+    return [digest[2 * level : 2 * level + 2] for level in range(levels)]

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of filesystem stores; names are glance_store's where the meaning is the same."""
+"""The options of filesystem stores, and what they say; names are glance_store's where the meaning is the same."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from oslo_config import cfg
 
-from storelib.drivers.filesystem.paths import DEEPEST_SHARD
+from storelib.drivers.filesystem.location import DEEPEST_SHARD
+from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import MiB
+from storelib.transfer.source import GRAIN
 
 DEFAULT_DATADIR = "/var/lib/storelib/images"
 
@@ -91,3 +97,70 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="Calls given up in that way which may hang at once; further calls fail immediately.",
     ),
 )
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """How files are written."""
+
+    #: Bytes per write, a multiple of ``GRAIN``.
+    chunk: int
+    shard_levels: int
+    #: Runs of zeros are left out.
+    sparse: bool
+    #: What was written is flushed to stable storage, and written past the page cache.
+    fsync: bool
+    direct: bool
+    #: Files have no name before they are whole, where the file system has that.
+    unnamed: bool
+    #: Permissions; None leaves them to the umask.
+    mode: int | None = None
+
+    @classmethod
+    def of(cls, conf: Any) -> WriteSettings:
+        """The options of a store but its permissions, which may not be valid."""
+        return cls(
+            chunk=-(-conf.filesystem_store_chunk_size // GRAIN) * GRAIN,
+            shard_levels=conf.filesystem_store_shard_levels,
+            sparse=conf.filesystem_thin_provisioning,
+            fsync=conf.filesystem_store_fsync,
+            direct=conf.filesystem_store_fsync and conf.filesystem_store_direct_io,
+            unnamed=conf.filesystem_store_staging == "auto",
+        )
+
+
+def misconfigured(store_name: str, option: str, what: str, value: object) -> BadStoreConfiguration:
+    """The error of an option that cannot be; ``what`` says what is wrong with ``value``."""
+    return BadStoreConfiguration(f"store {store_name}, option {option} = {value!r}: {what}")
+
+
+def file_mode(conf: Any, store_name: str) -> int | None:
+    """The permissions of image files; None where the umask decides."""
+    option, value = "filesystem_store_file_perm", conf.filesystem_store_file_perm
+    if value <= 0:
+        return None
+    try:
+        mode = int(str(value), 8)
+    except ValueError:
+        raise misconfigured(store_name, option, "octal digits, for example 640", value) from None
+    if not mode & stat.S_IRUSR or mode > 0o7777:
+        raise misconfigured(store_name, option, "the owner must be able to read", value)
+    return mode
+
+
+def read_metadata(conf: Any, store_name: str) -> list[Mapping[str, Any]]:
+    """The objects in the metadata file, none without such a file."""
+    option, path = "filesystem_store_metadata_file", conf.filesystem_store_metadata_file
+    if not path:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise misconfigured(store_name, option, f"cannot be read as JSON: {error}", path) from error
+    entries = content if isinstance(content, list) else [content]
+    for entry in entries:
+        texts = isinstance(entry, dict) and [entry.get(key) for key in ("id", "mountpoint")]
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise misconfigured(store_name, option, "every object has the strings 'id' and 'mountpoint'", path)
+    return entries

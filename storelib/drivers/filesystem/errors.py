@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an errno means, for a caller and for the way in which a file is written: the only place that knows."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from storelib.drivers.filesystem.location import FileLocation
+from storelib.exceptions import (
+    Forbidden,
+    InUseByStore,
+    Invalid,
+    NotFound,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StorageWriteDenied,
+    StoreError,
+)
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
+#: The server of a network file system is away for a while.
+_AWAY = {errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+_CUT = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET}
+_PASSING = {errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ESTALE} | _AWAY | _CUT
+
+#: The file system does not know the call, or what it was asked for in it.
+_UNKNOWN = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+#: What open(2) returns where there is no O_TMPFILE (EISDIR: kernels or network protocols that do not know it).
+NO_TMPFILE = _UNKNOWN | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENOTDIR}
+#: What fallocate(2) returns where blocks cannot be allocated ahead.
+NO_ALLOCATION = _UNKNOWN | {errno.ENODEV, errno.EPERM}
+#: What write(2) returns where direct I/O is refused after all.
+NO_DIRECT = _UNKNOWN
+#: What open(2) returns where there is no O_EXCL.
+NO_EXCLUSION = _UNKNOWN
+#: What link(2) returns where there are no hard links, or none for this kind of file.
+NO_LINKS = _UNKNOWN | {errno.EPERM, errno.EMLINK, errno.EXDEV, errno.ENOTTY}
+#: What renameat2(2) returns to RENAME_NOREPLACE where that is not known (EPERM: sandboxes that do not know the call).
+NO_RENAME = _UNKNOWN | {errno.ENOTTY, errno.EPERM}
+#: What flock(2) returns where there are no locks, or none across hosts (EBADF: NFS wants other open modes).
+NO_LOCKS = _UNKNOWN | {errno.ENOLCK, errno.EBADF}
+#: What fsync(2) of a directory returns where directories cannot be flushed (SMB, some FUSE file systems; EBADF: what
+#: cannot be written is not flushed, which PostgreSQL puts up with, too).
+NO_FLUSH = _UNKNOWN | {errno.EISDIR, errno.EBADF, errno.ENOTTY}
+NO_STATVFS = {errno.ENOSYS, errno.EOPNOTSUPP}
+#: What open(2) and rename(2) return to a name that the file system does not take (ENOENT: SMB).
+BAD_NAME = {errno.EINVAL, errno.EILSEQ, errno.ENOENT}
+#: What rename(2) returns where a name cannot be moved aside, but perhaps removed (a full disk, too long a name).
+NOT_ASIDE = DENIED | {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+}
+
+
+def storelib_error(error: Exception, subject: str) -> StoreError | None:
+    """The error of storelib for an OSError; what cannot be read or removed comes from ``forbidden``."""
+    if not isinstance(error, OSError):
+        return None
+    number, text = error.errno or 0, f"{subject}: {error.strerror or error}"
+    if number in FULL:
+        return StorageFull(text)
+    if number in DENIED:
+        return StorageWriteDenied(text)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(f"{text}; is the data directory there?")
+    if number == errno.ENAMETOOLONG:
+        return Invalid(text)
+    if number in _PASSING:
+        return RemoteServiceUnavailable(text)
+    return StoreError(text)
+
+
+@contextlib.contextmanager
+def forbidden(location: FileLocation) -> Iterator[None]:
+    """What may not be read or removed is Forbidden, where it would be StorageWriteDenied when written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ETXTBSY):
+            raise InUseByStore(f"{location}: {error.strerror}; try again when nobody uses it") from error
+        if error.errno in DENIED:
+            raise Forbidden(f"{location}: {error.strerror}") from error
+        raise
