@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to one vCenter: kept, verified as the options say and not as the environment does, each wait limited.
+
+Answer is one response whose body is read in place; FileUpload a PUT whose body is pushed, by a server that may answer
+before its end. What is asked is for others to know.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import http.client
+import select
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from storelib._version import __version__
+from storelib.drivers.vmware.errors import HttpError
+from storelib.drivers.vmware.options import Settings, misconfigured
+from storelib.transfer.contract import KiB
+from storelib.transfer.deadlines import PunctualConnection
+from storelib.transfer.forking import forget_in_child
+from storelib.transfer.responses import EarlyAnswer, WholeResponse
+
+#: Bytes of one read from the socket, and of one call that sends.
+BLOCK = 256 * KiB
+#: Idle connections that are kept: several transfers at once.
+_KEPT = 8
+#: Reading away a body that nobody needs is cheaper than a new connection up to about this many bytes.
+_WORTH_DRAINING = 64 * KiB
+#: Seconds that a server has to say whether a body is welcome; many never say it (RFC 9110, 10.1.1).
+_WAIT_FOR_WELCOME = 1.0
+
+
+class Connection(PunctualConnection, http.client.HTTPSConnection):
+    """One connection; raises SSLCertVerificationError where it leads to another server than that of the thumbprint."""
+
+    response_class = WholeResponse
+
+    def __init__(self, settings: Settings, context: ssl.SSLContext, connect_timeout: float, timeout: float) -> None:
+        super().__init__(settings.host.strip("[]"), settings.port, timeout=connect_timeout, context=context)
+        self._thumbprint = settings.thumbprint
+        self.read_timeout = timeout
+
+    def connect(self) -> None:
+        """Connect, and compare the certificate if it is pinned."""
+        super().connect()
+        try:
+            self._check_certificate()
+        except BaseException:
+            self.close()
+            raise
+        self.sock.settimeout(self.read_timeout)
+
+    def _check_certificate(self) -> None:
+        if self._thumbprint is None:
+            return
+        algorithm, expected = self._thumbprint
+        certificate: Any = self.sock.getpeercert(binary_form=True)
+        found = hashlib.new(algorithm, certificate, usedforsecurity=False).hexdigest()
+        if not hmac.compare_digest(found, expected):
+            raise ssl.SSLCertVerificationError("the certificate has another thumbprint")
+
+    def __del__(self) -> None:
+        # A writer that was dropped has no other way to say that nothing more comes.
+        self.close()
+
+    @property
+    def is_stale(self) -> bool:
+        """The server has closed it, or sent what nobody asked for."""
+        if self.sock is None:
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+class Connections:
+    """Safe to use from many threads; raises BadStoreConfiguration for a file of certificates that cannot be used."""
+
+    def __init__(self, conf: Any, settings: Settings, store_name: str) -> None:
+        self._settings = settings
+        self._context = _tls_context(conf, settings, store_name)
+        # No longer than the whole transfer may stand still.
+        longest = conf.transfer_timeout
+        self._timeouts = min(conf.vmware_connect_timeout, longest), min(conf.vmware_read_timeout, longest)
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._inherited: list[list[Connection]] = []
+        forget_in_child(self)
+
+    def take(self) -> Connection:
+        """A connection that is ready, for the caller alone."""
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = Connection(self._settings, self._context, *self._timeouts)
+                connection.connect()
+                return connection
+            if not connection.is_stale:
+                return connection
+            connection.close()
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection whose last answer was read to its end."""
+        with self._lock:
+            if connection.sock is not None and len(self._idle) < _KEPT:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def drop_idle(self) -> None:
+        """Close those that nobody uses."""
+        with self._lock:
+            dropped, self._idle = self._idle, []
+        for connection in dropped:
+            connection.close()
+
+    def forget_parent(self) -> None:
+        """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
+        self._lock = threading.Lock()
+        self._inherited.append(self._idle)
+        self._idle = []
+
+    def ask(self, method: str, target: str, headers: Mapping[str, str], body: Any = None) -> Answer:
+        """One request, one answer with its body unread."""
+        connection = self.take()
+        try:
+            connection.request(method, target, body, {**_HEADERS, **headers})
+            return Answer(self, connection, connection.getresponse())
+        except BaseException:
+            connection.close()
+            raise
+
+
+_HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identity"}
+
+
+class Answer:
+    """One response; ``close`` it, which keeps the connection if the body was read to its end or little is left."""
+
+    def __init__(self, connections: Connections, connection: Connection, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self._connections = connections
+        self._connection = connection
+        self._response = response
+
+    @property
+    def length(self) -> int | None:
+        """Bytes that the body has by its headers."""
+        value = self.headers.get("Content-Length")
+        return int(value) if value else None
+
+    def read_into(self, view: memoryview) -> int:
+        """Up to BLOCK bytes; 0 at the end, also when that came too early."""
+        return self._response.readinto(view[:BLOCK])
+
+    def close(self) -> None:
+        """Keep the connection, or close it."""
+        left = self._response.length
+        if not self._response.isclosed() and left is not None and left <= _WORTH_DRAINING:
+            self._drain()
+        whole = self._response.isclosed() and not left
+        self._response.close()
+        if whole:
+            self._connections.give_back(self._connection)
+        else:
+            self._connection.close()
+
+    def _drain(self) -> None:
+        try:
+            self._response.read()
+        except (OSError, http.client.HTTPException):
+            # It is closed then, with bytes left.
+            self._response.close()
+
+
+class FileUpload:
+    """One PUT: ``begin``, ``send`` for all of the body, ``finish``; ``close`` in any case. ``size`` None: in chunks."""
+
+    def __init__(self, connections: Connections, target: str, headers: Mapping[str, str], size: int | None) -> None:
+        self._connections = connections
+        self._connection = connections.take()
+        self._early = EarlyAnswer()
+        self._chunked = size is None
+        length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
+        # Of nothing the server may tell at once that it took it.
+        self._asks = size != 0
+        self._head = {**_HEADERS, **headers, **length, **({"Expect": "100-continue"} if self._asks else {})}
+        self._target = target
+
+    def begin(self) -> None:
+        """Send the headers; raises HttpError where the server refuses what would follow."""
+        connection = self._connection
+        connection.putrequest("PUT", self._target, skip_accept_encoding=True)
+        for name, value in self._head.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        end = time.monotonic() + _WAIT_FOR_WELCOME
+        while self._asks and not self._early.final and (left := end - time.monotonic()) > 0:
+            if self._take_byte(left):
+                return
+        self._raise_early()
+
+    def send(self, data: memoryview) -> None:
+        """The next bytes; raises HttpError where the server has answered and wants no more of them."""
+        if not data:
+            return
+        if self._chunked:
+            self._send(b"%x\r\n" % len(data))
+        for start in range(0, len(data), BLOCK):
+            self._send(data[start : start + BLOCK])
+        if self._chunked:
+            self._send(b"\r\n")
+
+    def finish(self) -> None:
+        """End the body and read the answer; raises HttpError unless the server says that it took it."""
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+        self._read_answer()
+
+    def close(self) -> None:
+        """Break off what has not ended."""
+        self._connection.close()
+
+    def _send(self, data: Any) -> None:
+        while self._something_came():
+            if self._early.final or not self._take_byte(0.0):
+                break
+        self._raise_early()
+        self._connection.send(data)
+
+    def _something_came(self) -> bool:
+        """Of the answer, or of what TLS has to say."""
+        sock: Any = self._connection.sock
+        if sock.pending():
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _take_byte(self, seconds: float) -> bool:
+        """One byte of an early answer, if one comes in that time; whether it ended a "100 Continue"."""
+        sock: Any = self._connection.sock
+        sock.settimeout(seconds)
+        try:
+            return self._early.take(sock.recv(1))
+        except (TimeoutError, ssl.SSLWantReadError):
+            return False
+        finally:
+            sock.settimeout(self._connection.read_timeout)
+
+    def _raise_early(self) -> None:
+        if self._early.final:
+            self._read_answer()
+            # It is the answer to a part of the image.
+            raise HttpError("PUT", http.HTTPStatus.BAD_REQUEST)
+
+    def _read_answer(self) -> None:
+        self._connection.response_class = functools.partial(WholeResponse, early=self._early)  # type: ignore[assignment]
+        answer = Answer(self._connections, self._connection, self._connection.getresponse())
+        whole = not self._early.final
+        status = answer.status
+        if whole:
+            del self._connection.response_class
+            answer.close()
+        if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
+            raise HttpError("PUT", status)
+
+
+def _tls_context(conf: Any, settings: Settings, store_name: str) -> ssl.SSLContext:
+    """Verifies against the given certificates alone, or else the system's."""
+    try:
+        context = ssl.create_default_context(cafile=conf.vmware_ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        why = f"no certificates can be read from {conf.vmware_ca_file}: {error.strerror}"
+        raise misconfigured(store_name, "vmware_ca_file", why) from None
+    if conf.vmware_insecure or settings.thumbprint is not None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

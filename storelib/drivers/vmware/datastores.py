@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datastores: the datastores of one store as its other parts see them: which has room, what files are in it.
+
+A file is named by its datastore and the names on the way to it. Nothing here knows of temporary names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import unquote as decoded
+
+from pyVmomi import vim
+
+from storelib.drivers.vmware.connections import Answer, FileUpload
+from storelib.drivers.vmware.errors import HttpError, is_fault
+from storelib.drivers.vmware.location import VmwareLocation
+from storelib.drivers.vmware.options import Settings, Target
+from storelib.drivers.vmware.session import Login, Session
+from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull
+from storelib.uris import quote
+
+#: Seconds for which it is believed how much room the datastores have.
+FRESH = 30.0
+
+#: Characters that mean something in the pattern of a search, of vCenter or of the simulator.
+_SPECIAL = re.compile(r"[*?\[\]\\]")
+
+
+class Handles(NamedTuple):
+    """A datastore and its datacenter as managed objects."""
+
+    datacenter: Any
+    datastore: Any
+    browser: Any
+
+
+class Room(NamedTuple):
+    """What a datastore tells of itself, in bytes."""
+
+    #: It can be reached, and is not in maintenance.
+    usable: bool
+    accessible: bool
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class File:
+    """One file or folder; two files with the same size and time are the same one."""
+
+    name: str
+    size: int
+    #: POSIX seconds, of the last write. Some vCenters tell whole seconds only.
+    modified: float
+    is_folder: bool = False
+
+    @property
+    def version(self) -> str:
+        """Another one for another file of this name."""
+        return f"{self.modified:.6f}-{self.size}"
+
+
+class Datastores:
+    """Safe to use from many threads; opens no connection before it is first used."""
+
+    def __init__(self, conf: Any, store_name: str) -> None:
+        self.settings = Settings.from_conf(conf, store_name)
+        self.targets = self.settings.targets
+        self.session = Session(conf, self.settings, store_name)
+        self.store_name = store_name
+        self._lock = threading.Lock()
+        self._handles: dict[Target, Handles] = {}
+        #: What is on its way, by its temporary name, so that gc leaves it alone.
+        self.under_way: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        # Directories that were made, or found, with all above them.
+        self._made: set[tuple[Target, tuple[str, ...]]] = set()
+        self._rooms: tuple[float, dict[Target, Room]] | None = None
+
+    # -- Where images are -------------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> tuple[str, ...]:
+        """The names on the way to the images."""
+        return tuple(self.settings.directory.split("/")) if self.settings.directory else ()
+
+    def location(self, target: Target, image_id: str) -> VmwareLocation:
+        """The location of an image in a datastore."""
+        settings = self.settings
+        return VmwareLocation(
+            settings.host, settings.port, settings.directory, image_id, target.datacenter, target.name
+        )
+
+    def target_of(self, location: VmwareLocation) -> Target | None:
+        """The datastore that a location is in; None for any other."""
+        place = (location.datacenter, location.datastore)
+        return next((each for each in self.targets if (each.datacenter, each.name) == place), None)
+
+    # -- Room -------------------------------------------------------------------------------------------------
+
+    def choose(self, size: int | None) -> Target:
+        """The datastore for a new image; raises StorageFull."""
+        found = self._best(self.rooms(), size)
+        if found is None:
+            found = self._best(self.rooms(refresh=True), size)
+        if found is None:
+            raise StorageFull(f"store {self.store_name}: no datastore has room for {size} bytes")
+        return found
+
+    def _best(self, rooms: dict[Target, Room], size: int | None) -> Target | None:
+        usable = [target for target in self.targets if rooms[target].usable]
+        if not usable:
+            why = f"store {self.store_name}: no datastore can be used: not accessible or in maintenance"
+            raise RemoteServiceUnavailable(why, transient=False)
+        fitting = [target for target in usable if size is None or rooms[target].free >= size]
+        return max(fitting, key=lambda target: (target.weight, rooms[target].free), default=None)
+
+    def rooms(self, *, refresh: bool = False) -> dict[Target, Room]:
+        """What all datastores tell of themselves, now or a moment ago; ``refresh``: they look themselves before."""
+        known = self._rooms
+        if known is not None and not refresh and time.monotonic() - known[0] < FRESH:
+            return known[1]
+        handles = [self.handles(target) for target in self.targets]
+        if refresh:
+            self._refresh(handles)
+        told = self.session.properties([each.datastore for each in handles], "summary")
+        rooms = {target: _room(each["summary"]) for target, each in zip(self.targets, told, strict=True)}
+        self._rooms = (time.monotonic(), rooms)
+        return rooms
+
+    def _refresh(self, handles: Sequence[Handles]) -> None:
+        for each in handles:
+            # Those that cannot look say what they knew; and the simulator looks, but its answer is empty.
+            with contextlib.suppress(Exception):
+                self.session.call(functools.partial(_refresh, each.datastore))
+
+    # -- Files by HTTP ----------------------------------------------------------------------------------------
+
+    def get(self, location: VmwareLocation, offset: int, end: int | None) -> Answer:
+        """Bytes of an image from ``offset`` up to ``end``; the answer is any but that there is no session."""
+        target = Target(location.datacenter, location.datastore)
+        wanted = f"bytes={offset}-{'' if end is None else end - 1}"
+        names = (*self.directory, location.image_id)
+        return self.session.ask("GET", _url(target, names), {"Range": wanted})
+
+    def upload(self, target: Target, names: Sequence[str], size: int | None) -> FileUpload:
+        """A PUT of a new file, ready for its bytes, in a directory that is made if need be; it would overwrite."""
+        self._make_directory(target, tuple(names[:-1]))
+        try:
+            return self.session.upload(_url(target, names), size)
+        except HttpError:
+            # Somebody may have removed the directory.
+            self._made.clear()
+            raise
+
+    def size(self, target: Target, names: Sequence[str]) -> int | None:
+        """Bytes of a file; None where there is none."""
+        answer = self.session.ask("HEAD", _url(target, names))
+        answer.close()
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise HttpError("HEAD", answer.status)
+        if answer.length is None:
+            raise RemoteServiceUnavailable(f"{target}: vCenter does not tell the size of a file", transient=False)
+        return answer.length
+
+    # -- Files by tasks ---------------------------------------------------------------------------------------
+
+    def find(self, target: Target, names: Sequence[str]) -> File | None:
+        """What is called so; None where there is nothing."""
+        *directory, name = names
+        found = self.files(target, directory, _SPECIAL.sub("?", name))
+        return next((file for file in found if file.name == name), None)
+
+    def files(self, target: Target, directory: Sequence[str], pattern: str = "*") -> list[File]:
+        """All in a directory, folders too; nothing where there is no such directory."""
+        spec = vim.host.DatastoreBrowser.SearchSpec(
+            matchPattern=[pattern],
+            details=vim.host.DatastoreBrowser.FileInfo.Details(
+                fileSize=True, modification=True, fileType=True, fileOwner=False
+            ),
+        )
+
+        def start(login: Login, handles: Handles) -> Any:
+            return login.object(handles.browser).SearchDatastore_Task(_path(target, directory), spec)
+
+        try:
+            found = self._run(start, target)
+        except vim.fault.FileNotFound:
+            return []
+        return [_file(each) for each in found.file]
+
+    def _make_directory(self, target: Target, names: tuple[str, ...]) -> None:
+        """Make a directory with all above it, unless it is there."""
+        if (target, names) in self._made:
+            return
+        handles = self.handles(target)
+
+        def make(login: Login) -> None:
+            login.content.fileManager.MakeDirectory(_path(target, names), handles.datacenter, True)
+
+        with contextlib.suppress(vim.fault.FileAlreadyExists):
+            self._asked(lambda: self.session.call(make), target)
+        self._made.add((target, names))
+
+    def move(self, target: Target, source: Sequence[str], names: Sequence[str]) -> None:
+        """Give a file another name; raises FileAlreadyExists."""
+
+        def start(login: Login, handles: Handles) -> Any:
+            return login.content.fileManager.MoveDatastoreFile_Task(
+                _path(target, source), handles.datacenter, _path(target, names), handles.datacenter, False
+            )
+
+        self._run(start, target)
+
+    def copy(
+        self, origin: Target, source: Sequence[str], target: Target, names: Sequence[str], allowance: float
+    ) -> None:
+        """Copy a file; raises FileAlreadyExists. ``allowance``: seconds more than usual without any progress."""
+        begun = self.handles(origin)
+
+        def start(login: Login, handles: Handles) -> Any:
+            return login.content.fileManager.CopyDatastoreFile_Task(
+                _path(origin, source), begun.datacenter, _path(target, names), handles.datacenter, False
+            )
+
+        self._make_directory(target, tuple(names[:-1]))
+        self._run(start, target, allowance)
+
+    def delete(self, target: Target, names: Sequence[str]) -> None:
+        """Remove a file, or a folder with all in it; raises FileNotFound."""
+
+        def start(login: Login, handles: Handles) -> Any:
+            return login.content.fileManager.DeleteDatastoreFile_Task(_path(target, names), handles.datacenter)
+
+        self._run(start, target)
+
+    def _run(self, start: Any, target: Target, allowance: float = 0.0) -> Any:
+        handles = self.handles(target)
+        return self._asked(
+            lambda: self.session.run(lambda login: start(login, handles), str(target), allowance), target
+        )
+
+    def _asked(self, ask: Any, target: Target) -> Any:
+        """``ask()``; what is known of the datastore is forgotten where it has gone, as after it was mounted anew."""
+        try:
+            return ask()
+        except Exception as error:
+            if is_fault(error, "ManagedObjectNotFound"):
+                self._handles.pop(target, None)
+            raise
+
+    # -- The inventory ----------------------------------------------------------------------------------------
+
+    def handles(self, target: Target) -> Handles:
+        """The managed objects of a datastore; raises BadStoreConfiguration where there is no such datastore."""
+        with self._lock:
+            if target not in self._handles:
+                self._handles[target] = self._look_up(target)
+            return self._handles[target]
+
+    def _look_up(self, target: Target) -> Handles:
+        path = "/".join(map(_inventory_name, target.datacenter.split("/")))
+        datacenter = self.session.call(lambda login: login.content.searchIndex.FindByInventoryPath(path))
+        if not isinstance(datacenter, vim.Datacenter):
+            raise self._misconfigured(f"vCenter knows no datacenter {target.datacenter}")
+        [told] = self.session.properties([datacenter], "datastore")
+        stores = list(told["datastore"])
+        named = self.session.properties(stores, "name", "browser") if stores else []
+        for store, each in zip(stores, named, strict=True):
+            if decoded(each["name"]) == decoded(_inventory_name(target.name)):
+                return Handles(datacenter, store, each["browser"])
+        raise self._misconfigured(f"there is no datastore {target.name} in datacenter {target.datacenter}")
+
+    def _misconfigured(self, why: str) -> BadStoreConfiguration:
+        return BadStoreConfiguration(f"store {self.store_name}, option vmware_datastores: {why}")
+
+
+def _inventory_name(name: str) -> str:
+    """A name as the inventory has it, where ``%``, ``/`` and a backslash are percent-encoded."""
+    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", name).replace("\\", "%5c")
+
+
+def _path(target: Target, names: Sequence[str]) -> str:
+    path = f"[{target.name}] {'/'.join(names)}"
+    # Of a blank at the end the simulator would make nothing; this is the same file.
+    return f"{path}/." if path[-1].isspace() and names else path
+
+
+def _url(target: Target, names: Sequence[str]) -> str:
+    path = "/".join(map(quote, names))
+    return f"/folder/{path}?dcPath={quote(target.datacenter)}&dsName={quote(target.name)}"
+
+
+def _room(summary: Any) -> Room:
+    accessible = bool(summary.accessible)
+    resting = (summary.maintenanceMode or "normal") != "normal"
+    return Room(accessible and not resting, accessible, int(summary.freeSpace or 0), int(summary.capacity or 0))
+
+
+def _refresh(datastore: Any, login: Login) -> None:
+    login.object(datastore).RefreshDatastore()
+
+
+def _file(info: Any) -> File:
+    modified = info.modification.timestamp() if info.modification else 0.0
+    is_folder = isinstance(info, vim.host.DatastoreBrowser.FolderInfo)
+    return File(info.path, int(info.fileSize or 0), modified, is_folder)

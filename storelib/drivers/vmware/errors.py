@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fault of vCenter, an HTTP status, or an error of http.client and the socket means: the only place that knows.
+
+Faults are told by the names of their classes, so that this needs no pyVmomi. Nothing a server sent is repeated.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import socket
+import ssl
+import xml.parsers.expat
+
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    Duplicate,
+    Forbidden,
+    InUseByStore,
+    NotFound,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StorageWriteDenied,
+    StoreError,
+)
+
+
+class NothingTold(Exception):
+    """vCenter left out a property that was asked for: the user may not see it, or the session has ended."""
+
+
+class HttpError(Exception):
+    """An answer to a request for a file that is neither a file nor that it was taken."""
+
+    def __init__(self, method: str, status: int) -> None:
+        super().__init__(f"{method}: status {status}")
+        self.method = method
+        self.status = status
+
+
+def fault_names(error: BaseException) -> set[str]:
+    """The names of the fault and of all that it is one of, as FileNotFound and FileFault; nothing for other errors."""
+    return {kind.__name__.rpartition(".")[2] for kind in type(error).__mro__ if kind.__module__.startswith("pyVmomi")}
+
+
+def is_fault(error: BaseException, *names: str) -> bool:
+    """Whether it is one of these faults."""
+    return not fault_names(error).isdisjoint(names)
+
+
+def is_session_lost(error: BaseException) -> bool:
+    """The session has ended, or may have."""
+    if isinstance(error, HttpError):
+        return error.status == http.HTTPStatus.UNAUTHORIZED
+    return isinstance(error, NothingTold) or is_fault(error, "NotAuthenticated")
+
+
+def storelib_error(error: Exception, subject: str) -> StoreError | None:
+    """The error for one of the client's; None if it is not known."""
+    if isinstance(error, HttpError):
+        return _of_status(error.status, subject)
+    if isinstance(error, NothingTold):
+        return RemoteServiceUnavailable(f"{subject}: vCenter does not tell {error}; may the user see it?")
+    names = fault_names(error)
+    if names:
+        return _of_fault(names, subject)
+    return _of_connection(error, subject)
+
+
+def _of_status(status: int, subject: str) -> StoreError:
+    if status in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
+        return NotFound(f"{subject}: vCenter has no such file")
+    if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+        return Forbidden(f"{subject}: vCenter does not allow it, it answered {status}")
+    if status in (http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, http.HTTPStatus.INSUFFICIENT_STORAGE):
+        return StorageFull(f"{subject}: vCenter has no room, it answered {status}")
+    passing = status in (408, 429) or (500 <= status < 600 and status != http.HTTPStatus.NOT_IMPLEMENTED)
+    return RemoteServiceUnavailable(f"{subject}: vCenter answered {status}", transient=passing)
+
+
+def _of_fault(names: set[str], subject: str) -> StoreError:
+    if "FileAlreadyExists" in names:
+        return Duplicate(f"{subject} exists")
+    if "FileNotFound" in names:
+        return NotFound(f"{subject}: vCenter has no such file")
+    if names & {"NoDiskSpace", "InsufficientStorageSpace", "InsufficientDisks"}:
+        return StorageFull(f"{subject}: the datastore has no room")
+    if "FileLocked" in names:
+        return InUseByStore(f"{subject}: the file is in use")
+    if "InvalidLogin" in names:
+        return Forbidden(f"{subject}: vCenter refuses the user (vmware_server_username, vmware_server_password)")
+    if "NotAuthenticated" in names:
+        return RemoteServiceUnavailable(f"{subject}: vCenter has ended the session")
+    if names & {"NoPermission", "RestrictedByAdministrator"}:
+        return Forbidden(f"{subject}: vCenter does not allow the user to do this")
+    if names & {"InvalidDatastore", "InvalidDatastorePath"}:
+        return BadStoreConfiguration(f"{subject}: vCenter knows no such datastore (vmware_datastores)")
+    if names & {"CannotCreateFile", "CannotDeleteFile"}:
+        return StorageWriteDenied(f"{subject}: vCenter cannot write to the datastore")
+    what = sorted(names, key=len)[-1]
+    passing = bool(names & {"HostCommunication", "TaskInProgress", "SystemError", "Timedout", "ManagedObjectNotFound"})
+    return RemoteServiceUnavailable(f"{subject}: vCenter reports {what}", transient=passing)
+
+
+def _of_connection(error: Exception, subject: str) -> StoreError | None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RemoteServiceUnavailable(
+            f"{subject}: the certificate of the vCenter is not trusted; "
+            "if it should be, set vmware_ca_file or vmware_thumbprint",
+            transient=False,
+        )
+    if isinstance(error, socket.gaierror):
+        passing = error.errno == socket.EAI_AGAIN
+        return RemoteServiceUnavailable(f"{subject}: the host name of the vCenter does not resolve", transient=passing)
+    if isinstance(error, TimeoutError):
+        return RemoteServiceUnavailable(f"{subject}: the vCenter did not answer in time")
+    # RemoteDisconnected is one of both.
+    if isinstance(error, ConnectionError | http.client.IncompleteRead | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return RemoteServiceUnavailable(f"{subject}: the connection to the vCenter was refused or cut")
+    if isinstance(error, http.client.HTTPException | xml.parsers.expat.ExpatError):
+        return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its answer was cut")
+    if isinstance(error, OSError):
+        passing = error.errno not in (errno.EACCES, errno.EPERM)
+        return RemoteServiceUnavailable(f"{subject}: the connection to the vCenter failed", transient=passing)
+    return None

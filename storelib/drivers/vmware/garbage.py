@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What failed adds left behind: files beside the images to which nothing is written any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storelib.driver import Garbage
+from storelib.drivers.vmware.datastores import Datastores, File
+from storelib.drivers.vmware.errors import is_fault
+from storelib.drivers.vmware.options import Target
+from storelib.drivers.vmware.publication import UPLOADS, split_temporary
+
+
+def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+    """Files of images whose ids begin with ``prefix`` that were last written to ``older_than`` seconds ago, or before.
+
+    By the clock of vCenter, as the times of files are.
+    """
+    latest = datastores.session.now() - older_than
+    for target in datastores.targets:
+        for file in datastores.files(target, (*datastores.directory, UPLOADS)):
+            named = split_temporary(file.name)
+            if named is None or file.is_folder or file.modified > latest or file.name in datastores.under_way:
+                continue
+            image_id, whole = named
+            # Of a long id that was cut, more than its beginning is not known.
+            if image_id.startswith(prefix or ""):
+                name = f"{file.name} in {target}"
+                yield Garbage(name, image_id if whole else None, file.size, file.modified, (target, file))
+
+
+def discard(datastores: Datastores, garbage: Garbage) -> bool:
+    """Remove the file; False if something was written to it since."""
+    target: Target
+    file: File
+    target, file = garbage.handle
+    names = (*datastores.directory, UPLOADS, file.name)
+    if file.name in datastores.under_way or datastores.find(target, names) != file:
+        return False
+    try:
+        datastores.delete(target, names)
+    except Exception as error:
+        if is_fault(error, "FileNotFound"):
+            return False
+        raise
+    return True

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: one login to a vCenter for all threads of a store, made at first use and anew when vCenter has ended it.
+
+pyVmomi speaks SOAP over the store's own connections; files travel over the same, with the same cookies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pyVmomi import vim, vmodl
+from pyVmomi.SoapAdapter import SoapStubAdapter
+
+from storelib.drivers.vmware.connections import Answer, Connection, Connections, FileUpload
+from storelib.drivers.vmware.errors import HttpError, NothingTold, is_session_lost
+from storelib.drivers.vmware.options import Settings
+from storelib.exceptions import TransferTimeout
+from storelib.transfer import deadlines
+from storelib.transfer.forking import forget_in_child
+
+T = TypeVar("T")
+
+#: What every vCenter since 5.5 speaks, newer ones too.
+_VERSION = "vim.version.version9"
+#: Seconds between the first two looks at a task; each pause is twice the one before.
+_FIRST_PAUSE = 0.02
+#: All of a task would include what it is about, which the simulator of govmomi gives a wrong type.
+_OF_TASK = ("info.state", "info.error", "info.result", "info.progress")
+#: Seconds after which a session is shown that somebody is there; vCenter ends it after 30 minutes without a call.
+_KEEP_ALIVE = 300.0
+#: Seconds that saying goodbye may take.
+_GOODBYE = 2.0
+
+
+class Session:
+    """Safe to use from many threads; opens no connection before it is first used, and forgets all in a forked child."""
+
+    def __init__(self, conf: Any, settings: Settings, store_name: str) -> None:
+        self._conf = conf
+        self._store_name = store_name
+        self._connections = Connections(conf, settings, store_name)
+        self._lock = threading.Lock()
+        self._logins: list[Login] = []
+        self._used = time.monotonic()
+        forget_in_child(self)
+        weakref.finalize(self, _log_out, self._logins)
+
+    # -- What vCenter is asked ----------------------------------------------------------------------------------
+
+    def call(self, ask: Callable[[Login], T]) -> T:
+        """``ask(login)``, and once more with a new login where the session turns out to have ended."""
+        login = self._login()
+        try:
+            return ask(login)
+        except Exception as error:
+            if not is_session_lost(error):
+                raise
+        return ask(self._login(instead_of=login))
+
+    def run(self, start: Callable[[Login], Any], subject: str, allowance: float = 0.0) -> Any:
+        """Start a task, wait for it and return its result; raises what it ended with.
+
+        TransferTimeout after ``transfer_timeout`` and ``allowance`` seconds without progress.
+        """
+        task = self.call(start)
+        longest = self._conf.transfer_timeout + allowance
+        end, pause, progress = time.monotonic() + longest, _FIRST_PAUSE, None
+        while True:
+            [told] = self.properties([task], *_OF_TASK)
+            if told["info.state"] == "success":
+                return told.get("info.result")
+            if told["info.state"] == "error":
+                raise told["info.error"]
+            if told.get("info.progress") != progress:
+                progress, end = told.get("info.progress"), time.monotonic() + longest
+                deadlines.progress()
+            if time.monotonic() > end:
+                self._cancel(task)
+                raise TransferTimeout(f"{subject}: a task of vCenter does not end")
+            time.sleep(deadlines.within(pause))
+            pause = min(2 * pause, self._conf.vmware_task_poll_interval)
+
+    def properties(self, objects: Sequence[Any], *paths: str) -> list[dict[str, Any]]:
+        """Properties of managed objects of one kind; raises NothingTold where the first of them is left out."""
+        collector = vmodl.query.PropertyCollector
+        spec = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=each) for each in objects],
+            propSet=[collector.PropertySpec(type=type(objects[0]), pathSet=list(paths))],
+        )
+
+        def retrieve(login: Login) -> list[dict[str, Any]]:
+            found = login.content.propertyCollector.RetrieveContents([spec]) or ()
+            values = {each.obj._moId: {told.name: told.val for told in each.propSet} for each in found}
+            ordered = [values.get(each._moId, {}) for each in objects]
+            if not all(paths[0] in told for told in ordered):
+                raise NothingTold(paths[0])
+            return ordered
+
+        return self.call(retrieve)
+
+    def now(self) -> float:
+        """What time it is for vCenter, in POSIX seconds."""
+        moment = self.call(lambda login: login.instance.CurrentTime())
+        return float(moment.timestamp())
+
+    def keep_alive(self) -> None:
+        """Call now and then while a long transfer is under way: the session must not end for want of calls."""
+        if time.monotonic() - self._used > _KEEP_ALIVE:
+            self.now()
+
+    # -- Files ------------------------------------------------------------------------------------------------
+
+    def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """A request about a file; the answer is any but that there is no session."""
+
+        def send(login: Login) -> Answer:
+            answer = self._connections.ask(method, target, {**(headers or {}), **login.cookies})
+            if answer.status == 401:
+                answer.close()
+                raise HttpError(method, answer.status)
+            return answer
+
+        return self.call(send)
+
+    def upload(self, target: str, size: int | None) -> FileUpload:
+        """A PUT that the server is ready to take the body of."""
+
+        def begin(login: Login) -> FileUpload:
+            upload = FileUpload(self._connections, target, login.cookies, size)
+            try:
+                upload.begin()
+            except BaseException:
+                upload.close()
+                raise
+            return upload
+
+        return self.call(begin)
+
+    # -- Logging in -------------------------------------------------------------------------------------------
+
+    def _login(self, instead_of: Login | None = None) -> Login:
+        self._used = time.monotonic()
+        with self._lock:
+            if not self._logins or self._logins[0] is instead_of:
+                login = Login(self._connections, self._conf.vmware_server_username, self._conf.vmware_server_password)
+                self._logins[:] = [login]
+            return self._logins[0]
+
+    def _cancel(self, task: Any) -> None:
+        with contextlib.suppress(Exception):
+            self.call(lambda login: login.object(task).CancelTask())
+
+    def forget_parent(self) -> None:
+        """In a forked child: log in anew; the parent's session is not the child's to end."""
+        self._lock = threading.Lock()
+        self._logins.clear()
+
+
+class Login:
+    """One session of vCenter with its cookies."""
+
+    def __init__(self, connections: Connections, user: str, password: str) -> None:
+        self.process = os.getpid()
+        self._jar: dict[str, str] = {}
+        self._connections = connections
+        self.stub = _Stub(connections, self._jar)
+        self.instance: Any = vim.ServiceInstance("ServiceInstance", self.stub)
+        self.content: Any = self.instance.RetrieveContent()
+        self.content.sessionManager.Login(user, password)
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The header that has all of them."""
+        return _cookie_header(self._jar)
+
+    def object(self, known: Any) -> Any:
+        """A managed object, asked through this session."""
+        return type(known)(known._moId, self.stub)
+
+    def log_out(self) -> None:
+        """End the session: a vCenter has only so many."""
+        try:
+            connection = self._connections.take()
+            connection.sock.settimeout(_GOODBYE)
+            self._connections.give_back(connection)
+            self.content.sessionManager.Logout()
+        finally:
+            self._connections.drop_idle()
+
+
+def _log_out(logins: list[Login]) -> None:
+    """When the session's owner is gone, or the process ends; in a child, not the parent's."""
+    for login in logins:
+        if login.process == os.getpid():
+            with contextlib.suppress(Exception):
+                login.log_out()
+
+
+# -- SOAP over our own connections ----------------------------------------------------------------------------
+
+
+class _Stub(SoapStubAdapter):  # type: ignore[misc]
+    """What pyVmomi sends its calls through: it would trust other certificates, wait for ever, and send one cookie."""
+
+    def __init__(self, connections: Connections, jar: dict[str, str]) -> None:
+        super().__init__(host="vcenter", version=_VERSION, acceptCompressedResponses=False)
+        self._own = connections
+        self._jar = jar
+
+    def GetConnection(self) -> _SoapConnection:  # noqa: N802
+        return _SoapConnection(self._own.take(), self._jar)
+
+    def ReturnConnection(self, conn: _SoapConnection) -> None:  # noqa: N802
+        self._own.give_back(conn.connection)
+
+    def DropConnections(self) -> None:  # noqa: N802
+        self._own.drop_idle()
+
+
+class _SoapConnection:
+    """A connection as pyVmomi uses it."""
+
+    def __init__(self, connection: Connection, jar: dict[str, str]) -> None:
+        self.connection = connection
+        self._jar = jar
+
+    def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
+        sent = {name: value for name, value in headers.items() if name != "Cookie"}
+        self.connection.request(method, path, body, {**sent, **_cookie_header(self._jar)})
+
+    def getresponse(self) -> Any:
+        response = self.connection.getresponse()
+        for cookie in response.headers.get_all("Set-Cookie", ()):
+            name, _, value = cookie.partition(";")[0].partition("=")
+            self._jar[name.strip()] = value.strip()
+        return response
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _cookie_header(jar: Mapping[str, str]) -> dict[str, str]:
+    cookies = "; ".join(f"{name}={value}" for name, value in dict(jar).items())
+    return {"Cookie": cookies} if cookies else {}

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VmwareStore: configuration, and everything but moving bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from oslo_config import cfg
+
+from storelib.capabilities import Capability
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
+from storelib.drivers.vmware.errors import is_fault, storelib_error
+from storelib.drivers.vmware.location import SCHEME, VmwareLocation
+from storelib.drivers.vmware.options import OPTIONS, Settings, check_credentials
+from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError
+from storelib.extras import needing
+from storelib.rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from storelib.drivers.vmware.datastores import Datastores, File
+    from storelib.drivers.vmware.reader import VmwareReader
+    from storelib.drivers.vmware.writer import VmwareCopy, VmwareWriter
+
+
+class VmwareStore(Store[VmwareLocation]):
+    """Images as files in one directory of one or more datastores of a vCenter.
+
+    * Of adds racing for one id exactly one succeeds, in one datastore because files are moved without overwriting, in
+      several because the later one withdraws.
+    * The PUT of a large image cannot be taken up again: an add whose connection is cut fails. Images of up to 4 MiB
+      are sent again. A session that ends while nothing is asked of it is made anew.
+    * ``gc`` removes files of adds to which nothing was written for ``older_than`` seconds: an add that ``gc(0)`` takes
+      for dead fails.
+    * A cut read goes on where it stopped, unless the image is younger than a second and vCenter tells no fractions.
+    """
+
+    schemes = (SCHEME,)
+    location_class = VmwareLocation
+    options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
+    capabilities = (
+        Capability.READ
+        | Capability.RANGE
+        | Capability.ADD
+        | Capability.DELETE
+        | Capability.ATOMIC_ADD
+        | Capability.LIST
+        | Capability.STAT
+        | Capability.GC
+        | Capability.CHECK
+        | Capability.COPY
+    )
+    datastores: Datastores
+
+    # -- Configuration ----------------------------------------------------------------------------------------
+
+    def configure_get(self) -> None:
+        """Where the images are and who asks."""
+        with needing("a vmware store", "vmware"):
+            from storelib.drivers.vmware.datastores import Datastores
+
+        check_credentials(self.conf, self.name)
+        self.datastores = Datastores(self.conf, self.name)
+
+    # -- Locations --------------------------------------------------------------------------------------------
+
+    def areas(self) -> list[Area]:
+        """The directory in each datastore."""
+        settings = Settings.from_conf(self.conf, self.name)
+        server = web_server(settings.host, settings.port)
+        prefix = f"{settings.directory}/" if settings.directory else ""
+        option = "vmware_store_image_dir" if prefix else "vmware_datastores"
+        return [Area(("vmware", server, target.datacenter, target.name), prefix, option) for target in settings.targets]
+
+    def owns(self, location: VmwareLocation) -> bool:
+        """Whether it is in this directory of one of the datastores of this server."""
+        settings = self.datastores.settings
+        return (
+            (location.host, location.port) == (settings.host, settings.port)
+            and location.directory == settings.directory
+            and self.datastores.target_of(location) is not None
+        )
+
+    # -- The driver contract ----------------------------------------------------------------------------------
+
+    def open_writer(self, image_id: str, size: int | None, context: Any) -> VmwareWriter:
+        """Look whether the id is taken, and choose a datastore; moving the file finds out for good."""
+        from storelib.drivers.vmware.writer import VmwareWriter
+
+        return VmwareWriter(self.datastores, image_id, size)
+
+    def open_reader(self, location: VmwareLocation, offset: int, length: int | None, context: Any) -> VmwareReader:
+        """Send the first request."""
+        from storelib.drivers.vmware.reader import VmwareReader
+
+        return VmwareReader(self.datastores, location, offset, length)
+
+    def measure(self, location: VmwareLocation, context: Any) -> int:
+        """The size that a HEAD tells."""
+        target, names = self._place(location)
+        size = self.datastores.size(target, names)
+        if size is None:
+            raise NotFound(f"there is no image at {location}")
+        return size
+
+    def remove(self, location: VmwareLocation, context: Any) -> None:
+        """Delete the file."""
+        self.removal(location, context)()
+
+    def removal(self, location: VmwareLocation, context: Any) -> Callable[[], None]:
+        """The same, of the file alone that the first look has seen; a folder would be deleted with all in it."""
+        target, names = self._place(location)
+        met: File | None = None
+
+        def remove() -> None:
+            nonlocal met
+            found = self._find(location)
+            met = met or found
+            if found != met:
+                raise NotFound(f"{location} was removed; there is another image now")
+            try:
+                self.datastores.delete(target, names)
+            except Exception as error:
+                if is_fault(error, "FileNotFound"):
+                    raise NotFound(f"there is no image at {location}") from error
+                raise
+
+        return remove
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """The error of storelib for one of vCenter, http.client or the socket: see errors.py."""
+        return storelib_error(error, subject)
+
+    def _place(self, location: VmwareLocation) -> tuple[Any, tuple[str, ...]]:
+        """The datastore, and the names on the way to the file."""
+        return self.datastores.target_of(location), (*self.datastores.directory, location.image_id)
+
+    def _find(self, location: VmwareLocation) -> File:
+        found = self.datastores.find(*self._place(location))
+        if found is None or found.is_folder:
+            raise NotFound(f"there is no image at {location}")
+        return found
+
+    # -- Looking after the store ------------------------------------------------------------------------------
+
+    def candidate_locations(self, image_id: str) -> list[VmwareLocation]:
+        """One in each datastore."""
+        return [self.datastores.location(target, image_id) for target in self.datastores.targets]
+
+    def images(self) -> Iterator[ImageInfo]:
+        """Every file of the directory in each datastore, whoever made it."""
+        for target in self.datastores.targets:
+            for file in self.datastores.files(target, self.datastores.directory):
+                if not file.is_folder:
+                    yield _info(self.datastores.location(target, file.name), file)
+
+    def inspect(self, location: VmwareLocation, context: Any) -> ImageInfo:
+        """What the datastore tells of the file."""
+        return _info(location, self._find(location))
+
+    def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+        """Files of adds to which nothing was written for that long."""
+        from storelib.drivers.vmware.garbage import find_garbage
+
+        return find_garbage(self.datastores, older_than, prefix)
+
+    def discard(self, garbage: Garbage) -> bool:
+        """Remove the file unless something was written to it since."""
+        from storelib.drivers.vmware.garbage import discard
+
+        return discard(self.datastores, garbage)
+
+    def check(self) -> Health:
+        """Ask the vCenter, then try it out."""
+        health = super().check()
+        rehearse(self)
+        return health
+
+    def probe(self) -> Health:
+        """Log in and ask all datastores how they are."""
+        rooms = self.datastores.rooms(refresh=True)
+        away = [str(target) for target, room in rooms.items() if not room.accessible]
+        if away:
+            raise RemoteServiceUnavailable(f"store {self.name}: not accessible: {', '.join(away)}")
+        resting = [str(target) for target, room in rooms.items() if not room.usable]
+        detail = f"logged in to {self.datastores.settings.host}, {len(rooms)} datastore{'s' * (len(rooms) > 1)}"
+        if resting:
+            detail += f"; in maintenance: {', '.join(resting)}"
+        free, total = (sum(getattr(room, what) for room in rooms.values()) for what in ("free", "total"))
+        return Health(detail, free, total)
+
+    # -- What vCenter does by itself --------------------------------------------------------------------------
+
+    def server_side_copy(self, source: VmwareLocation, image_id: str, context: Any) -> VmwareCopy:
+        """A copy within or between datastores."""
+        from storelib.drivers.vmware.writer import VmwareCopy
+
+        return VmwareCopy(self.datastores, source, image_id)
+
+
+def _info(location: VmwareLocation, file: File) -> ImageInfo:
+    return ImageInfo(location.uri, file.size, location.image_id, file.modified, file.version)
