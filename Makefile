@@ -86,8 +86,8 @@ interpreters: environment
 	done
 
 servers: environment
-	$(call heading,servers that come from Python packages)
-	@cd tests/functional && for server in localstack openstack mongod clients; do \
+	$(call heading,servers that come from Python packages or are built)
+	@cd tests/functional && for server in localstack openstack mongod clients vcenter; do \
 		$(CURDIR)/$(BIN)/python -m servers.$$server </dev/null; \
 	done
 

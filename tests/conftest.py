@@ -22,6 +22,7 @@ LONGEST = (
     "test_s3.py",
     "test_sheepdog.py",
     "test_gridfs.py",
+    "test_vmware.py",
     "test_api_clients.py",
     "test_api_database.py",
     "test_api_serve.py",

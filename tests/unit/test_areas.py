@@ -24,6 +24,12 @@ SWIFT = {
 }
 PARTS = {**SWIFT, "swift_store_segment_container": "parts"}
 GRIDFS = {"mongodb_store_uri": "mongodb://reader:secret@one.example.org,two.example.org:27018/images"}
+VMWARE = {
+    "vmware_server_host": "vc.example.org",
+    "vmware_server_username": "glance",
+    "vmware_server_password": "secret",
+    "vmware_datastores": "F0/dc1:ds1:5",
+}
 DOG = {"sheepdog_store_command": "/bin/true"}
 
 
@@ -64,6 +70,12 @@ def registry(tmp_path, driver, first, second):
         ("rbd", {"rbd_store_pool": "images"}, {"rbd_store_user": "other"}),
         ("sheepdog", DOG, {**DOG, "sheepdog_store_address": "127.0.0.1"}),
         ("sheepdog", *[{"sheepdog_store_command": "/nowhere/dog"}] * 2),
+        ("vmware", VMWARE, {**VMWARE, "vmware_server_host": "VC.example.org:443"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_datastores": "/F0/dc1/:ds1", "vmware_server_username": "other"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_store_image_dir": "openstack_glance/inner/"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_store_image_dir": "/"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_server_password": ""}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_ca_file": "/nowhere/ca.pem"}),
     ],
 )  # fmt: skip
 def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, first, second):
@@ -90,6 +102,11 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
         ("rbd", {}, {"rbd_store_namespace": "second"}),
         ("rbd", {}, {"rbd_store_ceph_conf": "/etc/hosts"}),
         ("sheepdog", DOG, {**DOG, "sheepdog_store_port": 7001}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_datastores": "F0/dc1:ds2"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_datastores": "dc1:ds1"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_store_image_dir": "/openstack_glance2"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_server_host": "vc2.example.org"}),
+        ("vmware", VMWARE, {**VMWARE, "vmware_server_port": 8443}),
         ("http", {}, {}),
     ],
 )

@@ -33,6 +33,12 @@ try:
 except MissingDependency as error:
     print(error)
 """
+OPEN_VMWARE = {
+    "vmware_server_host": "vc.example",
+    "vmware_server_username": "u",
+    "vmware_server_password": "p",
+    "vmware_datastores": ["dc:ds"],
+}
 OPEN_S3 = {"s3_store_host": "s3.example", "s3_store_bucket": "b"}
 
 
@@ -46,6 +52,7 @@ MISSING = {
     "s3": ("botocore", lambda: open_store("s3", **OPEN_S3)),
     "swift": ("swiftclient", lambda: open_store("swift", swift_store_auth_address="https://keys.example")),
     "gridfs": ("pymongo", lambda: open_store("gridfs", mongodb_store_uri="h", mongodb_store_db="d")),
+    "vmware": ("pyVmomi", lambda: open_store("vmware", **OPEN_VMWARE)),
     "client": ("keystoneauth1", connect),
     "postgresql": ("psycopg", lambda: Database("postgresql://u:p@h/n")),
     "mysql": ("pymysql", lambda: Database("mysql://u:p@h/n")),

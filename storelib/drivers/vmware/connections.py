@@ -259,17 +259,20 @@ class FileUpload:
     def _raise_early(self) -> None:
         if self._early.final:
             self._read_answer()
-            # It is the answer to a part of the image.
-            raise HttpError("PUT", http.HTTPStatus.BAD_REQUEST)
+            # A success is of a part of the image only.
+            raise HttpError("PUT", http.HTTPStatus.OK)
 
     def _read_answer(self) -> None:
         self._connection.response_class = functools.partial(WholeResponse, early=self._early)  # type: ignore[assignment]
-        answer = Answer(self._connections, self._connection, self._connection.getresponse())
-        whole = not self._early.final
-        status = answer.status
-        if whole:
+        response = self._connection.getresponse()
+        status = response.status
+        if self._early.final:
+            # The rest of the body will never be sent, so nothing else can be.
+            response.close()
+            self._connection.close()
+        else:
             del self._connection.response_class
-            answer.close()
+            Answer(self._connections, self._connection, response).close()
         if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
             raise HttpError("PUT", status)
 

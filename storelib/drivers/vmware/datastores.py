@@ -168,8 +168,10 @@ class Datastores:
             return None
         if answer.status != 200:
             raise HttpError("HEAD", answer.status)
-        if answer.length is None:
-            raise RemoteServiceUnavailable(f"{target}: vCenter does not tell the size of a file", transient=False)
+        # A page for people has a size, too: then it is the datastore itself that is asked.
+        if answer.length is None or answer.headers.get_content_type() == "text/html":
+            found = self.find(target, names)
+            return None if found is None or found.is_folder else found.size
         return answer.length
 
     # -- Files by tasks ---------------------------------------------------------------------------------------

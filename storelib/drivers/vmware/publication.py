@@ -73,11 +73,12 @@ class Publication:
         if found is None:
             raise StoreError(f"{self.subject}: its file was removed while it was under way")
         if found.size != size:
-            self._check_room(size - found.size)
+            self.check_room(size - found.size)
             raise StoreError(f"{self.subject}: {found.size} bytes have arrived of {size}")
         self.sealed = found
 
-    def _check_room(self, missing: int) -> None:
+    def check_room(self, missing: int) -> None:
+        """Raise StorageFull where so many bytes more would not fit."""
         room = self.datastores.rooms(refresh=True)[self.target]
         if room.free < missing:
             raise StorageFull(f"{self.subject}: {self.target} has no room for {missing} bytes more")
@@ -125,13 +126,13 @@ class Publication:
     def _is_alone(self, target: Target) -> bool:
         """No other add has published the image in that datastore; both would have found out only now.
 
-        The one in the datastore that is named later withdraws at once. The other waits for that: whoever stays has
-        published before this one looked.
+        The one in the datastore that comes later in the alphabet withdraws at once. The other waits for that: whoever
+        stays has published before this one looked.
         """
         end = time.monotonic() + _WITHDRAWAL
-        targets = self.datastores.targets
+        comes_later = (target.datacenter, target.name) < (self.target.datacenter, self.target.name)
         while self.datastores.size(target, self._name) is not None:
-            if targets.index(target) < targets.index(self.target) or time.monotonic() > end:
+            if comes_later or time.monotonic() > end:
                 return False
             time.sleep(_LOOK_AGAIN)
         return True

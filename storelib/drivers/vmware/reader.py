@@ -95,8 +95,8 @@ class VmwareReader(Reader):
             )
         answer = self._get(offset, end if end < self.size else None)
         try:
-            same = Version.of(answer) == self._version and answer.status == 206 and self._size_of(answer) == self.size
-            if not same or (self._file is not None and self._look() != self._file):
+            same = Version.of(answer) == self._version and self._size_of(answer) == self.size
+            if answer.status == _REFUSED_RANGE or not same or (self._file is not None and self._look() != self._file):
                 raise ImageChanged(f"{self._location} changed while it was read")
         except BaseException:
             answer.close()
@@ -116,11 +116,13 @@ class VmwareReader(Reader):
     def _check(self, answer: Answer, offset: int) -> None:
         if answer.status == _REFUSED_RANGE:
             return
-        if answer.status != 206:
-            if answer.status != 200:
-                raise HttpError("GET", answer.status)
-            # A server of files gives the range that was asked for: this is a page, whatever its status.
-            raise RemoteServiceUnavailable(f"vCenter answered with something else than {self._location}")
+        if answer.status not in (200, 206):
+            raise HttpError("GET", answer.status)
+        if answer.status == 200:
+            # A server of files gives the range that was asked for; this may be a page, whatever its status.
+            if offset or answer.length != self._look().size:
+                raise RemoteServiceUnavailable(f"vCenter answered with something else than {self._location}")
+            return
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         first, last, size = match.groups() if match else (None, None, None)
         if first is None or int(first) != offset or not int(first) <= int(last or 0) < int(size or 0):
@@ -130,6 +132,8 @@ class VmwareReader(Reader):
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if match is not None:
             return int(match[3])
+        if answer.status == 200 and answer.length is not None:
+            return answer.length
         size = self._datastores.size(self._target, self._names)
         if size is None:
             raise NotFound(f"there is no image at {self._location}")

@@ -57,6 +57,8 @@ class VmwareStore(Store[VmwareLocation]):
     def configure_get(self) -> None:
         """Where the images are and who asks."""
         with needing("a vmware store", "vmware"):
+            import pyVmomi  # noqa: F401
+
             from storelib.drivers.vmware.datastores import Datastores
 
         check_credentials(self.conf, self.name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
 from storelib.drivers.vmware.connections import FileUpload
 from storelib.drivers.vmware.datastores import Datastores
-from storelib.drivers.vmware.errors import HttpError
+from storelib.drivers.vmware.errors import HttpError, is_fault
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
 from storelib.drivers.vmware.publication import new_publication
@@ -30,6 +30,7 @@ class VmwareWriter(Writer):
         self._datastores = datastores
         self._size = size
         self._upload: FileUpload | None = None
+        self._sent = 0
         self._ended = False
         self._failure: Exception | None = None
 
@@ -79,11 +80,14 @@ class VmwareWriter(Writer):
 
     def _begin(self, size: int | None) -> None:
         self.close()
+        self._failure = None
+        self._sent = 0
         publication = self.publication
         self._upload = self._datastores.upload(publication.target, publication.new_file(), size)
 
     def _send(self, data: memoryview) -> None:
         assert self._upload is not None  # noqa: S101  (reserve() began it)
+        self._sent += len(data)
         try:
             self._upload.send(data)
         except HttpError as error:
@@ -107,6 +111,9 @@ class VmwareWriter(Writer):
 
     def _broken(self, error: HttpError) -> Exception:
         """What an answer to a PUT on its way means: that the session has ended is no matter of permissions."""
+        if error.status < 300:
+            # In the middle: what can be known is how much has arrived, and what room there is.
+            self.publication.seal(self._sent + 1)
         if error.status != 401:
             return error
         return RemoteServiceUnavailable(
@@ -133,17 +140,22 @@ class VmwareCopy(ServerSideCopy):
         """Copy, see that it is a copy of what was meant, publish."""
         publication = self.publication
         if publication.sealed is None:
-            self._datastores.copy(
-                self._origin,
-                self._source_name,
-                publication.target,
-                publication.new_file(),
-                allowance=self.size / SLOWEST,
-            )
+            self._copy()
             if self._datastores.find(self._origin, self._source_name) != self._original:
                 raise ImageChanged(f"{self._source} changed while it was copied")
             publication.seal(self.size)
         return publication.publish()
+
+    def _copy(self) -> None:
+        publication = self.publication
+        name = publication.new_file()
+        allowance = self.size / SLOWEST
+        try:
+            self._datastores.copy(self._origin, self._source_name, publication.target, name, allowance)
+        except Exception as error:
+            if is_fault(error, "CannotCreateFile", "CannotAccessFile"):
+                publication.check_room(self.size)
+            raise
 
     def abort(self) -> None:
         """Remove the copy, published or not."""

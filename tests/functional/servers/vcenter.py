@@ -54,9 +54,11 @@ def install() -> Path:
 class Vcenter:
     """``with Vcenter(directory) as server``: HTTPS at localhost and ``server.port``, for ``server.user``."""
 
-    def __init__(self, directory: Path, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, directory: Path, *, host: str = "127.0.0.1", renamed: tuple[str, str] | None = None) -> None:
         self.directory = directory
         self.host = host
+        #: Names of PLAIN and its FIRST, instead of these.
+        self.renamed = renamed
         self.user, self.password = "storelib@vsphere.local", secrets.token_hex(20)
         self.port = 0
         #: What clients must trust.
@@ -122,6 +124,7 @@ class Vcenter:
         command = [str(program), "-listen", f"{address}:{self.port}", "-user", self.user, "-password", self.password]
         command += ["-certificate", str(self.certificate), "-key", str(self.directory / "key.pem")]
         inventory = self.directory / "inventory"
+        command += ["-rename", "\t".join(self.renamed)] if self.renamed else []
         with self._log.open("ab") as log, inventory.open("wb") as output:
             self._process = subprocess.Popen(
                 command,

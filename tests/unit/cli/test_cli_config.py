@@ -8,6 +8,7 @@ import stat
 import pytest
 
 from storelib.config import Configuration, load_file, read_settings
+from storelib.registry import Registry
 
 SINGLE = """
 [DEFAULT]
@@ -115,6 +116,42 @@ def test_a_driver_that_is_not_there_is_left_out(migrate, places):
     assert "\nstores = fast:file\n" in text
     assert "\n# [tape]" in text
     assert "# migrate: store tape is left out: there is no driver tape here" in text
+
+
+VMWARE = """
+vmware_server_host = vc.example.org
+vmware_server_username = glance
+vmware_server_password = hunter2
+vmware_datastores = dc1:ds1:5
+vmware_datastores = Europe/dc2:ds2
+vmware_store_image_dir = /images
+vmware_api_insecure = true
+vmware_task_poll_interval = 2
+vmware_api_retry_count = 5
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[DEFAULT]\nenabled_backends = vc:vmware\n[glance_store]\ndefault_backend = vc\n[vc]\n{VMWARE}",
+        f"[glance_store]\nstores = vmware\ndefault_store = vsphere\n{VMWARE}",
+        f"[glance_store]\nstores = glance.store.vmware_datastore.Store\ndefault_store = vsphere\n{VMWARE}",
+    ],
+)
+def test_a_vmware_store_is_migrated(migrate, places, text):
+    assert migrate(text).code == 0
+    store = Registry.from_file("new.ini").default
+    settings = store.datastores.settings
+    assert settings.host == "vc.example.org"
+    assert settings.directory == "images"
+    assert [(each.datacenter, each.name, each.weight) for each in settings.targets] == [
+        ("dc1", "ds1", 5),
+        ("Europe/dc2", "ds2", 0),
+    ]
+    assert store.conf.vmware_insecure is True
+    assert store.conf.vmware_task_poll_interval == 2.0
+    assert "\n# vmware_api_retry_count = 5\n" in (places / "new.ini").read_text()
 
 
 GLANCE = """

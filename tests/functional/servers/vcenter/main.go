@@ -7,6 +7,7 @@
 //	revoke?cut=yes    ends what is on its way, too: a PUT with 401, a GET in its middle
 //	maintenance?datacenter=NAME&datastore=NAME&mode=inMaintenance|normal
 //	refuse?count=N&status=CODE&method=PUT    the next N requests of this method for files are answered with a page
+//	sessions          how many there are
 //	requests          the requests since this was asked last, a line for each: connection, method, target
 package main
 
@@ -38,6 +39,9 @@ func own() *simulator.Context {
 	}
 }
 
+// A proxy in front of several vCenters leads by a cookie of its own to the one with the session.
+const routeCookie = "route"
+
 type gate struct {
 	user  string
 	inner http.Handler
@@ -61,7 +65,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// The session of a login is in the answer only.
-	g.inner.ServeHTTP(&loginWatcher{w, g}, r)
+	g.inner.ServeHTTP(&loginWatcher{ResponseWriter: w, gate: g}, r)
 }
 
 func (g *gate) note(r *http.Request) {
@@ -107,12 +111,17 @@ func (g *gate) refuses(method string) int {
 }
 
 func (g *gate) loggedIn(r *http.Request) bool {
-	cookie, err := r.Cookie(soap.SessionCookieName)
-	if err != nil {
+	route, err := r.Cookie(routeCookie)
+	if err != nil || route.Value != "\"a b\"" && route.Value != "a b" {
 		return false
 	}
+	cookie, err := r.Cookie(soap.SessionCookieName)
+	return err == nil && g.isActive(cookie.Value)
+}
+
+func (g *gate) isActive(key string) bool {
 	found := simulator.Map.SessionManager().SessionIsActive(own(), &types.SessionIsActive{
-		SessionID: cookie.Value, UserName: g.user,
+		SessionID: key, UserName: g.user,
 	})
 	body, ok := found.(*methods.SessionIsActiveBody)
 	return ok && body.Res != nil && body.Res.Returnval
@@ -132,6 +141,8 @@ func (g *gate) control(w http.ResponseWriter, r *http.Request) {
 		defer g.mutex.Unlock()
 		g.refused[query.Get("method")], _ = strconv.Atoi(query.Get("count"))
 		g.status, _ = strconv.Atoi(query.Get("status"))
+	case "sessions":
+		fmt.Fprint(w, g.countSessions())
 	case "requests":
 		g.mutex.Lock()
 		defer g.mutex.Unlock()
@@ -153,6 +164,18 @@ func (g *gate) revoke(cut bool) {
 		close(g.cut)
 		g.cut = make(chan struct{})
 	}
+}
+
+func (g *gate) countSessions() int {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	count := 0
+	for key := range g.sessions {
+		if g.isActive(key) {
+			count++
+		}
+	}
+	return count
 }
 
 func maintenance(query url.Values) error {
@@ -178,18 +201,33 @@ func datacenter(entity mo.Entity) *simulator.Datacenter {
 	}
 }
 
+func renameFirst(names []string) {
+	for _, entity := range simulator.Map.All("Datastore") {
+		store := entity.(*simulator.Datastore)
+		if store.Name == "LocalDS_0" && datacenter(store).Name == "DC0" {
+			datacenter(store).Name = names[0]
+			store.Name, store.Summary.Name, store.Info.GetDatastoreInfo().Name = names[1], names[1], names[1]
+			return
+		}
+	}
+}
+
 type loginWatcher struct {
 	http.ResponseWriter
-	gate *gate
+	gate   *gate
+	looked bool
 }
 
 func (w *loginWatcher) WriteHeader(status int) {
 	w.look()
+	w.looked = true
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *loginWatcher) Write(data []byte) (int, error) {
-	w.look()
+	if !w.looked {
+		w.WriteHeader(http.StatusOK)
+	}
 	return w.ResponseWriter.Write(data)
 }
 
@@ -199,6 +237,7 @@ func (w *loginWatcher) look() {
 			w.gate.mutex.Lock()
 			w.gate.sessions[cookie.Value] = true
 			w.gate.mutex.Unlock()
+			http.SetCookie(w.ResponseWriter, &http.Cookie{Name: routeCookie, Value: "a b", Path: "/"})
 		}
 	}
 }
@@ -250,6 +289,7 @@ func main() {
 	key := flag.String("key", "", "file")
 	user := flag.String("user", "user", "who may log in")
 	password := flag.String("password", "", "and how")
+	rename := flag.String("rename", "", "names for DC0 and its LocalDS_0, with a tab between them")
 	flag.Parse()
 
 	model := simulator.VPX()
@@ -258,6 +298,9 @@ func main() {
 	defer model.Remove()
 	if err := model.Create(); err != nil {
 		log.Fatal(err)
+	}
+	if *rename != "" {
+		renameFirst(strings.Split(*rename, "\t"))
 	}
 	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(*user, *password)}
 	server := model.Service.NewServer()
