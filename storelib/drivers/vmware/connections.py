@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to one vCenter: kept, verified as the options say and not as the environment does, each wait limited.
 
-Answer is one response whose body is read in place; FileUpload a PUT whose body is pushed, by a server that may answer
+Answer is one response with its body unread; FileUpload a PUT whose body is pushed, by a server that may answer
 before its end. What is asked is for others to know.
 """
 
@@ -22,24 +22,21 @@ from storelib._version import __version__
 from storelib.drivers.vmware.errors import HttpError
 from storelib.drivers.vmware.options import Settings, misconfigured
 from storelib.transfer.contract import KiB
-from storelib.transfer.deadlines import PunctualConnection
 from storelib.transfer.forking import forget_in_child
-from storelib.transfer.responses import EarlyAnswer, WholeResponse
+from storelib.transfer.http import connections, reading
+from storelib.transfer.http.headers import whole_number
+from storelib.transfer.http.responses import EarlyResponse, WholeResponse
 
-#: Bytes of one read from the socket, and of one call that sends.
+#: Bytes of one call that sends.
 BLOCK = 256 * KiB
 #: Idle connections that are kept: several transfers at once.
 _KEPT = 8
-#: Reading away a body that nobody needs is cheaper than a new connection up to about this many bytes.
-_WORTH_DRAINING = 64 * KiB
 #: Seconds that a server has to say whether a body is welcome; many never say it (RFC 9110, 10.1.1).
 _WAIT_FOR_WELCOME = 1.0
 
 
-class Connection(PunctualConnection, http.client.HTTPSConnection):
+class Connection(connections.Connection, http.client.HTTPSConnection):  # type: ignore[misc]
     """One connection; raises SSLCertVerificationError where it leads to another server than that of the thumbprint."""
-
-    response_class = WholeResponse
 
     def __init__(self, settings: Settings, context: ssl.SSLContext, connect_timeout: float, timeout: float) -> None:
         super().__init__(settings.host.strip("[]"), settings.port, timeout=connect_timeout, context=context)
@@ -142,43 +139,44 @@ _HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identit
 
 
 class Answer:
-    """One response; ``close`` it, which keeps the connection if the body was read to its end or little is left."""
+    """One response; ``discard`` it, which keeps the connection if the body was read to its end or little is left.
 
-    def __init__(self, connections: Connections, connection: Connection, response: http.client.HTTPResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
+    ``reading.Body`` reads it as it reads one of urllib3.
+    """
+
+    def __init__(self, connections: Connections, connection: Connection, response: Any) -> None:
+        self.status: int = response.status
+        self.headers: http.client.HTTPMessage = response.headers
+        #: Seconds that it took to begin.
+        self.seconds: float = response.seconds
         self._connections = connections
         self._connection = connection
-        self._response = response
+        self._fp = response
 
     @property
     def length(self) -> int | None:
         """Bytes that the body has by its headers."""
-        value = self.headers.get("Content-Length")
-        return int(value) if value else None
+        return whole_number(self.headers.get("Content-Length"))
 
-    def read_into(self, view: memoryview) -> int:
-        """Up to BLOCK bytes; 0 at the end, also when that came too early."""
-        return self._response.readinto(view[:BLOCK])
+    @property
+    def closed(self) -> bool:
+        """The body was read to its end, or will not be."""
+        return bool(self._fp.isclosed())
+
+    def release_conn(self) -> None:
+        """Give the connection back, which is of use only where nothing was left to read."""
+        if not self._fp.length:
+            self._connections.give_back(self._connection)
 
     def close(self) -> None:
-        """Keep the connection, or close it."""
-        left = self._response.length
-        if not self._response.isclosed() and left is not None and left <= _WORTH_DRAINING:
-            self._drain()
-        whole = self._response.isclosed() and not left
-        self._response.close()
-        if whole:
-            self._connections.give_back(self._connection)
-        else:
+        """Close the connection, unless it was given back."""
+        if self._fp.length or not self.closed:
             self._connection.close()
+        self._fp.close()
 
-    def _drain(self) -> None:
-        try:
-            self._response.read()
-        except (OSError, http.client.HTTPException):
-            # It is closed then, with bytes left.
-            self._response.close()
+    def discard(self) -> None:
+        """Be done with it."""
+        reading.discard(self)
 
 
 class FileUpload:
@@ -187,7 +185,7 @@ class FileUpload:
     def __init__(self, connections: Connections, target: str, headers: Mapping[str, str], size: int | None) -> None:
         self._connections = connections
         self._connection = connections.take()
-        self._early = EarlyAnswer()
+        self._early = EarlyResponse()
         self._chunked = size is None
         length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
         # Of nothing the server may tell at once that it took it.
@@ -263,7 +261,7 @@ class FileUpload:
             raise HttpError("PUT", http.HTTPStatus.OK)
 
     def _read_answer(self) -> None:
-        self._connection.response_class = functools.partial(WholeResponse, early=self._early)  # type: ignore[assignment]
+        self._connection.response_class = functools.partial(WholeResponse, early=self._early)
         response = self._connection.getresponse()
         status = response.status
         if self._early.final:
@@ -272,7 +270,7 @@ class FileUpload:
             self._connection.close()
         else:
             del self._connection.response_class
-            Answer(self._connections, self._connection, response).close()
+            Answer(self._connections, self._connection, response).discard()
         if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
             raise HttpError("PUT", status)
 

@@ -143,12 +143,10 @@ class Datastores:
 
     # -- Files by HTTP ----------------------------------------------------------------------------------------
 
-    def get(self, location: VmwareLocation, offset: int, end: int | None) -> Answer:
-        """Bytes of an image from ``offset`` up to ``end``; the answer is any but that there is no session."""
+    def get(self, location: VmwareLocation, wanted: str) -> Answer:
+        """A range of an image; the answer is any but that there is no session."""
         target = Target(location.datacenter, location.datastore)
-        wanted = f"bytes={offset}-{'' if end is None else end - 1}"
-        names = (*self.directory, location.image_id)
-        return self.session.ask("GET", _url(target, names), {"Range": wanted})
+        return self.session.ask("GET", _url(target, (*self.directory, location.image_id)), {"Range": wanted})
 
     def upload(self, target: Target, names: Sequence[str], size: int | None) -> FileUpload:
         """A PUT of a new file, ready for its bytes, in a directory that is made if need be; it would overwrite."""
@@ -163,7 +161,7 @@ class Datastores:
     def size(self, target: Target, names: Sequence[str]) -> int | None:
         """Bytes of a file; None where there is none."""
         answer = self.session.ask("HEAD", _url(target, names))
-        answer.close()
+        answer.discard()
         if answer.status == 404:
             return None
         if answer.status != 200:

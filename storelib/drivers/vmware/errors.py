@@ -6,10 +6,7 @@ Faults are told by the names of their classes, so that this needs no pyVmomi. No
 
 from __future__ import annotations
 
-import errno
 import http.client
-import socket
-import ssl
 import xml.parsers.expat
 
 from storelib.exceptions import (
@@ -23,6 +20,7 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
+from storelib.transfer.http import errors
 
 
 class NothingTold(Exception):
@@ -64,18 +62,16 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     names = fault_names(error)
     if names:
         return _of_fault(names, subject)
-    return _of_connection(error, subject)
+    if isinstance(error, xml.parsers.expat.ExpatError):
+        return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its answer was cut")
+    return errors.error_of_failure(error, subject, "vmware_ca_file or vmware_thumbprint")
 
 
 def _of_status(status: int, subject: str) -> StoreError:
-    if status in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
-        return NotFound(f"{subject}: vCenter has no such file")
-    if status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-        return Forbidden(f"{subject}: vCenter does not allow it, it answered {status}")
+    text = f"{subject}: vCenter answered {status}"
     if status in (http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, http.HTTPStatus.INSUFFICIENT_STORAGE):
-        return StorageFull(f"{subject}: vCenter has no room, it answered {status}")
-    passing = status in (408, 429) or (500 <= status < 600 and status != http.HTTPStatus.NOT_IMPLEMENTED)
-    return RemoteServiceUnavailable(f"{subject}: vCenter answered {status}", transient=passing)
+        return StorageFull(text)
+    return errors.error_of_status(status, {}, text)
 
 
 def _of_fault(names: set[str], subject: str) -> StoreError:
@@ -100,26 +96,3 @@ def _of_fault(names: set[str], subject: str) -> StoreError:
     what = sorted(names, key=len)[-1]
     passing = bool(names & {"HostCommunication", "TaskInProgress", "SystemError", "Timedout", "ManagedObjectNotFound"})
     return RemoteServiceUnavailable(f"{subject}: vCenter reports {what}", transient=passing)
-
-
-def _of_connection(error: Exception, subject: str) -> StoreError | None:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return RemoteServiceUnavailable(
-            f"{subject}: the certificate of the vCenter is not trusted; "
-            "if it should be, set vmware_ca_file or vmware_thumbprint",
-            transient=False,
-        )
-    if isinstance(error, socket.gaierror):
-        passing = error.errno == socket.EAI_AGAIN
-        return RemoteServiceUnavailable(f"{subject}: the host name of the vCenter does not resolve", transient=passing)
-    if isinstance(error, TimeoutError):
-        return RemoteServiceUnavailable(f"{subject}: the vCenter did not answer in time")
-    # RemoteDisconnected is one of both.
-    if isinstance(error, ConnectionError | http.client.IncompleteRead | ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return RemoteServiceUnavailable(f"{subject}: the connection to the vCenter was refused or cut")
-    if isinstance(error, http.client.HTTPException | xml.parsers.expat.ExpatError):
-        return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its answer was cut")
-    if isinstance(error, OSError):
-        passing = error.errno not in (errno.EACCES, errno.EPERM)
-        return RemoteServiceUnavailable(f"{subject}: the connection to the vCenter failed", transient=passing)
-    return None

@@ -62,6 +62,13 @@ OPTIONS: Sequence[cfg.Opt] = (
         min=0.01,
         help="Seconds to wait for the next bytes, and for the server to take some.",
     ),
+    cfg.IntOpt(
+        "vmware_download_concurrency",
+        default=4,
+        min=1,
+        max=64,
+        help="Ranges of one image in flight at most, from a vCenter that is far away; a near one sends one stream.",
+    ),
     cfg.FloatOpt(
         "vmware_task_poll_interval",
         default=5.0,

@@ -122,7 +122,7 @@ class Session:
         def send(login: Login) -> Answer:
             answer = self._connections.ask(method, target, {**(headers or {}), **login.cookies})
             if answer.status == 401:
-                answer.close()
+                answer.discard()
                 raise HttpError(method, answer.status)
             return answer
 

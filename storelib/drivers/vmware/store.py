@@ -95,7 +95,7 @@ class VmwareStore(Store[VmwareLocation]):
         """Send the first request."""
         from storelib.drivers.vmware.reader import VmwareReader
 
-        return VmwareReader(self.datastores, location, offset, length)
+        return VmwareReader(self.datastores, location, offset, length, self.conf.vmware_download_concurrency)
 
     def measure(self, location: VmwareLocation, context: Any) -> int:
         """The size that a HEAD tells."""
