@@ -48,6 +48,7 @@ from storelib.transfer.contract import (
     ServerSideCopy,
     StoredImage,
     Writer,
+    WriterCopy,
     at_fault,
     is_whole,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "StoreLocation",
     "StoredImage",
     "Writer",
+    "WriterCopy",
     "check_image_id",
 ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from storelib.exceptions import StoreError
 from storelib.transfer.retry import HungCalls, RetryPolicy
@@ -218,8 +218,11 @@ class Writer(abc.ABC):
         """Free what the writer holds; called once, last, whatever became of the image."""
 
 
+W = TypeVar("W", bound=Writer)
+
+
 class ServerSideCopy(abc.ABC):
-    """A second image that a back end makes of one of its own; the engine sees to threads, retries and taking back.
+    """A second image that a back end makes of one of its own; the engine has its threads, retries and rollback.
 
     Making one creates nothing there yet. ``begin``, ``copy_part`` for each of ``parts``, ``commit``; ``close`` comes
     last. Each may be called again after a transient error.
@@ -231,7 +234,8 @@ class ServerSideCopy(abc.ABC):
     parts: Sequence[int] = ()
     #: copy_part() calls in flight at most.
     concurrency: int = 1
-    #: Bytes that the back end moves during the longest call, which is waited for accordingly; 0 where it only links.
+    #: Bytes that the back end moves in ``begin`` or ``commit``, which are waited for accordingly, as parts are by their
+    #: size; 0 where it only links.
     moved_at_once: int = 0
 
     def begin(self) -> None:  # noqa: B027  (some need no more than commit)
@@ -251,6 +255,37 @@ class ServerSideCopy(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Free what the copy holds; called once, last, whatever became of it."""
+
+
+class WriterCopy(ServerSideCopy, Generic[W]):
+    """A copy into what a Writer of the driver makes; a driver adds ``copy_part``, or what replaces it in ``begin``."""
+
+    def __init__(self, writer: W, size: int, parts: Sequence[int] = ()) -> None:
+        self.writer = writer
+        self.size = size
+        self.parts = parts
+        self.concurrency = writer.concurrency
+
+    def begin(self) -> None:
+        """Make room for the copy."""
+        self.writer.reserve(self.size)
+
+    def commit(self, digests: Digests) -> Committed:
+        """Publish it as the writer does."""
+        return self.writer.commit(self.size, digests)
+
+    def abort(self) -> None:
+        """Remove what the writer made."""
+        self.writer.abort()
+
+    def close(self) -> None:
+        """Close the writer."""
+        self.writer.close()
+
+
+def equal_parts(size: int, length: int) -> list[int]:
+    """Bytes of each part of an image of ``size`` bytes; all but the last have ``length``."""
+    return [min(length, size - start) for start in range(0, size, length)]
 
 
 class Reader(abc.ABC):

@@ -54,7 +54,7 @@ def copy_within(
         if copying is None:
             return None
         _check(copying, subject)
-        monitor.allow(copying.moved_at_once / SLOWEST)
+        monitor.allow(max((copying.moved_at_once, *copying.parts)) / SLOWEST)
         committed = _run(calls, copying, digests, progress)
         if not isinstance(getattr(committed, "location", None), StoreLocation):
             raise at_fault(subject, f"what commit of {type(copying).__name__} gave", committed)
@@ -70,7 +70,7 @@ def copy_within(
 
 def _check(copying: ServerSideCopy, subject: str) -> None:
     """Raise StoreError for numbers that cannot be."""
-    check_numbers(copying, subject, size=0, concurrency=1)
+    check_numbers(copying, subject, size=0, concurrency=1, moved_at_once=0)
     parts = copying.parts
     whole = isinstance(parts, Sequence) and all(is_whole(length) and length > 0 for length in parts)
     if not whole or (parts and sum(parts) != copying.size):

@@ -8,10 +8,11 @@ import pytest
 from recording import PART, RecordingStore, eventually, image_of
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Digests, ServerSideCopy
+from storelib.driver import Committed, Digests, Part, ServerSideCopy, WriterCopy
 from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.registry import open_store
 from storelib.testing.memory import Image
+from storelib.transfer.contract import equal_parts
 
 DIGESTS = Digests("0" * 32, "1" * 128)
 DATA = bytes(range(256)) * (PART * 4 // 256) + b"rest"
@@ -278,6 +279,52 @@ def test_bytes_pass_through_here_where_the_driver_cannot():
         assert copy(store).multihash == DIGESTS.multihash
         assert image_of(store, "y") == DATA
         assert not store.called("begin")
+
+
+class MadeByWriter(WriterCopy):
+    def __init__(self, store, source, image_id):
+        self.data = store.image(source).data
+        super().__init__(store.open_writer(image_id, None, None), len(self.data), equal_parts(len(self.data), PART))
+
+    def copy_part(self, number, offset, length):
+        self.writer.write(Part(number, offset, memoryview(self.data)[offset : offset + length]))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_copy_may_go_through_a_writer_of_the_driver(fails):
+    store = copying_store()
+    store.server_side_copy = lambda source, image_id, context: MadeByWriter(store, source, image_id)
+    if fails:
+        store.on_commit = lambda: interrupt(0, 0)
+        with pytest.raises(KeyboardInterrupt):
+            copy(store)
+        assert store.calls[-1] == ("abort", None)
+        assert not store.backend.uploads
+        assert image_of(store, "y") is None
+    else:
+        copy(store)
+        assert [name for name, _ in store.calls] == ["reserve", *["write"] * 5, "commit"]
+        assert image_of(store, "y") == DATA
+
+
+@pytest.mark.parametrize(("size", "parts"), [(0, []), (1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
+def test_parts_are_equal_but_for_the_last(size, parts):
+    assert equal_parts(size, 4) == parts
+
+
+def test_a_large_part_is_waited_for_longer():
+    store = copying_store(timeout=0.2, step=lambda name: name == "part" and threading.Event().wait(0.6))
+    plain = store.server_side_copy
+
+    def server_side_copy(*arguments):
+        made = plain(*arguments)
+        made.size = 40 * 1024 * 1024
+        made.parts = [made.size]
+        made.copy_part = lambda number, offset, length: store.step("part")
+        return made
+
+    store.server_side_copy = server_side_copy
+    assert copy(store).size == 40 * 1024 * 1024
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("can't start new thread")], ids=repr)

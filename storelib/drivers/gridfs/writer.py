@@ -11,7 +11,7 @@ from storelib.drivers.gridfs.bucket import PART, Bucket, count_chunks, whole_chu
 from storelib.drivers.gridfs.errors import raise_for
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.publication import Publication
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import MiB, equal_parts
 
 #: Bytes that one request copies.
 _COPIED_AT_ONCE = 128 * MiB
@@ -79,8 +79,7 @@ class GridfsCopy(ServerSideCopy):
         self._publication = Publication(bucket, image_id, self._chunk_size)
         self._publication.check_id_is_free()
         length = whole_chunks(_COPIED_AT_ONCE, self._chunk_size)
-        self.parts = [min(length, self.size - start) for start in range(0, self.size, length)]
-        self.moved_at_once = max(self.parts, default=0)
+        self.parts = equal_parts(self.size, length)
 
     def begin(self) -> None:
         """Leave the record of the copy."""

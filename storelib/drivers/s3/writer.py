@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
 from storelib.drivers.s3.bucket import Bucket, PartChecksums
 from storelib.drivers.s3.errors import GONE, error_code
 from storelib.drivers.s3.location import S3Location
@@ -21,7 +21,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.contract import KiB, MiB, equal_parts
 from storelib.transfer.partfile import PartFile
 
 LOG = logging.getLogger(__name__)
@@ -287,17 +287,15 @@ class S3Writer(Writer):
             self._parts[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], **known}
 
 
-class S3Copy(ServerSideCopy):
+class S3Copy(WriterCopy[S3Writer]):
     """One copy of an object under a new id: published like an upload, by a writer with a token of its own."""
 
     def __init__(self, bucket: Bucket, source: S3Location, writer: S3Writer, answer: Mapping[str, Any]) -> None:
         """``answer`` is that of a HEAD of the source; raises Duplicate."""
-        self.size = int(answer["ContentLength"])
+        super().__init__(writer, int(answer["ContentLength"]))
         self._bucket = bucket
         self._source = source
         self._version = version_of(answer)
-        self._writer = writer
-        self.concurrency = self._writer.concurrency
         # What names the source, in the version whose size is known.
         self._original: dict[str, Any] = {
             "CopySource": {"Bucket": source.bucket, "Key": source.key},
@@ -306,32 +304,32 @@ class S3Copy(ServerSideCopy):
         }
         # CopyObject itself overwrites: where the server can refuse that, it is when completing an upload.
         if self.size > (0 if bucket.conditional_complete else LARGEST_COPY):
-            length = part_size(0, self.size, COPY_PART)
-            self.parts = [min(length, self.size - start) for start in range(0, self.size, length)]
-            self._writer.recorded = recorded_in(answer)
-        target = self._writer.publication.location
+            self.parts = equal_parts(self.size, part_size(0, self.size, COPY_PART))
+            self.writer.recorded = recorded_in(answer)
+        target = self.writer.publication.location
         if self.parts or (source.bucket, source.key) == (target.bucket, target.key):
             # Parts are many bytes, and only completing the upload would tell.
-            self._writer.publication.is_ours()
-        self.moved_at_once = max(self.parts, default=self.size)
+            self.writer.publication.is_ours()
+        if not self.parts:
+            self.moved_at_once = self.size
 
     def begin(self) -> None:
         """Start an upload if there are parts."""
         if self.parts:
-            self._writer.reserve(self.size)
+            super().begin()
 
     def copy_part(self, number: int, offset: int, length: int) -> None:
         """Fill one part of the upload."""
-        self._writer.copy_part(number, self._original, offset, offset + length)
+        self.writer.copy_part(number, self._original, offset, offset + length)
 
     def commit(self, digests: Digests) -> Committed:
         """Complete the upload, or copy at once; an empty object cannot be copied in parts."""
         if self.size == 0:
-            return self._writer.put_whole(memoryview(b""), digests)
+            return self.writer.put_whole(memoryview(b""), digests)
         if self.parts:
             self._check_source()
-            return self._writer.commit(self.size, digests)
-        committed = self._writer.copy_whole(self._original, digests)
+            return super().commit(digests)
+        committed = self.writer.copy_whole(self._original, digests)
         self._check_source()
         return committed
 
@@ -339,11 +337,3 @@ class S3Copy(ServerSideCopy):
         """Raise unless it is what it was at the start: not every server looks at CopySourceIfMatch."""
         if version_of(self._bucket.head(self._source)) != self._version:
             raise ImageChanged(f"{self._source} changed while it was copied")
-
-    def abort(self) -> None:
-        """Remove the upload, and the copy if it was published."""
-        self._writer.abort()
-
-    def close(self) -> None:
-        """Free what the writer holds."""
-        self._writer.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
 from storelib.drivers.swift.errors import etag_in, length_of, segment_place
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.publication import SLOWEST, Publication, Segment
@@ -138,42 +138,30 @@ def _exists(service: Service, account: Account, location: SwiftLocation) -> bool
         return False
 
 
-class SwiftCopy(ServerSideCopy):
+class SwiftCopy(WriterCopy[SwiftWriter]):
     """One object copied to another, or segments to segments that get a manifest of their own."""
 
-    concurrency = _SIDE_BY_SIDE
-
     def __init__(self, writer: SwiftWriter, size: int, segments: Sequence[Segment]) -> None:
-        self.size = size
-        self._writer = writer
         self._segments = segments
         self._whole = segments[0] if len(segments) == 1 else None
-        sizes = [segment.size for segment in segments]
-        self.parts = () if self._whole else sizes
-        self.moved_at_once = max(sizes, default=0)
+        super().__init__(writer, size, () if self._whole else [segment.size for segment in segments])
+        self.concurrency = _SIDE_BY_SIDE
+        self.moved_at_once = size if self._whole else 0
 
     def begin(self) -> None:
         """Make room for the segments."""
         if self._whole is None:
-            self._writer.reserve(self.size)
+            super().begin()
 
     def copy_part(self, number: int, offset: int, length: int) -> None:
         """Copy one segment into this image's."""
-        self._writer.copy_segment(number, self._segments[number])
+        self.writer.copy_segment(number, self._segments[number])
 
     def commit(self, digests: Digests) -> Committed:
         """Copy the one object, or publish the manifest."""
         if self._whole is None:
-            return self._writer.commit(self.size, digests)
-        return self._writer.copy_whole(self._whole, digests)
-
-    def abort(self) -> None:
-        """Remove what this copy made."""
-        self._writer.abort()
-
-    def close(self) -> None:
-        """Close the writer behind it."""
-        self._writer.close()
+            return super().commit(digests)
+        return self.writer.copy_whole(self._whole, digests)
 
 
 def open_copy(service: Service, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
