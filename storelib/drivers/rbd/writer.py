@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
+from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
 from storelib.drivers.rbd import publication
 from storelib.drivers.rbd.cluster import RbdCluster
 from storelib.drivers.rbd.location import RbdLocation
@@ -179,30 +179,18 @@ class RbdWriter(Writer):
                 LOG.warning("image %r: closing it: %s", self._image_id, error)
 
 
-class RbdCopy(ServerSideCopy):
+class RbdCopy(WriterCopy[RbdWriter]):
     """A clone, for which no bytes move, under a temporary name; published like an upload."""
 
     def __init__(self, cluster: RbdCluster, source: RbdLocation, image_id: str) -> None:
-        self.size, self._rbd_id = cluster.size_and_id(source)
+        size, self._rbd_id = cluster.size_and_id(source)
         self._source = source
         publication.check_id_is_free(cluster, image_id)
-        self._writer = RbdWriter(cluster, image_id, self.size)
+        super().__init__(RbdWriter(cluster, image_id, size), size)
 
     def begin(self) -> None:
         """Make the clone; RBD makes none of an image without bytes."""
         if self.size:
-            self._writer.clone_of(self._source.image, self._source.snapshot, self._rbd_id)
+            self.writer.clone_of(self._source.image, self._source.snapshot, self._rbd_id)
         else:
-            self._writer.reserve(0)
-
-    def commit(self, digests: Digests) -> Committed:
-        """Seal it, rename it."""
-        return self._writer.commit(self.size, digests)
-
-    def abort(self) -> None:
-        """Remove it."""
-        self._writer.abort()
-
-    def close(self) -> None:
-        """End the watch."""
-        self._writer.close()
+            super().begin()
