@@ -125,7 +125,6 @@ class Images(Table):
         *,
         from_: Collection[Status],
         to: Status,
-        version: int | None = None,
         **values: Any,
     ) -> Image:
         """Set the status to ``to`` if it is one of ``from_``; of racers exactly one succeeds. ``values`` as in Changes.
@@ -133,11 +132,10 @@ class Images(Table):
         To pending_delete and deleted: the active locations become pending_delete too, and stay so until
         ``Locations.forget``; from pending_delete back to active or deactivated they come back. To deleted: deleted and
         deleted_at are set. To queued: size, checksum, hash, virtual_size are cleared unless given.
-        With ``version`` the image must also be unchanged since it was read.
-        Raises ImageNotFound, StatusConflict (with the status it has), StaleImage; ValueError for a transition that
-        the table in ``statuses`` does not have, or pending_delete among other statuses in ``from_``.
+        Raises ImageNotFound, StatusConflict (with the status it has); ValueError for a transition that the table in
+        ``statuses`` does not have, or pending_delete among other statuses in ``from_``.
         """
-        return change_status(connection, image_id, from_, to, version, values)
+        return change_status(connection, image_id, from_, to, values)
 
     @writes
     def add_tag(self, connection: Connection, image_id: str, tag: str, *, limit: int | None = None) -> None:
@@ -262,21 +260,15 @@ def change_status(
     image_id: str,
     from_: Collection[Status],
     to: Status,
-    version: int | None = None,
     values: Mapping[str, Any] = MappingProxyType({}),
 ) -> Image:
     """``Images.transition`` as a part of another transaction."""
     check_transitions(from_, to)
     values = {**values_with_status(to), **changeable(values)}
-    conditions: list[sa.ColumnElement[bool]] = [images.c.status.in_(sorted(from_))]
-    if version is not None:
-        conditions.append(images.c.version == version)
-    if not update_and_bump(connection, image_id, values, *conditions):
+    if not update_and_bump(connection, image_id, values, images.c.status.in_(sorted(from_))):
         status = lock(connection, image_id)
         if status not in from_:
             raise StatusConflict(f"image {image_id} is {status} and cannot become {to}", status=status)
-        if version is not None:
-            raise StaleImage(f"image {image_id} was changed by somebody else")
         # It came into this status between the two statements; now that it is held, it stays in it.
         update_and_bump(connection, image_id, values)
     locations.follow_status(connection, image_id, from_, to)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.image_row import bump_version, lock, update_and_bump
+from storelib.api.db.image_row import bump_version
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
-from storelib.api.db.rows import dump_metadata, from_time, location_row, now
+from storelib.api.db.rows import from_time, location_row, now
 from storelib.api.db.schema import image_locations, processes
 from storelib.api.db.table import Table, reads, writes
-from storelib.api.errors import AlreadyExists, Conflict, LimitExceeded, LocationNotFound, StatusConflict
+from storelib.api.errors import AlreadyExists, Conflict, LocationNotFound
 
 c = image_locations.c
 _SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
@@ -32,18 +32,6 @@ _CLAIMED = c.claimed_by.in_(sa.select(processes.c.id))
 
 class Locations(Table):
     """Where the data of images is, and what of it is still to be deleted."""
-
-    @writes
-    def append(
-        self, connection: Connection, image_id: str, location: NewLocation, *, limit: int | None = None
-    ) -> ImageLocation:
-        """Add behind the last. Raises ImageNotFound, StatusConflict unless the image is active or deactivated,
-        AlreadyExists if it has this URI, LimitExceeded beyond ``limit``."""
-        status = lock(connection, image_id)
-        if status not in ("active", "deactivated"):
-            raise StatusConflict(f"image {image_id} is {status} and gets no further location", status=status)
-        update_and_bump(connection, image_id, {})
-        return append(connection, image_id, [location], limit)[0]
 
     @writes
     def drop(self, connection: Connection, image_id: str, location_id: int, *, keep_last: bool = True) -> ImageLocation:
@@ -70,16 +58,10 @@ class Locations(Table):
         """
         bump_version(connection, image_id)
         last = connection.execute(sa.select(sa.func.max(c.position)).where(c.image_id == image_id)).scalar()
-        back = {"pending_since": None, "claimed_by": None, "claim": None}
-        _change_one(connection, image_id, location_id, _PENDING, **back, position=(last or 0) + 1)
-
-    @writes
-    def set_metadata(
-        self, connection: Connection, image_id: str, location_id: int, metadata: Mapping[str, Any]
-    ) -> None:
-        """Other metadata for one location; raises LocationNotFound."""
-        bump_version(connection, image_id)
-        _change_one(connection, image_id, location_id, _ACTIVE, metadata=dump_metadata(metadata))
+        back = image_locations.update().where(c.id == location_id, c.image_id == image_id, _PENDING)
+        back = back.values(pending_since=None, claimed_by=None, claim=None, position=(last or 0) + 1)
+        if not connection.execute(back).rowcount:
+            raise _no_location(image_id, location_id)
 
     @writes
     def claim(
@@ -182,23 +164,17 @@ def replace(connection: Connection, image: Image, wanted: Sequence[NewLocation])
         connection.execute(image_locations.update().where(c.id == location.id).values(**changed))
 
 
-def append(
-    connection: Connection, image_id: str, new: Sequence[NewLocation], limit: int | None = None
-) -> list[ImageLocation]:
-    """Add behind the last; raises AlreadyExists if the image has a URI, LimitExceeded beyond ``limit`` locations."""
+def append(connection: Connection, image_id: str, new: Sequence[NewLocation]) -> None:
+    """Add locations behind the last; raises AlreadyExists if the image has one of the URIs."""
     rows = connection.execute(sa.select(c.uri, c.position).where(c.image_id == image_id, _ACTIVE)).all()
     uris = {row.uri for row in rows}
-    if limit is not None and len(rows) + len(new) > limit:
-        raise LimitExceeded(f"image {image_id} has {len(rows)} locations already; the limit is {limit}")
     position = max((row.position for row in rows), default=-1)
-    added = []
     for location in new:
         if location.uri in uris:
             raise AlreadyExists(f"image {image_id} has this location already")
         uris.add(location.uri)
         position += 1
-        added.append(insert(connection, image_id, location, position))
-    return added
+        insert(connection, image_id, location, position)
 
 
 def follow_status(connection: Connection, image_id: str, from_: Collection[Status], to: Status) -> None:
@@ -220,14 +196,6 @@ def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement
     connection.execute(
         image_locations.update().where(c.image_id == image_id, _ACTIVE, which).values(pending_since=now())
     )
-
-
-def _change_one(
-    connection: Connection, image_id: str, location_id: int, state: sa.ColumnElement[bool], **values: Any
-) -> None:
-    changed = image_locations.update().where(c.id == location_id, c.image_id == image_id, state).values(**values)
-    if not connection.execute(changed).rowcount:
-        raise _no_location(image_id, location_id)
 
 
 def _pair(row: Any) -> tuple[str, ImageLocation]:

@@ -107,30 +107,6 @@ class Uploads(Table):
         return image
 
     @writes
-    def advance(
-        self,
-        connection: Connection,
-        image_id: str,
-        process_id: str,
-        *,
-        to: Status | None = None,
-        stores: Sequence[str] | None = None,
-        token: str | None = None,
-    ) -> None:
-        """Note other stores, or the next status of the same upload (uploading to importing); raises UploadLost."""
-        mine = _mine(connection, image_id, process_id, token)
-        values: dict[str, Any] = {}
-        if stores is not None:
-            values["stores"] = _stores(stores)
-        if to is not None and to != mine.status:
-            check_transitions((mine.status,), to)
-            if not update_and_bump(connection, image_id, {"status": to}, images.c.status == mine.status):
-                raise _lost(image_id)
-            values["status"] = to
-        if values and not connection.execute(uploads.update().where(*_is(*mine.ticket)).values(**values)).rowcount:
-            raise _lost(image_id)
-
-    @writes
     def finish(
         self,
         connection: Connection,

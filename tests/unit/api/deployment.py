@@ -15,6 +15,7 @@ import storelib.config
 from storelib.api import config
 from storelib.api.app import build_wsgi
 from storelib.api.db import Repository, open_repository
+from storelib.api.db.records import Changes, NewLocation
 from storelib.api.errors import OutcomeUnknown
 from storelib.api.middleware.identity import FromHeaders
 from storelib.api.service import Service
@@ -47,6 +48,12 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 PATCH = "application/openstack-images-v2.1-json-patch"
 OLD_PATCH = "application/openstack-images-v2.0-json-patch"
 READY = {"name": "ready", "disk_format": "raw", "container_format": "bare"}
+
+
+def add_location(repository: Repository, image_id: str, location: NewLocation) -> None:
+    """One more place of the image's data, whatever is there."""
+    image = repository.images.get(image_id)
+    repository.images.update(image, Changes(locations=(*image.locations, location)))
 
 
 def lose_commit(repository: Repository, patch: pytest.MonkeyPatch, number: int, committed: bool) -> list[Any]:

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from deployment import OCTETS, Deployment
+from deployment import OCTETS, Deployment, add_location
 
 from storelib.api.db.records import NewLocation
 from storelib.api.db.schema import processes
@@ -568,12 +568,12 @@ class TestInterruptedDeletion:
     def test_a_copy_that_came_to_a_place_where_a_deletion_was_not_recorded_stays(self, api, monkeypatch):
         image = api.alice.active(DATA)
         [location] = api.repository.images.get(image).locations
-        api.repository.locations.append(image, NewLocation("memory://elsewhere/x", {"store": "mem"}))
+        add_location(api.repository, image, NewLocation("memory://elsewhere/x", {"store": "mem"}))
         api.repository.locations.drop(image, location.id)
         # The data was deleted, and nobody took note of it; then it came back.
         api.registry["fast"].delete(location.uri)
         again = api.registry["fast"].add(image, DATA)
-        api.repository.locations.append(image, NewLocation(again.uri, {"store": "fast"}))
+        add_location(api.repository, image, NewLocation(again.uri, {"store": "fast"}))
         monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
         api.service.lease.scrub()
         assert image in api.files()

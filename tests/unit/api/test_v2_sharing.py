@@ -8,7 +8,7 @@ import uuid
 from urllib.parse import quote
 
 import pytest
-from deployment import Deployed
+from deployment import Deployed, add_location
 
 from storelib.api.db.records import NewLocation
 from storelib.capabilities import Capability
@@ -146,7 +146,7 @@ class TestAccessLists(Deployed):
     def test_an_image_in_a_store_that_is_no_longer_there_is_changed_and_shared(self):
         image = self.api.alice.active(DATA)
         gone = NewLocation("rbd://fsid/pool/image/snap", {"store": "gone"})
-        self.api.repository.locations.append(image, gone)
+        add_location(self.api.repository, image, gone)
         visibility = {"op": "replace", "path": "/visibility", "value": "community"}
         assert self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"}).status_code == 200
         assert self.api.alice.patch(image, visibility).status_code == 200
@@ -386,7 +386,7 @@ class TestCredentialsInLocations(WithPlaces):
     def image(self):
         image = self.api.alice.active(DATA)
         old = NewLocation("s3://KEY:SECRET@s3.example.org/bucket/image", {"store": "spare"})
-        self.api.repository.locations.append(image, old)
+        add_location(self.api.repository, image, old)
         return image
 
     def test_no_answer_has_them(self, image):
