@@ -18,6 +18,7 @@ from typing import Any
 from oslo_config import cfg
 from oslo_policy import opts, policy
 
+from storelib.api.caching import BoundedCache
 from storelib.api.context import Context
 from storelib.api.errors import NotPermitted
 
@@ -25,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds between two looks at the policy files.
 RELOAD = 1.0
-#: Decisions remembered at most; all are forgotten when there are more.
+#: Decisions remembered at most.
 MEMORY = 20_000
 
 ADMIN = "role:admin"
@@ -172,7 +173,7 @@ class _Loaded:
         # an option not to look at scopes.
         self._scopes = {rule.name: rule.scope_types for rule in enforcer.registered_rules.values()}
         self.text = text
-        self.decisions: dict[tuple[Any, ...], bool] = {}
+        self.decisions: BoundedCache[tuple[Any, ...], bool] = BoundedCache(MEMORY)
         # A remote check sees the whole target, so that nothing is known to be the same question.
         remote = re.search(r"\b(?:http|https|remote_http|remote_https):", text)
         #: What of a target the rules mention; None where no decision may be remembered.
@@ -214,9 +215,7 @@ class Policy:
         decision = loaded.decisions.get(question)
         if decision is None:
             decision = loaded.decide(context, action, target)
-            if len(loaded.decisions) >= MEMORY:
-                loaded.decisions.clear()
-            loaded.decisions[question] = decision
+            loaded.decisions.put(question, decision)
         return decision
 
     def require(self, context: Context, action: str, target: Mapping[str, Any]) -> None:

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from storelib.api.caching import BoundedCache
 from storelib.api.db.records import Image
 
-#: Images remembered at most; all are forgotten when there are more.
+#: Images remembered at most.
 MEMORY = 4096
 #: Characters of properties and locations in an image that is remembered at most: together about 32 MiB.
 LARGEST = 8192
 
 
 class ImageCache:
-    """Safe from many threads: each step is one operation of a dictionary."""
+    """Images by the row they were read with. Safe from many threads."""
 
     def __init__(self, memory: int = MEMORY) -> None:
-        self._memory = memory
-        self._images: dict[str, tuple[tuple[Any, ...], Image]] = {}
+        self._images: BoundedCache[str, tuple[tuple[Any, ...], Image]] = BoundedCache(memory)
 
     def find(self, row: Sequence[Any]) -> Image | None:
         """The image of this row, if the row is the one it was read with."""
@@ -31,12 +31,9 @@ class ImageCache:
         return known[1] if known is not None and known[0] == tuple(row) else None
 
     def add(self, row: Sequence[Any], image: Image) -> None:
-        """Remember it."""
-        if _characters(image) > LARGEST:
-            return
-        if len(self._images) >= self._memory:
-            self._images.clear()
-        self._images[image.id] = (tuple(row), image)
+        """Remember the image as that of this row, unless it is too large."""
+        if _characters(image) <= LARGEST:
+            self._images.put(image.id, (tuple(row), image))
 
 
 def _characters(image: Image) -> int:

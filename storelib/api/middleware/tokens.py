@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from storelib.api.caching import BoundedCache
 from storelib.api.context import Context
 from storelib.api.middleware.versions import WsgiApp
 
 #: Seconds that a caller is known, which comes on top of the middleware's own token_cache_time.
 BELIEVED = 5.0
-#: Callers remembered at most; all are forgotten when there are more.
+#: Callers remembered at most.
 MEMORY = 1024
 #: What in a token makes it valid for some requests only: with a certificate, from an address, for a path.
 _CONDITIONS = frozenset({"application_credential", "bind", "oauth2_credential"})
@@ -36,7 +37,7 @@ class Callers:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = min(BELIEVED, seconds)
-        self._callers: dict[str, _Caller] = {}
+        self._callers: BoundedCache[str, _Caller] = BoundedCache(MEMORY)
 
     def before(self, app: WsgiApp, checked: WsgiApp) -> WsgiApp:
         """WSGI: ``app`` for callers that are known, ``checked``, which is the middleware around it, for all others."""
@@ -59,9 +60,7 @@ class Callers:
             return
         if "expires_at" not in found or (seconds := min(self._seconds, _seconds_until(found["expires_at"]))) <= 0:
             return
-        if len(self._callers) >= MEMORY:
-            self._callers.clear()
-        self._callers[token] = _Caller(context, time.monotonic() + seconds)
+        self._callers.put(token, _Caller(context, time.monotonic() + seconds))
 
 
 def known(environ: dict[str, Any]) -> Context | None:

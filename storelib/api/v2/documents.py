@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from storelib.api.caching import BoundedCache
 from storelib.api.db.records import Image
 from storelib.api.json_response import encode
 from storelib.api.service import Context
@@ -14,13 +15,13 @@ MEMORY, LARGEST = 4096, 8192
 
 
 class ImageDocuments:
-    """Encodes images. The repository answers the same object as long as an image does not change."""
+    """Encodes images. The repository returns the same object as long as an image does not change."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         # Otherwise a document depends on who asks.
         self._alike = not (core.protection.active or core.show_locations or core.show_direct_url)
-        self._encoded: dict[str, tuple[Image, str]] = {}
+        self._encoded: BoundedCache[str, tuple[Image, str]] = BoundedCache(MEMORY)
 
     def encode(self, context: Context, image: Image) -> str:
         """The image as the caller may see it."""
@@ -29,7 +30,5 @@ class ImageDocuments:
             return known[1]
         text = encode(image_document(self._core, context, image))
         if self._alike and len(text) <= LARGEST:
-            if len(self._encoded) >= MEMORY:
-                self._encoded.clear()
-            self._encoded[image.id] = image, text
+            self._encoded.put(image.id, (image, text))
         return text

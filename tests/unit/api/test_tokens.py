@@ -161,10 +161,12 @@ def test_what_a_client_says_of_itself_does_not_count(token):
 def test_no_more_than_so_many_are_known(monkeypatch):
     monkeypatch.setattr(tokens, "MEMORY", 2)
     api = Deployed()
-    for name in ("a", "b", "c", "c"):
+    for name in ("a", "b", "c", "c", "b"):
         api.ask(name)
     assert api.keystone.asked == 3
-    assert len(api.identify.callers._callers) == 1
+    assert len(api.identify.callers._callers) == 2
+    api.ask("a")
+    assert api.keystone.asked == 4
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_what_is_remembered_is_bounded(deploy, monkeypatch):
     for image in [*images, large]:
         remembering.encode(None, image)
         assert len(remembering._encoded) <= 3
-    assert large.id not in remembering._encoded
+    assert remembering._encoded.get(large.id) is None
+    assert [remembering._encoded.get(image.id) is not None for image in images] == [False, False, True, True, True]
 
 
 def test_documents_are_utf_8(deploy):
