@@ -150,7 +150,7 @@ def test_where_only_renameat2_keeps_from_overwriting_it_is_used(tmp_path, monkey
     failing(monkeypatch, "link", errno.EPERM, times=-1)
     renamed = []
     rename = kernel.rename_without_overwriting
-    monkeypatch.setattr(publication, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
+    monkeypatch.setattr(kernel, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
     monkeypatch.setattr(publication, "claim", lambda *args: pytest.fail("a claim where none is needed"))
     [winner] = race(store)
     assert renamed
@@ -169,7 +169,7 @@ def test_where_a_sandbox_forbids_renameat2_a_claim_is_used(tmp_path, monkeypatch
 
     store = file_store(tmp_path)
     failing(monkeypatch, "link", errno.EPERM, times=-1)
-    monkeypatch.setattr(publication, "rename_without_overwriting", refused)
+    monkeypatch.setattr(kernel, "rename_without_overwriting", refused)
     stored = store.add("x", DATA)
     with pytest.raises(Duplicate):
         store.add("x", b"other")

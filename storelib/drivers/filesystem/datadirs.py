@@ -33,6 +33,7 @@ Look = Callable[[str, "os.DirEntry[str]"], T | None]
 
 #: Bytes free where the file system does not tell: the write itself will.
 UNKNOWN_ROOM = 1 << 62
+_DIRECTORY = ONLY_READ | os.O_DIRECTORY
 #: Entries looked at in one call, so that a directory of a million images neither fills memory nor hangs for ever.
 BATCH = 1000
 
@@ -293,10 +294,10 @@ def existing_part(path: str) -> str:
 
 def open_directory(path: str, below: Sequence[str] = ()) -> int:
     """A descriptor of a directory below ``path``, which itself may be a symbolic link; the rest may not."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path, _DIRECTORY & ~os.O_NOFOLLOW)
     for name in below:
         try:
-            inner = os.open(name, ONLY_READ | os.O_DIRECTORY, dir_fd=directory)
+            inner = os.open(name, _DIRECTORY, dir_fd=directory)
         finally:
             let_go(directory)
         directory = inner
@@ -339,29 +340,27 @@ def make_directory(path: str, below: Sequence[str], flushed: set[tuple[str, ...]
     ``flushed`` are the directories whose entry in their parent is known to be on stable storage; this adds to it, and
     what failed to be flushed, here or in another process, is flushed by the next one who needs it. None: no flushing.
     """
-    try:
-        _make(path, below, flushed)
-        return open_directory(path, below)
-    except FileNotFoundError:
-        if not below or not flushed:
-            raise
-        # Another process removed a directory that was empty.
-        flushed.difference_update({(path, *below[: depth + 1]) for depth in range(len(below))})
-    _make(path, below, flushed)
-    return open_directory(path, below)
+    directory = open_directory(path)
+    for depth, name in enumerate(below, 1):
+        try:
+            inner = _open_or_make(directory, name, (path, *below[:depth]), flushed)
+        finally:
+            let_go(directory)
+        directory = inner
+    return directory
 
 
-def _make(path: str, below: Sequence[str], flushed: set[tuple[str, ...]] | None) -> None:
-    for depth, name in enumerate(below):
-        place = (path, *below[: depth + 1])
-        if flushed is not None and place in flushed:
-            continue
-        with opened_directory(path, below[:depth]) as parent:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=parent)
-            if flushed is not None:
-                flush_directory(parent)
-                flushed.add(place)
+def _open_or_make(parent: int, name: str, place: tuple[str, ...], flushed: set[tuple[str, ...]] | None) -> int:
+    if flushed is not None and place in flushed:
+        # Another process may have removed a directory that was empty.
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(name, _DIRECTORY, dir_fd=parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=parent)
+    if flushed is not None:
+        flush_directory(parent)
+        flushed.add(place)
+    return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
 def flush_directory(directory: int) -> None:

@@ -25,6 +25,12 @@ DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
 _AWAY = {errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
 _CUT = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET}
 _PASSING = {errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ESTALE} | _AWAY | _CUT
+_KINDS: tuple[tuple[set[int], type[StoreError]], ...] = (
+    (FULL, StorageFull),
+    (DENIED, StorageWriteDenied),
+    ({errno.ENAMETOOLONG}, Invalid),
+    (_PASSING, RemoteServiceUnavailable),
+)
 
 #: The file system does not know the call, or what it was asked for in it.
 _UNKNOWN = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -65,17 +71,9 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     if not isinstance(error, OSError):
         return None
     number, text = error.errno or 0, f"{subject}: {error.strerror or error}"
-    if number in FULL:
-        return StorageFull(text)
-    if number in DENIED:
-        return StorageWriteDenied(text)
     if number in (errno.ENOENT, errno.ENOTDIR):
         return NotFound(f"{text}; is the data directory there?")
-    if number == errno.ENAMETOOLONG:
-        return Invalid(text)
-    if number in _PASSING:
-        return RemoteServiceUnavailable(text)
-    return StoreError(text)
+    return next((kind for numbers, kind in _KINDS if number in numbers), StoreError)(text)
 
 
 @contextlib.contextmanager

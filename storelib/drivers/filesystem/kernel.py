@@ -52,7 +52,7 @@ def allocate(file: int, length: int) -> None:
 
 
 def rename_without_overwriting(directory: int, old: str, new: str) -> None:
-    """renameat2(2) with RENAME_NOREPLACE."""
+    """renameat2(2) with RENAME_NOREPLACE: an error, like that of a kernel without it, instead of overwriting."""
     function = getattr(_libc(), "renameat2", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

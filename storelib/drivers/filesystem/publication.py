@@ -19,26 +19,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from storelib.driver import Committed
+from storelib.drivers.filesystem import errors, kernel
 from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, make_directory, opened_directory
-from storelib.drivers.filesystem.errors import (
-    BAD_NAME,
-    FULL,
-    NO_EXCLUSION,
-    NO_LINKS,
-    NO_LOCKS,
-    NO_RENAME,
-    NO_TMPFILE,
-    NOT_ASIDE,
-)
-from storelib.drivers.filesystem.kernel import (
-    ONLY_READ,
-    copy_by_reading,
-    has_proc,
-    let_go,
-    reflink,
-    rename_without_overwriting,
-    set_flag,
-)
+from storelib.drivers.filesystem.kernel import ONLY_READ, let_go
 from storelib.drivers.filesystem.location import id_token, new_token, own_names, shards
 from storelib.drivers.filesystem.options import WriteSettings
 from storelib.exceptions import Duplicate, Invalid, RemoteServiceUnavailable, StorageFull, StoreError
@@ -68,7 +51,7 @@ class Identity(NamedTuple):
 
     @property
     def token(self) -> str:
-        """8 hexadecimal digits."""
+        """The same in 8 hexadecimal digits, for the name of a file."""
         return hashlib.sha256(f"{self.size} {self.modified}".encode()).hexdigest()[:8]
 
 
@@ -165,12 +148,12 @@ class Publication:
 
     def _open_unnamed(self) -> bool:
         """Make a file that the kernel frees by itself; returns whether there are such files here."""
-        if not self._settings.unnamed or self._datadir in self._datadirs.named_only or not has_proc():
+        if not self._settings.unnamed or self._datadir in self._datadirs.named_only or not kernel.has_proc():
             return False
         try:
             self.file = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
         except OSError as error:
-            if error.errno not in NO_TMPFILE:
+            if error.errno not in errors.NO_TMPFILE:
                 raise
             return False
         return True
@@ -200,7 +183,7 @@ class Publication:
 
     def _give_up(self, error: OSError) -> StoreError:
         """The error, from now on, of this add."""
-        kind = StorageFull if error.errno in FULL else StoreError
+        kind = StorageFull if error.errno in errors.FULL else StoreError
         what = f"flushing it to stable storage failed, so nothing was stored: {error.strerror}"
         self._lost = kind(f"image {self._image_id!r}: {what}")
         return self._lost
@@ -214,12 +197,12 @@ class Publication:
         self._lost = StoreError(f"image {self._image_id!r}: it could not be copied into a file with a name")
         try:
             self._set_mode()
-            set_flag(unnamed, os.O_DIRECT, on=False)
-            if not reflink(unnamed, self.file):
+            kernel.set_flag(unnamed, os.O_DIRECT, on=False)
+            if not kernel.reflink(unnamed, self.file):
                 whole = [Extent(0, size, data=True)]
                 for extent in file_extents(unnamed, 0, size) if self._settings.sparse else whole:
                     if extent.data:
-                        copy_by_reading(unnamed, self.file, extent.offset, extent.length)
+                        kernel.copy_by_reading(unnamed, self.file, extent.offset, extent.length)
         finally:
             let_go(unnamed)
         self._finish(size)
@@ -238,33 +221,29 @@ class Publication:
         """Name the file, in the way the file system has; nothing is ever overwritten."""
         self.tried = True
         if self.part is None:
-            if self._link_unnamed():
-                return
-            self._become_part()
-        assert self.part is not None  # noqa: S101  (it has become one)
+            try:
+                # Both directory arguments are needed for CPython to call linkat(2) with AT_SYMLINK_FOLLOW.
+                self._link(f"/proc/self/fd/{self.file}", follow=True)
+            except OSError as error:
+                if error.errno not in errors.NO_LINKS | {errno.ENOENT}:
+                    raise
+                self._become_part()
+        if self.part is not None:
+            self._name_part(self.part)
+
+    def _name_part(self, part: str) -> None:
         try:
             try:
-                self._link(self.part)
+                self._link(part)
             except OSError as error:
-                if error.errno not in NO_LINKS:
+                if error.errno not in errors.NO_LINKS:
                     raise
-                self._rename(self.part)
+                self._rename(part)
         except FileNotFoundError:
             raise StoreError(
                 f"image {self._image_id!r}: what was written of it is gone, and nothing was stored; a gc removed it, "
                 "which cannot see adds of others on a file system without locks: let gc look at older files only"
             ) from None
-
-    def _link_unnamed(self) -> bool:
-        """Link an unnamed file; returns whether that can be done here."""
-        try:
-            # Both directory arguments are needed for CPython to call linkat(2) with AT_SYMLINK_FOLLOW.
-            self._link(f"/proc/self/fd/{self.file}", follow=True)
-        except OSError as error:
-            if error.errno in NO_LINKS or error.errno == errno.ENOENT:
-                return False
-            raise
-        return True
 
     def _link(self, own: str, follow: bool = False) -> None:
         """link(2) never overwrites. An answer may be lost: what counts is how many names the file has."""
@@ -281,14 +260,17 @@ class Publication:
     def _rename(self, part: str) -> None:
         """Publish on a file system without hard links."""
         try:
-            rename_without_overwriting(self.directory, part, self._image_id)
+            try:
+                kernel.rename_without_overwriting(self.directory, part, self._image_id)
+            except OSError as error:
+                if error.errno not in errors.NO_RENAME or self._was_renamed(part):
+                    raise
+                self._rename_claimed(part)
         except OSError as error:
             if not self._was_renamed(part):
                 if error.errno == errno.EEXIST:
                     raise self._taken() from None
-                if error.errno not in NO_RENAME:
-                    raise
-                self._rename_claimed(part)
+                raise
         self.part = None
 
     def _rename_claimed(self, part: str) -> None:
@@ -297,34 +279,23 @@ class Publication:
             try:
                 claimed.enter_context(claim(self.directory, self._image_id))
             except OSError as error:
-                if error.errno not in NO_EXCLUSION:
+                if error.errno not in errors.NO_EXCLUSION:
                     raise
                 self._datadirs.not_exclusive()
-            if exists(self.directory, self._image_id):
-                raise self._taken()
-            try:
-                os.rename(part, self._image_id, src_dir_fd=self.directory, dst_dir_fd=self.directory)
-            except OSError:
-                if not self._was_renamed(part):
-                    raise
+            _rename_if_free(self.directory, part, self._image_id)
 
     def _taken(self) -> StoreError:
         """The error when something has the image's name."""
-        try:
-            mode = os.stat(self._image_id, dir_fd=self.directory, follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            mode = 0
         subject, store = f"image {self._image_id!r}", f"store {self._datadirs.store_name}"
-        if stat.S_ISDIR(mode):
-            return Invalid(f"{subject}: {store} has a directory of that name")
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(self._image_id, dir_fd=self.directory, follow_symlinks=False).st_mode):
+                return Invalid(f"{subject}: {store} has a directory of that name")
         return Duplicate(f"{subject} exists in {store}")
 
     def _has_name(self) -> bool:
         """Whether the image's name is this very file, by its count of names: inode numbers may change."""
-        try:
-            if Identity.at(self.directory, self._image_id).size != self._met.size:
-                return False
-        except FileNotFoundError:
+        named = self._named()
+        if named is None or named.size != self._met.size:
             return False
         if self.part is None:
             return os.fstat(self.file).st_nlink > 0
@@ -335,12 +306,13 @@ class Publication:
 
     def _was_renamed(self, part: str) -> bool:
         """Whether the part file itself, which alone ever had that name, stands under the image's name now."""
-        if exists(self.directory, part):
-            return False
-        try:
-            return Identity.at(self.directory, self._image_id) == self._met
-        except FileNotFoundError:
-            return False
+        return not exists(self.directory, part) and self._named() == self._met
+
+    def _named(self) -> Identity | None:
+        """What has the image's name."""
+        with contextlib.suppress(FileNotFoundError):
+            return Identity.at(self.directory, self._image_id)
+        return None
 
 
 @contextlib.contextmanager
@@ -360,27 +332,27 @@ def one_at_a_time(datadirs: DataDirs, image_id: str) -> Iterator[None]:
 
 def lock(file: int) -> bool:
     """Take the lock that says that a writer lives; returns whether the file system has locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return False
-        raise
-    return True
+    return _flock(file, fcntl.LOCK_EX) is not None
 
 
 def is_locked(file: int) -> bool | None:
     """Whether some writer lives; None where the file system cannot tell. If none does, others are kept out now."""
+    # A shared lock, which NFS grants for descriptors that only read; writers take exclusive ones.
+    taken = _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return None if taken is None else not taken
+
+
+def _flock(file: int, how: int) -> bool | None:
+    """flock(2): whether it took the lock; None where the file system has none."""
     try:
-        # A shared lock, which NFS grants for descriptors that only read; writers take exclusive ones.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, how)
     except BlockingIOError:
-        return True
+        return False
     except OSError as error:
-        if error.errno in NO_LOCKS:
+        if error.errno in errors.NO_LOCKS:
             return None
         raise
-    return False
+    return True
 
 
 def exists(directory: int, name: str) -> bool:
@@ -388,7 +360,7 @@ def exists(directory: int, name: str) -> bool:
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:
-        if error.errno in BAD_NAME:
+        if error.errno in errors.BAD_NAME:
             return False
         raise
     return True
@@ -451,7 +423,7 @@ def open_part(directory: int, image_id: str) -> tuple[str, int]:
         try:
             name, file = _open_own(directory, "part", new_token(), image_id, _MADE_ANEW)
         except OSError as error:
-            if error.errno not in NO_EXCLUSION:
+            if error.errno not in errors.NO_EXCLUSION:
                 raise
             # The token alone makes the name this writer's.
             name, file = _open_own(directory, "part", new_token(), image_id, _MADE_ANEW & ~os.O_EXCL)
@@ -480,7 +452,7 @@ def _open_own(directory: int, kind: str, token: str, image_id: str, flags: int) 
         except FileExistsError:
             return name, -1
         except OSError as error:
-            if error.errno not in BAD_NAME:
+            if error.errno not in errors.BAD_NAME:
                 raise
             refused = refused or error
     assert refused is not None  # noqa: S101  (there are two names)
@@ -494,7 +466,7 @@ def take_away(directory: int, name: str, image_id: str, met: Identity, kind: str
     """Remove the image that was met under ``name``; raises Replaced and leaves it where it is another by now.
 
     It is renamed to a name that is used once, looked at, and unlinked there. So a call that a file server carries out
-    late, when somebody has published a newer image, moves that one for a moment, and it is put back: by this call, or
+    late, when a newer image has been published, moves that one for a moment, and it is put back: by this call, or
     by gc if this process dies in between and ``kind`` is "gone".
     """
     gone = _move_aside(directory, name, image_id, met, kind)
@@ -531,9 +503,9 @@ def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: s
         except OSError as error:
             if exists(directory, gone):
                 return gone  # done, and the answer lost
-            if error.errno in NOT_ASIDE:
+            if error.errno in errors.NOT_ASIDE:
                 return None
-            if error.errno not in BAD_NAME or not exists(directory, name):
+            if error.errno not in errors.BAD_NAME or not exists(directory, name):
                 raise
         else:
             return gone
@@ -541,12 +513,12 @@ def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: s
 
 
 def put_back(directory: int, gone: str, name: str) -> None:
-    """Give what was moved aside its name again, unless something else has it by now, which is logged."""
+    """Give what was moved aside its name again, unless something else has it by now; what fails is logged."""
     try:
         try:
             os.link(gone, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in NO_LINKS:
+            if error.errno not in errors.NO_LINKS:
                 raise
             _rename_back(directory, gone, name)
         else:
@@ -557,10 +529,15 @@ def put_back(directory: int, gone: str, name: str) -> None:
 
 def _rename_back(directory: int, gone: str, name: str) -> None:
     try:
-        rename_without_overwriting(directory, gone, name)
+        kernel.rename_without_overwriting(directory, gone, name)
     except OSError as error:
-        if error.errno not in NO_RENAME:
+        if error.errno not in errors.NO_RENAME:
             raise
-        if exists(directory, name):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-        os.rename(gone, name, src_dir_fd=directory, dst_dir_fd=directory)
+        _rename_if_free(directory, gone, name)
+
+
+def _rename_if_free(directory: int, old: str, new: str) -> None:
+    """rename(2) where the file system itself cannot keep it from overwriting; raises FileExistsError."""
+    if exists(directory, new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)

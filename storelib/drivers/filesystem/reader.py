@@ -48,9 +48,9 @@ class FileReader(Reader):
             yield extent._replace(offset=extent.offset + offset)
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """The descriptor of the file, which stays the reader's."""
         return self.file
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, or leave that to a read that hangs in it."""
         self._held.close()

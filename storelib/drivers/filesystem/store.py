@@ -117,7 +117,7 @@ class FilesystemStore(Store[FileLocation]):
         return FileWriter(self.datadirs, self.datadirs.choose(size).path, image_id)
 
     def open_reader(self, location: FileLocation, offset: int, length: int | None, context: Any) -> FileReader:
-        """Open the file."""
+        """Open the file and look at its status; nothing is read yet."""
         guard = self.datadirs.guard
 
         def opened() -> FileReader:
@@ -131,9 +131,9 @@ class FilesystemStore(Store[FileLocation]):
         return self.inspect(location, context).size
 
     def remove(self, location: FileLocation, context: Any) -> None:
-        """Unlink the file that is there now, and no newer one, should the file system answer late."""
+        """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
         guard = self.datadirs.guard
-        # After that long nobody waits for this call any more, whose name may be another image's by then.
+        # After that long no caller waits for this call any more, whose name may be another image's by then.
         end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
         with forbidden(location):
             guard.call(lambda: self.remove_now(location, end), str(location))
