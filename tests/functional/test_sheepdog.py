@@ -416,7 +416,7 @@ def on_demand(cluster):
 
 def before(store, verb, action, times=1):
     """Do something just before each of the first commands with this verb; whether they run then is up to it."""
-    plain, left = store.dog.call, [times]
+    plain, left = store.cluster.dog.call, [times]
 
     def call(name, *arguments, **options):
         if name == verb and left[0]:
@@ -424,12 +424,12 @@ def before(store, verb, action, times=1):
             action()
         return plain(name, *arguments, **options)
 
-    store.dog.call = call
+    store.cluster.dog.call = call
 
 
 def after(store, verb, action):
     """Do something just after the first command with this verb."""
-    plain, left = store.dog.call, [1]
+    plain, left = store.cluster.dog.call, [1]
 
     def call(name, *arguments, **options):
         answer = plain(name, *arguments, **options)
@@ -438,7 +438,7 @@ def after(store, verb, action):
             action()
         return answer
 
-    store.dog.call = call
+    store.cluster.dog.call = call
 
 
 @stand_in_only
@@ -762,7 +762,7 @@ def test_add_whose_parts_are_deleted_by_half_fails(cluster, image_id, phase):
         def collect():
             cluster.switch("deleting")
             collecting.append(pool.submit(other_gc, cluster, image_id, "object"))
-            while not [vdi for vdi in store.vdis() if image_id in vdi.name and not vdi.stored]:
+            while not [vdi for vdi in store.cluster.vdis() if image_id in vdi.name and not vdi.stored]:
                 time.sleep(0.01)
 
         after(store, phase, collect)
@@ -781,7 +781,7 @@ def test_copy_whose_snapshot_is_deleted_by_half_fails(cluster, store, image_id):
             cluster.run("create", f"{image_id}-other", "1")
             cluster.switch("deleting")
             collecting.append(pool.submit(other_gc, cluster, f"{image_id}-copy", "object"))
-            while not [vdi for vdi in store.vdis(image_id) if vdi.snapshot and not vdi.stored]:
+            while not [vdi for vdi in store.cluster.vdis(image_id) if vdi.snapshot and not vdi.stored]:
                 time.sleep(0.01)
 
         after(store, "snapshot", collect)
@@ -798,7 +798,7 @@ def test_copy_whose_snapshot_is_deleted_by_half_fails(cluster, store, image_id):
 
 def test_write_that_is_cut_is_an_error(store, vdi):
     with pytest.raises(CommandCut, match="left 6 bytes unread"):
-        store.dog.call("write", vdi, "0", "16", data=memoryview(b"abcdefghijklmnop"))
+        store.cluster.dog.call("write", vdi, "0", "16", data=memoryview(b"abcdefghijklmnop"))
 
 
 def test_vdi_of_the_wrong_size_is_never_published(cluster, store, image_id):
@@ -830,8 +830,8 @@ def test_stream_that_ends_early_is_an_error(cluster, store, image_id):
 
 def test_read_that_is_clipped_is_an_error(store, image_id):
     uri = store.add(image_id, b"some bytes").uri
-    plain = store.existing
-    store.existing = lambda location: plain(location)._replace(size=20)
+    plain = store.cluster.existing
+    store.cluster.existing = lambda location: plain(location)._replace(size=20)
     with store.get(uri).data as stream, pytest.raises(IncompleteRead):
         stream.read()
 
@@ -889,8 +889,8 @@ def test_delete_that_did_nothing_is_an_error(cluster, image_id):
     store = open_sheepdog(cluster, transfer_retries=0)
     uri = store.add(image_id, b"some bytes").uri
     before(store, "delete", lambda: cluster.switch("dead"))
-    plain = store.find
-    store.find = lambda name: [cluster.switch("dead", on=False), plain(name)][1]
+    plain = store.cluster.find
+    store.cluster.find = lambda name: [cluster.switch("dead", on=False), plain(name)][1]
     with pytest.raises(RemoteServiceUnavailable, match="still there.*failed to connect"):
         store.delete(uri)
     assert cluster.run("read", image_id)[1] == b"some bytes"
@@ -1143,7 +1143,7 @@ def test_delete_whose_listing_was_lost_spares_what_came_after(cluster, store, im
 
 def test_delete_that_was_not_made_and_not_listed_is_made_again(cluster, store, image_id):
     uri = store.add(image_id, b"some bytes").uri
-    plain, deletes = store.dog.call, []
+    plain, deletes = store.cluster.dog.call, []
 
     def lose():
         raise CommandFailed(("list",), 1, "failed to connect to 127.0.0.1:7000: Connection refused")
@@ -1155,7 +1155,7 @@ def test_delete_that_was_not_made_and_not_listed_is_made_again(cluster, store, i
             return b"", ""
         return plain(name, *arguments, **options)
 
-    store.dog.call = call
+    store.cluster.dog.call = call
     store.delete(uri)
     assert deletes
     assert not cluster.run("list", "-r", image_id)[1]

@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storelib.driver import Digests
-from storelib.drivers.sheepdog.claims import Claim
+from storelib.drivers.sheepdog.cluster import Vdi, parse
 from storelib.drivers.sheepdog.errors import CommandCut, CommandFailed, CommandHung, storelib_error
-from storelib.drivers.sheepdog.listing import Vdi, parse
+from storelib.drivers.sheepdog.publication import Claim
 from storelib.exceptions import (
     Duplicate,
     ImageChanged,

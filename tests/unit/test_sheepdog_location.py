@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from storelib.driver import check_image_id
 from storelib.drivers.sheepdog import SheepdogLocation
-from storelib.drivers.sheepdog.names import LONGEST, Temporary, id_of, is_image_name, name_of
+from storelib.drivers.sheepdog.location import LONGEST, Temporary, id_of, is_image_name, name_of
 from storelib.exceptions import BadStoreUri, Invalid
 
 READ = {

@@ -28,23 +28,23 @@ def open_sheepdog(**options):
 
 def test_dog_is_found(programs):
     directory = programs("dog")
-    assert open_sheepdog().dog.path == str(directory / "dog")
+    assert open_sheepdog().cluster.dog.path == str(directory / "dog")
 
 
 def test_collie_serves_where_there_is_no_dog(programs):
     directory = programs("collie")
-    assert open_sheepdog().dog.path == str(directory / "collie")
+    assert open_sheepdog().cluster.dog.path == str(directory / "collie")
 
 
 def test_dog_is_preferred(programs):
     directory = programs("dog", "collie")
-    assert open_sheepdog().dog.path == str(directory / "dog")
+    assert open_sheepdog().cluster.dog.path == str(directory / "dog")
 
 
 @pytest.mark.parametrize("form", ["woof", "{}/woof"])
 def test_command_may_be_called_otherwise(programs, form):
     directory = programs("woof", "dog")
-    assert open_sheepdog(sheepdog_store_command=form.format(directory)).dog.path == str(directory / "woof")
+    assert open_sheepdog(sheepdog_store_command=form.format(directory)).cluster.dog.path == str(directory / "woof")
 
 
 @pytest.mark.parametrize("command", [None, "woof", "/nowhere/dog"])
@@ -91,8 +91,8 @@ def test_option_that_cannot_be_is_named(programs, option, value):
 def test_uri_names_the_daemon(programs, address, port, uri):
     programs("dog")
     store = open_sheepdog(sheepdog_store_address=address, sheepdog_store_port=port)
-    assert store.location("image").uri == uri
-    assert store.locate(uri) == store.location("image")
+    assert store.cluster.location("image").uri == uri
+    assert store.locate(uri) == store.cluster.location("image")
 
 
 @pytest.mark.parametrize("uri", ["sheepdog://127.0.0.1:7000:image", "sheepdog://image"])

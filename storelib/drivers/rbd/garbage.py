@@ -116,7 +116,7 @@ def _in_pool(image: Any, place: Dead) -> Garbage | None:
 def _in_trash(image: Any, place: Dead) -> Garbage | None:
     """Put there because it had clones, and has none any more."""
     marked = publication.is_being_deleted(image)
-    # Of somebody else's snapshots, made since, it is not for gc to judge.
+    # Of others' snapshots, made since, it is not for gc to judge.
     if not marked or len(snapshots(image)) > 1 or has_clones(image):
         return None
     return Garbage(f"trash: {place.name}", place.name, used(image), modified(image), place)

@@ -5,7 +5,7 @@ An image under way is called ``<image id>.storelib-<token>`` and carries the tok
 snapshot, protected if clones need that, and is published by being renamed to its id. The token stays then, so an id
 that happens to look like such a name is not taken for one. Each step may be repeated.
 
-Clones and copies inherit the metadata of their original, whoever makes them: a mark counts only on the image whose
+Clones and copies inherit the metadata of their original, any client's: a mark counts only on the image whose
 RBD id it names.
 """
 
@@ -116,7 +116,7 @@ def check_id_is_free(cluster: RbdCluster, image_id: str) -> None:
 
 
 def seal(image: Any, protect: bool) -> None:
-    """Make the snapshot."""
+    """Make the snapshot, and protect it if that is wanted."""
     _ensure(lambda: SNAPSHOT in snapshots(image), lambda: image.create_snap(SNAPSHOT))
     if protect:
         _ensure(lambda: image.is_protected_snap(SNAPSHOT), lambda: image.protect_snap(SNAPSHOT))
@@ -317,7 +317,7 @@ def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_
         if not to_trash:
             raise InUseByStore(f"{location}: there are clones of it (option rbd_store_delete_in_use)")
         image_id = str(image.id())
-        # The trash takes no image that somebody has open.
+        # The trash takes no image that is open.
         image.close()
         if id_of(connection, location.image) != image_id:
             raise rbd.ImageNotFound(f"{location} is another image by now", errno=errno.ENOENT)

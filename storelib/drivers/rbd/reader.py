@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RbdReader: one image at its snapshot. Holes are not read, and zeros are not believed without a look.
 
-librbd answers zeros for objects that are not there, also for those of an image that was removed meanwhile: readers
-keep nobody from removing it. So whoever sees zeros makes sure that the snapshot is still there.
+librbd returns zeros for objects that are not there, also for those of an image that was removed meanwhile: readers
+keep nobody from removing it. So where zeros are seen, the snapshot is looked for again.
 """
 
 from __future__ import annotations

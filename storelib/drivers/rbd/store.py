@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 class RbdStore(Store[RbdLocation]):
     """Images as RBD images with a snapshot ``snap``, in one pool.
 
-    * Cluster, pool, image and snapshot are all in the URI: whoever wants a copy-on-write clone needs nothing more.
+    * Cluster, pool, image and snapshot are all in the URI: who wants a copy-on-write clone needs nothing more.
     * ``copy`` with known digests makes a clone (rbd_store_copy_mode); a clone needs its original, so deleting that
       moves it to the trash, from where ``gc`` removes it when its last clone is gone.
     * ``gc`` removes nothing that does not bear storelib's mark, and spares the adds of all processes: they watch what
@@ -122,7 +122,7 @@ class RbdStore(Store[RbdLocation]):
         return [self.cluster.location(image_id)]
 
     def images(self) -> Iterator[ImageInfo]:
-        """Every image with its snapshot, whoever made it."""
+        """Every image with its snapshot, of any client."""
         import rbd
 
         connection = self.cluster.get()

@@ -38,7 +38,7 @@ class Dog:
         self._timeout = timeout
 
     def call(self, verb: str, *arguments: str, data: memoryview | None = None) -> tuple[bytes, str]:
-        """Run ``dog vdi verb``; answers what it printed and what it complained about.
+        """Run ``dog vdi verb``; returns what it printed and what it complained about.
 
         With ``data`` exactly that goes in. Raises CommandFailed, CommandHung, CommandCut, OSError.
         """
@@ -111,7 +111,7 @@ class Running:
             raise CommandCut(self._arguments, f"it took {sent} of {len(data)} bytes")
 
     def read_into(self, view: memoryview) -> int:
-        """Fill ``view`` from the output; answers fewer bytes at its end only."""
+        """Fill ``view`` from the output; returns fewer bytes at its end only."""
         filled = 0
         self._moved = time.monotonic()
         while filled < len(view):
@@ -131,7 +131,7 @@ class Running:
         return bytes(pieces)
 
     def finish(self) -> str:
-        """Wait for its end; answers what it complained about. Raises CommandFailed, CommandCut, CommandHung."""
+        """Wait for its end; returns what it complained about. Raises CommandFailed, CommandCut, CommandHung."""
         self._moved = time.monotonic()
         extra = self.read_into(memoryview(bytearray(1)))
         self._raise_failure()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storelib.drivers.sheepdog.names import is_temporary
+from storelib.drivers.sheepdog.location import is_temporary
 from storelib.exceptions import (
     Duplicate,
     ImageChanged,

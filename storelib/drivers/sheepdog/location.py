@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SheepdogLocation: the URI of a vdi, with or without the daemon that leads to it. No commands."""
+"""SheepdogLocation: the URI of a vdi, with or without the daemon that leads to it; and what vdis are called.
+
+Those of images are called like their ids, those of adds under way so that no id can look like them: ids have no "/", so
+a name with one is free for other uses. Names and tags are at most 255 bytes long. No commands.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from storelib.drivers.sheepdog.names import is_image_name
 from storelib.exceptions import BadStoreUri
 from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
 
 SCHEMES = ("sheepdog",)
 
 _FORM = re.compile(r"(?:(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5}):)?([^:/?#\x00-\x1f\x7f]+)")
+LONGEST = 255
+_PREFIX = "storelib/"
+_TEMPORARY = re.compile(r"storelib/([0-9a-f]{16})(~?)/(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +58,7 @@ class SheepdogLocation(StoreLocation):
 
     @property
     def uri(self) -> str:
-        """The URI."""
+        """The URI, in the short form if that is where it came from."""
         if self.address is None:
             return f"sheepdog://{quote(self.vdi)}"
         host = f"[{self.address}]" if ":" in self.address else self.address
@@ -60,3 +68,56 @@ class SheepdogLocation(StoreLocation):
 def normalised(address: str) -> str:
     """One spelling for each address; raises ValueError for an IPv6 address that is none."""
     return ipaddress.IPv6Address(address).compressed if ":" in address else address.lower()
+
+
+# -- Names of vdis ----------------------------------------------------------------------------------------------
+
+
+def name_of(image_id: str) -> str:
+    """The name of the vdi that holds an image: its id, but "/" for a first "-", which would begin an option."""
+    return f"/{image_id[1:]}" if image_id.startswith("-") else image_id
+
+
+def id_of(name: str) -> str | None:
+    """The id of the image in the vdi with this name; None if it is none that an id would lead to."""
+    if name.startswith("/"):
+        return f"-{name[1:]}" if "/" not in name[1:] else None
+    return None if "/" in name or name in (".", "..") else name
+
+
+def is_image_name(name: str) -> bool:
+    """Whether an image may be read from a vdi called so, of any client: one that can be an argument of dog."""
+    categories = {unicodedata.category(character) for character in name}
+    return (
+        name not in ("", ".", "..")
+        and not name.startswith(("-", _PREFIX))
+        and not categories & {"Cc", "Cs"}
+        and len(name.encode()) <= LONGEST
+    )
+
+
+class Temporary(NamedTuple):
+    """The name of a vdi, or the tag of a snapshot, that belongs to one add."""
+
+    token: str
+    #: What the image is to be called, or only how that begins.
+    image_id: str
+    cut: bool = False
+
+    def __str__(self) -> str:
+        whole = f"{_PREFIX}{self.token}/{self.image_id}"
+        if not self.cut and len(whole.encode()) <= LONGEST:
+            return whole
+        start = f"{_PREFIX}{self.token}~/".encode()
+        return (start + self.image_id.encode()[: LONGEST - len(start)]).decode(errors="ignore")
+
+    @classmethod
+    def parse(cls, name: str) -> Temporary | None:
+        """None for what is not the name of such a vdi."""
+        match = _TEMPORARY.fullmatch(name)
+        return cls(match[1], match[3], bool(match[2])) if match else None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether it is a name that only storelib gives."""
+    return name.startswith(_PREFIX)

@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from storelib.driver import Reader
-from storelib.drivers.sheepdog.claims import Claim
+from storelib.drivers.sheepdog.cluster import SheepdogCluster
 from storelib.drivers.sheepdog.command import Running
-from storelib.drivers.sheepdog.listing import Vdi
 from storelib.drivers.sheepdog.location import SheepdogLocation
+from storelib.drivers.sheepdog.publication import claim_to, whole_claim_to
 from storelib.exceptions import ImageChanged, NotFound
 from storelib.transfer.contract import KiB, MiB
-
-if TYPE_CHECKING:
-    from storelib.drivers.sheepdog.store import SheepdogStore
 
 #: No object is smaller.
 _SMALLEST_OBJECT = MiB
@@ -25,18 +21,16 @@ _ZEROS = bytes(64 * KiB)
 class SheepdogReader(Reader):
     """Reads a vdi by its name; that it still is the one that was opened is asked after each command began."""
 
-    def __init__(
-        self, store: SheepdogStore, location: SheepdogLocation, vdi: Vdi, claim: Claim | None, end: int
-    ) -> None:
-        self.size = vdi.size
-        self.part_size = int(store.conf.sheepdog_store_chunk_size) * MiB
-        self.concurrency = int(store.conf.sheepdog_store_concurrency)
-        self._store = store
+    def __init__(self, cluster: SheepdogCluster, location: SheepdogLocation, offset: int, length: int | None) -> None:
+        self._vdi = cluster.existing(location)
+        self._claim = whole_claim_to(cluster, self._vdi)
+        self.size = self._vdi.size
+        self.part_size = cluster.chunk_size
+        self.concurrency = cluster.concurrency
+        self.digest = None if self._claim is None else self._claim.digest_of(self._vdi)
+        self._end = self.size if length is None else min(offset + length, self.size)
+        self._cluster = cluster
         self._location = location
-        self._vdi = vdi
-        self._claim = claim
-        self.digest = None if claim is None else claim.digest_of(vdi)
-        self._end = end
         self._lock = threading.Lock()
         self._idle: _Range | None = None
 
@@ -49,7 +43,7 @@ class SheepdogReader(Reader):
                 running.close()
             end = max(offset + len(view), min(offset + self.part_size, self._end))
             end = min(end, self.size)
-            running = _Range(self, self._store, self._location.vdi, offset, end, last=end >= self._end)
+            running = _Range(self, self._cluster, self._location.vdi, offset, end, last=end >= self._end)
         try:
             count = running.read_into(view)
         except BaseException:
@@ -65,12 +59,12 @@ class SheepdogReader(Reader):
         """Raise ImageChanged or NotFound unless the vdi is still the one that was opened.
 
         While dog deletes a vdi, what it takes away reads as zeros; only the listing tells then. Nor does the claim
-        tell of somebody else's vdi in its place, so what is read last is looked at thoroughly, too.
+        tell of another client's vdi in its place, so what is read last is looked at thoroughly, too.
         """
-        claim = None if self._claim is None else self._store.claim(self._location.vdi)
+        claim = None if self._claim is None else claim_to(self._cluster, self._location.vdi)
         if claim is not None and claim == self._claim and not thoroughly:
             return
-        now = self._store.find(self._location.vdi)
+        now = self._cluster.find(self._location.vdi)
         if now is None:
             raise NotFound(f"{self._location} was deleted while it was read")
         if claim == self._claim:
@@ -89,7 +83,7 @@ class SheepdogReader(Reader):
         self._keep(None)
 
     def _keep(self, running: _Range | None) -> None:
-        """Until somebody goes on reading there; one that nobody went on with is ended."""
+        """Until the reading goes on there; one that it did not go on with is ended."""
         with self._lock:
             stale, self._idle = self._idle, running
         if stale is not None:
@@ -100,14 +94,14 @@ class _Range:
     """One command that reads from ``position`` to ``end``."""
 
     def __init__(
-        self, reader: SheepdogReader, store: SheepdogStore, name: str, start: int, end: int, *, last: bool
+        self, reader: SheepdogReader, cluster: SheepdogCluster, name: str, start: int, end: int, *, last: bool
     ) -> None:
         self.position = start
         self.end = end
         self._reader = reader
         self._last = last
         self._checked = self._checked_zeros = False
-        self._running: Running = store.dog.start("read", name, str(start), str(end - start))
+        self._running: Running = cluster.dog.start("read", name, str(start), str(end - start))
 
     def read_into(self, view: memoryview) -> int:
         """Fill ``view``, or what there is left; raises where fewer bytes come."""
@@ -129,7 +123,7 @@ class _Range:
         return count
 
     def close(self) -> None:
-        """End the command."""
+        """Kill the command if it is not at its end, and wait for it."""
         self._running.close()
 
 
