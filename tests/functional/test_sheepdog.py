@@ -60,7 +60,7 @@ class Access(BackendAccess):
         name = name_of(image_id)
         assert self.cluster.run("create", name, str(len(data)))[0] == 0
         assert self.cluster.run("write", name, data=data)[0] == 0
-        return open_sheepdog(self.cluster).location(name).uri
+        return open_sheepdog(self.cluster).cluster.location(name).uri
 
     def residue(self, prefix):
         return {" ".join(map(str, each)) for each in self.cluster.names() if f"/{prefix}" in f"/{each[0]} /{each[1]}"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What failed adds and deletes left: images under way that nobody works on, deleted ones with nothing in their way.
 
-Only what bears storelib's marks is ever taken for garbage: others may keep their disks in the same pool. Whoever works
-on an image watches it. Of one that died Ceph believes for another 30 seconds that it still does.
+Only what bears storelib's marks is ever taken for garbage: others may keep their disks in the same pool. An add watches
+the image that it writes. Of one that died Ceph believes for another 30 seconds that it still does.
 """
 
 from __future__ import annotations
