@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from storelib.api.db import Repository, listing
+from storelib.api.db import Repository, listing, metadefs
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import VERSION_TABLE, Version, check, sync, version
 from storelib.api.db.records import (
@@ -44,6 +44,8 @@ from storelib.api.errors import (
     LimitExceeded,
     LocationNotFound,
     MemberNotFound,
+    Protected,
+    ResourceNotFound,
     StaleImage,
     StatusConflict,
     TagNotFound,
@@ -1088,6 +1090,63 @@ class RepositoryContract:
         assert repository.images.get(with_data.id, deleted=True).deleted
         assert repository.images.get(alive.id) == alive
         make(repository, id=done.id)
+
+    # -- metadata definitions
+
+    def test_definitions_are_kept_changed_and_listed(self, repository):
+        tables = repository.metadefs
+        text = {"description": "ä \u2028 '\\ \x00", "enum": [1, 2.5, None]}
+        new = metadefs.NewNamespace(
+            f"ns {uuid.uuid4()}",
+            owner="me",
+            associations=[metadefs.Association("OS::A", "a_"), metadefs.Association("OS::B")],
+            definitions={"object": [metadefs.Definition("o", text)], "tag": [metadefs.Definition("Tag ")]},
+        )
+        made = tables.create(new)
+        assert tables.get(new.namespace) == made
+        assert tables.definition(made.id, "object", "o").document == text
+        assert [each.name for each in tables.associations([made.id])[made.id]] == ["OS::B", "OS::A"]
+        assert {"OS::A", "OS::B"} <= {each.name for each in tables.resource_types()}
+        for name in ("tag ", "Tag"):
+            with pytest.raises(ResourceNotFound):
+                tables.definition(made.id, "tag", name)
+        with pytest.raises(AlreadyExists):
+            tables.define(made.id, "tag", [metadefs.Definition("new"), metadefs.Definition("Tag ")])
+        with pytest.raises(AlreadyExists):
+            tables.create(new)
+        tables.define(made.id, "tag", [metadefs.Definition("new")])
+        with pytest.raises(AlreadyExists):
+            tables.redefine(made.id, "tag", "new", metadefs.Definition("Tag "))
+        assert tables.redefine(made.id, "object", "o", metadefs.Definition("p")).document == {}
+        replaced = tables.replace(dataclasses.replace(new, protected=True, owner=None))
+        assert (replaced.id, replaced.owner, replaced.protected) == (made.id, "me", True)
+        assert [each.name for each in tables.definitions(made.id, "tag")] == ["Tag "]
+        for remove in (tables.delete, lambda number: tables.clear(number, "tag")):
+            with pytest.raises(Protected):
+                remove(made.id)
+        tables.delete(made.id, protected=True)
+        with pytest.raises(ResourceNotFound):
+            tables.define(made.id, "tag", [metadefs.Definition("late")])
+        assert tables.contents(made.id) == {"object": [], "property": [], "tag": []}
+
+    @pytest.mark.parametrize("key", metadefs.SORT_KEYS)
+    @pytest.mark.parametrize("descending", [False, True])
+    def test_pages_of_namespaces_hold_each_once(self, repository, key, descending):
+        tables, owner = repository.metadefs, str(uuid.uuid4())
+        for number in range(5):
+            name = f"{owner} {'aB'[number % 2]}{number}"
+            shown = None if number == 2 else f"{'bA'[number % 2]}"
+            tables.create(metadefs.NewNamespace(name, shown, protected=number == 1, owner=owner))
+        query = metadefs.NamespaceQuery(owner=owner, sort_key=key, descending=descending, visibility="private", limit=2)
+        found, marker = [], None
+        for _ in range(3):
+            page = tables.page(dataclasses.replace(query, marker=marker))
+            found += page[:2]
+            marker = page[1].namespace if len(page) > 2 else marker
+        assert sorted(each.namespace for each in found) == sorted({each.namespace for each in found})
+        assert len(found) == 5
+        values = [getattr(each, key) or "" for each in found]
+        assert values == sorted(values, reverse=descending)
 
     # -- the tables
 

@@ -41,9 +41,14 @@ _VISIBLE = f"rule:context_is_admin or (role:reader and (project_id:%(project_id)
 _USABLE = f"rule:context_is_admin or (role:member and (project_id:%(project_id)s or {_SHARED_WITH}))"
 _OWN_MEMBERSHIP = "role:member and project_id:%(member_id)s"
 
+_DEFINITION = "rule:context_is_admin or (role:reader and (project_id:%(project_id)s or 'public':%(visibility)s))"
+_METADEF_ADMIN = "rule:metadef_admin"
+
 _IMAGE = "/v2/images/{image_id}"
 _MEMBERS = f"{_IMAGE}/members"
 _ONE_MEMBER = f"{_MEMBERS}/{{member_id}}"
+_NAMESPACES = "/v2/metadefs/namespaces"
+_NAMESPACE = f"{_NAMESPACES}/{{namespace}}"
 
 
 #: Images belong to projects: an administrator of a domain, or of the system, is none of any project's images.
@@ -57,6 +62,20 @@ def _rule(name: str, check: str, description: str, *operations: str) -> policy.R
     return policy.DocumentedRuleDefault(
         name, check, description, [{"method": method, "path": path} for method, path in split], scope_types=_SCOPES
     )
+
+
+def _definition_rules(kind: str, plural: str, removing: str) -> list[policy.RuleDefault]:
+    """The rules for one kind of what a namespace has in it."""
+    several = f"{_NAMESPACE}/{plural}"
+    one = f"{several}/{{name}}"
+    adding = f"POST {one}" if kind == "tag" else f"POST {several}"
+    return [
+        _rule(f"get_metadef_{plural}", _DEFINITION, f"List the {plural} of a namespace.", f"GET {several}"),
+        _rule(f"get_metadef_{kind}", _DEFINITION, f"Show a {kind}.", f"GET {one}"),
+        _rule(f"add_metadef_{kind}", _METADEF_ADMIN, f"Add a {kind}.", adding),
+        _rule(f"modify_metadef_{kind}", _METADEF_ADMIN, f"Change a {kind}.", f"PUT {one}"),
+        _rule(f"{removing}_metadef_{kind}", _METADEF_ADMIN, f"Remove a {kind}.", f"DELETE {one}"),
+    ]
 
 
 RULES = [
@@ -138,6 +157,52 @@ RULES = [
         "GET /v2/info/stores/detail",
     ),
     _rule("tasks_api_access", "rule:context_is_admin", "See tasks.", "GET /v2/tasks", "GET /v2/tasks/{task_id}"),
+    # Metadata definitions
+    _rule("metadef_default", "", "What older policy files refer to for reading metadata definitions."),
+    _rule("metadef_admin", ADMIN, "Who may change metadata definitions."),
+    _rule("get_metadef_namespaces", _ADMIN_OR_READER, "List namespaces.", f"GET {_NAMESPACES}"),
+    _rule("get_metadef_namespace", _DEFINITION, "Show a namespace.", f"GET {_NAMESPACE}"),
+    _rule("add_metadef_namespace", _METADEF_ADMIN, "Make a namespace.", f"POST {_NAMESPACES}"),
+    _rule("modify_metadef_namespace", _METADEF_ADMIN, "Change a namespace.", f"PUT {_NAMESPACE}"),
+    _rule(
+        "delete_metadef_namespace",
+        _METADEF_ADMIN,
+        "Delete a namespace, or all objects, properties or tags of one.",
+        f"DELETE {_NAMESPACE}",
+        f"DELETE {_NAMESPACE}/objects",
+        f"DELETE {_NAMESPACE}/properties",
+        f"DELETE {_NAMESPACE}/tags",
+    ),
+    _rule(
+        "list_metadef_resource_types",
+        _DEFINITION,
+        "List resource types.",
+        "GET /v2/metadefs/resource_types",
+        f"GET {_NAMESPACE}/resource_types",
+    ),
+    _rule(
+        "get_metadef_resource_type",
+        _DEFINITION,
+        "See which resource types a namespace is for.",
+        f"GET {_NAMESPACE}/resource_types",
+    ),
+    _rule(
+        "add_metadef_resource_type_association",
+        _METADEF_ADMIN,
+        "Say that a namespace is for a resource type.",
+        f"POST {_NAMESPACE}/resource_types",
+    ),
+    _rule(
+        "remove_metadef_resource_type_association",
+        _METADEF_ADMIN,
+        "Take that back.",
+        f"DELETE {_NAMESPACE}/resource_types/{{name}}",
+    ),
+    *_definition_rules("object", "objects", "delete"),
+    *_definition_rules("property", "properties", "remove"),
+    *_definition_rules("tag", "tags", "delete"),
+    _rule("add_metadef_tags", _METADEF_ADMIN, "Give a namespace several tags.", f"POST {_NAMESPACE}/tags"),
+    _rule("delete_metadef_tags", _METADEF_ADMIN, "Remove all tags of a namespace.", f"DELETE {_NAMESPACE}/tags"),
     # v1 only
     _rule(
         "copy_from",

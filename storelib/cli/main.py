@@ -23,6 +23,7 @@ from storelib.cli import (
     exits,
     image,
     images,
+    metadefs,
     serve,
     stores,
 )
@@ -60,7 +61,7 @@ cli.params += shared_options()
 for each in (
     *(images.add, images.get, images.stat, images.ls, images.rm, images.cp, images.verify, images.acl),
     *(stores.stores, stores.check, stores.gc),
-    *(serve.serve, db.db, image.image, audit.audit),
+    *(serve.serve, db.db, metadefs.metadefs, image.image, audit.audit),
     *(configuration.config, conformance.conformance, demo.demo, completion.completion),
 ):
     cli.add_command(each)

@@ -9,6 +9,7 @@ from storelib.api.db.engine import Database, from_conf
 from storelib.api.db.images import Images
 from storelib.api.db.locations import Locations
 from storelib.api.db.members import Members
+from storelib.api.db.metadefs import Metadefs
 from storelib.api.db.migrate import prepare
 from storelib.api.db.processes import Processes
 from storelib.api.db.uploads import Uploads
@@ -30,7 +31,7 @@ def open_repository(conf: cfg.ConfigOpts) -> Repository:
 
 class Repository:
     """The images of one database: ``images``, their ``members`` and ``locations``, and who writes their data
-    (``uploads``, ``processes``).
+    (``uploads``, ``processes``); and definitions of what properties they may have (``metadefs``).
 
     Every method of a table is one short transaction, safe from many threads and processes. What must happen exactly
     once among racers (a status, a change of a version that was read, a lease) is compared and set in one statement.
@@ -47,6 +48,7 @@ class Repository:
         self.locations = Locations(database)
         self.uploads = Uploads(database)
         self.processes = Processes(database)
+        self.metadefs = Metadefs(database)
 
     def close(self) -> None:
         """Close the connections nobody uses; the repository stays usable and connects again."""

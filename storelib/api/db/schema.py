@@ -221,3 +221,63 @@ uploads = sa.Table(
     sa.Index("ix_uploads_process", "process_id"),
     **_BY_KEY,
 )
+
+metadef_namespaces = sa.Table(
+    "metadef_namespaces",
+    metadata,
+    # Never used again: what is done to a namespace that was read is not done to a later one of the same name.
+    sa.Column("id", Serial, primary_key=True, autoincrement=True),
+    sa.Column("namespace", Name(80), nullable=False),
+    sa.Column("display_name", Name(80)),
+    sa.Column("description", Text),
+    sa.Column("visibility", Name(32), nullable=False),
+    sa.Column("protected", sa.Boolean, nullable=False),
+    sa.Column("owner", Name(255)),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_metadef_namespaces_namespace", "namespace", unique=True),
+    sqlite_autoincrement=True,
+    **_OPTIONS,
+)
+
+metadef_resource_types = sa.Table(
+    "metadef_resource_types",
+    metadata,
+    sa.Column("name", Name(80), primary_key=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    **_BY_KEY,
+)
+
+
+def _namespace_id() -> sa.Column[int]:
+    key = sa.ForeignKey("metadef_namespaces.id", ondelete="CASCADE")
+    return sa.Column("namespace_id", Serial, key, primary_key=True)
+
+
+metadef_associations = sa.Table(
+    "metadef_associations",
+    metadata,
+    _namespace_id(),
+    sa.Column("resource_type", Name(80), primary_key=True),
+    sa.Column("prefix", Name(80)),
+    sa.Column("properties_target", Name(80)),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_metadef_associations_type", "resource_type", "namespace_id"),
+    **_BY_KEY,
+)
+
+#: Objects, properties and tags of namespaces, told apart by ``kind``.
+metadef_definitions = sa.Table(
+    "metadef_definitions",
+    metadata,
+    _namespace_id(),
+    sa.Column("kind", Name(16), primary_key=True),
+    sa.Column("name", Name(80), primary_key=True),
+    # All of it but its name, in JSON.
+    sa.Column("document", Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    **_BY_KEY,
+)

@@ -21,6 +21,7 @@ from storelib.api.service.imports import Request as ImportRequest
 from storelib.api.service.lease import Lease
 from storelib.api.service.locations import Locations
 from storelib.api.service.members import Members
+from storelib.api.service.metadefs import Metadefs
 from storelib.api.service.notifications import Notifier
 from storelib.api.service.stores import Stores
 from storelib.api.service.tasks import Tasks
@@ -55,6 +56,7 @@ class Service:
         self.members = Members(self.core)
         self.locations = Locations(self.core, self.data, self.workers, self.tasks)
         self.stores = Stores(self.core)
+        self.metadefs = Metadefs(self.core)
 
     def start(self) -> None:
         """Join the other API processes and undo what dead ones left behind."""

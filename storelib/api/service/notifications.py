@@ -41,6 +41,11 @@ class Notifier:
         if self._send is not None:
             self._tell(f"image.member.{event}", member_payload(member))
 
+    def metadef(self, kind: str, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell of a metadata definition; ``kind`` is ``namespace``, ``object`` and so on."""
+        if self._send is not None:
+            self._tell(f"metadef_{kind}.{event}", payload)
+
     def error(self, event: str, message: str) -> None:
         """Tell what went wrong."""
         if self._send is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import falcon
 
+from storelib.api import metadef_schemas
 from storelib.api.service import Service
-from storelib.api.v2 import data, discovery, images, locations, members
+from storelib.api.v2 import data, discovery, images, locations, members, metadefs
 from storelib.api.v2.documents import ImageDocuments
 
 
@@ -33,3 +34,5 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
     for name, resource in discovery.info_resources(service).items():
         app.add_route(f"/v2/info/{name}", resource)
     app.add_route("/v2/schemas/{name}", discovery.SchemaResource(discovery.schema_documents(service)))
+    app.add_route("/v2/schemas/metadefs/{name}", discovery.SchemaResource(metadef_schemas.documents()))
+    metadefs.add_routes(app, service)

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/metadefs``: namespaces, their objects, properties, tags and resource types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+import falcon
+from oslo_utils import strutils
+
+from storelib.api.db.metadefs import Association, Definition, Kind, Namespace, NamespaceQuery
+from storelib.api.errors import BadRequest, InvalidMarker
+from storelib.api.json_response import send
+from storelib.api.parsing import whole_number
+from storelib.api.service import Service
+from storelib.api.service.metadefs import prefix_of
+from storelib.api.v2.serializers import read_object, refuse_body, time_text
+
+ROOT = "/v2/metadefs"
+SCHEMAS = "/v2/schemas/metadefs"
+
+
+def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-arg]
+    """Every path of metadata definitions."""
+    one = f"{ROOT}/namespaces/{{namespace}}"
+    app.add_route(f"{ROOT}/resource_types", ResourceTypesResource(service))
+    app.add_route(f"{ROOT}/namespaces", NamespacesResource(service))
+    app.add_route(one, NamespaceResource(service))
+    app.add_route(f"{one}/resource_types", AssociationsResource(service))
+    app.add_route(f"{one}/resource_types/{{name:path}}", AssociationResource(service))
+    app.add_route(f"{one}/objects", ObjectsResource(service, "object"))
+    app.add_route(f"{one}/objects/{{name:path}}", DefinitionResource(service, "object"))
+    app.add_route(f"{one}/properties", PropertiesResource(service, "property"))
+    app.add_route(f"{one}/properties/{{name:path}}", PropertyResource(service, "property"))
+    app.add_route(f"{one}/tags", TagsResource(service, "tag"))
+    app.add_route(f"{one}/tags/{{name:path}}", TagResource(service, "tag"))
+
+
+class NamespacesResource:
+    """The collection of namespaces."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List namespaces, with the resource types they are for."""
+        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        query = _namespace_query(self._service, asked)
+        namespaces, more = self._service.metadefs.list(req.context.caller, query)
+        associations = self._service.metadefs.associations_of(namespaces)
+        documents = [namespace_document(each, associations[each.id]) for each in namespaces]
+        send(resp, {"namespaces": documents} | _links(f"{ROOT}/namespaces", "namespaces", asked, more))
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Make a namespace, with what is in it."""
+        context = req.context.caller
+        made = self._service.metadefs.create(context, read_object(req))
+        document = _whole(made, *self._service.metadefs.contents(made))
+        resp.set_header("Location", document["self"])
+        send(resp, document, falcon.HTTP_201)
+
+
+class NamespaceResource:
+    """One namespace."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Show a namespace with all that is in it, with names as on resources of a type if one is asked for."""
+        found, associations, contents = self._service.metadefs.show(req.context.caller, namespace)
+        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        prefix = prefix_of(associations, asked.get("resource_type", "")) or ""
+        send(resp, _whole(found, associations, contents, prefix))
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Change a namespace, not what is in it."""
+        updated = self._service.metadefs.update(req.context.caller, namespace, read_object(req))
+        send(resp, namespace_document(updated, ()))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Delete a namespace and all that is in it."""
+        refuse_body(req)
+        self._service.metadefs.delete(req.context.caller, namespace)
+        resp.status = falcon.HTTP_204
+
+
+class ResourceTypesResource:
+    """All resource types."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """List the resource types that there are namespaces for."""
+        found = self._service.metadefs.resource_types(req.context.caller)
+        send(resp, {"resource_types": [{"name": each.name, **_times(each)} for each in found]})
+
+
+class AssociationsResource:
+    """The resource types that a namespace is for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """List the associations of a namespace."""
+        found = self._service.metadefs.associations(req.context.caller, namespace)
+        send(resp, {"resource_type_associations": [association_document(each) for each in found]})
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Say that a namespace is for a resource type."""
+        made = self._service.metadefs.associate(req.context.caller, namespace, read_object(req))
+        send(resp, association_document(made), falcon.HTTP_201)
+
+
+class AssociationResource:
+    """One resource type that a namespace is for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Say that a namespace is not for a resource type any more."""
+        refuse_body(req)
+        self._service.metadefs.dissociate(req.context.caller, namespace, name)
+        resp.status = falcon.HTTP_204
+
+
+class DefinitionsResource:
+    """All definitions of one kind in a namespace."""
+
+    def __init__(self, service: Service, kind: Kind) -> None:
+        self._service = service
+        self._kind = kind
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Remove all of them."""
+        refuse_body(req)
+        self._service.metadefs.clear(req.context.caller, namespace, self._kind)
+        resp.status = falcon.HTTP_204
+
+
+class DefinitionResource:
+    """One definition in a namespace."""
+
+    def __init__(self, service: Service, kind: Kind) -> None:
+        self._service = service
+        self._kind = kind
+        self._document = DOCUMENTS[kind]
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Show a definition."""
+        found = self._service.metadefs.definition(req.context.caller, namespace, self._kind, name)
+        send(resp, self._document(namespace, found))
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Change a definition, its name too."""
+        body = read_object(req)
+        changed = self._service.metadefs.redefine(req.context.caller, namespace, self._kind, name, body)
+        send(resp, self._document(namespace, changed))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Remove a definition."""
+        refuse_body(req)
+        self._service.metadefs.undefine(req.context.caller, namespace, self._kind, name)
+        resp.status = falcon.HTTP_204
+
+
+class ObjectsResource(DefinitionsResource):
+    """The objects of a namespace."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """List the objects of a namespace."""
+        found = self._service.metadefs.definitions(req.context.caller, namespace, "object")
+        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        page, more = _page(self._service, found, asked)
+        documents = [object_document(namespace, each) for each in page]
+        path = f"{ROOT}/namespaces/{quote(namespace)}/objects"
+        send(resp, {"objects": documents} | _links(path, "objects", asked, more))
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Add an object."""
+        made = self._service.metadefs.define(req.context.caller, namespace, "object", read_object(req))
+        send(resp, object_document(namespace, made), falcon.HTTP_201)
+
+
+class PropertiesResource(DefinitionsResource):
+    """The properties of a namespace."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """List the properties of a namespace, by their names."""
+        found = self._service.metadefs.definitions(req.context.caller, namespace, "property")
+        send(resp, {"properties": {each.name: property_document(namespace, each) for each in found}})
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Add a property."""
+        made = self._service.metadefs.define(req.context.caller, namespace, "property", read_object(req))
+        send(resp, property_document(namespace, made), falcon.HTTP_201)
+
+
+class PropertyResource(DefinitionResource):
+    """One property of a namespace."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Show a property, by its name on resources of a type if one is asked for."""
+        resource_type = dict(parse_qsl(req.query_string, keep_blank_values=True)).get("resource_type")
+        if not resource_type:
+            return super().on_get(req, resp, namespace, name)
+        found = self._service.metadefs.property_on(req.context.caller, namespace, name, resource_type)
+        send(resp, property_document(namespace, found))
+        return None
+
+
+class TagsResource(DefinitionsResource):
+    """The tags of a namespace."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """List the tags of a namespace."""
+        found = self._service.metadefs.definitions(req.context.caller, namespace, "tag")
+        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        page, more = _page(self._service, found, asked)
+        path = f"{ROOT}/namespaces/{quote(namespace)}/tags"
+        send(resp, {"tags": [{"name": each.name} for each in page]} | _links(path, "tags", asked, more))
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
+        """Give a namespace these tags, in place of those it has unless X-Openstack-Append says otherwise."""
+        append = strutils.bool_from_string(req.get_header("X-Openstack-Append"))
+        made = self._service.metadefs.put_tags(req.context.caller, namespace, read_object(req), append=append)
+        send(resp, {"tags": [{"name": each.name} for each in made]}, falcon.HTTP_201)
+
+
+class TagResource(DefinitionResource):
+    """One tag of a namespace."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
+        """Add a tag, which the path names."""
+        refuse_body(req)
+        made = self._service.metadefs.define(req.context.caller, namespace, "tag", {"name": name})
+        send(resp, tag_document(namespace, made), falcon.HTTP_201)
+
+
+# -- Documents ------------------------------------------------------------------------------------------------------
+
+
+def namespace_document(namespace: Namespace, associations: Sequence[Association]) -> dict[str, Any]:
+    """A namespace, with the resource types it is for but nothing else that is in it."""
+    names = ("namespace", "display_name", "description", "visibility", "protected", "owner")
+    document = {name: value for name in names if (value := getattr(namespace, name)) is not None}
+    document |= _times(namespace)
+    document |= {"self": f"{ROOT}/namespaces/{quote(namespace.namespace)}", "schema": f"{SCHEMAS}/namespace"}
+    if associations:
+        document["resource_type_associations"] = [association_document(each) for each in associations]
+    return document
+
+
+def association_document(association: Association) -> dict[str, Any]:
+    """A resource type that a namespace is for."""
+    names = ("name", "prefix", "properties_target")
+    document = {name: value for name in names if (value := getattr(association, name)) is not None}
+    return document | _times(association)
+
+
+def object_document(namespace: str, definition: Definition, prefix: str = "") -> dict[str, Any]:
+    """An object, the names of its properties with ``prefix`` before them."""
+    document = {"name": definition.name, **definition.document}
+    if prefix and "properties" in document:
+        document["properties"] = {prefix + name: value for name, value in document["properties"].items()}
+    if prefix and "required" in document:
+        document["required"] = [prefix + name for name in document["required"]]
+    path = f"{ROOT}/namespaces/{quote(namespace)}/objects/{quote(definition.name)}"
+    return document | _times(definition) | {"self": path, "schema": f"{SCHEMAS}/object"}
+
+
+def property_document(namespace: str, definition: Definition) -> dict[str, Any]:
+    """A property."""
+    return {"name": definition.name, **definition.document}
+
+
+def tag_document(namespace: str, definition: Definition) -> dict[str, Any]:
+    """A tag."""
+    return {"name": definition.name, **_times(definition)}
+
+
+DOCUMENTS: Mapping[Kind, Callable[[str, Definition], dict[str, Any]]] = {
+    "object": object_document,
+    "property": property_document,
+    "tag": tag_document,
+}
+
+
+def _whole(
+    namespace: Namespace,
+    associations: Sequence[Association],
+    contents: Mapping[Kind, Sequence[Definition]],
+    prefix: str = "",
+) -> dict[str, Any]:
+    document = namespace_document(namespace, associations)
+    name = namespace.namespace
+    if contents["object"]:
+        document["objects"] = [object_document(name, each, prefix) for each in contents["object"]]
+    if contents["property"]:
+        document["properties"] = {prefix + each.name: dict(each.document) for each in contents["property"]}
+    if contents["tag"]:
+        document["tags"] = [{"name": each.name} for each in contents["tag"]]
+    return document
+
+
+def _times(of: Any) -> dict[str, str]:
+    times = {name: getattr(of, name) for name in ("created_at", "updated_at")}
+    return {name: time_text(value) for name, value in times.items() if value is not None}
+
+
+# -- Pages ----------------------------------------------------------------------------------------------------------
+
+
+def _namespace_query(service: Service, asked: Mapping[str, str]) -> NamespaceQuery:
+    visibility = asked.get("visibility") or None
+    if visibility not in (None, "public", "private"):
+        raise BadRequest(f"visibility must be public or private, not {visibility!r}")
+    types = asked.get("resource_types")
+    return NamespaceQuery(
+        visibility=visibility,
+        resource_types=types.split(",") if types is not None else None,
+        sort_key=asked.get("sort_key", "created_at"),
+        descending=_descending(asked),
+        limit=_limit(service, asked),
+        marker=asked.get("marker"),
+    )
+
+
+def _limit(service: Service, asked: Mapping[str, str], default: int | None = None) -> int:
+    options = service.core.options
+    if "limit" not in asked:
+        return int(options.limit_param_default if default is None else default)
+    limit = whole_number(asked["limit"])
+    if limit is None:
+        raise BadRequest(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
+    return min(limit, int(options.api_limit_max))
+
+
+def _descending(asked: Mapping[str, str]) -> bool:
+    direction = asked.get("sort_dir", "desc")
+    if direction not in ("asc", "desc"):
+        raise BadRequest(f"sort_dir must be asc or desc, not {direction!r}")
+    return direction == "desc"
+
+
+def _page(
+    service: Service, found: Sequence[Definition], asked: Mapping[str, str]
+) -> tuple[Sequence[Definition], str | None]:
+    """What of a namespace's definitions one answer has, and the marker of the next one."""
+    key = asked.get("sort_key", "created_at")
+    if key not in ("created_at", "updated_at", "name"):
+        raise BadRequest(f"what is in a namespace cannot be sorted by {key!r}; only by created_at, updated_at, name")
+    ordered = sorted(found, key=lambda each: (getattr(each, key), each.name), reverse=_descending(asked))
+    if "marker" in asked:
+        names = [each.name for each in ordered]
+        if asked["marker"] not in names:
+            raise InvalidMarker(f"the marker {asked['marker']!r} is nothing in this namespace")
+        ordered = ordered[names.index(asked["marker"]) + 1 :]
+    limit = _limit(service, asked, default=int(service.core.options.api_limit_max))
+    page = ordered[:limit]
+    return page, page[-1].name if page and len(ordered) > limit else None
+
+
+def _links(path: str, schema: str, asked: Mapping[str, str], more: str | None) -> dict[str, str]:
+    others = {name: value for name, value in asked.items() if name != "marker"}
+    links = {"first": f"{path}?{urlencode(others)}" if others else path, "schema": f"{SCHEMAS}/{schema}"}
+    return links if more is None else links | {"next": f"{path}?{urlencode({**others, 'marker': more})}"}
