@@ -1145,7 +1145,7 @@ class RepositoryContract:
             marker = page[1].namespace if len(page) > 2 else marker
         assert sorted(each.namespace for each in found) == sorted({each.namespace for each in found})
         assert len(found) == 5
-        values = [getattr(each, key) or "" for each in found]
+        values = [value if (value := getattr(each, key)) is not None else "" for each in found]
         assert values == sorted(values, reverse=descending)
 
     # -- the tables
