@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole numbers as clients write them in headers, paths and query strings."""
+"""What clients write in headers, paths and query strings: whole numbers and media types.
+
+Falcon's own helpers read numbers as ``int`` does: signs, spaces, underscores, digits of every script, any length.
+"""
 
 from __future__ import annotations
+
+from storelib.api.errors import BadRequest
 
 #: Digits of the largest number that a database keeps. Python refuses to read numbers of thousands of digits.
 LONGEST = 19
@@ -15,3 +20,20 @@ def whole_number(text: str) -> int | None:
     """
     digits = text.isascii() and text.isdigit() and len(text) <= LONGEST
     return int(text) if digits else None
+
+
+def required_number(name: str, text: str | None, largest: int | None = None) -> int:
+    """The number of up to 19 digits, and at most ``largest``, that ``text`` is; raises BadRequest naming ``name``."""
+    number = None if text is None else whole_number(text)
+    if number is None or (largest is not None and number > largest):
+        raise BadRequest(f"{name} must be a whole number, 0 or more, not {text!r}")
+    return number
+
+
+def media_type(content_type: str | None) -> str:
+    """The media type in a Content-Type header, in lower case and without parameters; empty where there is none.
+
+    >>> media_type("Application/JSON; charset=UTF-8")
+    'application/json'
+    """
+    return (content_type or "").partition(";")[0].strip().lower()

@@ -21,12 +21,13 @@ from storelib.api.errors import (
     StaleImage,
 )
 from storelib.api.json_response import send
+from storelib.api.parsing import media_type
 from storelib.api.service import Context, Operation, Service, Source
 from storelib.api.service.core import Core
 from storelib.api.v1 import meta, query
 from storelib.api.v1.meta import Meta
-from storelib.api.v2.data import OCTETS, sendable
-from storelib.api.v2.serializers import body_length
+from storelib.api.v2.data import sendable
+from storelib.api.v2.serializers import OCTETS, body_length
 
 BRIEF = ("id", "name", "size", "disk_format", "container_format", "checksum")
 #: Statuses of images that have data to read.
@@ -176,7 +177,7 @@ def _origin(req: falcon.Request, found: Meta, service: Service) -> Origin:
     location, store = found.fields.get("location"), found.fields.get("store")
     if sum(part is not None for part in (data, copy_from, location)) > 1:
         raise BadRequest("It's invalid to provide multiple image sources.")
-    if data and (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
+    if data and media_type(req.content_type) != OCTETS:
         raise BadRequest(f"data is of the Content-Type {OCTETS}")
     service.core.store(store)
     return Origin(data, copy_from, location, store)

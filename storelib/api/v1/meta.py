@@ -16,7 +16,7 @@ from oslo_utils import strutils
 
 from storelib.api.db.records import Image
 from storelib.api.errors import BadRequest, NotPermitted
-from storelib.api.parsing import whole_number
+from storelib.api.parsing import required_number
 from storelib.api.schemas import RESERVED_PREFIX
 from storelib.api.service import Context
 from storelib.api.service.core import Core
@@ -119,10 +119,7 @@ def _typed(name: str, value: str | None) -> Any:
         return value
     if name == "virtual_size" and value in (None, "None"):
         return None
-    number = None if value is None else whole_number(value)
-    if number is None:
-        raise BadRequest(f"{PREFIX}{name} must be a whole number, 0 or more, not {value!r}")
-    return number
+    return required_number(PREFIX + name, value)
 
 
 def base_values(meta: Meta, context: Context, image: Image | None = None) -> dict[str, Any]:

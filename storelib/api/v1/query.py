@@ -10,7 +10,7 @@ from oslo_utils import strutils
 
 from storelib.api.db.records import Caller, Direction, Query, Range, RangeField, SortField, SortKey
 from storelib.api.errors import BadRequest
-from storelib.api.parsing import whole_number
+from storelib.api.parsing import required_number
 from storelib.api.service import Context
 from storelib.api.v2.query import parse_time
 
@@ -46,7 +46,7 @@ def parse(pairs: Sequence[tuple[str, str]], context: Context, *, default_limit: 
         values["changes_since"] = parse_time("changes-since", given["changes-since"])
     values["deleted"] = _deleted(given, context)
     is_public, as_user = _is_public(given, context)
-    limit = min(_number("limit", given["limit"]), largest_limit) if "limit" in given else default_limit
+    limit = min(required_number("limit", given["limit"]), largest_limit) if "limit" in given else default_limit
     query = Query(
         Caller(None),
         limit=limit,
@@ -103,14 +103,7 @@ def _choice(name: str, value: str, known: Sequence[Any]) -> Any:
 
 
 def _given_number(given: Mapping[str, str], name: str) -> int | None:
-    return _number(name, given[name]) if name in given else None
-
-
-def _number(name: str, value: str) -> int:
-    number = whole_number(value)
-    if number is None:
-        raise BadRequest(f"{name} must be a whole number, 0 or more, not {value!r}")
-    return number
+    return required_number(name, given[name]) if name in given else None
 
 
 def _boolean(name: str, value: str) -> bool:

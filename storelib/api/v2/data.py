@@ -14,14 +14,13 @@ from typing import Any
 
 import falcon
 
-from storelib.api.errors import BadRequest, RangeNotSatisfiable, ResourceNotFound, UnsupportedMediaType
-from storelib.api.parsing import whole_number
+from storelib.api.errors import BadRequest, RangeNotSatisfiable, ResourceNotFound
+from storelib.api.parsing import required_number, whole_number
 from storelib.api.service import ImportRequest, Service, Source
-from storelib.api.v2.serializers import body_length, read_object
+from storelib.api.v2.serializers import OCTETS, body_length, read_object, require_type
 from storelib.transfer.contract import MiB
 from storelib.transfer.download import ImageStream
 
-OCTETS = "application/octet-stream"
 _RANGE = re.compile(r"bytes\s*=\s*(\d*)-(\d*)\s*", re.IGNORECASE | re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.IGNORECASE | re.ASCII)
 
@@ -93,12 +92,9 @@ class ImportResource:
 
 def upload_source(req: falcon.Request) -> Source:
     """The body of an upload; raises UnsupportedMediaType and BadRequest."""
-    if (req.content_type or "").partition(";")[0].strip().lower() != OCTETS:
-        raise UnsupportedMediaType(f"data is of type {OCTETS}")
+    require_type(req, OCTETS)
     declared = req.get_header("x-openstack-image-size")
-    size = None if declared is None else whole_number(declared)
-    if declared is not None and size is None:
-        raise BadRequest(f"x-openstack-image-size must be a whole number of bytes, 0 or more, not {declared!r}")
+    size = None if declared is None else required_number("x-openstack-image-size", declared)
     return Source(req.stream, body_length(req), size)
 
 

@@ -10,9 +10,9 @@ from urllib.parse import parse_qsl, urlencode
 import falcon
 
 from storelib.api import schemas
-from storelib.api.errors import BadRequest, ResourceNotFound
+from storelib.api.errors import ResourceNotFound
 from storelib.api.json_response import send
-from storelib.api.parsing import whole_number
+from storelib.api.parsing import required_number
 from storelib.api.service import Context, Service
 from storelib.api.service.tasks import TaskQuery
 
@@ -51,9 +51,7 @@ class TasksResource:
         """List them."""
         options = self._service.core.options
         asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
-        limit = whole_number(asked.get("limit", str(options.limit_param_default)))
-        if limit is None:
-            raise BadRequest(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
+        limit = required_number("limit", asked["limit"]) if "limit" in asked else options.limit_param_default
         query = TaskQuery(
             asked.get("type"),
             asked.get("status"),

@@ -12,7 +12,7 @@ from storelib.api.json_response import encode, send_encoded
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
 from storelib.api.v2.documents import ImageDocuments
-from storelib.api.v2.serializers import read_json, read_object, refuse_body
+from storelib.api.v2.serializers import decoded, read_object, refuse_body, require_type
 
 
 class ImagesResource:
@@ -65,8 +65,8 @@ class ImageResource:
         """Change it."""
         context = req.context.caller
         resp.set_header("Accept-Patch", ", ".join(patch.MEDIA_TYPES))
-        patch.check_type(req.content_type)
-        operations = patch.parse(req.content_type, read_json(req, media_types=patch.MEDIA_TYPES))
+        kind = require_type(req, *patch.MEDIA_TYPES)
+        operations = patch.parse(kind, decoded(req))
         image = self._service.images.update(context, image_id, operations)
         send_encoded(resp, self._documents.encode(context, image))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from storelib.api.errors import BadRequest, UnsupportedMediaType
+from storelib.api.errors import BadRequest
 from storelib.api.service import Operation
 
 DRAFT_10 = "application/openstack-images-v2.1-json-patch"
@@ -17,17 +17,8 @@ MEDIA_TYPES = (DRAFT_10, DRAFT_4)
 OPS = ("add", "remove", "replace")
 
 
-def check_type(media_type: str | None) -> str:
-    """The media type without its parameters; raises UnsupportedMediaType unless it is one of the two."""
-    kind = (media_type or "").partition(";")[0].strip().lower()
-    if kind not in MEDIA_TYPES:
-        raise UnsupportedMediaType(f"a change of an image is of one of the types {', '.join(MEDIA_TYPES)}")
-    return kind
-
-
-def parse(media_type: str | None, body: Any) -> list[Operation]:
-    """The operations of a decoded body; raises UnsupportedMediaType, and BadRequest for a wrong form."""
-    kind = check_type(media_type)
+def parse(kind: str, body: Any) -> list[Operation]:
+    """The operations of a decoded body of the media type ``kind``; raises BadRequest for a wrong form."""
     if not isinstance(body, list):
         raise BadRequest("the body must be an array of operations")
     return [_operation(entry, draft_4=kind == DRAFT_4) for entry in body]

@@ -23,7 +23,7 @@ from storelib.api.db.records import (
     Visibility,
 )
 from storelib.api.errors import BadRequest
-from storelib.api.parsing import whole_number
+from storelib.api.parsing import required_number
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -120,10 +120,7 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
 
 
 def _number(name: str, value: str) -> int:
-    found = whole_number(value)
-    if found is None or found > _LARGEST:
-        raise BadRequest(f"{name} must be a whole number, 0 or more, not {value!r}")
-    return found
+    return required_number(name, value, _LARGEST)
 
 
 def _boolean(name: str, value: str) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import falcon
 
 from storelib.api.db.records import Image, ImageLocation, Member
 from storelib.api.errors import BadRequest, LimitExceeded, UnsupportedMediaType
+from storelib.api.parsing import media_type
 from storelib.api.service import Context
 from storelib.api.service.core import Core
 from storelib.api.service.tasks import shown_properties
@@ -19,13 +19,20 @@ from storelib.uris import redact
 
 #: Bytes of a JSON body at most; the largest image document within the quotas is far smaller.
 LARGEST_BODY = 4 * 1024 * 1024
+JSON = "application/json"
+OCTETS = "application/octet-stream"
 
 
-def read_json(req: falcon.Request, *, media_types: Iterable[str] = ("application/json",)) -> Any:
-    """The decoded body; raises UnsupportedMediaType, BadRequest, LimitExceeded."""
-    kind = (req.content_type or "").partition(";")[0].strip().lower()
-    if kind and kind not in media_types and not kind.endswith("+json"):
-        raise UnsupportedMediaType(f"the body is of type {kind}, and {', '.join(media_types)} is expected")
+def require_type(req: falcon.Request, *expected: str) -> str:
+    """The media type of the body, without parameters; raises UnsupportedMediaType unless it is as ``expected``."""
+    kind = media_type(req.content_type)
+    if kind not in expected:
+        raise UnsupportedMediaType(f"the body must be of the type {' or '.join(expected)}, not {kind or 'of none'}")
+    return kind
+
+
+def decoded(req: falcon.Request) -> Any:
+    """The body, decoded from JSON; raises BadRequest, LimitExceeded."""
     body = read_body(req)
     if not body:
         raise BadRequest("a body in JSON is expected")
@@ -36,8 +43,12 @@ def read_json(req: falcon.Request, *, media_types: Iterable[str] = ("application
 
 
 def read_object(req: falcon.Request) -> dict[str, Any]:
-    """The decoded body, which must be an object; raises BadRequest."""
-    body = read_json(req)
+    """A body in JSON that must be an object; raises UnsupportedMediaType, BadRequest, LimitExceeded."""
+    kind = media_type(req.content_type)
+    # Many clients leave the type out.
+    if kind and not kind.endswith("+json"):
+        require_type(req, JSON)
+    body = decoded(req)
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     return body
