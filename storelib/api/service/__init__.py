@@ -14,7 +14,6 @@ from storelib.api.db.repository import Repository
 from storelib.api.service.core import Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.draft import Operation
-from storelib.api.service.external import External
 from storelib.api.service.images import Images, Listing
 from storelib.api.service.imports import Imports
 from storelib.api.service.imports import Request as ImportRequest
@@ -51,7 +50,6 @@ class Service:
         self.imports = Imports(self.core, self.data, self.workers, self.tasks)
         self.lease.on_undo = self.imports.abandoned
         self.lease.on_scrub = self.imports.scrub
-        self.external = External(self.core, self.data, self.workers)
         self.images = Images(self.core, self.lease, self.imports.discard)
         self.members = Members(self.core)
         self.locations = Locations(self.core, self.data, self.workers, self.tasks)

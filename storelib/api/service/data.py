@@ -54,6 +54,14 @@ class Source(NamedTuple):
         return self.length if said is None else said
 
 
+class Download(NamedTuple):
+    """An image and its bytes, None where it has none; ``offset`` is the first byte of a part, None for the whole."""
+
+    image: Image
+    data: ImageData | None
+    offset: int | None
+
+
 class Data:
     """Upload and download."""
 
@@ -299,28 +307,33 @@ class Data:
 
     # -- out ------------------------------------------------------------------------------------------------------
 
-    def readable(self, context: Context, image_id: str, preferred: Sequence[str] = ()) -> Image:
-        """The image, if the caller may download its data; raises NotPermitted also for deactivated images."""
+    def download(
+        self,
+        context: Context,
+        image_id: str,
+        part: Callable[[Image], tuple[int, int] | None] = lambda image: None,
+        preferred: Sequence[str] = (),
+    ) -> Download:
+        """The bytes of an image for a client.
+
+        ``part`` returns the offset and length that the client asks for, in bytes, None for everything; it is called
+        for images that have data only. ``preferred`` are the stores to ask first.
+
+        Raises NotPermitted (policy, a deactivated image), and what ``part`` and ``read`` raise.
+        """
         core = self._core
         image = core.get_authorized(context, image_id, "download_image")
         if image.status == "deactivated" and not context.is_admin:
             raise NotPermitted(f"image {image_id} is deactivated and cannot be downloaded")
         if preferred:
             core.require(context, "download_from_store", image)
-        return image
-
-    def open(
-        self,
-        context: Context,
-        image: Image,
-        offset: int = 0,
-        length: int | None = None,
-        preferred: Sequence[str] = (),
-    ) -> ImageData:
-        """The bytes of a readable image for a client; see ``read``."""
-        found = self.read(context, image, offset, length, preferred)
-        self._core.notify.image("send", image, bytes_sent=found.size, destination_ip=None)
-        return found
+        if not image.locations or image.size is None:
+            return Download(image, None, None)
+        asked = part(image)
+        offset, length = asked or (0, None)
+        data = self.read(context, image, offset, length, preferred)
+        core.notify.image("send", image, bytes_sent=data.size, destination_ip=None)
+        return Download(image, data, None if asked is None else offset)
 
     def read(
         self,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting the data of images that are pending_delete: by whoever was asked to, or by whoever finds that one dead."""
+"""Deleting data that is pending_delete: by the process that was asked to, or by one that finds it dead."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 from storelib.api.context import Context, administrator
 from storelib.api.db.records import Image, ImageLocation, Status
@@ -18,19 +19,49 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
     Raises Conflict when a store says that the data is in use; then the image is ``restore`` again. Data in a store that
     does not answer is deleted later.
     """
-    repository = core.repository
-    for location in repository.locations.pending_for(image_id):
+    images = core.repository.images
+    for _, error in _delete_pending(core, context, image_id):
+        images.transition(image_id, from_=DELETING, to=restore)
+        raise Conflict(f"image {image_id} is in use and cannot be deleted: {error}") from error
+    try:
+        return images.transition(image_id, from_=DELETING, to="deleted")
+    except ImageNotFound:
+        return images.get(image_id, deleted=True)
+
+
+def resume_deletion(core: Core, context: Context, image_id: str) -> Image:
+    """``finish_deletion`` of an image whose status before is known from the note of who began, or else is active."""
+    upload = core.repository.uploads.get(image_id)
+    noted = upload is not None and upload.status == "pending_delete"
+    return finish_deletion(core, context, image_id, upload.restore if upload is not None and noted else "active")
+
+
+def delete_dropped(core: Core, context: Context, image_id: str) -> None:
+    """Delete the data at locations that were taken from an image that stays; harmless when two do it.
+
+    Raises Conflict when a store says that the data is in use; then the image has that location again. Data in a store
+    that does not answer is deleted later.
+    """
+    in_use: StoreError | None = None
+    for location, error in _delete_pending(core, context, image_id):
+        core.repository.locations.restore(image_id, location.id)
+        in_use = error
+    if in_use is not None:
+        raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
+
+
+def _delete_pending(core: Core, context: Context, image_id: str) -> Iterator[tuple[ImageLocation, StoreError]]:
+    """Delete the data at an image's pending_delete locations, one after the other; returns those that are in use.
+
+    What cannot be deleted for another reason is logged, and deleted later.
+    """
+    for location in core.repository.locations.pending_for(image_id):
         try:
             delete_location(core, context, image_id, location)
         except (InUseByStore, HasSnapshot) as error:
-            repository.images.transition(image_id, from_=DELETING, to=restore)
-            raise Conflict(f"image {image_id} is in use and cannot be deleted: {error}") from error
+            yield location, error
         except StoreError as error:
             LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
-    try:
-        return repository.images.transition(image_id, from_=DELETING, to="deleted")
-    except ImageNotFound:
-        return repository.images.get(image_id, deleted=True)
 
 
 def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:
@@ -56,12 +87,12 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
 
 
 def finish_if_deleting(core: Core, image_id: str) -> None:
-    """What whoever ends a copy has to do first: a deletion that found it under way could leave no lease of its own.
+    """What has to be done at the end of a copy: a deletion that found it under way could leave no lease of its own.
 
-    Never raises: who was asked to delete the image most likely does it, too, at the same time.
+    Never raises: the process that was asked to delete the image most likely does it, too, at the same time.
     """
     try:
         if core.repository.images.get(image_id).status == "pending_delete":
-            finish_deletion(core, administrator(), image_id, "active")
+            resume_deletion(core, administrator(), image_id)
     except ApiError as error:
         LOG.info("image %s: its deletion is not finished here: %s", image_id, error)

@@ -15,10 +15,9 @@ from storelib.api.db.records import Changes, Image, NewLocation
 from storelib.api.errors import BadRequest, Conflict, LocationNotFound, NotPermitted
 from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
-from storelib.api.service import external, locating
-from storelib.api.service.core import LOG, Core
-from storelib.api.service.deletion import delete_location
-from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+from storelib.api.service.core import Core
+from storelib.api.service.deletion import delete_dropped
+from storelib.api.service.locations import check_digests, find_data, locate
 from storelib.uris import redact
 
 LONGEST_NAME = 255
@@ -105,7 +104,7 @@ class Draft:
         kept = {location.uri for location in self._locations}
         if all(location.uri in kept for location in self._image.locations):
             return
-        delete_pending(self._core, self._context, self._image.id)
+        delete_dropped(self._core, self._context, self._image.id)
 
     # -- what v1 says of data -------------------------------------------------------------------------------------
 
@@ -124,7 +123,7 @@ class Draft:
             raise BadRequest(f"the image is {self._image.status}, a location is taken by queued images")
         self._require_formats()
         expected = self._values.get("size", self._image.size)
-        location, self._values["size"] = external.locate(self._core, self._context, uri, expected)
+        location, self._values["size"] = locate(self._core, self._context, uri, expected)
         self._locations.append(location)
         self._activates = True
 
@@ -227,7 +226,7 @@ class Draft:
         """A location that was not there; the first one of a queued image makes it active."""
         if any(location.uri == value["url"] for location in self._locations):
             raise BadRequest("the image has this location already")
-        store, size = locating.measure(self._core, value["url"], self._context)
+        store, size = find_data(self._core, self._context, value["url"])
         image = self._image
         size_so_far = self._values.get("size", image.size)
         if image.status == "queued":
@@ -262,7 +261,7 @@ class Draft:
             return
         if self._image.status != "queued":
             raise Conflict(f"{', '.join(sorted(new))} can be given while the image is queued only")
-        locating.check_digests(found, self._core.hashing_algorithm)
+        check_digests(found, self._core.hashing_algorithm)
         self._values |= new
 
 
@@ -274,25 +273,6 @@ def check_name(name: str) -> None:
         raise NotPermitted(f"the property {name!r} is reserved")
     if not 0 < len(name) <= LONGEST_NAME:
         raise BadRequest(f"the name of a property has 1 to {LONGEST_NAME} characters")
-
-
-def delete_pending(core: Core, context: Context, image_id: str) -> None:
-    """Delete the data at an image's dropped locations; raises Conflict, and puts a location back, if it is in use.
-
-    Data in a store that does not answer is deleted later.
-    """
-    repository = core.repository
-    in_use: StoreError | None = None
-    for location in repository.locations.pending_for(image_id):
-        try:
-            delete_location(core, context, image_id, location)
-        except (InUseByStore, HasSnapshot) as error:
-            repository.locations.restore(image_id, location.id)
-            in_use = error
-        except StoreError as error:
-            LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
-    if in_use is not None:
-        raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
 
 
 def _with_metadata(location: NewLocation, metadata: Mapping[str, Any]) -> NewLocation:

@@ -17,12 +17,12 @@ from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
 from storelib.api.errors import BadRequest, Conflict, ImageNotFound, NotPermitted, Protected, StaleImage, StatusConflict
-from storelib.api.service import external
 from storelib.api.service.core import Core
 from storelib.api.service.data import check_formats
-from storelib.api.service.deletion import finish_deletion
+from storelib.api.service.deletion import finish_deletion, resume_deletion
 from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
 from storelib.api.service.lease import Lease
+from storelib.api.service.locations import locate
 
 #: How often a change is begun again because somebody else was faster.
 ATTEMPTS = 12
@@ -112,7 +112,7 @@ class Images:
     def _located(self, context: Context, new: NewImage, uri: str) -> NewImage:
         self._core.policy.require(context, "set_image_location", {"project_id": new.owner or ""})
         check_formats(new)
-        location, size = external.locate(self._core, context, uri, new.size)
+        location, size = locate(self._core, context, uri, new.size)
         self._core.quota.room(new.owner, size)
         return replace(new, status="active", size=size, locations=(location,))
 
@@ -233,12 +233,10 @@ class Images:
 
     def _go_on_deleting(self, context: Context, image: Image) -> Image:
         """The client asks again: finish what was interrupted; raises NotPermitted while somebody else is at it."""
-        upload = self._core.repository.uploads.get(image.id)
         age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
         if not self._lease.interrupted(image.id) and abs(age.total_seconds()) < AT_WORK:
             raise NotPermitted(f"image {image.id} is being deleted already")
-        restore: Status = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
-        return finish_deletion(self._core, context, image.id, restore)
+        return resume_deletion(self._core, context, image.id)
 
     def deactivate(self, context: Context, image_id: str) -> None:
         """Stop everybody but administrators from downloading; raises NotPermitted in a wrong status."""

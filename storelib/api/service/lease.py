@@ -23,7 +23,7 @@ from storelib.api.db.processes import this_boot, ticks
 from storelib.api.db.records import Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.service.core import DELETING, Core
-from storelib.api.service.deletion import delete_location, finish_deletion, finish_if_deleting
+from storelib.api.service.deletion import delete_location, finish_deletion, finish_if_deleting, resume_deletion
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
 from storelib.exceptions import NotFound, StoreError
@@ -317,9 +317,7 @@ class Lease:
         try:
             image = self._core.repository.images.get(image_id)
             if image.status == "pending_delete":
-                upload = self._core.repository.uploads.get(image_id)
-                restore = upload.restore if upload is not None and upload.status == "pending_delete" else "active"
-                finish_deletion(self._core, administrator(), image_id, restore)
+                resume_deletion(self._core, administrator(), image_id)
         except (ImageNotFound, Conflict):
             pass
         except ApiError as error:

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locations beside the patch form: add one to a queued image and have its data hashed, list them, drop one store's."""
+"""Data that is somewhere already: what clients say about where it is, and whether to believe it (URIs, sizes, digests).
+
+An image gets such data by its URI, hashed in the background (v2), or a copy of it (v1); a draft takes locations, too.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +24,33 @@ from storelib.api.errors import (
     ResourceNotFound,
     UploadLost,
 )
-from storelib.api.service import locating
 from storelib.api.service.core import LOG, Core
-from storelib.api.service.data import Data, check_formats
-from storelib.api.service.draft import delete_pending
+from storelib.api.service.data import Data, Source, check_formats
+from storelib.api.service.deletion import delete_dropped
 from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
 from storelib.driver import Store
-from storelib.exceptions import StoreError
+from storelib.exceptions import (
+    BadStoreUri,
+    Forbidden,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
+    TransferTimeout,
+)
 from storelib.transfer.contract import MiB
 from storelib.transfer.digests import new_hasher
-from storelib.uris import redact
+from storelib.transfer.download import ImageStream
+from storelib.uris import redact, scheme_of
+
+#: Schemes that would let a client name files of the server or other people's credentials.
+RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
+#: Schemes of which everybody may name data; the others are the services' own.
+PUBLIC_SCHEMES = ("http", "https")
 
 
 class Locations:
-    """What the API can do with locations as such."""
+    """List and add locations, drop those in one store, and copy data that is elsewhere."""
 
     def __init__(self, core: Core, data: Data, workers: Workers, tasks: Tasks) -> None:
         self._core = core
@@ -53,11 +70,11 @@ class Locations:
         core = self._core
         core.writable(context)
         image = core.get_authorized(context, image_id, "add_image_location")
-        locating.check_trusted(core, context, url)
+        check_trusted(core, context, url)
         if validation:
-            locating.check_digests(validation)
+            check_digests(validation)
         check_formats(image)
-        store, size = locating.measure(core, url, context)
+        store, size = find_data(core, context, url)
         core.quota.room(image.owner, size)
         begun, ticket = self._data.begin(image, from_=("queued",), to="importing", stores=())
         try:
@@ -90,7 +107,29 @@ class Locations:
             raise
         except Conflict as error:
             raise NotPermitted(f"store {store_id} has the only data of image {image_id}") from error
-        delete_pending(core, context, image_id)
+        delete_dropped(core, context, image_id)
+
+    def check_copy(self, context: Context, uri: str) -> int | None:
+        """v1: the bytes at ``uri``, None if nobody can tell, for a caller who may copy it.
+
+        Raises Forbidden, Invalid (not a URI that is taken) and what the store it belongs to raises.
+        """
+        self._core.writable(context)
+        self._core.policy.require(context, "copy_from", {"project_id": context.project_id or ""})
+        return measure(self._core, context, uri)[1]
+
+    def copy(self, context: Context, image: Image, uri: str, store: str | None) -> None:
+        """v1: begin to copy the data at ``uri``, which ``check_copy`` found good; the image is killed if that fails."""
+        self._workers.start(lambda: self._copy(context, image, uri, store))
+
+    def _copy(self, context: Context, image: Image, uri: str, store: str | None) -> None:
+        remote = _Remote(self._core, context, uri)
+        try:
+            self._data.upload(context, image.id, Source(remote), store, failed="killed")
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: its data is not copied: %s", image.id, error)
+        finally:
+            remote.close()
 
     def _take(
         self, context: Context, ticket: Ticket, store: Store[Any], url: str, size: int, validation: Mapping[str, str]
@@ -154,3 +193,103 @@ class Locations:
                     raise
                 time.sleep(min(2**attempt, 10))
         raise AssertionError("unreachable")
+
+
+class _Remote:
+    """The data at a URI; opened when it is read, so that a failure of that is one of the upload."""
+
+    def __init__(self, core: Core, context: Context, uri: str) -> None:
+        self._core = core
+        self._context = context
+        self._uri = uri
+        self._stream: ImageStream | None = None
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; raises StoreError."""
+        if self._stream is None:
+            store = self._core.registry.resolve(self._uri, self._context)
+            self._stream = store.get(self._uri, context=self._context).data
+        return self._stream.read(size)
+
+    def close(self) -> None:
+        """Free the connection."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+def check_uri(core: Core, uri: str) -> str:
+    """The scheme of a URI that a client may give for data; raises BadRequest."""
+    try:
+        scheme = scheme_of(uri)
+    except BadStoreUri as error:
+        raise BadRequest(str(error)) from error
+    if scheme in RESTRICTED or scheme not in core.registry.schemes:
+        raise BadRequest(f"locations of the scheme {scheme!r} are not accepted: {redact(uri)}")
+    return scheme
+
+
+def check_trusted(core: Core, context: Context, uri: str) -> None:
+    """``check_uri``, and raise NotPermitted where only services may name data, which might be somebody else's."""
+    if check_uri(core, uri) not in PUBLIC_SCHEMES and not (context.is_admin or core.policy.is_service(context)):
+        raise NotPermitted("only services may name data in this kind of store")
+
+
+def find_data(core: Core, context: Context, uri: str) -> tuple[Store[Any], int]:
+    """The store a client's URI belongs to and the size of the data there, in bytes; raises BadRequest or StoreError."""
+    check_uri(core, uri)
+    try:
+        store = core.registry.resolve(uri, context)
+        size = store.get_size(uri, context)
+    except (BadStoreUri, NotFound) as error:
+        raise BadRequest(f"there is no data at {redact(uri)}: {error}") from error
+    except StoreError as error:
+        raise BadRequest(f"the data at {redact(uri)} cannot be reached: {error}") from error
+    if size == 0:
+        raise BadRequest(f"the data at {redact(uri)} is empty")
+    return store, size
+
+
+def locate(core: Core, context: Context, uri: str, expected: int | None) -> tuple[NewLocation, int]:
+    """The location and size of the data at ``uri``; raises Conflict unless it has the ``expected`` bytes, if any.
+
+    Raises Forbidden, Invalid, StoreError like ``measure``.
+    """
+    store, size = measure(core, context, uri)
+    if size is None:
+        raise BadRequest(f"the data at {redact(uri)} is empty, or its size is not known")
+    if expected and size != expected:
+        raise Conflict(f"the data at {redact(uri)} has {size} bytes, not {expected}")
+    return NewLocation(uri, {"store": store.name}), size
+
+
+def measure(core: Core, context: Context, uri: str) -> tuple[Store[Any], int | None]:
+    """The store a URI belongs to and the bytes there, None if it does not tell.
+
+    Raises Forbidden (not for this caller), Invalid (not a URI that is taken), and what the store raises.
+    """
+    check_trusted(core, context, uri)
+    try:
+        store = core.registry.resolve(uri, context)
+    except BadStoreUri as error:
+        raise BadRequest(str(error)) from error
+    try:
+        return store, store.get_size(uri, context) or None
+    except (BadStoreUri, NotFound, Forbidden, RemoteServiceUnavailable, TransferTimeout):
+        raise
+    except StoreError:
+        return store, None
+
+
+def check_digests(validation: Mapping[str, str], algorithm: str | None = None) -> None:
+    """Raise BadRequest unless these are well-formed digests, of ``algorithm`` if that is given."""
+    checksum = validation.get("checksum")
+    if checksum is not None and not re.fullmatch("[0-9a-f]{32}", checksum):
+        raise BadRequest("checksum is not an md5 in lower-case hexadecimal digits")
+    given = validation.get("os_hash_algo", "")
+    if algorithm is not None and given != algorithm:
+        raise BadRequest(f"os_hash_algo must be {algorithm}, not {given!r}")
+    if algorithm is None and given not in ("sha1", "sha256", "sha512", "md5"):
+        raise BadRequest(f"os_hash_algo must be sha1, sha256, sha512 or md5, not {given!r}")
+    length = hashlib.new(given, usedforsecurity=False).digest_size * 2 if given != "blake3" else 64
+    if not re.fullmatch(f"[0-9a-f]{{{length}}}", validation.get("os_hash_value", "")):
+        raise BadRequest(f"os_hash_value is not a {given} in {length} lower-case hexadecimal digits")

@@ -26,7 +26,7 @@ from storelib.api.service import Context, Operation, Service, Source
 from storelib.api.service.core import Core
 from storelib.api.v1 import meta, query
 from storelib.api.v1.meta import Meta
-from storelib.api.v2.data import sendable
+from storelib.api.v2.data import send_data
 from storelib.api.v2.serializers import OCTETS, body_length
 
 BRIEF = ("id", "name", "size", "disk_format", "container_format", "checksum")
@@ -73,7 +73,7 @@ class ImagesResource(ListResource):
         if fields.get("id") is not None:
             values["id"] = fields["id"]
         if origin.copy_from is not None:
-            size = size or service.external.check(context, origin.copy_from)
+            size = size or service.locations.check_copy(context, origin.copy_from)
         image = service.images.create(
             context,
             values,
@@ -103,19 +103,15 @@ class ImageResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Its metadata and data."""
-        context = req.context.caller
-        image = self._service.data.readable(context, image_id)
-        if image.status not in READABLE:
-            raise ResourceNotFound(f"Image {image_id} is not active")
-        if image.locations:
-            found = self._service.data.open(context, image)
-            req.context.sent = found.size
-            resp.set_header("Content-Length", str(found.size))
-            resp.stream = sendable(found.data, req.env.get("wsgi.file_wrapper"))
-        else:
+        image, found, _ = self._service.data.download(req.context.caller, image_id)
+        if found is not None:
+            send_data(req, resp, found)
+        elif image.status in READABLE:
             resp.data = b""
+            resp.content_type = OCTETS
+        else:
+            raise ResourceNotFound(f"Image {image_id} is not active")
         self._set_headers(req, resp, image)
-        resp.content_type = OCTETS
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Change it, or give it data."""
@@ -131,7 +127,7 @@ class ImageResource:
                 raise BadRequest(f"image {image_id} is {image.status}, a location is taken by queued images")
         fields = found.fields
         if origin.copy_from is not None:
-            fields["size"] = fields.get("size") or service.external.check(context, origin.copy_from)
+            fields["size"] = fields.get("size") or service.locations.check_copy(context, origin.copy_from)
         purge = origin.data is None and strutils.bool_from_string(
             req.get_header("x-glance-registry-purge-props"), default=True
         )
@@ -187,7 +183,7 @@ def _fill(service: Service, req: falcon.Request, image: Image, origin: Origin) -
     """Give a queued image its data, or begin to; raises what upload raises, and the image is killed."""
     context = req.context.caller
     if origin.copy_from is not None:
-        service.external.copy(context, image, origin.copy_from, origin.store)
+        service.locations.copy(context, image, origin.copy_from, origin.store)
     if origin.data is None:
         return image
     try:

@@ -14,12 +14,13 @@ from typing import Any
 
 import falcon
 
+from storelib.api.db.records import Image
 from storelib.api.errors import BadRequest, RangeNotSatisfiable, ResourceNotFound
 from storelib.api.parsing import required_number, whole_number
 from storelib.api.service import ImportRequest, Service, Source
 from storelib.api.v2.serializers import OCTETS, body_length, read_object, require_type
 from storelib.transfer.contract import MiB
-from storelib.transfer.download import ImageStream
+from storelib.transfer.download import ImageData, ImageStream
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d*)-(\d*)\s*", re.IGNORECASE | re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.IGNORECASE | re.ASCII)
@@ -40,25 +41,22 @@ class FileResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Download it, or one range of it."""
-        data, context = self._service.data, req.context.caller
         preferred = [name for name in req.get_param("prefer", default="").split(",") if name]
-        image = data.readable(context, image_id, preferred)
-        if not image.locations or image.size is None:
+        image, found, offset = self._service.data.download(
+            req.context.caller, image_id, lambda image: asked_range(req, image), preferred
+        )
+        if found is None:
             resp.status = falcon.HTTP_204
             return
-        asked = asked_range(req, image.size)
-        offset, length = asked or (0, None)
-        found = data.open(context, image, offset, length, preferred)
-        req.context.sent = found.size
-        if asked:
+        if offset is not None:
             resp.status = falcon.HTTP_206
             resp.set_header("Content-Range", f"bytes {offset}-{offset + found.size - 1}/{image.size}")
         elif image.checksum:
             resp.set_header("Content-MD5", image.checksum)
-        resp.content_type = OCTETS
+        if tags := entity_tags(image):
+            resp.set_header("ETag", tags[0])
         resp.set_header("Accept-Ranges", "bytes")
-        resp.set_header("Content-Length", str(found.size))
-        resp.stream = sendable(found.data, req.env.get("wsgi.file_wrapper"))
+        send_data(req, resp, found)
 
 
 class StageResource:
@@ -98,13 +96,23 @@ def upload_source(req: falcon.Request) -> Source:
     return Source(req.stream, body_length(req), size)
 
 
-def asked_range(req: falcon.Request, size: int) -> tuple[int, int] | None:
+def entity_tags(image: Image) -> list[str]:
+    """The entity tags of an image's data (RFC 9110, 8.8.3), the one that is sent first: its digests."""
+    return [f'"{digest}"' for digest in (image.checksum, image.os_hash_value) if digest]
+
+
+def asked_range(req: falcon.Request, image: Image) -> tuple[int, int] | None:
     """Offset and length that the client asks for (RFC 9110, 14.2), None for everything.
 
-    Some clients say it in a Content-Range header. Raises RangeNotSatisfiable, and BadRequest for several ranges.
+    Everything is also for clients that want a range of other data than the image has (``If-Range``, 13.1.5). Some
+    clients say the range in a Content-Range header. Raises RangeNotSatisfiable, and BadRequest for several ranges.
     """
-    header = req.get_header("Range")
+    size = image.size or 0
+    header, condition = req.get_header("Range"), req.get_header("If-Range")
     if header is not None:
+        # A date, or a weak tag, is none of these.
+        if condition is not None and condition.strip() not in entity_tags(image):
+            return None
         if "," in header:
             raise BadRequest("only one range can be asked for")
         match = _RANGE.fullmatch(header.strip())
@@ -161,6 +169,14 @@ def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequ
         raise BadRequest("'stores' and 'all_stores' cannot be used together")
     wanted = [header_store] if header_store is not None else stores
     return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"])
+
+
+def send_data(req: falcon.Request, resp: falcon.Response, found: ImageData) -> None:
+    """Respond with the bytes of an image."""
+    req.context.sent = found.size
+    resp.content_type = OCTETS
+    resp.set_header("Content-Length", str(found.size))
+    resp.stream = sendable(found.data, req.env.get("wsgi.file_wrapper"))
 
 
 def sendable(stream: ImageStream, wrapper: Any) -> Any:

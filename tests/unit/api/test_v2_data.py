@@ -361,6 +361,25 @@ class TestDownload(Deployed):
         assert answer.headers["content-length"] == str(last - first + 1)
         assert "content-md5" not in answer.headers
 
+    def test_a_range_of_the_same_data(self, image):
+        tag = self.api.alice.download(image).headers["etag"]
+        sha512 = hashlib.sha512(DATA).hexdigest()
+        for same in (tag, f'"{hashlib.md5(DATA).hexdigest()}"', f' "{sha512}" '):
+            answer = self.api.alice.download(image, Range="bytes=5-9", If_Range=same)
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (206, DATA[5:10], tag)
+
+    @pytest.mark.parametrize("wanted", ['"0"', 'W/"{tag}"', "{tag}", "Wed, 21 Oct 2015 07:28:00 GMT", "", "nonsense"])
+    @pytest.mark.parametrize("asked", ["bytes=5-9", "bytes=2048-", "nonsense"])
+    def test_a_range_of_other_data_is_everything(self, image, wanted, asked):
+        wanted = wanted.format(tag=hashlib.md5(DATA).hexdigest())
+        answer = self.api.alice.download(image, Range=asked, If_Range=wanted)
+        assert (answer.status_code, answer.content) == (200, DATA)
+        assert "content-range" not in answer.headers
+
+    def test_a_condition_without_a_range_says_nothing(self, image):
+        answer = self.api.alice.download(image, If_Range='"0"')
+        assert (answer.status_code, answer.content) == (200, DATA)
+
     @pytest.mark.parametrize("header", ["bytes 5-9/2048", "bytes 5-9/*"])
     def test_a_range_in_the_header_of_answers(self, image, header):
         answer = self.api.alice.download(image, Content_Range=header)
