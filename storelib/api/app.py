@@ -12,6 +12,7 @@ from oslo_config import cfg
 
 from storelib.api import config, v1, v2
 from storelib.api.db import open_repository
+from storelib.api.middleware.empty_ids import NoEmptyIds
 from storelib.api.middleware.error_handlers import Faults
 from storelib.api.middleware.identity import Identify, Identity, strategy
 from storelib.api.middleware.metrics import Metrics
@@ -70,6 +71,7 @@ def build_wsgi(conf: cfg.ConfigOpts, service: Service, identify: Identify | None
     Faults(challenge).install(app)
     v2.add_routes(app, service)
     v1.add_routes(app, service)
+    app.add_middleware(NoEmptyIds(app))
     inner: WsgiApp = app if identify else around(app)
     pages = {"/healthcheck": _healthcheck(conf)}
     if metrics:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jsonschema import Draft4Validator, FormatChecker
 from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.validators import extend
 
 from storelib.api.errors import BadRequest
 from storelib.exceptions import BadStoreConfiguration
@@ -43,6 +44,16 @@ READ_ONLY = frozenset(
 #: Names that custom properties cannot have, nor anything that starts with RESERVED_PREFIX.
 RESERVED = frozenset({"location", "deleted", "deleted_at"})
 RESERVED_PREFIX = "os_glance"
+
+
+def is_integer(checker: Any, value: object) -> bool:
+    """Whether JSON has an integer here: since draft 6, 1.0 is one, which clients in some languages write for 1."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Validator = extend(Draft4Validator, type_checker=Draft4Validator.TYPE_CHECKER.redefine("integer", is_integer))
 
 
 def _text(description: str, longest: int | None = None, *, null: bool = False, **more: Any) -> Schema:
@@ -221,7 +232,8 @@ class ImageSchema:
             self.document["additionalProperties"] = False
         #: Custom properties that are no strings; they are stored as JSON.
         self._typed = frozenset(name for name in custom if name not in base and not _may_be_text(custom[name]))
-        self._validator = Draft4Validator(self.document, format_checker=FormatChecker())
+        self._integers = frozenset(name for name, definition in properties.items() if _is_integer_only(definition))
+        self._validator = _Validator(self.document, format_checker=FormatChecker())
         try:
             list(self._validator.iter_errors(dict.fromkeys(properties, "")))
         except Exception as error:  # references that lead nowhere raise what the library happens to use
@@ -243,6 +255,10 @@ class ImageSchema:
             where = "/".join(map(str, error.absolute_path))
             raise BadRequest(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
 
+    def plain(self, name: str, value: Any) -> Any:
+        """``value`` of a property as it is kept: an integer that was written as 1.0 is 1."""
+        return int(value) if isinstance(value, float) and name in self._integers else value
+
     def shown(self, properties: dict[str, Any]) -> dict[str, Any]:
         """Custom properties as ``stored`` got them."""
         if self._typed.isdisjoint(properties):
@@ -260,6 +276,11 @@ def _value(text: str | None) -> Any:
         return None if text is None else json.loads(text)
     except ValueError:  # from a time when it was text
         return text
+
+
+def _is_integer_only(definition: Mapping[str, Any]) -> bool:
+    types = definition.get("type", ())
+    return types == "integer" or ("integer" in types and "number" not in types)
 
 
 def _may_be_text(definition: Mapping[str, Any]) -> bool:

@@ -18,8 +18,13 @@ CURRENT = "v2.17"
 #: What Glance calls its versions when it has several stores and no cache.
 V2 = (CURRENT, "v2.15", "v2.13", "v2.12", "v2.11", "v2.10", *(f"v2.{minor}" for minor in range(8, -1, -1)))
 V1 = ("v1.1", "v1.0")
+#: The newest version of Glance that clients may name: it tells of some only where it has a cache, or one store.
+NEWEST = 18
 #: Version to the path its routes begin with.
-PREFIXES = {**dict.fromkeys(("v2", *V2, "v2.9"), "/v2"), **dict.fromkeys(("v1", *V1), "/v1")}
+PREFIXES = {
+    **dict.fromkeys(("v2", *(f"v2.{minor}" for minor in range(NEWEST + 1))), "/v2"),
+    **dict.fromkeys(("v1", *V1), "/v1"),
+}
 #: Version to its status, newest first.
 LISTED = {
     **{name: "CURRENT" if name == CURRENT else "SUPPORTED" for name in V2},

@@ -140,6 +140,7 @@ class Draft:
         if name in ("disk_format", "container_format") and image.status not in ("queued", "importing"):
             raise NotPermitted(f"{name} can be changed while the image is queued only")
         core.schema.check({name: value})
+        value = core.schema.plain(name, value)
         if name == "tags":
             self._tags = frozenset(value)
             return
@@ -157,7 +158,7 @@ class Draft:
         if op == "insert" and exists:
             raise Conflict(f"the property {name!r} exists already")
         self._core.schema.check({name: value})
-        self._properties[name] = schemas.stored(value)
+        self._properties[name] = schemas.stored(self._core.schema.plain(name, value))
 
     def _remove_property(self, name: str) -> None:
         if name not in self._properties:

@@ -89,6 +89,7 @@ class Images:
         if "locations" in values:
             raise NotPermitted("locations are set by changing an image, not by creating it")
         core.schema.check_new(values)
+        values = {name: core.schema.plain(name, value) for name, value in values.items()}
         fields: dict[str, Any] = {name: values[name] for name in SETTABLE if name in values}
         fields.setdefault("owner", context.owner)
         fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())

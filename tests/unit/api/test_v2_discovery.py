@@ -28,13 +28,34 @@ class TestVersions(Deployed):
         answer = self.api.nobody.request("HEAD", "/versions")
         assert (answer.status_code, answer.content) == (200, b"")
 
-    @pytest.mark.parametrize("prefix", ["v2", "v2.0", "v2.9", "v2.17"])
+    @pytest.mark.parametrize("prefix", ["v2", *(f"v2.{minor}" for minor in range(19))])
     def test_every_minor_version_is_the_same(self, prefix):
         assert self.api.alice.get(f"/{prefix}/images").status_code == 200
+        accepted = f"application/vnd.openstack.images-{prefix}"
+        assert self.api.alice.get("/images", Accept=accepted).status_code == 200
+
+    @pytest.mark.parametrize("prefix", ["v2.19", "v2.01", "v2.", "v2.x", "v1.2", "v0"])
+    def test_a_version_that_never_was_gets_the_list(self, prefix):
+        answer = self.api.alice.get(f"/{prefix}/images")
+        assert (answer.status_code, answer.json["versions"][0]["id"]) == (300, "v2.17")
 
     def test_the_accept_header_may_name_the_version(self):
         answer = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v2.1")
         assert answer.status_code == 200
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+    @pytest.mark.parametrize("path", ["/v2/images/", "/v2.5/images/", "/v2/tasks/", "/v2/images/{image}/members/"])
+    def test_nothing_has_an_empty_id(self, path, method):
+        """Clients build paths of ids: an empty one must not name the whole collection."""
+        image = self.api.alice.active(visibility="shared")
+        answer = self.api.admin.request(method, path.format(image=image), {"Content-Type": "application/json"})
+        assert answer.status_code == 404
+        assert self.api.alice.show(image)["status"] == "active"
+
+    @pytest.mark.parametrize("path", ["/v2/images/{image}/", "/v2/info/stores/", "/v2/schemas/image/"])
+    def test_a_slash_behind_the_name_of_one_thing_says_nothing(self, path):
+        image = self.api.alice.create()
+        assert self.api.alice.get(path.format(image=image)).status_code == 200
 
     @pytest.mark.parametrize("path", ["/v2/", "/v2/nothing", "/v2/images/a/b/c"])
     def test_what_is_not_there_is_not_found(self, path):
@@ -229,6 +250,7 @@ class TestOwnProperties:
         [
             ({"type": "integer"}, 7, 8),
             ({"type": "number"}, 0.5, 3),
+            ({"type": ["integer", "number"]}, 7.0, 8),
             ({"type": "boolean"}, True, False),
             ({"type": ["integer", "null"]}, None, 7),
             ({"type": "array", "items": {"type": "string"}}, ["ä"], []),
@@ -242,6 +264,14 @@ class TestOwnProperties:
         shown.append(api.alice.patch(image, {"op": "replace", "path": "/shelf", "value": second}).json["shelf"])
         assert shown == [first, second]
         jsonschema.validate(api.alice.show(image), api.alice.get("/v2/schemas/image").json, jsonschema.Draft4Validator)
+
+    @pytest.mark.parametrize("kind", ["integer", ["integer", "null"]])
+    def test_an_integer_may_be_written_with_a_point(self, deploy, kind):
+        api = deploy({"shelf": {"type": kind}})
+        image = api.alice.create(shelf=7.0)
+        texts = [api.alice.get(f"/v2/images/{image}").text]
+        texts.append(api.alice.patch(image, {"op": "replace", "path": "/shelf", "value": -8.0}).text)
+        assert ['"shelf":7,' in texts[0], '"shelf":-8,' in texts[1]] == [True, True]
 
     def test_what_is_required_is_there_from_the_beginning_to_the_end(self, deploy):
         api = deploy({"properties": {"shelf": {"type": "string"}}, "required": ["shelf", "name"]})

@@ -75,6 +75,10 @@ class TestCreate(Deployed):
             ({"name": 7}, 400),
             ({"min_disk": -1}, 400),
             ({"min_ram": "2"}, 400),
+            ({"min_ram": 2.5}, 400),
+            ({"min_disk": 2e300}, 400),
+            ({"min_disk": -1.0}, 400),
+            ({"min_ram": float(2**31)}, 400),
             ({"min_ram": 2**31}, 400),
             ({"visibility": "secret"}, 400),
             ({"disk_format": "floppy"}, 400),
@@ -118,6 +122,16 @@ class TestCreate(Deployed):
     )
     def test_a_body_that_is_not_json_is_refused(self, headers, body, status):
         assert self.api.alice.request("POST", "/v2/images", headers, body=body).status_code == status
+
+    def test_whole_numbers_may_be_written_with_a_point(self):
+        """Since draft 6 of JSON schema 512.0 is an integer, which some languages write; it is kept as one."""
+        created = self.api.alice.post("/v2/images", {"min_ram": 512.0, "min_disk": 0.0})
+        operation = {"op": "replace", "path": "/min_disk", "value": 3e1}
+        changed = self.api.alice.patch(created.json["id"], operation)
+        shown = self.api.alice.get(f"/v2/images/{created.json['id']}")
+        assert [answer.status_code for answer in (created, changed)] == [201, 200]
+        assert '"min_ram":512,"min_disk":0,' in created.text
+        assert all('"min_ram":512,"min_disk":30,' in answer.text for answer in (changed, shown))
 
     def test_an_administrator_may_create_public_images_for_others(self):
         image = self.api.admin.post("/v2/images", {"owner": "beta", "visibility": "public"}).json
