@@ -13,7 +13,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib import config
-from storelib.driver import ImageData, Store, StoredImage
+from storelib.driver import Context, ImageData, Store, StoredImage
 from storelib.exceptions import AclsNotSupported, BadStoreConfiguration, Invalid
 from storelib.location import Location
 from storelib.registry import Registry
@@ -68,7 +68,7 @@ def get_store_from_scheme(scheme: str) -> Store[Any]:
     return default_registry().store_for_scheme(scheme)
 
 
-def get_store_from_uri(uri: str | Location, context: Any = None) -> Store[Any]:
+def get_store_from_uri(uri: str | Location, context: Context | None = None) -> Store[Any]:
     """The store that ``uri`` belongs to; raises UnknownScheme, BadStoreUri or NotFound."""
     return default_registry().resolve(uri, context)
 
@@ -82,7 +82,7 @@ def get_from_backend(
     uri: str | Location,
     offset: int = 0,
     length: int | None = None,
-    context: Any = None,
+    context: Context | None = None,
     *,
     verify: Verify = None,
 ) -> ImageData:
@@ -90,12 +90,12 @@ def get_from_backend(
     return get_store_from_uri(uri, context).get(uri, offset, length, context, verify=verify)
 
 
-def get_size_from_backend(uri: str | Location, context: Any = None) -> int:
+def get_size_from_backend(uri: str | Location, context: Context | None = None) -> int:
     """The size of the image at ``uri`` in bytes."""
     return get_store_from_uri(uri, context).get_size(uri, context)
 
 
-def delete_from_backend(uri: str | Location, context: Any = None) -> None:
+def delete_from_backend(uri: str | Location, context: Context | None = None) -> None:
     """Remove the image at ``uri``."""
     get_store_from_uri(uri, context).delete(uri, context)
 
@@ -105,7 +105,7 @@ def store_add_to_backend(
     data: Data,
     size: int | None,
     store: Store[Any] | str,
-    context: Any = None,
+    context: Context | None = None,
     verifier: Verifier | None = None,
     hashing_algo: str = "sha512",
 ) -> StoredImage:
@@ -122,7 +122,7 @@ def add_to_backend(
     data: Data,
     size: int | None,
     scheme: str | None = None,
-    context: Any = None,
+    context: Context | None = None,
     verifier: Verifier | None = None,
     *,
     store: str | None = None,
@@ -147,7 +147,7 @@ def set_acls(
     public: bool = False,
     read_tenants: Sequence[str] = (),
     write_tenants: Sequence[str] | None = (),
-    context: Any = None,
+    context: Context | None = None,
 ) -> None:
     """Let everybody or these tenants use an image; does nothing in a store without access control lists."""
     store = get_store_from_uri(location_uri, context)

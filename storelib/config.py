@@ -307,7 +307,14 @@ class StoreOptions:
         return next((group for group in self._groups if self._configuration.is_set(group, option)), self._groups[0])
 
 
-def given_options(name: str, driver: str, options: Sequence[cfg.Opt], given: Mapping[str, Any]) -> SimpleNamespace:
+class GivenOptions(SimpleNamespace):
+    """The options of one store as attributes, as the caller gave them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"there is no option {name!r}")
+
+
+def given_options(name: str, driver: str, options: Sequence[cfg.Opt], given: Mapping[str, Any]) -> GivenOptions:
     """The options of a store that has no file: ``given`` as the options' types, else the defaults.
 
     A value of None means the default. Raises BadStoreConfiguration.
@@ -321,7 +328,7 @@ def given_options(name: str, driver: str, options: Sequence[cfg.Opt], given: Map
             raise BadStoreConfiguration(f"store {name}: driver {driver} has no option {key}{hint}")
         if value is not None:
             values[option.dest] = convert(name, option, value)
-    return SimpleNamespace(**values)
+    return GivenOptions(**values)
 
 
 def convert(store: str, option: cfg.Opt, value: Any) -> Any:

@@ -42,6 +42,7 @@ from storelib.transfer.contract import (
     Garbage,
     Health,
     ImageInfo,
+    Options,
     Part,
     Progress,
     Reader,
@@ -165,7 +166,7 @@ class Store(abc.ABC, Generic[L]):
     #: What this store can do; ``configure`` takes away what the configuration does not allow.
     capabilities: Capability = Capability.READ
 
-    def __init__(self, name: str, conf: Any) -> None:
+    def __init__(self, name: str, conf: Options) -> None:
         self.name = name
         self.conf = conf
         #: Why adding is disabled, or None.
@@ -203,7 +204,7 @@ class Store(abc.ABC, Generic[L]):
         location: ParsedLocation | str,
         offset: int = 0,
         length: int | None = None,
-        context: Any = None,
+        context: Context | None = None,
         *,
         verify: Verify = None,
     ) -> ImageData:
@@ -229,7 +230,7 @@ class Store(abc.ABC, Generic[L]):
         stream = download.open_stream(self, found, offset, length, context, expected)
         return ImageData(stream, stream.size)
 
-    def get_size(self, location: ParsedLocation | str, context: Any = None) -> int:
+    def get_size(self, location: ParsedLocation | str, context: Context | None = None) -> int:
         """The image's size in bytes; raises NotFound, or what stands in the way, rather than guess."""
         found = self.locate(location)
         size = self._call(lambda: self.measure(found, context), found)
@@ -244,7 +245,7 @@ class Store(abc.ABC, Generic[L]):
         size: int | None = None,
         *,
         hashing_algo: str = "sha512",
-        context: Any = None,
+        context: Context | None = None,
         verifier: Verifier | None = None,
         progress: Progress | None = None,
     ) -> StoredImage:
@@ -267,7 +268,7 @@ class Store(abc.ABC, Generic[L]):
             progress=progress,
         )
 
-    def delete(self, location: ParsedLocation | str, context: Any = None) -> None:
+    def delete(self, location: ParsedLocation | str, context: Context | None = None) -> None:
         """Remove an image; raises NotFound, Forbidden, InUseByStore or HasSnapshot."""
         self.require(Capability.DELETE, StoreDeleteNotSupported)
         found = self.locate(location)
@@ -294,7 +295,7 @@ class Store(abc.ABC, Generic[L]):
         public: bool = False,
         read_tenants: Sequence[str] = (),
         write_tenants: Sequence[str] = (),
-        context: Any = None,
+        context: Context | None = None,
     ) -> None:
         """Let everybody or these tenants read or write an image; raises AclsNotSupported."""
         raise AclsNotSupported(f"store {self.name} has no access control lists")
@@ -306,7 +307,7 @@ class Store(abc.ABC, Generic[L]):
         *,
         digests: Digests | None = None,
         hashing_algo: str = "sha512",
-        context: Any = None,
+        context: Context | None = None,
         progress: Progress | None = None,
     ) -> StoredImage:
         """Store a second image with the bytes of the one at ``location`` of this store.
@@ -360,7 +361,7 @@ class Store(abc.ABC, Generic[L]):
                 return info
         return None
 
-    def stat(self, location: ParsedLocation | str, context: Any = None) -> ImageInfo:
+    def stat(self, location: ParsedLocation | str, context: Context | None = None) -> ImageInfo:
         """What the back end knows of one image; raises NotFound."""
         self.require(Capability.STAT)
         found = self.locate(location)
@@ -414,22 +415,22 @@ class Store(abc.ABC, Generic[L]):
         """Whether ``location`` lies in this store (same pool, bucket, container, directory)."""
 
     @abc.abstractmethod
-    def open_reader(self, location: L, offset: int, length: int | None, context: Any) -> Reader:
+    def open_reader(self, location: L, offset: int, length: int | None, context: Context | None) -> Reader:
         """A Reader for that range (offset may lie past the end); may already send the first request."""
 
     @abc.abstractmethod
-    def measure(self, location: L, context: Any) -> int:
+    def measure(self, location: L, context: Context | None) -> int:
         """The image's size in bytes, asked as cheaply as possible; raises NotFound."""
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> Writer:
         """A Writer for a new image; may raise Duplicate, makes nothing in the back end yet."""
         raise StoreAddDisabled(f"driver {type(self).__name__} cannot add")
 
-    def remove(self, location: L, context: Any) -> None:
+    def remove(self, location: L, context: Context | None) -> None:
         """Remove one image; raises NotFound."""
         raise StoreDeleteNotSupported(f"driver {type(self).__name__} cannot delete")
 
-    def removal(self, location: L, context: Any) -> Callable[[], None]:
+    def removal(self, location: L, context: Context | None) -> Callable[[], None]:
         """One ``delete``: what removes the image when it is called, and is called again after a transient error.
 
         Where an id can be used again, the image that the first attempt met may be gone and another one stand there:
@@ -450,7 +451,7 @@ class Store(abc.ABC, Generic[L]):
         """For Capability.LIST: all images, without holding all in memory."""
         raise NotImplementedError
 
-    def inspect(self, location: L, context: Any) -> ImageInfo:
+    def inspect(self, location: L, context: Context | None) -> ImageInfo:
         """For Capability.STAT."""
         raise NotImplementedError
 
@@ -461,7 +462,7 @@ class Store(abc.ABC, Generic[L]):
         """
         return None
 
-    def server_side_copy(self, source: L, image_id: str, context: Any) -> ServerSideCopy | None:
+    def server_side_copy(self, source: L, image_id: str, context: Context | None) -> ServerSideCopy | None:
         """For Capability.COPY: how the back end itself copies an image; may raise Duplicate, makes nothing yet.
 
         None where it cannot: the bytes then pass through here.
@@ -486,7 +487,7 @@ class Store(abc.ABC, Generic[L]):
 
     # -- What both may use ------------------------------------------------------------------------------------
 
-    def start_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+    def start_writer(self, image_id: str, size: int | None, context: Context | None) -> Writer:
         """What the engine calls to begin an add: the rules of every store, then the driver's ``open_writer``."""
         self.require(Capability.ADD, StoreAddDisabled)
         check_image_id(image_id)

@@ -16,7 +16,7 @@ from oslo_config import cfg
 
 from storelib import config
 from storelib.capabilities import Capability
-from storelib.driver import STORE_OPTIONS, Area, Store
+from storelib.driver import STORE_OPTIONS, Area, Context, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
 from storelib.location import Location
 from storelib.plugins import driver_class
@@ -160,7 +160,7 @@ class Registry:
         """The default store if it serves ``scheme``, else the first by weight that does; raises UnknownScheme."""
         return self._stores_for(scheme)[0]
 
-    def resolve(self, uri: str | Location, context: Any = None) -> AnyStore:
+    def resolve(self, uri: str | Location, context: Context | None = None) -> AnyStore:
         """The one store that ``uri`` belongs to.
 
         Where several might have it the back ends are asked, the default store first, then by weight; the first that
@@ -225,7 +225,7 @@ def _schemes(stores: Iterable[AnyStore]) -> dict[str, Any]:
     return {scheme.lower(): store.location_class for store in stores for scheme in store.schemes}
 
 
-def _first_with(stores: Iterable[AnyStore], uri: str | Location, shown: str, context: Any) -> AnyStore:
+def _first_with(stores: Iterable[AnyStore], uri: str | Location, shown: str, context: Context | None) -> AnyStore:
     trouble: StoreError | None = None
     for store in stores:
         try:

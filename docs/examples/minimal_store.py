@@ -15,7 +15,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Digests, Part, Reader, Store, StoreLocation, Writer
+from storelib.driver import Committed, Context, Digests, Part, Reader, Store, StoreLocation, Writer
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Duplicate, NotFound, RemoteServiceUnavailable
 from storelib.uris import quote, redact, unquote
 
@@ -86,19 +86,21 @@ class MinimalStore(Store[MinimalLocation]):
         token, size = rows[0]
         return token, size
 
-    def measure(self, location: MinimalLocation, context: Any) -> int:
+    def measure(self, location: MinimalLocation, context: Context | None) -> int:
         """In bytes."""
         return self.image(location)[1]
 
-    def open_reader(self, location: MinimalLocation, offset: int, length: int | None, context: Any) -> MinimalReader:
+    def open_reader(
+        self, location: MinimalLocation, offset: int, length: int | None, context: Context | None
+    ) -> MinimalReader:
         """Of the image that is there now."""
         return MinimalReader(self, location, *self.image(location))
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> MinimalWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> MinimalWriter:
         """Makes nothing yet."""
         return MinimalWriter(self, MinimalLocation(self.name, image_id))
 
-    def remove(self, location: MinimalLocation, context: Any) -> None:
+    def remove(self, location: MinimalLocation, context: Context | None) -> None:
         """The image first, so that nobody finds it without its parts."""
         token, _ = self.image(location)
         gone = self.run(("DELETE FROM images WHERE token = ? RETURNING id", (token,)))

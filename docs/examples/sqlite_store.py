@@ -15,13 +15,13 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import (
     Committed,
+    Context,
     Digests,
     Garbage,
     Health,
@@ -132,7 +132,7 @@ class SqliteStore(Store[SqliteLocation]):
         """Whether the location names this store's file."""
         return location.file == self.file
 
-    def inspect(self, location: SqliteLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: SqliteLocation, context: Context | None) -> ImageInfo:
         """One image."""
         with self.transaction() as db:
             row = db.execute("SELECT * FROM images WHERE id = ?", (location.image_id,)).fetchone()
@@ -144,11 +144,13 @@ class SqliteStore(Store[SqliteLocation]):
         """A row of ``images`` in the terms of the contract."""
         return ImageInfo(SqliteLocation(self.file, image_id).uri, size, image_id, modified, version=token)
 
-    def measure(self, location: SqliteLocation, context: Any) -> int:
+    def measure(self, location: SqliteLocation, context: Context | None) -> int:
         """The size in bytes."""
         return self.inspect(location, context).size
 
-    def open_reader(self, location: SqliteLocation, offset: int, length: int | None, context: Any) -> SqliteReader:
+    def open_reader(
+        self, location: SqliteLocation, offset: int, length: int | None, context: Context | None
+    ) -> SqliteReader:
         """A reader of the image that is there now."""
         return SqliteReader(self, self.inspect(location, context))
 
@@ -169,14 +171,14 @@ class SqliteStore(Store[SqliteLocation]):
         return Health(f"{count} images in {self.file}")
 
     # [writing]
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> SqliteWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SqliteWriter:
         """A writer; raises Duplicate early if the id is taken."""
         with self.transaction() as db:
             if db.execute("SELECT 1 FROM images WHERE id = ?", (image_id,)).fetchone():
                 raise Duplicate(f"image {image_id!r} exists in store {self.name}")
         return SqliteWriter(self, image_id)
 
-    def remove(self, location: SqliteLocation, context: Any) -> None:
+    def remove(self, location: SqliteLocation, context: Context | None) -> None:
         """The image and its parts go together."""
         with self.transaction() as db:
             gone = db.execute("DELETE FROM images WHERE id = ? RETURNING token", (location.image_id,)).fetchall()

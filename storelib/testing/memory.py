@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from oslo_config import cfg
 
@@ -30,7 +30,7 @@ from storelib.driver import (
     Writer,
 )
 from storelib.exceptions import BadStoreUri, Duplicate, NotFound, StoreError
-from storelib.transfer.contract import KiB
+from storelib.transfer.contract import Context, KiB, Options
 from storelib.uris import quote, redact, unquote
 
 
@@ -105,7 +105,7 @@ class MemoryStore(Store[MemoryLocation]):
         | Capability.CHECK
     )
 
-    def __init__(self, name: str, conf: Any) -> None:
+    def __init__(self, name: str, conf: Options) -> None:
         super().__init__(name, conf)
         self.backend = MemoryBackend()
 
@@ -125,21 +125,23 @@ class MemoryStore(Store[MemoryLocation]):
             raise NotFound(f"no image at {location}")
         return image
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> MemoryWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> MemoryWriter:
         """A writer; raises Duplicate early if the id is taken."""
         if image_id in self.backend.images:
             raise Duplicate(f"image {image_id!r} exists in store {self.name}")
         return MemoryWriter(self, image_id)
 
-    def open_reader(self, location: MemoryLocation, offset: int, length: int | None, context: Any) -> MemoryReader:
+    def open_reader(
+        self, location: MemoryLocation, offset: int, length: int | None, context: Context | None
+    ) -> MemoryReader:
         """A reader of the bytes as they are now."""
         return MemoryReader(self.image(location).data)
 
-    def measure(self, location: MemoryLocation, context: Any) -> int:
+    def measure(self, location: MemoryLocation, context: Context | None) -> int:
         """The size in bytes."""
         return len(self.image(location).data)
 
-    def remove(self, location: MemoryLocation, context: Any) -> None:
+    def remove(self, location: MemoryLocation, context: Context | None) -> None:
         """Remove the image from memory."""
         with self.backend.lock:
             if self.backend.images.pop(location.image_id, None) is None:
@@ -156,7 +158,7 @@ class MemoryStore(Store[MemoryLocation]):
         for image_id, image in images:
             yield ImageInfo(self.location(image_id).uri, len(image.data), image_id, image.modified, image.token)
 
-    def inspect(self, location: MemoryLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: MemoryLocation, context: Context | None) -> ImageInfo:
         """What is known about one image."""
         image = self.image(location)
         return ImageInfo(location.uri, len(image.data), location.image_id, image.modified, image.token)

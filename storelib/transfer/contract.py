@@ -71,6 +71,41 @@ class Digest(NamedTuple):
     value: str
 
 
+class Options(Protocol):
+    """The options of one store as attributes, its own group first: those of every store, and those of its driver."""
+
+    @property
+    def weight(self) -> int:
+        """Stores with a higher weight are asked first for an image."""
+
+    @property
+    def description(self) -> str | None:
+        """One line for people about this store."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether to refuse to add and delete."""
+
+    @property
+    def md5_checksum(self) -> bool:
+        """Whether to compute the md5 of added images, too."""
+
+    @property
+    def transfer_retries(self) -> int:
+        """How often a request is tried again after a passing error."""
+
+    @property
+    def transfer_timeout(self) -> float:
+        """Seconds without progress after which a transfer is given up."""
+
+    @property
+    def transfer_max_stuck_calls(self) -> int:
+        """Calls that never returned after which new transfers are refused."""
+
+    def __getattr__(self, name: str, /) -> Any:
+        """An option of the driver."""
+
+
 class Context(Protocol):
     """Who asks, where a back end has users of its own; the ``context`` of every call, handed on as it was given.
 
@@ -342,11 +377,11 @@ class Backend(Protocol):
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The StoreError for ``error`` of the back end's client, None for a bug."""
 
-    def start_writer(self, image_id: str, size: int | None, context: Any) -> Writer:
+    def start_writer(self, image_id: str, size: int | None, context: Context | None) -> Writer:
         """The Writer of a new image."""
 
-    def open_reader(self, location: Any, offset: int, length: int | None, context: Any) -> Reader:
+    def open_reader(self, location: Any, offset: int, length: int | None, context: Context | None) -> Reader:
         """A Reader of a range of an image."""
 
-    def server_side_copy(self, source: Any, image_id: str, context: Any) -> ServerSideCopy | None:
+    def server_side_copy(self, source: Any, image_id: str, context: Context | None) -> ServerSideCopy | None:
         """What copies an image within the back end, None where this one must be read and written."""

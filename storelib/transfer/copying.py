@@ -11,6 +11,7 @@ from storelib.transfer.calls import DriverCalls
 from storelib.transfer.contract import (
     Backend,
     Committed,
+    Context,
     Digests,
     MiB,
     Progress,
@@ -28,7 +29,7 @@ SLOWEST = 4 * MiB
 
 
 def copy_within(
-    store: Backend, source: Any, image_id: str, digests: Digests, context: Any, progress: Progress | None
+    store: Backend, source: Any, image_id: str, digests: Digests, context: Context | None, progress: Progress | None
 ) -> StoredImage | None:
     """Have the back end of ``store`` copy the image at ``source``; None where it cannot, before anything is done.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
 from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Backend, Digest, Extent, MiB, Reader, at_fault, check_numbers, is_whole
+from storelib.transfer.contract import Backend, Context, Digest, Extent, MiB, Reader, at_fault, check_numbers, is_whole
 from storelib.transfer.deadlines import Deadline
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
@@ -37,7 +37,12 @@ class ImageData(NamedTuple):
 
 
 def open_stream(
-    store: Backend, location: Any, offset: int, length: int | None, context: Any, verify: Digest | bool = False
+    store: Backend,
+    location: Any,
+    offset: int,
+    length: int | None,
+    context: Context | None,
+    verify: Digest | bool = False,
 ) -> ImageStream:
     """A stream of that range of an image, clipped to the image as a slice would be, and compared with a digest."""
     subject = str(location)

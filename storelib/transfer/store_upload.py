@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from storelib.exceptions import StoreError
 from storelib.transfer.calls import DriverCalls
-from storelib.transfer.contract import Backend, Committed, Digests, StoredImage, Writer, at_fault
+from storelib.transfer.contract import Backend, Committed, Context, Digests, StoredImage, Writer, at_fault
 from storelib.transfer.cutting import PartCutter
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.tasks import Task
@@ -25,7 +24,7 @@ class StoreUpload:
     parts: PartCutter
 
     def __init__(
-        self, store: Backend, image_id: str, size: int | None, budget: int, monitor: Monitor, context: Any
+        self, store: Backend, image_id: str, size: int | None, budget: int, monitor: Monitor, context: Context | None
     ) -> None:
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
         self._store = store

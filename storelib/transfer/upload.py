@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
-from storelib.transfer.contract import Backend, Digest, Digests, Extent, MiB, Progress, StoredImage
+from storelib.transfer.contract import Backend, Context, Digest, Digests, Extent, MiB, Progress, StoredImage
 from storelib.transfer.cutting import PartCutter
 from storelib.transfer.digests import BLOCK, Digesting, Verifier
 from storelib.transfer.download import ImageData, ImageStream
@@ -44,7 +44,7 @@ def fan_out(
     *,
     hashing_algo: str = "sha512",
     digests: Digests | None = None,
-    context: Any = None,
+    context: Context | None = None,
     verifier: Verifier | None = None,
     progress: Progress | None = None,
     check: Callable[[Digests], object] | None = None,
@@ -90,7 +90,7 @@ def fan_out(
 class _Readable(Protocol):
     """The store that an image is copied from, as far as ``copy`` knows it."""
 
-    def get(self, location: Any, *, context: Any = None, verify: Verify = None) -> ImageData:
+    def get(self, location: Any, *, context: Context | None = None, verify: Verify = None) -> ImageData:
         """The image as a stream."""
 
 
@@ -102,7 +102,7 @@ def copy(
     *,
     digests: Digests | None = None,
     hashing_algo: str = "sha512",
-    context: Any = None,
+    context: Context | None = None,
     progress: Progress | None = None,
     verify: Verify = None,
 ) -> StoredImage:

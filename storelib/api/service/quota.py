@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
+from types import SimpleNamespace
 from typing import Any
 
 from storelib.api.config import size_in_bytes
@@ -15,7 +16,7 @@ from storelib.api.schemas import RESERVED_PREFIX
 class Quota:
     """The limits as configured. A limit of None is none."""
 
-    def __init__(self, options: Any, repository: Repository) -> None:
+    def __init__(self, options: SimpleNamespace, repository: Repository) -> None:
         self._repository = repository
         self.members = _limit(options.image_member_quota)
         self.properties = _limit(options.image_property_quota)
