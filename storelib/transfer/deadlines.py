@@ -67,8 +67,9 @@ def _current() -> Deadline | None:
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Give what this thread asks within no more than that in all, whatever its deadline and whatever comes."""
-    outer = getattr(_thread, "limit", math.inf)
-    _thread.limit = min(outer, time.monotonic() + seconds)
+    outer: float | None = getattr(_thread, "limit", None)
+    limit = time.monotonic() + seconds
+    _thread.limit = limit if outer is None else min(outer, limit)
     try:
         yield
     finally:
@@ -94,10 +95,12 @@ def within(seconds: Any) -> Any:
 
     Raises TimeoutError where nothing is left.
     """
-    deadline, limit = _current(), getattr(_thread, "limit", math.inf)
-    if deadline is None and limit == math.inf:
+    deadline, limit = _current(), getattr(_thread, "limit", None)
+    if deadline is None and limit is None:
         return seconds
-    left = min(deadline.left if deadline else math.inf, limit - time.monotonic())
+    left = deadline.left if deadline else math.inf
+    if limit is not None:
+        left = min(left, limit - time.monotonic())
     if left <= 0:
         raise TimeoutError("the server sends its answer too slowly (option transfer_timeout)")
     return min(seconds, left) if isinstance(seconds, int | float) else left

@@ -6,7 +6,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from storelib.transfer.contract import KiB, Reader
@@ -64,25 +63,33 @@ class Body:
 
 def discard(response: Any) -> None:
     """Drop a response of urllib3; its connection is kept when little of the body is left."""
-    file = _file_of(response)
-    left = getattr(file, "length", None)
-    if left is not None and left <= _WORTH_DRAINING and not response.closed:
-        # Nobody wants these bytes.
-        with contextlib.suppress(Exception), at_most(_DRAINED_IN):
-            file.read()
+    if not response.closed:
+        _drain(_file_of(response))
     if response.closed:
         response.release_conn()
     response.close()
 
 
-@contextlib.contextmanager
-def discarding_on_error(response: Any) -> Iterator[None]:
-    """Discard a response in which something is found to be wrong."""
-    try:
-        yield
-    except BaseException:
-        discard(response)
-        raise
+def _drain(file: Any) -> None:
+    left = getattr(file, "length", None)
+    if left is not None and left <= _WORTH_DRAINING:
+        # Nobody wants these bytes.
+        with contextlib.suppress(Exception), at_most(_DRAINED_IN):
+            file.read()
+
+
+class DiscardOnError:
+    """``with DiscardOnError(response)``: discard a response in which something is found to be wrong."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            discard(self._response)
 
 
 def _file_of(response: Any) -> Any:
