@@ -218,6 +218,16 @@ def test_catalog_without_the_region_names_the_option(keystone, changes):
         keystone.open(swift_store_region="one").add("other", b"data")
 
 
+def test_catalog_that_was_mended_is_seen_at_once(keystone):
+    keystone.change = endpoint(region="two", region_id="two")
+    store = keystone.open(swift_store_region="one")
+    with pytest.raises(BadStoreConfiguration):
+        store.add("id", b"data")
+    keystone.change = lambda token: token
+    store.add("id", b"data")
+    assert keystone.given == 2
+
+
 def test_endpoint_with_the_old_name_of_its_region_is_found(keystone):
     def change(token):
         [service] = token["catalog"]

@@ -38,8 +38,8 @@ from storelib.transfer.http.keystone import (
     Endpoint,
     Identity,
     KeystoneIdentity,
-    Lease,
     RequestIdentity,
+    TokenIdentity,
     checked_url,
 )
 from storelib.transfer.http.reading import discard
@@ -280,33 +280,16 @@ class Features:
 # -- Who asks ----------------------------------------------------------------------------------------------------------
 
 
-class V1Identity(Identity):
+class V1Identity(TokenIdentity):
     """Version 1: one request with user and key, as tempauth and radosgw take it."""
 
     def __init__(self, connections: Connections, credentials: Credentials, conf: Any) -> None:
+        super().__init__(conf.swift_store_expire_soon_interval)
         self._connections = connections
         self._credentials = credentials
-        self._soon = conf.swift_store_expire_soon_interval
         self._endpoint = conf.swift_store_endpoint
-        self._lock = threading.Lock()
-        self._access: Access | None = None
-        self._lease = Lease(None, self._soon)
 
-    def access(self) -> Access:
-        """The token at hand unless it expires soon."""
-        with self._lock:
-            if self._access is None or self._lease.is_over:
-                self._access = self._ask()
-            return self._access
-
-    def renew(self, refused: Access) -> bool:
-        """Have the service asked again."""
-        with self._lock:
-            if self._access == refused:
-                self._access = None
-        return True
-
-    def _ask(self) -> Access:
+    def _ask(self) -> tuple[Access, float | None]:
         credentials = self._credentials
         headers = {"X-Auth-User": credentials.user or "", "X-Auth-Key": credentials.key or ""}
         response = self._connections.send("GET", credentials.identity_url, headers)
@@ -319,8 +302,8 @@ class V1Identity(Identity):
             raise BadStoreConfiguration("at swift_store_auth_address there is no identity service of version 1")
         if not 200 <= status < 300:
             raise errors.error_of_status("GET", status, found, "a token")
-        self._lease = Lease(errors.number(found.get("X-Auth-Token-Expires")), self._soon)
-        return Access(checked_url(self._endpoint or url), token or "")
+        life = errors.number(found.get("X-Auth-Token-Expires"))
+        return Access(checked_url(self._endpoint or url), token or ""), life
 
 
 class ForeignAccount(Identity):
@@ -363,7 +346,7 @@ def _plugin(credentials: Credentials, trust: str | None) -> Any:
             application_credential_secret=credentials.application_credential_secret or "",
             reauthenticate=False,
         )
-    # That it has always two minutes to live is no use where tokens live no longer; see Lease.
+    # That it has always two minutes to live is no use where tokens live no longer; see TokenIdentity.
     user: dict[str, Any] = {
         "reauthenticate": False,
         "username": credentials.user_name,

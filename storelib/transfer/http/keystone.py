@@ -40,23 +40,6 @@ class Access:
     token: str = field(repr=False)
 
 
-class Lease:
-    """How long a token is used: until it is about to expire, but at least for half of its life and some seconds."""
-
-    def __init__(self, life: float | None, soon: float) -> None:
-        """``life``: seconds, None if the service does not tell; ``soon``: seconds before its end."""
-        self._renewed = math.inf
-        if life is not None:
-            # One that lives no longer than ``soon`` would be asked for anew for each request.
-            used = max(life - min(soon, life / 2), min(life, _LEAST_INTERVAL))
-            self._renewed = time.monotonic() + used
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is time for another token."""
-        return time.monotonic() >= self._renewed
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """Which URL of a service is asked: a fixed one, or one from the catalog that comes with a token."""
@@ -74,12 +57,9 @@ class Endpoint:
         """The URL in the catalog of a token, as keystoneauth has read it."""
         if self.fixed:
             return _filled_in(self.fixed, found.project_id)
-        with sensible():
-            url = found.service_catalog.url_for(
-                service_type=self.service_type,
-                interface=self.interface.removesuffix("URL"),
-                region_name=self.region,
-            )
+        url = found.service_catalog.url_for(
+            service_type=self.service_type, interface=self.interface.removesuffix("URL"), region_name=self.region
+        )
         return checked_url(url)
 
     def of_request(self, context: Any) -> str:
@@ -119,53 +99,64 @@ class Identity(abc.ABC):
         """Free what was made for the transfer, which is over."""
 
 
-class KeystoneIdentity(Identity):
-    """A user with credentials of its own."""
+class TokenIdentity(Identity):
+    """A user whose token is kept until it is about to expire, or is refused."""
+
+    def __init__(self, soon: float) -> None:
+        """``soon``: seconds before its end in which a token is renewed."""
+        self._soon = soon
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._renewed = 0.0
+
+    def access(self) -> Access:
+        """The URL with the token at hand, or a new one."""
+        with self._lock:
+            if self._access is None or time.monotonic() >= self._renewed:
+                self._access, life = self._ask()
+                self._renewed = time.monotonic() + _used(life, self._soon)
+            return self._access
+
+    def renew(self, refused: Access) -> bool:
+        """Have another token asked for; returns True."""
+        with self._lock:
+            if self._access is not None and self._access.token == refused.token:
+                self._access = None
+        return True
+
+    @abc.abstractmethod
+    def _ask(self) -> tuple[Access, float | None]:
+        """Ask for a token; returns with it how many seconds it is good for, None if that is not told."""
+
+
+class KeystoneIdentity(TokenIdentity):
+    """A user of Keystone with credentials of its own."""
 
     def __init__(self, url: str, plugin: Any, http: Session, timeout: float, endpoint: Endpoint, soon: float) -> None:
         """``plugin``, of keystoneauth, gets tokens from Keystone at ``url``, which has its version.
 
-        ``soon``: seconds before its end in which a token is renewed; ``timeout``: seconds to wait for Keystone.
+        ``timeout``: seconds to wait for Keystone.
         """
+        super().__init__(soon)
         self.url = url
-        self.session = _session(plugin, http, timeout)
         self.plugin = plugin
+        self.session = _session(plugin, http, timeout)
         self._endpoint = endpoint
-        self._soon = soon
-        self._lock = threading.Lock()
-        self._known: Any = None
-        self._lease = Lease(None, 0)
-
-    def access(self) -> Access:
-        """The URL with the token at hand, or a new one; keystoneauth keeps it, and gets another when it is told to."""
-        found = self._reference()
-        return Access(self._endpoint.of_token(found), found.auth_token)
-
-    def renew(self, refused: Access) -> bool:
-        """Have Keystone asked for a new one."""
-        with self._lock:
-            found = self.plugin.auth_ref
-            if found is not None and found.auth_token == refused.token:
-                self.plugin.invalidate()
-        return True
+        self._user_id = ""
 
     @property
     def user_id(self) -> str:
         """The id that Keystone has for this user."""
-        return str(self._reference().user_id)
+        self.access()
+        return self._user_id
 
-    def _reference(self) -> Any:
-        with self._lock:
-            if self._lease.is_over:
-                self.plugin.invalidate()
-            with sensible():
-                found = self.plugin.get_access(self.session)
-                # What a token must have; the rest is looked for where it is needed.
-                _ = found.auth_token, found.user_id, found.project_id
-            if found is not self._known:
-                self._known = found
-                self._lease = Lease(_life(found), self._soon)
-            return found
+    def _ask(self) -> tuple[Access, float | None]:
+        # It keeps the one that it has, whatever becomes of that.
+        self.plugin.invalidate()
+        with _sensible():
+            found = self.plugin.get_access(self.session)
+            self._user_id = str(found.user_id)
+            return Access(self._endpoint.of_token(found), found.auth_token), _life(found)
 
 
 class RequestIdentity(Identity):
@@ -289,7 +280,7 @@ def error_of_keystone(error: Exception, subject: str, prefix: str) -> StoreError
 
 
 @contextlib.contextmanager
-def sensible() -> Iterator[None]:
+def _sensible() -> Iterator[None]:
     """Raise for what the identity service sent, and keystoneauth did not check."""
     try:
         yield
@@ -309,6 +300,14 @@ def _session(plugin: Any, http: Session, timeout: float) -> Any:
 
     # A password goes to the address it is for, not to where a captive portal redirects.
     return session.Session(plugin, verify=http.verify, timeout=timeout, session=http, redirect=False)
+
+
+def _used(life: float | None, soon: float) -> float:
+    """Seconds that a token is used: until it is about to expire, but at least for half of its life and some seconds."""
+    if life is None:
+        return math.inf
+    # One that lives no longer than ``soon`` would be asked for anew for each request.
+    return max(life - min(soon, life / 2), min(life, _LEAST_INTERVAL))
 
 
 def _life(found: Any) -> float | None:
