@@ -9,7 +9,7 @@ from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.session import Answer, Session
 from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
 from storelib.transfer.http.headers import range_header
-from storelib.transfer.http.reading import BLOCK, Body, DiscardOnError, ResponseReader
+from storelib.transfer.http.reading import BLOCK, Body, ResponseReader, discarding_on_error
 
 
 class HttpReader(ResponseReader):
@@ -29,7 +29,7 @@ class HttpReader(ResponseReader):
 
         first = self._fetch(range_header(offset, length))
         self._version = first.version
-        with DiscardOnError(first.response):
+        with discarding_on_error(first.response):
             first.refuse_page()
             self._start(first, offset, length)
         if self.is_far(offset, first.latency) and first.serves_ranges and self._version.is_pinned:
@@ -86,7 +86,7 @@ class HttpReader(ResponseReader):
         if headers and self._version.if_range is not None:
             headers["If-Range"] = self._version.if_range
         answer = self._fetch(headers)
-        with DiscardOnError(answer.response):
+        with discarding_on_error(answer.response):
             if answer.status == 416 or (self._version.is_pinned and not self._version.same_as(answer.version)):
                 raise self._changed("the server has another version now")
             if answer.size is not None and answer.size != self.size:

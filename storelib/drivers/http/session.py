@@ -38,7 +38,7 @@ from storelib.exceptions import (
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import Connection, pool_classes
 from storelib.transfer.http.headers import content_range, posix_time, whole_number
-from storelib.transfer.http.reading import DiscardOnError, discard
+from storelib.transfer.http.reading import discard, discarding_on_error
 
 LOG = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class Answer:
         self.start = 0
         self.stop: int | None = None
         self.size: int | None = None
-        with DiscardOnError(response):
+        with discarding_on_error(response):
             self._read_headers(response.headers, asked)
         self.version = Version.of(response.headers, self.size)
 

@@ -16,7 +16,7 @@ from storelib.drivers.s3.publication import DIGEST
 from storelib.exceptions import ImageChanged, IncompleteRead, RemoteServiceUnavailable
 from storelib.transfer.contract import Digest, MiB
 from storelib.transfer.http.headers import content_range, range_header
-from storelib.transfer.http.reading import Body, DiscardOnError, ResponseReader
+from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
 
 _RECORDED = re.compile(r"([a-z0-9][a-z0-9_-]{1,19}):((?:[0-9a-f]{2}){16,64})")
 
@@ -67,7 +67,7 @@ class S3Reader(ResponseReader):
             self.size, self._etag = int(answer["ContentLength"]), _strong(answer.get("ETag"))
             self.digest = digest_of(answer)
             return None
-        with DiscardOnError(_response_of(answer)):
+        with discarding_on_error(_response_of(answer)):
             self._etag = _strong(answer.get("ETag"))
             self.digest = digest_of(answer)
             if not parameters:
@@ -109,7 +109,7 @@ class S3Reader(ResponseReader):
             if error_code(error) in ("InvalidRange", "416"):
                 raise ImageChanged(f"{self._location} changed while it was read: it is shorter now") from error
             raise
-        with DiscardOnError(_response_of(answer)):
+        with discarding_on_error(_response_of(answer)):
             if _strong(answer.get("ETag")) != self._etag:
                 raise ImageChanged(f"{self._location} changed while it was read")
             last, total = _range_of(answer, offset)

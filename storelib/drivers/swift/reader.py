@@ -12,7 +12,7 @@ from storelib.drivers.swift.service import Account, Service
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB
 from storelib.transfer.http.headers import ContentRange, content_range, range_header
-from storelib.transfer.http.reading import Body, DiscardOnError, ResponseReader, discard
+from storelib.transfer.http.reading import Body, ResponseReader, discard, discarding_on_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ class SwiftReader(ResponseReader):
         self.part_size = service.conf.swift_store_download_part_size * MiB
         self._location = location
         first = self._fetch(offset, length)
-        with DiscardOnError(first.raw):
+        with discarding_on_error(first.raw):
             self._version = Version.of(first.headers)
             self.digest = digest_in(first.headers)
             self.size = self._size_of(first)
@@ -68,7 +68,7 @@ class SwiftReader(ResponseReader):
     def ask(self, offset: int, end: int) -> Body:
         """Ask for a range."""
         answer = self._fetch(offset, end - offset if end < self.size else None)
-        with DiscardOnError(answer.raw):
+        with discarding_on_error(answer.raw):
             version = Version.of(answer.headers)
             if answer.status_code == 416 or version != self._version or self._size_of(answer) != self.size:
                 raise ImageChanged(f"{self._location} changed while it was read")
@@ -77,7 +77,7 @@ class SwiftReader(ResponseReader):
     def _fetch(self, offset: int, length: int | None) -> Response:
         wanted = range_header(offset, length)
         answer = self.account.get(self._location.container, self._location.obj, headers=wanted)
-        with DiscardOnError(answer.raw):
+        with discarding_on_error(answer.raw):
             self._check(answer, offset, ranged=bool(wanted))
         return answer
 

@@ -78,8 +78,8 @@ def _drain(file: Any) -> None:
             file.read()
 
 
-class DiscardOnError:
-    """``with DiscardOnError(response)``: discard a response in which something is found to be wrong."""
+class discarding_on_error:  # noqa: N801  (as contextlib.suppress)
+    """``with discarding_on_error(response)``: discard a response in which something is found to be wrong."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
