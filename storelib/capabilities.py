@@ -42,5 +42,11 @@ class Capability(enum.Flag):
         return tuple((flag.name or "").lower() for flag in Capability if flag in self)
 
 
+#: What every store has that can be written to.
+READ_WRITE = (
+    Capability.READ | Capability.RANGE | Capability.ADD | Capability.DELETE | Capability.STAT | Capability.CHECK
+)
+#: What a store has whose back end lists names and lets one of several adds win.
+COMPLETE = READ_WRITE | Capability.ATOMIC_ADD | Capability.LIST | Capability.GC
 #: All that a store which cannot be written to loses.
 WRITING = Capability.ADD | Capability.DELETE | Capability.ATOMIC_ADD | Capability.ACLS | Capability.GC | Capability.COPY

@@ -31,6 +31,7 @@ from storelib.exceptions import (
     StoreError,
     StoreGetNotSupported,
     StoreRandomGetNotSupported,
+    misconfigured,
 )
 from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
@@ -418,9 +419,12 @@ class Store(abc.ABC, Generic[L]):
     def open_reader(self, location: L, offset: int, length: int | None, context: Context | None) -> Reader:
         """A Reader for that range (offset may lie past the end); may already send the first request."""
 
-    @abc.abstractmethod
     def measure(self, location: L, context: Context | None) -> int:
-        """The image's size in bytes, asked as cheaply as possible; raises NotFound."""
+        """The image's size in bytes, asked as cheaply as possible; raises NotFound.
+
+        Written where ``inspect`` is not, or asks for more than the size.
+        """
+        return self._checked(self.inspect(location, context)).size
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> Writer:
         """A Writer for a new image; may raise Duplicate, makes nothing in the back end yet."""
@@ -522,6 +526,10 @@ class Store(abc.ABC, Generic[L]):
         why = f": {self.add_disabled}" if self.add_disabled and capability in WRITING else ""
         what = ", ".join(capability.names)
         raise (error or OperationNotSupported)(f"store {self.name} does not support {what}{why}")
+
+    def misconfigured(self, option: str, why: str) -> BadStoreConfiguration:
+        """The error of an option that cannot be as it is; ``why`` says what it has to be, and no secret."""
+        return misconfigured(self.name, option, why)
 
     def _disable_writing(self, why: str) -> None:
         self.add_disabled = why

@@ -69,6 +69,11 @@ class BadStoreConfiguration(StoreError):
     """The configuration is wrong; the message names file, group, option and value."""
 
 
+def misconfigured(store_name: str, option: str, why: str) -> BadStoreConfiguration:
+    """The error of one option of a store; ``why`` says what it has to be."""
+    return BadStoreConfiguration(f"store {store_name}, option {option}: {why}")
+
+
 class MissingDependency(BadStoreConfiguration):
     """A driver's client library is not installed; the message says which extra to install."""
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE
 from storelib.driver import (
     Committed,
     Digests,
@@ -93,17 +93,7 @@ class MemoryStore(Store[MemoryLocation]):
         cfg.IntOpt("memory_store_part_size", default=256 * KiB, min=4096, help="Bytes in one part."),
         cfg.IntOpt("memory_store_concurrency", default=2, min=1, help="Parts in flight at most."),
     )
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-    )
+    capabilities = COMPLETE
 
     def __init__(self, name: str, conf: Options) -> None:
         super().__init__(name, conf)
@@ -136,10 +126,6 @@ class MemoryStore(Store[MemoryLocation]):
     ) -> MemoryReader:
         """A reader of the bytes as they are now."""
         return MemoryReader(self.image(location).data)
-
-    def measure(self, location: MemoryLocation, context: Context | None) -> int:
-        """The size in bytes."""
-        return len(self.image(location).data)
 
     def remove(self, location: MemoryLocation, context: Context | None) -> None:
         """Remove the image from memory."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import garbage
 from storelib.drivers.filesystem.datadirs import DataDirs, Look, flush_directory, only_files
@@ -51,17 +51,7 @@ class FilesystemStore(Store[FileLocation]):
     schemes = SCHEMES
     location_class = FileLocation
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-    )
+    capabilities = COMPLETE
     datadirs: DataDirs
 
     # -- Configuration ----------------------------------------------------------------------------------------
@@ -125,10 +115,6 @@ class FilesystemStore(Store[FileLocation]):
 
         with forbidden(location):
             return bounded(guard, opened, str(location), late=lambda reader: let_go(reader.file))
-
-    def measure(self, location: FileLocation, context: Any) -> int:
-        """The size of the file."""
-        return self.inspect(location, context).size
 
     def remove(self, location: FileLocation, context: Any) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 from storelib.driver import Digest
 from storelib.drivers.gridfs.errors import UNAUTHORIZED
 from storelib.drivers.gridfs.location import GridfsLocation
-from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError
+from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
 from storelib.transfer.contract import KiB, MiB
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.live import LiveAdds
 
 #: Bytes of one request, or one chunk if that is more. Larger ones only cost memory: the client copies each twice.
 PART = 4 * MiB
@@ -93,7 +94,7 @@ class Bucket:
         self.concurrency: int = conf.mongodb_store_concurrency
         #: By the _id of their records, the adds still in use that this store began, which its gc spares; no add
         #: depends on it.
-        self.live: weakref.WeakValueDictionary[Any, object] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[object] = LiveAdds()
         self._conf = conf
         if importlib.util.find_spec("pymongo") is None:
             raise MissingDependency(needs("the gridfs driver", "gridfs", "pymongo"))
@@ -193,7 +194,7 @@ class Bucket:
 
         client: Any = MongoClient(self._uri, **self._options)
         if client.write_concern.document.get("w") == 0:
-            raise self._misconfigured("mongodb_store_uri", "w=0 loses images; leave it out")
+            raise misconfigured(self.store_name, "mongodb_store_uri", "w=0 loses images; leave it out")
         self._closing = weakref.finalize(self, _close, client)
         return client
 
@@ -216,7 +217,8 @@ class Bucket:
     def _checked_uri(self) -> str:
         value = (self._conf.mongodb_store_uri or "").strip()
         if not value:
-            raise self._misconfigured("mongodb_store_uri", "host, host:port or a connection string is missing")
+            why = "host, host:port or a connection string is missing"
+            raise misconfigured(self.store_name, "mongodb_store_uri", why)
         scheme, mark, rest = value.partition("://")
         uri = f"{scheme.lower()}://{rest}" if mark else f"mongodb://{value}"
         # For the other form, the name service would have to be asked.
@@ -226,7 +228,8 @@ class Bucket:
             try:
                 parse_uri(uri)
             except Exception:  # noqa: BLE001  (whose text may hold the password)
-                raise self._misconfigured(
+                raise misconfigured(
+                    self.store_name,
                     "mongodb_store_uri",
                     "not a host, host:port or MongoDB connection string; user and password must be percent-encoded",
                 ) from None
@@ -236,30 +239,31 @@ class Bucket:
         path = self._uri.partition("://")[2].partition("?")[0].partition("/")[2]
         name: str = self._conf.mongodb_store_db or path.partition(".")[0]
         if not name:
-            raise self._misconfigured("mongodb_store_db", "a name is missing, and mongodb_store_uri has none")
+            why = "a name is missing, and mongodb_store_uri has none"
+            raise misconfigured(self.store_name, "mongodb_store_db", why)
         # https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
         if re.search(r'[/\\. "$*<>:|?\0]', name) or len(name.encode()) > 63:
-            raise self._misconfigured("mongodb_store_db", f"{name!r} cannot be the name of a database")
+            raise misconfigured(self.store_name, "mongodb_store_db", f"{name!r} cannot be the name of a database")
         return name
 
     def _check_bucket(self) -> None:
         name = self._conf.mongodb_store_bucket
         if not re.fullmatch(r"[^$\0.\s]+(\.[^$\0.\s]+)*", name) or name.startswith("system") or len(name) > 100:
-            raise self._misconfigured("mongodb_store_bucket", f"{name!r} cannot be the name of a bucket")
+            raise misconfigured(self.store_name, "mongodb_store_bucket", f"{name!r} cannot be the name of a bucket")
 
     def _client_options(self) -> dict[str, Any]:
         conf = self._conf
         for option in ("mongodb_store_tls_ca_file", "mongodb_store_tls_certificate_key_file"):
             path = getattr(conf, option)
             if path and not os.access(path, os.R_OK):
-                raise self._misconfigured(option, f"{path} cannot be read")
+                raise misconfigured(self.store_name, option, f"{path} cannot be read")
         concern = conf.mongodb_store_write_concern or ""
         if concern.isdecimal() and not int(concern):
-            raise self._misconfigured("mongodb_store_write_concern", "0 loses images; at least 1")
+            raise misconfigured(self.store_name, "mongodb_store_write_concern", "0 loses images; at least 1")
         # The last one counts.
         said = dict(re.findall(r"(?:^|[?&;])(w)=([^&;]*)", self._uri.lower())).get("w", "")
         if not concern and said.isdecimal() and not int(said):
-            raise self._misconfigured("mongodb_store_uri", "w=0 loses images; leave it out")
+            raise misconfigured(self.store_name, "mongodb_store_uri", "w=0 loses images; leave it out")
         wanted = {
             "tls": conf.mongodb_store_tls,
             "tlsCAFile": conf.mongodb_store_tls_ca_file,
@@ -270,7 +274,7 @@ class Bucket:
             "w": int(concern) if concern.isdecimal() else concern,
         }
         if conf.mongodb_store_tls is False and any(value for name, value in wanted.items() if name.startswith("tls")):
-            raise self._misconfigured("mongodb_store_tls", "false, but other options say how to use TLS")
+            raise misconfigured(self.store_name, "mongodb_store_tls", "false, but other options say how to use TLS")
         return {
             **{name: value for name, value in wanted.items() if value not in (None, "")},
             # Only the engine tries again.
@@ -292,9 +296,6 @@ class Bucket:
         """Milliseconds that a request may take, never longer than a whole transfer stands still."""
         longest: float = self._conf.transfer_timeout
         return max(1, round(min(seconds, longest) * 1000))
-
-    def _misconfigured(self, option: str, what: str) -> BadStoreConfiguration:
-        return BadStoreConfiguration(f"store {self.store_name}, option {option}: {what}")
 
 
 def _close(client: Any) -> None:

@@ -47,7 +47,7 @@ class Publication:
         if self.files_id is not None:
             self._strays.append(self.files_id)
         self.files_id = ObjectId()
-        self._bucket.live[self.files_id] = self
+        self._bucket.live.begin(self.files_id, self)
         made = self._files.update_one(
             {"_id": self.files_id}, _under_way(self._image_id, self.chunk_size), upsert=True
         ).upserted_id
@@ -82,13 +82,13 @@ class Publication:
         if self.files_id is not None:
             self._files.delete_one({"_id": self.files_id})
             self._bucket.remove_chunks(self.files_id)
-            self._bucket.live.pop(self.files_id, None)
+            self._bucket.live.end(self.files_id)
 
     def _forget_strays(self) -> None:
         if self._strays:
             self._files.delete_many({"_id": {"$in": self._strays}})
         for files_id in self._strays:
-            self._bucket.live.pop(files_id, None)
+            self._bucket.live.end(files_id)
 
     def _seal(self) -> None:
         """Have all chunks in the journal, since this write of the record waits for it, and tell ``gc`` it is alive."""

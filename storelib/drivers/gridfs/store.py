@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.bucket import Bucket, Stored, any_image, image_id_of, understood
@@ -18,7 +18,7 @@ from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.options import OPTIONS
 from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsCopy, GridfsWriter
-from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
+from storelib.exceptions import Invalid, NotFound, StoreError
 from storelib.rehearsal import rehearse
 
 LOG = logging.getLogger(__name__)
@@ -37,18 +37,7 @@ class GridfsStore(Store[GridfsLocation]):
     schemes = ("gridfs",)
     location_class = GridfsLocation
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = COMPLETE | Capability.COPY
     bucket: Bucket
 
     # -- Configuration ----------------------------------------------------------------------------------------
@@ -60,10 +49,8 @@ class GridfsStore(Store[GridfsLocation]):
     def configure_add(self) -> None:
         """Check the size of chunks."""
         if self.conf.mongodb_store_chunk_size % 4:
-            raise BadStoreConfiguration(
-                f"store {self.name}, option mongodb_store_chunk_size: a multiple of 4 KiB, "
-                f"not {self.conf.mongodb_store_chunk_size}"
-            )
+            size = self.conf.mongodb_store_chunk_size
+            raise self.misconfigured("mongodb_store_chunk_size", f"a multiple of 4 KiB, not {size}")
 
     def areas(self) -> list[Area]:
         """The bucket, by any of the servers' names."""
@@ -85,10 +72,6 @@ class GridfsStore(Store[GridfsLocation]):
     def open_reader(self, location: GridfsLocation, offset: int, length: int | None, context: Any) -> GridfsReader:
         """Find the document of the image; its chunks are asked for when they are read."""
         return GridfsReader(self.bucket, self.bucket.find(location), str(location))
-
-    def measure(self, location: GridfsLocation, context: Any) -> int:
-        """The length in its document."""
-        return self.bucket.find(location).size
 
     def removal(self, location: GridfsLocation, context: Any) -> Callable[[], None]:
         """Delete the document that the first attempt met, then its chunks; ``gc`` finds those of a delete that dies."""

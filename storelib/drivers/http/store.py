@@ -52,10 +52,6 @@ class HttpStore(Store[HttpLocation]):
 
         return HttpReader(self.session, location, offset, length)
 
-    def measure(self, location: HttpLocation, context: Any) -> int:
-        """Ask with HEAD, or for one byte."""
-        return self.inspect(location, context).size
-
     def inspect(self, location: HttpLocation, context: Any) -> ImageInfo:
         """What the headers of the image tell, asked for without its body."""
         answer = self.session.describe(location)

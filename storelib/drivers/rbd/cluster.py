@@ -10,17 +10,17 @@ import contextlib
 import datetime
 import os
 import re
-import weakref
 from typing import Any
 
 from storelib.driver import ImageInfo
 from storelib.drivers.rbd.errors import ADVICE, storelib_error
 from storelib.drivers.rbd.location import SNAPSHOT, RbdLocation
-from storelib.exceptions import BadStoreConfiguration, NotFound, StorageFull, StoreError, TransferTimeout
+from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeout, misconfigured
 from storelib.librbd.cluster import Cluster, Settings, require_bindings
 from storelib.librbd.errors import DISCONNECTED, code_of
 from storelib.librbd.images import runs_by_object_map
 from storelib.transfer.contract import MiB
+from storelib.transfer.live import LiveAdds
 
 #: Where Ceph looks first.
 _CEPH_CONF = "/etc/ceph/ceph.conf"
@@ -39,9 +39,9 @@ class RbdCluster(Cluster):
         for option in ("rbd_store_ceph_conf", "rbd_store_keyring"):
             path = getattr(conf, option)
             if path and not os.access(path, os.R_OK):
-                raise BadStoreConfiguration(f"store {store_name}, option {option}: {path} cannot be read")
+                raise misconfigured(store_name, option, f"{path} cannot be read")
         if not conf.rbd_store_pool:
-            raise BadStoreConfiguration(f"store {store_name}, option rbd_store_pool: the name of a pool")
+            raise misconfigured(store_name, "rbd_store_pool", "the name of a pool")
         super().__init__(_settings(conf), f"store {store_name}", ADVICE)
         self.store_name = store_name
         self.pool: str = conf.rbd_store_pool
@@ -56,7 +56,7 @@ class RbdCluster(Cluster):
         #: The size of the objects of new images, as a power of two.
         self.order = (int(conf.rbd_store_chunk_size) * MiB).bit_length() - 1
         #: Writers still in use by the names of what they write, so that gc leaves that alone.
-        self.under_way: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[object] = LiveAdds()
         self._conf_file = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
 
     @property

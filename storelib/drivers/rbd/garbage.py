@@ -54,7 +54,7 @@ def examine(cluster: RbdCluster, connection: Connection, place: Dead) -> Garbage
     """The garbage at that place; None if what is there is an image, alive, or none of storelib's."""
     import rbd
 
-    if place.name in cluster.under_way:
+    if place.name in cluster.live:
         return None
     try:
         if place.trash_id is not None:

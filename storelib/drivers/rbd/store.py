@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, publication
 from storelib.drivers.rbd.cluster import RbdCluster, describe
@@ -18,7 +18,6 @@ from storelib.drivers.rbd.options import OPTIONS
 from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.writer import RbdCopy, RbdWriter
 from storelib.exceptions import (
-    BadStoreConfiguration,
     Forbidden,
     NotFound,
     OperationNotSupported,
@@ -42,19 +41,7 @@ class RbdStore(Store[RbdLocation]):
     schemes = (SCHEME,)
     location_class = RbdLocation
     options: ClassVar[tuple[cfg.Opt, ...]] = tuple(OPTIONS)
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.SPARSE
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = COMPLETE | Capability.SPARSE | Capability.COPY
     cluster: RbdCluster
 
     # -- Configuration ----------------------------------------------------------------------------------------
@@ -72,9 +59,7 @@ class RbdStore(Store[RbdLocation]):
             if not option:
                 self.capabilities &= ~capability
         if self.conf.rbd_store_clone_format == "1" and not self.conf.rbd_store_protect_snapshot:
-            raise BadStoreConfiguration(
-                f"store {self.name}: rbd_store_clone_format = 1 needs rbd_store_protect_snapshot"
-            )
+            raise self.misconfigured("rbd_store_clone_format", "1 needs rbd_store_protect_snapshot")
 
     def areas(self) -> list[Area]:
         """The namespace of the pool, in the cluster that ceph.conf is about."""

@@ -94,7 +94,7 @@ class RbdWriter(Writer):
     def _new_name(self) -> tuple[str, str]:
         name, token = publication.new_name(self._image_id)
         self._names.append(name)
-        self._cluster.under_way[name] = self
+        self._cluster.live.begin(name, self)
         return name, token
 
     def _open(self, connection: Connection, name: str, token: str) -> None:

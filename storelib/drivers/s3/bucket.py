@@ -16,7 +16,6 @@ import math
 import os
 import re
 import threading
-import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ from storelib.driver import Writer
 from storelib.drivers.s3 import options
 from storelib.drivers.s3.errors import BadAnswer, Damaged, check_answer, error_code, size_of, storelib_error
 from storelib.drivers.s3.location import S3Location, configured_endpoint
-from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError
+from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
 from storelib.transfer.contract import Digests
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import ListeningConnection, pool_classes
+from storelib.transfer.live import LiveAdds
 from storelib.transfer.partfile import PartFile
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Bucket:
         except BadStoreUri as error:
             # The value may hold a password that does not belong there.
             what = f"host, host:port, or a URL that begins with https:// or http://: {error}"
-            raise options.misconfigured(store_name, "s3_store_host", what) from None
+            raise misconfigured(store_name, "s3_store_host", what) from None
         options.check_access(conf, store_name)
         self._verify = options.verification(conf, store_name)
         self.name = conf.s3_store_bucket or ""
@@ -95,7 +95,7 @@ class Bucket:
         #: Whether all parts of an image must be of one size, but the last.
         self.equal_parts = conf.s3_store_equal_parts in wanted
         #: Uploads of writers that are still in use, so that gc leaves them alone.
-        self.live_uploads: weakref.WeakValueDictionary[str, Writer] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[Writer] = LiveAdds()
         # The server has refused a bucket in the path.
         self._virtual_only = False
         # Where it says that the bucket is.

@@ -39,7 +39,7 @@ def discard(bucket: Bucket, garbage: Garbage) -> bool:
 
 def _dead(bucket: Bucket, key: str, upload_id: str, initiated: float) -> Garbage | None:
     """An upload with its size and the time of its last part; None if it is gone, or this process's own."""
-    if upload_id in bucket.live_uploads:
+    if upload_id in bucket.live:
         return None
     size, modified = 0, initiated
     try:

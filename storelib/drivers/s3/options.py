@@ -12,7 +12,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from storelib.exceptions import BadStoreConfiguration
+from storelib.exceptions import misconfigured
 from storelib.option_types import LocalPath
 
 OPTIONS: Sequence[cfg.Opt] = (
@@ -188,11 +188,6 @@ OPTIONS: Sequence[cfg.Opt] = (
 )
 
 
-def misconfigured(store_name: str, option: str, what: str) -> BadStoreConfiguration:
-    """The error of an option that cannot be; ``what`` says what it has to be."""
-    return BadStoreConfiguration(f"store {store_name}, option {option}: {what}")
-
-
 def check_access(conf: Any, store_name: str) -> None:
     """Raise BadStoreConfiguration unless keys are whole and the proxy is one."""
     if bool(conf.s3_store_access_key) != bool(conf.s3_store_secret_key):
@@ -235,13 +230,10 @@ def object_settings(conf: Any, store_name: str) -> dict[str, Any]:
     """What requests that make an object say of it; raises BadStoreConfiguration for options that do not go together."""
     encryption = conf.s3_store_encryption
     if (encryption == "customer") != bool(conf.s3_store_customer_key):
-        raise BadStoreConfiguration(
-            f"store {store_name}: s3_store_encryption = customer and s3_store_customer_key go together"
-        )
+        raise misconfigured(store_name, "s3_store_encryption", "customer goes together with s3_store_customer_key")
     if conf.s3_store_kms_key_id and not encryption.startswith("aws:kms"):
-        raise BadStoreConfiguration(
-            f"store {store_name}: s3_store_kms_key_id needs s3_store_encryption = aws:kms or aws:kms:dsse"
-        )
+        why = "needs s3_store_encryption = aws:kms or aws:kms:dsse"
+        raise misconfigured(store_name, "s3_store_kms_key_id", why)
     settings = {
         "StorageClass": conf.s3_store_storage_class,
         "ServerSideEncryption": None if encryption in ("none", "customer") else encryption,

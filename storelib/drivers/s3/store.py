@@ -11,18 +11,17 @@ from typing import Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Part, Store, web_server
 from storelib.drivers.s3.bucket import AMAZON_SERVICE, Bucket, PartChecksums
 from storelib.drivers.s3.errors import BadAnswer, names_itself
 from storelib.drivers.s3.garbage import discard, find_garbage
 from storelib.drivers.s3.location import DEFAULT_PORTS, SCHEMES, S3Location
-from storelib.drivers.s3.options import OPTIONS, misconfigured, object_settings
+from storelib.drivers.s3.options import OPTIONS, object_settings
 from storelib.drivers.s3.publication import CHECKSUMS, version_of
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Copy, S3Writer
 from storelib.exceptions import (
-    BadStoreConfiguration,
     BadStoreUri,
     Duplicate,
     Invalid,
@@ -55,19 +54,7 @@ class S3Store(Store[S3Location]):
     schemes = SCHEMES
     location_class = S3Location
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ACLS
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-        | Capability.PRESIGN
-    )
+    capabilities = READ_WRITE | Capability.LIST | Capability.GC | Capability.ACLS | Capability.COPY | Capability.PRESIGN
     bucket: Bucket
 
     def __init__(self, name: str, conf: Any) -> None:
@@ -84,7 +71,7 @@ class S3Store(Store[S3Location]):
         except BadStoreUri:
             option = "s3_store_key_prefix" if self.bucket.name else "s3_store_bucket"
             what = "a bucket's name, and a prefix without '.' and '..' as parts"
-            raise misconfigured(self.name, option, what) from None
+            raise self.misconfigured(option, what) from None
         if self.conf.s3_store_conditional_writes == "on":
             self._set_conditional_complete()
 
@@ -135,10 +122,6 @@ class S3Store(Store[S3Location]):
     def open_reader(self, location: S3Location, offset: int, length: int | None, context: Any) -> S3Reader:
         """Send the first request."""
         return S3Reader(self.bucket, location, offset, length)
-
-    def measure(self, location: S3Location, context: Any) -> int:
-        """The size that a HEAD tells."""
-        return int(self.bucket.head(location)["ContentLength"])
 
     def remove(self, location: S3Location, context: Any) -> None:
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
@@ -223,15 +206,15 @@ class S3Store(Store[S3Location]):
 
     def _probe_conditions(self) -> None:
         mode = self.conf.s3_store_conditional_writes
-        promised = f"store {self.name}, option s3_store_conditional_writes = on: the server"
+        promised = "s3_store_conditional_writes = on"
         try:
             put, complete = mapped(lambda: _honours_conditions(self.bucket), self.map_error, self.name)
         except OperationNotSupported as error:
             if mode == "on":
-                raise BadStoreConfiguration(f"{promised} refuses If-None-Match") from error
+                raise self.misconfigured(promised, "the server refuses If-None-Match") from error
             raise
         if mode == "on" and not (put and complete):
-            raise BadStoreConfiguration(f"{promised} ignores If-None-Match")
+            raise self.misconfigured(promised, "the server ignores If-None-Match")
         if mode == "auto":
             self.bucket.conditional_put = put
             if put and complete:

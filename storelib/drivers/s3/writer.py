@@ -122,7 +122,7 @@ class S3Writer(Writer):
 
         answer = adapting(self._bucket, start)
         self.upload_id = answer["UploadId"]
-        self._bucket.live_uploads[answer["UploadId"]] = self
+        self._bucket.live.begin(answer["UploadId"], self)
 
     def write(self, part: Part) -> None:
         """Send one part with its checksum."""
@@ -239,7 +239,7 @@ class S3Writer(Writer):
         """Abort until the server no longer knows it: a part whose connection was cut may arrive after the first."""
         for _ in range(3):
             if self._is_gone("abort_multipart_upload") or self._is_gone("list_parts", MaxParts=1):
-                self._bucket.live_uploads.pop(self._upload["UploadId"], None)
+                self._bucket.live.end(self.upload_id)
                 return
         raise RemoteServiceUnavailable(f"{self.publication.location}: its upload is still there after it was aborted")
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from storelib.drivers.sheepdog.command import Dog
 from storelib.drivers.sheepdog.errors import CommandFailed, first_line
 from storelib.drivers.sheepdog.location import SheepdogLocation, name_of, normalised
-from storelib.exceptions import BadStoreConfiguration, Duplicate, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StoreError, misconfigured
 from storelib.transfer.contract import MiB
+from storelib.transfer.live import LiveAdds
 
 _COMMANDS = ("dog", "collie")
 #: Deletions of the parts of one leftover, as a limit to what may go wrong in them.
@@ -93,14 +93,12 @@ class SheepdogCluster:
         #: Held while a copy has taken away the claim to its source.
         self.taking_snapshots = threading.Lock()
         #: Adds that are under way, by token, so that gc leaves them alone.
-        self.live: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[object] = LiveAdds()
         wanted = (conf.sheepdog_store_command,) if conf.sheepdog_store_command else _COMMANDS
         path = next(filter(None, map(shutil.which, wanted)), None)
         if path is None:
-            raise BadStoreConfiguration(
-                f"store {store_name}, option sheepdog_store_command: there is no program {' or '.join(wanted)}; "
-                "it comes with the package sheepdog"
-            )
+            why = f"there is no program {' or '.join(wanted)}; it comes with the package sheepdog"
+            raise misconfigured(store_name, "sheepdog_store_command", why)
         timeout = min(conf.sheepdog_store_timeout, conf.transfer_timeout)
         self.dog = Dog(path, conf.sheepdog_store_address, conf.sheepdog_store_port, timeout)
         self._address = normalised(conf.sheepdog_store_address)

@@ -57,7 +57,7 @@ class Publication:
         self._free_at = time.time_ns()
         #: The image is there by this add.
         self.done = False
-        cluster.live[token] = self
+        cluster.live.begin(token, self)
 
     def publish(self, source: str, tag: str, whole: Vdi, digests: Digests) -> None:
         """Clone that snapshot to the final name; harmless when done again. Raises Duplicate.
@@ -85,7 +85,7 @@ class Publication:
 
     def close(self) -> None:
         """The add has come to its end."""
-        self._cluster.live.pop(self._token, None)
+        self._cluster.live.end(self._token)
 
     def _clone(self, source: str, tag: str) -> None:
         again, self._uncertain = self._uncertain, True

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog import garbage, publication
 from storelib.drivers.sheepdog.cluster import SheepdogCluster, Vdi
@@ -37,18 +37,7 @@ class SheepdogStore(Store[SheepdogLocation]):
     schemes = SCHEMES
     location_class = SheepdogLocation
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = COMPLETE | Capability.COPY
     cluster: SheepdogCluster
 
     # -- Configuration ----------------------------------------------------------------------------------------

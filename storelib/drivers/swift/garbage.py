@@ -147,8 +147,8 @@ def _made(headers: Any) -> float:
 
 def _is_alive(service: Service, account: Account, dead: Dead, image_id: str) -> bool:
     """Whether an image is made of it, or an add in this process still makes one."""
-    writers = list(service.writers.items())
-    if any(token == dead.token or (service.layout.own and at.container == dead.container) for token, at in writers):
+    own = service.layout.own
+    if dead.token in service.live or (own and any(add.container == dead.container for add in service.live)):
         return True
     found = account.find_surely(dead.image_container, image_id)
     return found is not None and (service.layout.own or found.get(TOKEN_HEADER) == dead.token)

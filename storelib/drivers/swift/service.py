@@ -14,7 +14,6 @@ import re
 import secrets
 import threading
 import urllib.parse
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +42,7 @@ from storelib.transfer.http.keystone import (
     checked_url,
 )
 from storelib.transfer.http.reading import discard
+from storelib.transfer.live import LiveAdds
 from storelib.transfer.partfile import PartFile
 from storelib.uris import quote
 
@@ -82,7 +82,7 @@ class Service:
             conf.swift_store_segment_container,
         )
         #: Adds under way in this process, by token, for gc to leave alone.
-        self.writers: weakref.WeakValueDictionary[str, Adding] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[Adding] = LiveAdds()
         self.reference: str = conf.default_swift_reference if conf.swift_store_config_file else OPTIONS_REFERENCE
         self._endpoint = Endpoint(
             conf.swift_store_service_type,

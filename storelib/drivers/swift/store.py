@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.swift import garbage as leftovers
 from storelib.drivers.swift.errors import (
@@ -60,15 +60,7 @@ class SwiftStore(Store[SwiftLocation]):
     schemes = SCHEMES
     location_class = SwiftLocation
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.STAT
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = READ_WRITE | Capability.COPY
 
     def __init__(self, name: str, conf: Any) -> None:
         super().__init__(name, conf)
@@ -151,10 +143,6 @@ class SwiftStore(Store[SwiftLocation]):
         from storelib.drivers.swift.reader import SwiftReader
 
         return SwiftReader(self.service, self.service.account_of(location, context), location, offset, length)
-
-    def measure(self, location: SwiftLocation, context: Any) -> int:
-        """The size that the headers tell."""
-        return self.inspect(location, context).size
 
     def inspect(self, location: SwiftLocation, context: Any) -> ImageInfo:
         """What the headers tell."""

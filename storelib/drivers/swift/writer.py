@@ -124,7 +124,7 @@ def open_writer(service: Service, image_id: str, context: Any) -> SwiftWriter:
     if _exists(service, account, location):
         raise Duplicate(f"image {image_id!r} exists in store {service.name}")
     writer = SwiftWriter(service, account, location)
-    service.writers[writer.token] = writer
+    service.live.begin(writer.token, writer)
     return writer
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from storelib._version import __version__
 from storelib.drivers.vmware.errors import HttpError
-from storelib.drivers.vmware.options import Settings, misconfigured
+from storelib.drivers.vmware.options import Settings
+from storelib.exceptions import misconfigured
 from storelib.transfer.contract import KiB
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http import connections, reading

@@ -11,7 +11,6 @@ import functools
 import re
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +23,8 @@ from storelib.drivers.vmware.errors import HttpError, is_fault
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Settings, Target
 from storelib.drivers.vmware.session import Login, Session
-from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull
+from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull, misconfigured
+from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
 
 #: Seconds for which it is believed how much room the datastores have.
@@ -79,7 +79,7 @@ class Datastores:
         self._lock = threading.Lock()
         self._handles: dict[Target, Handles] = {}
         #: What is on its way, by its temporary name, so that gc leaves it alone.
-        self.under_way: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.live: LiveAdds[Any] = LiveAdds()
         # Directories that were made, or found, with all above them.
         self._made: set[tuple[Target, tuple[str, ...]]] = set()
         self._rooms: tuple[float, dict[Target, Room]] | None = None
@@ -281,7 +281,7 @@ class Datastores:
         raise self._misconfigured(f"there is no datastore {target.name} in datacenter {target.datacenter}")
 
     def _misconfigured(self, why: str) -> BadStoreConfiguration:
-        return BadStoreConfiguration(f"store {self.store_name}, option vmware_datastores: {why}")
+        return misconfigured(self.store_name, "vmware_datastores", why)
 
 
 def _inventory_name(name: str) -> str:

@@ -21,7 +21,7 @@ def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) 
     for target in datastores.targets:
         for file in datastores.files(target, (*datastores.directory, UPLOADS)):
             named = split_temporary(file.name)
-            if named is None or file.is_folder or file.modified > latest or file.name in datastores.under_way:
+            if named is None or file.is_folder or file.modified > latest or file.name in datastores.live:
                 continue
             image_id, whole = named
             # Of a long id that was cut, more than its beginning is not known.
@@ -36,7 +36,7 @@ def discard(datastores: Datastores, garbage: Garbage) -> bool:
     file: File
     target, file = garbage.handle
     names = (*datastores.directory, UPLOADS, file.name)
-    if file.name in datastores.under_way or datastores.find(target, names) != file:
+    if file.name in datastores.live or datastores.find(target, names) != file:
         return False
     try:
         datastores.delete(target, names)

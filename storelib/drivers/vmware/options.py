@@ -11,7 +11,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib.drivers.vmware.location import DEFAULT_PORT, split_endpoint
-from storelib.exceptions import BadStoreConfiguration, BadStoreUri
+from storelib.exceptions import BadStoreUri, misconfigured
 from storelib.option_types import LocalPath
 
 OPTIONS: Sequence[cfg.Opt] = (
@@ -123,11 +123,6 @@ def check_credentials(conf: Any, store_name: str) -> None:
     for option in ("vmware_server_username", "vmware_server_password"):
         if not getattr(conf, option):
             raise misconfigured(store_name, option, "must be given, since a vCenter lets nobody in without")
-
-
-def misconfigured(store_name: str, option: str, why: str) -> BadStoreConfiguration:
-    """The error for an option that cannot be."""
-    return BadStoreConfiguration(f"store {store_name}, option {option}: {why}")
 
 
 def _endpoint(conf: Any, store_name: str) -> tuple[str, int]:

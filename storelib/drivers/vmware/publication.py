@@ -59,7 +59,7 @@ class Publication:
     def new_file(self) -> Sequence[str]:
         """The names on the way to a temporary file that nothing was written to yet."""
         name = temporary_name(self._image_id)
-        self.datastores.under_way[name] = self
+        self.datastores.live.begin(name, self)
         self._tried.append(name)
         return self._temporary
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.vmware.errors import is_fault, storelib_error
 from storelib.drivers.vmware.location import SCHEME, VmwareLocation
@@ -38,18 +38,7 @@ class VmwareStore(Store[VmwareLocation]):
     schemes = (SCHEME,)
     location_class = VmwareLocation
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = COMPLETE | Capability.COPY
     datastores: Datastores
 
     # -- Configuration ----------------------------------------------------------------------------------------
