@@ -155,7 +155,7 @@ class Area(NamedTuple):
 class Store(abc.ABC, Generic[L]):
     """One configured place that keeps images; safe to use from many threads.
 
-    ``name`` is the store's id, ``conf`` answers its options as attributes, own group first.
+    ``name`` is the store's id, ``conf`` has its options as attributes, its own group first.
     """
 
     #: URI schemes, the one storelib writes first.
@@ -369,7 +369,7 @@ class Store(abc.ABC, Generic[L]):
         return self._checked(self._call(lambda: self.inspect(found, context), found))
 
     def gc(self, older_than: float, prefix: str | None = None) -> list[Garbage]:
-        """Remove what failed adds left untouched for ``older_than`` seconds; answers what was removed.
+        """Remove what failed adds left untouched for ``older_than`` seconds; returns what was removed.
 
         ``prefix`` restricts it to images whose id starts so. Adds under way are never disturbed.
         """
@@ -445,7 +445,7 @@ class Store(abc.ABC, Generic[L]):
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The storelib error for a native one, the only place that knows; None passes it on unchanged.
 
-        ``subject`` says what it was about, in words for people: ``image 'ID' in store NAME`` for an add, the redacted
+        ``subject`` says what it was about, in words for the user: ``image 'ID' in store NAME`` for an add, the redacted
         URI for what has one, the id, a name that ``garbage`` gave or what was being done for the rest. Only ever given
         errors raised by this driver's own methods, never those of a source or a progress callback.
         """
@@ -456,7 +456,7 @@ class Store(abc.ABC, Generic[L]):
         raise NotImplementedError
 
     def inspect(self, location: L, context: Context | None) -> ImageInfo:
-        """For Capability.STAT."""
+        """For Capability.STAT: what the back end knows of the image; raises NotFound."""
         raise NotImplementedError
 
     def candidate_locations(self, image_id: str) -> Sequence[L] | None:
@@ -482,11 +482,11 @@ class Store(abc.ABC, Generic[L]):
         raise NotImplementedError
 
     def discard(self, garbage: Garbage) -> bool:
-        """For Capability.GC: remove it if it is still dead; answers whether it was."""
+        """For Capability.GC: remove it if it is still dead; returns whether it was."""
         raise NotImplementedError
 
     def probe(self) -> Health:
-        """For Capability.CHECK."""
+        """For Capability.CHECK: ask the back end something, and raise what keeps this store from working."""
         raise NotImplementedError
 
     # -- What both may use ------------------------------------------------------------------------------------
@@ -569,8 +569,8 @@ class Store(abc.ABC, Generic[L]):
         finally:
             ask(getattr(entries, "close", _nothing))
 
-    def _at_fault(self, what: str, answer: object) -> StoreError:
-        return at_fault(f"store {self.name}", f"{what} of {type(self).__name__}", answer)
+    def _at_fault(self, what: str, given: object) -> StoreError:
+        return at_fault(f"store {self.name}", f"{what} of {type(self).__name__}", given)
 
     def _all_of(self, kind: type[R], items: Any, what: str) -> Iterable[R]:
         """``items``, which the driver gave for several of ``kind``."""

@@ -32,12 +32,12 @@ class Buffer:
         self._holders = 1
 
     def hold(self) -> None:
-        """One more holder."""
+        """Keep the memory until one more ``release``."""
         with self._pool.changed:
             self._holders += 1
 
     def release(self) -> None:
-        """One holder fewer."""
+        """Let go; after the last one the pool hands the memory out again."""
         with self._pool.changed:
             self._holders -= 1
             if not self._holders:

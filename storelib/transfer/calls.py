@@ -62,7 +62,7 @@ class DriverCalls:
         return task
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """``function()``, waited for."""
+        """Wait for ``function()`` and return what it does; raises the first error of all calls."""
         return self.wait(self.start(function))
 
     def wait(self, task: Task) -> Any:

@@ -25,10 +25,10 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def at_fault(subject: str, what: str, answer: object) -> StoreError:
+def at_fault(subject: str, what: str, given: object) -> StoreError:
     """The error for a driver that gave what cannot be; of objects only the type is told, they may hold anything."""
-    plain = answer is None or isinstance(answer, int | float | str)
-    shown = f"{answer!r:.80}" if plain else f"of the type {type(answer).__name__}"
+    plain = given is None or isinstance(given, int | float | str)
+    shown = f"{given!r:.80}" if plain else f"of the type {type(given).__name__}"
     return StoreError(f"{subject}: the driver is at fault: {what} is {shown}")
 
 
@@ -80,7 +80,7 @@ class Options(Protocol):
 
     @property
     def description(self) -> str | None:
-        """One line for people about this store."""
+        """One line about this store, for its users."""
 
     @property
     def read_only(self) -> bool:
@@ -119,7 +119,7 @@ class Context(Protocol):
 
     @property
     def user_id(self) -> str | None:
-        """The user's id."""
+        """The user's id in Keystone."""
 
     @property
     def project_id(self) -> str | None:
@@ -134,11 +134,11 @@ class Progress(Protocol):
     """Called in the caller's thread with bytes taken so far and in all (None: unknown); raising cancels."""
 
     def __call__(self, done: int, total: int | None, /) -> object:
-        """Take note."""
+        """``done`` of ``total`` bytes were taken."""
 
 
 class Committed(NamedTuple):
-    """What a Writer answers once the image is published."""
+    """What a Writer returns once the image is published."""
 
     location: StoreLocation
     metadata: Mapping[str, Any] = {}
@@ -156,7 +156,7 @@ class StoredImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Health:
-    """What ``Store.check`` found: one line for people, and room in bytes where the back end tells."""
+    """What ``Store.check`` found: one line to be read by the operator, and room in bytes where the back end tells."""
 
     detail: str
     free: int | None = None
@@ -211,7 +211,7 @@ class Writer(abc.ABC):
     #: ``clone(descriptor, offset, length)``: the back end itself copies that range of a local file to the
     #: same offset of the image, faster than reading it would be; used when nothing has to be hashed.
     clone: Callable[[int, int, int], None] | None = None
-    #: ``share(descriptor, length)``: take a whole local file without moving bytes (reflink) and answer a
+    #: ``share(descriptor, length)``: take a whole local file without moving bytes (reflink) and return a
     #: descriptor of the writer's own copy, from which the engine hashes; None where that is impossible.
     share: Callable[[int, int], int | None] | None = None
 
@@ -220,10 +220,10 @@ class Writer(abc.ABC):
         return MiB
 
     def reserve(self, end: int) -> int | None:
-        """Make room for ``end`` bytes; answers how much there is now, None for no limit.
+        """Make room for ``end`` bytes; returns how much there is now, None for no limit.
 
         Called before the first write (with the size when known, for an empty image with 0, unless it goes out with
-        ``put``) and again when the image outgrows the answer, any number of times, never beside a write, so a driver
+        ``put``) and again when the image outgrows that, any number of times, never beside a write, so a driver
         grows geometrically and needs no lock. What was written before stays. May be called again after a transient
         error.
         """
@@ -314,7 +314,7 @@ class WriterCopy(ServerSideCopy, Generic[W]):
         self.writer.abort()
 
     def close(self) -> None:
-        """Close the writer."""
+        """Free what the writer holds."""
         self.writer.close()
 
 
@@ -338,7 +338,7 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def read_into(self, offset: int, view: memoryview) -> int:
-        """Fill ``view`` with bytes from ``offset`` on; answers how many, 1 to len(view). 0 is a cut.
+        """Fill ``view`` with bytes from ``offset`` on; returns how many, 1 to len(view). 0 is a cut.
 
         ``view`` lies within the range that was opened. It has 1 byte or more: at most ``part_size`` when several are in
         flight, else as many as the caller of the stream asks for at once, which may be the whole range.

@@ -49,7 +49,7 @@ class PartCutter:
             self._end_window()
 
     def take(self, data: memoryview) -> None:
-        """Copy ``data`` in."""
+        """Copy ``data``, which may be longer than a block."""
         while data:
             view = self.block()
             count = min(len(view), len(data))

@@ -145,7 +145,7 @@ class ImageStream(io.RawIOBase):
         return recorded(known, subject)
 
     def readable(self) -> bool:
-        """Always."""
+        """True, as long as it is open."""
         return True
 
     def seekable(self) -> bool:
@@ -329,7 +329,7 @@ class _Feed:
             if not is_whole(count) or not 0 <= count <= len(view):
                 raise IncompleteRead(
                     f"{self.subject}: the driver is at fault: no more than {len(view)} bytes were asked for; "
-                    f"it answers {count!r:.80}"
+                    f"it gave {count!r:.80}"
                 )
             if count == 0:
                 raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)

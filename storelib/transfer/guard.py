@@ -29,7 +29,7 @@ class InUse:
         self._steps: deque[Callable[[], object]] = deque()
 
     def enter(self) -> None:
-        """A call begins."""
+        """Count a call that begins."""
         with self._lock:
             self._calls += 1
 
@@ -84,12 +84,12 @@ class Guard:
         if not self.active:
             return function()
         self._hung_calls.check()
-        answers: list[T] = []
+        results: list[T] = []
         errors: list[BaseException] = []
 
         def run() -> None:
             try:
-                answers.append(function())
+                results.append(function())
             except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
                 errors.append(error)
 
@@ -98,10 +98,10 @@ class Guard:
         thread.join(self._timeout)
         if errors:
             raise errors[0]
-        if not answers:
+        if not results:
             self._hung_calls.add(thread)
             raise TransferTimeout(f"{what} did not answer within {self._timeout:g} s; check the storage behind it")
-        return answers[0]
+        return results[0]
 
     def free(self, function: Callable[[], object], what: str) -> None:
         """``call`` for what has to be done in any case: without a time limit where no thread can be started."""
@@ -122,21 +122,21 @@ class Guard:
 
 
 def bounded(guard: Guard, function: Callable[[], T], what: str, late: Callable[[T], object]) -> T:
-    """``function()`` under the guard; what it answers after it was given up is handed to ``late``."""
+    """``function()`` under the guard; what it returns after it was given up is handed to ``late``."""
     if not guard.active:
         return function()
     lock = threading.Lock()
     given_up = False
-    answers: list[T] = []
+    results: list[T] = []
 
     def run() -> T:
-        answer = function()
+        result = function()
         with lock:
             if not given_up:
-                answers.append(answer)
-                return answer
-        late(answer)
-        return answer
+                results.append(result)
+                return result
+        late(result)
+        return result
 
     try:
         return guard.call(run, what)
@@ -144,15 +144,15 @@ def bounded(guard: Guard, function: Callable[[], T], what: str, late: Callable[[
         # It took too long, or Ctrl-C ended the wait; and it may have returned just before this line.
         with lock:
             given_up = True
-        for answer in answers:
-            late(answer)
+        for result in results:
+            late(result)
         raise
 
 
 def in_fresh_thread(function: Callable[[], T], late: Callable[[T], object]) -> T:
     """``function()`` in a thread that has done nothing before, waited for however long it takes.
 
-    For libraries that keep something for each thread. After Ctrl-C its answer is handed to ``late``.
+    For libraries that keep something for each thread. What it returns after Ctrl-C is handed to ``late``.
     """
     return bounded(Guard(threading.TIMEOUT_MAX, HungCalls("", 1)), function, "a thread", late)
 

@@ -21,7 +21,7 @@ class Monitor:
         self._error: BaseException | None = None
 
     def beat(self) -> None:
-        """Something moved."""
+        """Note that something moved, and wake all that wait."""
         with self.changed:
             self._moved = time.monotonic()
             self.changed.notify_all()

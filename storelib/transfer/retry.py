@@ -54,7 +54,7 @@ class RetryPolicy:
         return self._again(attempt, first, cancelled or threading.Event(), begun)
 
     def ask(self, function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
-        """``call`` for a question: also a server that sends its answer byte by byte has ``timeout`` seconds in all."""
+        """``call`` for a small response, for which also a server that sends it byte by byte has ``timeout`` seconds."""
         with Deadline(self.timeout):
             return self.call(function, map_error, subject)
 

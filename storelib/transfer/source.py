@@ -71,11 +71,11 @@ class Source:
     descriptor: int | None = None
 
     def read_into(self, view: memoryview) -> int:
-        """Fill up to ``len(view)`` bytes; answers how many, 0 at the end or where a hole begins."""
+        """Fill up to ``len(view)`` bytes; returns how many, 0 at the end or where a hole begins."""
         return 0
 
     def hole(self) -> int:
-        """Skip the hole that begins here; answers its length, 0 where there is none."""
+        """Skip the hole that begins here; returns its length, 0 where there is none."""
         return 0
 
     def taken(self) -> None:
@@ -86,7 +86,7 @@ class Source:
 
 
 class BytesSource(Source):
-    """Bytes in memory."""
+    """Bytes that the caller has in memory."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
@@ -107,14 +107,14 @@ class ReadIntoSource(Source):
         self._readinto = file.readinto
 
     def read_into(self, view: memoryview) -> int:
-        """One ``readinto``."""
+        """Have the file fill ``view`` by one ``readinto``; raises Invalid for a number that cannot be."""
         # It may do with its view what it likes, release it for one.
         room = len(view)
         count = self._readinto(view[:])
         if count is None:
             raise _non_blocking()
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= room:
-            raise Invalid(f"the source is at fault: its readinto answered {count!r:.80} for {room} bytes")
+            raise Invalid(f"the source is at fault: its readinto returned {count!r:.80} for {room} bytes")
         return count
 
 
@@ -304,7 +304,7 @@ class _OwnFileSource(ReadIntoSource):
         self._file = file
 
     def close(self) -> None:
-        """Close it again."""
+        """Close the file, which ``open_source`` opened."""
         self._file.close()
 
 

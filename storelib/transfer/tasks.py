@@ -41,7 +41,7 @@ class TaskQueue:
         self._complete = False
 
     def put(self, function: Callable[[], Any]) -> Task:
-        """Queue a call."""
+        """Queue a call for the threads that there are."""
         task = Task(function)
         with self._monitor.changed:
             self.unfinished += 1

@@ -51,7 +51,7 @@ def fan_out(
 ) -> list[StoredImage | StoreError]:
     """Add one image to several stores with one read and one hash pass.
 
-    Answers one result per store, in order: a StoredImage, or the error of that store; the others go on. What the
+    Returns one result per store, in order: a StoredImage, or the error of that store; the others go on. What the
     source, ``verifier`` or ``progress`` raise ends all and passes through. With ``digests`` nothing is hashed.
     ``check`` is given the digests before anything is published; whatever it raises ends all.
     Raises Invalid when no store, or one store twice, is given.
@@ -193,7 +193,7 @@ def _transfer(
 def _pump(
     source: Source, sink: PartCutter | NullSink, digesting: Digesting, size: int | None, progress: Progress | None
 ) -> int:
-    """Move all bytes of ``source`` into ``sink`` and the digests, block by block; answers how many."""
+    """Move all bytes of ``source`` into ``sink`` and the digests, block by block; returns how many."""
     done = 0
     while True:
         if progress is not None:
@@ -295,7 +295,7 @@ class NullSink:
         self.buffer = None
 
     def skip(self, length: int) -> None:
-        """Nothing to do."""
+        """Leave out zeros, which the digests are told of."""
 
 
 class _LiveUploads:

@@ -77,6 +77,6 @@ class PartWriter:
             raise self.at_fault(f"reserve({wanted})", room)
         self._room = room
 
-    def at_fault(self, what: str, answer: object) -> StoreError:
+    def at_fault(self, what: str, given: object) -> StoreError:
         """The error for a writer that gave what cannot be."""
-        return at_fault(self.calls.subject, f"{what} of {type(self.writer).__name__}", answer)
+        return at_fault(self.calls.subject, f"{what} of {type(self.writer).__name__}", given)
