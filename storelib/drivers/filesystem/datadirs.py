@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS
-from storelib.drivers.filesystem.kernel import ONLY_READ, has_reflinks, let_go
+from storelib.drivers.filesystem.kernel import ONLY_READ, has_reflinks, let_go, released
 from storelib.drivers.filesystem.location import DEEPEST_SHARD, SHARD, FileLocation, is_image, parse_own, shards
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
 from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, StorageFull
@@ -294,24 +294,10 @@ def existing_part(path: str) -> str:
 
 def open_directory(path: str, below: Sequence[str] = ()) -> int:
     """A descriptor of a directory below ``path``, which itself may be a symbolic link; the rest may not."""
-    directory = os.open(path, _DIRECTORY & ~os.O_NOFOLLOW)
-    for name in below:
-        try:
-            inner = os.open(name, _DIRECTORY, dir_fd=directory)
-        finally:
-            let_go(directory)
-        directory = inner
-    return directory
-
-
-@contextlib.contextmanager
-def opened_directory(path: str, below: Sequence[str] = ()) -> Iterator[int]:
-    """``open_directory`` for the length of a ``with``."""
-    directory = open_directory(path, below)
-    try:
-        yield directory
-    finally:
-        let_go(directory)
+    if not below:
+        return os.open(path, _DIRECTORY & ~os.O_NOFOLLOW)
+    with released(open_directory(path, below[:-1])) as parent:
+        return os.open(below[-1], _DIRECTORY, dir_fd=parent)
 
 
 def make_datadir(path: str, *, flush: bool) -> None:
@@ -324,7 +310,7 @@ def make_datadir(path: str, *, flush: bool) -> None:
         os.mkdir(path)
     if not flush:
         return
-    with opened_directory(parent) as above:
+    with released(open_directory(parent)) as above:
         try:
             flush_directory(above)
         except OSError:
@@ -340,27 +326,20 @@ def make_directory(path: str, below: Sequence[str], flushed: set[tuple[str, ...]
     ``flushed`` are the directories whose entry in their parent is known to be on stable storage; this adds to it, and
     what failed to be flushed, here or in another process, is flushed by the next one who needs it. None: no flushing.
     """
-    directory = open_directory(path)
-    for depth, name in enumerate(below, 1):
-        try:
-            inner = _open_or_make(directory, name, (path, *below[:depth]), flushed)
-        finally:
-            let_go(directory)
-        directory = inner
-    return directory
-
-
-def _open_or_make(parent: int, name: str, place: tuple[str, ...], flushed: set[tuple[str, ...]] | None) -> int:
-    if flushed is not None and place in flushed:
-        # Another process may have removed a directory that was empty.
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(name, _DIRECTORY, dir_fd=parent)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent)
-    if flushed is not None:
-        flush_directory(parent)
-        flushed.add(place)
-    return os.open(name, _DIRECTORY, dir_fd=parent)
+    if not below:
+        return open_directory(path)
+    place = (path, *below)
+    with released(make_directory(path, below[:-1], flushed)) as parent:
+        if flushed is not None and place in flushed:
+            # Another process may have removed a directory that was empty.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(below[-1], _DIRECTORY, dir_fd=parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(below[-1], dir_fd=parent)
+        if flushed is not None:
+            flush_directory(parent)
+            flushed.add(place)
+        return os.open(below[-1], _DIRECTORY, dir_fd=parent)
 
 
 def flush_directory(directory: int) -> None:

@@ -32,8 +32,10 @@ _KINDS: tuple[tuple[set[int], type[StoreError]], ...] = (
     (_PASSING, RemoteServiceUnavailable),
 )
 
-#: The file system does not know the call, or what it was asked for in it.
-_UNKNOWN = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+#: What statvfs(2), or any other call, returns where the file system does not have it.
+NO_STATVFS = _ABSENT = {errno.EOPNOTSUPP, errno.ENOSYS}
+#: Where it does not have it, or does not know what it was asked for.
+_UNKNOWN = _ABSENT | {errno.EINVAL}
 #: What open(2) returns where there is no O_TMPFILE (EISDIR: kernels or network protocols that do not know it).
 NO_TMPFILE = _UNKNOWN | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENOTDIR}
 #: What fallocate(2) returns where blocks cannot be allocated ahead.
@@ -51,19 +53,10 @@ NO_LOCKS = _UNKNOWN | {errno.ENOLCK, errno.EBADF}
 #: What fsync(2) of a directory returns where directories cannot be flushed (SMB, some FUSE file systems; EBADF: what
 #: cannot be written is not flushed, which PostgreSQL puts up with, too).
 NO_FLUSH = _UNKNOWN | {errno.EISDIR, errno.EBADF, errno.ENOTTY}
-NO_STATVFS = {errno.ENOSYS, errno.EOPNOTSUPP}
 #: What open(2) and rename(2) return to a name that the file system does not take (ENOENT: SMB).
 BAD_NAME = {errno.EINVAL, errno.EILSEQ, errno.ENOENT}
 #: What rename(2) returns where a name cannot be moved aside, but perhaps removed (a full disk, too long a name).
-NOT_ASIDE = DENIED | {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-    errno.EBUSY,
-    errno.EXDEV,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-}
+NOT_ASIDE = DENIED | _ABSENT | {errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EBUSY, errno.EXDEV}
 
 
 def storelib_error(error: Exception, subject: str) -> StoreError | None:

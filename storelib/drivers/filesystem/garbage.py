@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 
 from storelib.driver import Garbage
-from storelib.drivers.filesystem.datadirs import DataDirs, opened_directory
-from storelib.drivers.filesystem.kernel import ONLY_READ, let_go
+from storelib.drivers.filesystem.datadirs import DataDirs, open_directory
+from storelib.drivers.filesystem.kernel import ONLY_READ, released
 from storelib.drivers.filesystem.location import OwnName, is_whole, parse_own
 from storelib.drivers.filesystem.publication import Identity, Replaced, is_locked, put_back, take_away
 
@@ -56,7 +56,7 @@ def _discard(path: str, own: OwnName, older_than: float) -> bool:
             if own.kind != "claim" and not mistaken:
                 os.unlink(path)
                 return True
-            with opened_directory(os.path.dirname(path)) as directory:
+            with released(open_directory(os.path.dirname(path))) as directory:
                 if mistaken:
                     _restore(directory, path, own)
                 else:
@@ -81,16 +81,13 @@ def _if_dead(path: str, own: OwnName, older_than: float) -> Iterator[os.stat_res
 
     Where the file system has no locks, age alone tells, and a claim counts as held for a while.
     """
-    file = os.open(path, ONLY_READ)
-    try:
+    with released(os.open(path, ONLY_READ)) as file:
         locked = is_locked(file)
         if locked is None and own.kind == "claim":
             older_than = max(older_than, CLAIM_AGE)
         status = os.fstat(file)
         dead = not locked and _changed(own, status) <= time.time() - older_than
         yield status if dead else None
-    finally:
-        let_go(file)
 
 
 def _changed(own: OwnName, status: os.stat_result) -> float:

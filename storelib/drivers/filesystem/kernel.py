@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
@@ -10,6 +11,7 @@ import fcntl
 import functools
 import logging
 import os
+from collections.abc import Iterator
 
 from storelib.drivers.filesystem.errors import FULL, NO_DIRECT
 from storelib.transfer.contract import KiB, MiB
@@ -31,6 +33,15 @@ def let_go(descriptor: int) -> None:
         os.close(descriptor)
     except OSError as error:
         LOG.debug("closing a descriptor that was read: %s", error)
+
+
+@contextlib.contextmanager
+def released(descriptor: int) -> Iterator[int]:
+    """A descriptor that is let go at the end of the ``with``."""
+    try:
+        yield descriptor
+    finally:
+        let_go(descriptor)
 
 
 @functools.cache

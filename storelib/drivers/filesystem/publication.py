@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from storelib.driver import Committed
 from storelib.drivers.filesystem import errors, kernel
-from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, make_directory, opened_directory
+from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, make_directory, open_directory
 from storelib.drivers.filesystem.kernel import ONLY_READ, let_go
 from storelib.drivers.filesystem.location import id_token, new_token, own_names, shards
 from storelib.drivers.filesystem.options import WriteSettings
@@ -323,7 +323,10 @@ def one_at_a_time(datadirs: DataDirs, image_id: str) -> Iterator[None]:
         return
     path = min(datadir.path for datadir in datadirs.all)
     datadirs.make(path, flush=datadirs.settings.fsync)
-    with opened_directory(path) as first, contextlib.nullcontext() if lock(first) else claim(first, image_id):
+    with (
+        kernel.released(open_directory(path)) as first,
+        contextlib.nullcontext() if lock(first) else claim(first, image_id),
+    ):
         yield
 
 
@@ -375,7 +378,7 @@ def claim(directory: int, image_id: str) -> Iterator[None]:
     name, file = _open_own(directory, "claim", id_token(image_id), image_id, _MADE_ANEW)
     if file < 0:
         raise busy
-    try:
+    with kernel.released(file):
         try:
             lock(file)
             token = new_token().encode()
@@ -391,8 +394,6 @@ def claim(directory: int, image_id: str) -> Iterator[None]:
             yield
         finally:
             _release(directory, name, file, image_id)
-    finally:
-        let_go(file)
 
 
 def _release(directory: int, name: str, file: int, image_id: str) -> None:
@@ -407,14 +408,9 @@ def _release(directory: int, name: str, file: int, image_id: str) -> None:
 
 
 def _content(directory: int, name: str) -> bytes:
-    try:
-        file = os.open(name, ONLY_READ, dir_fd=directory)
-    except FileNotFoundError:
-        return b""
-    try:
+    with contextlib.suppress(FileNotFoundError), kernel.released(os.open(name, ONLY_READ, dir_fd=directory)) as file:
         return os.read(file, 64)
-    finally:
-        let_go(file)
+    return b""
 
 
 def open_part(directory: int, image_id: str) -> tuple[str, int]:

@@ -9,16 +9,16 @@ import math
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import garbage
-from storelib.drivers.filesystem.datadirs import DataDirs, Look, flush_directory, only_files
+from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, only_files
 from storelib.drivers.filesystem.errors import forbidden, storelib_error
 from storelib.drivers.filesystem.kernel import PAGE, let_go
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation, is_image, new_token
@@ -29,8 +29,6 @@ from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import Invalid, NotFound, StorageFull, StoreError, TransferTimeout
 from storelib.rehearsal import PREFIX
 from storelib.transfer.guard import bounded
-
-T = TypeVar("T")
 
 #: Bytes of the image of a check: a page that can go out by direct I/O, and a byte that cannot.
 _LENGTH = PAGE + 1
@@ -109,12 +107,13 @@ class FilesystemStore(Store[FileLocation]):
     def open_reader(self, location: FileLocation, offset: int, length: int | None, context: Any) -> FileReader:
         """Open the file and look at its status; nothing is read yet."""
         guard = self.datadirs.guard
-
-        def opened() -> FileReader:
-            return FileReader(*self.datadirs.open(location), location, guard)
-
         with forbidden(location):
-            return bounded(guard, opened, str(location), late=lambda reader: let_go(reader.file))
+            return bounded(
+                guard,
+                lambda: FileReader(*self.datadirs.open(location), location, guard),
+                str(location),
+                late=lambda reader: let_go(reader.file),
+            )
 
     def remove(self, location: FileLocation, context: Any) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
@@ -212,7 +211,7 @@ class FilesystemStore(Store[FileLocation]):
             raise self._advised(error, path, image_id, settings) from error
         try:
             self._compare(location)
-            if self._first(path, lambda _, entry: True if entry.name == image_id else None) is None:
+            if self._first(path, lambda name: name == image_id) is None:
                 what = "an image that was added is missing in the listing; check the storage behind it"
                 raise StoreError(f"{path}: {what}")
         finally:
@@ -261,8 +260,12 @@ class FilesystemStore(Store[FileLocation]):
             if reader.size != _LENGTH or any(memory):
                 raise StoreError(f"{location} does not read back as it was written; check the storage behind it")
 
-    def _first(self, path: str, look: Look[T]) -> T | None:
-        """What is found first in one data directory."""
+    def _first(self, path: str, wanted: Callable[[str], bool]) -> FileLocation | None:
+        """The first file in one data directory with a name that is ``wanted``."""
+
+        def look(where: str, entry: os.DirEntry[str]) -> FileLocation | None:
+            return FileLocation(os.path.join(where, entry.name)) if wanted(entry.name) else None
+
         with contextlib.closing(self.datadirs.files_below(path, look)) as found:
             return next(found, None)
 
@@ -283,11 +286,7 @@ class FilesystemStore(Store[FileLocation]):
 
     def _look_and_read(self, path: str) -> None:
         """List a data directory that is only read, and read the first image in it."""
-
-        def image(where: str, entry: os.DirEntry[str]) -> FileLocation | None:
-            return FileLocation(os.path.join(where, entry.name)) if is_image(entry.name) else None
-
-        first = self._first(path, image)
+        first = self._first(path, is_image)
         if first is not None:
             with contextlib.suppress(NotFound), contextlib.closing(self.open_reader(first, 0, None, None)) as reader:
                 if reader.size:
