@@ -30,7 +30,7 @@ class Deadline:
         self._end = 0.0
 
     def __enter__(self) -> None:
-        self._outer = _current()
+        self._outer = _thread.deadline
         if self._outer is None:
             self.move()
             _thread.deadline = self
@@ -56,19 +56,19 @@ class Deadline:
         return self._stream
 
 
-_thread = threading.local()
+class _Thread(threading.local):
+    deadline: Deadline | None = None
+    #: By the monotonic clock, what at_most() allows.
+    limit: float | None = None
 
 
-def _current() -> Deadline | None:
-    found: Deadline | None = getattr(_thread, "deadline", None)
-    return found
+_thread = _Thread()
 
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Give what this thread asks within no more than that in all, whatever its deadline and whatever comes."""
-    outer: float | None = getattr(_thread, "limit", None)
-    limit = time.monotonic() + seconds
+    outer, limit = _thread.limit, time.monotonic() + seconds
     _thread.limit = limit if outer is None else min(outer, limit)
     try:
         yield
@@ -78,14 +78,14 @@ def at_most(seconds: float) -> Iterator[None]:
 
 def progress() -> None:
     """What this thread waits for has moved on."""
-    deadline = _current()
+    deadline = _thread.deadline
     if deadline is not None:
         deadline.move()
 
 
 def bytes_came() -> None:
     """Bytes of an answer have come, which are progress where they are an image's."""
-    deadline = _current()
+    deadline = _thread.deadline
     if deadline is not None and deadline.of_stream:
         deadline.move()
 
@@ -95,7 +95,7 @@ def within(seconds: Any) -> Any:
 
     Raises TimeoutError where nothing is left.
     """
-    deadline, limit = _current(), getattr(_thread, "limit", None)
+    deadline, limit = _thread.deadline, _thread.limit
     if deadline is None and limit is None:
         return seconds
     left = deadline.left if deadline else math.inf
