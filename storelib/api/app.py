@@ -13,7 +13,7 @@ from oslo_config import cfg
 from storelib.api import config, v1, v2
 from storelib.api.db import open_repository
 from storelib.api.middleware.empty_ids import NoEmptyIds
-from storelib.api.middleware.error_handlers import Faults
+from storelib.api.middleware.error_handlers import ErrorHandlers
 from storelib.api.middleware.identity import Identify, Identity, strategy
 from storelib.api.middleware.metrics import Metrics
 from storelib.api.middleware.versions import VersionNegotiation, WsgiApp
@@ -68,7 +68,7 @@ def build_wsgi(conf: cfg.ConfigOpts, service: Service, identify: Identify | None
     identity = Identity(identify or found, conf.api.max_request_id_length)
     app = falcon.App(middleware=[metrics, identity] if metrics else [identity])
     app.req_options.strip_url_path_trailing_slash = True
-    Faults(challenge).install(app)
+    ErrorHandlers(challenge).install(app)
     v2.add_routes(app, service)
     v1.add_routes(app, service)
     app.add_middleware(NoEmptyIds(app))

@@ -234,7 +234,7 @@ class Audit:
         store: Store[Any] | None = None,
         uri: str | None = None,
     ) -> tuple[int | None, str | None]:
-        """Note that an image has this data; answers its size if it is listed, and which other image has it already."""
+        """Note that an image has this data; returns its size if it is listed, and which other image has it already."""
         try:
             store = store or self._store_of(location)
             key = (store.name, uri or _plain(store, location.uri))
@@ -326,7 +326,7 @@ class Audit:
             yield Finding("orphan", image_id, name, redact(uri), f"there are {size} bytes that no image has")
 
     def _explains(self, image_id: str, store: str, uri: str) -> bool:
-        """Whether the image of this id has come to have this data since, or somebody is writing it."""
+        """Whether the image of this id has come to have this data since, or a process is writing it."""
         # In this order: what is written becomes a location before the upload ends.
         upload = self._repository.uploads.get(image_id)
         if upload is not None and (store == STAGING or store in upload.stores):

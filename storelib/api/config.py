@@ -51,7 +51,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "allow_anonymous_access",
         default=False,
-        help="With keystone: let requests without a token read what is public. Without it they are answered 401.",
+        help="With keystone: let requests without a token read what is public. Without it they get 401.",
     ),
     cfg.ListOpt(
         "http_basic_admins",
@@ -63,7 +63,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "property_protection_file",
         type=LocalPath(),
         help="INI file of regular expressions for names of custom properties and the roles or policies that may "
-        "create, read, update and delete them. Not set: whoever may change an image may change them.",
+        "create, read, update and delete them. Not set: callers who may change an image may change them.",
     ),
     cfg.StrOpt(
         "property_protection_rule_format",
@@ -112,8 +112,8 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.IntOpt("image_property_quota", default=128, help="Custom properties of one image; negative: no limit."),
     cfg.IntOpt("image_tag_quota", default=128, help="Tags of one image; negative: no limit."),
     cfg.IntOpt("image_location_quota", default=10, help="Locations of one image; negative: no limit."),
-    cfg.IntOpt("limit_param_default", default=25, min=1, help="Images in one answer to a list request."),
-    cfg.IntOpt("api_limit_max", default=1000, min=1, help="Images in one answer at most, whatever is asked for."),
+    cfg.IntOpt("limit_param_default", default=25, min=1, help="Images in one response to a list request."),
+    cfg.IntOpt("api_limit_max", default=1000, min=1, help="Images in one response at most, whatever is asked for."),
     # -- where
     cfg.StrOpt(
         "public_endpoint",
@@ -243,7 +243,7 @@ def warn_of_unread(conf: cfg.ConfigOpts) -> None:
 
 
 def _authentication(setting: Setting) -> str | None:
-    """The auth_strategy of whoever wrote this; None where it says nothing about that."""
+    """The auth_strategy that was meant; None where nothing is said about that."""
     section = setting.group.lower()
     if section == "keystone_authtoken" or (section == "paste_deploy" and "keystone" in setting.value.lower()):
         return "keystone"

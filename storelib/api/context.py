@@ -88,7 +88,7 @@ class Context:
         return self._fingerprint
 
     def as_admin(self, is_admin: bool) -> Context:
-        """This context, with the answer to whether it is an administrator's."""
+        """This context, which from now on is an administrator's or not."""
         self.is_admin = is_admin
         self._fingerprint = None
         return self

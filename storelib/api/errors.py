@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the image API refuses, one class for each thing a client can do about it; no HTTP in here.
 
-The number in each docstring is the status that v2 and v1 answer with, unless a handler knows better. Errors of the
+The number in each docstring is the status of v2's and v1's response, unless a handler knows better. Errors of the
 stores themselves stay ``storelib.exceptions``. Messages are whole sentences, name what is at fault, hold no secret.
 """
 
@@ -24,7 +24,7 @@ class InvalidMarker(BadRequest):
 
 
 class NotAuthenticated(ApiError):
-    """The caller has to say who he is. 401."""
+    """The caller has to authenticate. 401."""
 
 
 class NotPermitted(ApiError):
@@ -72,13 +72,13 @@ class StatusConflict(Conflict):
 
 
 class StaleImage(Conflict):
-    """Somebody else changed the image since it was read: read it again and repeat. 409."""
+    """Another request changed the image since it was read: read it again and repeat. 409."""
 
 
 class UploadLost(Conflict):
     """This upload is no longer the image's: it was deleted meanwhile, or another process took over. 409.
 
-    What was written to the stores has to be removed by whoever gets this.
+    What was written to the stores has to be removed by the caller.
     """
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers in JSON, as every version of the API and the error handlers send them."""
+"""Responses in JSON, as every version of the API and the error handlers send them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circu
 
 
 def send(resp: falcon.Response, document: Any, status: str = falcon.HTTP_200) -> None:
-    """Answer with a JSON document."""
+    """Respond with a JSON document."""
     send_encoded(resp, encode(document), status)
 
 
 def send_encoded(resp: falcon.Response, text: str, status: str = falcon.HTTP_200) -> None:
-    """Answer with a document that is JSON already."""
+    """Respond with a document that is JSON already."""
     resp.data = text.encode()
     resp.content_type = "application/json"
     resp.status = status

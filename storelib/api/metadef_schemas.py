@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jsonschema import Draft4Validator, FormatChecker
+from jsonschema import FormatChecker
 from jsonschema.exceptions import best_match
 
 from storelib.api.errors import BadRequest, NotPermitted
-
-Schema = dict[str, Any]
+from storelib.api.schemas import Schema, Validator
 
 #: Characters of names.
 LONGEST_NAME = 80
@@ -229,7 +228,7 @@ def documents() -> dict[str, Schema]:
 
 
 _VALIDATORS = {
-    id(schema): Draft4Validator({**schema, "type": "object"}, format_checker=FormatChecker())
+    id(schema): Validator({**schema, "type": "object"}, format_checker=FormatChecker())
     for schema in (NAMESPACE, OBJECT, PROPERTY, TAG, TAGS, ASSOCIATION)
 }
 

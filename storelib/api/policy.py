@@ -254,7 +254,7 @@ class _Loaded:
 
 
 class Policy:
-    """Answers whether a context may do something to a target; made once per application."""
+    """Decides whether a context may do something to a target; made once per application."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         opts._register(conf)
@@ -310,7 +310,7 @@ class Policy:
             if text != self._loaded.text:
                 self._loaded = _Loaded(self.enforcer, text)
         except Exception:
-            # Somebody is still editing. Refusing everything until he is done would help nobody.
+            # The file is being edited. Refusing everything until that is done would help no caller.
             LOG.exception("the policy file cannot be read; the rules stay as they were")
         finally:
             self._looked = time.monotonic()

@@ -46,14 +46,15 @@ RESERVED = frozenset({"location", "deleted", "deleted_at"})
 RESERVED_PREFIX = "os_glance"
 
 
-def is_integer(checker: Any, value: object) -> bool:
+def _is_integer(checker: Any, value: object) -> bool:
     """Whether JSON has an integer here: since draft 6, 1.0 is one, which clients in some languages write for 1."""
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_Validator = extend(Draft4Validator, type_checker=Draft4Validator.TYPE_CHECKER.redefine("integer", is_integer))
+#: Checks what clients send.
+Validator = extend(Draft4Validator, type_checker=Draft4Validator.TYPE_CHECKER.redefine("integer", _is_integer))
 
 
 def _text(description: str, longest: int | None = None, *, null: bool = False, **more: Any) -> Schema:
@@ -233,7 +234,7 @@ class ImageSchema:
         #: Custom properties that are no strings; they are stored as JSON.
         self._typed = frozenset(name for name in custom if name not in base and not _may_be_text(custom[name]))
         self._integers = frozenset(name for name, definition in properties.items() if _is_integer_only(definition))
-        self._validator = _Validator(self.document, format_checker=FormatChecker())
+        self._validator = Validator(self.document, format_checker=FormatChecker())
         try:
             list(self._validator.iter_errors(dict.fromkeys(properties, "")))
         except Exception as error:  # references that lead nowhere raise what the library happens to use

@@ -38,10 +38,10 @@ HEADERS = 10.0
 #: Seconds that uploads whose connection was cut have for removing what they wrote.
 CLEANUP = 15.0
 #: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
-#: most clients look at the answer only when all is sent, and closing before that would take the answer from them.
+#: most clients look at the response only when all is sent, and closing before that would take it from them.
 DISCARD, DISCARD_SILENCE = 30.0, 5.0
-#: Seconds that a small request waits for others to be answered before it runs beside them. Threads that run at once
-#: fight for the interpreter at each row that SQLite gives them: in turn they answer a fifth more.
+#: Seconds that a small request waits for others to end before it runs beside them. Threads that run at once
+#: fight for the interpreter at each row that SQLite gives them: in turn they serve a fifth more.
 TURN = 0.01
 #: Bytes of an unread body that gunicorn certainly reads to keep the connection.
 _SMALL = 32768
@@ -141,8 +141,8 @@ def check(conf: cfg.ConfigOpts, settings: Settings) -> None:
     if conf.api.auth_strategy == "noauth" and not settings.allow_noauth_anywhere and not settings.address.is_local():
         raise BadStoreConfiguration(
             f"--bind {settings.address.text} can be reached from other machines, and with [api] auth_strategy = "
-            f"noauth {_source(conf)} whoever reaches it is an administrator; set auth_strategy to keystone or "
-            "http_basic, bind 127.0.0.1, or insist with --allow-noauth-anywhere"
+            f"noauth {_source(conf)} every client that reaches it is an administrator; set auth_strategy to "
+            "keystone or http_basic, bind 127.0.0.1, or insist with --allow-noauth-anywhere"
         )
     _check_tls(settings)
     _check_log(settings.access_log)
@@ -256,7 +256,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
 
     @property
     def grace(self) -> float:
-        """For the workers."""
+        """Seconds that a request has to end when its worker stops."""
         return self._settings.grace
 
 
@@ -304,7 +304,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             threading.Thread(target=self._watch, name="storelib-stop", daemon=True).start()
             super().run()
         finally:
-            # Also at SIGQUIT, which waits for nobody.
+            # Also at SIGQUIT, which waits for no request.
             self._cut()
             self._wait(CLEANUP)
             self.wsgi.close()
@@ -317,8 +317,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 listener.close()
 
     def handle(self, conn: Any) -> Any:
-        """Requests of one connection. A client that asks again at once is answered by the same thread: two changes of
-        thread cost more than a small answer.
+        """Requests of one connection. A client that asks again at once is served by the same thread: two changes of
+        thread cost more than a small response.
         """
         kept = self._handle_one(conn)
         while kept is True and self._asks_again(conn):
@@ -345,7 +345,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._late.pop(conn, None)
         req.headers = [(name, value) for name, value in req.headers if _is_plain(name)]
         wants_close = req.should_close
-        # Asked when the answer is sent: the client must be told that its connection ends.
+        # Asked when the response is sent: the client must be told that its connection ends.
         req.should_close = lambda: wants_close() or _is_unread(req)
         conn.sock.settimeout(SILENCE)
         self._busy.add(conn)

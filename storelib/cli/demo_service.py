@@ -88,7 +88,7 @@ def serving(ini: Path) -> Iterator[dict[str, Any]]:
 
 
 def call(*arguments: str | Path) -> list[dict[str, Any]]:
-    """One command and the documents it answers with."""
+    """One command and the documents it prints."""
     done = subprocess.run(  # noqa: S603  (our own command)
         [*COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
     )

@@ -71,7 +71,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; nothing but Ctrl-C and signals ends it otherwise."""
     session = Session()
     try:
-        answer: Any = cli.main(arguments, prog_name="storelib", standalone_mode=False, obj=session)
+        status: Any = cli.main(arguments, prog_name="storelib", standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.UsageError as error:
         warn(error.format_message())
@@ -92,7 +92,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         warn(_sentence(error))
         _drop_stdout()
         return exits.code_of(error)
-    return answer if isinstance(answer, int) else 0
+    return status if isinstance(status, int) else 0
 
 
 class _Visible(logging.Formatter):

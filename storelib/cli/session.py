@@ -130,7 +130,7 @@ def about(store: str = "", place: Iterable[str] = (), uri: str = "") -> Iterator
 
 def places_of(store: Store[Any]) -> list[str]:
     """Where a store keeps its images, in few words: directories, a prefix, or else the bucket, pool and the like."""
-    # What stands before may be an account, whose name is nobody's business.
+    # What stands before may be an account, whose name is not told.
     names = [area.prefix.rstrip("/") or "/".join(map(str, filter(None, area.container[-2:]))) for area in store.areas()]
     return list(dict.fromkeys(names))
 

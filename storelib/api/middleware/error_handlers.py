@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors to answers: the one table of status codes, and the JSON document that every client of the API can read."""
+"""Errors to responses: the one table of status codes, and the JSON document that every client of the API can read."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def status_of(error: Exception) -> int:
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
 
 
-def answer(resp: falcon.Response, code: int, message: str) -> None:
-    """Answer with an error."""
+def respond(resp: falcon.Response, code: int, message: str) -> None:
+    """Make ``resp`` the error document of this status code."""
     status = falcon.code_to_http_status(code)
     title = status.partition(" ")[2]
     # Messages quote what the client sent: it may be of any length, and JSON may have halves of characters in it.
@@ -64,7 +64,7 @@ def answer(resp: falcon.Response, code: int, message: str) -> None:
     send(resp, {"error": {"code": code, "title": title, "message": message}}, status)
 
 
-class Faults:
+class ErrorHandlers:
     """Falcon's error handlers. ``challenge`` goes with a 401."""
 
     def __init__(self, challenge: str = "") -> None:
@@ -92,7 +92,7 @@ class Faults:
         if (after := getattr(error, "retry_after", None)) is not None:
             resp.set_header("Retry-After", str(int(after) or 1))
         resp.stream = None
-        answer(resp, code, str(error))
+        respond(resp, code, str(error))
 
     def on_http(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
         """What falcon itself finds: no such path, no such method, a header it cannot read."""
@@ -100,7 +100,7 @@ class Faults:
             error = falcon.HTTPMethodNotAllowed(self._methods(req.uri_template))
         if error.headers:
             resp.set_headers(error.headers)
-        answer(resp, error.status_code, error.description or error.title)
+        respond(resp, error.status_code, error.description or error.title)
 
     def _methods(self, path: str) -> list[str]:
         """Those of a route; falcon tells them only to clients whose method it has heard of."""
@@ -111,4 +111,4 @@ class Faults:
         """A mistake of ours: the log has everything, the client nothing."""
         LOG.error("%s %s failed", req.method, req.path, exc_info=error)
         resp.stream = None
-        answer(resp, 500, "the server made a mistake; its log says which")
+        respond(resp, 500, "the server made a mistake; its log says which")

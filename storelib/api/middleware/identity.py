@@ -51,7 +51,7 @@ class Identity:
 
 
 def everybody_is_admin(environ: Environ, request_id: str) -> Context:
-    """``auth_strategy = noauth``."""
+    """``auth_strategy = noauth``: every caller is an administrator."""
     return administrator(request_id)
 
 
@@ -157,7 +157,7 @@ def strategy(conf: cfg.ConfigOpts, policy: Policy) -> tuple[Identify, Callable[[
 def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anonymous: bool) -> Any:
     from keystonemiddleware import auth_token
 
-    # Without the delay the middleware answers 401 itself, with the challenge that clients know.
+    # Without the delay the middleware responds 401 itself, with the challenge that clients know.
     checked = auth_token.AuthProtocol(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
     identify.callers = Callers(conf.keystone_authtoken.token_cache_time)
     return identify.callers.before(app, checked)

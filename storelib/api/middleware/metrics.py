@@ -30,7 +30,7 @@ class Metrics:
         self.registry = prometheus_client.CollectorRegistry()
         self._requests = prometheus_client.Histogram(
             "storelib_api_request_seconds",
-            "Requests by method, route and status, and how long it took until the answer began.",
+            "Requests by method, route and status, and how long it took until the response began.",
             ("method", "route", "status"),
             buckets=BUCKETS,
             registry=self.registry,
@@ -49,7 +49,7 @@ class Metrics:
         req.context.began = time.perf_counter()
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
-        """Count it."""
+        """Count the request, its time until now and the bytes of data."""
         method = req.method if req.method in METHODS else "other"
         key = (method, req.uri_template or "none", str(resp.status)[:3])
         child = self._children.get(key)

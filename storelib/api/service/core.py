@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Core: what every part of the service stands on. Repository, stores, policy, quota, protection and notifications, and
-the questions all parts ask: which image is this, may the caller see it, may he do that to it, which store is meant.
+the questions all parts ask: which image is this, may the caller see it and do that to it, which store is meant.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class Core:
         return self.policy.allows(context, "get_image", self.target(context, image))
 
     def get_authorized(self, context: Context, image_id: str, action: str) -> Image:
-        """The image, if the caller may do ``action`` to it; raises ImageNotFound, or NotPermitted if he may see it."""
+        """The image, if the caller may do ``action`` to it.
+
+        Raises NotPermitted to callers who may see the image, ImageNotFound to others.
+        """
         image = self.get_visible(context, image_id)
         self.require(context, action, image)
         return image
@@ -149,7 +152,7 @@ class Core:
     def delete_data(self, location: ImageLocation, context: Context) -> None:
         """Delete the data at ``location``; it being gone already is fine. Raises StoreError.
 
-        Data in a store that cannot delete, somebody else's web server for instance, stays there.
+        Data in a store that cannot delete, a foreign web server for instance, stays there.
         """
         store = self.store_of(location, context)
         if Capability.DELETE not in store.capabilities and Capability.ADD not in type(store).capabilities:

@@ -2,7 +2,7 @@
 """The data of images: into stores and out of them.
 
 The image's status says who may write: the change from queued to saving is won by one request, which also leaves a lease
-in the database, so that somebody cleans up after it whatever becomes of this process.
+in the database, so that another process cleans up after it whatever becomes of this process.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Download(NamedTuple):
 
 
 class Data:
-    """Upload and download."""
+    """Upload and download the data of images."""
 
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core = core
@@ -82,7 +82,7 @@ class Data:
     ) -> Image:
         """Store an image's data and make the image active; after a failure it is ``failed`` (v1: killed).
 
-        Raises Conflict (not queued, or somebody else is uploading), BadRequest (formats not set, wrong length, client
+        Raises Conflict (not queued, or another request is uploading), BadRequest (formats not set, wrong length, client
         gone), LimitExceeded, QuotaExceeded, UnsupportedMediaType, Gone (deleted meanwhile), StoreError.
         """
         core = self._core
@@ -139,7 +139,7 @@ class Data:
     def begin(
         self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
     ) -> tuple[Image, Ticket]:
-        """Win the right to write the image's data; raises Conflict if somebody else did."""
+        """Win the right to write the image's data; raises Conflict if another request did."""
         try:
             return self._begin(image.id, from_, to, stores)
         except UploadLost:  # the lease ran out meanwhile; a new one begins with the next beat
@@ -262,8 +262,8 @@ class Data:
     def discard(self, context: Context, ticket: Ticket, stored: Sequence[StoredImage]) -> None:
         """Remove what an upload stored that failed; never raises.
 
-        As long as it is noted, nobody else writes to this place. If it is not, whoever took this process for dead has
-        removed the data, and somebody may have uploaded to the same place since: only a claim tells.
+        As long as it is noted, no other upload writes to this place. If it is not, the process that took this one for
+        dead has removed the data, and another upload may have used the same place since: only a claim tells.
         """
         if self.holds(ticket):
             self.remove(context, stored)
@@ -374,7 +374,7 @@ class Data:
         ask: Callable[[Store[Any], ImageLocation], T],
         preferred: Sequence[str] = (),
     ) -> T:
-        """What the first store answers that has the data."""
+        """What ``ask`` returns for the first store that has the data."""
         core = self._core
         trouble: Exception | None = None
         locations = core.by_weight(image.locations)

@@ -65,9 +65,9 @@ def _delete_pending(core: Core, context: Context, image_id: str) -> Iterator[tup
 
 
 def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:
-    """Delete the data at a pending_delete location and forget it, unless somebody else does; raises StoreError.
+    """Delete the data at a pending_delete location and forget it, unless another request does; raises StoreError.
 
-    A URI can be used again, so nobody deletes what is there without a claim, which keeps new data away.
+    A URI can be used again, so what is there is never deleted without a claim, which keeps new data away.
     """
     repository, token = core.repository, str(uuid.uuid4())
     unsure = core.unsure_claims.pop(location.id, ())

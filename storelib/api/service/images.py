@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images: create, list, show, change, delete, activate and deactivate, tags. Each function says its steps in order:
-what the caller may see, what he may do, what the image allows, quota, the change itself, and who is told.
+what the caller may see and do, what the image allows, quota, the change itself, and who is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_nam
 from storelib.api.service.lease import Lease
 from storelib.api.service.locations import locate
 
-#: How often a change is begun again because somebody else was faster.
+#: How often a change is begun again because another request was faster.
 ATTEMPTS = 12
 #: Seconds at most before the third attempt, twice as many before the fourth, and so on.
 PAUSE = 0.005
@@ -161,7 +161,7 @@ class Images:
         return self._core.get_visible(context, image_id)
 
     def update(self, context: Context, image_id: str, operations: Iterable[Operation]) -> Image:
-        """Apply all operations or none; begun again when somebody else changes the image meanwhile.
+        """Apply all operations or none; begun again when another request changes the image meanwhile.
 
         Raises ImageNotFound, NotPermitted, Conflict, BadRequest, LimitExceeded; see Draft for which and why.
         """
@@ -233,7 +233,7 @@ class Images:
             raise
 
     def _go_on_deleting(self, context: Context, image: Image) -> Image:
-        """The client asks again: finish what was interrupted; raises NotPermitted while somebody else is at it."""
+        """The client asks again: finish what was interrupted; raises NotPermitted while another request is at it."""
         age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
         if not self._lease.interrupted(image.id) and abs(age.total_seconds()) < AT_WORK:
             raise NotPermitted(f"image {image.id} is being deleted already")

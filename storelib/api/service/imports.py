@@ -115,7 +115,7 @@ class Imports:
     def discard(self, image: Image) -> None:
         """Remove what was staged for an image."""
         if image.properties.get(STAGED) or image.status == "uploading":
-            # Nobody stages for an image that is deleted, whose id is not used again while its row is there.
+            # Nothing is staged for an image that is deleted, whose id is not used again while its row is there.
             self._unstage(None, image.id)
 
     def abandoned(self, ticket: Ticket) -> None:
@@ -190,14 +190,17 @@ class Imports:
         self._workers.start(lambda: self._import(context, image, ticket, source, stores, request.all_must_succeed))
 
     def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
-        """The image, of which nobody else makes a copy now; raises BadRequest and Conflict where there still is one."""
+        """The image, of which no other request makes a copy now.
+
+        Raises BadRequest and Conflict where there still is a copy.
+        """
         repository = self._core.repository
         image = repository.images.get(image_id)
         for location in image.locations:
             if location.metadata.get("store") in names:
                 raise BadRequest(f"image {image_id} is in store {location.metadata['store']} already")
         for location in repository.locations.pending_for(image_id):
-            # Whoever deletes it would delete the new copy, which is in the same place.
+            # That deletion would take the new copy with it, which is in the same place.
             if location.metadata.get("store") in names:
                 raise Conflict(f"store {location.metadata['store']} still deletes its copy of image {image_id}")
         return image
@@ -310,7 +313,7 @@ class Imports:
         failed, message = [store.name for store in stores], ""
         try:
             for store in stores:
-                # What a copy left that never was recorded is nobody's, and in the way.
+                # What a copy left that never was recorded belongs to no image, and is in the way.
                 remove_leftovers(self._core, store, image.id, ticket)
             found = self._data.read(context, image)
             digests = None
@@ -332,7 +335,7 @@ class Imports:
     def _fail(
         self, ticket: Ticket, to: Status | None, failed: Sequence[str], message: str, error: BaseException
     ) -> None:
-        """End the task, then the upload: as long as that is recorded, somebody cleans up after this process."""
+        """End the task, then the upload: as long as that is recorded, another process cleans up after this one."""
         if isinstance(error, OutcomeUnknown) or not isinstance(error, (ApiError, StoreError)):
             # It may be recorded as done, or have left data, so only the lease, which can look later, may undo it.
             self._data.undo_later(ticket)

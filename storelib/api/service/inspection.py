@@ -177,7 +177,7 @@ class Inspected:
         # checked for what it would make a hypervisor do.
         if self._format == "raw" and (len(found) == 1 or found in _ALSO["iso"]):
             return
-        # Formats nobody can recognise (ami, ploop) look like raw data.
+        # Formats that cannot be recognised (ami, ploop) look like raw data.
         wanted = self._format if self._format in format_inspector.ALL_FORMATS else "raw"
         if found not in ({wanted}, *_ALSO.get(wanted, ())):
             shown = " and ".join(sorted(found)) or "unknown"

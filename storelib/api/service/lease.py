@@ -38,7 +38,7 @@ SCRUB = 300.0
 CLOCKS = 60.0
 #: Seconds that stopping waits for a thread in the middle of its work.
 JOIN = 10.0
-#: Seconds after which nobody deletes an image any more that is pending_delete.
+#: Seconds after which no request is deleting an image any more that is pending_delete.
 ABANDONED = 120.0
 
 
@@ -107,7 +107,7 @@ class Lease:
                     if self._every and not self._threads:
                         self._threads = self._start_threads()
                 except BaseException:
-                    # A lease that nobody renews is worse than none.
+                    # A lease that is never renewed is worse than none.
                     self._give_back(joined)
                     raise
                 self._id = joined
@@ -195,7 +195,7 @@ class Lease:
             self.scrub()
 
     def _take_over(self, process_id: str) -> None:
-        # Noted first: if the answer to the commit is lost, nobody else would look for what this process has taken.
+        # Noted first: if the answer to the commit is lost, no other process would look for what this one has taken.
         repository = self._core.repository
         again, self._taking = self._taking, self._taking or str(uuid.uuid4())
         taken = list(repository.uploads.take_over(process_id, self._ttl, token=self._taking))
@@ -243,7 +243,7 @@ class Lease:
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
         mine = self.ticket(upload.image_id)
-        # Noted first, under both tokens: the answer to any of the commits may be lost, and nobody else would look.
+        # Noted first, under both tokens: the answer to any of the commits may be lost, and no other process would look.
         noted = {upload.ticket, mine}
         self._unfinished.update(noted)
         try:
@@ -258,7 +258,7 @@ class Lease:
 
     def _undo(self, ticket: Ticket, mine: Ticket) -> None:
         repository = self._core.repository
-        # Nobody else undoes it, and nobody writes to the same place, as long as this is noted.
+        # No other process undoes it, and none writes to the same place, as long as this is noted.
         upload = repository.uploads.claim(ticket, mine.process_id, token=mine.token)
         if upload is None:
             return
@@ -347,7 +347,7 @@ class Lease:
             claimed = repository.uploads.begin(
                 image_id, ticket.process_id, from_=(image.status,), to=None, stores=(), token=ticket.token
             )
-            # Somebody may have finished between the two.
+            # Another process may have finished between the two.
             if all(location.uri != uri for location in claimed.locations):
                 self._remove_from(name, uri)
             self._lost.discard(lost)
@@ -392,8 +392,8 @@ def _runs(process: Process) -> bool:
 def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticket | None) -> None:
     """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there.
 
-    ``ticket`` is the claim it is done under: whoever lost it meanwhile removes nothing and gets UploadLost. None:
-    nobody can write there any more.
+    ``ticket`` is the claim it is done under: a process that lost it meanwhile removes nothing and gets UploadLost.
+    None: no upload can write there any more.
     """
     _check_held(core, ticket)
     if Capability.GC in store.capabilities:

@@ -43,9 +43,9 @@ from storelib.transfer.digests import new_hasher
 from storelib.transfer.download import ImageStream
 from storelib.uris import redact, scheme_of
 
-#: Schemes that would let a client name files of the server or other people's credentials.
+#: Schemes that would let a client name files of the server or the credentials of others.
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
-#: Schemes of which everybody may name data; the others are the services' own.
+#: Schemes of which every caller may name data; the others are the services' own.
 PUBLIC_SCHEMES = ("http", "https")
 
 
@@ -110,7 +110,7 @@ class Locations:
         delete_dropped(core, context, image_id)
 
     def check_copy(self, context: Context, uri: str) -> int | None:
-        """v1: the bytes at ``uri``, None if nobody can tell, for a caller who may copy it.
+        """v1: the bytes at ``uri``, None if the store does not tell, for a caller who may copy it.
 
         Raises Forbidden, Invalid (not a URI that is taken) and what the store it belongs to raises.
         """
@@ -212,7 +212,7 @@ class _Remote:
         return self._stream.read(size)
 
     def close(self) -> None:
-        """Free the connection."""
+        """Free the connection, if one was opened."""
         if self._stream is not None:
             self._stream.close()
 
@@ -229,7 +229,7 @@ def check_uri(core: Core, uri: str) -> str:
 
 
 def check_trusted(core: Core, context: Context, uri: str) -> None:
-    """``check_uri``, and raise NotPermitted where only services may name data, which might be somebody else's."""
+    """``check_uri``, and raise NotPermitted where only services may name data, which might be another project's."""
     if check_uri(core, uri) not in PUBLIC_SCHEMES and not (context.is_admin or core.policy.is_service(context)):
         raise NotPermitted("only services may name data in this kind of store")
 

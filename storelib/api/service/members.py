@@ -23,7 +23,7 @@ class Members:
         self._core = core
 
     def list(self, context: Context, image_id: str) -> list[Member]:
-        """The members the caller may see: all for the owner and administrators, else himself."""
+        """The members the caller may see: all for the owner and administrators, else only the caller."""
         image = self._shared(context, image_id, "get_members")
         members = self._core.repository.members.list_for(image_id)
         return [member for member in members if self._may_see(context, image, member.member)]
@@ -79,7 +79,10 @@ class Members:
                 self._core.notify.member("update" if name in before else "create", after[name])
 
     def shared_with(self, context: Context, member: str) -> builtins.list[Member]:
-        """v1: the memberships of one project that the caller may see: all his own, and those of his images."""
+        """v1: the memberships of one project that the caller may see.
+
+        Those are all of the caller's own project, and else those of the caller's images.
+        """
         found = []
         for membership in self._core.repository.members.shared_with(member):
             try:

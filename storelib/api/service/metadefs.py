@@ -19,10 +19,11 @@ from storelib.api.db.metadefs import (
     ResourceType,
 )
 from storelib.api.errors import BadRequest, NotPermitted, ResourceNotFound
+from storelib.api.schemas import Schema
 from storelib.api.service.core import Core
 
 #: The schema that the body of each kind is checked against.
-SCHEMAS: Mapping[Kind, schemas.Schema] = {
+SCHEMAS: Mapping[Kind, Schema] = {
     "object": schemas.OBJECT,
     "property": schemas.PROPERTY,
     "tag": schemas.TAG,
@@ -37,7 +38,7 @@ class Metadefs:
     """Namespaces and what is in them. A namespace that the caller may not see does not exist for the caller.
 
     Names are of namespaces; each method raises ResourceNotFound for one that is not there, NotPermitted for what the
-    caller may not do to one that he may see, BadRequest for a body that is not as its schema says.
+    caller may not do to one that is visible, BadRequest for a body that is not as its schema says.
     """
 
     def __init__(self, core: Core) -> None:
@@ -138,7 +139,7 @@ class Metadefs:
         return self._tables.definitions(namespace.id, kind)
 
     def definition(self, context: Context, name: str, kind: Kind, definition: str) -> Definition:
-        """One definition."""
+        """One definition of a namespace, by its kind and name."""
         namespace = self._visible(context, name)
         self._require(context, f"get_metadef_{kind}", namespace)
         return self._tables.definition(namespace.id, kind, definition)

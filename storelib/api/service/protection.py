@@ -2,7 +2,7 @@
 """Property protection: which roles may create, read, update and delete which custom properties.
 
 The file is an INI file of sections that are regular expressions; the first that matches a name decides, and a name that
-none matches is nobody's. What the file says is read once, and a mistake in it stops the start.
+none matches may be used by no caller. What the file says is read once, and a mistake in it stops the start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
 
 class Protection:
-    """Answers who may do what with a custom property; without a file everybody may do everything."""
+    """Decides who may do what with a custom property; without a file all callers may do everything."""
 
     def __init__(self, policy: Policy, path: str | None = None, rule_format: str = "roles") -> None:
         self._policy = policy

@@ -25,7 +25,7 @@ Shown = list[dict[str, Any]]
 
 
 class Stores:
-    """Answers in the words of the API: absent rather than false, booleans as strings."""
+    """Describes stores in the words of the API: absent rather than false, booleans as strings."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -35,7 +35,7 @@ class Stores:
         return [store.name for store in self._core.registry]
 
     def list(self, context: Context) -> Shown:
-        """All stores."""
+        """All stores, without what only administrators may know."""
         return [self._shown(store) for store in self._core.registry]
 
     def detail(self, context: Context) -> Shown:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that goes on after the request is answered: a few threads, started when first needed, anew in a forked child."""
+"""Work that goes on after the response is sent: a few threads, started when first needed, anew in a forked child."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Workers:
         future.add_done_callback(self._pending.discard)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is under way, at most ``timeout`` seconds; answers whether that is so."""
+        """Wait until nothing is under way, at most ``timeout`` seconds; returns whether that is so."""
         for future in list(self._pending):
             try:
                 future.result(timeout)

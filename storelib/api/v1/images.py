@@ -52,7 +52,7 @@ class ListResource:
         self._largest_limit: int = service.core.options.api_limit_max
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """List images."""
+        """List the images that the query string asks for."""
         context = req.context.caller
         pairs = parse_qsl(req.query_string, keep_blank_values=True)
         asked = query.parse(pairs, context, default_limit=self._default_limit, largest_limit=self._largest_limit)
@@ -61,7 +61,7 @@ class ListResource:
 
 
 class ImagesResource(ListResource):
-    """The collection."""
+    """The collection: a list, and where images are made."""
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Create an image, with data or without."""
@@ -89,20 +89,20 @@ class ImagesResource(ListResource):
 
 
 class ImageResource:
-    """One image."""
+    """One image: metadata in headers, data in the body."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def on_head(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Its metadata."""
+        """Send its metadata as headers."""
         image = self._service.images.show(req.context.caller, image_id, deleted=True)
         self._set_headers(req, resp, image)
         # Clients decode what calls itself JSON.
         resp.content_type = "text/plain"
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Its metadata and data."""
+        """Send its metadata as headers, and its data."""
         image, found, _ = self._service.data.download(req.context.caller, image_id)
         if found is not None:
             send_data(req, resp, found)
@@ -143,7 +143,7 @@ class ImageResource:
         _set_etag(resp, image)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Delete it."""
+        """Delete it and its data."""
         self._service.images.delete(req.context.caller, image_id)
         resp.content_type = "text/plain"
 

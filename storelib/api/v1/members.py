@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v1/images/{id}/members`` and ``/v1/shared-images/{member}``."""
+"""``/v1/images/{id}/members`` and ``/v1/shared-images/{member}``: the projects that an image is shared with."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class SharedImagesResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, member_id: str) -> None:
-        """List them."""
+        """List the images, as far as the caller may know of them."""
         found = self._service.members.shared_with(req.context.caller, member_id)
         send(resp, {"shared_images": [{"image_id": item.image_id, "can_share": item.can_share} for item in found]})
 
 
 @contextmanager
 def _refusal_hidden(context: Context) -> Iterator[None]:
-    """v1 answers 404 to whoever may not share an image."""
+    """v1 has 404 for callers who may not share an image."""
     if context.read_only:
         raise NotAuthenticated("sharing needs a token")
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """v1's image metadata: ``x-image-meta-*`` headers both ways, and the JSON document with the same names.
 
-Values in headers are UTF-8. Clients also percent-encode names and values, so requests are decoded once. In answers only
-what a header cannot carry is percent-encoded: clients do not decode them.
+Values in headers are UTF-8. Clients also percent-encode names and values, so requests are decoded once. In responses
+only what a header cannot carry is percent-encoded: clients do not decode them.
 """
 
 from __future__ import annotations

@@ -63,12 +63,12 @@ def parse(pairs: Sequence[tuple[str, str]], context: Context, *, default_limit: 
 
 
 def _is_public(given: Mapping[str, str], context: Context) -> tuple[bool | None, bool]:
-    """The filter, and whether an administrator looks as a normal user, which he does unless he says otherwise."""
+    """The filter, and whether an administrator is shown what a normal user is, which is so unless asked otherwise."""
     if not context.is_admin:
         return None, True
     text = given.get("is_public")
     if text is None:
-        # Without a project there are no images of his own, so he would not find what he made himself.
+        # Callers without a project own no images, so that they would not find what they have made.
         return None, context.project_id is not None
     if text.lower() == "none":
         return None, False

@@ -27,13 +27,13 @@ _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.IGNORECASE 
 
 
 class FileResource:
-    """The data itself."""
+    """The data of an image, as it was uploaded."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Upload it."""
+        """Upload it into the default store, or the one that a header names."""
         source = upload_source(req)
         store = req.get_header("x-image-meta-store")
         req.context.received = self._service.data.upload(req.context.caller, image_id, source, store).size
@@ -66,7 +66,7 @@ class StageResource:
         self._service = service
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Stage it."""
+        """Keep it until an import begins."""
         if "glance-direct" not in self._service.imports.methods:
             raise ResourceNotFound("data cannot be staged here")
         req.context.received = self._service.imports.stage(req.context.caller, image_id, upload_source(req)).size
@@ -80,7 +80,7 @@ class ImportResource:
         self._service = service
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Begin an import."""
+        """Begin an import, which goes on after the response."""
         asked = import_request(read_object(req), req.get_header("x-image-meta-store"))
         self._service.imports.start(req.context.caller, image_id, asked)
         resp.status = falcon.HTTP_202

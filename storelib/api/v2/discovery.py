@@ -17,14 +17,14 @@ from storelib.api.service import Context, Service
 from storelib.api.service.tasks import TaskQuery
 
 
-class Answer:
-    """A resource whose GET answers what ``document`` makes of the caller."""
+class Document:
+    """A resource whose GET returns what ``document`` makes of the caller."""
 
     def __init__(self, document: Callable[[Context], Any]) -> None:
         self._document = document
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer."""
+        """Send the document as this caller may see it."""
         send(resp, self._document(req.context.caller))
 
 
@@ -35,20 +35,20 @@ class SchemaResource:
         self._documents = documents
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Answer one."""
+        """Send the schema ``name``; raises ResourceNotFound."""
         if name not in self._documents:
             raise ResourceNotFound(f"there is no schema {name!r}")
         send(resp, self._documents[name])
 
 
 class TasksResource:
-    """The tasks of all images."""
+    """The tasks of all images, in pages."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """List them."""
+        """Send one page, with a link to the next."""
         options = self._service.core.options
         asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
         limit = required_number("limit", asked["limit"]) if "limit" in asked else options.limit_param_default
@@ -69,13 +69,13 @@ class TasksResource:
 
 
 class TaskResource:
-    """One task."""
+    """One task of any image."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Show it."""
+        """Show what it does and how it ended."""
         send(resp, self._service.tasks.show(req.context.caller, task_id))
 
 
@@ -86,11 +86,11 @@ class ImageTasksResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List them."""
+        """Send the latest one, which is all that is kept."""
         send(resp, {"tasks": self._service.tasks.of_image(req.context.caller, image_id)})
 
 
-def info_resources(service: Service) -> dict[str, Answer]:
+def info_resources(service: Service) -> dict[str, Document]:
     """What is below ``/v2/info``."""
     methods = {
         "description": "Import methods available.",
@@ -99,11 +99,11 @@ def info_resources(service: Service) -> dict[str, Answer]:
     }
     stores = service.stores
     return {
-        "import": Answer(lambda context: {"import-methods": methods}),
-        "stores": Answer(lambda context: {"stores": stores.list(context)}),
-        "stores/detail": Answer(lambda context: {"stores": stores.detail(context)}),
-        # There are no limits of the whole cloud here, which is what an empty answer says.
-        "usage": Answer(lambda context: {"usage": {}}),
+        "import": Document(lambda context: {"import-methods": methods}),
+        "stores": Document(lambda context: {"stores": stores.list(context)}),
+        "stores/detail": Document(lambda context: {"stores": stores.detail(context)}),
+        # There are no limits of the whole cloud here, which is what an empty document says.
+        "usage": Document(lambda context: {"usage": {}}),
     }
 
 

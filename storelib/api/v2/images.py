@@ -16,7 +16,7 @@ from storelib.api.v2.serializers import decoded, read_object, refuse_body, requi
 
 
 class ImagesResource:
-    """The collection."""
+    """The collection: a list in pages, and where images are made."""
 
     def __init__(self, service: Service, documents: ImageDocuments) -> None:
         self._service = service
@@ -25,7 +25,7 @@ class ImagesResource:
         self._largest_limit: int = service.core.options.api_limit_max
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """List images."""
+        """Send one page of what the query string asks for, with a link to the next."""
         pairs = parse_qsl(req.query_string, keep_blank_values=True)
         asked = query.parse(pairs, default_limit=self._default_limit, largest_limit=self._largest_limit)
         context = req.context.caller
@@ -39,7 +39,7 @@ class ImagesResource:
         send_encoded(resp, f'{{"images":[{images}],{encode(links)[1:]}')
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Create an image."""
+        """Create an image, which has no data yet."""
         service, context = self._service, req.context.caller
         image = service.images.create(context, read_object(req))
         send_encoded(resp, self._documents.encode(context, image), falcon.HTTP_201)
@@ -50,19 +50,19 @@ class ImagesResource:
 
 
 class ImageResource:
-    """One image."""
+    """One image without its data."""
 
     def __init__(self, service: Service, documents: ImageDocuments) -> None:
         self._service = service
         self._documents = documents
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Show it."""
+        """Show all that the caller may see of it."""
         context = req.context.caller
         send_encoded(resp, self._documents.encode(context, self._service.images.show(context, image_id)))
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Change it."""
+        """Change it by one of the two kinds of JSON patch."""
         context = req.context.caller
         resp.set_header("Accept-Patch", ", ".join(patch.MEDIA_TYPES))
         kind = require_type(req, *patch.MEDIA_TYPES)
@@ -71,7 +71,7 @@ class ImageResource:
         send_encoded(resp, self._documents.encode(context, image))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Delete it."""
+        """Delete it and its data."""
         refuse_body(req)
         self._service.images.delete(req.context.caller, image_id)
         resp.status = falcon.HTTP_204
@@ -84,13 +84,13 @@ class TagResource:
         self._service = service
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
-        """Add it."""
+        """Tag the image; harmless when done twice."""
         refuse_body(req)
         self._service.images.add_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
-        """Remove it."""
+        """Take the tag off the image."""
         refuse_body(req)
         self._service.images.remove_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
@@ -113,7 +113,7 @@ class DeactivateResource:
         self._service = service
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Deactivate an image."""
+        """Stop downloads by all but administrators."""
         refuse_body(req)
         self._service.images.deactivate(req.context.caller, image_id)
         resp.status = falcon.HTTP_204
@@ -126,7 +126,7 @@ class ReactivateResource:
         self._service = service
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Reactivate an image."""
+        """Allow downloads by all who may see the image."""
         refuse_body(req)
         self._service.images.reactivate(req.context.caller, image_id)
         resp.status = falcon.HTTP_204

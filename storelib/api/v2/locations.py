@@ -22,7 +22,7 @@ class LocationsResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List them."""
+        """List all of them, for services."""
         found = self._service.locations.list(req.context.caller, image_id)
         send(resp, [location_document(location) for location in found])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v2/images/{id}/members``."""
+"""``/v2/images/{id}/members``: the projects that an image is shared with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class MembersResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List them."""
+        """List those that the caller may see."""
         members = self._service.members.list(req.context.caller, image_id)
         send(resp, {"members": [member_document(member) for member in members], "schema": "/v2/schemas/members"})
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Add one."""
+        """Share the image with one more."""
         body = read_object(req)
         if not isinstance(body.get("member"), str) or not body["member"]:
             raise BadRequest("the body must have a 'member', the id of a project")
@@ -37,7 +37,7 @@ class MemberResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Show it."""
+        """Show whether it has accepted the image."""
         send(resp, member_document(self._service.members.show(req.context.caller, image_id, member_id)))
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:

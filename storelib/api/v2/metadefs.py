@@ -63,7 +63,7 @@ class NamespacesResource:
 
 
 class NamespaceResource:
-    """One namespace."""
+    """One namespace, with what is in it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -88,7 +88,7 @@ class NamespaceResource:
 
 
 class ResourceTypesResource:
-    """All resource types."""
+    """The resource types of all namespaces."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -152,7 +152,7 @@ class DefinitionResource:
         self._document = DOCUMENTS[kind]
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
-        """Show a definition."""
+        """Show a definition of this kind."""
         found = self._service.metadefs.definition(req.context.caller, namespace, self._kind, name)
         send(resp, self._document(namespace, found))
 
@@ -163,7 +163,7 @@ class DefinitionResource:
         send(resp, self._document(namespace, changed))
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
-        """Remove a definition."""
+        """Remove a definition from its namespace."""
         refuse_body(req)
         self._service.metadefs.undefine(req.context.caller, namespace, self._kind, name)
         resp.status = falcon.HTTP_204
@@ -182,7 +182,7 @@ class ObjectsResource(DefinitionsResource):
         send(resp, {"objects": documents} | _links(path, "objects", asked, more))
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
-        """Add an object."""
+        """Add an object to a namespace."""
         made = self._service.metadefs.define(req.context.caller, namespace, "object", read_object(req))
         send(resp, object_document(namespace, made), falcon.HTTP_201)
 
@@ -196,7 +196,7 @@ class PropertiesResource(DefinitionsResource):
         send(resp, {"properties": {each.name: property_document(namespace, each) for each in found}})
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
-        """Add a property."""
+        """Add a property to a namespace."""
         made = self._service.metadefs.define(req.context.caller, namespace, "property", read_object(req))
         send(resp, property_document(namespace, made), falcon.HTTP_201)
 
@@ -275,12 +275,12 @@ def object_document(namespace: str, definition: Definition, prefix: str = "") ->
 
 
 def property_document(namespace: str, definition: Definition) -> dict[str, Any]:
-    """A property."""
+    """A property, as the API shows it."""
     return {"name": definition.name, **definition.document}
 
 
 def tag_document(namespace: str, definition: Definition) -> dict[str, Any]:
-    """A tag."""
+    """A tag, as the API shows it."""
     return {"name": definition.name, **_times(definition)}
 
 
@@ -351,7 +351,7 @@ def _descending(asked: Mapping[str, str]) -> bool:
 def _page(
     service: Service, found: Sequence[Definition], asked: Mapping[str, str]
 ) -> tuple[Sequence[Definition], str | None]:
-    """What of a namespace's definitions one answer has, and the marker of the next one."""
+    """What of a namespace's definitions one response has, and the marker of the next one."""
     key = asked.get("sort_key", "created_at")
     if key not in ("created_at", "updated_at", "name"):
         raise BadRequest(f"what is in a namespace cannot be sorted by {key!r}; only by created_at, updated_at, name")

@@ -43,7 +43,7 @@ SETS = {
 TIMES = get_args(TimeField)
 OPERATORS = get_args(TimeOperator)
 _LARGEST = 2**63 - 1
-_NOBODY = Caller(None)
+_NO_CALLER = Caller(None)
 _ITEM = re.compile(r',(?:"((?:[^"]|"")*)"(?=,|\Z)|([^,]*))')
 
 
@@ -86,7 +86,7 @@ def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
         else:
             properties[name] = value
     return Query(
-        _NOBODY,
+        _NO_CALLER,
         sort=_sort(pairs),
         tags=frozenset(tags),
         properties=properties,

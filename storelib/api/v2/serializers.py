@@ -154,12 +154,12 @@ def _add_places(core: Core, context: Context, image: Image, document: dict[str, 
 
 
 def location_document(location: ImageLocation) -> dict[str, Any]:
-    """A location. Credentials that old or foreign URIs have in them are nobody's business."""
+    """A location. Credentials that old or foreign URIs have in them are left out."""
     return {"url": redact(location.uri), "metadata": dict(location.metadata)}
 
 
 def member_document(member: Member) -> dict[str, Any]:
-    """A membership."""
+    """A membership, as the project and the owner see it."""
     return {
         "member_id": member.member,
         "image_id": member.image_id,

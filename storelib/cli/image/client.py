@@ -84,7 +84,7 @@ class Api:
         headers: dict[str, str] | None = None,
         stream: bool = False,
     ) -> urllib3.BaseHTTPResponse:
-        """The answer, if it is not an error; ``stream`` leaves its body unread. Raises StoreError."""
+        """The response, if it is not an error; ``stream`` leaves its body unread. Raises StoreError."""
         response = self._once(method, path, body, headers, stream, renew=False)
         if response.status == 401 and (body is None or isinstance(body, bytes)):
             response.drain_conn()
@@ -130,7 +130,7 @@ class Api:
             raise RemoteServiceUnavailable(f"{self.url} was lost: {_reason(error)}") from error
 
     def ask(self, method: str, path: str, document: Any = None, kind: str = "application/json") -> Any:
-        """Send a JSON document, or none, and answer the decoded one that comes back, or None."""
+        """Send a JSON document, or none; returns the decoded one that comes back, or None."""
         body = None if document is None else json.dumps(document).encode()
         response = self.send(method, path, body=body, headers={"Content-Type": kind} if body is not None else None)
         if not response.data or "json" not in response.headers.get("Content-Type", ""):

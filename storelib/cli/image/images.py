@@ -140,7 +140,7 @@ def list_images(
     os_hidden: bool | None,
     **filters: str | None,
 ) -> None:
-    """List images."""
+    """List the images that you may see."""
     asked = [(key, value) for key, value in filters.items() if value is not None]
     if name is not None:
         # Quoted, so that a name with a colon is no operator.

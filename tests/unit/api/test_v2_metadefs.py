@@ -242,6 +242,11 @@ class TestContents(Metadefs):
         assert self.api.admin.delete(f"{namespace}/{part}/newer").status_code == 204
         assert self.api.admin.delete(f"{namespace}/{part}/newer").status_code == 404
 
+    @pytest.mark.parametrize(("limit", "status"), [(5.0, 201), (5.5, 400), (-1.0, 400), ("5", 400)])
+    def test_limits_of_a_property_are_whole_numbers(self, namespace, limit, status):
+        body = {"name": "new", "title": "New", "type": "string", "maxLength": limit}
+        assert self.api.admin.post(f"{namespace}/properties", body).status_code == status
+
     def test_properties_are_listed_by_name(self, namespace):
         listed = self.api.alice.get(f"{namespace}/properties").json
         assert listed == {"properties": {"action": {"name": "action", **WATCHDOG}}}
