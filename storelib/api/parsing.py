@@ -30,6 +30,11 @@ def required_number(name: str, text: str | None, largest: int | None = None) -> 
     return number
 
 
+def page_size(text: str | None, default: int, largest: int) -> int:
+    """How many items a list returns to a client that asks for ``text``, None where it does not; raises BadRequest."""
+    return default if text is None else min(required_number("limit", text), largest)
+
+
 def media_type(content_type: str | None) -> str:
     """The media type in a Content-Type header, in lower case and without parameters; empty where there is none.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import falcon
 from oslo_utils import strutils
@@ -27,7 +26,7 @@ from storelib.api.service.core import Core
 from storelib.api.v1 import meta, query
 from storelib.api.v1.meta import Meta
 from storelib.api.v2.data import send_data
-from storelib.api.v2.serializers import OCTETS, body_length
+from storelib.api.v2.serializers import OCTETS, body_length, query_pairs
 
 BRIEF = ("id", "name", "size", "disk_format", "container_format", "checksum")
 #: Statuses of images that have data to read.
@@ -54,7 +53,7 @@ class ListResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List the images that the query string asks for."""
         context = req.context.caller
-        pairs = parse_qsl(req.query_string, keep_blank_values=True)
+        pairs = query_pairs(req)
         asked = query.parse(pairs, context, default_limit=self._default_limit, largest_limit=self._largest_limit)
         found = self._service.images.list(context, asked.query, as_user=asked.as_user).images
         send(resp, {"images": [self._document(image, self._service.core, context) for image in found]})

@@ -10,7 +10,7 @@ from oslo_utils import strutils
 
 from storelib.api.db.records import Caller, Direction, Query, Range, RangeField, SortField, SortKey
 from storelib.api.errors import BadRequest
-from storelib.api.parsing import required_number
+from storelib.api.parsing import page_size, required_number
 from storelib.api.service import Context
 from storelib.api.v2.query import parse_time
 
@@ -46,10 +46,9 @@ def parse(pairs: Sequence[tuple[str, str]], context: Context, *, default_limit: 
         values["changes_since"] = parse_time("changes-since", given["changes-since"])
     values["deleted"] = _deleted(given, context)
     is_public, as_user = _is_public(given, context)
-    limit = min(required_number("limit", given["limit"]), largest_limit) if "limit" in given else default_limit
     query = Query(
         Caller(None),
-        limit=limit,
+        limit=page_size(given.get("limit"), default_limit, largest_limit),
         marker=given.get("marker"),
         sort=(_sort(given),),
         is_public=is_public,

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import falcon
 
 from storelib.api import schemas
 from storelib.api.errors import ResourceNotFound
 from storelib.api.json_response import send
-from storelib.api.parsing import required_number
+from storelib.api.parsing import page_size
 from storelib.api.service import Context, Service
 from storelib.api.service.tasks import TaskQuery
+from storelib.api.v2.serializers import query_pairs
 
 
 class Document:
@@ -50,14 +51,13 @@ class TasksResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Send one page, with a link to the next."""
         options = self._service.core.options
-        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
-        limit = required_number("limit", asked["limit"]) if "limit" in asked else options.limit_param_default
+        asked = dict(query_pairs(req))
         query = TaskQuery(
             asked.get("type"),
             asked.get("status"),
             asked.get("sort_key", "created_at"),
             asked.get("sort_dir", "desc"),
-            min(limit, options.api_limit_max),
+            page_size(asked.get("limit"), options.limit_param_default, options.api_limit_max),
             asked.pop("marker", None),
         )
         tasks, more = self._service.tasks.list(req.context.caller, query)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import falcon
 
@@ -12,7 +12,7 @@ from storelib.api.json_response import encode, send_encoded
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
 from storelib.api.v2.documents import ImageDocuments
-from storelib.api.v2.serializers import decoded, read_object, refuse_body, require_type
+from storelib.api.v2.serializers import decoded, query_pairs, read_object, refuse_body, require_type
 
 
 class ImagesResource:
@@ -26,7 +26,7 @@ class ImagesResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Send one page of what the query string asks for, with a link to the next."""
-        pairs = parse_qsl(req.query_string, keep_blank_values=True)
+        pairs = query_pairs(req)
         asked = query.parse(pairs, default_limit=self._default_limit, largest_limit=self._largest_limit)
         context = req.context.caller
         found = self._service.images.list(context, asked)

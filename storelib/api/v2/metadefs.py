@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import falcon
 from oslo_utils import strutils
@@ -13,10 +13,10 @@ from oslo_utils import strutils
 from storelib.api.db.metadefs import Association, Definition, Kind, Namespace, NamespaceQuery
 from storelib.api.errors import BadRequest, InvalidMarker
 from storelib.api.json_response import send
-from storelib.api.parsing import whole_number
+from storelib.api.parsing import page_size
 from storelib.api.service import Service
 from storelib.api.service.metadefs import prefix_of
-from storelib.api.v2.serializers import read_object, refuse_body, time_text
+from storelib.api.v2.serializers import query_pairs, read_object, refuse_body, time_text
 
 ROOT = "/v2/metadefs"
 SCHEMAS = "/v2/schemas/metadefs"
@@ -46,7 +46,7 @@ class NamespacesResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List namespaces, with the resource types they are for."""
-        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        asked = dict(query_pairs(req))
         query = _namespace_query(self._service, asked)
         namespaces, more = self._service.metadefs.list(req.context.caller, query)
         associations = self._service.metadefs.associations_of(namespaces)
@@ -71,8 +71,7 @@ class NamespaceResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Show a namespace with all that is in it, with names as on resources of a type if one is asked for."""
         found, associations, contents = self._service.metadefs.show(req.context.caller, namespace)
-        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
-        prefix = prefix_of(associations, asked.get("resource_type", "")) or ""
+        prefix = prefix_of(associations, req.get_param("resource_type", default="")) or ""
         send(resp, _whole(found, associations, contents, prefix))
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
@@ -175,7 +174,7 @@ class ObjectsResource(DefinitionsResource):
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the objects of a namespace."""
         found = self._service.metadefs.definitions(req.context.caller, namespace, "object")
-        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        asked = dict(query_pairs(req))
         page, more = _page(self._service, found, asked)
         documents = [object_document(namespace, each) for each in page]
         path = f"{ROOT}/namespaces/{quote(namespace)}/objects"
@@ -206,7 +205,7 @@ class PropertyResource(DefinitionResource):
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Show a property, by its name on resources of a type if one is asked for."""
-        resource_type = dict(parse_qsl(req.query_string, keep_blank_values=True)).get("resource_type")
+        resource_type = req.get_param("resource_type")
         if not resource_type:
             return super().on_get(req, resp, namespace, name)
         found = self._service.metadefs.property_on(req.context.caller, namespace, name, resource_type)
@@ -220,7 +219,7 @@ class TagsResource(DefinitionsResource):
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the tags of a namespace."""
         found = self._service.metadefs.definitions(req.context.caller, namespace, "tag")
-        asked = dict(parse_qsl(req.query_string, keep_blank_values=True))
+        asked = dict(query_pairs(req))
         page, more = _page(self._service, found, asked)
         path = f"{ROOT}/namespaces/{quote(namespace)}/tags"
         send(resp, {"tags": [{"name": each.name} for each in page]} | _links(path, "tags", asked, more))
@@ -333,12 +332,9 @@ def _namespace_query(service: Service, asked: Mapping[str, str]) -> NamespaceQue
 
 def _limit(service: Service, asked: Mapping[str, str], default: int | None = None) -> int:
     options = service.core.options
-    if "limit" not in asked:
-        return int(options.limit_param_default if default is None else default)
-    limit = whole_number(asked["limit"])
-    if limit is None:
-        raise BadRequest(f"limit must be a whole number, 0 or more, not {asked['limit']!r}")
-    return min(limit, int(options.api_limit_max))
+    return page_size(
+        asked.get("limit"), options.limit_param_default if default is None else default, options.api_limit_max
+    )
 
 
 def _descending(asked: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 from typing import Any
+from urllib.parse import parse_qsl
 
 import falcon
 
@@ -21,6 +22,11 @@ from storelib.uris import redact
 LARGEST_BODY = 4 * 1024 * 1024
 JSON = "application/json"
 OCTETS = "application/octet-stream"
+
+
+def query_pairs(req: falcon.Request) -> list[tuple[str, str]]:
+    """The query string in its order, with all values of a name; Falcon's own mapping keeps neither."""
+    return parse_qsl(req.query_string, keep_blank_values=True)
 
 
 def require_type(req: falcon.Request, *expected: str) -> str:

@@ -197,6 +197,30 @@ class TestSchemas(Deployed):
         jsonschema.validate(listed, self.api.alice.get("/v2/schemas/images").json, jsonschema.Draft4Validator)
 
 
+class TestKeysOfDocuments(Deployed):
+    """Everything that can be shown is: clients take a key that the schema lacks for a property of the user's own."""
+
+    options = {"show_image_direct_url": "true", "show_multiple_locations": "true"}  # noqa: RUF012
+
+    @pytest.mark.parametrize("kind", ["image", "images", "member", "members", "task", "tasks"])
+    def test_every_key_is_in_the_schema(self, kind):
+        for image in (self.api.alice.active(visibility="shared"), self.api.alice.active(visibility="shared")):
+            self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+            copy = {"method": {"name": "copy-image"}, "stores": ["mem"]}
+            assert self.api.admin.post(f"/v2/images/{image}/import", copy).status_code == 202
+        self.api.settle()
+        documents = {
+            "images": self.api.alice.get("/v2/images?limit=1").json,
+            "members": self.api.alice.get(f"/v2/images/{image}/members").json,
+            "tasks": self.api.admin.get("/v2/tasks?limit=1").json,
+        }
+        documents |= {name.removesuffix("s"): listed[name][0] for name, listed in documents.items()}
+        shown = documents[kind]
+        expected = {"image": {"stores", "locations", "direct_url"}, "images": {"next"}, "tasks": {"next"}}
+        assert expected.get(kind, set()) <= shown.keys()
+        assert shown.keys() <= self.api.alice.get(f"/v2/schemas/{kind}").json["properties"].keys()
+
+
 class TestStrictSchema(Deployed):
     options = {"allow_additional_image_properties": "false"}  # noqa: RUF012
 
