@@ -32,7 +32,7 @@ from storelib.exceptions import (
 )
 from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, StoreConformance
-from storelib.testing.faults import Cut, FaultyProxy, Reset, Stall
+from storelib.testing.faults import Cut, Far, FaultyProxy, Reset, Stall
 
 KiB, MiB = 1024, 1024 * 1024
 SMALL = hashlib.shake_128(b"small").digest(300_000)
@@ -292,6 +292,24 @@ def test_error_page_is_never_success(vcenter, access, image_id, data, status):
     with pytest.raises(StoreError):
         store.add(image_id, globals()[data])
     assert not access.residue(image_id)
+
+
+@pytest.mark.parametrize("status", [200, 302, 403, 404, 500, 503])
+def test_error_page_is_no_answer_to_a_call(vcenter, status):
+    """Neither before the login nor after it; what passes is asked for again."""
+    for logged_in in (False, True):
+        store = open_vmware(vcenter, transfer_retries=0)
+        if logged_in:
+            store.check()
+        vcenter.control("refuse", method="POST", status=status, count=1)
+        with pytest.raises(Forbidden if status == 403 else RemoteServiceUnavailable):
+            list(store.list_images())
+        store.check()
+
+
+def test_call_that_is_answered_by_a_login_page_of_status_401_is_made_in_a_new_session(vcenter, store):
+    vcenter.control("refuse", method="POST", status=401, count=1)
+    assert store.check().free
 
 
 def test_one_session_serves_all_threads_and_is_ended_with_the_store(vcenter, image_id):
@@ -674,6 +692,17 @@ def test_read_over_a_bad_line_goes_on(vcenter, store, proxy, image_id, kind, aft
     uri = store.add(image_id, LARGE).uri.replace(f":{vcenter.port}", f":{proxy.address[1]}")
     proxy.plan(kind(after=after))
     assert read(through(vcenter, proxy), uri) == LARGE
+
+
+def test_far_vcenter_is_read_in_ranges_side_by_side(vcenter, store, proxy, image_id):
+    data = hashlib.shake_128(b"far").digest(40 * MiB)
+    uri = store.add(image_id, data).uri.replace(f":{vcenter.port}", f":{proxy.address[1]}")
+    proxy.always(Far(seconds=0.01))
+    reader = through(vcenter, proxy)
+    reader.get_size(uri)
+    vcenter.control("requests")
+    assert read(reader, uri) == data
+    assert sum("GET" in line for line in vcenter.control("requests").splitlines()) > 4
 
 
 def test_vcenter_that_hangs_is_given_up(vcenter, proxy):

@@ -27,8 +27,12 @@ class NothingTold(Exception):
     """vCenter left out a property that was asked for: the user may not see it, or the session has ended."""
 
 
+class NotSoap(Exception):
+    """What answers a call is no vCenter, but perhaps something that stands in for it."""
+
+
 class HttpError(Exception):
-    """An answer to a request for a file that is neither a file nor that it was taken."""
+    """A status that is neither a file, nor that one was taken, nor an answer to a call."""
 
     def __init__(self, method: str, status: int) -> None:
         super().__init__(f"{method}: status {status}")
@@ -56,19 +60,22 @@ def is_session_lost(error: BaseException) -> bool:
 def storelib_error(error: Exception, subject: str) -> StoreError | None:
     """The error for one of the client's; None if it is not known."""
     if isinstance(error, HttpError):
-        return _of_status(error.status, subject)
+        return _of_status(error.method, error.status, subject)
     if isinstance(error, NothingTold):
         return RemoteServiceUnavailable(f"{subject}: vCenter does not tell {error}; may the user see it?")
     names = fault_names(error)
     if names:
         return _of_fault(names, subject)
-    if isinstance(error, xml.parsers.expat.ExpatError):
+    if isinstance(error, NotSoap | xml.parsers.expat.ExpatError):
         return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its answer was cut")
     return errors.error_of_failure(error, subject, "vmware_ca_file or vmware_thumbprint")
 
 
-def _of_status(status: int, subject: str) -> StoreError:
+def _of_status(method: str, status: int, subject: str) -> StoreError:
     text = f"{subject}: vCenter answered {status}"
+    if method == "POST" and status in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
+        # That is no image's fault: nobody takes calls there.
+        return RemoteServiceUnavailable(text, transient=False)
     if status in (http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, http.HTTPStatus.INSUFFICIENT_STORAGE):
         return StorageFull(text)
     return errors.error_of_status(status, {}, text)

@@ -7,6 +7,7 @@ pyVmomi speaks SOAP over the store's own connections; files travel over the same
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
 from storelib.drivers.vmware.connections import Answer, Connection, Connections, FileUpload
-from storelib.drivers.vmware.errors import HttpError, NothingTold, is_session_lost
+from storelib.drivers.vmware.errors import HttpError, NothingTold, NotSoap, is_session_lost
 from storelib.drivers.vmware.options import Settings
 from storelib.exceptions import TransferTimeout
 from storelib.transfer import deadlines
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 #: What every vCenter since 5.5 speaks, newer ones too.
 _VERSION = "vim.version.version9"
+_SOAP = ("text/xml", "application/xml", "application/soap+xml")
 #: Seconds between the first two looks at a task; each pause is twice the one before.
 _FIRST_PAUSE = 0.02
 #: All of a task would include what it is about, which the simulator of govmomi gives a wrong type.
@@ -186,10 +188,8 @@ class Login:
     def log_out(self) -> None:
         """End the session: a vCenter has only so many."""
         try:
-            connection = self._connections.take()
-            connection.sock.settimeout(_GOODBYE)
-            self._connections.give_back(connection)
-            self.content.sessionManager.Logout()
+            with deadlines.at_most(_GOODBYE):
+                self.content.sessionManager.Logout()
         finally:
             self._connections.drop_idle()
 
@@ -236,6 +236,12 @@ class _SoapConnection:
 
     def getresponse(self) -> Any:
         response = self.connection.getresponse()
+        try:
+            _check_soap(response)
+        except BaseException:
+            response.close()
+            self.close()
+            raise
         for cookie in response.headers.get_all("Set-Cookie", ()):
             name, _, value = cookie.partition(";")[0].partition("=")
             self._jar[name.strip()] = value.strip()
@@ -243,6 +249,14 @@ class _SoapConnection:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def _check_soap(response: http.client.HTTPResponse) -> None:
+    """Raise unless it is an answer to a call, of success or not: pyVmomi takes a page for an answer without content."""
+    if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.INTERNAL_SERVER_ERROR):
+        raise HttpError("POST", response.status)
+    if response.headers.get_content_type() not in _SOAP:
+        raise NotSoap("a page, or something else that is no answer to a call")
 
 
 def _cookie_header(jar: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@
 //	revoke            ends all sessions; what is on its way goes on
 //	revoke?cut=yes    ends what is on its way, too: a PUT with 401, a GET in its middle
 //	maintenance?datacenter=NAME&datastore=NAME&mode=inMaintenance|normal
-//	refuse?count=N&status=CODE&method=PUT    the next N requests of this method for files are answered with a page
+//	refuse?count=N&status=CODE&method=PUT    the next N requests of this method are answered with a page
 //	sessions          how many there are
 //	requests          the requests since this was asked last, a line for each: connection, method, target
 package main
@@ -60,6 +60,10 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.note(r)
+	if status := g.refuses(r.Method); status != 0 {
+		page(w, status)
+		return
+	}
 	if strings.HasPrefix(r.URL.Path, "/folder") {
 		g.serveFile(w, r)
 		return
@@ -75,10 +79,6 @@ func (g *gate) note(r *http.Request) {
 }
 
 func (g *gate) serveFile(w http.ResponseWriter, r *http.Request) {
-	if status := g.refuses(r.Method); status != 0 {
-		page(w, status)
-		return
-	}
 	if !g.loggedIn(r) {
 		page(w, http.StatusUnauthorized)
 		return
