@@ -43,7 +43,7 @@ class VmwareReader(ResponseReader):
             self.begin(None, offset, length)
         else:
             self.begin(Body(answer, offset, _stop_of(answer, self.size)), offset, length)
-            if self.is_far(offset, answer.seconds) and not self._is_coarse:
+            if self.is_far(offset, datastores.session.latency) and not self._is_coarse:
                 self.concurrency = concurrency
 
     def ask(self, offset: int, end: int) -> Body:

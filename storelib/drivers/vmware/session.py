@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import os
 import threading
 import time
@@ -50,6 +51,8 @@ class Session:
         self._lock = threading.Lock()
         self._logins: list[Login] = []
         self._used = time.monotonic()
+        #: Seconds that the quickest answer about a file took: how far away vCenter is, however busy.
+        self.latency = math.inf
         forget_in_child(self)
         weakref.finalize(self, _log_out, self._logins)
 
@@ -123,6 +126,7 @@ class Session:
 
         def send(login: Login) -> Answer:
             answer = self._connections.ask(method, target, {**(headers or {}), **login.cookies})
+            self.latency = min(self.latency, answer.seconds)
             if answer.status == 401:
                 answer.discard()
                 raise HttpError(method, answer.status)

@@ -54,13 +54,24 @@ def install() -> Path:
 class Vcenter:
     """``with Vcenter(directory) as server``: HTTPS at localhost and ``server.port``, for ``server.user``."""
 
-    def __init__(self, directory: Path, *, host: str = "127.0.0.1", renamed: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        renamed: tuple[str, str] | None = None,
+        routed: bool = True,
+    ) -> None:
         self.directory = directory
         self.host = host
         #: Names of PLAIN and its FIRST, instead of these.
         self.renamed = renamed
         self.user, self.password = "storelib@vsphere.local", secrets.token_hex(20)
-        self.port = 0
+        self.port = port or 0
+        #: Whether it wants a second cookie, as a proxy before several vCenters does.
+        self.routed = routed
+        self._port = port
         #: What clients must trust.
         self.certificate = directory / "certificate.pem"
         #: Where the files of each datastore are, by names of datacenter and datastore.
@@ -72,7 +83,7 @@ class Vcenter:
         (self.directory / "datastores").mkdir(parents=True)
         make_certificate(self.certificate, self.directory / "key.pem")
         for _ in range(3):  # a port found free may be taken by the time it listens
-            [self.port] = free_ports(1)
+            [self.port] = [self._port] if self._port else free_ports(1)
             if self._start(program):
                 return self
         raise RuntimeError(f"the vCenter simulator does not start: {self._log.read_text()[-3000:]}")
@@ -124,6 +135,7 @@ class Vcenter:
         command = [str(program), "-listen", f"{address}:{self.port}", "-user", self.user, "-password", self.password]
         command += ["-certificate", str(self.certificate), "-key", str(self.directory / "key.pem")]
         inventory = self.directory / "inventory"
+        command += [f"-routed={str(self.routed).lower()}"]
         command += ["-rename", "\t".join(self.renamed)] if self.renamed else []
         with self._log.open("ab") as log, inventory.open("wb") as output:
             self._process = subprocess.Popen(

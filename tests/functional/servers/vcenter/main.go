@@ -43,8 +43,9 @@ func own() *simulator.Context {
 const routeCookie = "route"
 
 type gate struct {
-	user  string
-	inner http.Handler
+	user   string
+	routed bool
+	inner  http.Handler
 
 	mutex    sync.Mutex
 	sessions map[string]bool
@@ -112,7 +113,7 @@ func (g *gate) refuses(method string) int {
 
 func (g *gate) loggedIn(r *http.Request) bool {
 	route, err := r.Cookie(routeCookie)
-	if err != nil || route.Value != "\"a b\"" && route.Value != "a b" {
+	if g.routed && (err != nil || route.Value != "\"a b\"" && route.Value != "a b") {
 		return false
 	}
 	cookie, err := r.Cookie(soap.SessionCookieName)
@@ -237,7 +238,9 @@ func (w *loginWatcher) look() {
 			w.gate.mutex.Lock()
 			w.gate.sessions[cookie.Value] = true
 			w.gate.mutex.Unlock()
-			http.SetCookie(w.ResponseWriter, &http.Cookie{Name: routeCookie, Value: "a b", Path: "/"})
+			if w.gate.routed {
+				http.SetCookie(w.ResponseWriter, &http.Cookie{Name: routeCookie, Value: "a b", Path: "/"})
+			}
 		}
 	}
 }
@@ -289,6 +292,7 @@ func main() {
 	key := flag.String("key", "", "file")
 	user := flag.String("user", "user", "who may log in")
 	password := flag.String("password", "", "and how")
+	routed := flag.Bool("routed", true, "want a second cookie, as a proxy before several vCenters does")
 	rename := flag.String("rename", "", "names for DC0 and its LocalDS_0, with a tab between them")
 	flag.Parse()
 
@@ -321,6 +325,7 @@ func main() {
 	fmt.Println("ready")
 	handler := &gate{
 		user:     *user,
+		routed:   *routed,
 		inner:    model.Service.ServeMux,
 		sessions: map[string]bool{},
 		cut:      make(chan struct{}),
