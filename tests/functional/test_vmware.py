@@ -222,7 +222,7 @@ def test_session_revoked_before_the_move_is_made_anew(vcenter, store, image_id, 
 
 def test_transfer_that_ends_with_its_session_is_no_success(vcenter, store, access, image_id):
     """The server answers 401 in the middle of the body."""
-    with pytest.raises(RemoteServiceUnavailable, match="session"):
+    with pytest.raises(RemoteServiceUnavailable, match="session|connection"):
         store.add(image_id, in_between(LARGE, 5 * MiB, lambda: vcenter.control("revoke", cut="yes")))
     assert not access.residue(image_id)
 
@@ -247,6 +247,7 @@ def test_session_is_kept_alive_by_a_long_put(vcenter, store, image_id, monkeypat
     seen = []
 
     def note():
+        gc.collect()
         time.sleep(0.05)
         vcenter.control("requests")
 
@@ -301,6 +302,7 @@ def test_error_page_is_no_answer_to_a_call(vcenter, status):
         store = open_vmware(vcenter, transfer_retries=0)
         if logged_in:
             store.check()
+        gc.collect()  # other stores say goodbye
         vcenter.control("refuse", method="POST", status=status, count=1)
         with pytest.raises(Forbidden if status == 403 else RemoteServiceUnavailable):
             list(store.list_images())
@@ -308,6 +310,7 @@ def test_error_page_is_no_answer_to_a_call(vcenter, status):
 
 
 def test_call_that_is_answered_by_a_login_page_of_status_401_is_made_in_a_new_session(vcenter, store):
+    gc.collect()
     vcenter.control("refuse", method="POST", status=401, count=1)
     assert store.check().free
 
@@ -430,6 +433,7 @@ def test_store_whose_only_datastore_is_in_maintenance_cannot_add(vcenter, image_
 def test_room_is_asked_for_once_for_many_adds(vcenter, image_id):
     store = open_vmware(vcenter)
     store.add(f"{image_id}-0", SMALL)
+    gc.collect()
     vcenter.control("requests")
     store.add(f"{image_id}-1", SMALL)
     calls = [line.split("\t")[1] for line in vcenter.control("requests").splitlines()]
@@ -615,6 +619,7 @@ def test_young_image_is_not_taken_up_again_where_times_have_no_fractions(store, 
 def test_image_of_a_moment_ago_is_read_with_one_request(vcenter, store, image_id):
     uri = store.add(image_id, SMALL).uri
     time.sleep(2.05)
+    gc.collect()
     vcenter.control("requests")
     assert read(store, uri) == SMALL
     assert len(vcenter.control("requests").splitlines()) == 1

@@ -7,6 +7,7 @@ before its end. What is asked is for others to know.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -233,7 +234,15 @@ class FileUpload:
             if self._early.final or not self._take_byte(0.0):
                 break
         self._raise_early()
-        self._connection.send(data)
+        try:
+            self._connection.send(data)
+        except OSError:
+            # The server may have answered before it closed, which says more.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                while not self._early.final and self._something_came():
+                    self._take_byte(0.0)
+                self._raise_early()
+            raise
 
     def _something_came(self) -> bool:
         """Of the answer, or of what TLS has to say."""
