@@ -185,13 +185,14 @@ def test_an_image_may_come_byte_by_byte(hostile, encoding):
             return
         yield f"HTTP/1.1 200 OK\r\n{encoding}".encode()
         for byte in data:
-            time.sleep(TIMEOUT / 30)
+            time.sleep(1 / 30)
             yield bytes([byte]) if "Length" in encoding else b"1\r\n%c\r\n" % byte
         if "Length" not in encoding:
             yield b"0\r\n\r\n"
 
     with ScriptedServer(answer) as server:
-        store = open_store(HttpStore, "web", http_allowed_networks=["127.0.0.0/8"], transfer_timeout=TIMEOUT)
+        # Of the two seconds that it takes.
+        store = open_store(HttpStore, "web", http_allowed_networks=["127.0.0.0/8"], transfer_timeout=1.0)
         with store.get(f"{server.url}/x").data as stream:
             view = bytearray(60)
             filled = 0

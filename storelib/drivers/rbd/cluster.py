@@ -25,7 +25,7 @@ from storelib.transfer.live import LiveAdds
 #: Where Ceph looks first.
 _CEPH_CONF = "/etc/ceph/ceph.conf"
 _LARGEST_CONF = 1 << 20
-_FSID = re.compile(r"^\s*fsid\s*=\s*([0-9A-Fa-f-]{36})\b", re.MULTILINE)
+_FSID = re.compile(r"^[ \t]*fsid[ \t]*=[ \t]*([0-9A-Fa-f-]{36})\b", re.MULTILINE)
 
 
 class RbdCluster(Cluster):
