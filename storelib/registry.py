@@ -6,10 +6,11 @@ Making one opens no connection and starts no thread. How options are found is ``
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from oslo_config import cfg
@@ -88,7 +89,8 @@ class Registry:
         configuration = config.Configuration(conf, reserved)
         stores: dict[bool, list[AnyStore]] = {False: [], True: []}
         disabled = []
-        known, looked_at = {}, []
+        known: dict[str, Iterable[str]] = {}
+        areas: list[tuple[AnyStore, Area]] = []
         for entry in configuration.entries:
             try:
                 driver = driver_class(entry.driver)
@@ -98,14 +100,18 @@ class Registry:
             options = configuration.options(entry, driver)
             known[entry.name] = options.names()
             store = driver(entry.name, options)
-            looked_at.append(store)
+            # Of one that is disabled, the areas are known as far as it came with its configuration.
+            unknown: tuple[type[Exception], ...] = (StoreError,)
             try:
                 store.configure()
                 stores[entry.reserved].append(store)
             except BadStoreConfiguration as error:
                 disabled.append(DisabledStore(entry.name, entry.driver, _explain(error, options)))
+                unknown = (StoreError, AttributeError)
+            with contextlib.suppress(*unknown):
+                areas += [(store, area) for area in store.areas()]
         configuration.check_names(known)
-        _refuse_common_areas(looked_at)
+        _refuse_common_areas(areas)
         for each in disabled:
             config.LOG.warning("store %s is disabled: %s", each.name, each.reason)
         return cls(stores[False], configuration.default, reserved=stores[True], disabled=disabled, conf=conf)
@@ -187,23 +193,14 @@ class Registry:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
 
 
-def _refuse_common_areas(stores: Iterable[AnyStore]) -> None:
+def _refuse_common_areas(areas: Iterable[tuple[AnyStore, Area]]) -> None:
     """Raise BadStoreConfiguration if two stores keep images in one place, or one within the other's."""
-    areas = [(store, area) for store in stores for area in _areas(store)]
     for (one, its), (other, others) in itertools.combinations(areas, 2):
         if one is not other and its.overlaps(others):
             raise BadStoreConfiguration(
                 f"stores {one.name} and {other.name} would keep images in the same place: {one.conf.where(its.option)} "
                 f"and {other.conf.where(others.option)}; give each a place of its own, neither within the other's"
             )
-
-
-def _areas(store: AnyStore) -> Sequence[Area]:
-    """The areas of a store; of one that is disabled, as far as it came with its configuration."""
-    try:
-        return store.areas()
-    except (AttributeError, StoreError):
-        return ()
 
 
 def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:

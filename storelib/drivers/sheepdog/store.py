@@ -14,7 +14,7 @@ from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog import garbage, publication
 from storelib.drivers.sheepdog.cluster import SheepdogCluster, Vdi
 from storelib.drivers.sheepdog.errors import storelib_error
-from storelib.drivers.sheepdog.location import SCHEMES, SheepdogLocation, id_of, is_image_name, name_of
+from storelib.drivers.sheepdog.location import SCHEMES, SheepdogLocation, id_of, is_image_name, name_of, normalised
 from storelib.drivers.sheepdog.options import OPTIONS
 from storelib.drivers.sheepdog.reader import SheepdogReader
 from storelib.drivers.sheepdog.writer import SheepdogCopy, SheepdogWriter
@@ -48,8 +48,8 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def areas(self) -> list[Area]:
         """The whole cluster of the daemon."""
-        here = self.cluster.location("")
-        return [Area(("sheepdog", here.address, here.port), "", "sheepdog_store_address")]
+        here = (normalised(self.conf.sheepdog_store_address), self.conf.sheepdog_store_port)
+        return [Area(("sheepdog", *here), "", "sheepdog_store_address")]
 
     def owns(self, location: SheepdogLocation) -> bool:
         """Whether it names this daemon, or none."""
