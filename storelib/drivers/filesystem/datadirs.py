@@ -23,6 +23,7 @@ from storelib.drivers.filesystem.kernel import ONLY_READ, has_reflinks, let_go, 
 from storelib.drivers.filesystem.location import DEEPEST_SHARD, SHARD, FileLocation, is_image, parse_own, shards
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
 from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, StorageFull
+from storelib.transfer.contract import Options
 from storelib.transfer.guard import Guard, Held, bounded
 from storelib.transfer.retry import HungCalls
 
@@ -66,7 +67,7 @@ class DataDirs:
     out to have no means to let only one of several racing adds succeed.
     """
 
-    def __init__(self, conf: Any, store_name: str, not_exclusive: Callable[[], None]) -> None:
+    def __init__(self, conf: Options, store_name: str, not_exclusive: Callable[[], None]) -> None:
         self.store_name = store_name
         self.not_exclusive = not_exclusive
         #: The option that names the directories.
@@ -85,7 +86,7 @@ class DataDirs:
         #: Data directories where unnamed files can be made but never get a name.
         self.named_only: set[str] = set()
 
-    def _configured(self, conf: Any) -> list[DataDir]:
+    def _configured(self, conf: Options) -> list[DataDir]:
         several = conf.filesystem_store_datadirs
         if several and conf.filesystem_store_datadir != DEFAULT_DATADIR:
             what = "set either this or filesystem_store_datadirs, also where one is inherited from [storelib]"

@@ -14,7 +14,7 @@ from oslo_config import cfg
 from storelib.drivers.filesystem.location import DEEPEST_SHARD
 from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import MiB, Options
 from storelib.transfer.source import GRAIN
 
 DEFAULT_DATADIR = "/var/lib/storelib/images"
@@ -117,7 +117,7 @@ class WriteSettings:
     mode: int | None = None
 
     @classmethod
-    def of(cls, conf: Any) -> WriteSettings:
+    def of(cls, conf: Options) -> WriteSettings:
         """The options of a store but its permissions, which may not be valid."""
         return cls(
             chunk=-(-conf.filesystem_store_chunk_size // GRAIN) * GRAIN,
@@ -134,7 +134,7 @@ def misconfigured(store_name: str, option: str, what: str, value: object) -> Bad
     return BadStoreConfiguration(f"store {store_name}, option {option} = {value!r}: {what}")
 
 
-def file_mode(conf: Any, store_name: str) -> int | None:
+def file_mode(conf: Options, store_name: str) -> int | None:
     """The permissions of image files; None where the umask decides."""
     option, value = "filesystem_store_file_perm", conf.filesystem_store_file_perm
     if value <= 0:
@@ -148,7 +148,7 @@ def file_mode(conf: Any, store_name: str) -> int | None:
     return mode
 
 
-def read_metadata(conf: Any, store_name: str) -> list[Mapping[str, Any]]:
+def read_metadata(conf: Options, store_name: str) -> list[Mapping[str, Any]]:
     """The objects in the metadata file, none without such a file."""
     option, path = "filesystem_store_metadata_file", conf.filesystem_store_metadata_file
     if not path:

@@ -28,6 +28,7 @@ from storelib.drivers.filesystem.reader import FileReader
 from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import Invalid, NotFound, StorageFull, StoreError, TransferTimeout
 from storelib.rehearsal import PREFIX
+from storelib.transfer.contract import Context
 from storelib.transfer.guard import bounded
 
 #: Bytes of the image of a check: a page that can go out by direct I/O, and a byte that cannot.
@@ -91,7 +92,7 @@ class FilesystemStore(Store[FileLocation]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> FileWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> FileWriter:
         """Choose the data directory; raises Duplicate or StorageFull."""
         return self.datadirs.guard.call(functools.partial(self._open_writer, image_id, size), self.name)
 
@@ -104,7 +105,9 @@ class FilesystemStore(Store[FileLocation]):
         self.datadirs.check_id_is_free(image_id)
         return FileWriter(self.datadirs, self.datadirs.choose(size).path, image_id)
 
-    def open_reader(self, location: FileLocation, offset: int, length: int | None, context: Any) -> FileReader:
+    def open_reader(
+        self, location: FileLocation, offset: int, length: int | None, context: Context | None
+    ) -> FileReader:
         """Open the file and look at its status; nothing is read yet."""
         guard = self.datadirs.guard
         with forbidden(location):
@@ -115,7 +118,7 @@ class FilesystemStore(Store[FileLocation]):
                 late=lambda reader: let_go(reader.file),
             )
 
-    def remove(self, location: FileLocation, context: Any) -> None:
+    def remove(self, location: FileLocation, context: Context | None) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
         guard = self.datadirs.guard
         # After that long no caller waits for this call any more, whose name may be another image's by then.
@@ -157,7 +160,7 @@ class FilesystemStore(Store[FileLocation]):
         """Every file that is neither ours nor some other program's temporary one."""
         return self.datadirs.files(_listed)
 
-    def inspect(self, location: FileLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: FileLocation, context: Context | None) -> ImageInfo:
         """Size and times of one file."""
 
         def status() -> ImageInfo:

@@ -22,7 +22,7 @@ from storelib.drivers.gridfs.errors import UNAUTHORIZED
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
-from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.contract import KiB, MiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.live import LiveAdds
 
@@ -86,7 +86,7 @@ class Bucket:
     Safe to use from many threads. Making one opens no connection.
     """
 
-    def __init__(self, conf: Any, store_name: str) -> None:
+    def __init__(self, conf: Options, store_name: str) -> None:
         self.store_name = store_name
         #: Bytes of a chunk of new images.
         self.chunk_size: int = conf.mongodb_store_chunk_size * KiB

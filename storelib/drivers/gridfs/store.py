@@ -20,6 +20,7 @@ from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsCopy, GridfsWriter
 from storelib.exceptions import Invalid, NotFound, StoreError
 from storelib.rehearsal import rehearse
+from storelib.transfer.contract import Context
 
 LOG = logging.getLogger(__name__)
 
@@ -63,17 +64,19 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> GridfsWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> GridfsWriter:
         """Looks whether the id is taken, before any data is read."""
         writer = GridfsWriter(self.bucket, image_id)
         writer.publication.check_id_is_free()
         return writer
 
-    def open_reader(self, location: GridfsLocation, offset: int, length: int | None, context: Any) -> GridfsReader:
+    def open_reader(
+        self, location: GridfsLocation, offset: int, length: int | None, context: Context | None
+    ) -> GridfsReader:
         """Find the document of the image; its chunks are asked for when they are read."""
         return GridfsReader(self.bucket, self.bucket.find(location), str(location))
 
-    def removal(self, location: GridfsLocation, context: Any) -> Callable[[], None]:
+    def removal(self, location: GridfsLocation, context: Context | None) -> Callable[[], None]:
         """Delete the document that the first attempt met, then its chunks; ``gc`` finds those of a delete that dies."""
         met: Stored | None = None
         tried = False
@@ -118,7 +121,7 @@ class GridfsStore(Store[GridfsLocation]):
                 else:
                     yield _info(stored)
 
-    def inspect(self, location: GridfsLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: GridfsLocation, context: Context | None) -> ImageInfo:
         """What its document in the files collection tells."""
         return _info(self.bucket.find(location))
 
@@ -146,7 +149,7 @@ class GridfsStore(Store[GridfsLocation]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def server_side_copy(self, source: GridfsLocation, image_id: str, context: Any) -> GridfsCopy:
+    def server_side_copy(self, source: GridfsLocation, image_id: str, context: Context | None) -> GridfsCopy:
         """Chunks are copied on the server, by aggregation."""
         return GridfsCopy(self.bucket, source, image_id)
 

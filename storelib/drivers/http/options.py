@@ -10,14 +10,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from oslo_config import cfg, types
 
 from storelib.drivers.http.location import HttpLocation
 from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
-from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.contract import KiB, MiB, Options
 
 _PORTS = types.Integer(min=1, max=65535)
 
@@ -110,7 +109,7 @@ class Rules:
     disallowed_networks: Sequence[Network] = ()
 
     @classmethod
-    def from_conf(cls, conf: Any) -> Rules:
+    def from_conf(cls, conf: Options) -> Rules:
         """Take the lists from the options; raises BadStoreConfiguration for what is no network."""
         return cls(
             conf.http_allowed_hosts,

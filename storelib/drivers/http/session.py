@@ -35,6 +35,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import Connection, pool_classes
 from storelib.transfer.http.headers import content_range, posix_time, whole_number
@@ -68,7 +69,7 @@ class Session:
     Raises BadStoreConfiguration for lists, proxies or a file of certificates that cannot be used.
     """
 
-    def __init__(self, conf: Any) -> None:
+    def __init__(self, conf: Options) -> None:
         self.rules = Rules.from_conf(conf)
         #: Ranges of one image in flight at most, and bytes in each.
         self.concurrency: int = conf.http_download_concurrency
@@ -373,7 +374,7 @@ def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
     return found
 
 
-def _tls_context(conf: Any) -> ssl.SSLContext:
+def _tls_context(conf: Options) -> ssl.SSLContext:
     """Verifies against the given certificates alone, or else the system's; raises BadStoreConfiguration."""
     path = conf.https_ca_certificates_file
     try:
@@ -387,7 +388,7 @@ def _tls_context(conf: Any) -> ssl.SSLContext:
     return context
 
 
-def _proxy_urls(conf: Any) -> dict[str, str]:
+def _proxy_urls(conf: Options) -> dict[str, str]:
     """The proxy for each scheme; raises BadStoreConfiguration."""
     proxies = {}
     for key, proxy in conf.http_proxy_information.items():

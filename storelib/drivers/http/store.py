@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from oslo_config import cfg
 
@@ -14,6 +14,7 @@ from storelib.drivers.http.errors import error_of_exception
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.options import OPTIONS
 from storelib.exceptions import StoreError
+from storelib.transfer.contract import Context
 
 if TYPE_CHECKING:
     from storelib.drivers.http.reader import HttpReader
@@ -46,13 +47,15 @@ class HttpStore(Store[HttpLocation]):
         """Whether the lists of hosts and ports allow it; addresses are judged when connecting."""
         return self.session.rules.refuse_url(location) is None
 
-    def open_reader(self, location: HttpLocation, offset: int, length: int | None, context: Any) -> HttpReader:
+    def open_reader(
+        self, location: HttpLocation, offset: int, length: int | None, context: Context | None
+    ) -> HttpReader:
         """Send the first request, whose answer the reader goes on with."""
         from storelib.drivers.http.reader import HttpReader
 
         return HttpReader(self.session, location, offset, length)
 
-    def inspect(self, location: HttpLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: HttpLocation, context: Context | None) -> ImageInfo:
         """What the headers of the image tell, asked for without its body."""
         answer = self.session.describe(location)
         if answer.size is None:

@@ -19,7 +19,7 @@ from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeo
 from storelib.librbd.cluster import Cluster, Settings, require_bindings
 from storelib.librbd.errors import DISCONNECTED, code_of
 from storelib.librbd.images import runs_by_object_map
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import MiB, Options
 from storelib.transfer.live import LiveAdds
 
 #: Where Ceph looks first.
@@ -34,7 +34,7 @@ class RbdCluster(Cluster):
     Safe to use from many threads; making one imports nothing and opens nothing.
     """
 
-    def __init__(self, conf: Any, store_name: str) -> None:
+    def __init__(self, conf: Options, store_name: str) -> None:
         require_bindings("rbd")
         for option in ("rbd_store_ceph_conf", "rbd_store_keyring"):
             path = getattr(conf, option)
@@ -86,7 +86,7 @@ class RbdCluster(Cluster):
         return found
 
 
-def _settings(conf: Any) -> Settings:
+def _settings(conf: Options) -> Settings:
     return Settings(
         pool=conf.rbd_store_pool,
         namespace=conf.rbd_store_namespace,

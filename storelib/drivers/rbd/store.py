@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from oslo_config import cfg
 
@@ -24,6 +24,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.rehearsal import rehearse
+from storelib.transfer.contract import Context
 
 LOG = logging.getLogger(__name__)
 
@@ -77,20 +78,20 @@ class RbdStore(Store[RbdLocation]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> RbdWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> RbdWriter:
         """Looks whether the id is taken, before any data is read."""
         publication.check_id_is_free(self.cluster, image_id)
         return RbdWriter(self.cluster, image_id, size)
 
-    def open_reader(self, location: RbdLocation, offset: int, length: int | None, context: Any) -> RbdReader:
+    def open_reader(self, location: RbdLocation, offset: int, length: int | None, context: Context | None) -> RbdReader:
         """Open the image at its snapshot."""
         return RbdReader(self.cluster, location)
 
-    def measure(self, location: RbdLocation, context: Any) -> int:
+    def measure(self, location: RbdLocation, context: Context | None) -> int:
         """The size at the snapshot."""
         return self.cluster.size_and_id(location)[0]
 
-    def remove(self, location: RbdLocation, context: Any) -> None:
+    def remove(self, location: RbdLocation, context: Context | None) -> None:
         """Remove snapshot and image, or move it to the trash: see publication.py."""
         conf = self.conf
         to_trash = conf.rbd_store_delete_in_use == "trash"
@@ -121,7 +122,7 @@ class RbdStore(Store[RbdLocation]):
             if alive:
                 yield found
 
-    def inspect(self, location: RbdLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: RbdLocation, context: Context | None) -> ImageInfo:
         """What the image says of itself."""
         full = self.cluster.location(location.image, location.snapshot)
         with self.cluster.get().open(location.image, read_only=True) as image:
@@ -165,6 +166,6 @@ class RbdStore(Store[RbdLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def server_side_copy(self, source: RbdLocation, image_id: str, context: Any) -> RbdCopy:
+    def server_side_copy(self, source: RbdLocation, image_id: str, context: Context | None) -> RbdCopy:
         """A clone; without Capability.COPY, as rbd_store_copy_mode says, this is not asked."""
         return RbdCopy(self.cluster, source, image_id)

@@ -28,7 +28,7 @@ from storelib.drivers.s3.errors import BadAnswer, Damaged, check_answer, error_c
 from storelib.drivers.s3.location import S3Location, configured_endpoint
 from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
-from storelib.transfer.contract import Digests
+from storelib.transfer.contract import Digests, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import ListeningConnection, pool_classes
 from storelib.transfer.live import LiveAdds
@@ -66,7 +66,7 @@ class Bucket:
     #: What requests that make an object say of it.
     object_settings: dict[str, Any]
 
-    def __init__(self, conf: Any, store_name: str) -> None:
+    def __init__(self, conf: Options, store_name: str) -> None:
         self.conf = conf
         self.store_name = store_name
         if importlib.util.find_spec("botocore") is None:

@@ -14,6 +14,7 @@ from oslo_config import cfg
 
 from storelib.exceptions import misconfigured
 from storelib.option_types import LocalPath
+from storelib.transfer.contract import Options
 
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ OPTIONS: Sequence[cfg.Opt] = (
 )
 
 
-def check_access(conf: Any, store_name: str) -> None:
+def check_access(conf: Options, store_name: str) -> None:
     """Raise BadStoreConfiguration unless keys are whole and the proxy is one."""
     if bool(conf.s3_store_access_key) != bool(conf.s3_store_secret_key):
         raise misconfigured(store_name, "s3_store_secret_key", "goes together with s3_store_access_key")
@@ -206,7 +207,7 @@ def check_access(conf: Any, store_name: str) -> None:
             raise misconfigured(store_name, "s3_store_proxy", "a URL that begins with http:// or https://")
 
 
-def verification(conf: Any, store_name: str) -> bool | str | None:
+def verification(conf: Options, store_name: str) -> bool | str | None:
     """How botocore verifies the server; None leaves it to the environment, which must not override an option.
 
     Nor does it say anything of a store with keys of its own.
@@ -219,14 +220,14 @@ def verification(conf: Any, store_name: str) -> bool | str | None:
     return path or (True if conf.s3_store_access_key else None)
 
 
-def customer_key(conf: Any) -> dict[str, Any]:
+def customer_key(conf: Options) -> dict[str, Any]:
     """What every request needs that touches the bytes of an image stored with SSE-C."""
     if not conf.s3_store_customer_key:
         return {}
     return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": base64.b64decode(conf.s3_store_customer_key)}
 
 
-def object_settings(conf: Any, store_name: str) -> dict[str, Any]:
+def object_settings(conf: Options, store_name: str) -> dict[str, Any]:
     """What requests that make an object say of it; raises BadStoreConfiguration for options that do not go together."""
     encryption = conf.s3_store_encryption
     if (encryption == "customer") != bool(conf.s3_store_customer_key):

@@ -30,6 +30,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.rehearsal import rehearse
+from storelib.transfer.contract import Context, Options
 from storelib.transfer.retry import mapped
 from storelib.uris import ParsedLocation
 
@@ -57,7 +58,7 @@ class S3Store(Store[S3Location]):
     capabilities = READ_WRITE | Capability.LIST | Capability.GC | Capability.ACLS | Capability.COPY | Capability.PRESIGN
     bucket: Bucket
 
-    def __init__(self, name: str, conf: Any) -> None:
+    def __init__(self, name: str, conf: Options) -> None:
         super().__init__(name, conf)
         self._probed = False
 
@@ -115,19 +116,19 @@ class S3Store(Store[S3Location]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> S3Writer:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> S3Writer:
         """Asks nothing: the request that publishes the image finds out whether the id is taken."""
         return S3Writer(self.bucket, image_id)
 
-    def open_reader(self, location: S3Location, offset: int, length: int | None, context: Any) -> S3Reader:
+    def open_reader(self, location: S3Location, offset: int, length: int | None, context: Context | None) -> S3Reader:
         """Send the first request."""
         return S3Reader(self.bucket, location, offset, length)
 
-    def remove(self, location: S3Location, context: Any) -> None:
+    def remove(self, location: S3Location, context: Context | None) -> None:
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
         self.removal(location, context)()
 
-    def removal(self, location: S3Location, context: Any) -> Callable[[], None]:
+    def removal(self, location: S3Location, context: Context | None) -> Callable[[], None]:
         """What removes the object that its first HEAD has seen, and no other of the same key."""
         met: tuple[object, ...] = ()
 
@@ -167,7 +168,7 @@ class S3Store(Store[S3Location]):
                 uri, modified = self.bucket.location(image_id).uri, found["LastModified"].timestamp()
                 yield ImageInfo(uri, found["Size"], image_id, modified, found.get("ETag"))
 
-    def inspect(self, location: S3Location, context: Any) -> ImageInfo:
+    def inspect(self, location: S3Location, context: Context | None) -> ImageInfo:
         """What a HEAD tells."""
         answer = self.bucket.head(location)
         return ImageInfo(
@@ -223,7 +224,7 @@ class S3Store(Store[S3Location]):
 
     # -- What the server does by itself -----------------------------------------------------------------------
 
-    def server_side_copy(self, source: S3Location, image_id: str, context: Any) -> S3Copy | None:
+    def server_side_copy(self, source: S3Location, image_id: str, context: Context | None) -> S3Copy | None:
         """None where the server gives no ETag, by which alone it can be held to one version."""
         answer = self.bucket.head(source)
         if not answer.get("ETag"):
@@ -248,7 +249,7 @@ class S3Store(Store[S3Location]):
         public: bool = False,
         read_tenants: Sequence[str] = (),
         write_tenants: Sequence[str] = (),
-        context: Any = None,
+        context: Context | None = None,
     ) -> None:
         """Replace the object's access control list; the owner keeps full control."""
         found = self.locate(location)

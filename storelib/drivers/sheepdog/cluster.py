@@ -10,13 +10,13 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from storelib.drivers.sheepdog.command import Dog
 from storelib.drivers.sheepdog.errors import CommandFailed, first_line
 from storelib.drivers.sheepdog.location import SheepdogLocation, name_of, normalised
 from storelib.exceptions import Duplicate, NotFound, RemoteServiceUnavailable, StoreError, misconfigured
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import MiB, Options
 from storelib.transfer.live import LiveAdds
 
 _COMMANDS = ("dog", "collie")
@@ -79,7 +79,9 @@ class SheepdogCluster:
     many threads.
     """
 
-    def __init__(self, conf: Any, store_name: str, clean_up: Callable[[Callable[[], object], object], None]) -> None:
+    def __init__(
+        self, conf: Options, store_name: str, clean_up: Callable[[Callable[[], object], object], None]
+    ) -> None:
         self.store_name = store_name
         self.clean_up = clean_up
         #: Bytes that one command reads or writes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from oslo_config import cfg
 
@@ -20,6 +20,7 @@ from storelib.drivers.sheepdog.reader import SheepdogReader
 from storelib.drivers.sheepdog.writer import SheepdogCopy, SheepdogWriter
 from storelib.exceptions import RemoteServiceUnavailable, StoreError
 from storelib.rehearsal import rehearse
+from storelib.transfer.contract import Context
 
 
 class SheepdogStore(Store[SheepdogLocation]):
@@ -57,21 +58,23 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> SheepdogWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SheepdogWriter:
         """See whether the id is taken; raises Duplicate."""
         made = SheepdogWriter(self.cluster, image_id)
         self.cluster.check_id_is_free(image_id)
         return made
 
-    def open_reader(self, location: SheepdogLocation, offset: int, length: int | None, context: Any) -> SheepdogReader:
+    def open_reader(
+        self, location: SheepdogLocation, offset: int, length: int | None, context: Context | None
+    ) -> SheepdogReader:
         """Look at the vdi and at the claim that says which one it is."""
         return SheepdogReader(self.cluster, location, offset, length)
 
-    def measure(self, location: SheepdogLocation, context: Any) -> int:
+    def measure(self, location: SheepdogLocation, context: Context | None) -> int:
         """The size of the vdi."""
         return self.cluster.existing(location).size
 
-    def removal(self, location: SheepdogLocation, context: Any) -> Callable[[], None]:
+    def removal(self, location: SheepdogLocation, context: Context | None) -> Callable[[], None]:
         """Delete the vdi, however often that is tried no other one: see publication.py."""
         return publication.removal(self.cluster, location)
 
@@ -91,7 +94,7 @@ class SheepdogStore(Store[SheepdogLocation]):
             if not vdi.snapshot and is_image_name(vdi.name) and id_of(vdi.name) is not None:
                 yield self._info(vdi)
 
-    def inspect(self, location: SheepdogLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: SheepdogLocation, context: Context | None) -> ImageInfo:
         """What the listing says of one vdi, and which of the images that had this name it is."""
         vdi = self.cluster.existing(location)
         claim = publication.claim_to(self.cluster, vdi.name)
@@ -130,6 +133,6 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     # -- What the cluster does by itself ----------------------------------------------------------------------
 
-    def server_side_copy(self, source: SheepdogLocation, image_id: str, context: Any) -> SheepdogCopy:
+    def server_side_copy(self, source: SheepdogLocation, image_id: str, context: Context | None) -> SheepdogCopy:
         """By a snapshot and a clone."""
         return SheepdogCopy(self.cluster, source, image_id)

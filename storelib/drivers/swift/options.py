@@ -7,12 +7,12 @@ import configparser
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from oslo_config import cfg
 
 from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
+from storelib.transfer.contract import Options
 
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Who we are ---------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ _KEYS = frozenset(known.name for known in fields(Credentials))
 _OPTIONS = _KEYS - {"user_domain_name", "project_domain_name"}
 
 
-def read_credentials(conf: Any) -> Mapping[str, Credentials]:
+def read_credentials(conf: Options) -> Mapping[str, Credentials]:
     """Every account that the options name, by reference; raises BadStoreConfiguration."""
     if conf.swift_store_config_file:
         return from_file(conf.swift_store_config_file)
@@ -232,7 +232,7 @@ def read_credentials(conf: Any) -> Mapping[str, Credentials]:
     return {OPTIONS_REFERENCE: from_options(conf)}
 
 
-def from_options(conf: Any) -> Credentials:
+def from_options(conf: Options) -> Credentials:
     """The account that the store's options name; raises BadStoreConfiguration."""
     if not conf.swift_store_auth_address:
         raise BadStoreConfiguration("swift_store_auth_address is needed, or swift_store_config_file")

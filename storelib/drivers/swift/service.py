@@ -31,6 +31,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
+from storelib.transfer.contract import Context, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.keystone import (
     Access,
@@ -69,7 +70,7 @@ class Service:
     Safe to use from many threads; connections are made at first use, and anew in a forked child.
     """
 
-    def __init__(self, name: str, conf: Any, for_each: Callable[..., None]) -> None:
+    def __init__(self, name: str, conf: Options, for_each: Callable[..., None]) -> None:
         self.name = name
         self.conf = conf
         #: The engine's: the same call for many things, several at a time.
@@ -178,7 +179,7 @@ class Service:
                 return reference
         return None
 
-    def account_of(self, location: SwiftLocation, context: Any) -> Account:
+    def account_of(self, location: SwiftLocation, context: Context | None) -> Account:
         """The account an image is in."""
         if not self.multi_tenant:
             return Account(self.connections, self.identity(self._reference_of(location) or OPTIONS_REFERENCE))
@@ -187,13 +188,13 @@ class Service:
             identity = ForeignAccount(identity, location.url)
         return Account(self.connections, identity)
 
-    def own_account(self, context: Any = None) -> Account:
+    def own_account(self, context: Context | None = None) -> Account:
         """The account that new images go to."""
         if self.multi_tenant and context is not None:
             return Account(self.connections, self._identity(context))
         return Account(self.connections, self.identity(self.reference))
 
-    def _identity(self, context: Any) -> Identity:
+    def _identity(self, context: Context | None) -> Identity:
         if context is not None:
             return RequestIdentity(context, self._endpoint)
         if self.reference not in self.credentials:
@@ -283,7 +284,7 @@ class Features:
 class V1Identity(TokenIdentity):
     """Version 1: one request with user and key, as tempauth and radosgw take it."""
 
-    def __init__(self, connections: Connections, credentials: Credentials, conf: Any) -> None:
+    def __init__(self, connections: Connections, credentials: Credentials, conf: Options) -> None:
         super().__init__(conf.swift_store_expire_soon_interval)
         self._connections = connections
         self._credentials = credentials
@@ -372,7 +373,7 @@ class Connections:
     Its HTTPConnection does the work, not its Connection, which is for one thread and logs the start of tokens.
     """
 
-    def __init__(self, conf: Any) -> None:
+    def __init__(self, conf: Options) -> None:
         from swiftclient.client import HTTPConnection
 
         insecure = conf.swift_store_auth_insecure

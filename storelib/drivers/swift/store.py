@@ -42,7 +42,7 @@ from storelib.exceptions import (
 )
 from storelib.extras import needing
 from storelib.rehearsal import PREFIX, rehearse
-from storelib.transfer.contract import Digests, Part
+from storelib.transfer.contract import Context, Digests, Options, Part
 from storelib.transfer.http.headers import whole_number
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class SwiftStore(Store[SwiftLocation]):
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
     capabilities = READ_WRITE | Capability.COPY
 
-    def __init__(self, name: str, conf: Any) -> None:
+    def __init__(self, name: str, conf: Options) -> None:
         super().__init__(name, conf)
         self.service = Service(name, conf, self.for_each)
         if self.service.layout.own:
@@ -132,32 +132,34 @@ class SwiftStore(Store[SwiftLocation]):
 
     # -- The driver contract ------------------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> SwiftWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SwiftWriter:
         """Look whether there is such an image."""
         from storelib.drivers.swift.writer import open_writer
 
         return open_writer(self.service, image_id, context)
 
-    def open_reader(self, location: SwiftLocation, offset: int, length: int | None, context: Any) -> SwiftReader:
+    def open_reader(
+        self, location: SwiftLocation, offset: int, length: int | None, context: Context | None
+    ) -> SwiftReader:
         """Send the first request."""
         from storelib.drivers.swift.reader import SwiftReader
 
         return SwiftReader(self.service, self.service.account_of(location, context), location, offset, length)
 
-    def inspect(self, location: SwiftLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: SwiftLocation, context: Context | None) -> ImageInfo:
         """What the headers tell."""
         return info_of(location, self.service.account_of(location, context).head(location.container, location.obj))
 
-    def remove(self, location: SwiftLocation, context: Any) -> None:
+    def remove(self, location: SwiftLocation, context: Context | None) -> None:
         """The image first, so that nobody reads half of it; then its segments, which gc finds if this is cut short."""
         self._remove(location, context, [])
 
-    def removal(self, location: SwiftLocation, context: Any) -> Callable[[], None]:
+    def removal(self, location: SwiftLocation, context: Context | None) -> Callable[[], None]:
         """What removes the image that it meets first, and none that takes its place when a response is lost."""
         met: list[Mapping[str, str]] = []
         return lambda: self._remove(location, context, met)
 
-    def _remove(self, location: SwiftLocation, context: Any, met: list[Mapping[str, str]]) -> None:
+    def _remove(self, location: SwiftLocation, context: Context | None, met: list[Mapping[str, str]]) -> None:
         account = self.service.account_of(location, context)
         found = account.find(location.container, location.obj)
         again = bool(met)
@@ -311,7 +313,7 @@ class SwiftStore(Store[SwiftLocation]):
         public: bool = False,
         read_tenants: Sequence[str] = (),
         write_tenants: Sequence[str] = (),
-        context: Any = None,
+        context: Context | None = None,
     ) -> None:
         """Set who may use the container of an image; what the lists do not name is taken away."""
         self.require(Capability.ACLS, AclsNotSupported)
@@ -350,7 +352,7 @@ class SwiftStore(Store[SwiftLocation]):
 
     # -- Copies -------------------------------------------------------------------------------------------------------
 
-    def server_side_copy(self, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
+    def server_side_copy(self, source: SwiftLocation, image_id: str, context: Context | None) -> SwiftCopy | None:
         """Copies object by object, within one account."""
         from storelib.drivers.swift.writer import open_copy
 

@@ -12,7 +12,7 @@ from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.publication import SLOWEST, Publication, Segment
 from storelib.drivers.swift.service import Account, Body, Service
 from storelib.exceptions import Duplicate, Forbidden, RemoteServiceUnavailable
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import Context, MiB
 
 # Requests side by side that copy segments.
 _SIDE_BY_SIDE = 8
@@ -115,7 +115,7 @@ class SwiftWriter(Publication, Writer):
         return Committed(self.location)
 
 
-def open_writer(service: Service, image_id: str, context: Any) -> SwiftWriter:
+def open_writer(service: Service, image_id: str, context: Context | None) -> SwiftWriter:
     """Look whether there is such an image."""
     if service.multi_tenant and context is None:
         raise Forbidden(f"store {service.name} is multi-tenant: adding needs the context of a request")
@@ -164,7 +164,7 @@ class SwiftCopy(WriterCopy[SwiftWriter]):
         return self.writer.copy_whole(self._whole, digests)
 
 
-def open_copy(service: Service, source: SwiftLocation, image_id: str, context: Any) -> SwiftCopy | None:
+def open_copy(service: Service, source: SwiftLocation, image_id: str, context: Context | None) -> SwiftCopy | None:
     """None where the objects are of another account, or the server would not copy them as they are."""
     account = service.account_of(source, context)
     if account.url != service.own_account(context).url:

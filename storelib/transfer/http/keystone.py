@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from storelib.exceptions import BadStoreConfiguration, Forbidden, RemoteServiceUnavailable, StoreError
+from storelib.transfer.contract import Context
 from storelib.transfer.http.errors import error_of_status
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Endpoint:
         )
         return checked_url(url)
 
-    def of_request(self, context: Any) -> str:
+    def of_request(self, context: Context | None) -> str:
         """The URL in the catalog of a request's context, in the form of version 2 or 3."""
         if self.fixed:
             return _filled_in(self.fixed, _project_of(context))
@@ -162,7 +163,7 @@ class KeystoneIdentity(TokenIdentity):
 class RequestIdentity(Identity):
     """The user of one request: the token and catalog of its context. There is no other token."""
 
-    def __init__(self, context: Any, endpoint: Endpoint) -> None:
+    def __init__(self, context: Context | None, endpoint: Endpoint) -> None:
         token = getattr(context, "auth_token", None)
         if not token:
             raise Forbidden("a multi-tenant store needs the context of a request with its token")
@@ -326,7 +327,7 @@ def _filled_in(endpoint: str, project_id: str | None) -> str:
     return endpoint.rstrip("/")
 
 
-def _project_of(context: Any) -> str | None:
+def _project_of(context: Context | None) -> str | None:
     """The project of a request; contexts of different age call it differently."""
     return getattr(context, "project_id", None) or getattr(context, "tenant", None)
 
