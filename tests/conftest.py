@@ -7,7 +7,14 @@ import gc
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# No example is wrong for being slow: machines are shared.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
 
 # The promises of the API's repository, kept on every database.
 pytest.register_assert_rewrite("db_contract", "db_model")

@@ -7,7 +7,7 @@ import itertools
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from storelib.driver import Digests
@@ -16,8 +16,6 @@ from storelib.drivers.s3.reader import Verification
 from storelib.drivers.s3.writer import LARGEST_IMAGE, MOST_PARTS, Body, part_size
 from storelib.exceptions import IncompleteRead
 
-settings.register_profile("busy machine", deadline=None)
-settings.load_profile("busy machine")
 MiB = 1024 * 1024
 GiB = 1024 * MiB
 sizes = st.integers(5, 5 * 1024).map(lambda mebibytes: mebibytes * MiB)
