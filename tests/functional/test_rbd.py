@@ -124,6 +124,13 @@ class TestConformance(StoreConformance):
     def backend_access(cls, ceph):
         return Pool(ceph, "conformance")
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def denied_store(cls, ceph, tmp_path_factory):
+        keyring = tmp_path_factory.mktemp("keys") / "keyring"
+        keyring.write_text("[client.admin]\n\tkey = AQAAAABgAAAAEAAAAAAAAAAAAAAAAAAAAAAAAA==\n")
+        return open_rbd(ceph, rbd_store_pool="conformance", rbd_store_keyring=str(keyring))
+
 
 @pytest.fixture(scope="module")
 def pool(ceph):

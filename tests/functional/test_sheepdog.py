@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from servers.dog import Sheepdog, stand_in_only
+from servers.nginx import free_ports
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part
@@ -107,6 +108,11 @@ class TestConformance(StoreConformance):
     @classmethod
     def backend_access(cls, cluster):
         return Access(cluster)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def unreachable_store(cls, cluster):
+        return open_sheepdog(cluster, sheepdog_store_port=free_ports(1)[0], transfer_retries=0)
 
 
 # -- The stand-in itself: what was recorded from a real cluster -----------------------------------------------
@@ -1289,18 +1295,6 @@ def test_one_of_several_processes_wins(cluster, store, image_id):
     won = next(answer for answer in answers if answer != "Duplicate")
     assert hashlib.sha512(cluster.run("read", image_id)[1]).hexdigest() == won
     assert not leftovers(cluster, image_id)
-
-
-def test_forked_child_can_add(cluster, store, image_id):
-    store.add(f"{image_id}-parent", b"some bytes")
-    child = os.fork()
-    if not child:
-        try:
-            store.add(image_id, bytes_of(3 * MiB))
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert read(store, f"sheepdog://{image_id}") == bytes_of(3 * MiB)
 
 
 def test_many_adds_at_once(cluster, store, image_id):
