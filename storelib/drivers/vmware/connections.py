@@ -23,7 +23,7 @@ from storelib._version import __version__
 from storelib.drivers.vmware.errors import HttpError
 from storelib.drivers.vmware.options import Settings
 from storelib.exceptions import misconfigured
-from storelib.transfer.contract import KiB
+from storelib.transfer.contract import KiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http import connections, reading
 from storelib.transfer.http.headers import whole_number
@@ -81,7 +81,7 @@ class Connection(connections.Connection, http.client.HTTPSConnection):  # type: 
 class Connections:
     """Safe to use from many threads; raises BadStoreConfiguration for a file of certificates that cannot be used."""
 
-    def __init__(self, conf: Any, settings: Settings, store_name: str) -> None:
+    def __init__(self, conf: Options, settings: Settings, store_name: str) -> None:
         self._settings = settings
         self._context = _tls_context(conf, settings, store_name)
         # No longer than the whole transfer may stand still.
@@ -285,7 +285,7 @@ class FileUpload:
             raise HttpError("PUT", status)
 
 
-def _tls_context(conf: Any, settings: Settings, store_name: str) -> ssl.SSLContext:
+def _tls_context(conf: Options, settings: Settings, store_name: str) -> ssl.SSLContext:
     """Verifies against the given certificates alone, or else the system's."""
     try:
         context = ssl.create_default_context(cafile=conf.vmware_ca_file)

@@ -24,6 +24,7 @@ from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Settings, Target
 from storelib.drivers.vmware.session import Login, Session
 from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull, misconfigured
+from storelib.transfer.contract import Options
 from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
 
@@ -71,7 +72,7 @@ class File:
 class Datastores:
     """Safe to use from many threads; opens no connection before it is first used."""
 
-    def __init__(self, conf: Any, store_name: str) -> None:
+    def __init__(self, conf: Options, store_name: str) -> None:
         self.settings = Settings.from_conf(conf, store_name)
         self.targets = self.settings.targets
         self.session = Session(conf, self.settings, store_name)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from oslo_config import cfg
 
 from storelib.drivers.vmware.location import DEFAULT_PORT, split_endpoint
 from storelib.exceptions import BadStoreUri, misconfigured
 from storelib.option_types import LocalPath
+from storelib.transfer.contract import Options
 
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Settings:
     thumbprint: tuple[str, str] | None
 
     @classmethod
-    def from_conf(cls, conf: Any, store_name: str) -> Settings:
+    def from_conf(cls, conf: Options, store_name: str) -> Settings:
         """Read the options of a store."""
         host, port = _endpoint(conf, store_name)
         return cls(
@@ -118,14 +118,14 @@ class Settings:
         )
 
 
-def check_credentials(conf: Any, store_name: str) -> None:
+def check_credentials(conf: Options, store_name: str) -> None:
     """Raise BadStoreConfiguration unless it says who asks."""
     for option in ("vmware_server_username", "vmware_server_password"):
         if not getattr(conf, option):
             raise misconfigured(store_name, option, "must be given, since a vCenter lets nobody in without")
 
 
-def _endpoint(conf: Any, store_name: str) -> tuple[str, int]:
+def _endpoint(conf: Options, store_name: str) -> tuple[str, int]:
     value = (conf.vmware_server_host or "").strip()
     if not value:
         raise misconfigured(store_name, "vmware_server_host", "the host of the vCenter must be given")
@@ -138,7 +138,7 @@ def _endpoint(conf: Any, store_name: str) -> tuple[str, int]:
     return host, port if re.search(r":[0-9]+$", value) else conf.vmware_server_port
 
 
-def _targets(conf: Any, store_name: str) -> tuple[Target, ...]:
+def _targets(conf: Options, store_name: str) -> tuple[Target, ...]:
     targets: dict[tuple[str, str], Target] = {}
     for value in conf.vmware_datastores or ():
         parts = [part.strip() for part in value.rsplit(":", 2)]
@@ -155,7 +155,7 @@ def _targets(conf: Any, store_name: str) -> tuple[Target, ...]:
     return tuple(targets.values())
 
 
-def _directory(conf: Any, store_name: str) -> str:
+def _directory(conf: Options, store_name: str) -> str:
     names = [name for name in conf.vmware_store_image_dir.strip().split("/") if name]
     if {".", ".."}.intersection(names) or any(not name.isprintable() for name in names):
         raise misconfigured(store_name, "vmware_store_image_dir", "not a path without '.', '..' and control characters")

@@ -24,6 +24,7 @@ from storelib.drivers.vmware.errors import HttpError, NothingTold, NotSoap, is_s
 from storelib.drivers.vmware.options import Settings
 from storelib.exceptions import TransferTimeout
 from storelib.transfer import deadlines
+from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ _GOODBYE = 2.0
 class Session:
     """Safe to use from many threads; opens no connection before it is first used, and forgets all in a forked child."""
 
-    def __init__(self, conf: Any, settings: Settings, store_name: str) -> None:
+    def __init__(self, conf: Options, settings: Settings, store_name: str) -> None:
         self._conf = conf
         self._store_name = store_name
         self._connections = Connections(conf, settings, store_name)

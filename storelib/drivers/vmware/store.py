@@ -16,6 +16,7 @@ from storelib.drivers.vmware.options import OPTIONS, Settings, check_credentials
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError
 from storelib.extras import needing
 from storelib.rehearsal import rehearse
+from storelib.transfer.contract import Context
 
 if TYPE_CHECKING:
     from storelib.drivers.vmware.datastores import Datastores, File
@@ -74,19 +75,21 @@ class VmwareStore(Store[VmwareLocation]):
 
     # -- The driver contract ----------------------------------------------------------------------------------
 
-    def open_writer(self, image_id: str, size: int | None, context: Any) -> VmwareWriter:
+    def open_writer(self, image_id: str, size: int | None, context: Context | None) -> VmwareWriter:
         """Look whether the id is taken, and choose a datastore; moving the file finds out for good."""
         from storelib.drivers.vmware.writer import VmwareWriter
 
         return VmwareWriter(self.datastores, image_id, size)
 
-    def open_reader(self, location: VmwareLocation, offset: int, length: int | None, context: Any) -> VmwareReader:
+    def open_reader(
+        self, location: VmwareLocation, offset: int, length: int | None, context: Context | None
+    ) -> VmwareReader:
         """Send the first request."""
         from storelib.drivers.vmware.reader import VmwareReader
 
         return VmwareReader(self.datastores, location, offset, length, self.conf.vmware_download_concurrency)
 
-    def measure(self, location: VmwareLocation, context: Any) -> int:
+    def measure(self, location: VmwareLocation, context: Context | None) -> int:
         """The size that a HEAD tells."""
         target, names = self._place(location)
         size = self.datastores.size(target, names)
@@ -94,11 +97,11 @@ class VmwareStore(Store[VmwareLocation]):
             raise NotFound(f"there is no image at {location}")
         return size
 
-    def remove(self, location: VmwareLocation, context: Any) -> None:
+    def remove(self, location: VmwareLocation, context: Context | None) -> None:
         """Delete the file."""
         self.removal(location, context)()
 
-    def removal(self, location: VmwareLocation, context: Any) -> Callable[[], None]:
+    def removal(self, location: VmwareLocation, context: Context | None) -> Callable[[], None]:
         """The same, of the file alone that the first look has seen; a folder would be deleted with all in it."""
         target, names = self._place(location)
         met: File | None = None
@@ -145,7 +148,7 @@ class VmwareStore(Store[VmwareLocation]):
                 if not file.is_folder:
                     yield _info(self.datastores.location(target, file.name), file)
 
-    def inspect(self, location: VmwareLocation, context: Any) -> ImageInfo:
+    def inspect(self, location: VmwareLocation, context: Context | None) -> ImageInfo:
         """What the datastore tells of the file."""
         return _info(location, self._find(location))
 
@@ -182,7 +185,7 @@ class VmwareStore(Store[VmwareLocation]):
 
     # -- What vCenter does by itself --------------------------------------------------------------------------
 
-    def server_side_copy(self, source: VmwareLocation, image_id: str, context: Any) -> VmwareCopy:
+    def server_side_copy(self, source: VmwareLocation, image_id: str, context: Context | None) -> VmwareCopy:
         """A copy within or between datastores."""
         from storelib.drivers.vmware.writer import VmwareCopy
 
