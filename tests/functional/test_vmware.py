@@ -328,6 +328,16 @@ def test_one_session_serves_all_threads_and_is_ended_with_the_store(vcenter, ima
     assert int(vcenter.control("sessions")) == before
 
 
+def test_session_that_is_only_doubted_is_ended(vcenter, image_id):
+    store = open_vmware(vcenter)
+    uri = store.add(image_id, SMALL).uri
+    gc.collect()
+    before = int(vcenter.control("sessions"))
+    vcenter.control("refuse", method="HEAD", status=401, count=1)
+    assert store.get_size(uri) == len(SMALL)
+    assert int(vcenter.control("sessions")) == before
+
+
 def test_wrong_password_is_refused_and_not_shown(vcenter):
     store = open_vmware(vcenter, vmware_server_password="hunter22")
     with pytest.raises(Forbidden, match="vmware_server_password") as caught:

@@ -9,6 +9,7 @@ from storelib.api.context import Context
 from storelib.api.service.core import Core
 from storelib.capabilities import Capability
 from storelib.driver import Store
+from storelib.plugins import driver_classes
 
 #: Options of drivers that are shown as properties: where things are, never how to get in.
 SHOWN = {
@@ -54,10 +55,15 @@ class Stores:
         return shown
 
     def _details(self, store: Store[Any]) -> dict[str, Any]:
-        kind = store.schemes[0]
+        kind = _driver_of(store)
         properties = {}
         for option in SHOWN.get(kind, ()):
             value = getattr(store.conf, option, None)
             if value is not None:
                 properties[option.removeprefix("filesystem_store_").removeprefix(f"{kind}_store_")] = value
         return {"type": kind, "weight": int(store.conf.weight), "properties": properties}
+
+
+def _driver_of(store: Store[Any]) -> str:
+    """The name of a store's driver, the first where it has several; its scheme where it was not found by a name."""
+    return next((name for name, driver in driver_classes().items() if type(store) is driver), store.schemes[0])

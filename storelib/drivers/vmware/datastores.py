@@ -25,6 +25,7 @@ from storelib.drivers.vmware.options import Settings, Target
 from storelib.drivers.vmware.session import Login, Session
 from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull, misconfigured
 from storelib.transfer.contract import Options
+from storelib.transfer.forking import forget_in_child
 from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
 
@@ -84,6 +85,11 @@ class Datastores:
         # Directories that were made, or found, with all above them.
         self._made: set[tuple[Target, tuple[str, ...]]] = set()
         self._rooms: tuple[float, dict[Target, Room]] | None = None
+        forget_in_child(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child: do not wait for a lock that the parent's threads held."""
+        self._lock = threading.Lock()
 
     # -- Where images are -------------------------------------------------------------------------------------
 

@@ -157,6 +157,9 @@ class Session:
             if not self._logins or self._logins[0] is instead_of:
                 login = Login(self._connections, self._conf.vmware_server_username, self._conf.vmware_server_password)
                 self._logins[:] = [login]
+                if instead_of is not None:
+                    # Where it was only doubted: a vCenter has only so many.
+                    instead_of.end()
             return self._logins[0]
 
     def _cancel(self, task: Any) -> None:
@@ -190,21 +193,22 @@ class Login:
         """A managed object, asked through this session."""
         return type(known)(known._moId, self.stub)
 
-    def log_out(self) -> None:
-        """End the session: a vCenter has only so many."""
-        try:
-            with deadlines.at_most(_GOODBYE):
-                self.content.sessionManager.Logout()
-        finally:
-            self._connections.drop_idle()
+    def end(self) -> None:
+        """End the session, unless vCenter has done so."""
+        with contextlib.suppress(Exception), deadlines.at_most(_GOODBYE):
+            self.content.sessionManager.Logout()
+
+    def leave(self) -> None:
+        """End the session and close the connections."""
+        self.end()
+        self._connections.drop_idle()
 
 
 def _log_out(logins: list[Login]) -> None:
     """When the session's owner is gone, or the process ends; in a child, not the parent's."""
     for login in logins:
         if login.process == os.getpid():
-            with contextlib.suppress(Exception):
-                login.log_out()
+            login.leave()
 
 
 # -- SOAP over our own connections ----------------------------------------------------------------------------

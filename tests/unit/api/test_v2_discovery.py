@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 from deployment import Deployed, Deployment
 
+from storelib.api.service.stores import Stores
 from storelib.exceptions import BadStoreConfiguration
+from storelib.registry import Registry
 
 
 class TestVersions(Deployed):
@@ -118,6 +121,20 @@ class TestAround(Deployed):
         return float(number)
 
 
+S3 = {"s3_store_host": "s3.example", "s3_store_bucket": "b", "s3_store_bucket_url_format": "auto"}
+SWIFT = {
+    "swift_store_auth_address": "https://keys.example",
+    "swift_store_user": "p:u",
+    "swift_store_key": "secret",
+}
+VMWARE = {
+    "vmware_server_host": "vc.example",
+    "vmware_server_username": "u",
+    "vmware_server_password": "secret",
+    "vmware_datastores": "dc:ds",
+}
+
+
 class TestInfo(Deployed):
     def test_import_methods(self):
         methods = self.api.alice.get("/v2/info/import").json["import-methods"]
@@ -140,6 +157,25 @@ class TestInfo(Deployed):
         assert (fast["type"], fast["weight"]) == ("file", 5)
         assert fast["properties"]["datadir"] == f"{self.api.directory}/images"
         assert spare["weight"] == 10
+
+    @pytest.mark.parametrize(
+        ("driver", "options", "properties"),
+        [
+            ("s3", S3, {"host": "s3.example", "bucket": "b", "bucket_url_format": "auto"}),
+            ("swift", SWIFT, {"container": "glance", "multi_tenant": False}),
+            ("vmware", VMWARE, {"vmware_datastores": ["dc:ds"], "image_dir": "/openstack_glance"}),
+            ("vsphere", VMWARE, {"vmware_datastores": ["dc:ds"], "image_dir": "/openstack_glance"}),
+        ],
+    )
+    def test_type_of_a_store_is_its_driver(self, tmp_path, driver, options, properties):
+        lines = "\n".join(f"{key} = {value}" for key, value in options.items())
+        (tmp_path / "stores.ini").write_text(f"[storelib]\nstores = {driver}\n{lines}\n")
+        anybody = SimpleNamespace(require=lambda *arguments: None)
+        core = SimpleNamespace(registry=Registry.from_file(tmp_path / "stores.ini"), policy=anybody)
+        [detail] = Stores(core).detail(None)
+        assert detail["type"] == {"vsphere": "vmware"}.get(driver, driver)
+        assert {name: detail["properties"][name] for name in properties} == properties
+        assert "secret" not in str(detail)
 
     def test_usage_is_not_limited(self):
         assert self.api.alice.get("/v2/info/usage").json == {"usage": {}}
