@@ -16,7 +16,7 @@ from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Committed, Context, Digests, Part, Reader, Store, StoreLocation, Writer
-from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Duplicate, NotFound, RemoteServiceUnavailable
+from storelib.exceptions import BadStoreUri, Duplicate, NotFound, RemoteServiceUnavailable
 from storelib.uris import quote, redact, unquote
 
 TABLES = """
@@ -57,7 +57,7 @@ class MinimalStore(Store[MinimalLocation]):
     def configure_get(self) -> None:
         """Nothing is opened here."""
         if not self.conf.minimal_store_file:
-            raise BadStoreConfiguration(f"store {self.name}: option minimal_store_file is not set")
+            raise self.misconfigured("minimal_store_file", "the name of a file is needed")
 
     def run(self, *statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
         """Statements in one transaction of a connection of their own; returns the rows of the last one."""

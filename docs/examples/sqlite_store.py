@@ -33,7 +33,6 @@ from storelib.driver import (
     Writer,
 )
 from storelib.exceptions import (
-    BadStoreConfiguration,
     BadStoreUri,
     Duplicate,
     NotFound,
@@ -99,13 +98,13 @@ class SqliteStore(Store[SqliteLocation]):
     def configure_get(self) -> None:
         """Reading needs the name of the file."""
         if not self.conf.sqlite_store_file:
-            raise BadStoreConfiguration(f"store {self.name}: option sqlite_store_file is not set")
+            raise self.misconfigured("sqlite_store_file", "the name of a file is needed")
         self.file: str = os.path.abspath(self.conf.sqlite_store_file)
 
     def configure_add(self) -> None:
         """Adding needs to write beside the file too (SQLite's log)."""
         if not os.access(os.path.dirname(self.file), os.W_OK):
-            raise BadStoreConfiguration(f"store {self.name}: cannot write in the directory of {self.file}")
+            raise self.misconfigured("sqlite_store_file", f"cannot write in the directory of {self.file}")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

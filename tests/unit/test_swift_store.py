@@ -138,7 +138,7 @@ application_credential_secret = hidden
 
 
 def test_reference_file_is_read(references):
-    found = from_file(references(REFERENCES))
+    found = from_file(references(REFERENCES), "cold")
     assert found["ref1"].user == "project:user"
     assert found["ref1"].key == "p%(a)s;s#w"
     assert (found["ref1"].user_name, dict(found["ref1"].scope)) == ("user", {"project_name": "project"})
@@ -147,7 +147,7 @@ def test_reference_file_is_read(references):
 
 
 def test_secrets_are_in_no_repr(references):
-    shown = repr(from_file(references(REFERENCES)))
+    shown = repr(from_file(references(REFERENCES), "cold"))
     assert not [secret for secret in ("p%(a)s", "secret =", "hidden", "'secret'") if secret in shown]
 
 
@@ -169,7 +169,7 @@ def test_secrets_are_in_no_repr(references):
 )
 def test_mistake_in_a_reference_file_is_named_without_its_secrets(references, text):
     with pytest.raises(BadStoreConfiguration, match=r"swift\.conf") as caught:
-        from_file(references(text))
+        from_file(references(text), "cold")
     assert "hunter2" not in str(caught.value)
 
 

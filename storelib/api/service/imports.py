@@ -259,7 +259,7 @@ class Imports:
             found = HttpLocation.parse(uri)
         except BadStoreUri as error:
             raise BadRequest(f"this URL cannot be imported: {error}") from error
-        rules = Rules.from_conf(web.conf)
+        rules = Rules.from_conf(web.conf, web.name)
         refused = rules.refuse_url(found) or rules.refuse_written_address(found)
         if refused:
             # The rules name the options of the http driver.

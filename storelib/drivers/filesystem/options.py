@@ -11,6 +11,7 @@ from typing import Any
 
 from oslo_config import cfg
 
+from storelib import exceptions
 from storelib.drivers.filesystem.location import DEEPEST_SHARD
 from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
@@ -131,7 +132,7 @@ class WriteSettings:
 
 def misconfigured(store_name: str, option: str, what: str, value: object) -> BadStoreConfiguration:
     """The error of an option that cannot be; ``what`` says what is wrong with ``value``."""
-    return BadStoreConfiguration(f"store {store_name}, option {option} = {value!r}: {what}")
+    return exceptions.misconfigured(store_name, f"{option} = {value!r}", what)
 
 
 def file_mode(conf: Options, store_name: str) -> int | None:

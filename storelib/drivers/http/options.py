@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from oslo_config import cfg, types
 
 from storelib.drivers.http.location import HttpLocation
-from storelib.exceptions import BadStoreConfiguration
+from storelib.exceptions import misconfigured
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import KiB, MiB, Options
 
@@ -109,15 +109,15 @@ class Rules:
     disallowed_networks: Sequence[Network] = ()
 
     @classmethod
-    def from_conf(cls, conf: Options) -> Rules:
+    def from_conf(cls, conf: Options, store_name: str) -> Rules:
         """Take the lists from the options; raises BadStoreConfiguration for what is no network."""
         return cls(
             conf.http_allowed_hosts,
             conf.http_disallowed_hosts,
             conf.http_allowed_ports,
             conf.http_disallowed_ports,
-            _networks(conf.http_allowed_networks, "http_allowed_networks"),
-            _networks(conf.http_disallowed_networks, "http_disallowed_networks"),
+            _networks(conf, "http_allowed_networks", store_name),
+            _networks(conf, "http_disallowed_networks", store_name),
         )
 
     def refuse_url(self, location: HttpLocation) -> str | None:
@@ -150,14 +150,14 @@ class Rules:
             return None
 
 
-def _networks(values: Iterable[str], option: str) -> list[Network]:
+def _networks(conf: Options, option: str, store_name: str) -> list[Network]:
     networks = []
-    for value in values:
+    for value in getattr(conf, option):
         try:
             networks.append(ipaddress.ip_network(value, strict=False))
         except ValueError:
-            message = f"option {option}: {value!r} is not a network; write 10.0.0.0/8, fd00::/8 or one address"
-            raise BadStoreConfiguration(message) from None
+            why = f"{value!r} is not a network; write 10.0.0.0/8, fd00::/8 or one address"
+            raise misconfigured(store_name, option, why) from None
     return networks
 
 

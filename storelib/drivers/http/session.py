@@ -28,12 +28,12 @@ from storelib.drivers.http.errors import error_of_status
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.options import Rules
 from storelib.exceptions import (
-    BadStoreConfiguration,
     BadStoreUri,
     Forbidden,
     NotFound,
     RemoteServiceUnavailable,
     StoreError,
+    misconfigured,
 )
 from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
@@ -69,15 +69,16 @@ class Session:
     Raises BadStoreConfiguration for lists, proxies or a file of certificates that cannot be used.
     """
 
-    def __init__(self, conf: Options) -> None:
-        self.rules = Rules.from_conf(conf)
+    def __init__(self, conf: Options, store_name: str) -> None:
+        self.rules = Rules.from_conf(conf, store_name)
         #: Ranges of one image in flight at most, and bytes in each.
         self.concurrency: int = conf.http_download_concurrency
         self.part_size: int = conf.http_download_part_size
         self._conf = conf
-        self._proxies = _proxy_urls(conf)
+        self._store_name = store_name
+        self._proxies = _proxy_urls(conf, store_name)
         if conf.https_ca_certificates_file is not None:
-            _tls_context(conf)
+            _tls_context(conf, store_name)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._inherited: list[dict[str, urllib3.PoolManager]] = []
@@ -158,7 +159,7 @@ class Session:
             "num_pools": _KEPT_SERVERS,
             "maxsize": max(_KEPT_CONNECTIONS, self.concurrency),
             "timeout": timeout,
-            "ssl_context": _tls_context(self._conf),
+            "ssl_context": _tls_context(self._conf, self._store_name),
         }
         if scheme in self._proxies:
             proxy = urllib3.util.parse_url(self._proxies[scheme])
@@ -374,21 +375,21 @@ def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
     return found
 
 
-def _tls_context(conf: Options) -> ssl.SSLContext:
+def _tls_context(conf: Options, store_name: str) -> ssl.SSLContext:
     """Verifies against the given certificates alone, or else the system's; raises BadStoreConfiguration."""
     path = conf.https_ca_certificates_file
     try:
         context = ssl.create_default_context(cafile=path)
     except OSError as error:  # ssl.SSLError is one
-        message = f"option https_ca_certificates_file = {path}: no certificates can be read: {error.strerror}"
-        raise BadStoreConfiguration(message) from None
+        why = f"no certificates can be read from {path}: {error.strerror}"
+        raise misconfigured(store_name, "https_ca_certificates_file", why) from None
     if conf.https_insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _proxy_urls(conf: Options) -> dict[str, str]:
+def _proxy_urls(conf: Options, store_name: str) -> dict[str, str]:
     """The proxy for each scheme; raises BadStoreConfiguration."""
     proxies = {}
     for key, proxy in conf.http_proxy_information.items():
@@ -401,9 +402,11 @@ def _proxy_urls(conf: Options) -> dict[str, str]:
             valid = False
         if scheme not in ("http", "https") or not valid:
             # The value may hold a password, so it is not repeated.
-            raise BadStoreConfiguration(
-                f"option http_proxy_information: the entry for {scheme!r} is not http:<proxy> or https:<proxy>, "
-                "where a proxy is host:port or an http or https URL"
+            raise misconfigured(
+                store_name,
+                "http_proxy_information",
+                f"the entry for {scheme!r} is not http:<proxy> or https:<proxy>, where a proxy is host:port or an http "
+                "or https URL",
             )
         proxies[scheme] = url
     return proxies

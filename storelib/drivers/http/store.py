@@ -41,7 +41,7 @@ class HttpStore(Store[HttpLocation]):
         """Check the lists, the proxies and the certificates."""
         from storelib.drivers.http.session import Session
 
-        self.session = Session(self.conf)
+        self.session = Session(self.conf, self.name)
 
     def owns(self, location: HttpLocation) -> bool:
         """Whether the lists of hosts and ports allow it; addresses are judged when connecting."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from oslo_config import cfg
 
-from storelib.exceptions import BadStoreConfiguration
+from storelib.exceptions import BadStoreConfiguration, misconfigured
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import Options
 
@@ -223,49 +223,51 @@ _KEYS = frozenset(known.name for known in fields(Credentials))
 _OPTIONS = _KEYS - {"user_domain_name", "project_domain_name"}
 
 
-def read_credentials(conf: Options) -> Mapping[str, Credentials]:
+def read_credentials(conf: Options, store_name: str) -> Mapping[str, Credentials]:
     """Every account that the options name, by reference; raises BadStoreConfiguration."""
     if conf.swift_store_config_file:
-        return from_file(conf.swift_store_config_file)
+        return from_file(conf.swift_store_config_file, store_name)
     if conf.swift_store_multi_tenant and not conf.swift_store_auth_address:
         return {}
-    return {OPTIONS_REFERENCE: from_options(conf)}
+    return {OPTIONS_REFERENCE: from_options(conf, store_name)}
 
 
-def from_options(conf: Options) -> Credentials:
+def from_options(conf: Options, store_name: str) -> Credentials:
     """The account that the store's options name; raises BadStoreConfiguration."""
     if not conf.swift_store_auth_address:
-        raise BadStoreConfiguration("swift_store_auth_address is needed, or swift_store_config_file")
+        raise misconfigured(store_name, "swift_store_auth_address", "needed unless there is swift_store_config_file")
     return Credentials(**{key: getattr(conf, f"swift_store_{key}") for key in _OPTIONS})
 
 
-def from_file(path: str) -> dict[str, Credentials]:
+def from_file(path: str, store_name: str) -> dict[str, Credentials]:
     """The accounts in a reference file, by section; raises BadStoreConfiguration, which quotes no line of it."""
-    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    parser, option = configparser.ConfigParser(interpolation=None, strict=True), "swift_store_config_file"
     try:
         with open(path, encoding="utf-8") as file:
             parser.read_file(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise BadStoreConfiguration(f"swift_store_config_file {path} cannot be read: {reason}") from None
+        raise misconfigured(store_name, option, f"{path} cannot be read: {reason}") from None
     except configparser.Error as error:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
-        raise BadStoreConfiguration(f"swift_store_config_file {path}{where}: not an INI file") from None
-    found = {name: _section(path, name, dict(parser[name])) for name in parser.sections()}
+        raise misconfigured(store_name, option, f"{path}{where}: not an INI file") from None
+    found: dict[str, Credentials] = {}
+    for name in parser.sections():
+        try:
+            found[name] = _section(dict(parser[name]))
+        except BadStoreConfiguration as error:
+            raise misconfigured(store_name, option, f"{path}, [{name}]: {error}") from None
     if not found:
-        raise BadStoreConfiguration(f"swift_store_config_file {path} has no section")
+        raise misconfigured(store_name, option, f"{path} has no section")
     return found
 
 
-def _section(path: str, name: str, values: dict[str, str]) -> Credentials:
+def _section(values: dict[str, str]) -> Credentials:
     known = {key: _unquoted(value) or None for key, value in values.items() if key in _KEYS}
     known["auth_address"] = known.get("auth_address") or ""
     known["auth_version"] = known.get("auth_version") or "3"
-    try:
-        return Credentials(**known)  # type: ignore[arg-type]
-    except BadStoreConfiguration as error:
-        raise BadStoreConfiguration(f"swift_store_config_file {path}, [{name}]: {error}") from None
+    return Credentials(**known)  # type: ignore[arg-type]
 
 
 def _unquoted(value: str) -> str:

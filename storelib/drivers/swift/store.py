@@ -32,13 +32,13 @@ from storelib.drivers.swift.options import OPTIONS, read_credentials
 from storelib.drivers.swift.service import Account, Service, new_token, present
 from storelib.exceptions import (
     AclsNotSupported,
-    BadStoreConfiguration,
     Forbidden,
     Invalid,
     NotFound,
     OperationNotSupported,
     RemoteServiceUnavailable,
     StoreError,
+    misconfigured,
 )
 from storelib.extras import needing
 from storelib.rehearsal import PREFIX, rehearse
@@ -77,13 +77,13 @@ class SwiftStore(Store[SwiftLocation]):
     def configure_get(self) -> None:
         """Find out who we are, in the options or in a reference file."""
         _import_clients()
-        self.service.use(read_credentials(self.conf))
+        self.service.use(read_credentials(self.conf, self.name))
         if not self.service.credentials:
             # Without a user of its own a multi-tenant store can do nothing on its own account.
             self.capabilities &= ~Capability.CHECK
         cacert = self.conf.swift_store_cacert
         if cacert and not self.conf.swift_store_auth_insecure:
-            _check_certificates(cacert)
+            _check_certificates(cacert, self.name)
 
     def configure_add(self) -> None:
         """Check the names of containers."""
@@ -92,10 +92,10 @@ class SwiftStore(Store[SwiftLocation]):
             if name is None and option == "swift_store_segment_container":
                 continue
             if not name or "/" in name or name in (".", "..") or len(name.encode()) > 256:
-                raise BadStoreConfiguration(f"{option} is no name of a container: 1 to 256 bytes without '/'")
+                raise self.misconfigured(option, "the name of a container, 1 to 256 bytes without '/'")
         service, file = self.service, self.conf.swift_store_config_file
         if file and not service.multi_tenant and service.reference not in service.credentials:
-            raise BadStoreConfiguration(f"default_swift_reference {service.reference} is no section of {file}")
+            raise self.misconfigured("default_swift_reference", f"{service.reference} is no section of {file}")
 
     # -- Whose account ------------------------------------------------------------------------------------------------
 
@@ -281,9 +281,8 @@ class SwiftStore(Store[SwiftLocation]):
         container = self.service.layout.container
         missing = not self.service.layout.own and not self.service.layout.seed and account.find(container) is None
         if missing and not self.conf.swift_store_create_container_on_put:
-            raise BadStoreConfiguration(
-                f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
-            )
+            why = f"container {container} does not exist; make it, or set swift_store_create_container_on_put"
+            raise self.misconfigured("swift_store_container", why)
 
     def _rehearse_segments(self) -> None:
         """Two segments of one byte and their manifest, as large images have."""
@@ -374,13 +373,14 @@ def _which(headers: Mapping[str, str]) -> tuple[str | None, ...]:
     return tuple(headers.get(name) for name in (TOKEN_HEADER, "Etag", "X-Timestamp", "Last-Modified"))
 
 
-def _check_certificates(path: str) -> None:
+def _check_certificates(path: str, store_name: str) -> None:
     import ssl
 
     try:
         ssl.create_default_context(cafile=path)
     except (OSError, ssl.SSLError) as error:
-        raise BadStoreConfiguration(f"swift_store_cacert {path}: {error.strerror or 'no certificates'}") from error
+        why = f"{path}: {error.strerror or 'no certificates'}"
+        raise misconfigured(store_name, "swift_store_cacert", why) from error
 
 
 def _import_clients() -> None:
