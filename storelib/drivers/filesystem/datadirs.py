@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import functools
 import os
 import stat
@@ -18,9 +17,17 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS
+from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS, refusal
 from storelib.drivers.filesystem.kernel import ONLY_READ, has_reflinks, let_go, released
-from storelib.drivers.filesystem.location import DEEPEST_SHARD, SHARD, FileLocation, is_image, parse_own, shards
+from storelib.drivers.filesystem.location import (
+    DEEPEST_SHARD,
+    SHARD,
+    FileLocation,
+    image_location,
+    is_image,
+    parse_own,
+    shards,
+)
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
 from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, StorageFull
 from storelib.transfer.contract import Options
@@ -149,16 +156,13 @@ class DataDirs:
 
     # -- Where images are -------------------------------------------------------------------------------------
 
-    def location(self, datadir: str, image_id: str, levels: int) -> FileLocation:
-        """Where an image with this id is at that depth of subdirectories."""
-        return FileLocation(os.path.join(datadir, *shards(image_id, levels), image_id))
-
     def candidate_locations(self, image_id: str) -> list[FileLocation]:
         """In any data directory, as deep as images ever are; a part file is no image."""
         if not is_image(image_id):
             return []
+        below = shards(image_id, DEEPEST_SHARD)
         depths = range(DEEPEST_SHARD + 1)
-        return [self.location(each.path, image_id, depth) for each in self.all for depth in depths]
+        return [image_location(each.path, below[:depth], image_id) for each in self.all for depth in depths]
 
     def check_id_is_free(self, image_id: str) -> None:
         """Raise Duplicate if there is an image with this id in any of them."""
@@ -186,7 +190,7 @@ class DataDirs:
 
     @contextlib.contextmanager
     def directory_of(self, location: FileLocation) -> Iterator[tuple[int, str]]:
-        """The open directory of an image and the name in it; NotFound for what is not there, Forbidden for links."""
+        """The open directory of an image and the name in it; errors of what is done there are about the image."""
         split = self.split(location)
         if split is None or parse_own(split[1][-1]) is not None:
             raise BadStoreUri(f"{location} is not an image of store {self.store_name}")
@@ -197,25 +201,23 @@ class DataDirs:
                 yield directory, name
             finally:
                 let_go(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"no image at {location}") from None
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                what = "is a symbolic link or a device, or is below a symbolic link; only files are images"
-                raise Forbidden(f"{location} {what}") from error
-            raise
+            refused = refusal(error, location)
+            if refused is None:
+                raise
+            raise refused from error
 
     def open(self, location: FileLocation) -> tuple[int, os.stat_result]:
         """An image's open file, which the caller closes, and its status."""
         with self.directory_of(location) as (directory, name):
             file = os.open(name, ONLY_READ, dir_fd=directory)
-        try:
-            status = os.fstat(file)
-            only_files(status, location)
-        except BaseException:
-            let_go(file)
-            raise
-        return file, status
+            try:
+                status = os.fstat(file)
+                only_files(status, location)
+            except BaseException:
+                let_go(file)
+                raise
+            return file, status
 
     def files(self, look: Look[T]) -> Iterator[T]:
         """What ``look(directory, entry)`` returns for every file of every data directory and its shards, None left out.

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterator
 
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import (
@@ -60,7 +58,7 @@ NOT_ASIDE = DENIED | _ABSENT | {errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, 
 
 
 def storelib_error(error: Exception, subject: str) -> StoreError | None:
-    """The error of storelib for an OSError; what cannot be read or removed comes from ``forbidden``."""
+    """The error of storelib for an OSError; what cannot be read or removed has a ``refusal`` before."""
     if not isinstance(error, OSError):
         return None
     number, text = error.errno or 0, f"{subject}: {error.strerror or error}"
@@ -69,14 +67,16 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     return next((kind for numbers, kind in _KINDS if number in numbers), StoreError)(text)
 
 
-@contextlib.contextmanager
-def forbidden(location: FileLocation) -> Iterator[None]:
-    """What may not be read or removed is Forbidden, where it would be StorageWriteDenied when written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EBUSY, errno.ETXTBSY):
-            raise InUseByStore(f"{location}: {error.strerror}; try again when nobody uses it") from error
-        if error.errno in DENIED:
-            raise Forbidden(f"{location}: {error.strerror}") from error
-        raise
+def refusal(error: OSError, location: FileLocation) -> StoreError | None:
+    """The error of opening or removing an image, where it is another than that of writing one."""
+    number = error.errno or 0
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return NotFound(f"no image at {location}")
+    if number in (errno.ELOOP, errno.ENXIO):
+        what = "is a symbolic link or a device, or is below a symbolic link; only files are images"
+        return Forbidden(f"{location} {what}")
+    if number in (errno.EBUSY, errno.ETXTBSY):
+        return InUseByStore(f"{location}: {error.strerror}; try again when nobody uses it")
+    if number in DENIED:
+        return Forbidden(f"{location}: {error.strerror}")
+    return None

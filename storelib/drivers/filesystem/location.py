@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,6 +119,11 @@ def id_token(image_id: str) -> str:
 def is_image(name: str) -> bool:
     """Whether a file of this name is an image, as opposed to one of ours or some other program's."""
     return not name.startswith(".") or (parse_own(name) is None and _FOREIGN.fullmatch(name) is None)
+
+
+def image_location(datadir: str, below: Sequence[str], image_id: str) -> FileLocation:
+    """Where an image is that lies in these subdirectories of a data directory."""
+    return FileLocation("/".join((datadir.rstrip("/"), *below, image_id)))
 
 
 def shards(image_id: str, levels: int) -> list[str]:

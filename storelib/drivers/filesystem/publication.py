@@ -22,7 +22,7 @@ from storelib.driver import Committed
 from storelib.drivers.filesystem import errors, kernel
 from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, make_directory, open_directory
 from storelib.drivers.filesystem.kernel import ONLY_READ, let_go
-from storelib.drivers.filesystem.location import id_token, new_token, own_names, shards
+from storelib.drivers.filesystem.location import id_token, image_location, new_token, own_names, shards
 from storelib.drivers.filesystem.options import WriteSettings
 from storelib.exceptions import Duplicate, Invalid, RemoteServiceUnavailable, StorageFull, StoreError
 from storelib.transfer.contract import Extent
@@ -72,7 +72,8 @@ class Publication:
         self.part: str | None = None
         #: The image may be visible.
         self.tried = False
-        self.location = datadirs.location(datadir, image_id, settings.shard_levels)
+        self._below = shards(image_id, settings.shard_levels)
+        self.location = image_location(datadir, self._below, image_id)
         self._datadirs = datadirs
         self._datadir = datadir
         self._image_id = image_id
@@ -90,8 +91,7 @@ class Publication:
         datadirs, settings = self._datadirs, self._settings
         try:
             datadirs.make(self._datadir, flush=settings.fsync)
-            below = shards(self._image_id, settings.shard_levels)
-            self.directory = make_directory(self._datadir, below, datadirs.flushed if settings.fsync else None)
+            self.directory = make_directory(self._datadir, self._below, datadirs.flushed if settings.fsync else None)
             if not self._open_unnamed():
                 self._open_part()
             self._set_mode()

@@ -19,7 +19,7 @@ from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import garbage
 from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, only_files
-from storelib.drivers.filesystem.errors import forbidden, storelib_error
+from storelib.drivers.filesystem.errors import storelib_error
 from storelib.drivers.filesystem.kernel import PAGE, let_go
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation, is_image, new_token
 from storelib.drivers.filesystem.options import OPTIONS, WriteSettings, file_mode, misconfigured, read_metadata
@@ -110,21 +110,19 @@ class FilesystemStore(Store[FileLocation]):
     ) -> FileReader:
         """Open the file and look at its status; nothing is read yet."""
         guard = self.datadirs.guard
-        with forbidden(location):
-            return bounded(
-                guard,
-                lambda: FileReader(*self.datadirs.open(location), location, guard),
-                str(location),
-                late=lambda reader: let_go(reader.file),
-            )
+        return bounded(
+            guard,
+            lambda: FileReader(*self.datadirs.open(location), location, guard),
+            str(location),
+            late=lambda reader: let_go(reader.file),
+        )
 
     def remove(self, location: FileLocation, context: Context | None) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
         guard = self.datadirs.guard
         # After that long no caller waits for this call any more, whose name may be another image's by then.
         end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
-        with forbidden(location):
-            guard.call(lambda: self.remove_now(location, end), str(location))
+        guard.call(lambda: self.remove_now(location, end), str(location))
 
     def remove_now(self, location: FileLocation, end: float = math.inf) -> None:
         """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found."""
@@ -168,8 +166,7 @@ class FilesystemStore(Store[FileLocation]):
             let_go(file)
             return _info(location, status)
 
-        with forbidden(location):
-            return self.datadirs.guard.call(status, str(location))
+        return self.datadirs.guard.call(status, str(location))
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Files of ours whose writers are dead: see garbage.py."""
