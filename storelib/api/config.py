@@ -30,7 +30,7 @@ _AUTH_STRATEGY = cfg.StrOpt(
     "auth_strategy",
     default="noauth",
     choices=[
-        ("noauth", "Everybody is an administrator; for loopback addresses and tests"),
+        ("noauth", "Every caller is an administrator; for loopback addresses and tests"),
         ("http_basic", "User names and bcrypt passwords from [oslo_middleware] http_basic_auth_user_file"),
         ("keystone", "Keystone tokens, checked as [keystone_authtoken] says"),
     ],
@@ -201,7 +201,7 @@ def read_options(conf: cfg.ConfigOpts) -> SimpleNamespace:
     """The values of ``[api]``, paths made absolute.
 
     Raises BadStoreConfiguration for a misspelled or wrong option: at the start, not at some request. And for sections
-    about authentication without ``auth_strategy``: a service that was to ask for tokens must not serve everybody.
+    about authentication without ``auth_strategy``: a service that was to ask for tokens must not serve callers without.
     """
     reader = OptionReader(conf)
     values = {option.dest: reader.value(GROUP, option) for option in OPTIONS}

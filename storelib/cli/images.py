@@ -179,7 +179,7 @@ def verify(session: Session, uri: str, digest: Digest | None) -> None:
 
 @command("acl")
 @click.argument("uri")
-@click.option("--public", is_flag=True, help="Everybody may read.")
+@click.option("--public", is_flag=True, help="All may read, with or without credentials.")
 @click.option("--read", "readers", metavar="TENANT", multiple=True, help="May read; may be repeated.")
 @click.option("--write", "writers", metavar="TENANT", multiple=True, help="May write; may be repeated.")
 def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writers: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from storelib.cli.service import configuration, image_api
 from storelib.cli.session import Session, command
 
 _AUTH = {
-    "noauth": "no authentication: everybody is an administrator",
+    "noauth": "no authentication: every caller is an administrator",
     "http_basic": "user names and passwords",
     "keystone": "Keystone tokens",
 }

@@ -67,6 +67,6 @@ class Metrics:
         """The WSGI application of ``/metrics``."""
         if not _TOGETHER:
             return make_wsgi_app(self.registry)
-        everybody = prometheus_client.CollectorRegistry()
-        multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
-        return make_wsgi_app(everybody)
+        together = prometheus_client.CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return make_wsgi_app(together)

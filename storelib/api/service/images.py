@@ -240,7 +240,7 @@ class Images:
         return resume_deletion(self._core, context, image.id)
 
     def deactivate(self, context: Context, image_id: str) -> None:
-        """Stop everybody but administrators from downloading; raises NotPermitted in a wrong status."""
+        """Stop all but administrators from downloading; raises NotPermitted in a wrong status."""
         self._switch(context, image_id, "deactivate", "active", "deactivated")
 
     def reactivate(self, context: Context, image_id: str) -> None:

@@ -17,7 +17,7 @@ from storelib.api.errors import ApiError, BadRequest, LimitExceeded, Unsupported
 from storelib.api.service import probing
 from storelib.exceptions import StoreError
 
-#: What may be found besides the format itself: a disk with a partition table is a raw disk to everybody else, and
+#: What may be found besides the format itself: a disk with a partition table is a raw disk to all other programs, and
 #: bootable ISO images have one, too.
 _ALSO = {"raw": [{"gpt"}], "iso": [{"iso", "gpt"}]}
 #: Formats of which no header tells how large the disk is.

@@ -343,7 +343,7 @@ class Lease:
             # A process that was taken for dead has no lease to claim anything with.
             self.renew()
             ticket = self.ticket(image_id)
-            # Its own claim keeps everybody from writing there while the data is removed.
+            # Its own claim keeps all uploads from writing there while the data is removed.
             claimed = repository.uploads.begin(
                 image_id, ticket.process_id, from_=(image.status,), to=None, stores=(), token=ticket.token
             )

@@ -118,7 +118,7 @@ class Api:
             )
         except urllib3.exceptions.NewConnectionError as error:
             raise RemoteServiceUnavailable(
-                f"nothing answers at {self.url} ({_reason(error)}); start storelib serve, or name another image API "
+                f"nothing responds at {self.url} ({_reason(error)}); start storelib serve, or name another image API "
                 "with --url or OS_IMAGE_URL"
             ) from error
         except urllib3.exceptions.SSLError as error:
@@ -138,7 +138,7 @@ class Api:
         try:
             return json.loads(response.data)
         except ValueError as error:
-            raise StoreError(f"{self.url} answers {method} with what is not JSON") from error
+            raise StoreError(f"{self.url} responds to {method} with what is not JSON") from error
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ def exists_already(error: StoreError) -> StoreError:
 def _refusal(response: urllib3.BaseHTTPResponse) -> StoreError:
     status = response.status
     kind = _ERRORS.get(status, StoreError)
-    message = _message(response) or f"the image API answers {status} {response.reason or ''}".strip()
+    message = _message(response) or f"the image API responds {status} {response.reason or ''}".strip()
     if status == 401:
         message += "; give a token with --token or OS_TOKEN, or set OS_AUTH_URL, OS_USERNAME, OS_PASSWORD ..."
     return kind(message)
