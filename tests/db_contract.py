@@ -31,10 +31,13 @@ from storelib.api.db.records import (
     Query,
     Range,
     SortKey,
+    Task,
+    TaskQuery,
     TimeFilter,
 )
 from storelib.api.db.schema import metadata
 from storelib.api.db.statuses import ALLOWED, STATUSES
+from storelib.api.db.tasks import to_properties
 from storelib.api.errors import (
     AlreadyExists,
     BadRequest,
@@ -83,6 +86,18 @@ def copy(repository: Repository, image_id: str, location: NewLocation):
     finally:
         repository.uploads.forget(image_id, process.id)
         repository.processes.leave(process.id)
+
+
+TASK_KEYS = ("created_at", "expires_at", "id", "status", "type", "updated_at")
+
+
+def make_task(repository: Repository, **values) -> Task:
+    """A task, of an image of its own."""
+    image = new_id()
+    task = dict.fromkeys(TASK_KEYS, "2026-01-01T00:00:00Z") | {"id": new_id(), "image_id": image, "expires_at": None}
+    task |= {"type": "api_image_import", "status": "success"} | values
+    make(repository, id=image, properties=to_properties(task))
+    return task
 
 
 def ids(page) -> list[str]:
@@ -1056,6 +1071,61 @@ class RepositoryContract:
         assert repository.images.count("me") == 5
         assert tuple(repository.images.usage("nobody")) == (0, 0, 0, 0)
         assert tuple(repository.images.usage(None)) == (0, 0, 0, 0)
+
+    def test_tasks_are_listed_in_pages_in_every_order(self, repository):
+        for number in range(7):
+            make_task(
+                repository,
+                type=("api_image_import", "location_import")[number % 2],
+                status=("processing", "success", "failure")[number % 3],
+                created_at=f"2026-01-0{1 + number // 2}T00:00:00Z",
+                updated_at=f"2026-02-0{9 - number}T00:00:00Z",
+            )
+        gone = make_task(repository)
+        repository.images.transition(gone["image_id"], from_={"queued"}, to="deleted")
+        known = repository.tasks.list(TaskQuery()).tasks
+        assert len(known) == 7
+        for kind, status, key, direction in itertools.product(
+            (None, "location_import"), (None, "success", "succes"), TASK_KEYS, ("asc", "desc")
+        ):
+            query = TaskQuery(kind, status, key, direction, limit=2)
+            wanted = sorted(
+                (task for task in known if kind in (None, task["type"]) and status in (None, task["status"])),
+                key=lambda task: (task[key] or "", task["id"]),
+                reverse=direction == "desc",
+            )
+            found: list[Task] = []
+            page = repository.tasks.list(query)
+            while page.more:
+                found += page.tasks
+                page = repository.tasks.list(query._replace(marker=page.tasks[-1]["id"]))
+            assert [*found, *page.tasks] == wanted, query
+
+    def test_a_task_is_found_by_its_id_while_its_image_is_there(self, repository):
+        task = make_task(repository)
+        assert repository.tasks.get(task["id"]) == task
+        repository.images.transition(task["image_id"], from_={"queued"}, to="deleted")
+        with pytest.raises(ResourceNotFound):
+            repository.tasks.get(task["id"])
+        with pytest.raises(ResourceNotFound):
+            repository.tasks.get(new_id())
+
+    def test_tasks_go_on_behind_one_whose_image_was_deleted(self, repository):
+        first, second, third = (make_task(repository, created_at=f"2026-01-0{day}T00:00:00Z") for day in (3, 2, 1))
+        repository.images.transition(second["image_id"], from_={"queued"}, to="deleted")
+        assert repository.tasks.list(TaskQuery(marker=second["id"])).tasks == (third,)
+        assert repository.tasks.list(TaskQuery(marker=first["id"])).tasks == (third,)
+
+    @pytest.mark.parametrize("query", [{"sort_key": "message"}, {"sort_dir": "up"}, {"kind": "\0"}, {"marker": "\0"}])
+    def test_lists_of_tasks_that_cannot_be_are_refused(self, repository, query):
+        with pytest.raises(BadRequest):
+            repository.tasks.list(TaskQuery(**query))
+
+    def test_a_page_behind_no_task_is_refused(self, repository):
+        image = make_task(repository)["image_id"]
+        for marker in ("", image, new_id()):
+            with pytest.raises(InvalidMarker):
+                repository.tasks.list(TaskQuery(marker=marker))
 
     def test_images_in_a_status_are_found(self, repository):
         made = [make(repository, status="saving").id for _ in range(5)]

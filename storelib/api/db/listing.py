@@ -93,10 +93,10 @@ def _visible(connection: Connection, query: Query) -> list[_Condition]:
 def _shared_with(connection: Connection, project: str, status: str) -> _Condition:
     c = image_members.c
     theirs = [c.member == project] if status == "all" else [c.member == project, c.status == status]
-    return (images.c.visibility == "shared") & _having(connection, image_members, *theirs)
+    return (images.c.visibility == "shared") & having(connection, image_members, *theirs)
 
 
-def _having(connection: Connection, table: sa.Table, *conditions: _Condition) -> _Condition:
+def having(connection: Connection, table: sa.Table, *conditions: _Condition) -> _Condition:
     """Images with such a row. If these are few they are named, else each image of the list is looked at in turn.
 
     Which of the two is fast differs by thousands, and no database knows it for every value.
@@ -196,7 +196,7 @@ def _time_filter(wanted: TimeFilter) -> list[_Condition]:
 def _tag_filters(connection: Connection, query: Query) -> Iterator[_Condition]:
     for tag in sorted(query.tags):
         check_text("a tag", tag, 65535)
-        yield _having(connection, image_tags, image_tags.c.tag == tag)
+        yield having(connection, image_tags, image_tags.c.tag == tag)
 
 
 def _property_filters(connection: Connection, query: Query) -> Iterator[_Condition]:
@@ -205,7 +205,7 @@ def _property_filters(connection: Connection, query: Query) -> Iterator[_Conditi
         check_text("the name of a property", name, 65535)
         check_text(f"property {name}", value, 65535)
         same = c.name == name, c.head == value[:HEAD], c.value == value
-        yield _having(connection, image_properties, *same)
+        yield having(connection, image_properties, *same)
 
 
 # -- in which order, and from where

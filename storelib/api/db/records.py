@@ -220,6 +220,27 @@ class Page(NamedTuple):
     more: bool
 
 
+Task = dict[str, Any]
+
+
+class TaskQuery(NamedTuple):
+    """Which tasks, in which order, how many, behind which. None is any, or the beginning."""
+
+    kind: str | None = None
+    status: str | None = None
+    sort_key: str = "created_at"
+    sort_dir: str = "desc"
+    limit: int = 1000
+    marker: str | None = None
+
+
+class TaskPage(NamedTuple):
+    """Tasks of one page, as clients see them, and whether there are more behind the last of them."""
+
+    tasks: tuple[Task, ...]
+    more: bool
+
+
 class Usage(NamedTuple):
     """What one owner holds: bytes in stores (size times active locations), bytes staged, images, uploads under way."""
 

@@ -12,6 +12,7 @@ from storelib.api.db.members import Members
 from storelib.api.db.metadefs import Metadefs
 from storelib.api.db.migrate import prepare
 from storelib.api.db.processes import Processes
+from storelib.api.db.tasks import Tasks
 from storelib.api.db.uploads import Uploads
 
 
@@ -30,8 +31,8 @@ def open_repository(conf: cfg.ConfigOpts) -> Repository:
 
 
 class Repository:
-    """The images of one database: ``images``, their ``members`` and ``locations``, and who writes their data
-    (``uploads``, ``processes``); and definitions of what properties they may have (``metadefs``).
+    """The images of one database: ``images``, their ``members``, ``locations`` and ``tasks``, and who writes their
+    data (``uploads``, ``processes``); and definitions of what properties they may have (``metadefs``).
 
     Every method of a table is one short transaction, safe from many threads and processes. What must happen exactly
     once among racers (a status, a change of a version that was read, a lease) is compared and set in one statement.
@@ -46,6 +47,7 @@ class Repository:
         self.images = Images(database)
         self.members = Members(database)
         self.locations = Locations(database)
+        self.tasks = Tasks(database)
         self.uploads = Uploads(database)
         self.processes = Processes(database)
         self.metadefs = Metadefs(database)

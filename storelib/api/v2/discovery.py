@@ -10,11 +10,11 @@ from urllib.parse import urlencode
 import falcon
 
 from storelib.api import schemas
+from storelib.api.db.records import TaskQuery
 from storelib.api.errors import ResourceNotFound
 from storelib.api.json_response import send
 from storelib.api.parsing import page_size
 from storelib.api.service import Context, Service
-from storelib.api.service.tasks import TaskQuery
 from storelib.api.v2.serializers import query_pairs
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening databases: SQLite without any set-up, what URLs may say, and what no message may show."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -19,8 +20,9 @@ from storelib.api.db import Repository, open_repository
 from storelib.api.db.config import list_opts, register_opts
 from storelib.api.db.engine import Database, from_conf, parse_url
 from storelib.api.db.migrate import Version, check, prepare, sync, version
-from storelib.api.db.records import ImageLocation, NewImage, NewLocation
+from storelib.api.db.records import ImageLocation, NewImage, NewLocation, TaskQuery
 from storelib.api.db.schema import images
+from storelib.api.db.tasks import to_properties
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, ImageNotFound, SchemaOutOfDate
 
 
@@ -150,6 +152,25 @@ class TestSqliteWithoutSetUp:
         assert repository.uploads.get(image.id).token == ""
         assert repository.processes.list()[0].boot is None
         assert repository.uploads.finish(image.id, process.id, token="").status == "active"
+        repository.close()
+
+    def test_tasks_of_the_revision_before_are_listed(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/images.sqlite"
+        sync(url)
+        database = Database(url)
+        repository = Repository(database)
+        task = {"id": "t" * 36, "type": "api_image_import", "status": "success"}
+        task |= {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z"}
+        old = {"record": json.dumps(task), "id": task["id"], "kind": "any"}
+        image = make(repository, properties={f"os_glance_task_{name}": value for name, value in old.items()})
+        make(repository)
+        database.write(
+            lambda connection: connection.execute(sa.text("UPDATE storelib_version SET version_num = '0004'"))
+        )
+        assert sync(url).current == "0004"
+        for key in ("created_at", "updated_at", "status", "type", "id"):
+            assert repository.tasks.list(TaskQuery(sort_key=key)).tasks == (task,), key
+        assert repository.images.get(image.id).properties == to_properties(task)
         repository.close()
 
     def test_asking_for_the_version_makes_nothing(self, tmp_path):

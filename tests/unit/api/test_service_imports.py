@@ -6,10 +6,14 @@ from __future__ import annotations
 import http.server
 import io
 import threading
+import uuid
 
 import pytest
 from deployment import OCTETS, Deployed
 
+from storelib.api.db.rows import property_rows
+from storelib.api.db.schema import image_properties, images
+from storelib.api.db.tasks import to_properties
 from storelib.api.errors import OutcomeUnknown
 from storelib.api.service import administrator
 from storelib.capabilities import Capability
@@ -206,6 +210,34 @@ class TestGlanceDirect(Importing):
         assert {*good, wrong} & {task["image_id"] for task in seen} == set(good)
         assert {task["status"] for task in seen} == {"success"}
         assert self.api.admin.get("/v2/tasks?type=location_import").json["tasks"] == []
+
+    def test_all_tasks_are_listed_however_many_there_are(self):
+        columns = dict.fromkeys(["min_disk", "min_ram", "created_at", "updated_at", "version"], 1)
+        columns |= {
+            "status": "queued",
+            "visibility": "private",
+            "protected": False,
+            "os_hidden": False,
+            "deleted": False,
+        }
+        made = [{"id": str(uuid.uuid4()), "type": "old", "status": "success"} for _ in range(1100)]
+        rows = []
+        for task in made:
+            task |= dict.fromkeys(["created_at", "updated_at"], "2020-01-01T00:00:00Z")
+            rows += property_rows(task["id"], to_properties(task))
+
+        def insert(connection):
+            connection.execute(images.insert(), [{"id": task["id"], **columns} for task in made])
+            connection.execute(image_properties.insert(), rows)
+
+        self.api.repository.database.write(insert)
+        path, seen = "/v2/tasks?limit=600", []
+        while path:
+            page = self.api.admin.get(path).json
+            seen += [task["id"] for task in page["tasks"]]
+            path = page.get("next")
+        assert len(seen) == len(set(seen))
+        assert {task["id"] for task in made} <= set(seen)
 
     @pytest.mark.parametrize("query", ["limit=x", "marker=x", "sort_key=x", "sort_dir=x", "limit=" + "9" * 5000])
     def test_lists_of_tasks_that_cannot_be_are_refused(self, query):
