@@ -505,8 +505,50 @@ class RepositoryContract:
             repository.members.add(image.id, "p1")
         repository.members.add(one.id, "p2")
         repository.images.transition(two.id, from_={"queued"}, to="deleted")
-        assert [each.image_id for each in repository.members.shared_with("p1")] == [one.id, three.id]
+        assert [each.id for each in repository.members.shared_with("p1", ADMIN)] == [one.id, three.id]
         assert repository.members.list_for(two.id) == []
+
+    def test_members_are_listed_in_pages(self, repository, monkeypatch):
+        image = make(repository)
+        for member, moment in (("c", 1), ("b", 2), ("a", 2), ("d", 3)):
+            monkeypatch.setattr("storelib.api.db.members.now", lambda moment=moment: moment)
+            repository.members.add(image.id, member)
+        known = repository.members.list_for(image.id)
+        assert [each.member for each in known] == ["c", "a", "b", "d"]
+        assert repository.members.list_for(image.id, limit=2) == known[:2]
+        for number, each in enumerate(known):
+            assert repository.members.list_for(image.id, after=each, limit=2) == known[number + 1 : number + 3]
+
+    def test_shared_images_are_listed_in_pages(self, repository):
+        made = sorted((make(repository) for _ in range(5)), key=lambda image: image.id)
+        for image in made:
+            repository.members.add(image.id, "p1", can_share=image is made[0])
+        wanted = [image.id for image in made]
+        first = repository.members.shared_with("p1", ADMIN, limit=2)
+        assert [each.id for each in first] == wanted[:2]
+        assert [each.membership.can_share for each in first] == [True, False]
+        assert [(each.owner, each.visibility, each.status) for each in first] == [("me", "shared", "queued")] * 2
+        assert [each.id for each in repository.members.shared_with("p1", ADMIN, after=wanted[1])] == wanted[2:]
+
+    def test_shared_images_are_those_the_caller_may_know_of(self, repository):
+        made = {
+            (owner, visibility): make(repository, owner=owner, visibility=visibility).id
+            for owner in ("me", "other", None)
+            for visibility in ("public", "community", "shared", "private")
+        }
+        for image_id in made.values():
+            repository.members.add(image_id, "p1")
+        repository.members.add(made["other", "shared"], "guest")
+        repository.members.add(made["other", "private"], "guest")
+        for caller, known in (
+            (ADMIN, made),
+            (Caller(None), [key for key in made if key[1] in ("public", "community")]),
+            (ME, [key for key in made if key[1] in ("public", "community") or key[0] == "me"]),
+            (Caller("guest"), [key for key in made if key[1] in ("public", "community") or key == ("other", "shared")]),
+            (Caller("p1"), [key for key in made if key[1] != "private"]),
+        ):
+            found = [each.id for each in repository.members.shared_with("p1", caller)]
+            assert found == sorted(made[key] for key in known), caller
 
     # -- locations
 

@@ -113,7 +113,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.IntOpt("image_tag_quota", default=128, help="Tags of one image; negative: no limit."),
     cfg.IntOpt("image_location_quota", default=10, help="Locations of one image; negative: no limit."),
     cfg.IntOpt("limit_param_default", default=25, min=1, help="Images in one response to a list request."),
-    cfg.IntOpt("api_limit_max", default=1000, min=1, help="Images in one response at most, whatever is asked for."),
+    cfg.IntOpt("api_limit_max", default=1000, min=1, help="Entries in one response at most, whatever is asked for."),
     # -- where
     cfg.StrOpt(
         "public_endpoint",

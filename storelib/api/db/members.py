@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from storelib.api.db.image_row import lock
-from storelib.api.db.records import Member, MemberStatus
-from storelib.api.db.rows import check_text, now, to_time
+from storelib.api.db.records import Caller, Member, MemberStatus, SharedImage
+from storelib.api.db.rows import check_text, from_time, now, to_time
 from storelib.api.db.schema import image_members, images
 from storelib.api.db.table import Table, reads, writes
 from storelib.api.errors import AlreadyExists, ImageNotFound, LimitExceeded, MemberNotFound
@@ -20,6 +20,8 @@ c = image_members.c
 _SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c.updated_at)
 # Deleted images keep theirs, for whoever pages through changes, but nobody is told.
 _LIVING = _SELECT.join(images, images.c.id == c.image_id).where(images.c.deleted == sa.false())
+
+_SHARED = _LIVING.add_columns(*(images.c[name] for name in SharedImage._fields[1:]))
 
 
 class Members(Table):
@@ -52,15 +54,24 @@ class Members(Table):
         return _get(connection, image_id, member)
 
     @reads
-    def list_for(self, connection: Connection, image_id: str) -> Sequence[Member]:
-        """All of an image, oldest first; empty for an unknown image."""
-        return _list_for(connection, image_id)
+    def list_for(
+        self, connection: Connection, image_id: str, *, after: Member | None = None, limit: int | None = None
+    ) -> Sequence[Member]:
+        """Those of an image, oldest first, behind one of them and at most ``limit``; empty for an unknown image."""
+        return _list_for(connection, image_id, after, limit)
 
     @reads
-    def shared_with(self, connection: Connection, member: str) -> Sequence[Member]:
-        """Every image that is not deleted and has this member, by image id; whatever its visibility."""
+    def shared_with(
+        self, connection: Connection, member: str, caller: Caller, *, after: str = "", limit: int | None = None
+    ) -> Sequence[SharedImage]:
+        """Images that are not deleted, have this member, and are the caller's own, public, community ones or shared
+        with the caller; all for administrators. By id, those behind the id ``after``, at most ``limit``.
+        """
         check_text("a member", member, 65535)
-        return [_member(row) for row in connection.execute(_LIVING.where(c.member == member).order_by(c.image_id))]
+        check_text("marker", after, 65535)
+        found = _SHARED.where(c.member == member, c.image_id > after, *_known_to(caller))
+        found = found.order_by(c.image_id).limit(limit)
+        return [SharedImage(_member(row), *row[6:]) for row in connection.execute(found)]
 
     @writes
     def update(
@@ -122,9 +133,25 @@ def _get(connection: Connection, image_id: str, member: str) -> Member:
     return _member(row)
 
 
-def _list_for(connection: Connection, image_id: str) -> list[Member]:
-    found = connection.execute(_LIVING.where(c.image_id == image_id).order_by(c.created_at, c.member))
-    return [_member(row) for row in found]
+def _list_for(
+    connection: Connection, image_id: str, after: Member | None = None, limit: int | None = None
+) -> list[Member]:
+    found = _LIVING.where(c.image_id == image_id).order_by(c.created_at, c.member).limit(limit)
+    if after is not None:
+        moment = from_time(after.created_at)
+        found = found.where((c.created_at > moment) | ((c.created_at == moment) & (c.member > after.member)))
+    return [_member(row) for row in connection.execute(found)]
+
+
+def _known_to(caller: Caller) -> Iterator[sa.ColumnElement[bool]]:
+    if caller.is_admin:
+        return
+    known: sa.ColumnElement[bool] = images.c.visibility.in_(["public", "community"])
+    if caller.project is not None:
+        theirs = image_members.alias()
+        member = sa.exists().where(theirs.c.image_id == images.c.id, theirs.c.member == caller.project)
+        known = (images.c.owner == caller.project) | known | ((images.c.visibility == "shared") & member)
+    yield known
 
 
 def _insert(

@@ -145,6 +145,18 @@ class Member:
     updated_at: datetime.datetime
 
 
+class SharedImage(NamedTuple):
+    """An image that is shared with a project, as far as it decides who may know of that, and the membership."""
+
+    membership: Member
+    id: str
+    owner: str | None
+    visibility: Visibility
+    status: Status
+    protected: bool
+    os_hidden: bool
+
+
 class Caller(NamedTuple):
     """Whose list it is: the project (None: nobody's) and whether he sees everything."""
 

@@ -170,6 +170,7 @@ image_members = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Index("ix_image_members_member", "member", "status", "image_id"),
+    sa.Index("ix_image_members_member_image", "member", "image_id"),
     **_BY_KEY,
 )
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from oslo_config import cfg
 
 from storelib.api import config, schemas
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, Member, Status
+from storelib.api.db.records import Image, ImageLocation, Member, Status, Visibility
 from storelib.api.db.repository import Repository
 from storelib.api.errors import BadRequest, ImageNotFound, MemberNotFound, NotPermitted, ResourceNotFound
 from storelib.api.policy import Policy
@@ -31,6 +31,23 @@ LOG = logging.getLogger(__name__)
 
 #: An image whose data is being deleted.
 DELETING: tuple[Status, ...] = ("pending_delete",)
+
+
+class Judged(Protocol):
+    """What decides who may do something to an image."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner(self) -> str | None: ...
+    @property
+    def visibility(self) -> Visibility: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def protected(self) -> bool: ...
+    @property
+    def os_hidden(self) -> bool: ...
 
 
 class Core:
@@ -68,7 +85,7 @@ class Core:
 
     # -- images -------------------------------------------------------------------------------------------------
 
-    def target(self, context: Context, image: Image) -> dict[str, Any]:
+    def target(self, context: Context, image: Judged) -> dict[str, Any]:
         """What policies may say about an image."""
         target: dict[str, Any] = {
             "image_id": image.id,
@@ -91,11 +108,11 @@ class Core:
             raise ImageNotFound(f"there is no image {image_id}")
         return image
 
-    def may_see(self, context: Context, image: Image) -> bool:
-        """Whether the caller may know of the image."""
+    def may_see(self, context: Context, image: Judged, *, is_member: bool = False) -> bool:
+        """Whether the caller may know of the image. ``is_member``: if it is shared, it is so with the caller."""
         own = image.owner is not None and image.owner == context.project_id
         hidden = image.visibility in ("private", "shared") and not own and not context.is_admin
-        if hidden and (image.visibility == "private" or not self._is_member(context, image)):
+        if hidden and (image.visibility == "private" or not (is_member or self._is_member(context, image))):
             return False
         return self.policy.allows(context, "get_image", self.target(context, image))
 
@@ -112,7 +129,7 @@ class Core:
         """Raise NotPermitted unless the caller may do ``action`` to ``image``."""
         self.policy.require(context, action, self.target(context, image))
 
-    def _is_member(self, context: Context, image: Image) -> bool:
+    def _is_member(self, context: Context, image: Judged) -> bool:
         if context.project_id is None:
             return False
         try:

@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_args
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, Member, MemberStatus
-from storelib.api.errors import BadRequest, ImageNotFound, MemberNotFound, NotPermitted
-from storelib.api.service.core import Core
+from storelib.api.db.records import Caller, Image, Member, MemberStatus, SharedImage
+from storelib.api.errors import BadRequest, InvalidMarker, MemberNotFound, NotPermitted
+from storelib.api.service.core import Core, Judged
 
 LONGEST_ID = 255
 STATUSES = get_args(MemberStatus)
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[_T]):
+    """One page, and whether more follow."""
+
+    items: Sequence[_T]
+    more: bool
 
 
 class Members:
@@ -22,11 +33,21 @@ class Members:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def list(self, context: Context, image_id: str) -> list[Member]:
-        """The members the caller may see: all for the owner and administrators, else only the caller."""
-        image = self._shared(context, image_id, "get_members")
-        members = self._core.repository.members.list_for(image_id)
-        return [member for member in members if self._may_see(context, image, member.member)]
+    def list(self, context: Context, image_id: str, limit: int, marker: str | None = None) -> Found[Member]:
+        """One page of the members the caller may see, oldest first: all for the owner and administrators.
+
+        ``marker`` is the last member of the page before; raises InvalidMarker if the caller sees no such member.
+        """
+        image, table = self._shared(context, image_id, "get_members"), self._core.repository.members
+        try:
+            first = None if marker is None else self.show(context, image_id, marker)
+        except MemberNotFound as error:
+            raise InvalidMarker(f"marker {marker} is no member of image {image_id}") from error
+        return _page(
+            lambda last: table.list_for(image_id, after=last or first, limit=limit + 1),
+            lambda member: self._may_see(context, image, member.member),
+            limit,
+        )
 
     def show(self, context: Context, image_id: str, member: str) -> Member:
         """One membership; raises MemberNotFound also for one that the caller may not see."""
@@ -52,7 +73,7 @@ class Members:
         Raises ImageNotFound, NotPermitted, LimitExceeded.
         """
         image = self._sharable(context, image_id, "add_member")
-        if all(known.member != member for known in self._core.repository.members.list_for(image_id)):
+        if not self._has(image_id, member):
             self._check_id(member)
             limit = self._core.quota.members
             put = self._core.repository.members.add(image_id, member, can_share=bool(can_share), limit=limit)
@@ -78,20 +99,17 @@ class Members:
             elif before.get(name) != after[name]:
                 self._core.notify.member("update" if name in before else "create", after[name])
 
-    def shared_with(self, context: Context, member: str) -> builtins.list[Member]:
-        """v1: the memberships of one project that the caller may see.
-
-        Those are all of the caller's own project, and else those of the caller's images.
+    def shared_with(self, context: Context, member: str, limit: int, marker: str = "") -> Found[SharedImage]:
+        """v1: one page of the images shared with a project, by id, of which the caller may know: all for the project
+        itself, else those of the caller. ``marker`` is the id of the last image of the page before.
         """
-        found = []
-        for membership in self._core.repository.members.shared_with(member):
-            try:
-                image = self._core.get_visible(context, membership.image_id)
-            except ImageNotFound:
-                continue
-            if self._may_see(context, image, member):
-                found.append(membership)
-        return found
+        core, caller = self._core, Caller(context.project_id, context.is_admin)
+        shared_with = core.repository.members.shared_with
+        return _page(
+            lambda last: shared_with(member, caller, after=last.id if last else marker, limit=limit + 1),
+            lambda image: core.may_see(context, image, is_member=True) and self._may_see(context, image, member),
+            limit,
+        )
 
     def set_status(self, context: Context, image_id: str, member: str, status: Any) -> Member:
         """Accept or reject a shared image, which only the member can (and administrators)."""
@@ -129,17 +147,38 @@ class Members:
             return self._shared(context, image_id, action)
         except NotPermitted:
             image = core.get_visible(context, image_id)
-            members = core.repository.members.list_for(image_id) if image.visibility == "shared" else ()
-            if not any(member.can_share and member.member == context.project_id for member in members):
+            if image.visibility != "shared" or context.project_id is None:
+                raise
+            if not self._has(image_id, context.project_id, can_share=True):
                 raise
             return image
+
+    def _has(self, image_id: str, member: str, *, can_share: bool = False) -> bool:
+        try:
+            found = self._core.repository.members.get(image_id, member)
+        except MemberNotFound:
+            return False
+        return found.can_share or not can_share
 
     def _check_id(self, member: Any) -> None:
         if not isinstance(member, str) or not 0 < len(member) <= LONGEST_ID:
             raise BadRequest(f"a member is the id of a project, 1 to {LONGEST_ID} characters")
 
-    def _may_see(self, context: Context, image: Image, member: str) -> bool:
+    def _may_see(self, context: Context, image: Judged, member: str) -> bool:
         return self._core.policy.allows(context, "get_member", self._target(context, image, member))
 
-    def _target(self, context: Context, image: Image, member: str) -> dict[str, Any]:
+    def _target(self, context: Context, image: Judged, member: str) -> dict[str, Any]:
         return self._core.target(context, image) | {"member_id": member}
+
+
+def _page(read: Callable[[_T | None], Sequence[_T]], may_see: Callable[[_T], bool], limit: int) -> Found[_T]:
+    """The first ``limit`` that the caller may see. ``read`` returns the ``limit + 1`` behind its argument."""
+    found: list[_T] = []
+    last: _T | None = None
+    while limit:
+        page = read(last)
+        found += [each for each in page if may_see(each)]
+        if len(found) > limit or len(page) <= limit:
+            break
+        last = page[-1]
+    return Found(found[:limit], len(found) > limit)

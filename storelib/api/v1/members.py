@@ -11,8 +11,9 @@ import falcon
 
 from storelib.api.errors import BadRequest, NotAuthenticated, NotPermitted, ResourceNotFound
 from storelib.api.json_response import send
+from storelib.api.parsing import page_size
 from storelib.api.service import Context, Service
-from storelib.api.v2.serializers import body_length, read_object
+from storelib.api.v2.serializers import body_length, query_pairs, read_object
 
 
 class MembersResource:
@@ -22,10 +23,11 @@ class MembersResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List them; images that are not shared have none."""
+        """List them; images that are not shared have none. ``limit`` and ``marker`` as for images."""
         service, context = self._service, req.context.caller
         shared = service.images.show(context, image_id).visibility == "shared"
-        members = service.members.list(context, image_id) if shared else []
+        limit, marker = _page_of(req, service)
+        members = service.members.list(context, image_id, limit, marker).items if shared else ()
         send(resp, {"members": [{"member_id": item.member, "can_share": item.can_share} for item in members]})
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
@@ -74,9 +76,18 @@ class SharedImagesResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, member_id: str) -> None:
-        """List the images, as far as the caller may know of them."""
-        found = self._service.members.shared_with(req.context.caller, member_id)
-        send(resp, {"shared_images": [{"image_id": item.image_id, "can_share": item.can_share} for item in found]})
+        """List a page of the images by id, as far as the caller may know of them."""
+        limit, marker = _page_of(req, self._service)
+        found = self._service.members.shared_with(req.context.caller, member_id, limit, marker or "").items
+        images = [{"image_id": image.id, "can_share": image.membership.can_share} for image in found]
+        send(resp, {"shared_images": images})
+
+
+def _page_of(req: falcon.Request, service: Service) -> tuple[int, str | None]:
+    """How many the client asks for, all that a page may have unless it says, and behind which."""
+    asked = dict(query_pairs(req))
+    largest = service.core.options.api_limit_max
+    return page_size(asked.get("limit"), largest, largest), asked.get("marker")
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def schema_documents(service: Service) -> dict[str, schemas.Schema]:
         "image": image,
         "images": schemas.collection("images", image, paged=True),
         "member": schemas.MEMBER,
-        "members": schemas.collection("members", schemas.MEMBER),
+        "members": schemas.collection("members", schemas.MEMBER, paged=True),
         "task": schemas.TASK,
         "tasks": schemas.collection("tasks", schemas.TASK, paged=True),
     }

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import falcon
 
 from storelib.api.errors import BadRequest
 from storelib.api.json_response import send
+from storelib.api.parsing import page_size
 from storelib.api.service import Service
-from storelib.api.v2.serializers import member_document, read_object, refuse_body
+from storelib.api.v2.serializers import member_document, query_pairs, read_object, refuse_body
 
 
 class MembersResource:
@@ -18,9 +21,16 @@ class MembersResource:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List those that the caller may see."""
-        members = self._service.members.list(req.context.caller, image_id)
-        send(resp, {"members": [member_document(member) for member in members], "schema": "/v2/schemas/members"})
+        """List those that the caller may see: all that a page may have unless the client says how many."""
+        asked = dict(query_pairs(req))
+        largest = self._service.core.options.api_limit_max
+        limit = page_size(asked.get("limit"), largest, largest)
+        found = self._service.members.list(req.context.caller, image_id, limit, asked.pop("marker", None))
+        document = {"members": [member_document(member) for member in found.items], "schema": "/v2/schemas/members"}
+        if found.more:
+            following = urlencode({**asked, "marker": found.items[-1].member})
+            document["next"] = f"/v2/images/{image_id}/members?{following}"
+        send(resp, document)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Share the image with one more."""

@@ -21,7 +21,7 @@ from storelib.api.db.config import list_opts, register_opts
 from storelib.api.db.engine import Database, from_conf, parse_url
 from storelib.api.db.migrate import Version, check, prepare, sync, version
 from storelib.api.db.records import ImageLocation, NewImage, NewLocation, TaskQuery
-from storelib.api.db.schema import images
+from storelib.api.db.schema import images, metadata
 from storelib.api.db.tasks import to_properties
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, ImageNotFound, SchemaOutOfDate
 
@@ -136,6 +136,8 @@ class TestSqliteWithoutSetUp:
         image, process = make(repository), repository.processes.join("host", 1)
         repository.uploads.begin(image.id, process.id)
         for old in (
+            *(f"DROP TABLE {table.name}" for table in reversed(metadata.sorted_tables) if "metadef" in table.name),
+            "DROP INDEX ix_image_members_member_image",
             "ALTER TABLE image_locations DROP COLUMN claimed_by",
             "ALTER TABLE image_locations DROP COLUMN claim",
             "ALTER TABLE uploads DROP COLUMN token",
@@ -164,9 +166,11 @@ class TestSqliteWithoutSetUp:
         old = {"record": json.dumps(task), "id": task["id"], "kind": "any"}
         image = make(repository, properties={f"os_glance_task_{name}": value for name, value in old.items()})
         make(repository)
-        database.write(
-            lambda connection: connection.execute(sa.text("UPDATE storelib_version SET version_num = '0004'"))
-        )
+        for old in (
+            "DROP INDEX ix_image_members_member_image",
+            "UPDATE storelib_version SET version_num = '0004'",
+        ):
+            database.write(lambda connection, old=old: connection.execute(sa.text(old)))
         assert sync(url).current == "0004"
         for key in ("created_at", "updated_at", "status", "type", "id"):
             assert repository.tasks.list(TaskQuery(sort_key=key)).tasks == (task,), key

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from deployment import Deployed
+from sqlalchemy import event
 from v1_client import created
 
 
@@ -79,6 +80,15 @@ class TestMembers(Shared):
         assert self.members(image) == {}
         assert self.api.alice.delete(path).status_code == 404
         assert self.api.bob.get(f"/v1/images/{image}").status_code == 404
+
+    def test_they_are_listed_in_pages(self, image):
+        for member in ("a", "b", "c"):
+            self.put(image, member)
+        get = self.api.alice.get
+        path = f"/v1/images/{image}/members"
+        assert [item["member_id"] for item in get(f"{path}?limit=2").json["members"]] == ["a", "b"]
+        assert [item["member_id"] for item in get(f"{path}?limit=2&marker=b").json["members"]] == ["c"]
+        assert get(f"{path}?marker=nobody").status_code == 400
 
     def test_there_is_a_limit(self, image):
         four = [{"member_id": str(number)} for number in range(4)]
@@ -171,10 +181,51 @@ class TestSharedImages(Shared):
         assert self.shared("beta", self.api.caller("gamma", "member", "reader")) == {}
         assert self.shared("nobody", self.api.alice) == {}
 
+    def test_they_are_listed_in_pages(self):
+        made = sorted(created(self.api.alice) for _ in range(5))
+        for image in made:
+            self.put(image, "paged")
+        assert list(self.shared("paged?limit=2", self.api.alice)) == made[:2]
+        assert list(self.shared(f"paged?limit=2&marker={made[1]}", self.api.alice)) == made[2:4]
+        assert list(self.shared(f"paged?marker={made[3]}", self.api.alice)) == made[4:]
+        assert self.shared("paged?limit=0", self.api.alice) == {}
+        assert self.api.alice.get("/v1/shared-images/paged?limit=x").status_code == 400
+
+    def test_a_page_goes_on_behind_what_the_caller_may_not_know(self, image):
+        hidden, own = (sorted(created(caller) for _ in range(3)) for caller in (self.api.admin, self.api.alice))
+        for each in (*hidden, *own):
+            self.put(each, "mixed", caller=self.api.admin)
+        assert list(self.shared("mixed?limit=2", self.api.alice)) == own[:2]
+        assert list(self.shared(f"mixed?limit=2&marker={own[1]}", self.api.alice)) == own[2:]
+
+    @pytest.mark.parametrize("caller", ["bob", "admin", "alice"])
+    def test_they_are_read_by_one_statement(self, image, caller):
+        for each in (image, *(created(self.api.alice) for _ in range(10))):
+            self.put(each, "beta")
+        statements = []
+        engine = self.api.repository.database.engine
+        event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+        assert len(self.shared("beta", getattr(self.api, caller))) >= 11
+        assert len(statements) == 1
+
     def test_an_image_that_is_deleted_is_not_shared_any_more(self, image):
         self.put(image, "gamma")
         self.api.alice.delete(f"/v1/images/{image}")
         assert image not in self.shared("gamma", self.api.admin)
+
+
+class TestLargestPages(Shared):
+    options = {"api_limit_max": 2}  # noqa: RUF012
+
+    @pytest.mark.parametrize("query", ["", "?limit=3", "?limit=" + "9" * 19])
+    def test_no_list_is_longer_than_the_operator_allows(self, image, query):
+        for each in (image, created(self.api.alice), created(self.api.alice)):
+            self.put(each, "beta")
+        self.replace(image, *({"member_id": member} for member in ("beta", "b", "c")))
+        get = self.api.alice.get
+        assert len(get(f"/v1/shared-images/beta{query}").json["shared_images"]) == 2
+        assert len(get(f"/v1/images/{image}/members{query}").json["members"]) == 2
+        assert len(get(f"/v2/images/{image}/members{query}").json["members"]) == 2
 
 
 class TestAccessLists(Shared):

@@ -37,6 +37,25 @@ class TestMembers(Deployed):
         assert [member["member_id"] for member in listed["members"]] == ["beta", "gamma"]
         assert listed["schema"] == "/v2/schemas/members"
 
+    def test_members_are_listed_in_pages(self, image):
+        for member in ("a/b", "b", "c d"):
+            self.api.alice.post(f"/v2/images/{image}/members", {"member": member})
+        path, seen = f"/v2/images/{image}/members?limit=1", []
+        while path:
+            page = self.api.alice.get(path).json
+            seen.append([member["member_id"] for member in page["members"]])
+            path = page.get("next")
+        assert seen == [["a/b"], ["b"], ["c d"]]
+        # Behind one who may not be told of others.
+        self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        listed = self.api.bob.get(f"/v2/images/{image}/members?limit=1").json
+        assert ([member["member_id"] for member in listed["members"]], "next" in listed) == (["beta"], False)
+        assert self.api.bob.get(f"/v2/images/{image}/members?marker=b").status_code == 400
+
+    @pytest.mark.parametrize("query", ["limit=x", "limit=-1", "marker=nobody"])
+    def test_lists_of_members_that_cannot_be_are_refused(self, image, query):
+        assert self.api.alice.get(f"/v2/images/{image}/members?{query}").status_code == 400
+
     def test_a_member_sees_himself_only(self, image):
         for member in ("beta", "gamma"):
             self.api.alice.post(f"/v2/images/{image}/members", {"member": member})

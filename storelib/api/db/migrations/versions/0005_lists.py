@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys by which tasks are listed, each a property with the task's id behind its value.
+"""What lists walk along: the images shared with a project, and tasks by a property for each key of their lists.
 
 What an older version begins meanwhile is done and told with its image, but in no list of tasks.
 """
@@ -22,7 +22,8 @@ c = _properties.c
 
 
 def upgrade() -> None:
-    """A batch of records at a time."""
+    """An index, and a batch of records at a time."""
+    op.create_index("ix_image_members_member_image", "image_members", ["member", "image_id"])
     connection, after = op.get_bind(), ""
     records = sa.select(c.image_id, c.value).where(c.name == "os_glance_task_record").order_by(c.image_id).limit(_BATCH)
     while rows := connection.execute(records.where(c.image_id > after)).all():
