@@ -45,7 +45,7 @@ OPTIONS: Sequence[cfg.Opt] = (
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
-    """Register ``[database]``; may be repeated."""
+    """Register the options of ``[database]``; nothing happens where they are registered already."""
     conf.register_group(cfg.OptGroup(GROUP, help="Where the image API keeps its metadata."))
     conf.register_opts(OPTIONS, GROUP)
 

@@ -110,7 +110,10 @@ class Database:
         return f"Database({_shown(self.url)!r})"
 
     def read(self, work: Callable[[Connection], _T]) -> _T:
-        """What ``work`` finds; every statement in it sees the same moment. It may be run again."""
+        """Return what ``work`` finds; every statement in it sees the same moment. It may be run again.
+
+        Raises DatabaseUnavailable, BadRequest for a value that the database refuses.
+        """
         with self._naming_failures():
             try:
                 return self._read(work)
@@ -121,7 +124,11 @@ class Database:
             return result
 
     def write(self, work: Callable[[Connection], _T]) -> _T:
-        """What ``work`` answers, after its commit. It may be run again, after a rollback."""
+        """Return what ``work`` does, after its commit. It may be run again, after a rollback.
+
+        Raises DatabaseUnavailable, OutcomeUnknown when the connection was lost at the commit, BadRequest for a value
+        that the database refuses.
+        """
         with self._naming_failures():
             try:
                 return self._write(work)
@@ -132,7 +139,7 @@ class Database:
             return result
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the connections that are in no transaction; the next transaction connects again."""
         self.engine.dispose()
 
     def _read(self, work: Callable[[Connection], _T]) -> _T:
@@ -223,7 +230,7 @@ def parse_url(url: str | URL) -> URL:
 
 
 def sqlite_path(url: URL) -> Path | None:
-    """The file of a plain SQLite URL."""
+    """The file of an SQLite database; None for other databases, and where SQLite itself reads a URI."""
     database = url.database
     if url.get_backend_name() != "sqlite" or database is None or database.startswith("file:"):
         return None
@@ -340,5 +347,5 @@ def _may_succeed_later(error: BaseException) -> bool:
 
 
 def _reason(error: sa.exc.DBAPIError) -> str:
-    """The server's own words, first line."""
+    """The first line of what the database's driver says, which has no values in it."""
     return str(error.orig).strip().partition("\n")[0]

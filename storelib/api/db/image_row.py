@@ -45,7 +45,7 @@ def update_and_bump(
 
 
 def bump_version(connection: Connection, image_id: str) -> None:
-    """``update_and_bump`` alone; raises ImageNotFound."""
+    """Give the image its next version and hold its row until the end of the transaction; raises ImageNotFound."""
     if not update_and_bump(connection, image_id, {}):
         raise no_image(image_id)
 

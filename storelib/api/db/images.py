@@ -76,7 +76,7 @@ class Images(Table):
 
     @reads
     def get(self, connection: Connection, image_id: str, *, deleted: bool = False) -> Image:
-        """The image, a deleted one only with ``deleted``; raises ImageNotFound. Whoever asks: see policy."""
+        """The image, a deleted one only with ``deleted``; raises ImageNotFound."""
         return load(connection, image_id, deleted=deleted, known=self._known)
 
     @reads
@@ -99,7 +99,7 @@ class Images(Table):
             values = {**values_with_status(changes.status), **values}
         if not update_and_bump(connection, image.id, values, images.c.version == image.version):
             find(connection, image.id)
-            raise StaleImage(f"image {image.id} was changed by somebody else")
+            raise StaleImage(f"image {image.id} was changed by another request")
         if changes.properties is not None:
             rows = property_rows(image.id, changes.properties)
             _put_properties(
@@ -154,7 +154,7 @@ class Images(Table):
 
     @writes
     def remove_tag(self, connection: Connection, image_id: str, tag: str) -> None:
-        """Raises ImageNotFound, TagNotFound."""
+        """Take a tag from the image; raises ImageNotFound, TagNotFound."""
         check_text("a tag", tag, 65535)
         bump_version(connection, image_id)
         c = image_tags.c
@@ -273,7 +273,7 @@ def change_status(
         update_and_bump(connection, image_id, values)
     locations.follow_status(connection, image_id, from_, to)
     if "pending_delete" in from_:
-        # Whoever deleted it is done; a copy that is still being written keeps its row.
+        # The deletion is done; a copy that is still being written keeps its row.
         connection.execute(uploads.delete().where(uploads.c.image_id == image_id, uploads.c.status == "pending_delete"))
     return load(connection, image_id, deleted=True)
 

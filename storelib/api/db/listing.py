@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One page of a list, in a time that depends on the page and not on how many images there are.
 
-What a caller may see is a few sets (his own, public, shared with him), each a range of an index in the list's order: a
-page is the first of each, merged. What follows a marker is a few ranges too: with keys a, b and id, first those with
-the marker's a and b and a later id, then those with its a and a later b, then those with a later a. Each is asked only
-while the page has room. That is right for mixed directions and for values that are not set, and walks an index on
-all databases; a comparison of rows, (a, b, id) > (...), is one question instead of several where the database walks an
-index for it.
+What a caller may see is a few sets (own images, public ones, those shared with the caller), each a range of an index in
+the list's order: a page is the first of each, merged. What follows a marker is a few ranges too: with keys a, b and id,
+first those with the marker's a and b and a later id, then those with its a and a later b, then those with a later a.
+Each is asked only while the page has room. That is right for mixed directions and for values that are not set, and
+walks an index on all databases; a comparison of rows, (a, b, id) > (...), is one question instead of several where the
+database walks an index for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _Condition = sa.ColumnElement[bool]
 
 
 def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
-    """The page; raises InvalidMarker, BadRequest."""
+    """One page of what the caller of ``query`` may see; raises InvalidMarker, BadRequest."""
     keys = _keys(query)
     sets = [each for each in _visible(connection, query) if not isinstance(each, sa.False_)]
     filters = _filters(connection, query)

@@ -138,7 +138,7 @@ def insert(connection: Connection, image_id: str, location: NewLocation, positio
 
 
 def list_for(connection: Connection, image_ids: Sequence[str]) -> list[tuple[str, ImageLocation]]:
-    """All locations of these images, pending ones too, in order."""
+    """(image id, location) for all locations of these images, pending ones too, by image and position."""
     if not image_ids:
         return []
     selected = _SELECT.where(c.image_id.in_(image_ids)).order_by(c.image_id, c.position, c.id)
@@ -178,7 +178,7 @@ def append(connection: Connection, image_id: str, new: Sequence[NewLocation]) ->
 
 
 def follow_status(connection: Connection, image_id: str, from_: Collection[Status], to: Status) -> None:
-    """What a new status of the image means for its locations."""
+    """Make the locations pending_delete with the image, or active again when it comes back from that."""
     if to in ("pending_delete", "deleted"):
         _make_pending(connection, image_id, sa.true())
     elif "pending_delete" in from_:

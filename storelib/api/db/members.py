@@ -18,7 +18,7 @@ from storelib.api.errors import AlreadyExists, ImageNotFound, LimitExceeded, Mem
 
 c = image_members.c
 _SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c.updated_at)
-# Deleted images keep theirs, for whoever pages through changes, but nobody is told.
+# Deleted images keep theirs, so that lists of changes still show them to members, but are not told of.
 _LIVING = _SELECT.join(images, images.c.id == c.image_id).where(images.c.deleted == sa.false())
 
 _SHARED = _LIVING.add_columns(*(images.c[name] for name in SharedImage._fields[1:]))
@@ -50,7 +50,7 @@ class Members(Table):
 
     @reads
     def get(self, connection: Connection, image_id: str, member: str) -> Member:
-        """Raises MemberNotFound, also when the image is deleted or unknown."""
+        """One membership; raises MemberNotFound, also when the image is deleted or unknown."""
         return _get(connection, image_id, member)
 
     @reads
@@ -83,7 +83,7 @@ class Members(Table):
         status: MemberStatus | None = None,
         can_share: bool | None = None,
     ) -> Member:
-        """Change what is given; raises MemberNotFound."""
+        """Change the status, or whether the member may share the image, where given; raises MemberNotFound."""
         _lock(connection, image_id, member)
         values: dict[str, Any] = {"updated_at": now()}
         if status is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings a database to the tables of this storelib, and refuses one that is not there.
 
-Alembic runs the files in ``migrations/versions``. Whoever migrates holds a lock of the database, so that processes
-starting together do it once.
+Alembic runs the files in ``migrations/versions``. A process that migrates holds a lock of the database, so that
+processes starting together do it once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Version(NamedTuple):
 
 
 def sync(url: str | URL) -> Version:
-    """Bring the tables to the newest revision; answers what was found there. Raises BadDatabase, DatabaseUnavailable.
+    """Bring the tables to the newest revision; returns what was found there. Raises BadDatabase, DatabaseUnavailable.
 
     A crash in the middle leaves SQLite and PostgreSQL as they were; MySQL does not undo changes of tables.
     """
@@ -51,7 +51,7 @@ def sync(url: str | URL) -> Version:
 
 
 def version(url: str | URL) -> Version:
-    """What is there and what is needed; changes nothing."""
+    """The revision that is there and the one this storelib needs; changes nothing. Raises DatabaseUnavailable."""
     database = Database(url)
     try:
         if _absent(database):

@@ -60,7 +60,7 @@ class Processes(Table):
 
 
 def has_lease(connection: Connection, process_id: str) -> bool:
-    """Whether the process joined and was not given up since."""
+    """Whether the process joined, and neither left nor was given up since."""
     return connection.execute(sa.select(processes.c.id).where(processes.c.id == process_id)).one_or_none() is not None
 
 

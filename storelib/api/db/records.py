@@ -158,7 +158,7 @@ class SharedImage(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Whose list it is: the project (None: nobody's) and whether he sees everything."""
+    """Whose list it is: the project (None: of no project) and whether it has everything."""
 
     project: str | None
     is_admin: bool = False
@@ -280,7 +280,7 @@ class Upload:
 
     @property
     def ticket(self) -> Ticket:
-        """What it is told from others by."""
+        """What tells this upload from all others."""
         return Ticket(self.image_id, self.process_id, self.token)
 
 

@@ -38,7 +38,7 @@ class Repository:
     once among racers (a status, a change of a version that was read, a lease) is compared and set in one statement.
     There is no policy here: every caller may do everything, except that a list shows what its caller may see.
 
-    Every method raises DatabaseUnavailable when the database does not answer (after retries), and the writing ones
+    Every method raises DatabaseUnavailable when the database cannot be reached (after retries), and the writing ones
     OutcomeUnknown when it was lost at the commit. Text that is too long for its column or holds a NUL is BadRequest.
     """
 
@@ -53,5 +53,5 @@ class Repository:
         self.metadefs = Metadefs(database)
 
     def close(self) -> None:
-        """Close the connections nobody uses; the repository stays usable and connects again."""
+        """Close the connections that are in no transaction; the repository stays usable and connects again."""
         self.database.close()

@@ -61,17 +61,17 @@ _IS_PROPERTY, _IS_TAG, _IS_LOCATION = range(3)
 
 
 def now() -> int:
-    """This moment, as the tables keep it."""
+    """This moment in microseconds since 1970, which is how the tables keep times."""
     return time.time_ns() // 1000
 
 
 def to_time(microseconds: int) -> datetime.datetime:
-    """From the tables."""
+    """The time in UTC that is so many microseconds after 1970."""
     return _EPOCH + datetime.timedelta(microseconds=microseconds)
 
 
 def from_time(moment: datetime.datetime) -> int:
-    """Into the tables; a time without a zone is UTC."""
+    """Microseconds since 1970; a time without a zone is UTC."""
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.timezone.utc)
     return (moment - _EPOCH) // _MICROSECOND
@@ -90,7 +90,7 @@ def check_text(what: str, text: str | None, length: int) -> None:
 
 
 def check_long_text(what: str, text: str | None) -> None:
-    """The same for columns of type Text."""
+    """``check_text`` for columns of type Text, whose limit is in bytes."""
     if text is None:
         return
     check_text(what, text, TEXT_BYTES)
@@ -130,7 +130,7 @@ def changeable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def property_rows(image_id: str, properties: Mapping[str, str | None]) -> list[dict[str, Any]]:
-    """Checked rows of image_properties."""
+    """Rows for image_properties; raises BadRequest for a name or value that does not fit."""
     for name, value in properties.items():
         check_text("the name of a property", name, 255)
         check_long_text(f"property {name}", value)
@@ -141,7 +141,7 @@ def property_rows(image_id: str, properties: Mapping[str, str | None]) -> list[d
 
 
 def tag_rows(image_id: str, tags: Iterable[str]) -> list[dict[str, Any]]:
-    """Checked rows of image_tags."""
+    """Rows for image_tags; raises BadRequest for a tag that does not fit."""
     rows = []
     for tag in tags:
         check_text("a tag", tag, 255)
@@ -150,7 +150,7 @@ def tag_rows(image_id: str, tags: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def location_row(image_id: str, location: NewLocation, position: int) -> dict[str, Any]:
-    """A checked row of image_locations."""
+    """A row for image_locations; raises BadRequest for a URI or metadata that do not fit."""
     check_long_text("a location", location.uri)
     metadata = dump_metadata(location.metadata)
     return {"image_id": image_id, "position": position, "uri": location.uri, "metadata": metadata}
@@ -264,5 +264,5 @@ def columns_of(values: Mapping[str, Any]) -> list[Any]:
 
 
 def no_image(image_id: str) -> ImageNotFound:
-    """The error."""
+    """The exception to be raised where there is no such image, or it is deleted."""
     return ImageNotFound(f"there is no image {image_id}")

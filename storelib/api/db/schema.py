@@ -22,7 +22,7 @@ HEAD = 64
 
 
 class Name(TypeDecorator[str]):
-    """Short text: ``Name(255)``."""
+    """Text of at most so many characters, ``Name(255)``, compared and sorted by code point."""
 
     impl = sa.String
     cache_ok = True
@@ -37,13 +37,13 @@ class Name(TypeDecorator[str]):
 
 
 def length_of(name: Name) -> int:
-    """The most characters it holds."""
+    """The most characters that a column of this type holds."""
     length: int = name.impl_instance.length  # type: ignore[attr-defined]
     return length
 
 
 class Text(TypeDecorator[str]):
-    """Long text, up to TEXT_BYTES."""
+    """Text of up to TEXT_BYTES in UTF-8, compared and sorted by code point."""
 
     impl = sa.Text
     cache_ok = True

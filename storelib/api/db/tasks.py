@@ -42,7 +42,7 @@ def to_properties(task: Task) -> dict[str, str]:
 
 
 def from_properties(properties: Mapping[str, str | None]) -> Task | None:
-    """The task that an image's properties tell of."""
+    """The task that an image's properties tell of; None if there never was one."""
     return _to_task(properties.get(_RECORD))
 
 

@@ -2,7 +2,7 @@
 """The table of uploads under way, each of them one API process's.
 
 The row of an upload appears with the status that says data is being written, and goes with it. While it is there,
-somebody is responsible for the data in the stores: the process it names, or whoever finds that one's lease run out.
+a process is responsible for the data in the stores: the one it names, or the one that finds its lease run out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UPLOADS = sa.select(
 
 
 class Uploads(Table):
-    """Who is writing the data of which image, so that what a dead process left is found and undone by a living one."""
+    """Which process writes the data of which image, so that a living one finds and undoes what a dead one left."""
 
     @writes
     def begin(
@@ -61,7 +61,7 @@ class Uploads(Table):
         """``Images.transition`` to saving, uploading or importing, and note who is writing to which stores.
 
         ``to`` None keeps the status: an active image is copied to another store. Raises what ``transition`` raises,
-        StatusConflict also if somebody is writing already, and UploadLost if the process has no lease. ``token``
+        StatusConflict also if its data is being written already, and UploadLost if the process has no lease. ``token``
         tells this upload from all others of the image; what ends it gives it again.
         """
         if to is not None:
@@ -169,7 +169,7 @@ class Uploads(Table):
         if connection.execute(uploads.update().where(*_is(*ticket)).values(**taken)).rowcount != 1:
             return None
         found = _get(connection, ticket.image_id)
-        # Whoever came later has it.
+        # Another taker may have been faster.
         return found if found is not None and found.token == taken["token"] else None
 
     @writes
@@ -181,7 +181,7 @@ class Uploads(Table):
         The caller removes what they left in ``stores`` under the image's id, then ends each with
         ``finish(..., to=upload.restore)``, or after UploadLost with ``forget``. Should it die over that, they are
         taken over again. One that is pending_delete is a deletion, to be gone on with. All get ``token``, by which
-        ``list_for`` tells them if the answer is lost.
+        ``list_for`` tells them if the outcome is unknown.
         """
         alive = living(connection, int(ttl * 1_000_000))
         left = _UPLOADS.where(
@@ -199,12 +199,12 @@ class Uploads(Table):
 
     @reads
     def get(self, connection: Connection, image_id: str) -> Upload | None:
-        """Who is writing the data of this image now."""
+        """The upload or deletion of this image that is under way; None if there is none."""
         return _get(connection, image_id)
 
     @reads
     def list_for(self, connection: Connection, process_id: str) -> Sequence[Upload]:
-        """What a process writes or has taken over, by image id."""
+        """The uploads that a process began or has taken over, by image id."""
         rows = connection.execute(_UPLOADS.where(uploads.c.process_id == process_id).order_by(uploads.c.image_id))
         return [_upload(row) for row in rows]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first tables."""
+"""Images with what belongs to them, processes and uploads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BY_KEY: dict[str, Any] = {**_OPTIONS, "sqlite_with_rowid": False}
 
 
 def upgrade() -> None:
-    """Make everything."""
+    """Make the tables and their indexes."""
     op.create_table(
         "images",
         sa.Column("id", Name(36), primary_key=True),

@@ -18,7 +18,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Three columns."""
+    """A token for each upload, and the boot and clock of each process."""
     op.add_column("uploads", sa.Column("token", Name(36), nullable=False, server_default=""))
     op.add_column("processes", sa.Column("boot", Name(128)))
     op.add_column("processes", sa.Column("ticks", sa.BigInteger))

@@ -18,6 +18,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Two columns."""
+    """The process that deletes the data at a location, and the token of its claim."""
     op.add_column("image_locations", sa.Column("claimed_by", Name(36)))
     op.add_column("image_locations", sa.Column("claim", Name(36)))

@@ -22,7 +22,7 @@ c = _properties.c
 
 
 def upgrade() -> None:
-    """An index, and a batch of records at a time."""
+    """Make the index, and the keys of the tasks there are, a batch at a time."""
     op.create_index("ix_image_members_member_image", "image_members", ["member", "image_id"])
     connection, after = op.get_bind(), ""
     records = sa.select(c.image_id, c.value).where(c.name == "os_glance_task_record").order_by(c.image_id).limit(_BATCH)
