@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Iterator
 
 from storelib.api.context import Context, administrator
 from storelib.api.db.records import Image, ImageLocation, Status
-from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound
+from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict
 from storelib.api.service.core import DELETING, LOG, Core
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 
@@ -50,8 +51,32 @@ def delete_dropped(core: Core, context: Context, image_id: str) -> None:
         raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
 
 
+def delete_abandoned(core: Core, before: datetime.datetime) -> None:
+    """End all deletions that began before this moment, whose processes are dead by now, and delete what they left.
+
+    What cannot be deleted now is logged, and stays for another time.
+    """
+    for image_id in core.repository.images.in_statuses(DELETING):
+        _end_abandoned(core, image_id, before)
+    for image_id, location in core.repository.locations.pending(before):
+        try:
+            # Another process may have deleted it since: then there is nothing to claim.
+            delete_location(core, administrator(), image_id, location)
+        except (ApiError, StoreError) as error:
+            LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
+
+
+def _end_abandoned(core: Core, image_id: str, before: datetime.datetime) -> None:
+    """The image is deleted at once; its data, of which there may be much, is deleted like that of others."""
+    try:
+        if core.repository.images.get(image_id).updated_at < before:
+            core.repository.images.transition(image_id, from_=DELETING, to="deleted")
+    except (ImageNotFound, StatusConflict):
+        pass
+
+
 def _delete_pending(core: Core, context: Context, image_id: str) -> Iterator[tuple[ImageLocation, StoreError]]:
-    """Delete the data at an image's pending_delete locations, one after the other; returns those that are in use.
+    """Delete the data at an image's pending_delete locations, one after the other; yields those that are in use.
 
     What cannot be deleted for another reason is logged, and deleted later.
     """

@@ -21,9 +21,9 @@ from typing import Any
 from storelib.api.context import administrator
 from storelib.api.db.processes import this_boot, ticks
 from storelib.api.db.records import Process, Ticket, Upload
-from storelib.api.errors import ApiError, Conflict, ImageNotFound, StatusConflict, UploadLost
-from storelib.api.service.core import DELETING, Core
-from storelib.api.service.deletion import delete_location, finish_deletion, finish_if_deleting, resume_deletion
+from storelib.api.errors import ApiError, Conflict, ImageNotFound, UploadLost
+from storelib.api.service.core import Core
+from storelib.api.service.deletion import delete_abandoned, finish_deletion, finish_if_deleting, resume_deletion
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
 from storelib.exceptions import NotFound, StoreError
@@ -280,31 +280,13 @@ class Lease:
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""
-        context = administrator()
-        for image_id in self._core.repository.images.in_statuses(DELETING):
-            self._finish_deletion(image_id)
         before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
-        for image_id, location in self._core.repository.locations.pending(before):
-            try:
-                # Another process may have deleted it since: then there is nothing to claim.
-                delete_location(self._core, context, image_id, location)
-            except (ApiError, StoreError) as error:
-                LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
+        delete_abandoned(self._core, before)
         if self.on_scrub is not None:
             try:
                 self.on_scrub()
             except (ApiError, StoreError) as error:
                 LOG.warning("what was staged and is not needed cannot be removed yet: %s", error)
-
-    def _finish_deletion(self, image_id: str) -> None:
-        """A process died while it deleted this image; one that is still at it is left alone."""
-        try:
-            image = self._core.repository.images.get(image_id)
-            age = datetime.datetime.now(datetime.timezone.utc) - image.updated_at
-            if age.total_seconds() > ABANDONED:
-                self._core.repository.images.transition(image_id, from_=DELETING, to="deleted")
-        except (ImageNotFound, StatusConflict):
-            pass
 
     def _finish_late(self, ticket: Ticket, process_id: str) -> None:
         """If it is not noted any more, its end was recorded, or others undid it; a later upload is none of this."""
