@@ -82,30 +82,49 @@ class Digesting:
         if known is None:
             names = [algorithm, "md5"] if md5 else [algorithm]
             self._hashers = {name: new_hasher(name) for name in names}
-        updates: list[Update] = [hasher.update for hasher in self._hashers.values()]
+        self._updates: list[Update] = [hasher.update for hasher in self._hashers.values()]
         if verifier is not None:
             # A verifier may keep what it is given, so it gets bytes of its own.
-            updates.append(lambda view: verifier.update(bytes(view)))
-        self._workers = [
-            (update, TaskQueue("storelib-digest", monitor, monitor.cancelled, InUse())) for update in updates
-        ]
+            self._updates.append(lambda view: verifier.update(bytes(view)))
         self._md5 = md5
-        self._blocks = 0
+        self._only: tuple[memoryview, Buffer | None] | None = None  # the first block, as long as there is no other
+        self._queues: list[TaskQueue] = []
 
     @property
     def idle(self) -> bool:
         """Nothing is to be computed."""
-        return not self._workers
+        return not self._updates
 
     def update(self, view: memoryview, buffer: Buffer | None = None, repeat: int = 1) -> None:
         """Feed one block, ``repeat`` times; ``buffer`` is held until every digest has seen it."""
-        self._blocks += repeat
-        for update, queue in self._workers:
+        if not self._updates:
+            return
+        if not self._queues and self._only is None and repeat == 1:
+            if buffer is not None:
+                buffer.hold()
+            self._only = view, buffer
+            return
+        if not self._queues:
+            self._start()
+        self._put(view, buffer, repeat)
+
+    def _start(self) -> None:
+        """Have a thread for each digest, and the block that was held back done by them."""
+        monitor = self._monitor
+        self._queues = [TaskQueue("storelib-digest", monitor, monitor.cancelled, InUse()) for _ in self._updates]
+        if self._only is not None:
+            (view, buffer), self._only = self._only, None
+            self._put(view, buffer, 1)
+            if buffer is not None:
+                buffer.release()
+        for queue in self._queues:
+            queue.have_threads(1)
+
+    def _put(self, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
+        for update, queue in zip(self._updates, self._queues, strict=True):
             if buffer is not None:
                 buffer.hold()
             queue.put(functools.partial(self._feed, update, view, buffer, repeat))
-            if self._blocks > 1:
-                queue.have_threads(1)
 
     def zeros(self, length: int) -> None:
         """Feed ``length`` zero bytes."""
@@ -117,9 +136,15 @@ class Digesting:
 
     def finish(self) -> Digests:
         """Wait for all digests and return them."""
-        for _, queue in self._workers:
+        if self._only is not None:
+            view, buffer = self._only
+            for update in self._updates:
+                update(view)
+            if buffer is not None:
+                buffer.release()
+        for queue in self._queues:
             queue.complete()
-        for _, queue in self._workers:
+        for queue in self._queues:
             self._monitor.wait_for(lambda queue=queue: not queue.unfinished)  # type: ignore[misc]
             queue.join()
         self._monitor.check()
@@ -130,7 +155,7 @@ class Digesting:
 
     def join(self) -> None:
         """After the monitor was cancelled: wait for the threads, each of which ends after one block at most."""
-        for _, queue in self._workers:
+        for queue in self._queues:
             queue.join(JOIN_SECONDS)
 
     def _feed(self, update: Update, view: memoryview, buffer: Buffer | None, repeat: int) -> None:

@@ -494,7 +494,7 @@ class _ReadAhead:
 
     def _fetch(self, piece: _Range) -> None:
         try:
-            piece.memory = self._free.popleft() if self._free else memoryview(bytearray(self._part_size))
+            piece.memory = self._free.popleft() if self._free else memoryview(bytearray(piece.length))
             while piece.filled < piece.length:
                 if self._monitor.cancelled.is_set():
                     raise TransferTimeout("the stream was closed")

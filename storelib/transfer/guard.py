@@ -37,6 +37,8 @@ class InUse:
         """A call has returned; the last one takes the steps that wait."""
         with self._lock:
             self._calls -= 1
+            if self._calls or not self._steps:
+                return
         try:
             self._take_steps()
         except Exception as error:  # noqa: BLE001  (nobody waits for this call any more)

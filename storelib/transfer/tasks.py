@@ -58,12 +58,10 @@ class TaskQueue:
             self._threads.append(thread)
 
     def complete(self) -> None:
-        """No further call comes, so threads may end; calls for which there is no thread are made in this one."""
+        """No further call comes: the threads end when all are done."""
         with self._monitor.changed:
             self._complete = True
             self._monitor.changed.notify_all()
-        if not self._threads:
-            self._run()
 
     def cancel(self, timeout: float) -> bool:
         """Begin no further call; returns whether those in flight returned within ``timeout`` seconds."""
