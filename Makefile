@@ -21,7 +21,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # Two cores are what this is meant for; files go to workers whole, so that each server is started once, and in the
 # order of tests/conftest.py.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-EXTRAS := parallel,blake3,s3,swift,gridfs,vmware,api,client,postgresql,mysql,notifications
+EXTRAS := parallel,blake3,s3,swift,gridfs,cinder,vmware,api,client,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
 # What depends on the interpreter shows in one set-up of the suite as well as in all; these are left to `full`.
 CONFORMANCE := tests/functional/test_filesystem_conformance.py::TestDefaults \
@@ -87,7 +87,7 @@ interpreters: environment
 
 servers: environment
 	$(call heading,servers that come from Python packages or are built)
-	@cd tests/functional && for server in localstack openstack mongod clients vcenter; do \
+	@cd tests/functional && for server in localstack openstack cinder mongod clients vcenter; do \
 		$(CURDIR)/$(BIN)/python -m servers.$$server </dev/null; \
 	done
 

@@ -23,6 +23,7 @@ pytest.register_assert_rewrite("db_contract", "db_model")
 #: Files that take long, the longest first. Whole files go to the processes of `make test`, which end at the same time
 #: only if what comes last is short.
 LONGEST = (
+    "test_cinder.py",
     "test_swift.py",
     "test_api_concurrency.py",
     "test_rbd.py",

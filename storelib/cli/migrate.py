@@ -38,6 +38,8 @@ CHANGED = {
     "http": "glance_store verified no certificates and read from any address; storelib does verify (https_insecure) "
     "and refuses private addresses (http_allowed_networks)",
     "s3": "where s3_store_host names no scheme, glance_store spoke http and storelib speaks https",
+    "cinder": "volumes in Ceph only, without os-brick: cinder_rbd_keyring names the file with the key of Cinder's user "
+    "in Ceph; cinder_state_path is to be the same for all processes of a host",
     "swift": "swift_store_large_object_size and _chunk_size were 5120 and 200 MiB; both are 16 here, and two segments "
     "are held in memory, so set them only with a reason",
 }

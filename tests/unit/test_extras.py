@@ -52,6 +52,7 @@ MISSING = {
     "s3": ("botocore", lambda: open_store("s3", **OPEN_S3)),
     "swift": ("swiftclient", lambda: open_store("swift", swift_store_auth_address="https://keys.example")),
     "gridfs": ("pymongo", lambda: open_store("gridfs", mongodb_store_uri="h", mongodb_store_db="d")),
+    "cinder": ("cinderclient", lambda: open_store("cinder")),
     "vmware": ("pyVmomi", lambda: open_store("vmware", **OPEN_VMWARE)),
     "client": ("keystoneauth1", connect),
     "postgresql": ("psycopg", lambda: Database("postgresql://u:p@h/n")),

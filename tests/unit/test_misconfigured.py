@@ -15,6 +15,8 @@ S3 = {"s3_store_bucket": "images", "s3_store_host": "127.0.0.1"}
 @pytest.mark.parametrize(
     ("driver", "option", "options"),
     [
+        ("cinder", "cinder_catalog_info", {"cinder_catalog_info": "volumev3"}),
+        ("cinder", "cinder_store_auth_address", {"cinder_store_user_name": "images"}),
         ("file", "filesystem_store_datadirs", {"filesystem_store_datadirs": ["/nowhere", "/nowhere"]}),
         ("gridfs", "mongodb_store_uri", {}),
         ("gridfs", "mongodb_store_db", {**MONGO, "mongodb_store_db": "a b"}),

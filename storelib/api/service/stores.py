@@ -17,7 +17,7 @@ SHOWN = {
     "rbd": ("rbd_store_pool", "rbd_store_chunk_size", "rbd_store_user"),
     "s3": ("s3_store_host", "s3_store_bucket", "s3_store_bucket_url_format"),
     "swift": ("swift_store_container", "swift_store_region", "swift_store_multi_tenant"),
-    "cinder": ("cinder_volume_type", "cinder_use_multipath"),
+    "cinder": ("cinder_volume_type",),
     "vmware": ("vmware_datastores", "vmware_store_image_dir"),
 }
 

@@ -162,6 +162,10 @@ class Cluster:
         self._write_keyring(self.keyring)
         return str(key)
 
+    def key(self, name: str) -> str | None:
+        """The secret key of a user; None if there is no such user."""
+        return self._users[name][0] if name in self._users else None
+
     def add_pool(self, name: str) -> None:
         """Make a pool of one replica."""
         self.command("osd", "pool", "create", name)

@@ -7,6 +7,7 @@ in the foreground, each known by its pid and ended by it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ class Processes:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._running: list[subprocess.Popen[bytes]] = []
+        self._named: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str | Path], **environment: str) -> None:
         """Start one in the foreground and in a session of its own, so that an interrupted test run still ends it."""
@@ -47,6 +49,17 @@ class Processes:
                 env={**_inherited(), **environment},
             )
         self._running.append(process)
+        self._named[name] = process
+
+    def pid(self, name: str) -> int:
+        """The process id of the one that was started last under that name, for signals."""
+        return self._named[name].pid
+
+    def forget(self, name: str) -> None:
+        """One that was killed is waited for, and no longer counts."""
+        process = self._named.pop(name)
+        self._running.remove(process)
+        process.wait(10)
 
     def wait_for(self, url: str) -> None:
         """Until a web server answers at ``url``, whatever it answers."""
@@ -74,6 +87,14 @@ class Processes:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
+        self._running.clear()
+
+    def kill(self) -> None:
+        """End all at once, with their children."""
+        for process in reversed(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
         self._running.clear()
 
     def _tail(self) -> str:

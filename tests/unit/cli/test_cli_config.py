@@ -297,3 +297,29 @@ def test_a_file_that_is_ours_already_is_code_2(migrate):
 def test_values_survive_as_the_parser_reads_them(migrate, written, value):
     migrate(SEVERAL.replace("NVMe in rack 4", written))
     assert [item.value for item in read_settings("new.ini") if item.key == "description"] == [value]
+
+
+def test_a_cinder_store_is_migrated(migrate, places):
+    text = """
+[DEFAULT]
+enabled_backends = block:cinder
+[glance_store]
+default_backend = block
+[block]
+cinder_store_auth_address = https://keystone:5000/v3
+cinder_store_user_name = images
+cinder_store_password = hunter2
+cinder_store_project_name = service
+cinder_volume_type = fast
+rootwrap_config = /etc/glance/rootwrap.conf
+cinder_do_extend_attached = true
+"""
+    assert migrate(text).code == 0
+    found = Configuration(load_file("new.ini"))
+    assert [(entry.name, entry.driver) for entry in found.entries] == [("block", "cinder")]
+    new = (places / "new.ini").read_text()
+    assert "cinder_store_password = hunter2\n" in new
+    assert "cinder_volume_type = fast\n" in new
+    remarks = [line for line in new.splitlines() if line.startswith("# ")]
+    for option in ("rootwrap_config", "cinder_do_extend_attached", "cinder_rbd_keyring"):
+        assert any(option in line for line in remarks), option

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Api: the requests to Cinder as one user, each answer looked at before it is believed, and waiting for volumes.
+
+Whatever a proxy or a login page says in Cinder's place is no success, and no "not found" either.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from storelib.drivers.cinder.errors import is_proven, status_of
+from storelib.drivers.cinder.location import is_volume_id
+from storelib.exceptions import BadStoreConfiguration, InUseByStore, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.transfer.deadlines import within
+
+#: Seconds between two looks at a volume that is on its way to another state: at first, and at most.
+_FIRST_LOOK, _LONGEST_LOOK = 0.1, 2.0
+#: Volumes in one page of a list, the most that Cinder gives unless it is told otherwise.
+_PAGE = 1000
+#: States of a volume on its way out, in which nobody is to see it any more.
+LEAVING = ("deleting", "error_deleting")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What Cinder tells of a volume."""
+
+    id: str
+    status: str
+    #: GiB.
+    size: int
+    type: str | None
+    metadata: Mapping[str, str]
+    #: POSIX seconds, by Cinder's clock.
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True)
+class AttachmentState:
+    """What Cinder tells of an attachment."""
+
+    id: str
+    volume: str
+    #: Nobody has connected it yet.
+    reserved: bool
+
+
+class Api:
+    """Safe to use from many threads."""
+
+    def __init__(self, client: Any, timeout: float) -> None:
+        """``client``: cinderclient's; ``timeout``: seconds that a volume may take from one state to another."""
+        self._client = client
+        self._timeout = timeout
+
+    @property
+    def endpoint(self) -> str:
+        """Cinder's scheme, host and port: which cloud this is."""
+        parts = urllib.parse.urlsplit(str(self._client.get_endpoint()))
+        return f"{parts.scheme}://{parts.netloc}"
+
+    # -- Volumes ------------------------------------------------------------------------------------------------------
+
+    def volume(self, volume_id: str) -> Volume:
+        """One volume; raises NotFound, also for one that is on its way out."""
+        found = self.look_at(volume_id)
+        if found is None or found.status in LEAVING:
+            raise NotFound(f"there is no volume {volume_id}")
+        return found
+
+    def look_at(self, volume_id: str) -> Volume | None:
+        """One volume in whatever state; None if there is none."""
+        try:
+            return _volume(self._ask("GET", f"/volumes/{volume_id}", 200, "volume"))
+        except Exception as error:
+            if _is_missing(error):
+                return None
+            raise
+
+    def volumes(self, metadata: Mapping[str, str] | None = None) -> Iterator[Volume]:
+        """All volumes of the project, or those that have all of this in their metadata; the oldest first."""
+        query = {"sort": "created_at:asc,id:asc", "limit": str(_PAGE)}
+        if metadata:
+            query["metadata"] = str(dict(metadata))
+        wanted = (metadata or {}).items()
+        seen: list[str] = []
+        more = True
+        while more:
+            page, more = self._page(query, seen)
+            for volume in page:
+                # Some Cinders ignore a filter that their policy does not allow.
+                if volume.id not in seen[-_PAGE:] and wanted <= volume.metadata.items():
+                    yield volume
+            seen += [volume.id for volume in page]
+            more = more and bool(page)
+
+    def _page(self, query: Mapping[str, str], seen: list[str]) -> tuple[list[Volume], bool]:
+        """The volumes after the last one seen that is still there, and whether there are more."""
+        refused: Exception | None = None
+        for marker in [*reversed(seen), ""]:
+            asked = {**query, "marker": marker} if marker else query
+            try:
+                answer = self._get(f"/volumes/detail?{urllib.parse.urlencode(asked)}")
+            except Exception as error:
+                # The one that was to be the mark is gone.
+                if not marker or status_of(error) not in (400, 404):
+                    raise
+                refused = error
+                continue
+            return [_volume(each) for each in _list(answer, "volumes")], bool(answer.get("volumes_links"))
+        raise refused or StoreError("no page of a list")
+
+    def create(
+        self, size: int, name: str, metadata: Mapping[str, str], volume_type: str | None, source: str | None = None
+    ) -> Volume:
+        """Ask for a volume of ``size`` GiB, a clone of the volume ``source`` if that is given; it is made later."""
+        wanted: dict[str, Any] = {"size": size, "name": name, "metadata": dict(metadata)}
+        if volume_type and source is None:
+            wanted["volume_type"] = volume_type
+        if source is not None:
+            wanted["source_volid"] = source
+        try:
+            return _volume(self._ask("POST", "/volumes", 202, "volume", {"volume": wanted}))
+        except Exception as error:
+            if _is_missing(error) and source is None:
+                raise BadStoreConfiguration(
+                    f"Cinder has no volume type {volume_type!r}; check cinder_volume_type"
+                ) from error
+            raise
+
+    def has_type(self, volume_type: str) -> bool:
+        """Whether there is a volume type of that name or id which the user may see."""
+        found = _list(self._get("/types"), "volume_types")
+        return any(volume_type in (each.get("name"), each.get("id")) for each in found if isinstance(each, Mapping))
+
+    def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
+        """Set these, leave the others."""
+        found = self._ask("POST", f"/volumes/{volume_id}/metadata", 200, "metadata", {"metadata": dict(metadata)})
+        if not isinstance(found, Mapping) or any(found.get(key) != value for key, value in metadata.items()):
+            raise _senseless("the metadata of a volume")
+
+    def grow(self, volume_id: str, size: int) -> None:
+        """Make a volume, which is attached, ``size`` GiB large, and wait for that."""
+        try:
+            self._act(f"/volumes/{volume_id}", "os-extend", {"new_size": size}, 202)
+        except Exception as error:
+            # It may be growing, or have grown, by a request whose answer was lost.
+            if status_of(error) != 400:
+                raise
+        volume = self.wait(self.volume(volume_id), lambda found: found.status != "extending", "growing")
+        if volume.size < size:
+            raise StoreError(f"volume {volume_id} could not be grown to {size} GiB; it is {volume.status}")
+
+    def set_readonly(self, volume_id: str) -> None:
+        """Have it attached read-only from now on; it must not be attached."""
+        self._act(f"/volumes/{volume_id}", "os-update_readonly_flag", {"readonly": True}, 202)
+
+    def delete(self, volume_id: str) -> None:
+        """Ask for its removal."""
+        self._send("DELETE", f"/volumes/{volume_id}", 202)
+
+    def wait(self, found: Volume, arrived: Callable[[Volume], bool], what: str) -> Volume:
+        """A volume, last seen as ``found``, once it has ``arrived``.
+
+        Raises NotFound, or RemoteServiceUnavailable if it takes too long.
+        """
+        looks = self._looks(found.id, what)
+        while not arrived(found):
+            next(looks)
+            found = self.volume(found.id)
+        return found
+
+    def wait_until_gone(self, volume_id: str) -> None:
+        """Until a volume whose deletion was asked for just now is no more."""
+        for _ in self._looks(volume_id, "deleting"):
+            found = self.look_at(volume_id)
+            if found is None:
+                return
+            if found.status == "error_deleting":
+                raise StoreError(f"Cinder could not delete volume {volume_id}; see the log of cinder-volume")
+            if found.status not in LEAVING:
+                # Ceph takes a client that was killed for alive for another 30 seconds.
+                raise InUseByStore(f"volume {volume_id} is in use below Cinder: a client has it open, or had just now")
+
+    def _looks(self, volume_id: str, what: str) -> Iterator[None]:
+        """Whenever it is time to look at a volume again. What was asked for just now is not there yet."""
+        end = time.monotonic() + self._timeout
+        pause = _FIRST_LOOK
+        while time.monotonic() + pause < end:
+            time.sleep(within(pause))
+            yield
+            pause = min(pause * 1.5, _LONGEST_LOOK)
+        raise RemoteServiceUnavailable(
+            f"{what} volume {volume_id} takes longer than {self._timeout:g} s (cinder_state_transition_timeout); is "
+            "cinder-volume running?",
+            transient=False,
+        )
+
+    def has_snapshots(self, volume_id: str) -> bool:
+        """Whether there are snapshots of a volume."""
+        return bool(_list(self._get(f"/snapshots?volume_id={volume_id}"), "snapshots"))
+
+    def room(self) -> tuple[int, int] | None:
+        """GiB of the project's quota that are free and that there are in all; None without a limit."""
+        absolute = self._ask("GET", "/limits", 200, "limits").get("absolute", {})
+        total, used = absolute.get("maxTotalVolumeGigabytes"), absolute.get("totalGigabytesUsed")
+        if not isinstance(total, int) or not isinstance(used, int) or total < 0:
+            return None
+        return max(total - used, 0), total
+
+    # -- Attachments --------------------------------------------------------------------------------------------------
+
+    def reserve(self, volume_id: str, mode: str) -> str:
+        """The id of a new attachment ('rw' or 'ro'), connected to nothing yet; nobody can delete the volume now."""
+        wanted = {"volume_uuid": volume_id, "connector": None, "mode": mode}
+        found = self._ask("POST", "/attachments", 200, "attachment", {"attachment": wanted})
+        if not is_volume_id(found.get("id")):
+            raise _senseless("an attachment")
+        return str(found["id"])
+
+    def connect(self, attachment_id: str, connector: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Connect it to this host; returns how the volume is reached (``connection_info``)."""
+        body = {"attachment": {"connector": dict(connector)}}
+        found = self._ask("PUT", f"/attachments/{attachment_id}", 200, "attachment", body).get("connection_info")
+        if not isinstance(found, Mapping) or not isinstance(found.get("driver_volume_type"), str):
+            raise _senseless("how a volume is reached")
+        return found
+
+    def complete(self, attachment_id: str) -> None:
+        """The volume is in use from now on."""
+        self._act(f"/attachments/{attachment_id}", "os-complete", None, 204)
+
+    def attachments(self, volume_id: str) -> list[AttachmentState]:
+        """All attachments of a volume, those that are only reserved, too."""
+        found = _list(self._get(f"/attachments?volume_id={volume_id}"), "attachments")
+        known = [each for each in found if isinstance(each, Mapping) and each.get("volume_id") == volume_id]
+        return [
+            AttachmentState(str(each.get("id")), volume_id, each.get("status") == "reserved")
+            for each in known
+            if is_volume_id(each.get("id"))
+        ]
+
+    def detach(self, attachment_id: str) -> None:
+        """End an attachment; nothing to do if there is none."""
+        try:
+            self._ask("DELETE", f"/attachments/{attachment_id}", 200, "attachments")
+        except Exception as error:
+            if not _is_missing(error):
+                raise
+
+    # -- Requests -----------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str) -> Mapping[str, Any]:
+        return self._send("GET", path, 200)
+
+    def _act(self, path: str, action: str, what: Mapping[str, Any] | None, status: int) -> None:
+        self._send("POST", f"{path}/action", status, {action: what})
+
+    def _ask(self, method: str, path: str, status: int, key: str, body: Any = None) -> Any:
+        """What an answer has under ``key``."""
+        answer = self._send(method, path, status, body)
+        if not isinstance(answer.get(key), Mapping | list):
+            raise _senseless(f"what was asked for ({key})")
+        return answer[key]
+
+    def _send(self, method: str, path: str, status: int, body: Any = None) -> Mapping[str, Any]:
+        """One request; its answer has ``status``, or cinderclient's exception for what Cinder says is raised."""
+        from cinderclient import exceptions
+
+        arguments: dict[str, Any] = {} if body is None else {"body": body}
+        # Nothing is waited for longer than this thread has left.
+        arguments["timeout"] = within(self._client.session.timeout)
+        response, answer = self._client.request(path, method, authenticated=True, raise_exc=False, **arguments)
+        if response.status_code == status:
+            return answer if isinstance(answer, Mapping) else {}
+        if not is_proven(response.status_code, answer):
+            raise RemoteServiceUnavailable(
+                f"what answered {response.status_code} to {method} is not Cinder: a proxy, a login page or a portal"
+            )
+        raise exceptions.from_response(response, answer)
+
+
+def _is_missing(error: Exception) -> bool:
+    return status_of(error) == 404
+
+
+def _list(answer: Mapping[str, Any], key: str) -> list[Any]:
+    found = answer.get(key)
+    if not isinstance(found, list):
+        raise _senseless(f"a list of {key}")
+    return found
+
+
+def _volume(found: Any) -> Volume:
+    try:
+        metadata = {str(key): str(value) for key, value in found["metadata"].items()}
+        created = _posix(found["created_at"])
+        volume = Volume(
+            found["id"],
+            str(found["status"]),
+            int(found["size"]),
+            found.get("volume_type"),
+            metadata,
+            created,
+            _posix(found["updated_at"]) if found.get("updated_at") else created,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _senseless("a volume") from None
+    if not is_volume_id(volume.id):
+        raise _senseless("a volume")
+    return volume
+
+
+def _posix(moment: str) -> float:
+    return datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def _senseless(what: str) -> RemoteServiceUnavailable:
+    return RemoteServiceUnavailable(f"Cinder, or what stands before it, sent no sensible answer about {what}")

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What failed adds and killed processes left: volumes that never became images, attachments that nobody holds.
+
+Whether a transfer of this host is alive, its hold tells. Of transfers of other hosts nothing is known: as long as their
+volumes are attached, they are left to the gc of that host.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from storelib.driver import Garbage
+from storelib.drivers.cinder import publication
+from storelib.drivers.cinder.api import LEAVING, Api, Volume
+from storelib.drivers.cinder.errors import status_of
+from storelib.drivers.cinder.holds import Holds, Note
+from storelib.drivers.cinder.publication import Shelf
+from storelib.drivers.cinder.service import User
+from storelib.drivers.cinder.writer import remove
+from storelib.exceptions import InUseByStore, NotFound
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds after which a hold is forgotten that never had an attachment.
+_EMPTY = 60.0
+#: States from which Cinder deletes a volume, or gets to such a one once it is detached.
+_MOVABLE = ("available", "error", "error_extending", "in-use", "reserved", "attaching", "detaching")
+
+
+@dataclass(frozen=True)
+class DeadVolume:
+    """A volume that nobody writes any more."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class DeadAttachment:
+    """An attachment of a process that is gone, and the hold that notes it."""
+
+    note: Note
+    token: str
+
+
+def find(shelf: Shelf, user: User, older_than: float, prefix: str) -> Iterator[Garbage]:
+    """Everything dead for ``older_than`` seconds."""
+    latest = time.time() - older_than
+    api, holds = user.api, user.holds
+    volumes: set[str] = set()
+    for volume in api.volumes():
+        image_id = publication.image_id_of(volume)
+        if image_id is None or not image_id.startswith(prefix) or not shelf.is_own(volume):
+            continue
+        if volume.updated <= latest and is_dead(api, holds, volume):
+            volumes.add(volume.id)
+            size = volume.metadata.get(publication.SIZE, "")
+            known = int(size) if size.isascii() and size.isdigit() else 0
+            yield Garbage(f"volume {volume.id}", image_id, known, volume.updated, DeadVolume(volume.id))
+    yield from _attachments(api, holds, latest, prefix, volumes)
+
+
+def is_dead(api: Api, holds: Holds, volume: Volume) -> bool:
+    """Whether the volume is no image and nobody is at work on it."""
+    if volume.metadata.get(publication.STATE) == publication.COMPLETE or volume.status not in _MOVABLE:
+        return False
+    alive = holds.is_alive(volume.metadata.get(publication.TOKEN, ""))
+    if alive is None:
+        # Of another host, or of one of ours that came to an end and could not remove it.
+        return not api.attachments(volume.id)
+    return not alive
+
+
+def _attachments(api: Api, holds: Holds, latest: float, prefix: str, removed: set[str]) -> Iterator[Garbage]:
+    for token, modified in holds.dead():
+        notes = holds.notes(token)
+        if not notes and modified < time.time() - _EMPTY:
+            holds.forget(token)
+        for note in notes:
+            if modified > latest or not note.image_id.startswith(prefix) or note.volume in removed:
+                continue
+            if any(each.id == note.attachment for each in api.attachments(note.volume)):
+                name = f"attachment {note.attachment} of volume {note.volume}"
+                yield Garbage(name, note.image_id, 0, modified, DeadAttachment(note, token))
+            elif _is_gone(api, note.volume):
+                holds.forget(token)
+
+
+def _is_gone(api: Api, volume: str) -> bool:
+    found = api.look_at(volume)
+    return found is None or found.metadata.get(publication.STATE) == publication.COMPLETE
+
+
+def discard(user: User, dead: DeadVolume | DeadAttachment) -> bool:
+    """Remove it if it is still dead."""
+    api, holds = user.api, user.holds
+    if isinstance(dead, DeadAttachment):
+        return _detach(api, holds, dead)
+    found = api.look_at(dead.id)
+    if found is None or found.status in LEAVING or not is_dead(api, holds, found):
+        return False
+    try:
+        remove(api, dead.id)
+        api.wait_until_gone(dead.id)
+    except (NotFound, InUseByStore) as error:
+        LOG.info("volume %s is left to a later gc: %s", dead.id, error)
+        return False
+    except Exception as error:
+        # Somebody began to use it just now, or another gc was faster.
+        if status_of(error) not in (400, 404):
+            raise
+        return False
+    holds.forget(found.metadata.get(publication.TOKEN, ""))
+    return True
+
+
+def _detach(api: Api, holds: Holds, dead: DeadAttachment) -> bool:
+    if holds.is_alive(dead.token) is not False:
+        return False
+    there = any(each.id == dead.note.attachment for each in api.attachments(dead.note.volume))
+    if there:
+        api.detach(dead.note.attachment)
+    if len(holds.notes(dead.token)) == 1:
+        holds.forget(dead.token)
+    return there
+
+
+def end_dead_attachments(user: User, volume: str) -> bool:
+    """End the attachments of one volume that nobody on this host holds any more; returns whether there were some."""
+    found = False
+    for token, _ in list(user.holds.dead()):
+        for note in user.holds.notes(token):
+            if note.volume == volume:
+                found |= _detach(user.api, user.holds, DeadAttachment(note, token))
+    return found

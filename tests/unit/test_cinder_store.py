@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cinder driver makes of its configuration, of answers and of what is in volumes, without any server."""
+
+import os
+import socket
+import types
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from storelib.capabilities import Capability
+from storelib.drivers.cinder import CinderStore, publication
+from storelib.drivers.cinder.api import Api, Volume
+from storelib.drivers.cinder.holds import Holds, Note
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    BadStoreUri,
+    Forbidden,
+    NotFound,
+    OperationNotSupported,
+    RemoteServiceUnavailable,
+    StorageFull,
+    StoreError,
+)
+from storelib.registry import open_store
+from storelib.transfer.retry import mapped
+
+VOLUME = "33c6949d-91db-484c-8be2-5c3d62d05560"
+OTHER = "64a60dc0-2de2-4f0f-a2be-a5ffb8c38e7a"
+USER = {
+    "cinder_store_auth_address": "https://keystone:5000",
+    "cinder_store_user_name": "images",
+    "cinder_store_password": "hunter2",
+    "cinder_store_project_name": "service",
+}
+APPLICATION = {
+    "cinder_store_auth_address": "https://keystone:5000/v3",
+    "cinder_store_application_credential_id": "id",
+    "cinder_store_application_credential_secret": "hunter2",
+}
+
+
+def cinder(**options):
+    return open_store(CinderStore, "fast", **options)
+
+
+# -- Configuration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [USER, APPLICATION])
+def test_store_with_a_user_of_its_own_does_everything(options):
+    assert cinder(**options).capabilities == CinderStore.capabilities
+
+
+def test_store_without_a_user_does_what_a_request_can():
+    store = cinder()
+    lacking = Capability.LIST | Capability.GC | Capability.CHECK
+    assert store.capabilities == CinderStore.capabilities & ~lacking
+    with pytest.raises(Forbidden, match="cinder_store_user_name"):
+        store.add("image", b"data")
+
+
+@pytest.mark.parametrize("missing", USER)
+def test_half_a_user_is_an_error(missing):
+    with pytest.raises(BadStoreConfiguration, match=missing) as caught:
+        cinder(**{name: value for name, value in USER.items() if name != missing})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_application_credential_without_its_secret_is_an_error():
+    with pytest.raises(BadStoreConfiguration, match="cinder_store_application_credential_secret"):
+        cinder(**{**APPLICATION, "cinder_store_application_credential_secret": None})
+
+
+@pytest.mark.parametrize("info", ["volumev3", "volumev3:publicURL", "::publicURL", "volumev3::"])
+def test_catalog_info_that_makes_no_sense_is_an_error(info):
+    with pytest.raises(BadStoreConfiguration, match="cinder_catalog_info"):
+        cinder(**USER, cinder_catalog_info=info)
+
+
+def test_two_stores_share_nothing():
+    one, other = cinder(**USER), cinder(**{**USER, "cinder_store_user_name": "others"})
+    ours, theirs = (store.service._sessions.of_service() for store in (one, other))
+    assert ours.session is not theirs.session
+    assert ours.session.session is not theirs.session.session
+
+
+CATALOG = [
+    {"type": "image", "endpoints": [{"publicURL": "https://glance/"}]},
+    "no service",
+    {
+        "type": "volumev3",
+        "name": "cinderv3",
+        "endpoints": [
+            {"publicURL": "https://north/v3/p", "internalURL": "https://inner/v3/p", "region": "north"},
+            {"interface": "public", "url": "https://south/v3/p", "region_id": "south"},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [
+        ({}, "https://north"),
+        ({"cinder_os_region_name": "south"}, "https://south"),
+        ({"cinder_catalog_info": "volumev3:cinderv3:internalURL"}, "https://inner"),
+        ({"cinder_endpoint_template": "https://fixed:8776/v3/%(project_id)s"}, "https://fixed:8776"),
+    ],
+)
+def test_request_is_answered_by_the_cinder_of_its_catalog(options, url):
+    context = types.SimpleNamespace(auth_token="token", project_id="p", service_catalog=CATALOG)
+    assert cinder(**options).service.user(context).api.endpoint == url
+
+
+def test_request_without_cinder_in_its_catalog_is_told_the_options():
+    context = types.SimpleNamespace(auth_token="token", project_id="p", service_catalog=CATALOG[:2])
+    with pytest.raises(RemoteServiceUnavailable, match="cinder_catalog_info"):
+        cinder().get(f"cinder://{VOLUME}", context=context)
+
+
+def test_volume_of_another_store_is_refused():
+    store = cinder(**USER)
+    assert store.locate(f"cinder://fast/{VOLUME}").volume == VOLUME
+    assert store.locate(f"cinder://{VOLUME}").volume == VOLUME
+    with pytest.raises(BadStoreUri):
+        store.locate(f"cinder://slow/{VOLUME}")
+
+
+@pytest.mark.parametrize("info", [{"driver_volume_type": "iscsi"}, {"driver_volume_type": "rbd", "encrypted": True}])
+def test_volumes_that_are_not_plain_ones_in_ceph_are_refused(info):
+    with pytest.raises(OperationNotSupported, match="cinder_volume_type"):
+        cinder(**USER).service.disks.open(info, read_only=True)
+
+
+# -- What is in a volume --------------------------------------------------------------------------------------------
+
+
+def volume(metadata, status="available", volume_type="shared", size=1, volume_id=VOLUME):
+    return Volume(volume_id, status, size, volume_type, metadata, 0.0, 0.0)
+
+
+@given(st.text(min_size=1, max_size=255))
+@example("plain")
+@example("ü" * 127)
+@example("\U0001f600" * 63)
+@example("a b%20?#'\"\\")
+def test_any_id_is_written_down_and_read_again(image_id):
+    entries = publication.id_entries(image_id)
+    assert all(value.isascii() and 0 < len(value) <= 255 for value in entries.values())
+    assert publication.image_id_of(volume(entries)) == image_id
+
+
+def test_volume_of_glance_store_is_an_image():
+    found = volume({"glance_image_id": "id", "image_size": "17", "image_owner": "p", "readonly": "True"})
+    assert publication.is_image(found)
+    assert publication.size_of(found) == 17
+    shelf = publication.Shelf("fast", "shared")
+    assert shelf.holds(found)
+    assert not shelf.is_own(found), "gc would take it for its own"
+    assert not publication.Shelf("fast", "single").holds(found)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        volume({}),
+        volume({"glance_image_id": "id"}),
+        volume({"glance_image_id": "id", "image_size": "1"}, status="error"),
+        volume({"glance_image_id": "id", "image_size": "1", "storelib_state": "writing"}),
+        volume({"glance_image_id": "id", "image_size": "1", "storelib_state": "pending"}),
+        volume({"glance_image_id": "id", "image_size": "1", "storelib_state": "complete"}, status="deleting"),
+        volume({"glance_image_id": "id", "image_size": "1", "storelib_state": "complete"}, status="error_deleting"),
+    ],
+)
+def test_what_is_no_image(found):
+    assert not publication.is_image(found)
+
+
+@pytest.mark.parametrize("size", [None, "", "-1", "1.5", "²", "1073741825", "many"])
+def test_size_that_cannot_be_is_an_error(size):
+    metadata = {"glance_image_id": "id"} | ({} if size is None else {"image_size": size})
+    with pytest.raises(StoreError, match="image_size"):
+        publication.size_of(volume(metadata))
+
+
+# -- Answers --------------------------------------------------------------------------------------------------------
+
+NOT_FOUND = {"itemNotFound": {"message": "Volume could not be found.", "code": 404}}
+FOUND = {
+    "volume": {
+        "id": VOLUME,
+        "status": "available",
+        "size": 1,
+        "metadata": {},
+        "created_at": "2026-11-28T14:43:29.713558",
+        "updated_at": None,
+        "volume_type": "shared",
+    }
+}
+
+
+class Client:
+    """Answers each request with what it was given."""
+
+    session = types.SimpleNamespace(timeout=5.0)
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def request(self, path, method, **options):
+        self.asked.append((method, path))
+        status, body = self.answers.pop(0)
+        response = types.SimpleNamespace(status_code=status, headers={}, reason="", text="")
+        return response, body
+
+
+def error_of(call):
+    """What the store makes of an error."""
+    store = cinder(**USER)
+    with pytest.raises(StoreError) as caught:
+        mapped(call, store.map_error, "subject")
+    return caught.value
+
+
+def api(*answers):
+    return Api(Client(*answers), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "transient"),
+    [
+        ((404, NOT_FOUND), NotFound, False),
+        ((404, None), RemoteServiceUnavailable, True),
+        ((404, {"page": "not found"}), RemoteServiceUnavailable, True),
+        ((400, None), RemoteServiceUnavailable, True),
+        ((401, None), Forbidden, False),
+        ((403, {"forbidden": {"message": "policy"}}), Forbidden, False),
+        ((413, {"overLimit": {"message": "quota"}}), StorageFull, False),
+        ((400, {"badRequest": {"message": "no"}}), StoreError, False),
+        ((409, {"conflictingRequest": {"message": "no"}}), RemoteServiceUnavailable, True),
+        ((500, {"computeFault": {"message": "oops"}}), RemoteServiceUnavailable, True),
+        ((503, None), RemoteServiceUnavailable, True),
+        ((200, None), RemoteServiceUnavailable, True),
+        ((200, {"volume": []}), RemoteServiceUnavailable, True),
+        ((200, {"volume": {**FOUND["volume"], "id": "../../etc"}}), RemoteServiceUnavailable, True),
+        ((200, {"volume": {**FOUND["volume"], "size": "much"}}), RemoteServiceUnavailable, True),
+        ((200, {"volume": {**FOUND["volume"], "metadata": None}}), RemoteServiceUnavailable, True),
+        ((302, None), RemoteServiceUnavailable, True),
+        ((204, None), RemoteServiceUnavailable, True),
+    ],
+)
+def test_answer_is_believed_only_if_it_is_cinders(answer, kind, transient):
+    def call():
+        found = api(answer).look_at(VOLUME)
+        if found is None:
+            raise NotFound
+        return found
+
+    found = error_of(call)
+    assert type(found) is kind
+    assert found.transient is transient
+
+
+def test_volume_is_read():
+    found = api((200, FOUND)).volume(VOLUME)
+    assert (found.id, found.status, found.size, found.type) == (VOLUME, "available", 1, "shared")
+    assert found.created == found.updated == 1795877009.713558
+
+
+def test_missing_type_is_named():
+    found = error_of(lambda: api((404, NOT_FOUND)).create(1, "n", {}, "wrong"))
+    assert isinstance(found, BadStoreConfiguration)
+    assert "'wrong'" in str(found)
+
+
+def test_success_page_in_place_of_a_deletion_is_no_success():
+    assert isinstance(error_of(lambda: api((200, None)).delete(VOLUME)), RemoteServiceUnavailable)
+
+
+def listed(*ids, more=True):
+    page = {"volumes": [{**FOUND["volume"], "id": each} for each in ids]}
+    return (200, page | ({"volumes_links": [{"rel": "next"}]} if more else {}))
+
+
+def test_list_goes_on_after_its_mark_is_gone():
+    """The volume that was listed last is deleted before the next page is asked for."""
+    third = "91db484c-33c6-4f0f-a2be-a5ffb8c38e7a"
+    gone = (404, NOT_FOUND)
+    asked = api(listed(VOLUME, OTHER), gone, listed(third, more=False))
+    assert [each.id for each in asked.volumes()] == [VOLUME, OTHER, third]
+    markers = [path.partition("marker=")[2] for _, path in asked._client.asked]
+    assert markers == ["", OTHER, VOLUME]
+
+
+def test_filter_that_cinder_ignores_is_kept():
+    """Who looks for a volume by its token must not be given another one."""
+    assert list(api(listed(VOLUME, OTHER, more=False)).volumes({"storelib_token": "t"})) == []
+
+
+def test_list_begins_again_when_all_marks_are_gone_and_tells_nothing_twice():
+    gone = (400, {"badRequest": {"message": "marker"}})
+    asked = api(listed(VOLUME, OTHER), gone, gone, listed(OTHER, more=False))
+    assert [each.id for each in asked.volumes()] == [VOLUME, OTHER]
+
+
+# -- Holds ----------------------------------------------------------------------------------------------------------
+
+
+def test_hold_is_alive_until_it_is_let_go(tmp_path):
+    holds = Holds(str(tmp_path / "state"))
+    assert list(holds.dead()) == []
+    hold = holds.take()
+    hold.note(VOLUME, OTHER, "id")
+    assert Holds(str(tmp_path / "state")).is_alive(hold.token)
+    assert list(holds.dead()) == []
+    token = hold.token
+    del hold
+    assert holds.is_alive(token) is False
+    assert [found for found, _ in holds.dead()] == [token]
+    assert holds.notes(token) == [Note(VOLUME, OTHER, "id")]
+    holds.forget(token)
+    assert holds.is_alive(token) is None
+
+
+def test_released_hold_leaves_nothing(tmp_path):
+    holds = Holds(str(tmp_path))
+    hold = holds.take()
+    hold.release()
+    hold.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_hold_of_the_parent_does_not_live_in_a_child(tmp_path):
+    holds = Holds(str(tmp_path))
+    hold = holds.take()
+    hold.note(VOLUME, OTHER, "id")
+    there, here = socket.socketpair()
+    child = os.fork()
+    if not child:
+        here.close()
+        there.send(b"I am")
+        there.recv(1)
+        os._exit(0)
+    there.close()
+    try:
+        here.recv(4)
+        hold.drop()
+        assert holds.is_alive(hold.token) is False
+    finally:
+        here.close()
+        os.waitpid(child, 0)
+
+
+def test_hold_without_an_attachment_leaves_nothing(tmp_path):
+    hold = Holds(str(tmp_path)).take()
+    assert len(os.listdir(tmp_path)) == 1
+    del hold
+    assert os.listdir(tmp_path) == []
+
+
+def test_note_that_was_cut_short_is_none(tmp_path):
+    holds = Holds(str(tmp_path))
+    hold = holds.take()
+    hold.note(VOLUME, OTHER, "id")
+    with open(tmp_path / hold.token, "a") as file:
+        file.write('["half')
+    assert holds.notes(hold.token) == [Note(VOLUME, OTHER, "id")]
+
+
+@pytest.mark.parametrize("token", ["", "../../etc/passwd", "x" * 32, "0" * 31])
+def test_token_of_somebody_else_is_no_path(tmp_path, token):
+    assert Holds(str(tmp_path)).is_alive(token) is None
+
+
+def test_state_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadStoreConfiguration, match="cinder_state_path"):
+        Holds(str(tmp_path / "file" / "x")).take()
