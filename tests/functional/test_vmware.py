@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pyVmomi import vim
 from servers.mounts import tmpfs
 from servers.vcenter import FIRST, NESTED, PLAIN, SECOND, Vcenter
 
@@ -590,6 +591,34 @@ def test_leftover_of_a_long_id_is_found_as_far_as_it_is_known(vcenter, store):
     gc.collect()
     [found] = other.gc(0, prefix=image_id[:200])
     assert found.image_id is None
+
+
+def test_what_was_sent_before_keeps_no_image_from_being_published(store, access, image_id, proxy, vcenter, monkeypatch):
+    plain = datastores.Datastores.delete
+
+    def delete(self, target, names):
+        if publication.UPLOADS in names:
+            raise vim.fault.FileLocked()
+        plain(self, target, names)
+
+    monkeypatch.setattr(datastores.Datastores, "delete", delete)
+    proxy.plan(Reset(after=100_000, direction="up"))
+    uri = through(vcenter, proxy).add(image_id, SMALL).uri
+    assert access.read(image_id) == SMALL
+    monkeypatch.undo()
+    gc.collect()
+    assert len(store.gc(0, prefix=image_id)) == 1
+    assert uri
+
+
+def test_images_may_lie_at_the_top_of_a_datastore(vcenter):
+    store = open_vmware(vcenter, f"{NESTED}:{SECOND}", vmware_store_image_dir="/")
+    uri = store.add("top", LARGE).uri
+    assert uri.endswith(f":{vcenter.port}/folder/top?dcPath=F0%2FDC1&dsName=LocalDS_1")
+    assert read(store, uri, 5 * MiB, 10) == LARGE[5 * MiB : 5 * MiB + 10]
+    assert "top" in [info.image_id for info in store.list_images()]
+    assert not store.gc(0)
+    store.delete(uri)
 
 
 def test_directory_that_was_removed_is_made_again(store, access, image_id):

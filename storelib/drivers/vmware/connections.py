@@ -188,6 +188,7 @@ class FileUpload:
         self._connections = connections
         self._connection = connections.take()
         self._early = EarlyResponse()
+        self._welcome = False
         self._chunked = size is None
         length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
         # Of nothing the server may tell at once that it took it.
@@ -203,9 +204,8 @@ class FileUpload:
             connection.putheader(name, value)
         connection.endheaders()
         end = time.monotonic() + _WAIT_FOR_WELCOME
-        while self._asks and not self._early.final and (left := end - time.monotonic()) > 0:
-            if self._take_byte(left):
-                return
+        while self._asks and not self._welcome and not self._early.final and (left := end - time.monotonic()) > 0:
+            self._take_byte(left)
         self._raise_early()
 
     def send(self, data: memoryview) -> None:
@@ -230,19 +230,20 @@ class FileUpload:
         self._connection.close()
 
     def _send(self, data: Any) -> None:
-        while self._something_came():
-            if self._early.final or not self._take_byte(0.0):
-                break
-        self._raise_early()
+        self._listen()
         try:
             self._connection.send(data)
         except OSError:
             # The server may have answered before it closed, which says more.
             with contextlib.suppress(OSError, http.client.HTTPException):
-                while not self._early.final and self._something_came():
-                    self._take_byte(0.0)
-                self._raise_early()
+                self._listen()
             raise
+
+    def _listen(self) -> None:
+        """Take what has come of an answer; raises HttpError where it is the final one."""
+        while not self._early.final and self._something_came() and self._take_byte(0.0):
+            pass
+        self._raise_early()
 
     def _something_came(self) -> bool:
         """Of the answer, or of what TLS has to say."""
@@ -254,15 +255,16 @@ class FileUpload:
         return bool(poll.poll(0))
 
     def _take_byte(self, seconds: float) -> bool:
-        """One byte of an early answer, if one comes in that time; whether it ended a "100 Continue"."""
+        """Take one byte of an early answer; returns whether one came in that time."""
         sock: Any = self._connection.sock
         sock.settimeout(seconds)
         try:
-            return self._early.take(sock.recv(1))
+            self._welcome |= self._early.take(sock.recv(1))
         except (TimeoutError, ssl.SSLWantReadError):
             return False
         finally:
             sock.settimeout(self._connection.read_timeout)
+        return True
 
     def _raise_early(self) -> None:
         if self._early.final:

@@ -7,6 +7,8 @@ to the name of the image publishes it, and fails where there is one.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import secrets
 import time
@@ -14,9 +16,11 @@ from collections.abc import Sequence
 
 from storelib.driver import Committed
 from storelib.drivers.vmware.datastores import Datastores, File
-from storelib.drivers.vmware.errors import is_fault
+from storelib.drivers.vmware.errors import is_fault, storelib_error
 from storelib.drivers.vmware.options import Target
 from storelib.exceptions import Duplicate, Invalid, StorageFull, StoreError
+
+LOG = logging.getLogger(__name__)
 
 #: In the directory of the images: where those are that are not whole yet. No image can have this id.
 UPLOADS = ".storelib-uploads"
@@ -96,7 +100,10 @@ class Publication:
         if not all(self._is_alone(target) for target in others):
             self._withdraw()
             raise self._duplicate()
-        self._remove_temporary(self._tried[:-1])
+        try:
+            self._remove_temporary(self._tried[:-1])
+        except Exception as error:  # noqa: BLE001  (the image is there; gc finds the rest)
+            LOG.warning("%s: removing what was sent before: %s", self.subject, storelib_error(error, "a file"))
         return Committed(self.location)
 
     def _move(self) -> None:
@@ -151,8 +158,10 @@ class Publication:
         self._published = False
 
     def _remove_temporary(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._remove((*self.datastores.directory, UPLOADS, name))
+        # One that cannot be removed keeps none of the others.
+        with contextlib.ExitStack() as removals:
+            for name in names:
+                removals.callback(self._remove, (*self.datastores.directory, UPLOADS, name))
 
     def _remove(self, names: Sequence[str]) -> None:
         try:

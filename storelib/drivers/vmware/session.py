@@ -118,7 +118,9 @@ class Session:
     def keep_alive(self) -> None:
         """Call now and then while a long transfer is under way: the session must not end for want of calls."""
         if time.monotonic() - self._used > _KEEP_ALIVE:
-            self.now()
+            # What is wrong with it will show when the transfer has ended, and may be over by then.
+            with contextlib.suppress(Exception):
+                self.now()
 
     # -- Files ------------------------------------------------------------------------------------------------
 
