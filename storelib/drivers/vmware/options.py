@@ -67,7 +67,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=4,
         min=1,
         max=64,
-        help="Ranges of one image in flight at most, from a vCenter that is far away; a near one sends one stream.",
+        help="Ranges of one image in flight at most, from a vCenter that is far away; from a near one two at most.",
     ),
     cfg.FloatOpt(
         "vmware_task_poll_interval",
