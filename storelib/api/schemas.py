@@ -20,7 +20,7 @@ from storelib.exceptions import BadStoreConfiguration
 
 Schema = dict[str, Any]
 
-UUID = "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$"
+UUID = "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}\\Z"
 LONGEST_INT = 2**31 - 1
 
 #: Base properties only the service sets.

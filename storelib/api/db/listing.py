@@ -31,11 +31,16 @@ _FEW = 500
 # MySQL reads everything from the start of the index for a comparison of rows.
 _ROW_COMPARISON = frozenset({"sqlite", "postgresql"})
 
+#: Properties and tags of one question, each of which is a subquery; and values of one filter.
+MOST_FILTERS = 100
+MOST_VALUES = 10_000
+
 _Condition = sa.ColumnElement[bool]
 
 
 def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
     """One page of what the caller of ``query`` may see; raises InvalidMarker, BadRequest."""
+    _check_size(query)
     keys = _keys(query)
     sets = [each for each in _visible(connection, query) if not isinstance(each, sa.False_)]
     filters = _filters(connection, query)
@@ -52,6 +57,15 @@ def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
             break
     more = limit is not None and len(rows) > limit
     return Page(complete(connection, rows[:limit], known), more)
+
+
+def _check_size(query: Query) -> None:
+    """Raise BadRequest for more filters than a database answers in bounded time, or at all."""
+    if len(query.properties) + len(query.tags) > MOST_FILTERS:
+        raise BadRequest(f"a list may be filtered by {MOST_FILTERS} properties and tags")
+    for field in ("ids", "names", "statuses", "disk_formats", "container_formats"):
+        if len(getattr(query, field) or ()) > MOST_VALUES:
+            raise BadRequest(f"a filter may name {MOST_VALUES} values")
 
 
 def _keys(query: Query) -> list[SortKey]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,22 @@ def status_of(error: Exception) -> int:
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
 
 
+#: What stands between the words of a message.
+_BETWEEN = re.compile(r"([\s'\"(),;]+)")
+#: What is told of them instead, where no more is a client's business.
+_GENERAL = (api.DatabaseUnavailable, api.BadDatabase, store.BadStoreConfiguration)
+
+
+def told(error: Exception) -> str:
+    """The message of an error as clients get it: without URLs, paths and addresses of the servers behind this one."""
+    if isinstance(error, _GENERAL):
+        return (type(error).__doc__ or "").partition("\n")[0].removesuffix(" 503.")
+    if isinstance(error, store.StoreError):
+        words = _BETWEEN.split(str(error))
+        return "".join("..." if "://" in word or word.startswith("/") else word for word in words)
+    return str(error)
+
+
 def respond(resp: falcon.Response, code: int, message: str) -> None:
     """Make ``resp`` the error document of this status code."""
     status = falcon.code_to_http_status(code)
@@ -92,7 +109,7 @@ class ErrorHandlers:
         if (after := getattr(error, "retry_after", None)) is not None:
             resp.set_header("Retry-After", str(int(after) or 1))
         resp.stream = None
-        respond(resp, code, str(error))
+        respond(resp, code, told(error))
 
     def on_http(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
         """What falcon itself finds: no such path, no such method, a header it cannot read."""

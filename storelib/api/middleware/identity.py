@@ -27,6 +27,8 @@ Identify = Callable[[Environ, str], Context]
 
 #: Seconds a password that was right is believed: bcrypt is slow on purpose.
 BELIEVED = 60.0
+#: Bytes of a password that bcrypt looks at.
+_LONGEST_PASSWORD = 72
 ANONYMOUS_ROLES = ("reader",)
 
 
@@ -132,10 +134,24 @@ class BasicAuth:
         now = time.monotonic()
         if self._believed.get(digest, 0) > now:
             return
-        self._check.authenticate(self._file, name, password)
+        self._compare(name, password)
         with self._lock:
             self._believed = {key: until for key, until in self._believed.items() if until > now}
             self._believed[digest] = now + BELIEVED
+
+    def _compare(self, name: str, password: bytes) -> None:
+        """Raise HTTPUnauthorized unless the password is the user's; in the same time for users that do not exist."""
+        import webob.exc
+
+        with open(self._file, encoding="utf-8") as file:
+            entries = [line.strip() for line in file if line.strip()]
+        if not entries:
+            raise webob.exc.HTTPUnauthorized
+        mine = next((entry for entry in entries if entry.startswith(f"{name}:")), None)
+        short = password[:_LONGEST_PASSWORD]
+        self._check.auth_entry(mine or f"nobody:{entries[0].partition(':')[2]}", short)
+        if mine is None or short != password:
+            raise webob.exc.HTTPUnauthorized
 
 
 def strategy(conf: cfg.ConfigOpts, policy: Policy) -> tuple[Identify, Callable[[Any], Any], str]:

@@ -26,6 +26,7 @@ from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body
 from storelib.api.service.lease import remove_leftovers
+from storelib.api.service.locations import check_length
 from storelib.api.service.tasks import STAGED, Tasks
 from storelib.api.service.workers import Workers
 from storelib.capabilities import Capability
@@ -240,6 +241,7 @@ class Imports:
     def _web(self, uri: str) -> Store[Any]:
         """A store that reads from the web as far as the options allow; raises BadRequest for what they do not."""
         options = self._core.options
+        check_length(uri)
         try:
             scheme = scheme_of(uri)
             allowed = _lower(options.import_allowed_schemes) - _lower(options.import_disallowed_schemes)

@@ -43,6 +43,8 @@ from storelib.transfer.digests import new_hasher
 from storelib.transfer.download import ImageStream
 from storelib.uris import redact, scheme_of
 
+#: Characters of a URI at most: several times what a signed URL of an object store has.
+LONGEST_URI = 8192
 #: Schemes that would let a client name files of the server or the credentials of others.
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
 #: Schemes of which every caller may name data; the others are the services' own.
@@ -217,8 +219,15 @@ class _Remote:
             self._stream.close()
 
 
+def check_length(uri: str) -> None:
+    """Raise BadRequest for a URI that no client has a reason to send."""
+    if len(uri) > LONGEST_URI:
+        raise BadRequest(f"a URI may have {LONGEST_URI} characters")
+
+
 def check_uri(core: Core, uri: str) -> str:
     """The scheme of a URI that a client may give for data; raises BadRequest."""
+    check_length(uri)
     try:
         scheme = scheme_of(uri)
     except BadStoreUri as error:
