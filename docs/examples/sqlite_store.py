@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import COMPLETE
 from storelib.driver import (
     Committed,
     Context,
@@ -83,17 +83,7 @@ class SqliteStore(Store[SqliteLocation]):
         cfg.StrOpt("sqlite_store_file", help="The database file, in a directory that exists."),
         cfg.FloatOpt("sqlite_store_timeout", default=60.0, min=0, help="Seconds to wait for another writer."),
     )
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.ATOMIC_ADD
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-    )
+    capabilities = COMPLETE
 
     def configure_get(self) -> None:
         """Reading needs the name of the file."""

@@ -7,34 +7,25 @@ from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.api import Api, Volume
 from storelib.drivers.cinder.attaching import reserve
 from storelib.drivers.cinder.writer import CinderWriter
-from storelib.transfer.contract import Committed, Digests, ServerSideCopy
+from storelib.transfer.contract import Committed, Digests, WriterCopy
 
 
-class CinderCopy(ServerSideCopy):
+class CinderCopy(WriterCopy[CinderWriter]):
     """A clone that is published like an upload; reserved until then, so that nobody deletes it."""
 
     def __init__(self, api: Api, source: Volume, image_id: str, writer: CinderWriter) -> None:
-        self.size = publication.size_of(source)
+        super().__init__(writer, publication.size_of(source))
         self._api = api
         self._source = source
         self._image_id = image_id
-        self._writer = writer
         self._reservation: str | None = None
 
     def begin(self) -> None:
         """Make the clone."""
-        volume = self._writer.make_volume(self._source.size, self._source.id)
+        volume = self.writer.make_volume(self._source.size, self._source.id)
         if self._reservation is None:
-            self._reservation = reserve(self._api, self._writer.hold, volume.id, self._image_id, "ro", alone=True)
+            self._reservation = reserve(self._api, self.writer.hold, volume.id, self._image_id, "ro", alone=True)
 
     def commit(self, digests: Digests) -> Committed:
         """Publish it."""
-        return self._writer.publish(self.size, digests, self._reservation)
-
-    def abort(self) -> None:
-        """Remove it."""
-        self._writer.abort()
-
-    def close(self) -> None:
-        """Nothing stays here."""
-        self._writer.close()
+        return self.writer.publish(self.size, digests, self._reservation)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from oslo_config import cfg
 
-from storelib.capabilities import Capability
+from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.cinder import garbage as leftovers
 from storelib.drivers.cinder import publication
@@ -37,18 +37,7 @@ class CinderStore(Store[CinderLocation]):
     schemes = (SCHEME,)
     location_class = CinderLocation
     options: ClassVar[tuple[cfg.Opt, ...]] = tuple(OPTIONS)
-    capabilities = (
-        Capability.READ
-        | Capability.RANGE
-        | Capability.ADD
-        | Capability.DELETE
-        | Capability.SPARSE
-        | Capability.LIST
-        | Capability.STAT
-        | Capability.GC
-        | Capability.CHECK
-        | Capability.COPY
-    )
+    capabilities = READ_WRITE | Capability.SPARSE | Capability.LIST | Capability.GC | Capability.COPY
 
     service: Service
 
@@ -84,10 +73,6 @@ class CinderStore(Store[CinderLocation]):
         """Attach the volume."""
         user = self.service.user(context)
         return CinderReader(self.service, user.attachments, self.service.image(user.api, location))
-
-    def measure(self, location: CinderLocation, context: Context | None) -> int:
-        """The size that the metadata tell."""
-        return publication.size_of(self._image(location, context))
 
     def inspect(self, location: CinderLocation, context: Context | None) -> ImageInfo:
         """What the volume tells."""
