@@ -110,18 +110,21 @@ def _shared_with(connection: Connection, project: str, status: str) -> _Conditio
     return (images.c.visibility == "shared") & having(connection, image_members, *theirs)
 
 
-def having(connection: Connection, table: sa.Table, *conditions: _Condition) -> _Condition:
+def having(
+    connection: Connection, table: sa.Table, *conditions: _Condition, image_id: sa.ColumnElement[str] = images.c.id
+) -> _Condition:
     """Images with such a row. If these are few they are named, else each image of the list is looked at in turn.
 
-    Which of the two is fast differs by thousands, and no database knows it for every value.
+    Which of the two is fast differs by thousands, and no database knows it for every value. ``image_id`` is the column
+    of the list that has an image's id.
     """
     matching = sa.select(table.c.image_id).where(*conditions)
     few = connection.execute(matching.limit(_FEW + 1)).scalars().all()
     if not few:
         return sa.false()
     if len(few) <= _FEW:
-        return images.c.id.in_(few)
-    return matching.where(table.c.image_id == images.c.id).exists()
+        return image_id.in_(few)
+    return matching.where(table.c.image_id == image_id).exists()
 
 
 def _filters(connection: Connection, query: Query) -> list[_Condition]:

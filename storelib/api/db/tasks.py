@@ -30,8 +30,12 @@ _ORDERS = {**_KEYS, "id": _ID, "expires_at": _ID}
 _key, _record = image_properties.alias(), image_properties.alias()
 _OF_TASK = (
     sa.select(_record.c.value)
-    .join(_key, (_key.c.image_id == _record.c.image_id) & (_record.c.name == _RECORD))
+    .select_from(_key)
     .join(images, images.c.id == _key.c.image_id)
+    .join(_record, (_record.c.image_id == _key.c.image_id) & (_record.c.name == _RECORD))
+    # MariaDB would rather read and sort all tasks than walk along the keys backwards.
+    .prefix_with("STRAIGHT_JOIN", dialect="mysql")
+    .prefix_with("STRAIGHT_JOIN", dialect="mariadb")
 )
 
 
