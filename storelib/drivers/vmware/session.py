@@ -256,6 +256,8 @@ class _SoapConnection:
         for cookie in response.headers.get_all("Set-Cookie", ()):
             name, _, value = cookie.partition(";")[0].partition("=")
             self._jar[name.strip()] = value.strip()
+        # Some versions of pyVmomi fail where there are several.
+        del response.headers["Set-Cookie"]
         return response
 
     def close(self) -> None:
