@@ -24,6 +24,7 @@ import os_brick.privileged  # noqa: E402
 from glance_store import location as glance_location  # noqa: E402
 from glance_store._drivers.cinder import store as glance_cinder  # noqa: E402
 from glance_store.common import cinder_utils  # noqa: E402
+from oslo_concurrency import lockutils  # noqa: E402
 from oslo_config import cfg  # noqa: E402
 
 sys.path += [HERE, os.path.join(os.path.dirname(HERE), "tests", "functional")]
@@ -48,6 +49,7 @@ class Peer:
 
     def __init__(self, cinder: Cinder) -> None:
         os_brick.privileged.default.set_client_mode(False)
+        lockutils.set_defaults(str(cinder.directory))
         plain = cinder_utils.API.attachment_update
 
         def with_key(*arguments: Any, **options: Any) -> Any:
