@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -29,8 +30,6 @@ from servers.openstack import Processes
 PACKAGES = ("cinder>=25", "os-brick>=6.7", "python-memcached>=1.59", "setuptools<81")
 #: The pool of Ceph, and Cinder's user there.
 POOL, USER = "volumes", "cinder"
-#: Seconds for which Cinder may take a token that was revoked for good.
-TOKEN_CACHE = 2
 #: Volume types: one whose volumes several may attach at once, and one whose volumes only one may.
 TYPES = {"shared": {"multiattach": "<is> True"}, "single": {}}
 
@@ -63,7 +62,6 @@ rpc_response_timeout = {rpc_timeout}
 [database]
 connection = sqlite:///{directory}/cinder.db
 {authtoken}
-token_cache_time = {token_cache}
 memcached_servers = 127.0.0.1:{memcached}
 service_token_roles = service
 service_token_roles_required = true
@@ -92,7 +90,7 @@ from sqlalchemy.engine import Engine
 
 @event.listens_for(Engine, "connect")
 def connected(connection, record):
-    for setting in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=OFF"):
+    for setting in ("busy_timeout=30000", "synchronous=OFF"):
         connection.execute("PRAGMA " + setting)
 
 @event.listens_for(Engine, "before_cursor_execute", retval=True)
@@ -198,6 +196,12 @@ class Cinder:
         given = {"OpenStack_API_Version": f"volume {version}", **headers}
         return self.keystone.call_service(method, self.url + path, body, **given)
 
+    def forget_tokens(self) -> None:
+        """Ask Keystone again about each token, also those that were good a moment ago."""
+        with socket.create_connection(("127.0.0.1", self._memcached), 10) as memcached:
+            memcached.sendall(b"flush_all\r\n")
+            assert memcached.recv(4) == b"OK\r\n"
+
     @contextlib.contextmanager
     def stopped(self, service: str) -> Iterator[None]:
         """One of the services ``api``, ``scheduler`` and ``volume`` stands still meanwhile, with its children."""
@@ -245,7 +249,6 @@ class Cinder:
         self._conf.write_text(
             _CINDER.format(
                 broker=self.broker,
-                token_cache=TOKEN_CACHE,
                 port=self.port,
                 programs=self._programs,
                 directory=self.directory,
