@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TaskQueue: the one place where the engine works in threads beside the caller's."""
+"""TaskQueue: where the engine works beside the caller's thread. Single calls with a time limit are guard.py's."""
 
 from __future__ import annotations
 
