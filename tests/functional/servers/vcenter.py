@@ -40,6 +40,8 @@ def install() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
             settings = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": "", "GOPROXY": "off"}
+            # There need not be a compiler for C.
+            settings["CGO_ENABLED"] = "0"
             building = program.with_suffix(".part")
             subprocess.run(
                 ["go", "build", "-o", str(building), str(_SOURCE)],
