@@ -27,7 +27,7 @@ from storelib.api.errors import (
 )
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.deletion import finish_if_deleting
-from storelib.api.service.inspection import Body, Inspected, Readable
+from storelib.api.service.inspection import Body, Guarded, Readable, inspected
 from storelib.api.service.lease import Lease
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.exceptions import Duplicate as AlreadyThere
@@ -102,23 +102,25 @@ class Data:
                 _, ticket = self.begin(image, from_=("queued",), to="saving", stores=())
                 self.give_up(ticket, failed)
             raise
-        _, ticket = self.begin(image, from_=("queued",), to="saving", stores=[target.name])
+        begun, ticket = self.begin(image, from_=("queued",), to="saving", stores=[target.name])
         stored: StoredImage | None = None
         try:
             core.notify.image("prepare", image)
             body = Body(source.stream, source.length, room)
-            inspected = self.inspected(image, body)
+            # Its formats may have been changed before it was begun, and cannot be any more.
+            checked = self.inspected(begun, body)
             stored = target.add(
                 image_id,
-                inspected or body,
+                checked,
                 size,
                 hashing_algo=core.hashing_algorithm,
                 context=context,
                 progress=self.watch(ticket),
             )
             self._verify(image, stored)
+            checked.look()
             self.check_quota(image, [stored])
-            virtual_size = inspected.virtual_size if inspected else None
+            virtual_size = checked.virtual_size
         except BaseException as error:
             if stored is not None:
                 self.discard(context, ticket, [stored])
@@ -164,17 +166,9 @@ class Data:
             raise
         return begun, ticket
 
-    def inspected(self, image: Image, body: Readable) -> Inspected | None:
-        """``body`` with its format checked; None where there is nothing to check it against."""
-        if image.container_format != "bare" or image.disk_format is None:
-            return None
-        options = self._core.options
-        return Inspected(
-            body,
-            image.disk_format,
-            enforce=options.require_image_format_match,
-            nonfatal=options.gpt_safety_checks_nonfatal,
-        )
+    def inspected(self, image: Image, body: Readable) -> Guarded:
+        """``body`` with its format checked."""
+        return inspected(self._core.options, image.disk_format or "raw", image.container_format, body)
 
     def record(
         self,

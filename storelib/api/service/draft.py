@@ -17,7 +17,7 @@ from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service.core import Core
 from storelib.api.service.deletion import delete_dropped
-from storelib.api.service.locations import check_digests, find_data, locate
+from storelib.api.service.locations import Found, check_digests, find_data, inspect_data, locate
 from storelib.uris import redact
 
 LONGEST_NAME = 255
@@ -47,6 +47,7 @@ class Draft:
         # In the order in which they are shown, which is what clients count in.
         self._shown: list[NewLocation] = [*core.by_weight(image.locations)]
         self._locations = list(self._shown)
+        self._found: list[Found] = []
         self._activates = False
 
     def apply(self, operation: Operation) -> None:
@@ -96,6 +97,10 @@ class Draft:
         if added := {location.uri for location in self._locations} - {location.uri for location in image.locations}:
             core.quota.check_locations(self._locations)
             core.quota.room(image.owner, self._values.get("size", image.size), len(added))
+            # Now, since an operation after that of the location may have changed the formats.
+            for found in self._found:
+                if found.location.uri in added:
+                    self._inspect(found)
         status = "active" if self._activates else None
         return core.repository.images.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
 
@@ -105,6 +110,10 @@ class Draft:
         if all(location.uri in kept for location in self._image.locations):
             return
         delete_dropped(self._core, self._context, self._image.id)
+
+    def _inspect(self, found: Found) -> None:
+        formats = [self._values.get(name, getattr(self._image, name)) for name in ("disk_format", "container_format")]
+        inspect_data(self._core, self._context, found, *formats)
 
     # -- what v1 says of data -------------------------------------------------------------------------------------
 
@@ -123,8 +132,10 @@ class Draft:
             raise BadRequest(f"the image is {self._image.status}, a location is taken by queued images")
         self._require_formats()
         expected = self._values.get("size", self._image.size)
-        location, self._values["size"] = locate(self._core, self._context, uri, expected)
-        self._locations.append(location)
+        found = locate(self._core, self._context, uri, expected)
+        self._values["size"] = found.size
+        self._found.append(found)
+        self._locations.append(found.location)
         self._activates = True
 
     # -- properties -----------------------------------------------------------------------------------------------
@@ -137,7 +148,7 @@ class Draft:
             raise Conflict(f"the property {name!r} exists already")
         if name == "owner" and not context.is_admin:
             raise NotPermitted("only administrators may give images to others")
-        if name in ("disk_format", "container_format") and image.status not in ("queued", "importing"):
+        if name in ("disk_format", "container_format") and image.status != "queued":
             raise NotPermitted(f"{name} can be changed while the image is queued only")
         core.schema.check({name: value})
         value = core.schema.plain(name, value)
@@ -228,6 +239,8 @@ class Draft:
         if any(location.uri == value["url"] for location in self._locations):
             raise BadRequest("the image has this location already")
         store, size = find_data(self._core, self._context, value["url"])
+        found = Found(NewLocation(value["url"], {**value["metadata"], "store": store.name}), store, size)
+        self._found.append(found)
         image = self._image
         size_so_far = self._values.get("size", image.size)
         if image.status == "queued":
@@ -237,7 +250,7 @@ class Draft:
             self._values["size"] = size
         elif size != size_so_far:
             raise Conflict(f"the data there has {size} bytes, the image has {size_so_far}")
-        return NewLocation(value["url"], {**value["metadata"], "store": store.name})
+        return found.location
 
     def _require_formats(self) -> None:
         for name in ("disk_format", "container_format"):

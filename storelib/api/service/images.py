@@ -22,7 +22,7 @@ from storelib.api.service.data import check_formats
 from storelib.api.service.deletion import finish_deletion, resume_deletion
 from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
 from storelib.api.service.lease import Lease
-from storelib.api.service.locations import locate
+from storelib.api.service.locations import inspect_data, locate
 
 #: How often a change is begun again because another request was faster.
 ATTEMPTS = 12
@@ -113,9 +113,10 @@ class Images:
     def _located(self, context: Context, new: NewImage, uri: str) -> NewImage:
         self._core.policy.require(context, "set_image_location", {"project_id": new.owner or ""})
         check_formats(new)
-        location, size = locate(self._core, context, uri, new.size)
-        self._core.quota.room(new.owner, size)
-        return replace(new, status="active", size=size, locations=(location,))
+        found = locate(self._core, context, uri, new.size)
+        self._core.quota.room(new.owner, found.size)
+        inspect_data(self._core, context, found, new.disk_format, new.container_format)
+        return replace(new, status="active", size=found.size, locations=(found.location,))
 
     def _check_new(self, context: Context, new: NewImage) -> None:
         core = self._core

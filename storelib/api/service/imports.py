@@ -24,7 +24,7 @@ from storelib.api.errors import (
 )
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
-from storelib.api.service.inspection import Body
+from storelib.api.service.inspection import Body, Guarded
 from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.locations import check_length
 from storelib.api.service.tasks import STAGED, Tasks
@@ -175,7 +175,10 @@ class Imports:
         source = self._source(image, request, context)
         core.quota.room(image.owner, image.size, len(stores))
         names = [store.name for store in stores]
-        _, ticket = self._data.begin(image, from_=(image.status,), to=None if copying else "importing", stores=names)
+        # Its formats may have been changed before it was begun, and cannot be any more.
+        image, ticket = self._data.begin(
+            image, from_=(image.status,), to=None if copying else "importing", stores=names
+        )
         try:
             if copying:
                 image = self._with_room(image_id, names)
@@ -284,14 +287,14 @@ class Imports:
             with closing(found.data) as stream:
                 room = self._core.quota.room(image.owner, found.size, len(stores))
                 body = Body(stream, found.size, room)
-                inspected = self._data.inspected(image, body)
+                checked = self._data.inspected(image, body)
                 good, failed, message = self._fan_out(
-                    context, image, ticket, stores, inspected or body, found.size, all_must_succeed
+                    context, image, ticket, stores, checked, found.size, all_must_succeed
                 )
-            self._check_quota(context, image, ticket, good)
+                self._check_stored(context, image, ticket, good, checked)
             self._drop_staged(ticket)
-            virtual_size = inspected.virtual_size if inspected else None
-            self._data.record(context, image, ticket, good, virtual_size, self._tasks.ended(image.id, failed, message))
+            ended = self._tasks.ended(image.id, failed, message)
+            self._data.record(context, image, ticket, good, checked.virtual_size, ended)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: the import failed: %s", image.id, error)
             self._drop_staged(ticket)
@@ -301,8 +304,18 @@ class Imports:
             self._fail(ticket, "queued", failed, message, error)
             raise
 
-    def _check_quota(self, context: Context, image: Image, ticket: Ticket, good: Sequence[StoredImage]) -> None:
+    def _check_stored(
+        self,
+        context: Context,
+        image: Image,
+        ticket: Ticket,
+        good: Sequence[StoredImage],
+        checked: Guarded | None = None,
+    ) -> None:
+        """Of what is stored nothing stays if it may not."""
         try:
+            if checked is not None:
+                checked.look()
             self._data.check_quota(image, good)
         except BaseException:
             self._data.discard(context, ticket, good)
@@ -325,7 +338,7 @@ class Imports:
                 good, failed, message = self._fan_out(
                     context, image, ticket, stores, stream, found.size, all_must_succeed, digests
                 )
-            self._check_quota(context, image, ticket, good)
+            self._check_stored(context, image, ticket, good)
             self._add_copies(context, ticket, good, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: it could not be copied: %s", image.id, error)

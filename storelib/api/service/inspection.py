@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes on their way from a client to a store: counted, limited, and looked at for what format they are.
 
-oslo.utils recognises the formats, ``probing`` what only qemu does. A stream that is not what the image says, or that
-would make a hypervisor open other files, raises UnsupportedMediaType from ``read``, which makes the store's add fail
-before anything is published.
+oslo.utils recognises the formats, ``probing`` what would make a hypervisor open other files. A stream that is not what
+the image says, or that would, raises UnsupportedMediaType from ``read``, which makes the store's add fail before
+anything is published.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _ALSO = {"raw": [{"gpt"}], "iso": [{"iso", "gpt"}]}
 #: Formats of which no header tells how large the disk is.
 _AS_LONG_AS_THE_DATA = frozenset({"gpt", "luks"})
 _ANY_VERSION = frozenset({"version"})
+#: Bytes that are looked at at once, until it is known what they are.
+BLOCK = 256 * 1024
 #: The most that the database can say of a disk, in bytes.
 _LARGEST_DISK = 2**63 - 1
 
@@ -71,40 +73,108 @@ class Body:
         return chunk
 
 
-class _Peeked:
-    """A source whose first bytes were looked at."""
+class _Ahead:
+    """A source whose first bytes are looked at before they are read."""
 
     def __init__(self, source: Readable) -> None:
         self._source = source
-        self.head = b""
         self._pending = b""
+        self._ended = False
 
     def peek(self, length: int) -> bytes:
-        """The first ``length`` bytes, fewer where there are no more; called before ``read``."""
-        while len(self.head) < length and (chunk := self._source.read(length - len(self.head))):
-            self.head += chunk
-        self._pending = self.head
-        return self.head
+        """The next ``length`` bytes, fewer where there are no more, which stay to be read."""
+        self._pending = self.read_all(length)
+        return self._pending
 
     def read(self, size: int, /) -> bytes:
         """The next bytes, empty at the end."""
-        if not self._pending:
-            return self._source.read(size)
-        chunk, self._pending = self._pending[:size], self._pending[size:]
+        if self._pending:
+            chunk, self._pending = self._pending[:size], self._pending[size:]
+            return chunk
+        # A source may not like to be asked again.
+        if self._ended or not size:
+            return b""
+        chunk = self._source.read(size)
+        self._ended = not chunk
         return chunk
 
+    def read_all(self, size: int) -> bytes:
+        """The next ``size`` bytes, fewer at the end only."""
+        chunks: list[bytes] = []
+        while size > 0 and (chunk := self.read(size)):
+            chunks.append(chunk)
+            size -= len(chunk)
+        return b"".join(chunks)
 
-class Inspected:
+
+class _Blocks:
+    """What oslo.utils reads: each of its reads costs it as much for one byte as for many."""
+
+    def __init__(self, source: _Ahead) -> None:
+        self._source = source
+
+    def read(self, size: int, /) -> bytes:
+        return self._source.read_all(min(size, BLOCK))
+
+
+def inspected(options: Any, disk_format: str, container_format: str | None, source: Readable) -> Guarded:
+    """``source`` with its format checked as far as the ``[api]`` options and its container demand."""
+    if container_format != "bare":
+        return Guarded(source, disk_format)
+    return Inspected(
+        source,
+        disk_format,
+        enforce=options.require_image_format_match,
+        nonfatal=options.gpt_safety_checks_nonfatal,
+    )
+
+
+class Guarded:
+    """A source that is checked for making a hypervisor open other files, whatever else it is."""
+
+    def __init__(self, source: Readable, disk_format: str) -> None:
+        self._source = _Ahead(source)
+        self._format = disk_format
+        self._began = False
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; raises UnsupportedMediaType."""
+        if not self._began:
+            self._check_head()
+        return self._source.read(size)
+
+    def look(self) -> None:
+        """Read no more than is needed to know, unless it is known; raises UnsupportedMediaType."""
+        if not self._began:
+            self._check_head()
+
+    @property
+    def virtual_size(self) -> int | None:
+        """Bytes of the disk in the image, once all was read; None where it is not known, or that of the data."""
+        return None
+
+    def _check_head(self) -> bytes:
+        """Returns what was looked at."""
+        self._began = True
+        head = self._source.peek(probing.FIRST)
+        if (needed := probing.needed(head, self._format)) > len(head):
+            head = self._source.peek(needed)
+        if why := probing.danger(head, self._format):
+            raise UnsupportedMediaType(why)
+        return head
+
+
+class Inspected(Guarded):
     """A source whose format is checked against ``disk_format`` as it is read."""
 
     def __init__(
         self, source: Readable, disk_format: str, *, enforce: bool = True, nonfatal: Collection[str] = ()
     ) -> None:
-        self._source = _Peeked(source)
-        self._format = disk_format
+        super().__init__(source, disk_format)
         self._enforce = enforce
         self._nonfatal = frozenset(nonfatal)
         self._wrapper: format_inspector.InspectWrapper | None = None
+        self._probed: set[str] = set()
         self._decided = False
         #: What the header says, without the data that came after the decision.
         self._disk_size: int | None = None
@@ -131,15 +201,18 @@ class Inspected:
             raise UnsupportedMediaType(f"the data cannot be read as {self._format}: {error}") from error
         return chunk
 
+    def look(self) -> None:
+        """Read no more than is needed to know, unless it is known; raises UnsupportedMediaType."""
+        while not self._decided:
+            self.read(BLOCK)
+
     def _begin(self) -> format_inspector.InspectWrapper:
-        head = self._source.peek(probing.LENGTH)
-        # What is no sparse VMDK is one that only names other files, or none: oslo.utils stumbles over either.
-        sparse = probing.is_sparse_vmdk(head)
-        if probing.format_of(head) == "vmdk" and not sparse:
-            raise UnsupportedMediaType("the data is a VMDK that is only a description of other files")
-        names = [name for name in format_inspector.ALL_FORMATS if sparse or name != "vmdk"]
+        head = self._check_head()
+        self._probed = probing.formats_of(head)
+        # oslo.utils takes texts for VMDK, and looks far into everything for what only VHDX has.
+        names = [name for name in format_inspector.ALL_FORMATS if name not in ("vmdk", "vhdx") or name in self._probed]
         expected = self._format if self._enforce and self._format in names else None
-        return format_inspector.InspectWrapper(cast(IO[bytes], self._source), expected, names)
+        return format_inspector.InspectWrapper(cast(IO[bytes], _Blocks(self._source)), expected, names)
 
     def _decide(self, found: Mapping[str, Any]) -> None:
         self._decided = True
@@ -164,13 +237,16 @@ class Inspected:
         return size if size > 0 else None
 
     def _check_other_files(self, found: Mapping[str, Any]) -> None:
-        """Refuse what makes qemu open other files although oslo.utils does not recognise or mind it."""
-        head = self._source.head
-        probed = probing.format_of(head)
-        if probed is not None and probed not in found:
-            raise UnsupportedMediaType(f"the data begins like {probed}, but is no {probed} that is safe to use")
-        if "vmdk" in found and (why := probing.vmdk_danger(head, found["vmdk"].desc_text or "")):
-            raise UnsupportedMediaType(f"the data is not safe to use as vmdk: {why}")
+        """Refuse what may make a hypervisor open other files although oslo.utils does not recognise or mind it."""
+        if unknown := self._probed - found.keys():
+            name = min(unknown)
+            raise UnsupportedMediaType(f"the data begins like {name}, but is no {name} that is safe to use")
+        if "vhdx" in found:
+            inspector = found["vhdx"]
+            if not inspector.has_region("vds"):
+                raise UnsupportedMediaType("the data is not safe to use as vhdx: its metadata cannot be found")
+            if why := probing.danger_in_vhdx(inspector.region("metadata").data):
+                raise UnsupportedMediaType(why)
 
     def _check(self, found: set[str]) -> None:
         # What guests and block storage make of a raw disk (LUKS, ISO, a disk image in it) is a raw disk still; each is

@@ -10,7 +10,8 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from contextlib import closing
+from typing import Any, NamedTuple
 
 from storelib.api.context import Context
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Ticket
@@ -27,6 +28,7 @@ from storelib.api.errors import (
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source, check_formats
 from storelib.api.service.deletion import delete_dropped
+from storelib.api.service.inspection import inspected
 from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
 from storelib.driver import Store
@@ -49,6 +51,19 @@ LONGEST_URI = 8192
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
 #: Schemes of which every caller may name data; the others are the services' own.
 PUBLIC_SCHEMES = ("http", "https")
+
+
+#: Bytes at the start of an image of which every format says, within these, what there is to know, and at the end.
+HEAD = 32 * MiB
+TAIL = 4 * 512
+
+
+class Found(NamedTuple):
+    """Data of ``size`` bytes that is somewhere already."""
+
+    location: NewLocation
+    store: Store[Any]
+    size: int
 
 
 class Locations:
@@ -85,7 +100,8 @@ class Locations:
             # The task may have been noted, and ends when the upload is undone.
             self._data.undo_later(ticket)
             raise
-        self._workers.start(lambda: self._take(context, ticket, store, url, size, validation or {}))
+        found = Found(NewLocation(url, {"store": store.name}), store, size)
+        self._workers.start(lambda: self._take(context, begun, ticket, found, validation or {}))
         return begun
 
     def drop(self, context: Context, store_id: str, image_id: str) -> None:
@@ -134,19 +150,19 @@ class Locations:
             remote.close()
 
     def _take(
-        self, context: Context, ticket: Ticket, store: Store[Any], url: str, size: int, validation: Mapping[str, str]
+        self, context: Context, image: Image, ticket: Ticket, found: Found, validation: Mapping[str, str]
     ) -> None:
         image_id = ticket.image_id
         try:
-            values = self._verified(context, store, url, validation)
+            values = self._verified(context, image, found, validation)
             self._core.repository.uploads.finish(
                 image_id,
                 ticket.process_id,
                 token=ticket.token,
                 to="active",
-                locations=[NewLocation(url, {"store": store.name})],
+                locations=[found.location],
                 properties=self._tasks.ended(image_id, (), ""),
-                size=size,
+                size=found.size,
                 **values,
             )
         except OutcomeUnknown as error:
@@ -165,28 +181,33 @@ class Locations:
             raise
 
     def _verified(
-        self, context: Context, store: Store[Any], url: str, validation: Mapping[str, str]
+        self, context: Context, image: Image, found: Found, validation: Mapping[str, str]
     ) -> dict[str, str | None]:
-        """Checksum and hash to record; raises BadRequest when the data is not what the client said."""
+        """Checksum and hash to record.
+
+        Raises BadRequest when the data is not what the client said, UnsupportedMediaType when not what the image says.
+        """
         algorithm = validation.get("os_hash_algo")
         if not self._core.options.do_secure_hash:
+            inspect_data(self._core, context, found, image.disk_format, image.container_format)
             return dict(validation) if algorithm else {}
         names = {"md5", self._core.hashing_algorithm} | ({algorithm} if algorithm else set())
-        found = self._hashed(context, store, url, names)
-        if algorithm and found[algorithm] != validation["os_hash_value"]:
-            raise BadRequest(f"the {algorithm} of the data is {found[algorithm]}, not {validation['os_hash_value']}")
-        if validation.get("checksum", found["md5"]) != found["md5"]:
-            raise BadRequest(f"the md5 of the data is {found['md5']}, not {validation['checksum']}")
+        digests = self._hashed(context, image, found, names)
+        if algorithm and digests[algorithm] != validation["os_hash_value"]:
+            raise BadRequest(f"the {algorithm} of the data is {digests[algorithm]}, not {validation['os_hash_value']}")
+        if validation.get("checksum", digests["md5"]) != digests["md5"]:
+            raise BadRequest(f"the md5 of the data is {digests['md5']}, not {validation['checksum']}")
         main = algorithm or self._core.hashing_algorithm
-        return {"checksum": found["md5"], "os_hash_algo": main, "os_hash_value": found[main]}
+        return {"checksum": digests["md5"], "os_hash_algo": main, "os_hash_value": digests[main]}
 
-    def _hashed(self, context: Context, store: Store[Any], url: str, names: set[str]) -> dict[str, str]:
+    def _hashed(self, context: Context, image: Image, found: Found, names: set[str]) -> dict[str, str]:
         tries = self._core.options.http_retries + 1
         for attempt in range(tries):
             try:
                 hashers = {name: new_hasher(name) for name in names}
-                with store.get(url, context=context).data as stream:
-                    while chunk := stream.read(MiB):
+                with found.store.get(found.location.uri, context=context).data as stream:
+                    checked = self._data.inspected(image, stream)
+                    while chunk := checked.read(MiB):
                         for hasher in hashers.values():
                             hasher.update(chunk)
                 return {name: hasher.hexdigest() for name, hasher in hashers.items()}
@@ -217,6 +238,36 @@ class _Remote:
         """Free the connection, if one was opened."""
         if self._stream is not None:
             self._stream.close()
+
+
+class _Ends:
+    """The first and the last bytes of data, as if nothing were between; all of it if it is small."""
+
+    def __init__(self, found: Found, context: Context) -> None:
+        self._found = found
+        self._context = context
+        self._stream: ImageStream | None = None
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; raises StoreError."""
+        total = self._found.size
+        if self._position == HEAD and total > HEAD + TAIL:
+            self.close()
+            self._position = total - TAIL
+        if self._stream is None:
+            uri = self._found.location.uri
+            self._stream = self._found.store.get(uri, self._position, context=self._context).data
+        end = HEAD if self._position < HEAD < total - TAIL else total
+        chunk = self._stream.read(min(size, end - self._position))
+        self._position += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Free the connection."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
 
 def check_length(uri: str) -> None:
@@ -258,8 +309,8 @@ def find_data(core: Core, context: Context, uri: str) -> tuple[Store[Any], int]:
     return store, size
 
 
-def locate(core: Core, context: Context, uri: str, expected: int | None) -> tuple[NewLocation, int]:
-    """The location and size of the data at ``uri``; raises Conflict unless it has the ``expected`` bytes, if any.
+def locate(core: Core, context: Context, uri: str, expected: int | None) -> Found:
+    """The data at ``uri``, which is not looked at; raises Conflict unless it has the ``expected`` bytes, if any.
 
     Raises Forbidden, Invalid, StoreError like ``measure``.
     """
@@ -268,7 +319,18 @@ def locate(core: Core, context: Context, uri: str, expected: int | None) -> tupl
         raise BadRequest(f"the data at {redact(uri)} is empty, or its size is not known")
     if expected and size != expected:
         raise Conflict(f"the data at {redact(uri)} has {size} bytes, not {expected}")
-    return NewLocation(uri, {"store": store.name}), size
+    return Found(NewLocation(uri, {"store": store.name}), store, size)
+
+
+def inspect_data(
+    core: Core, context: Context, found: Found, disk_format: str | None, container_format: str | None
+) -> None:
+    """Raise UnsupportedMediaType unless data may be that of an image with these formats; reads its ends only.
+
+    Raises StoreError.
+    """
+    with closing(_Ends(found, context)) as ends:
+        inspected(core.options, disk_format or "raw", container_format, ends).look()
 
 
 def measure(core: Core, context: Context, uri: str) -> tuple[Store[Any], int | None]:

@@ -1,51 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How qemu recognises the formats that name other files, and what in a VMDK makes it open them.
+"""How qemu recognises the formats that can name other files, and what in an image makes a hypervisor open them.
 
-Modelled on what qemu's block drivers do (block/vmdk.c: vmdk_probe, vmdk_open_vmdk4, vmdk_parent_open; block/qcow.c,
-qcow2.c, qed.c: the magic numbers). oslo.utils wants a whole header before it recognises a format, and the descriptor of
-a VMDK to be pure ASCII; qemu wants neither.
+Modelled on qemu's block drivers: the probes, which see the first 512 bytes, and what each looks at when it opens an
+image (block/qcow2.c, qcow.c, qed.c, vdi.c, vpc.c, vhdx.c; VMDK is in ``vmdk``). Where qemu refuses a parent, others
+open it: Hyper-V and Xen those of VHD and VHDX, VirtualBox those of VDI.
+
+oslo.utils wants a whole header before it recognises a format, and takes what it cannot read for raw data; qemu wants
+neither. Work and memory are bounded: nothing looks at more than ``needed`` says.
 """
 
 from __future__ import annotations
 
 import struct
+import uuid
+from collections.abc import Callable, Mapping
 
-#: Bytes at the start of an image that qemu looks at to recognise a format (block/block-backend: BLOCK_PROBE_BUF_SIZE).
-LENGTH = 512
+from storelib.api.service import vmdk
 
-_MAGIC = {b"QFI\xfb": "qcow2", b"QED\0": "qed", b"KDMV": "vmdk", b"COWD": "vmdk"}
-_SPARSE = b"KDMV"
-_VERSIONS = (b"version=1", b"version=2", b"version=3")
+#: Bytes at the start of an image that qemu looks at to recognise a format (BLOCK_PROBE_BUF_SIZE).
+FIRST = 512
 
-
-def format_of(head: bytes) -> str | None:
-    """The format that may name other files as which qemu recognises data with this beginning; None for others."""
-    magic = _MAGIC.get(head[:4])
-    return magic or ("vmdk" if _is_descriptor(head) else None)
-
-
-def _is_descriptor(head: bytes) -> bool:
-    """A text that describes a disk in other files: comments and blank lines, then its version."""
-    lines = head[:LENGTH].split(b"\n")
-    for line in lines[:-1]:
-        # qemu passes over any number of carriage returns before a line.
-        line = line.lstrip(b"\r")
-        if line.startswith(b"#") or not line.strip(b" \r"):
-            continue
-        return line.removesuffix(b"\r") in _VERSIONS
-    return False
+KiB = 1024
+_MAGIC = {b"QFI\xfb": "qcow2", b"QED\0": "qed", vmdk.MAGIC: "vmdk", vmdk.ESX_MAGIC: "vmdk"}
+_LONG_MAGIC = {b"conectix": "vhd", b"vhdxfile": "vhdx"}
+_VDI_MAGIC = (0x40, struct.pack("<I", 0xBEDA107F))
+_QCOW2_DATA_FILE = 1 << 2
+#: Of VHD: fixed and dynamic. Of VDI: dynamic and static.
+_VHD_WHOLE = (2, 3)
+_VDI_WHOLE = (1, 2)
+#: Where the two copies of VHDX's region table are, and what ends behind them.
+_VHDX_REGIONS = (192 * KiB, 256 * KiB, 320 * KiB)
+_VHDX_METADATA = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
+_VHDX_PARENT = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c").bytes_le
+_CUT = "its header is cut short"
 
 
-def is_sparse_vmdk(head: bytes) -> bool:
-    """A VMDK with a header of its own, the only kind that may have its data in itself."""
-    return head.startswith(_SPARSE)
+def formats_of(head: bytes) -> set[str]:
+    """The formats that can name other files as which qemu may recognise data that begins like this."""
+    names = {_MAGIC.get(head[:4]), _LONG_MAGIC.get(head[:8])}
+    offset, magic = _VDI_MAGIC
+    if head[offset : offset + len(magic)] == magic:
+        names.add("vdi")
+    if vmdk.is_descriptor(head):
+        names.add("vmdk")
+    return {name for name in names if name is not None}
 
 
-def vmdk_danger(head: bytes, descriptor: str) -> str | None:
-    """Why a sparse VMDK with this lower-case descriptor would make qemu open other files; None if it would not."""
-    # Without a capacity in the header qemu takes the descriptor for one that names other files.
-    if len(head) < 20 or not struct.unpack_from("<Q", head, 12)[0]:
-        return "its header has no capacity"
-    if "parentfilenamehint" in descriptor:
-        return "it names a parent"
+def needed(head: bytes, declared: str) -> int:
+    """Bytes of an image with these ``FIRST`` bytes that ``danger`` has to see."""
+    if head.startswith(vmdk.MAGIC):
+        return vmdk.needed(head)
+    if head.startswith(b"vhdxfile"):
+        return _VHDX_REGIONS[-1]
+    return vmdk.LONGEST if declared == "vmdk" else FIRST
+
+
+def danger(head: bytes, declared: str) -> str | None:
+    """Why the image would make a hypervisor open other files, None if it would not.
+
+    ``head`` are its first ``needed`` bytes, fewer only where it has no more; ``declared`` is what its user says it is,
+    which qemu may be told instead of being left to recognise it.
+    """
+    names = formats_of(head)
+    # Told that it is a VMDK, qemu takes any text for a descriptor.
+    if declared == "vmdk" and not head.startswith(vmdk.MAGIC) and b"createtype" in head.lower():
+        names.add("vmdk")
+    for name in sorted(names):
+        if why := _CHECKS[name](head):
+            return f"the data is not safe to use as {name}: {why}"
     return None
+
+
+def danger_in_vhdx(metadata: bytes) -> str | None:
+    """The same for the table of a VHDX's metadata, which is far behind its head."""
+    if _VHDX_PARENT in metadata:
+        return "the data is not safe to use as vhdx: it names a parent"
+    return None
+
+
+def _qcow2(head: bytes) -> str | None:
+    if len(head) < 72:
+        return _CUT
+    version, backing = struct.unpack_from(">IQ", head, 4)
+    if version not in (2, 3):
+        return f"its version is {version}, not 2 or 3"
+    if backing:
+        return "it has a backing file"
+    if version == 2:
+        return None
+    if len(head) < 80:
+        return _CUT
+    return "it has a data file" if struct.unpack_from(">Q", head, 72)[0] & _QCOW2_DATA_FILE else None
+
+
+def _qed(head: bytes) -> str | None:
+    return "this format is not accepted"
+
+
+def _vhd(head: bytes) -> str | None:
+    if len(head) < FIRST:
+        return _CUT
+    (kind,) = struct.unpack_from(">I", head, 60)
+    return None if kind in _VHD_WHOLE else "it has a parent, or is of no known type"
+
+
+def _vdi(head: bytes) -> str | None:
+    if len(head) < FIRST:
+        return _CUT
+    (kind,) = struct.unpack_from("<I", head, 0x4C)
+    # The UUIDs of its parent and of the parent's last change.
+    if kind not in _VDI_WHOLE or any(head[0x1A8:0x1C8]):
+        return "it has a parent, or is of no known type"
+    return None
+
+
+def _vhdx(head: bytes) -> str | None:
+    first, second, end = _VHDX_REGIONS
+    table, copy = head[first:second], head[second:end]
+    if len(table) + len(copy) < end - first:
+        return _CUT
+    if copy.startswith(b"regi") and copy != table:
+        return "the two copies of its region table differ"
+    if table.count(_VHDX_METADATA) != 1:
+        return "it does not say once where its metadata is"
+    return None
+
+
+_CHECKS: Mapping[str, Callable[[bytes], str | None]] = {
+    "qcow2": _qcow2,
+    "qed": _qed,
+    "vdi": _vdi,
+    "vhd": _vhd,
+    "vhdx": _vhdx,
+    "vmdk": vmdk.danger,
+}

@@ -6,74 +6,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import struct
 import threading
 from wsgiref.util import FileWrapper
 
 import pytest
 from deployment import OCTETS, Deployed
+from disk_images import ISO, ISO_WITH_PARTITIONS, OTHER_FILES, gpt, luks, qcow2
 
 from storelib.api.service import Source, administrator
 from storelib.exceptions import RemoteServiceUnavailable, StorageFull, StorageWriteDenied, StoreAddDisabled
 
 DATA = bytes(range(256)) * 8
-
-
-def qcow2(virtual_size: int = 1 << 30, backing_file: bytes = b"") -> bytes:
-    """The header of a qcow2 image, version 3, as docs/interop/qcow2.txt of QEMU says, and a little after it."""
-    offset = 104 if backing_file else 0
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, offset, len(backing_file), 16, virtual_size, 0, 1, 0, 0, 1, 0, 0
-    )
-    header += struct.pack(">QQQII", 0, 0, 0, 4, 104)
-    return (header + backing_file).ljust(128 * 1024, b"\0")
-
-
-def gpt() -> bytes:
-    """A protective master boot record and what else makes a disk with a GUID partition table (UEFI 2.10, 5.2.3)."""
-    entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, 0xFFFFFFFF)
-    return b"\0" * 446 + entry + b"\0" * 48 + b"\x55\xaa" + b"\0" * 65536
-
-
-def luks(length: int, version: int = 1) -> bytes:
-    """A LUKS header whose data begins at sector 4096 (LUKS1 On-Disk Format, 4.1), and zeros behind it."""
-    header = struct.pack(">6sH32s32s32sII", b"LUKS\xba\xbe", version, b"aes", b"xts-plain64", b"sha256", 4096, 64)
-    return header.ljust(length, b"\0")
-
-
-def vmdk(descriptor: bytes, capacity: int = 2048) -> bytes:
-    """A sparse VMDK with this descriptor behind its header (Virtual Disk Format 5.0, "Hosted Sparse Extents")."""
-    header = struct.pack("<4sIIQQQQIQQ", b"KDMV", 1, 3, capacity, 128, 1, 20, 512, 21, 30)
-    return (header.ljust(512, b"\0") + descriptor.ljust(20 * 512, b"\0")).ljust(1 << 20, b"\0")
-
-
-DESCRIPTOR = b"""# Disk DescriptorFile
-version=1
-CID=0a0a0a0a
-parentCID=ffffffff
-createType="monolithicSparse"
-RW 2048 SPARSE "disk.vmdk"
-"""
-#: An ISO 9660 image: a primary volume descriptor in sector 16 (ECMA-119, 8.4).
-ISO = (b"\0" * 32768 + b"\1CD001\1").ljust(1 << 20, b"\0")
-ISO_WITH_PARTITIONS = gpt()[:512] + ISO[512:]
-#: Images that make qemu open other files.
-OTHER_FILES = {
-    "descriptor": DESCRIPTOR,
-    "descriptor, padded": DESCRIPTOR.ljust(1 << 20, b"\0"),
-    "descriptor, windows": DESCRIPTOR.replace(b"\n", b"\r\n"),
-    "descriptor, no type": b"version=1\n" + DESCRIPTOR[-28:],
-    "descriptor, one odd byte": DESCRIPTOR + b'RW 1 FLAT "/etc/passwd" 0\n#\xff\n',
-    "descriptor, blank lines": b"\n \r\n\r\n" + DESCRIPTOR[DESCRIPTOR.index(b"version") :],
-    "flat": DESCRIPTOR.replace(b"Sparse", b"Flat").replace(b"SPARSE", b"FLAT"),
-    "ESX sparse": b"COWD".ljust(1 << 20, b"\0"),
-    "no capacity": vmdk(DESCRIPTOR + b'RW\t1\tFLAT\t"/etc/passwd"\t0\n', capacity=0),
-    "parent": vmdk(DESCRIPTOR + b'parentFileNameHint="/etc/passwd"\n'),
-    "qcow2 with a backing file": qcow2(backing_file=b"/etc/passwd"),
-    "qcow2, short": qcow2(backing_file=b"/etc/passwd")[:117],
-    "qed": b"QED\0".ljust(1 << 20, b"\0"),
-    "qed, short": b"QED\0" + b"\1" * 60,
-}
 
 
 class Chunked(io.RawIOBase):
