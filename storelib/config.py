@@ -313,6 +313,10 @@ class GivenOptions(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"there is no option {name!r}")
 
+    def __repr__(self) -> str:
+        # Some values are secret.
+        return f"<options {', '.join(vars(self))}>"
+
 
 def given_options(name: str, driver: str, options: Sequence[cfg.Opt], given: Mapping[str, Any]) -> GivenOptions:
     """The options of a store that has no file: ``given`` as the options' types, else the defaults.

@@ -354,6 +354,7 @@ def test_a_secret_value_is_not_shown():
     with pytest.raises(BadStoreConfiguration) as caught:
         open_store(Guarded, memory_key="hunter2")
     assert "hunter2" not in str(caught.value)
+    assert "abc" not in repr(open_store(Guarded, memory_key="abc").conf)
 
 
 def test_a_driver_that_does_not_exist_is_refused():
