@@ -22,6 +22,7 @@ READ = {
     f"vsphere://host/folder/d/100%25%20+%C3%BC%23{QUERY}": ("host", 443, "d", "100% +ü#", "dc", "ds"),
     f"vsphere://host/folder/d/an old ü{QUERY}": ("host", 443, "d", "an old ü", "dc", "ds"),
     "vsphere://host/folder/d/id?dsName=my+ds%2B&dcPath=%2FF0%2Fdc+1": ("host", 443, "d", "id", "F0/dc 1", "my ds+"),
+    "vsphere://host/folder/d/id?dcPath=F0%2F%2Fdc&dsName=ds": ("host", 443, "d", "id", "F0/dc", "ds"),
     "vsphere://host/folder/d/id?dcPath=F0/dc&dsName=ds": ("host", 443, "d", "id", "F0/dc", "ds"),
 }
 REFUSED = [
@@ -124,6 +125,7 @@ def test_any_text_is_a_location_or_refused(text):
         (["dc1:ds1"], [Target("dc1", "ds1", 0)]),
         ([" /Europe/dc 1/ : ds 1 : 7 "], [Target("Europe/dc 1", "ds 1", 7)]),
         (["dc1:ds1:", "dc2:ds1:9"], [Target("dc1", "ds1", 0), Target("dc2", "ds1", 9)]),
+        (["Europe//dc1:ds1"], [Target("Europe/dc1", "ds1", 0)]),
         (["a:b:c:5"], [Target("a:b", "c", 5)]),
     ],
 )
@@ -163,6 +165,8 @@ def test_server_is_a_host_with_a_port(host, port, found):
         ("vmware_datastores", ["dc1:ds1:heavy"]),
         ("vmware_datastores", ["dc1:ds1:-1"]),
         ("vmware_datastores", ["dc1:ds1", "/dc1:ds1:3"]),
+        ("vmware_datastores", ["f/dc1:ds1", "f//dc1:ds1:3"]),
+        ("vmware_datastores", ["/:ds1"]),
         ("vmware_store_image_dir", "/images/../vms"),
         ("vmware_store_image_dir", "/images\x07"),
         ("vmware_thumbprint", "AB:CD"),

@@ -76,6 +76,11 @@ def split_endpoint(authority: str) -> tuple[str, int]:
     return host.lower(), int(port or DEFAULT_PORT)
 
 
+def inventory_path(text: str) -> str:
+    """The path of a datacenter in one spelling: vCenter takes more slashes than one for one."""
+    return "/".join(filter(None, text.split("/")))
+
+
 def _split_query(query: str, uri: str) -> tuple[str, str]:
     """Datacenter and datastore."""
     values: dict[str, str] = {}
@@ -84,7 +89,7 @@ def _split_query(query: str, uri: str) -> tuple[str, str]:
         if name in values:
             raise BadStoreUri(f"{name} is twice in {redact(uri)!r}")
         values[name] = unquote(value.replace("+", " "), uri)
-    datacenter, datastore = values.pop("dcPath", "").strip("/"), values.pop("dsName", "")
+    datacenter, datastore = inventory_path(values.pop("dcPath", "")), values.pop("dsName", "")
     if values or not datacenter or not datastore:
         raise BadStoreUri(f"expected ?dcPath=..&dsName=.. and nothing else at the end of {redact(uri)!r}")
     return datacenter, datastore

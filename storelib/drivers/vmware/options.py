@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from oslo_config import cfg
 
-from storelib.drivers.vmware.location import DEFAULT_PORT, split_endpoint
+from storelib.drivers.vmware.location import DEFAULT_PORT, inventory_path, split_endpoint
 from storelib.exceptions import BadStoreUri, misconfigured
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import Options
@@ -143,7 +143,7 @@ def _targets(conf: Options, store_name: str) -> tuple[Target, ...]:
     for value in conf.vmware_datastores or ():
         parts = [part.strip() for part in value.rsplit(":", 2)]
         weight = parts[2] if len(parts) == 3 else "0"
-        datacenter = parts[0].strip("/")
+        datacenter = inventory_path(parts[0])
         if len(parts) < 2 or not datacenter or not parts[1] or not re.fullmatch("[0-9]*", weight, re.ASCII):
             why = f"{value!r} is not datacenter path:datastore name[:weight]"
             raise misconfigured(store_name, "vmware_datastores", why)
