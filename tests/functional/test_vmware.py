@@ -17,7 +17,7 @@ from servers.vcenter import FIRST, NESTED, PLAIN, SECOND, Vcenter
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.vmware import VmwareStore, datastores, publication, session
+from storelib.drivers.vmware import VmwareStore, connections, datastores, publication, session
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -186,6 +186,19 @@ def in_between(data, at, step):
 
 
 # -- Sessions ---------------------------------------------------------------------------------------------------
+
+
+def test_empty_image_is_sent_again_where_the_session_has_ended(vcenter, store, image_id, monkeypatch):
+    """The server refuses it when all was said: no question before the body has told so."""
+    plain, revoked = connections.FileUpload.begin, []
+
+    def begin(self):
+        if not revoked:
+            revoked.append(vcenter.control("revoke"))
+        plain(self)
+
+    monkeypatch.setattr(connections.FileUpload, "begin", begin)
+    assert store.get_size(store.add(image_id, b"").uri) == 0
 
 
 def test_session_that_was_ended_is_made_anew_for_each_question(vcenter, store, image_id):
@@ -359,6 +372,7 @@ def hostile_environment(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(empty))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "nowhere" / "keys"))
 
 
 @pytest.mark.usefixtures("hostile_environment")
@@ -478,6 +492,11 @@ def test_image_without_room_is_refused_before_it_is_read(small_datastore, image_
     assert not list(root.rglob("*.*"))
 
 
+def test_image_of_unknown_size_goes_where_room_is(vcenter, small_datastore, image_id):
+    store = open_vmware(vcenter, f"{PLAIN}:{SECOND}:9", f"{PLAIN}:{FIRST}:1")
+    assert read(store, store.add(image_id, iter([LARGE])).uri) == LARGE
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_datastore_that_gets_full_is_reported_and_left_as_it_was(small_datastore, image_id, known):
     """The simulator answers with success all the same."""
@@ -570,6 +589,16 @@ def test_what_is_under_way_is_no_image(store):
         store.delete(uri)
     with pytest.raises(Invalid):
         store.add(publication.UPLOADS, SMALL)
+
+
+@pytest.mark.parametrize("directory", ["/", "/ blank/inner"])
+def test_blank_at_the_beginning_of_a_path_is_part_of_it(vcenter, image_id, directory):
+    store = open_vmware(vcenter, vmware_store_image_dir=directory)
+    uri = store.add(f" {image_id}", SMALL).uri
+    assert read(store, uri) == SMALL
+    assert store.find_image(f" {image_id}").uri == uri
+    store.delete(uri)
+    assert store.find_image(image_id) is None
 
 
 @pytest.mark.parametrize("image_id", ["[ab]", "a?c*", "back\\slash", "trailing "])

@@ -184,7 +184,7 @@ class Answer:
 class FileUpload:
     """One PUT: ``begin``, ``send`` for all of the body, ``finish``; ``close`` in any case. ``size`` None: in chunks."""
 
-    def __init__(self, connections: Connections, target: str, headers: Mapping[str, str], size: int | None) -> None:
+    def __init__(self, connections: Connections, target: str, cookies: Mapping[str, str], size: int | None) -> None:
         self._connections = connections
         self._connection = connections.take()
         self._early = EarlyResponse()
@@ -193,8 +193,10 @@ class FileUpload:
         length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
         # Of nothing the server may tell at once that it took it.
         self._asks = size != 0
-        self._head = {**_HEADERS, **headers, **length, **({"Expect": "100-continue"} if self._asks else {})}
+        self._head = {**_HEADERS, **cookies, **length, **({"Expect": "100-continue"} if self._asks else {})}
         self._target = target
+        #: The login that it was begun with, for its session to know.
+        self.login: Any = None
 
     def begin(self) -> None:
         """Send the headers; raises HttpError where the server refuses what would follow."""
@@ -289,8 +291,15 @@ class FileUpload:
 
 def _tls_context(conf: Options, settings: Settings, store_name: str) -> ssl.SSLContext:
     """Verifies against the given certificates alone, or else the system's."""
+    # Not create_default_context(): that fails for a SSLKEYLOGFILE that cannot be written, and since Python 3.13 refuses
+    # certificates that vCenters make for themselves.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if not conf.vmware_ca_file:
+        context.load_default_certs()
     try:
-        context = ssl.create_default_context(cafile=conf.vmware_ca_file)
+        if conf.vmware_ca_file:
+            context.load_verify_locations(conf.vmware_ca_file)
     except OSError as error:  # ssl.SSLError is one
         why = f"no certificates can be read from {conf.vmware_ca_file}: {error.strerror}"
         raise misconfigured(store_name, "vmware_ca_file", why) from None

@@ -24,13 +24,16 @@ from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Settings, Target
 from storelib.drivers.vmware.session import Login, Session
 from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull, misconfigured
-from storelib.transfer.contract import Options
+from storelib.transfer.contract import MiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
 
 #: Seconds for which it is believed how much room the datastores have.
 FRESH = 30.0
+
+#: Bytes that a datastore should have for an image of unknown size: with less it is as good as full.
+_SOME_ROOM = 16 * MiB
 
 #: Characters that mean something in the pattern of a search, of vCenter or of the simulator.
 _SPECIAL = re.compile(r"[*?\[\]\\]")
@@ -113,20 +116,23 @@ class Datastores:
     # -- Room -------------------------------------------------------------------------------------------------
 
     def choose(self, size: int | None) -> Target:
-        """The datastore for a new image; raises StorageFull."""
-        found = self._best(self.rooms(), size)
+        """The datastore for a new image; raises StorageFull. ``size`` None: any, if none has much room."""
+        wanted = _SOME_ROOM if size is None else size
+        found = self._best(self.rooms(), wanted)
         if found is None:
-            found = self._best(self.rooms(refresh=True), size)
+            found = self._best(self.rooms(refresh=True), wanted)
+        if found is None and size is None:
+            found = self._best(self.rooms(), 0)
         if found is None:
             raise StorageFull(f"store {self.store_name}: no datastore has room for {size} bytes")
         return found
 
-    def _best(self, rooms: dict[Target, Room], size: int | None) -> Target | None:
+    def _best(self, rooms: dict[Target, Room], size: int) -> Target | None:
         usable = [target for target in self.targets if rooms[target].usable]
         if not usable:
             why = f"store {self.store_name}: no datastore can be used: not accessible or in maintenance"
             raise RemoteServiceUnavailable(why, transient=False)
-        fitting = [target for target in usable if size is None or rooms[target].free >= size]
+        fitting = [target for target in usable if rooms[target].free >= size]
         return max(fitting, key=lambda target: (target.weight, rooms[target].free), default=None)
 
     def rooms(self, *, refresh: bool = False) -> dict[Target, Room]:
@@ -297,9 +303,13 @@ def _inventory_name(name: str) -> str:
 
 
 def _path(target: Target, names: Sequence[str]) -> str:
-    path = f"[{target.name}] {'/'.join(names)}"
-    # Of a blank at the end the simulator would make nothing; this is the same file.
-    return f"{path}/." if path[-1].isspace() and names else path
+    path = "/".join(names)
+    # Of a blank at either end the simulator would make nothing; this is the same file.
+    if path[:1].isspace():
+        path = f"./{path}"
+    if path[-1:].isspace():
+        path = f"{path}/."
+    return f"[{target.name}] {path}"
 
 
 def _url(target: Target, names: Sequence[str]) -> str:

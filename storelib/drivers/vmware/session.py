@@ -138,10 +138,11 @@ class Session:
         return self.call(send)
 
     def upload(self, target: str, size: int | None) -> FileUpload:
-        """A PUT that the server is ready to take the body of."""
+        """A PUT that the server is ready to take the body of; where it ends with a 401, ``doubt`` its session."""
 
         def begin(login: Login) -> FileUpload:
             upload = FileUpload(self._connections, target, login.cookies, size)
+            upload.login = login
             try:
                 upload.begin()
             except BaseException:
@@ -163,6 +164,13 @@ class Session:
                     # Where it was only doubted: a vCenter has only so many.
                     instead_of.end()
             return self._logins[0]
+
+    def doubt(self, upload: FileUpload) -> None:
+        """Log in anew before the next question, unless that was done since: the login of this upload was refused."""
+        with self._lock:
+            if self._logins and self._logins[0] is upload.login:
+                self._logins.clear()
+        upload.login.end()
 
     def _cancel(self, task: Any) -> None:
         with contextlib.suppress(Exception):

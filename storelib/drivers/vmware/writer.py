@@ -91,7 +91,7 @@ class VmwareWriter(Writer):
         try:
             self._upload.send(data)
         except HttpError as error:
-            raise self._broken(error) from error
+            raise self._broken(self._upload, error) from error
 
     def _end(self) -> None:
         """Once: the answer cannot be asked for again."""
@@ -101,7 +101,7 @@ class VmwareWriter(Writer):
         try:
             self._upload.finish()
         except HttpError as error:
-            self._failure = self._broken(error)
+            self._failure = self._broken(self._upload, error)
             raise self._failure from error
         except Exception as error:
             self._failure = error
@@ -109,13 +109,14 @@ class VmwareWriter(Writer):
         self._upload = None
         self._ended = True
 
-    def _broken(self, error: HttpError) -> Exception:
+    def _broken(self, upload: FileUpload, error: HttpError) -> Exception:
         """What an answer to a PUT on its way means: that the session has ended is no matter of permissions."""
         if error.status < 300:
             # In the middle: what can be known is how much has arrived, and what room there is.
             self.publication.seal(self._sent + 1)
         if error.status != 401:
             return error
+        self._datastores.session.doubt(upload)
         return RemoteServiceUnavailable(
             f"{self.publication.subject}: vCenter ended the session in the middle of the transfer"
         )
