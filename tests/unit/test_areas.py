@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -86,6 +87,25 @@ def test_two_stores_in_one_place_are_a_mistake_of_the_file(tmp_path, driver, fir
     assert "secret" not in text
     assert "[one]" in text
     assert "[two]" in text
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "libraries"),
+    [
+        ("rbd", {}, ("rados", "rbd")),
+        ("vmware", VMWARE, ("pyVmomi", "pyVim")),
+    ],
+)
+def test_two_stores_in_one_place_are_a_mistake_without_their_library_too(
+    tmp_path, monkeypatch, driver, options, libraries
+):
+    for name in list(sys.modules):
+        if name.partition(".")[0] in libraries:
+            monkeypatch.delitem(sys.modules, name)
+    for name in libraries:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BadStoreConfiguration, match="in the same place"):
+        registry(tmp_path, driver, options, options)
 
 
 @pytest.mark.parametrize(

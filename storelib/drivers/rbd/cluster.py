@@ -28,6 +28,15 @@ _LARGEST_CONF = 1 << 20
 _FSID = re.compile(r"^[ \t]*fsid[ \t]*=[ \t]*([0-9A-Fa-f-]{36})\b", re.MULTILINE)
 
 
+def identity(conf: Options) -> str:
+    """What tells the cluster from others without asking it: its fsid if ceph.conf has it, else the file's path."""
+    path = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        if found := _FSID.search(file.read(_LARGEST_CONF)):
+            return found[1].lower()
+    return path
+
+
 class RbdCluster(Cluster):
     """The pool, and namespace, of a store; raises BadStoreConfiguration for options that cannot be.
 
@@ -57,15 +66,6 @@ class RbdCluster(Cluster):
         self.order = (int(conf.rbd_store_chunk_size) * MiB).bit_length() - 1
         #: Writers still in use by the names of what they write, so that gc leaves that alone.
         self.live: LiveAdds[object] = LiveAdds()
-        self._conf_file = os.path.realpath(os.path.expanduser(conf.rbd_store_ceph_conf or _CEPH_CONF))
-
-    @property
-    def identity(self) -> str:
-        """What tells the cluster from others without asking it: its fsid if ceph.conf has it, else the file's path."""
-        with contextlib.suppress(OSError), open(self._conf_file, encoding="utf-8", errors="replace") as file:
-            if found := _FSID.search(file.read(_LARGEST_CONF)):
-                return found[1].lower()
-        return self._conf_file
 
     def location(self, image_id: str, snapshot: str = SNAPSHOT) -> RbdLocation:
         """Where the image with this id is, or would be."""

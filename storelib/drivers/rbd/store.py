@@ -12,7 +12,7 @@ from oslo_config import cfg
 from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, publication
-from storelib.drivers.rbd.cluster import RbdCluster, describe
+from storelib.drivers.rbd.cluster import RbdCluster, describe, identity
 from storelib.drivers.rbd.location import SCHEME, RbdLocation
 from storelib.drivers.rbd.options import OPTIONS
 from storelib.drivers.rbd.reader import RbdReader
@@ -64,9 +64,9 @@ class RbdStore(Store[RbdLocation]):
 
     def areas(self) -> list[Area]:
         """The namespace of the pool, in the cluster that ceph.conf is about."""
-        cluster = self.cluster
-        option = "rbd_store_namespace" if cluster.namespace else "rbd_store_pool"
-        return [Area(("rbd", cluster.identity, cluster.pool, cluster.namespace), "", option)]
+        pool, namespace = self.conf.rbd_store_pool, self.conf.rbd_store_namespace
+        option = "rbd_store_namespace" if namespace else "rbd_store_pool"
+        return [Area(("rbd", identity(self.conf), pool, namespace), "", option)]
 
     def owns(self, location: RbdLocation) -> bool:
         """Whether it is in this namespace of this pool of this cluster; the short form says nothing against it."""
