@@ -222,7 +222,7 @@ class Configuration(OptionReader):
         """Find misspelled options and groups, which oslo.config silently ignores.
 
         ``known`` has the option names of each store. A wrong one in ``[storelib]`` or a store's group raises
-        BadStoreConfiguration, since the default that would be used instead may be somebody else's directory. A group
+        BadStoreConfiguration, since the default that would be used instead may be another user's directory. A group
         that looks like that of a store which is not listed is only logged: the file may serve other programs too.
         """
         groups = {name.lower(): set(names) for name, names in known.items()}

@@ -35,7 +35,7 @@ _OF_CALLS: dict[int, tuple[type[StoreError], str]] = {
     errno.ENOTEMPTY: (HasSnapshot, "the image has snapshots"),
     errno.EOPNOTSUPP: (OperationNotSupported, "the cluster or the image cannot do that"),
     errno.ENOSYS: (OperationNotSupported, "the cluster or the image cannot do that"),
-    errno.EROFS: (RemoteServiceUnavailable, "somebody else holds the lock of the image"),
+    errno.EROFS: (RemoteServiceUnavailable, "another client holds the lock of the image"),
     errno.EIO: (RemoteServiceUnavailable, "input/output error"),
     **dict.fromkeys(DISCONNECTED, (RemoteServiceUnavailable, "the cluster has shut this client out")),
 }

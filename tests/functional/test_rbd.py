@@ -668,7 +668,7 @@ def test_add_whose_image_is_moved_away_fails(store, pool, image_id, monkeypatch,
             rbd.RBD().create(pool.ioctx, image_id, MiB, old_format=False)
 
     at_publication(monkeypatch, rename)
-    with pytest.raises(Duplicate if other else StoreError, match="exists" if other else "somebody removed"):
+    with pytest.raises(Duplicate if other else StoreError, match="exists" if other else "another client removed"):
         store.add(image_id, IMAGE)
     assert pool.residue(image_id) == {f"{image_id}-elsewhere", *([image_id] if other else [])}
 

@@ -125,7 +125,7 @@ class Metadefs(Table):
 
     @reads
     def get(self, connection: Connection, name: str) -> Namespace:
-        """The namespace of this name, whoever may see it; raises ResourceNotFound."""
+        """The namespace of this name, for any caller; raises ResourceNotFound."""
         return _find(connection, name)
 
     @writes

@@ -27,10 +27,10 @@ LOG = logging.getLogger(__name__)
 
 #: What Cinder shows people as the device of our attachments.
 MOUNTPOINT = "storelib"
-#: Seconds that others may take between reserving a volume and connecting it, while somebody looks for what a request
+#: Seconds that others may take between reserving a volume and connecting it, while a client looks for what a request
 #: without an answer has reserved. Who is slower tries again.
 _CONNECTING = 1.0
-#: States in which a volume is for a moment, while somebody attaches, grows or leaves it.
+#: States in which a volume is for a moment, while a client attaches, grows or leaves it.
 _BUSY = ("reserved", "attaching", "detaching", "extending", "in-use")
 
 
@@ -81,7 +81,7 @@ def attach(api: Api, hold: Hold, volume: str, image_id: str, mode: str, *, alone
             api.detach(attachment_id)
         if isinstance(error, Exception) and status_of(error) == 404:
             raise RemoteServiceUnavailable(
-                f"somebody ended the attachment of volume {volume} before it was used"
+                f"another client ended the attachment of volume {volume} before it was used"
             ) from error
         raise
     return Attachment(api, hold, volume, attachment_id, info)
@@ -101,7 +101,7 @@ def _refusal(api: Api, volume: str) -> StoreError:
     found = api.volume(volume)
     if found.status in _BUSY:
         return RemoteServiceUnavailable(
-            f"volume {volume} is {found.status}: somebody else has it attached; volumes of a type with "
+            f"volume {volume} is {found.status}: another client has it attached; volumes of a type with "
             "multiattach='<is> True' several can read at a time"
         )
     return StoreError(f"volume {volume} cannot be attached: it is {found.status}")

@@ -108,7 +108,7 @@ def discard(user: User, dead: DeadVolume | DeadAttachment) -> bool:
         LOG.info("volume %s is left to a later gc: %s", dead.id, error)
         return False
     except Exception as error:
-        # Somebody began to use it just now, or another gc was faster.
+        # Another client began to use it just now, or another gc was faster.
         if status_of(error) not in (400, 404):
             raise
         return False

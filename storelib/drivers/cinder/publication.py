@@ -115,7 +115,7 @@ class Shelf:
             others = [each for each in self.of_image(api, image_id) if each.id != volume]
             pending = [each.id for each in others if _is_pending(each)]
             if any(map(is_image, others)) or any(each < volume for each in pending):
-                raise Duplicate(f"image {image_id!r} exists in store {self._name}, or is being added by somebody else")
+                raise Duplicate(f"image {image_id!r} exists in store {self._name}, or is being added by another client")
             if not pending:
                 return
             if time.monotonic() > end:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CinderReader: one image, its volume attached read-only as long as anybody in this process reads it."""
+"""CinderReader: one image, its volume attached read-only as long as this process reads it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CinderReader(Reader):
         return self._disk.extents(offset, length)
 
     def close(self) -> None:
-        """Detach, unless somebody else here reads it."""
+        """Detach, unless another reader of this process uses it."""
         try:
             self._disk.close()
         finally:

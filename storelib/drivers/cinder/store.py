@@ -106,7 +106,7 @@ class CinderStore(Store[CinderLocation]):
         found = api.volume(volume)
         if api.has_snapshots(volume):
             return HasSnapshot(f"{location}: there are snapshots of the volume")
-        return InUseByStore(f"{location}: the volume is {found.status}: somebody reads it, or has it attached")
+        return InUseByStore(f"{location}: the volume is {found.status}: another client reads it, or has it attached")
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error for what one of the clients raised."""

@@ -146,7 +146,7 @@ class CinderWriter(Writer):
         try:
             self._api.set_readonly(volume)
         except Exception as error:
-            # Somebody reads it already, or the policy does not allow it.
+            # Another client reads it already, or the policy does not allow it.
             if status_of(error) not in (400, 403):
                 raise
             LOG.warning("image %r: its volume %s could not be made read-only", self._image_id, volume)
@@ -186,10 +186,12 @@ def remove(api: Api, volume: str) -> None:
 
 @contextlib.contextmanager
 def _removed(image_id: str) -> Iterator[None]:
-    """A volume that is gone in the middle of an add was removed by somebody."""
+    """A volume that is gone in the middle of an add was removed by another client."""
     try:
         yield
     except Exception as error:
         if isinstance(error, NotFound) or status_of(error) == 404:
-            raise StoreError(f"image {image_id!r}: somebody removed what was written; nothing is stored") from error
+            raise StoreError(
+                f"image {image_id!r}: another client removed what was written; nothing is stored"
+            ) from error
         raise

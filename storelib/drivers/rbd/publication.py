@@ -167,11 +167,13 @@ def publish(
         complete = False
     found = look_at(connection, name)
     if found is None:
-        raise StoreError(f"{name!r}: somebody removed what was written, perhaps gc; nothing is stored")
+        raise StoreError(f"{name!r}: another client removed what was written, perhaps gc; nothing is stored")
     if found.image_id != image_id:
         raise rbd.ImageExists(f"another image is called {name!r}", errno=errno.EEXIST)
     if found.sealed_size is None or (size is not None and found.sealed_size != size):
-        raise StoreError(f"{name!r}: somebody removed or changed the snapshot of what was written; nothing is stored")
+        raise StoreError(
+            f"{name!r}: another client removed or changed the snapshot of what was written; nothing is stored"
+        )
     if not complete:
         if release is not None:
             release()
@@ -271,7 +273,7 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
             set_deleting(image)
             return _set_aside(connection, location, image, to_trash=to_trash)
         elif len(list(image.watchers_list())) > 1:
-            raise InUseByStore(f"{location} is in use: somebody has it open for writing")
+            raise InUseByStore(f"{location} is in use: another client has it open for writing")
         else:
             set_deleting(image)
             try:

@@ -149,7 +149,9 @@ class RbdWriter(Writer):
         self._sealed = True
 
     def _removed(self) -> StoreError:
-        return StoreError(f"image {self._image_id!r}: somebody removed what was written, perhaps gc; nothing is stored")
+        return StoreError(
+            f"image {self._image_id!r}: another client removed what was written, perhaps gc; nothing is stored"
+        )
 
     def abort(self) -> None:
         """Remove whatever was made, the published image if it is this one."""

@@ -83,7 +83,7 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
         # What vanishes while it is written was no image yet.
         missing_part = error.meaning is NotFound and any(map(is_temporary, error.arguments))
         if missing_part:
-            return StoreError(f"{text}; somebody removed what was being written, perhaps gc of another process")
+            return StoreError(f"{text}; another client removed what was being written, perhaps gc of another process")
         return error.meaning(text)
     if isinstance(error, CommandHung):
         return TransferTimeout(f"{text} (option sheepdog_store_timeout)")

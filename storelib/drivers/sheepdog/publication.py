@@ -71,7 +71,7 @@ class Publication:
         # It may be deleted as soon as it can be seen.
         if self._made is not None:
             if not self._made.has_all_of(whole):
-                raise StoreError(f"{self._subject}: somebody deleted what it was made of; nothing is stored")
+                raise StoreError(f"{self._subject}: another client deleted what it was made of; nothing is stored")
             self._claim(self._made)
         self.done = True
 
@@ -96,7 +96,7 @@ class Publication:
             if error.meaning is not Duplicate:
                 raise
             if not again:
-                # Somebody else's: this was the first attempt, and it was refused.
+                # Another client's: this was the first attempt, and it was refused.
                 self._uncertain = False
                 raise self._duplicate() from error
             if not self._is_there():

@@ -111,8 +111,8 @@ class SheepdogWriter(Writer):
         is_whole = len(self._made_of) > 1 and all(vdi.size == size for vdi in self._made_of)
         if sealed is None or not is_whole or not self._objects.are_in(sealed):
             raise StoreError(
-                f"{self._publication.location}: somebody deleted what was written, perhaps gc in another process with "
-                "a shorter time than adds need; nothing is stored"
+                f"{self._publication.location}: another client deleted what was written, perhaps gc in another process "
+                "with a shorter time than adds need; nothing is stored"
             )
         return sealed
 

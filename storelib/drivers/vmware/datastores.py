@@ -167,7 +167,7 @@ class Datastores:
         try:
             return self.session.upload(_url(target, names), size)
         except HttpError:
-            # Somebody may have removed the directory.
+            # Another client may have removed the directory.
             self._made.clear()
             raise
 

@@ -36,7 +36,7 @@ _SOAP = ("text/xml", "application/xml", "application/soap+xml")
 _FIRST_PAUSE = 0.02
 #: All of a task would include what it is about, which the simulator of govmomi gives a wrong type.
 _OF_TASK = ("info.state", "info.error", "info.result", "info.progress")
-#: Seconds after which a session is shown that somebody is there; vCenter ends it after 30 minutes without a call.
+#: Seconds after which a session is shown that its client is there; vCenter ends it after 30 minutes without a call.
 _KEEP_ALIVE = 300.0
 #: Seconds that saying goodbye may take.
 _GOODBYE = 2.0
