@@ -98,8 +98,8 @@ def unquote(segment: str, uri: str) -> str:
 def redact(uri: str) -> str:
     """``uri`` with credentials blotted out, for people to read; works on malformed URIs and on texts with several, too.
 
-    Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden. Any client may
-    have sent it, so it takes time in proportion to the length.
+    Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden. Clients
+    send them, too, so it takes time in proportion to the length.
     """
     return _without_parameters(_without_users(uri))
 
