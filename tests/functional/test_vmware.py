@@ -641,6 +641,21 @@ def test_what_was_sent_before_keeps_no_image_from_being_published(store, access,
     assert uri
 
 
+def test_failed_add_is_removed_once_the_datastore_is_no_longer_busy(store, access, image_id, monkeypatch):
+    plain, failures = datastores.Datastores.delete, [vim.fault.TaskInProgress()]
+
+    def delete(self, target, names):
+        if failures:
+            raise failures.pop()
+        plain(self, target, names)
+
+    monkeypatch.setattr(datastores.Datastores, "delete", delete)
+    with pytest.raises(ZeroDivisionError):
+        store.add(image_id, in_between(LARGE, 5 * MiB, lambda: 1 / 0))
+    assert not failures
+    assert not access.residue(image_id)
+
+
 def test_images_may_lie_at_the_top_of_a_datastore(vcenter):
     store = open_vmware(vcenter, f"{NESTED}:{SECOND}", vmware_store_image_dir="/")
     uri = store.add("top", LARGE).uri

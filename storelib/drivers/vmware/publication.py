@@ -7,7 +7,6 @@ to the name of the image publishes it, and fails where there is one.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import secrets
@@ -158,10 +157,15 @@ class Publication:
         self._published = False
 
     def _remove_temporary(self, names: Sequence[str]) -> None:
-        # One that cannot be removed keeps none of the others.
-        with contextlib.ExitStack() as removals:
-            for name in names:
-                removals.callback(self._remove, (*self.datastores.directory, UPLOADS, name))
+        # One that cannot be removed keeps none of the others. (An ExitStack cannot raise a fault of pyVmomi.)
+        failure: Exception | None = None
+        for name in names:
+            try:
+                self._remove((*self.datastores.directory, UPLOADS, name))
+            except Exception as error:  # noqa: BLE001  (raised below)
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _remove(self, names: Sequence[str]) -> None:
         try:
