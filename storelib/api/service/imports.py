@@ -26,7 +26,7 @@ from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body, Guarded
 from storelib.api.service.lease import remove_leftovers
-from storelib.api.service.locations import check_length
+from storelib.api.service.locations import PUBLIC_SCHEMES, check_length
 from storelib.api.service.tasks import STAGED, Tasks
 from storelib.api.service.workers import Workers
 from storelib.capabilities import Capability
@@ -335,10 +335,12 @@ class Imports:
             if image.os_hash_value and image.os_hash_algo == self._core.hashing_algorithm:
                 digests = Digests(image.checksum, image.os_hash_value, image.os_hash_algo)
             with closing(found.data) as stream:
+                # What is at another's place may have been replaced since it was inspected.
+                checked = self._data.inspected(image, stream) if _is_elsewhere(image) else None
                 good, failed, message = self._fan_out(
-                    context, image, ticket, stores, stream, found.size, all_must_succeed, digests
+                    context, image, ticket, stores, checked or stream, found.size, all_must_succeed, digests
                 )
-            self._check_stored(context, image, ticket, good)
+                self._check_stored(context, image, ticket, good, checked)
             self._add_copies(context, ticket, good, self._tasks.ended(image.id, failed, message))
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: it could not be copied: %s", image.id, error)
@@ -421,6 +423,11 @@ class Imports:
 
 def _lower(schemes: Iterable[str]) -> set[str]:
     return {scheme.lower() for scheme in schemes}
+
+
+def _is_elsewhere(image: Image) -> bool:
+    """Whether some of its data may be at a place that a user named."""
+    return any(scheme_of(location.uri) in PUBLIC_SCHEMES for location in image.locations)
 
 
 def _takes_data(store: Store[Any]) -> bool:

@@ -175,6 +175,8 @@ class Inspected(Guarded):
         self._nonfatal = frozenset(nonfatal)
         self._wrapper: format_inspector.InspectWrapper | None = None
         self._probed: set[str] = set()
+        #: The end so far of a VHD, which has a footer there, too.
+        self._last = b""
         self._decided = False
         #: What the header says, without the data that came after the decision.
         self._disk_size: int | None = None
@@ -193,6 +195,9 @@ class Inspected(Guarded):
             if not chunk:
                 self._wrapper.close()
             found = self._wrapper.formats
+            if "vhd" in self._probed:
+                self._last = (self._last + chunk)[-probing.FOOTER :]
+                found = None if chunk else found
             if found is not None:
                 self._decide({str(inspector): inspector for inspector in found})
         except (ApiError, StoreError):
@@ -241,6 +246,8 @@ class Inspected(Guarded):
         if unknown := self._probed - found.keys():
             name = min(unknown)
             raise UnsupportedMediaType(f"the data begins like {name}, but is no {name} that is safe to use")
+        if why := probing.danger_in_footer(self._last):
+            raise UnsupportedMediaType(why)
         if "vhdx" in found:
             inspector = found["vhdx"]
             if not inspector.has_region("vds"):

@@ -19,6 +19,8 @@ from storelib.api.service import vmdk
 
 #: Bytes at the start of an image that qemu looks at to recognise a format (BLOCK_PROBE_BUF_SIZE).
 FIRST = 512
+#: Bytes of a VHD's footer.
+FOOTER = 512
 
 KiB = 1024
 _MAGIC = {b"QFI\xfb": "qcow2", b"QED\0": "qed", vmdk.MAGIC: "vmdk", vmdk.ESX_MAGIC: "vmdk"}
@@ -68,6 +70,13 @@ def danger(head: bytes, declared: str) -> str | None:
     for name in sorted(names):
         if why := _CHECKS[name](head):
             return f"the data is not safe to use as {name}: {why}"
+    return None
+
+
+def danger_in_footer(last: bytes) -> str | None:
+    """The same for the last ``FOOTER`` bytes of a VHD, which others read instead of their copy at the beginning."""
+    if last.startswith(b"conectix") and (why := _vhd(last)):
+        return f"the data is not safe to use as vhd: {why}"
     return None
 
 

@@ -185,6 +185,7 @@ OTHER_FILES_TO_OTHERS = {
     "qcow2, very short": qcow2(backing_file=CANARY)[:16],
     "qed, short": b"QED\0" + b"\1" * 60,
     "vhd with a parent": vhd(4),
+    "vhd with a parent in its footer": vhd() + vhd(4)[:512],
     "vhd of no type": vhd(0),
     "vhd, short": vhd()[:100],
     "vhdx with a parent": vhdx(parent=True),

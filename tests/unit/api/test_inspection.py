@@ -235,6 +235,20 @@ class TestEveryWayIn(WithWeb):
         assert answer.status_code == 415, answer.text
         assert len(self.api.nova.show(image)["locations"]) == 1
 
+    def test_copy_of_what_is_no_longer_what_was_inspected(self, monkeypatch):
+        monkeypatch.setattr(Web, "data", b"\0" * len(OTHER_FILES["qcow"]))
+        image = created(self.api.nova, location=f"{self.web}/image")
+        before = self.api.files()
+        monkeypatch.setattr(Web, "data", OTHER_FILES["qcow"])
+        body = {"method": {"name": "copy-image"}, "stores": ["fast"]}
+        assert self.api.admin.post(f"/v2/images/{image}/import", body).status_code == 202
+        self.api.settle()
+        assert (len(self.api.nova.show(image)["locations"]), self.api.files()) == (1, before)
+        monkeypatch.setattr(Web, "data", b"\0" * len(OTHER_FILES["qcow"]))
+        self.api.admin.post(f"/v2/images/{image}/import", body)
+        self.api.settle()
+        assert image in self.api.files()
+
     def test_formats_that_are_changed_after_the_place_was_named(self):
         url = self.put_into("mem", b"no qcow2 at all")
         image = self.api.nova.create(container_format="ova", disk_format="qcow2")
