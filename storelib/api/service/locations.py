@@ -41,6 +41,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.transfer.contract import MiB
+from storelib.transfer.deadlines import at_most
 from storelib.transfer.digests import new_hasher
 from storelib.transfer.download import ImageStream
 from storelib.uris import redact, scheme_of
@@ -56,6 +57,8 @@ PUBLIC_SCHEMES = ("http", "https")
 #: Bytes at the start of an image of which every format says, within these, what there is to know, and at the end.
 HEAD = 32 * MiB
 TAIL = 4 * 512
+#: Seconds for both, while the client waits: whose server it is may want to keep this thread for ever.
+LOOK = 30.0
 
 
 class Found(NamedTuple):
@@ -329,7 +332,7 @@ def inspect_data(
 
     Raises StoreError.
     """
-    with closing(_Ends(found, context)) as ends:
+    with at_most(LOOK), closing(_Ends(found, context)) as ends:
         inspected(core.options, disk_format or "raw", container_format, ends).look()
 
 

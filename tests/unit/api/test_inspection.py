@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import random
 import subprocess
+import threading
+import time
 from types import SimpleNamespace
 
 import disk_images as disks
@@ -234,6 +236,26 @@ class TestEveryWayIn(WithWeb):
         answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
         assert answer.status_code == 415, answer.text
         assert len(self.api.nova.show(image)["locations"]) == 1
+
+    def test_a_server_that_sends_byte_after_byte_keeps_nobody_waiting(self, monkeypatch):
+        left = threading.Event()
+
+        def trickle(server):
+            server.send_response(200)
+            server.send_header("Content-Length", str(1 << 20))
+            server.end_headers()
+            try:
+                for _ in range(400):
+                    server.wfile.write(b"x")
+                    time.sleep(0.02)
+            except OSError:
+                left.set()
+
+        monkeypatch.setattr(locations, "LOOK", 0.2)
+        monkeypatch.setattr(Web, "do_GET", trickle)
+        answer = create(self.api.nova, location=f"{self.web}/image", disk_format="raw", container_format="bare")
+        assert answer.status_code == 503, answer.text
+        assert left.wait(20)
 
     def test_copy_of_what_is_no_longer_what_was_inspected(self, monkeypatch):
         monkeypatch.setattr(Web, "data", b"\0" * len(OTHER_FILES["qcow"]))
