@@ -289,7 +289,7 @@ def test_error_page_is_never_an_image(vcenter, store, image_id):
 
 
 def test_error_page_in_the_middle_is_no_part_of_an_image(vcenter, image_id, proxy):
-    store = through(vcenter, proxy)
+    store = through(vcenter, proxy, vmware_download_concurrency=1)
     uri = store.add(image_id, LARGE).uri
     with store.get(uri).data as stream:
         first = stream.read(MiB)
@@ -434,6 +434,17 @@ def test_datastore_that_is_not_there_is_a_mistake_of_the_configuration(vcenter, 
     for ask in (store.check, lambda: store.add("image", b""), lambda: list(store.list_images())):
         with pytest.raises(BadStoreConfiguration, match="vmware_datastores"):
             ask()
+
+
+def test_datastore_that_was_mounted_anew_is_found_again(vcenter, image_id, monkeypatch):
+    """It is another object to vCenter."""
+    monkeypatch.setattr(datastores, "FRESH", 0.0)
+    store = open_vmware(vcenter)
+    [target] = store.datastores.targets
+    gone = datastores.Handles(*(type(each)("gone", each._stub) for each in store.datastores.handles(target)))
+    for ask in (lambda: store.add(image_id, SMALL), store.check):
+        store.datastores._handles[target] = gone
+        ask()
 
 
 def test_datastore_with_most_weight_is_taken_unless_it_is_in_maintenance(vcenter, image_id, monkeypatch):
@@ -666,11 +677,17 @@ def test_images_may_lie_at_the_top_of_a_datastore(vcenter):
     store.delete(uri)
 
 
-def test_directory_that_was_removed_is_made_again(store, access, image_id):
-    store.add(f"{image_id}-1", SMALL)
+def test_directory_that_was_removed_is_made_again(vcenter, store, access, image_id):
+    uri = store.add(f"{image_id}-1", SMALL).uri
     uploads = access.directories[0] / publication.UPLOADS
     uploads.rmdir()
     assert read(store, store.add(f"{image_id}-2", SMALL).uri) == SMALL
+    uploads.rmdir()
+    assert read(store, copy(store, f"{image_id}-3", uri).uri) == SMALL
+    uploads.rmdir()
+    # A vCenter may tell it so.
+    vcenter.control("refuse", method="PUT", status=404, count=1)
+    assert read(store, store.add(f"{image_id}-4", LARGE).uri) == LARGE
 
 
 def test_image_that_is_replaced_while_it_is_read_is_noticed(store, access, image_id):

@@ -11,9 +11,9 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote as decoded
 
 from pyVmomi import vim
@@ -28,6 +28,8 @@ from storelib.transfer.contract import MiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
+
+T = TypeVar("T")
 
 #: Seconds for which it is believed how much room the datastores have.
 FRESH = 30.0
@@ -143,7 +145,9 @@ class Datastores:
         handles = [self.handles(target) for target in self.targets]
         if refresh:
             self._refresh(handles)
-        told = self.session.properties([each.datastore for each in handles], "summary")
+        told = self._asked(
+            lambda: self.session.properties([each.datastore for each in handles], "summary"), *self.targets
+        )
         rooms = {target: _room(each["summary"]) for target, each in zip(self.targets, told, strict=True)}
         self._rooms = (time.monotonic(), rooms)
         return rooms
@@ -163,13 +167,7 @@ class Datastores:
 
     def upload(self, target: Target, names: Sequence[str], size: int | None) -> FileUpload:
         """A PUT of a new file, ready for its bytes, in a directory that is made if need be; it would overwrite."""
-        self._make_directory(target, tuple(names[:-1]))
-        try:
-            return self.session.upload(_url(target, names), size)
-        except HttpError:
-            # Another client may have removed the directory.
-            self._made.clear()
-            raise
+        return self._in_directory(target, names, lambda: self.session.upload(_url(target, names), size))
 
     def size(self, target: Target, names: Sequence[str]) -> int | None:
         """Bytes of a file; None where there is none."""
@@ -211,6 +209,21 @@ class Datastores:
             return []
         return [_file(each) for each in found.file]
 
+    def _in_directory(self, target: Target, names: Sequence[str], ask: Callable[[], T]) -> T:
+        """``ask()`` for a new file, whose directory is made; once more where another client has removed that since."""
+        directory = tuple(names[:-1])
+        believed = (target, directory) in self._made
+        self._make_directory(target, directory)
+        try:
+            return ask()
+        except Exception as error:
+            self._made.clear()
+            gone = is_fault(error, "FileNotFound") or (isinstance(error, HttpError) and error.status == 404)
+            if not believed or not gone:
+                raise
+        self._make_directory(target, directory)
+        return ask()
+
     def _make_directory(self, target: Target, names: tuple[str, ...]) -> None:
         """Make a directory with all above it, unless it is there."""
         if (target, names) in self._made:
@@ -245,8 +258,7 @@ class Datastores:
                 _path(origin, source), begun.datacenter, _path(target, names), handles.datacenter, False
             )
 
-        self._make_directory(target, tuple(names[:-1]))
-        self._run(start, target, allowance)
+        self._in_directory(target, names, lambda: self._run(start, target, allowance))
 
     def delete(self, target: Target, names: Sequence[str]) -> None:
         """Remove a file, or a folder with all in it; raises FileNotFound."""
@@ -262,13 +274,14 @@ class Datastores:
             lambda: self.session.run(lambda login: start(login, handles), str(target), allowance), target
         )
 
-    def _asked(self, ask: Any, target: Target) -> Any:
-        """``ask()``; what is known of the datastore is forgotten where it has gone, as after it was mounted anew."""
+    def _asked(self, ask: Any, *targets: Target) -> Any:
+        """``ask()``; what is known of the datastores is forgotten where one has gone, as after it was mounted anew."""
         try:
             return ask()
         except Exception as error:
             if is_fault(error, "ManagedObjectNotFound"):
-                self._handles.pop(target, None)
+                for target in targets:
+                    self._handles.pop(target, None)
             raise
 
     # -- The inventory ----------------------------------------------------------------------------------------
