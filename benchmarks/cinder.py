@@ -65,7 +65,6 @@ class Peer:
         self.conf([])
         settings = {f"cinder_store_{name}": value for name, value in USER.items()}
         settings |= {"cinder_store_auth_address": cinder.keystone.url, "cinder_volume_type": "shared"}
-        settings["cinder_do_extend_attached"] = True
         for name, value in settings.items():
             self.conf.set_override(name, value, group="glance_store")
         self.store.configure()
@@ -166,7 +165,7 @@ def run(root: Path, ours: Ours, peer: Peer) -> None:
             lambda: ours.add(blocks(large)),
             lambda: peer.add(large, 0),
             target=3.0,
-            peer="glance_store, grown online",
+            peer="glance_store, detached to grow",
             rounds=1,
         )
         mine, theirs = ours.store.add("large", large).uri, peer.keep(large, SIZE)
