@@ -18,6 +18,7 @@ from servers.vcenter import FIRST, NESTED, PLAIN, SECOND, Vcenter
 from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.drivers.vmware import VmwareStore, connections, datastores, publication, session
+from storelib.drivers.vmware.errors import HttpError
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -434,6 +435,23 @@ def test_datastore_that_is_not_there_is_a_mistake_of_the_configuration(vcenter, 
     for ask in (store.check, lambda: store.add("image", b""), lambda: list(store.list_images())):
         with pytest.raises(BadStoreConfiguration, match="vmware_datastores"):
             ask()
+
+
+def test_copy_whose_end_is_not_told_is_no_duplicate(store, access, image_id, monkeypatch):
+    """A proxy that has lost its vCenter answers a call with 404, which is not about the file."""
+    uri = store.add(image_id, SMALL).uri
+    plain = datastores.Datastores._run
+
+    def run(self, start, target, allowance=0.0):
+        result = plain(self, start, target, allowance)
+        if allowance:
+            raise HttpError("POST", 404)
+        return result
+
+    monkeypatch.setattr(datastores.Datastores, "_run", run)
+    with pytest.raises(RemoteServiceUnavailable):
+        copy(store, f"{image_id}-2", uri)
+    assert access.residue(image_id) == {image_id}
 
 
 def test_datastore_that_was_mounted_anew_is_found_again(vcenter, image_id, monkeypatch):

@@ -218,7 +218,7 @@ class Datastores:
             return ask()
         except Exception as error:
             self._made.clear()
-            gone = is_fault(error, "FileNotFound") or (isinstance(error, HttpError) and error.status == 404)
+            gone = is_fault(error, "FileNotFound") or _is_missing(error)
             if not believed or not gone:
                 raise
         self._make_directory(target, directory)
@@ -308,6 +308,11 @@ class Datastores:
 
     def _misconfigured(self, why: str) -> BadStoreConfiguration:
         return misconfigured(self.store_name, "vmware_datastores", why)
+
+
+def _is_missing(error: Exception) -> bool:
+    """A PUT was refused because its directory is not there; 404 to a call says nothing of files."""
+    return isinstance(error, HttpError) and (error.method, error.status) == ("PUT", 404)
 
 
 def _inventory_name(name: str) -> str:
