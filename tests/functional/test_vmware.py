@@ -639,6 +639,14 @@ def test_names_that_are_patterns_are_names(store, image_id):
         store.delete(store.find_image(name).uri)
 
 
+def test_name_that_no_file_can_have_is_not_there(store):
+    uri = store.datastores.location(store.datastores.targets[0], "a\ufffe").uri
+    assert store.find_image("a\ufffe") is None
+    for call in (store.get, store.get_size, store.stat, store.delete):
+        with pytest.raises(NotFound):
+            call(uri)
+
+
 def test_leftover_of_a_long_id_is_found_as_far_as_it_is_known(vcenter, store):
     image_id = "l" * 250
     writer = store.open_writer(image_id, None, None)

@@ -37,8 +37,8 @@ FRESH = 30.0
 #: Bytes that a datastore should have for an image of unknown size: with less it is as good as full.
 _SOME_ROOM = 16 * MiB
 
-#: Characters that mean something in the pattern of a search, of vCenter or of the simulator.
-_SPECIAL = re.compile(r"[*?\[\]\\]")
+#: Characters that mean something in the pattern of a search, of vCenter or of the simulator, or that XML cannot carry.
+_SPECIAL = re.compile(r"[*?\[\]\\\uFFFE\uFFFF]")
 
 
 class Handles(NamedTuple):

@@ -77,6 +77,8 @@ OPTIONS: Sequence[cfg.Opt] = (
     ),
 )
 
+#: Characters that XML cannot carry.
+_NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 #: Hexadecimal digits of SHA-1, SHA-256 and SHA-512.
 _THUMBPRINTS = {40: "sha1", 64: "sha256", 128: "sha512"}
 
@@ -121,8 +123,11 @@ class Settings:
 def check_credentials(conf: Options, store_name: str) -> None:
     """Raise BadStoreConfiguration unless it says who asks."""
     for option in ("vmware_server_username", "vmware_server_password"):
-        if not getattr(conf, option):
+        value = getattr(conf, option)
+        if not value:
             raise misconfigured(store_name, option, "must be given, since a vCenter lets nobody in without")
+        if _NOT_IN_XML.search(value):
+            raise misconfigured(store_name, option, "has characters that cannot be sent to a vCenter")
 
 
 def _endpoint(conf: Options, store_name: str) -> tuple[str, int]:
