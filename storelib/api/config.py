@@ -125,7 +125,8 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "show_multiple_locations",
         default=False,
-        help="Show all places of the data as locations, and let clients change them.",
+        help="Show all places of the data as locations, and let clients change them; in stores other than the web only "
+        "administrators and services.",
     ),
     cfg.BoolOpt("do_secure_hash", default=True, help="Hash the data of locations that clients add."),
     cfg.IntOpt("http_retries", default=3, min=0, help="Times that hashing of a new location is tried again."),

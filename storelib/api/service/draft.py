@@ -17,7 +17,7 @@ from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service.core import Core
 from storelib.api.service.deletion import delete_dropped
-from storelib.api.service.locations import Found, check_digests, find_data, inspect_data, locate
+from storelib.api.service.locations import Found, check_digests, check_trusted, find_data, inspect_data, locate
 from storelib.uris import redact
 
 LONGEST_NAME = 255
@@ -238,6 +238,7 @@ class Draft:
         """A location that was not there; the first one of a queued image makes it active."""
         if any(location.uri == value["url"] for location in self._locations):
             raise BadRequest("the image has this location already")
+        check_trusted(self._core, self._context, value["url"])
         store, size = find_data(self._core, self._context, value["url"])
         found = Found(NewLocation(value["url"], {**value["metadata"], "store": store.name}), store, size)
         self._found.append(found)

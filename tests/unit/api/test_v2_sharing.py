@@ -189,11 +189,21 @@ class WithPlaces(Deployed):
 
     def add(self, image, url, caller=None, **more):
         value = {"url": url, "metadata": {}, **more}
-        return (caller or self.api.alice).patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        return (caller or self.api.admin).patch(image, {"op": "add", "path": "/locations/-", "value": value})
 
 
 class TestLocationsByPatch(WithPlaces):
     options = {"show_multiple_locations": "true", "image_location_quota": 3}  # noqa: RUF012
+
+    def test_only_services_name_data_in_stores_that_are_not_public(self):
+        """It might be another project's; the other two ways of naming data ask the same."""
+        image, url = self.api.alice.create(), self.data_in("mem")
+        for operation in (
+            {"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}},
+            {"op": "replace", "path": "/locations", "value": [{"url": url, "metadata": {}}]},
+        ):
+            assert self.api.alice.patch(image, operation).status_code == 403
+        assert self.api.alice.show(image)["status"] == "queued"
 
     def test_a_queued_image_gets_active_with_its_first_location(self):
         image, url = self.api.alice.create(), self.data_in("mem")
@@ -276,7 +286,7 @@ class TestLocationsByPatch(WithPlaces):
         first, second = self.data_in("mem"), self.data_in("mem")
         self.add(image, first)
         value = {"url": second, "metadata": {"colour": "red"}}
-        shown = self.api.alice.patch(image, {"op": "add", "path": "/locations/0", "value": value}).json
+        shown = self.api.admin.patch(image, {"op": "add", "path": "/locations/0", "value": value}).json
         assert [place["url"] for place in shown["locations"]] == [second, first]
         assert shown["locations"][0]["metadata"] == {"colour": "red", "store": "mem"}
 
@@ -320,7 +330,7 @@ class TestLocationsByPatch(WithPlaces):
     def test_places_of_a_queued_image_are_set_as_a_whole(self):
         image = self.api.alice.create()
         value = [{"url": self.data_in("mem"), "metadata": {}} for _ in range(2)]
-        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        answer = self.api.admin.patch(image, {"op": "replace", "path": "/locations", "value": value})
         assert [place["url"] for place in answer.json["locations"]] == [place["url"] for place in value]
 
     def test_a_removed_place_loses_its_data(self):
