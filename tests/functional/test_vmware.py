@@ -17,7 +17,7 @@ from servers.vcenter import FIRST, NESTED, PLAIN, SECOND, Vcenter
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.vmware import VmwareStore, connections, datastores, publication, session
+from storelib.drivers.vmware import VmwareStore, datastores, publication, session
 from storelib.drivers.vmware.errors import HttpError
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -36,6 +36,7 @@ from storelib.exceptions import (
 from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, StoreConformance
 from storelib.testing.faults import Cut, Far, FaultyProxy, Reset, Stall
+from storelib.transfer.http.server import FileUpload
 
 KiB, MiB = 1024, 1024 * 1024
 SMALL = hashlib.shake_128(b"small").digest(300_000)
@@ -191,14 +192,14 @@ def in_between(data, at, step):
 
 def test_empty_image_is_sent_again_where_the_session_has_ended(vcenter, store, image_id, monkeypatch):
     """The server refuses it when all was said: no question before the body has told so."""
-    plain, revoked = connections.FileUpload.begin, []
+    plain, revoked = FileUpload.begin, []
 
     def begin(self):
         if not revoked:
             revoked.append(vcenter.control("revoke"))
         plain(self)
 
-    monkeypatch.setattr(connections.FileUpload, "begin", begin)
+    monkeypatch.setattr(FileUpload, "begin", begin)
     assert store.get_size(store.add(image_id, b"").uri) == 0
 
 

@@ -18,14 +18,14 @@ from urllib.parse import unquote as decoded
 
 from pyVmomi import vim
 
-from storelib.drivers.vmware.connections import Answer, FileUpload
-from storelib.drivers.vmware.errors import HttpError, is_fault
+from storelib.drivers.vmware.errors import is_fault
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Settings, Target
 from storelib.drivers.vmware.session import Login, Session
 from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable, StorageFull, misconfigured
 from storelib.transfer.contract import MiB, Options
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.http.server import Answer, FileUpload, HttpError
 from storelib.transfer.live import LiveAdds
 from storelib.uris import quote
 

@@ -21,6 +21,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.transfer.http import errors
+from storelib.transfer.http.server import HttpError
 
 
 class NothingTold(Exception):
@@ -29,15 +30,6 @@ class NothingTold(Exception):
 
 class NotSoap(Exception):
     """What answers a call is no vCenter, but perhaps something that stands in for it."""
-
-
-class HttpError(Exception):
-    """A status that is neither a file, nor that one was taken, nor an answer to a call."""
-
-    def __init__(self, method: str, status: int) -> None:
-        super().__init__(f"{method}: status {status}")
-        self.method = method
-        self.status = status
 
 
 def fault_names(error: BaseException) -> set[str]:

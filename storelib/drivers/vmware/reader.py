@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from storelib.drivers.vmware.connections import Answer
 from storelib.drivers.vmware.datastores import Datastores, File
-from storelib.drivers.vmware.errors import HttpError
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
 from storelib.exceptions import ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
 from storelib.transfer.http.headers import content_range, posix_time, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
+from storelib.transfer.http.server import Answer, HttpError
 
 _REFUSED_RANGE = 416
 #: Ranges side by side from a vCenter that is near: TLS costs most of a core for each, so that two are 1.3 to 1.7 times

@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import math
 import os
+import ssl
 import threading
 import time
 import weakref
@@ -19,13 +20,13 @@ from typing import Any, TypeVar
 from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
-from storelib.drivers.vmware.connections import Answer, Connection, Connections, FileUpload
-from storelib.drivers.vmware.errors import HttpError, NothingTold, NotSoap, is_session_lost
+from storelib.drivers.vmware.errors import NothingTold, NotSoap, is_session_lost
 from storelib.drivers.vmware.options import Settings
-from storelib.exceptions import TransferTimeout
+from storelib.exceptions import TransferTimeout, misconfigured
 from storelib.transfer import deadlines
 from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.http.server import Answer, Connection, Connections, FileUpload, HttpError, Server
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class Session:
     def __init__(self, conf: Options, settings: Settings, store_name: str) -> None:
         self._conf = conf
         self._store_name = store_name
-        self._connections = Connections(conf, settings, store_name)
+        self._connections = Connections(_server(conf, settings, store_name))
         self._lock = threading.Lock()
         self._logins: list[Login] = []
         self._used = time.monotonic()
@@ -283,3 +284,33 @@ def _check_soap(response: http.client.HTTPResponse) -> None:
 def _cookie_header(jar: Mapping[str, str]) -> dict[str, str]:
     cookies = "; ".join(f"{name}={value}" for name, value in dict(jar).items())
     return {"Cookie": cookies} if cookies else {}
+
+
+def _server(conf: Options, settings: Settings, store_name: str) -> Server:
+    """The vCenter; raises BadStoreConfiguration for a file of certificates that cannot be used."""
+    # No longer than the whole transfer may stand still.
+    timeouts = (
+        min(seconds, conf.transfer_timeout) for seconds in (conf.vmware_connect_timeout, conf.vmware_read_timeout)
+    )
+    context = _tls_context(conf, settings, store_name)
+    return Server(settings.host, settings.port, context, settings.thumbprint, *timeouts)
+
+
+def _tls_context(conf: Options, settings: Settings, store_name: str) -> ssl.SSLContext:
+    """Verifies against the given certificates alone, or else the system's."""
+    # Not create_default_context(): that fails for a SSLKEYLOGFILE that cannot be written, and since Python 3.13 refuses
+    # certificates that vCenters make for themselves.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if not conf.vmware_ca_file:
+        context.load_default_certs()
+    try:
+        if conf.vmware_ca_file:
+            context.load_verify_locations(conf.vmware_ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        why = f"no certificates can be read from {conf.vmware_ca_file}: {error.strerror}"
+        raise misconfigured(store_name, "vmware_ca_file", why) from None
+    if conf.vmware_insecure or settings.thumbprint is not None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
-from storelib.drivers.vmware.connections import FileUpload
 from storelib.drivers.vmware.datastores import Datastores
-from storelib.drivers.vmware.errors import HttpError, is_fault
+from storelib.drivers.vmware.errors import is_fault
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
 from storelib.drivers.vmware.publication import new_publication
 from storelib.exceptions import ImageChanged, NotFound, RemoteServiceUnavailable
 from storelib.transfer.contract import KiB, MiB
 from storelib.transfer.copying import SLOWEST
+from storelib.transfer.http.server import FileUpload, HttpError
 
 #: Images up to this size are held until they are whole, and sent again where a connection is cut.
 WHOLE = 4 * MiB

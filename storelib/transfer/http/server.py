@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to one vCenter: kept, verified as the options say and not as the environment does, each wait limited.
+"""Connections to one HTTPS server of which a store asks all: kept, each wait limited, the certificate perhaps pinned.
 
-Answer is one response with its body unread; FileUpload a PUT whose body is pushed, by a server that may answer
-before its end. What is asked is for others to know.
+For clients that push the body of a PUT part by part, where urllib3 pulls it: FileUpload notices a server that responds
+before the end. Answer is one response with its body unread.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from storelib._version import __version__
-from storelib.drivers.vmware.errors import HttpError
-from storelib.drivers.vmware.options import Settings
-from storelib.exceptions import misconfigured
-from storelib.transfer.contract import KiB, Options
+from storelib.transfer.contract import KiB
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http import connections, reading
 from storelib.transfer.http.headers import whole_number
@@ -37,13 +35,37 @@ _KEPT = 8
 _WAIT_FOR_WELCOME = 1.0
 
 
+class HttpError(Exception):
+    """A status that is neither a file, nor that one was taken, nor the response to a call."""
+
+    def __init__(self, method: str, status: int) -> None:
+        super().__init__(f"{method}: status {status}")
+        self.method = method
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it is, and how it is trusted and waited for."""
+
+    host: str
+    port: int
+    context: ssl.SSLContext
+    #: Algorithm of hashlib and hexadecimal digest, if the certificate is pinned.
+    thumbprint: tuple[str, str] | None
+    #: Seconds.
+    connect_timeout: float
+    read_timeout: float
+
+
 class Connection(connections.Connection, http.client.HTTPSConnection):  # type: ignore[misc]
     """One connection; raises SSLCertVerificationError where it leads to another server than that of the thumbprint."""
 
-    def __init__(self, settings: Settings, context: ssl.SSLContext, connect_timeout: float, timeout: float) -> None:
-        super().__init__(settings.host.strip("[]"), settings.port, timeout=connect_timeout, context=context)
-        self._thumbprint = settings.thumbprint
-        self.read_timeout = timeout
+    def __init__(self, server: Server) -> None:
+        host = server.host.strip("[]")
+        super().__init__(host, server.port, timeout=server.connect_timeout, context=server.context)
+        self._thumbprint = server.thumbprint
+        self.read_timeout = server.read_timeout
 
     def connect(self) -> None:
         """Connect, and compare the certificate if it is pinned."""
@@ -79,14 +101,10 @@ class Connection(connections.Connection, http.client.HTTPSConnection):  # type: 
 
 
 class Connections:
-    """Safe to use from many threads; raises BadStoreConfiguration for a file of certificates that cannot be used."""
+    """The idle connections to one server; safe to use from many threads, and forgotten in a forked child."""
 
-    def __init__(self, conf: Options, settings: Settings, store_name: str) -> None:
-        self._settings = settings
-        self._context = _tls_context(conf, settings, store_name)
-        # No longer than the whole transfer may stand still.
-        longest = conf.transfer_timeout
-        self._timeouts = min(conf.vmware_connect_timeout, longest), min(conf.vmware_read_timeout, longest)
+    def __init__(self, server: Server) -> None:
+        self._server = server
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._inherited: list[list[Connection]] = []
@@ -98,7 +116,7 @@ class Connections:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                connection = Connection(self._settings, self._context, *self._timeouts)
+                connection = Connection(self._server)
                 connection.connect()
                 return connection
             if not connection.is_stale:
@@ -287,23 +305,3 @@ class FileUpload:
             Answer(self._connections, self._connection, response).discard()
         if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
             raise HttpError("PUT", status)
-
-
-def _tls_context(conf: Options, settings: Settings, store_name: str) -> ssl.SSLContext:
-    """Verifies against the given certificates alone, or else the system's."""
-    # Not create_default_context(): that fails for a SSLKEYLOGFILE that cannot be written, and since Python 3.13 refuses
-    # certificates that vCenters make for themselves.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    if not conf.vmware_ca_file:
-        context.load_default_certs()
-    try:
-        if conf.vmware_ca_file:
-            context.load_verify_locations(conf.vmware_ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        why = f"no certificates can be read from {conf.vmware_ca_file}: {error.strerror}"
-        raise misconfigured(store_name, "vmware_ca_file", why) from None
-    if conf.vmware_insecure or settings.thumbprint is not None:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
