@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from storelib.capabilities import Capability
 from storelib.drivers.cinder import CinderStore, publication
 from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.holds import Holds, Note
+from storelib.drivers.cinder.attachments import Holds, Note
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,

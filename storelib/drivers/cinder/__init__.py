@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cinder driver: each image is a volume of OpenStack's block storage, raw, with its exact size in the metadata.
 
-store.py what the store does, writer.py, reader.py and copying.py bytes, garbage.py leftovers, publication.py how an
-image becomes visible, attaching.py attachments, disks.py what is behind them, holds.py who is alive on this host,
-api.py requests, identity.py who we are, errors.py what answers mean, location.py URIs, options.py options. Each knows
-only what comes after it. cinderclient and keystoneauth are imported when a store is configured.
+store.py what the store does, writer.py (copies too) and reader.py bytes, garbage.py leftovers, service.py what the
+transfers of a store share, publication.py how an image becomes visible, attachments.py what is attached to this host
+and the disks behind it, api.py requests and who asks, errors.py what responses mean, location.py URIs, options.py
+options. cinderclient and keystoneauth are imported when a store is configured.
 """
 
 from storelib.drivers.cinder.location import CinderLocation

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from storelib.driver import Garbage
 from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.api import LEAVING, Api, Volume
+from storelib.drivers.cinder.attachments import Holds, Note
 from storelib.drivers.cinder.errors import status_of
-from storelib.drivers.cinder.holds import Holds, Note
 from storelib.drivers.cinder.publication import Shelf
 from storelib.drivers.cinder.service import User
 from storelib.drivers.cinder.writer import remove

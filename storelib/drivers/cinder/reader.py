@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.api import Volume
-from storelib.drivers.cinder.attaching import SharedAttachments
+from storelib.drivers.cinder.attachments import SharedAttachments
 from storelib.drivers.cinder.service import Service
 from storelib.transfer.contract import Extent, MiB, Reader
 

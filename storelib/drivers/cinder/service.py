@@ -10,11 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.attaching import SharedAttachments
-from storelib.drivers.cinder.disks import Disks
-from storelib.drivers.cinder.holds import Holds, default_directory
-from storelib.drivers.cinder.identity import Sessions, has_service_user
+from storelib.drivers.cinder.api import Api, Sessions, Volume, has_service_user
+from storelib.drivers.cinder.attachments import Disks, Holds, SharedAttachments, default_directory
 from storelib.drivers.cinder.location import CinderLocation
 from storelib.drivers.cinder.publication import Shelf, is_image
 from storelib.exceptions import NotFound

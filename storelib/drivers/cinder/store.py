@@ -12,15 +12,13 @@ from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.cinder import garbage as leftovers
 from storelib.drivers.cinder import publication
-from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.copying import CinderCopy
+from storelib.drivers.cinder.api import Api, Volume, import_clients
 from storelib.drivers.cinder.errors import status_of, storelib_error
-from storelib.drivers.cinder.identity import import_clients
 from storelib.drivers.cinder.location import SCHEME, CinderLocation
 from storelib.drivers.cinder.options import OPTIONS
 from storelib.drivers.cinder.reader import CinderReader
 from storelib.drivers.cinder.service import Service
-from storelib.drivers.cinder.writer import CinderWriter, GiB
+from storelib.drivers.cinder.writer import CinderCopy, CinderWriter, GiB
 from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
 from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context

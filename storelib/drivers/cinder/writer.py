@@ -9,12 +9,11 @@ from collections.abc import Iterator
 
 from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.attaching import Attachment, attach
-from storelib.drivers.cinder.disks import Disk
+from storelib.drivers.cinder.attachments import Attachment, Disk, attach, reserve
 from storelib.drivers.cinder.errors import status_of
 from storelib.drivers.cinder.service import Service, User
 from storelib.exceptions import NotFound, StoreError
-from storelib.transfer.contract import Committed, Digests, KiB, MiB, Part, Writer
+from storelib.transfer.contract import Committed, Digests, KiB, MiB, Part, Writer, WriterCopy
 
 LOG = logging.getLogger(__name__)
 
@@ -195,3 +194,24 @@ def _removed(image_id: str) -> Iterator[None]:
                 f"image {image_id!r}: another client removed what was written; nothing is stored"
             ) from error
         raise
+
+
+class CinderCopy(WriterCopy[CinderWriter]):
+    """A clone that is published like an upload; reserved until then, so that nobody deletes it."""
+
+    def __init__(self, api: Api, source: Volume, image_id: str, writer: CinderWriter) -> None:
+        super().__init__(writer, publication.size_of(source))
+        self._api = api
+        self._source = source
+        self._image_id = image_id
+        self._reservation: str | None = None
+
+    def begin(self) -> None:
+        """Make the clone."""
+        volume = self.writer.make_volume(self._source.size, self._source.id)
+        if self._reservation is None:
+            self._reservation = reserve(self._api, self.writer.hold, volume.id, self._image_id, "ro", alone=True)
+
+    def commit(self, digests: Digests) -> Committed:
+        """Publish it."""
+        return self.writer.publish(self.size, digests, self._reservation)
