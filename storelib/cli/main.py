@@ -30,6 +30,9 @@ from storelib.cli import (
 from storelib.cli.output import visible, warn
 from storelib.cli.session import Session, shared_options
 
+#: What click raises for a group without a command, with its help for a message; click 8.1 prints the help itself.
+_NO_COMMAND: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
 
 class Group(click.Group):
     """The root: takes the shared options, lists commands by theme, ends its help with the exit codes."""
@@ -74,7 +77,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         status: Any = cli.main(arguments, prog_name="storelib", standalone_mode=False, obj=session)
         sys.stdout.flush()
     except click.UsageError as error:
-        warn(error.format_message())
+        if isinstance(error, _NO_COMMAND):
+            click.echo(error.format_message(), err=True)
+        else:
+            warn(error.format_message())
         return exits.USAGE
     except click.ClickException as error:
         warn(error.format_message())

@@ -210,3 +210,12 @@ def test_an_add_that_is_interrupted_leaves_nothing(places, number, code):
     assert command.returncode == code
     assert "Traceback" not in said
     assert not (places / "fast").exists() or not os.listdir(places / "fast")
+
+
+@pytest.mark.parametrize("words", [[], ["metadefs"], ["db"], ["config"], ["image"], ["image", "member"]])
+def test_a_group_alone_prints_its_help_as_it_is(storelib, words):
+    alone = storelib(*words)
+    asked = storelib(*words, "--help")
+    assert (alone.code, asked.code) == (2, 0)
+    assert (alone.err + alone.out.decode()).strip() == asked.out.decode().strip()
+    assert "\n  -h, --help" in asked.out.decode()
