@@ -7,10 +7,11 @@ Making one opens no connection and starts no thread. How options are found is ``
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from oslo_config import cfg
@@ -173,7 +174,10 @@ class Registry:
         has the image is the one. Raises UnknownScheme, BadStoreUri if it lies in none of the stores, and NotFound.
         """
         scheme = uri.scheme if isinstance(uri, Location) else scheme_of(uri)
-        owners = [store for store in self._stores_for(scheme) if _owns(store, uri)]
+        stores = self._stores_for(scheme)
+        # The URI is parsed once for each form it may have, however many stores there are.
+        forms = {kind: _parsed(uri, scheme, kind) for kind in {store.location_class for store in stores}}
+        owners = [store for store in stores if _owns(store, forms[store.location_class])]
         if len(owners) == 1:
             return owners[0]
         shown = str(uri if isinstance(uri, Location) else Location(uri, _schemes(self)))
@@ -181,13 +185,21 @@ class Registry:
             raise BadStoreUri(f"{shown} does not belong to any store{self._disabled_hint()}")
         return _first_with(owners, uri, shown, context)
 
-    def _stores_for(self, scheme: str) -> list[AnyStore]:
-        wanted = scheme.lower()
-        found = [store for store in self.by_weight if wanted in map(str.lower, store.schemes)]
+    def _stores_for(self, scheme: str) -> Sequence[AnyStore]:
+        found = self._by_scheme.get(scheme.lower())
         if not found:
             hint = config.did_you_mean(scheme, self.schemes) + self._disabled_hint()
             raise UnknownScheme(f"no store serves the scheme {scheme!r}{hint}")
-        return sorted(found, key=lambda store: store.name != self.default_name)
+        return found
+
+    @functools.cached_property
+    def _by_scheme(self) -> Mapping[str, Sequence[AnyStore]]:
+        """The stores of each scheme, the default one first, then by weight. Neither changes, and both take long."""
+        found: dict[str, list[AnyStore]] = {}
+        for store in sorted(self.by_weight, key=lambda store: store.name != self.default_name):
+            for scheme in dict.fromkeys(map(str.lower, store.schemes)):
+                found.setdefault(scheme, []).append(store)
+        return found
 
     def _disabled_hint(self) -> str:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
@@ -210,9 +222,22 @@ def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:
     return f"{error} ({'; '.join(places)})" if places else str(error)
 
 
-def _owns(store: AnyStore, uri: str | Location) -> bool:
+def _parsed(uri: str | Location, scheme: str, kind: type[Any]) -> Location | None:
+    """The URI in one of its forms; None if it has not that form."""
     try:
-        store.locate(uri)
+        return uri if isinstance(uri, Location) else Location(uri, {scheme.lower(): kind})
+    except BadStoreUri:
+        return None
+
+
+def _owns(store: AnyStore, location: Location | None) -> bool:
+    # What is not of this store is told so in an error that takes longer to write than all the rest.
+    if location is None or not isinstance(location.store_location, store.location_class):
+        return False
+    if not store.owns(location.store_location):
+        return False
+    try:
+        store.locate(location)
     except BadStoreUri:
         return False
     return True

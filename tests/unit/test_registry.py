@@ -11,6 +11,8 @@ from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.config import load_file
+from storelib.drivers.filesystem import FilesystemStore
+from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -364,3 +366,17 @@ def test_a_driver_that_does_not_exist_is_refused():
 
 def test_the_option_read_only_takes_writing_away():
     assert Capability.ADD not in open_store("memory", read_only=True).capabilities
+
+
+def test_a_uri_is_looked_at_once_among_many_stores(tmp_path, monkeypatch):
+    stores = [open_store("file", f"s{number}", filesystem_store_datadir=tmp_path / str(number)) for number in range(30)]
+    registry = Registry(stores)
+    uri = stores[17].add("image", b"data").uri
+    parsed, located = [], []
+    plain_parse, plain_locate = FileLocation.parse.__func__, FilesystemStore.locate
+    monkeypatch.setattr(FileLocation, "parse", classmethod(lambda *given: parsed.append(1) or plain_parse(*given)))
+    monkeypatch.setattr(
+        FilesystemStore, "locate", lambda store, place: located.append(store) or plain_locate(store, place)
+    )
+    assert registry.resolve(uri) is stores[17]
+    assert (len(parsed), located) == (1, [stores[17]])
