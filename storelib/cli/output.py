@@ -16,6 +16,9 @@ Progress = Callable[[int, "int | None"], None]
 
 #: Where there is no terminal, seconds between two lines of progress.
 INTERVAL = 10.0
+#: Rows of a table, and seconds, after which those that have come are shown.
+ROWS = 200
+SOON = 0.5
 
 
 class Output:
@@ -118,16 +121,45 @@ def _plain(value: Any) -> str:
 
 
 def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
+    """A table that is shown as its rows come: people and long lists do not wait for the end."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=SIMPLE_HEAD)
-    for column in table.columns:
-        column.overflow = "fold"
+    console = Console()
+    widths = [0] * len(columns)
+    for number, rows in enumerate(_batches(records)):
+        table = Table(box=SIMPLE_HEAD, show_header=not number)
+        for name, width in zip(columns, widths, strict=True):
+            table.add_column(name, overflow="fold", min_width=width)
+        for record in rows:
+            cells = [_markup_free(record.get(column)) for column in columns]
+            table.add_row(*cells)
+            # Later rows stand below those before them.
+            widths = [max(width, cell.cell_len) for width, cell in zip(widths, cells, strict=True)]
+        if sum(widths) > console.width:
+            widths = [0] * len(columns)
+        with console.capture() as captured:
+            console.print(table)
+        # One blank line before the whole, and one behind it.
+        lines = [line for line in captured.get().split("\n") if line.strip()]
+        sys.stdout.write("\n".join(["", *lines, ""] if not number else [*lines, ""]))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Rows to be shown together; at least one batch, which may be empty."""
+    rows: list[Record] = []
+    shown = False
+    begun = time.monotonic()
     for record in records:
-        table.add_row(*(_markup_free(record.get(column)) for column in columns))
-    Console().print(table)
+        rows.append(record)
+        if len(rows) == ROWS or time.monotonic() - begun > SOON:
+            yield rows
+            rows, shown, begun = [], True, time.monotonic()
+    if rows or not shown:
+        yield rows
 
 
 def _markup_free(value: Any) -> Any:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import sys
+import weakref
 
 import pytest
 
@@ -50,3 +52,68 @@ def test_messages_and_the_log_are_shown_no_commands(monkeypatch):
     record = logging.LogRecord("storelib", logging.ERROR, "", 0, "image %s\nsecond line", (HOSTILE,), None)
     assert _Visible("%(message)s").format(record).endswith("\nsecond line")
     assert "\x1b" not in _Visible("%(message)s").format(record)
+
+
+class TestTable:
+    @pytest.fixture(autouse=True)
+    def _wide(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("TERM", "dumb")
+
+    @staticmethod
+    def terminal(monkeypatch):
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        return sys.stdout
+
+    def test_rows_are_shown_as_they_come(self, monkeypatch):
+        terminal = self.terminal(monkeypatch)
+        monkeypatch.setattr("storelib.cli.output.ROWS", 3)
+        seen = []
+
+        def records():
+            for number in range(8):
+                seen.append(terminal.getvalue().count("row-"))
+                yield {"name": f"row-{number}", "size": number}
+
+        Output("auto").many(("name", "size"), records())
+        assert seen == [0, 0, 0, 3, 3, 3, 6, 6]
+        shown = terminal.getvalue()
+        assert shown.count("row-") == 8
+        assert shown.count("name") == 1
+
+    def test_slow_rows_are_not_waited_for(self, monkeypatch):
+        terminal = self.terminal(monkeypatch)
+        monkeypatch.setattr("storelib.cli.output.SOON", 0.0)
+        Output("auto").many(("name",), iter([{"name": "one"}, {"name": "two"}]))
+        assert terminal.getvalue().split() == ["name", "─" * 6, "one", "two"]
+
+    def test_rows_stand_below_each_other(self, monkeypatch):
+        terminal = self.terminal(monkeypatch)
+        monkeypatch.setattr("storelib.cli.output.ROWS", 2)
+        names = ["a", "a longer name", "b", "c", "d"]
+        Output("auto").many(("name", "size"), [{"name": name, "size": "12"} for name in names])
+        rows = [line for line in terminal.getvalue().split("\n") if "12" in line]
+        assert len({row.index("12") for row in rows}) == 1
+        assert len(rows) == 5
+
+    def test_memory_does_not_grow_with_the_list(self, monkeypatch):
+        self.terminal(monkeypatch)
+        made = []
+
+        class Row(dict):
+            pass
+
+        def records():
+            for number in range(2000):
+                row = Row(name=str(number))
+                made.append(weakref.ref(row))
+                yield row
+
+        Output("auto").many(("name",), records())
+        gc.collect()
+        assert sum(reference() is not None for reference in made) <= 1
+
+    def test_an_empty_list_has_its_heading(self, monkeypatch):
+        terminal = self.terminal(monkeypatch)
+        Output("auto").many(("name", "size"), [])
+        assert terminal.getvalue().split()[:2] == ["name", "size"]
