@@ -127,7 +127,7 @@ def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
     from rich.table import Table
 
     console = Console()
-    widths = [0] * len(columns)
+    widths = [len(name) for name in columns]
     for number, rows in enumerate(_batches(records)):
         table = Table(box=SIMPLE_HEAD, show_header=not number)
         for name, width in zip(columns, widths, strict=True):

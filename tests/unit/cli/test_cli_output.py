@@ -91,7 +91,8 @@ class TestTable:
         terminal = self.terminal(monkeypatch)
         monkeypatch.setattr("storelib.cli.output.ROWS", 2)
         names = ["a", "a longer name", "b", "c", "d"]
-        Output("auto").many(("name", "size"), [{"name": name, "size": "12"} for name in names])
+        rows = [{"store": "fast", "name": name, "size": "12"} for name in names]
+        Output("auto").many(("store", "name", "size"), rows)
         rows = [line for line in terminal.getvalue().split("\n") if "12" in line]
         assert len({row.index("12") for row in rows}) == 1
         assert len(rows) == 5
