@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
+import datetime
+import time
+
 import click
 
+from storelib.cli.parameters import Age, Seconds
 from storelib.cli.service import configuration, image_api
 from storelib.cli.session import Session, command
+
+#: Images forgotten in one transaction.
+_BATCH = 200
+#: Seconds; longer ago than any image was deleted.
+_LONG_AGO = 100 * 365.0 * 86400
 
 
 @click.group("db")
 def db() -> None:
-    """Create, upgrade and check the database of the image API."""
+    """Create, upgrade, check and clean the database of the image API."""
 
 
 @command("sync")
@@ -52,7 +61,44 @@ def check(session: Session) -> None:
         session.output.say("the database is as this storelib needs it")
 
 
-for _each in (sync, version, check):
+@command("purge")
+@click.option(
+    "--older-than",
+    type=Age(),
+    default="30d",
+    show_default=True,
+    metavar="AGE",
+    help="Forget images that were deleted so long ago.",
+)
+@click.option(
+    "--pause", type=Seconds(0), default=0.1, show_default=True, metavar="SECONDS", help="Between two batches."
+)
+def purge(session: Session, older_than: float, pause: float) -> None:
+    """Forget deleted images for good: their rows, properties, tags and members.
+
+    Nobody can ask for them afterwards, and their ids may be used again. Images whose data is yet to be deleted stay.
+    May run beside servers: it goes in small batches, and may be interrupted and begun again.
+    """
+    with image_api("db"):
+        from storelib.api.db import Repository
+        from storelib.api.db.engine import Database
+        from storelib.api.db.migrate import check as check_tables
+
+        age = datetime.timedelta(seconds=min(older_than, _LONG_AGO))
+        before = datetime.datetime.now(datetime.timezone.utc) - age
+        repository = Repository(Database(_connection(session)))
+        try:
+            check_tables(repository.database)
+            purged = 0
+            while batch := repository.images.purge(before, _BATCH):
+                purged += batch
+                time.sleep(pause)
+        finally:
+            repository.close()
+        session.output.one({"purged": purged})
+
+
+for _each in (sync, version, check, purge):
     db.add_command(_each)
 
 

@@ -4,8 +4,14 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 
 import pytest
+
+from storelib.api.db import Repository
+from storelib.api.db.engine import Database
+from storelib.api.db.records import NewImage, NewLocation
+from storelib.api.errors import ImageNotFound
 
 
 @pytest.fixture
@@ -58,3 +64,42 @@ def test_a_password_is_never_told(storelib, places):
         file.write("[database]\nconnection = oracle://me:secret@127.0.0.1/images\n")
     answer = storelib("db", "version", "--verbose")
     assert (answer.code, "secret" in answer.err) == (2, False)
+
+
+class TestPurge:
+    @pytest.fixture
+    def repository(self, storelib, database):
+        storelib("db", "sync")
+        repository = Repository(Database(f"sqlite:///{database}"))
+        yield repository
+        repository.close()
+
+    @staticmethod
+    def deleted(repository, **values):
+        image = repository.images.create(NewImage(str(uuid.uuid4()), owner="me", **values))
+        repository.images.transition(image.id, from_={"queued"}, to="deleted")
+        return image.id
+
+    def test_images_that_were_deleted_long_ago_are_forgotten(self, storelib, repository, monkeypatch):
+        monkeypatch.setattr("storelib.cli.db._BATCH", 2)
+        gone = [self.deleted(repository, properties={"a": "b"}, tags=frozenset("t")) for _ in range(5)]
+        living = repository.images.create(NewImage(str(uuid.uuid4()), owner="me"))
+        for age in ("1d", "999999999w"):
+            assert storelib("db", "purge", "--older-than", age, "--format", "json").document == {"purged": 0}
+        purge = ("db", "purge", "--older-than", "0s", "--pause", "0", "--format", "json")
+        assert storelib(*purge).document == {"purged": 5}
+        assert storelib(*purge).document == {"purged": 0}
+        for image_id in gone:
+            with pytest.raises(ImageNotFound):
+                repository.images.get(image_id, deleted=True)
+        assert repository.images.get(living.id) == living
+
+    def test_images_whose_data_is_yet_to_be_deleted_stay(self, storelib, repository):
+        place = NewLocation("memory://x/y", {})
+        image_id = self.deleted(repository, locations=(place,))
+        assert storelib("db", "purge", "--older-than", "0s", "--format", "json").document == {"purged": 0}
+        assert repository.images.get(image_id, deleted=True).deleted
+
+    def test_tables_of_another_version_are_left_alone(self, storelib, database):
+        answer = storelib("db", "purge")
+        assert (answer.code, "storelib db sync" in answer.err) == (2, True)
