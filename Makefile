@@ -23,9 +23,12 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 EXTRAS := parallel,blake3,s3,swift,gridfs,cinder,vmware,api,client,postgresql,mysql,notifications
 VERSIONS := 3.10 3.11 3.12 3.13
-# What depends on the interpreter shows in one set-up of the suite as well as in all; these are left to `full`.
+# What depends on the interpreter shows in one set-up of the suite as well as in all; these are left to `full`, as are the
+# tests of the suite itself.
 CONFORMANCE := tests/functional/test_filesystem_conformance.py::TestDefaults \
-	--deselect tests/unit/test_conformance_memory.py::TestMemoryStoreInOrder
+	--deselect tests/unit/test_conformance_memory.py::TestMemoryStoreInOrder \
+	$(addprefix --ignore=tests/unit/test_,$(addsuffix .py,\
+		example_driver minimal_driver conformance_live conformance_rejects))
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
 
