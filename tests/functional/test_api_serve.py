@@ -414,7 +414,8 @@ class Frozen:
         os.killpg(self.first.process.pid, signal.SIGSTOP)
 
     def wait_until_given_up(self) -> None:
-        wait_until(lambda: self.other.status(self.image_id) == "queued")
+        # If it was stopped in the middle of a transaction, the database ends that first, after a minute.
+        wait_until(lambda: self.other.status(self.image_id) == "queued", 120.0)
 
     def thaw(self) -> None:
         os.killpg(self.first.process.pid, signal.SIGCONT)
