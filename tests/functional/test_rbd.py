@@ -17,7 +17,7 @@ from servers.ceph import Cluster
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part
-from storelib.drivers.rbd import RbdStore, cluster, publication, reader, writer
+from storelib.drivers.rbd import RbdStore, cluster, publication, writer
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -407,7 +407,7 @@ def sparse_file(path, size, places):
 
 
 def test_holes_are_neither_stored_nor_read(ceph, store, pool, image_id, tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "BATCH", 256 * MiB)
+    monkeypatch.setattr(images, "SPAN", 256 * MiB)
     size, places = 375 * MiB, [5 * MiB, 250 * MiB + 64 * KiB]
     stored = store.add(image_id, sparse_file(tmp_path / "image", size, places))
     with pool.open(image_id) as image:

@@ -41,7 +41,7 @@ from storelib.exceptions import (
 from storelib.librbd import images
 from storelib.librbd.cluster import Cluster, Settings, require_bindings
 from storelib.librbd.errors import DISCONNECTED, Advice, code_of, storelib_error
-from storelib.transfer.contract import Extent, MiB, Options
+from storelib.transfer.contract import Extent, Options
 from storelib.transfer.forking import forget_in_child
 
 LOG = logging.getLogger(__name__)
@@ -349,8 +349,6 @@ class _Shared:
         self.attachment: Attachment | None = None
 
 
-#: Bytes for which the exact extents are asked in one go: some hundred requests, ten at a time.
-_BATCH = 2048 * MiB
 _USER = "; check cinder_rbd_keyring"
 _ADVICE = Advice(
     connecting={
@@ -468,20 +466,13 @@ class Disk:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Data and holes of that range; exact ones, asked for bit by bit, where the object map has objects at all."""
-        position, end = offset, offset + length
-        for run in self._runs(offset, end):
-            if run.start > position:
-                yield Extent(position, run.start - position, data=False)
-            yield Extent(run.start, run.end - run.start, data=True)
-            position = run.end
-        if position < end:
-            yield Extent(position, end - position, data=False)
+        return images.extents_of(self._runs(offset, offset + length), offset, length)
 
     def _runs(self, start: int, end: int) -> Iterator[images.Run]:
         for rough in images.runs_by_object_map(self._image) or [images.Run(start, end)]:
             first, last = max(rough.start, start), min(rough.end, end)
-            for begin in range(first, last, _BATCH):
-                yield from images.exact_runs(self._image, begin, min(begin + _BATCH, last))
+            for span in images.exact_spans(first, last):
+                yield from images.exact_runs(self._image, *span)
 
     def close(self) -> None:
         """Whatever comes of it: what was written was flushed, or is of no use any more. May be called again."""

@@ -16,7 +16,7 @@ from storelib.drivers.rbd.cluster import RbdCluster
 from storelib.drivers.rbd.location import RbdLocation
 from storelib.drivers.rbd.publication import digest_of
 from storelib.exceptions import ImageChanged
-from storelib.librbd.images import Run, exact_runs, read_into, runs_by_object_map
+from storelib.librbd.images import Run, exact_runs, exact_spans, extents_of, read_into, runs_by_object_map
 from storelib.transfer.contract import Digest, MiB
 
 LOG = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ LOG = logging.getLogger(__name__)
 READ = 4 * MiB
 #: Of images with holes between shorter runs than this, most reading ahead would be wasted: callers jump over holes.
 SHORT_RUNS = 64 * MiB
-#: Bytes for which the exact extents are asked in one go: some hundred requests, ten at a time.
-BATCH = 2048 * MiB
 ZEROS = bytes(MiB)
 
 
@@ -78,14 +76,7 @@ class RbdReader(Reader):
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Exact ones, asked for bit by bit."""
-        position, end = offset, offset + length
-        for run in self._data(offset, end):
-            if run.start > position:
-                yield Extent(position, run.start - position, data=False)
-            yield Extent(run.start, run.end - run.start, data=True)
-            position = run.end
-        if position < end:
-            yield Extent(position, end - position, data=False)
+        return extents_of(self._data(offset, offset + length), offset, length)
 
     def close(self) -> None:
         """Close the image; what was read was read, whatever comes of it."""
@@ -99,8 +90,8 @@ class RbdReader(Reader):
     def _data(self, start: int, end: int) -> Iterator[Run]:
         for rough in self._runs:
             first, last = max(rough.start, start), min(rough.end, end)
-            for begin in range(first, last, BATCH):
-                yield from self._exactly(begin, min(begin + BATCH, last))
+            for span in exact_spans(first, last):
+                yield from self._exactly(*span)
         if self._has_map:
             self._confirm_holes()
 
