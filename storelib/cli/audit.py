@@ -12,7 +12,7 @@ import click
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
 from storelib.cli.parameters import Age
-from storelib.cli.service import configuration, image_api
+from storelib.cli.service import configuration, image_api, repository
 from storelib.cli.session import Session, command
 
 COLUMNS = ("kind", "image", "store", "uri", "detail")
@@ -37,24 +37,14 @@ def audit(session: Session, deep: bool, older_than: float) -> None:
     with image_api("audit"):
         from storelib.api.auditing import KINDS, Audit
         from storelib.api.config import read_options
-        from storelib.api.db import Repository
-        from storelib.api.db.engine import from_conf
-        from storelib.api.db.migrate import check
         from storelib.registry import open_store
 
         conf = configuration(session)
         directory = read_options(conf).staging_dir
         staging = open_store("file", "staging", filesystem_store_datadir=directory) if directory else None
-        repository = Repository(from_conf(conf))
-        try:
-            check(repository.database)
-            with _progress(session, deep) as progress:
-                work = Audit(
-                    repository, session.registry, staging=staging, deep=deep, older_than=older_than, progress=progress
-                )
-                session.output.many(COLUMNS, (_record(found) for found in work.run()))
-        finally:
-            repository.close()
+        with repository(session) as tables, _progress(session, deep) as progress:
+            work = Audit(tables, session.registry, staging=staging, deep=deep, older_than=older_than, progress=progress)
+            session.output.many(COLUMNS, (_record(found) for found in work.run()))
     counts = work.counts
     looked = f"{counts.images} images with {counts.locations} locations, {counts.stored} images in the stores"
     if deep:

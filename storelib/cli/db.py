@@ -9,7 +9,7 @@ import time
 import click
 
 from storelib.cli.parameters import Age, Seconds
-from storelib.cli.service import configuration, image_api
+from storelib.cli.service import configuration, image_api, repository
 from storelib.cli.session import Session, command
 
 #: Images forgotten in one transaction.
@@ -50,14 +50,8 @@ def version(session: Session) -> None:
 def check(session: Session) -> None:
     """Exit with 0 if a server can start on the database as it is, else say what to do."""
     with image_api("db"):
-        from storelib.api.db.engine import Database
-        from storelib.api.db.migrate import check as check_tables
-
-        database = Database(_connection(session))
-        try:
-            check_tables(database)
-        finally:
-            database.close()
+        with repository(session):
+            pass
         session.output.say("the database is as this storelib needs it")
 
 
@@ -80,21 +74,13 @@ def purge(session: Session, older_than: float, pause: float) -> None:
     May run beside servers: it goes in small batches, and may be interrupted and begun again.
     """
     with image_api("db"):
-        from storelib.api.db import Repository
-        from storelib.api.db.engine import Database
-        from storelib.api.db.migrate import check as check_tables
-
         age = datetime.timedelta(seconds=min(older_than, _LONG_AGO))
         before = datetime.datetime.now(datetime.timezone.utc) - age
-        repository = Repository(Database(_connection(session)))
-        try:
-            check_tables(repository.database)
-            purged = 0
-            while batch := repository.images.purge(before, _BATCH):
+        purged = 0
+        with repository(session) as tables:
+            while batch := tables.images.purge(before, _BATCH):
                 purged += batch
                 time.sleep(pause)
-        finally:
-            repository.close()
         session.output.one({"purged": purged})
 
 

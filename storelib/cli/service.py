@@ -13,6 +13,7 @@ from storelib.extras import needing
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from storelib.api.db import Repository
     from storelib.cli.session import Session
 
 
@@ -30,6 +31,21 @@ def image_api(command: str) -> Iterator[None]:
             raise BadStoreConfiguration(str(error)) from error
         except errors.Unavailable as error:
             raise RemoteServiceUnavailable(str(error)) from error
+
+
+@contextlib.contextmanager
+def repository(session: Session) -> Iterator[Repository]:
+    """The configured database, whose tables are as this storelib needs them; closed at the end. Raises BadDatabase."""
+    from storelib.api.db import Repository
+    from storelib.api.db.engine import from_conf
+    from storelib.api.db.migrate import check
+
+    found = Repository(from_conf(configuration(session)))
+    try:
+        check(found.database)
+        yield found
+    finally:
+        found.close()
 
 
 def configuration(session: Session) -> cfg.ConfigOpts:
