@@ -101,6 +101,12 @@ def _document(name: str, properties: Schema, required: Iterable[str], *, definit
     return schema | {"definitions": DEFINITIONS} if definitions else schema
 
 
+def _named(properties: Schema) -> Schema:
+    """A list of things that have a name and nothing that is not in ``properties``."""
+    item = {"type": "object", "required": ["name"], "additionalProperties": False, "properties": properties}
+    return {"type": "array", "items": item}
+
+
 NAMESPACE = _document(
     "namespace",
     {
@@ -114,44 +120,24 @@ NAMESPACE = _document(
         "updated_at": _time("the namespace was last changed"),
         "schema": _SET_BY_SERVICE,
         "self": _SET_BY_SERVICE,
-        "resource_type_associations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "additionalProperties": False,
-                "properties": {
-                    **_ASSOCIATION,
-                    "created_at": _time("it was associated"),
-                    "updated_at": _time("that was last changed"),
-                },
-            },
-        },
+        "resource_type_associations": _named(
+            {
+                **_ASSOCIATION,
+                "created_at": _time("it was associated"),
+                "updated_at": _time("that was last changed"),
+            }
+        ),
         "properties": {"$ref": "#/definitions/property"},
-        "objects": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "additionalProperties": False,
-                "properties": {
-                    **_OBJECT,
-                    "created_at": _time("the object was made"),
-                    "updated_at": _time("the object was last changed"),
-                    "schema": _SET_BY_SERVICE,
-                    "self": _SET_BY_SERVICE,
-                },
-            },
-        },
-        "tags": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "additionalProperties": False,
-                "properties": {"name": _NAME},
-            },
-        },
+        "objects": _named(
+            {
+                **_OBJECT,
+                "created_at": _time("the object was made"),
+                "updated_at": _time("the object was last changed"),
+                "schema": _SET_BY_SERVICE,
+                "self": _SET_BY_SERVICE,
+            }
+        ),
+        "tags": _named({"name": _NAME}),
     },
     ["namespace"],
     definitions=True,
@@ -176,17 +162,7 @@ TAG = _document(
 )
 TAGS = _document(
     "tags",
-    {
-        "tags": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"name": _NAME},
-                "required": ["name"],
-                "additionalProperties": False,
-            },
-        }
-    },
+    {"tags": _named({"name": _NAME})},
     ["tags"],
 )
 ASSOCIATION = _document(
