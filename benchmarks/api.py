@@ -9,6 +9,7 @@ environment of its own at the first run. Both have as many processes and threads
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -28,11 +29,22 @@ sys.path += [str(HERE.parent / "tests" / "functional")]
 
 from glance import glance  # noqa: E402
 from http_load import Load, run  # noqa: E402
-from pairs import MiB, argument, compare_rates, dense_image, workplace  # noqa: E402
+from pairs import (  # noqa: E402
+    MiB,
+    argument,
+    compare_rates,
+    dense_image,
+    pieces_of,
+    received,
+    warming_up,
+    workplace,
+)
 from servers.keystone import Keystone  # noqa: E402
 from servers.mariadb import MariaDB  # noqa: E402
 from servers.nginx import free_ports  # noqa: E402
 from servers.openstack import Processes  # noqa: E402
+
+from storelib import open_store  # noqa: E402
 
 SIZE = argument("--size", 512)
 WORKERS, THREADS = argument("--workers", 1), argument("--threads", 8)
@@ -42,6 +54,8 @@ CLIENTS = 4
 SECONDS = 4.0
 #: Slow clients of either kind: how many, bytes a second of each, and bytes that each pair of them may cost.
 SLOW, SLOWLY, EACH = 32, 2 * MiB, 32 * MiB
+#: MiB a second that a slow store gives.
+RATE = 100
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 _CONFIG = """
@@ -56,6 +70,7 @@ http_allowed_ports =
 [api]
 auth_strategy = {auth}
 show_multiple_locations = {locations}
+{cache}
 [database]
 connection = {connection}
 """
@@ -79,6 +94,10 @@ http {{
 """
 
 
+#: Of small requests nothing is read but what says so.
+STATUSES = "each response has status 2xx and the length it says"
+
+
 class Api:
     """An image API, ours or Glance's, and a token for it."""
 
@@ -93,9 +112,10 @@ class Api:
         with urllib.request.urlopen(request) as response:
             return str(json.load(response)["id"])
 
-    def locate(self, image_id: str, url: str) -> None:
-        """Say that the data is at ``url``."""
-        patch = [{"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}}]
+    def locate(self, image_id: str, url: str, **digests: str) -> None:
+        """Say that the data is at ``url``, and what its digests are."""
+        value = {"url": url, "metadata": {}, **({"validation_data": digests} if digests else {})}
+        patch = [{"op": "add", "path": "/locations/-", "value": value}]
         request = urllib.request.Request(
             f"{self.url}/v2/images/{image_id}", json.dumps(patch).encode(), self.headers, method="PATCH"
         )
@@ -119,6 +139,12 @@ class Api:
         headers = {**self.headers, **OCTETS}
         return run(self.url, [f"/v2/images/{image_id}/file"], method="PUT", headers=headers, body=path)
 
+    def compare(self, place: str, size: int) -> None:
+        """Download it and compare the bytes, where this is a warm-up: the clients that are measured discard them."""
+        if warming_up():
+            with urllib.request.urlopen(urllib.request.Request(self.url + place, headers=self.headers)) as response:
+                received(iter(lambda: response.read(MiB), b""), size)
+
     def get(self, paths: list[str], clients: int = 1, seconds: float | None = None) -> Load:
         return run(self.url, paths, headers=self.headers, clients=clients, seconds=seconds)
 
@@ -127,7 +153,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = Path(tempfile.mkdtemp(dir=workplace()))
         stack.callback(shutil.rmtree, root)
-        directory = {name: root / name for name in ("keystone", "glance", "ours", "nginx", "slow")}
+        directory = {name: root / name for name in ("keystone", "glance", "ours", "nginx", "cache", "slow")}
         for path in directory.values():
             path.mkdir()
         keystone = stack.enter_context(Keystone(directory["keystone"]))
@@ -147,6 +173,7 @@ def main() -> None:
         uploads(ours, theirs, path)
         web = stack.enter_context(nginx(directory["nginx"], os.path.dirname(path)))
         downloads(ours, theirs, path, web)
+        cached_downloads(directory["cache"], path)
         slow_clients(directory["slow"], path, web)
 
 
@@ -166,6 +193,7 @@ def small_requests(ours: Api, theirs: Api, root: Path) -> None:
             target=target,
             peer="Glance 33",
             unit="/s",
+            verified=STATUSES,
         )
 
 
@@ -173,10 +201,24 @@ def uploads(ours: Api, theirs: Api, path: str) -> None:
     def upload(api: Api) -> float:
         image_id = api.create(name="large")
         load = api.upload(image_id, path)
+        api.compare(f"/v2/images/{image_id}/file", SIZE * MiB)
         api.delete(image_id)
         return load.sent / MiB / load.seconds
 
     compare_rates("upload", lambda: upload(ours), lambda: upload(theirs), target=3.0, peer="Glance 33")
+    with tempfile.TemporaryDirectory(dir=workplace()) as directory:
+        store = open_store("file", filesystem_store_datadir=directory)
+
+        def add() -> float:
+            begun = time.perf_counter()
+            uri = store.add("large", path).uri
+            seconds = time.perf_counter() - begun
+            with store.get(uri).data as stream:
+                received(pieces_of(stream, bytearray(MiB)), SIZE * MiB)
+            store.delete(uri)
+            return SIZE / seconds
+
+        compare_rates("upload", lambda: upload(ours), add, target=0.75, peer="the file driver's add")
 
 
 def downloads(ours: Api, theirs: Api, path: str, web: str) -> None:
@@ -190,14 +232,105 @@ def downloads(ours: Api, theirs: Api, path: str, web: str) -> None:
         each = max(1, 8 // clients)
 
         def download(api: Api, clients: int = clients, each: int = each) -> float:
+            api.compare(places[api], SIZE * MiB)
             return mib(api.get([places[api]] * clients * each, clients))
 
         def fetch(clients: int = clients, each: int = each) -> float:
+            Api(web, "").compare(file, SIZE * MiB)
             return mib(run(web, [file] * clients * each, clients=clients))
 
         name = f"download, {clients} client{'s' * (clients > 1)}"
         compare_rates(name, lambda: download(ours), lambda: download(theirs), target=5.0, peer="Glance 33")
         compare_rates(name, lambda: download(ours), fetch, target=1.0, peer="nginx, the same file", rounds=5)
+
+
+def cached_downloads(directory: Path, path: str) -> None:
+    """The image cache: what its first download costs beside a slow store, and later ones beside a local file."""
+    digests = {"checksum": digest("md5", path), "os_hash_algo": "sha512", "os_hash_value": digest("sha512", path)}
+    with contextlib.ExitStack() as stack:
+        servers, places = [], []
+        slow = stack.enter_context(slow_source(path))
+        for name, cache in (("with", f"image_cache_dir = {directory}/cache"), ("without", "")):
+            (directory / name).mkdir()
+            connection = f"sqlite:///{directory}/{name}/images.sqlite"
+            url = stack.enter_context(storelib(directory / name, None, connection, cache=cache))
+            servers.append(Api(url, ""))
+            remote, local = (servers[-1].create(name=each) for each in ("remote", "local"))
+            servers[-1].locate(remote, slow, **digests)
+            servers[-1].upload(local, path)
+            places.append([f"/v2/images/{image_id}/file" for image_id in (remote, local)])
+        cached, plain = servers
+
+        def first(api: Api, place: str) -> float:
+            if warming_up():
+                api.compare(place, SIZE * MiB)
+                if api is cached:
+                    empty(cached)
+            load = api.get([place])
+            if api is cached:
+                empty(cached)
+            return mib(load)
+
+        def again(api: Api, place: str, clients: int, each: int) -> float:
+            api.compare(place, SIZE * MiB)
+            return mib(api.get([place] * clients * each, clients))
+
+        compare_rates(
+            f"download that fills the cache, store of {RATE} MiB/s",
+            lambda: first(cached, places[0][0]),
+            lambda: first(plain, places[1][0]),
+            target=0.9,
+            peer="no cache",
+            rounds=5,
+        )
+        fill(cached, places[0][0])
+        for clients in (1, 32):
+            each = max(1, 8 // clients)
+            compare_rates(
+                f"download from the cache, {clients} client{'s' * (clients > 1)}",
+                lambda clients=clients, each=each: again(cached, places[0][0], clients, each),
+                lambda clients=clients, each=each: again(plain, places[1][1], clients, each),
+                target=0.95,
+                peer="a local file, no cache",
+            )
+
+
+@contextlib.contextmanager
+def slow_source(path: str) -> Iterator[str]:
+    """The URL of the file at RATE."""
+    command = [sys.executable, str(HERE / "slow_source.py"), path, str(RATE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}/image"
+        finally:
+            process.terminate()
+
+
+def digest(algorithm: str, path: str) -> str:
+    found = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(MiB):
+            found.update(block)
+    return found.hexdigest()
+
+
+def entries(api: Api) -> list[str]:
+    with urllib.request.urlopen(f"{api.url}/v2/cache") as response:
+        return [str(each["image_id"]) for each in json.load(response)["cached_images"]]
+
+
+def fill(api: Api, place: str) -> None:
+    api.get([place])
+    while not entries(api):
+        time.sleep(0.05)
+
+
+def empty(api: Api) -> None:
+    """Once what was downloaded has got there."""
+    while not entries(api):
+        time.sleep(0.05)
+    urllib.request.urlopen(urllib.request.Request(f"{api.url}/v2/cache", method="DELETE")).close()
 
 
 def mib(load: Load) -> float:
@@ -253,7 +386,9 @@ def resident(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def storelib(directory: Path, keystone: Keystone | None, connection: str, threads: int = THREADS) -> Iterator[str]:
+def storelib(
+    directory: Path, keystone: Keystone | None, connection: str, threads: int = THREADS, cache: str = ""
+) -> Iterator[str]:
     """The URL of a ``storelib serve``, without authentication where there is no Keystone."""
     config = directory / "storelib.ini"
     settings = {
@@ -262,6 +397,7 @@ def storelib(directory: Path, keystone: Keystone | None, connection: str, thread
         "auth": "keystone" if keystone else "noauth",
         # Documents of images differ between callers where locations are shown.
         "locations": keystone is None,
+        "cache": cache,
     }
     config.write_text(_CONFIG.format(**settings) + (keystone.authtoken if keystone else ""))
     command = [sys.executable, "-c", "from storelib.cli.main import main; main()", "--format", "json"]

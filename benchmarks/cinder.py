@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ from oslo_config import cfg  # noqa: E402
 
 sys.path += [HERE, os.path.join(os.path.dirname(HERE), "tests", "functional")]
 
-from pairs import MiB, argument, compare, dense_image, workplace  # noqa: E402
+from pairs import MiB, Stored, argument, compare, dense_image, expect, pieces_of, received, workplace  # noqa: E402
 from servers.ceph import Cluster  # noqa: E402
 from servers.cinder import Cinder  # noqa: E402
 from servers.keystone import Keystone  # noqa: E402
@@ -75,13 +75,16 @@ class Peer:
             uri = self.store.add(next(self.names), file, size, "sha512", context=self.context)[0]
         return glance_location.Location("cinder", glance_cinder.StoreLocation, self.conf, uri=uri)
 
-    def add(self, path: str, size: int) -> Callable[[], None]:
+    def add(self, path: str, size: int) -> Stored:
         location = self.keep(path, size)
-        return lambda: self.store.delete(location, context=self.context)
+        return Stored(
+            os.path.getsize(path),
+            lambda: self.store.get(location, context=self.context)[0],
+            lambda: self.store.delete(location, context=self.context),
+        )
 
-    def read(self, location: Any) -> None:
-        for _ in self.store.get(location, context=self.context)[0]:
-            pass
+    def read(self, location: Any, size: int) -> None:
+        received(self.store.get(location, context=self.context)[0], size)
 
 
 class Ours:
@@ -99,14 +102,16 @@ class Ours:
             cinder_state_path=str(cinder.directory / "holds"),
         )
 
-    def add(self, data: Any) -> Callable[[], None]:
-        uri = self.store.add(next(self.names), data).uri
-        return lambda: self.store.delete(uri)
+    def add(self, data: Any) -> Stored:
+        image = self.store.add(next(self.names), data)
+        return Stored(image.size, lambda: self.pieces(image.uri), lambda: self.store.delete(image.uri))
 
-    def read(self, uri: str, buffer: bytearray) -> None:
+    def read(self, uri: str, size: int) -> None:
+        received(self.pieces(uri), size)
+
+    def pieces(self, uri: str) -> Iterator[memoryview]:
         with self.store.get(uri).data as stream:
-            while stream.readinto(buffer):
-                pass
+            yield from pieces_of(stream, bytearray(4 * MiB))
 
 
 def blocks(path: str) -> Iterator[bytes]:
@@ -123,6 +128,7 @@ def mostly_holes(path: str) -> str:
             file.seek(index * (SPARSE // PIECES))
             file.write(block)
         file.truncate(SPARSE)
+    expect(path)
     return path
 
 
@@ -140,7 +146,6 @@ def main() -> None:
 def run(root: Path, ours: Ours, peer: Peer) -> None:
     if "--json" not in sys.argv:
         print(f"load average {os.getloadavg()[0]:.1f}")
-    buffer = bytearray(4 * MiB)
     with dense_image(MiB) as small:
         compare(
             "add 1 MiB", MiB, lambda: ours.add(small), lambda: peer.add(small, MiB), target=1.0, peer="glance_store"
@@ -149,8 +154,8 @@ def run(root: Path, ours: Ours, peer: Peer) -> None:
         compare(
             "get 1 MiB",
             MiB,
-            lambda: ours.read(mine, buffer),
-            lambda: peer.read(theirs),
+            lambda: ours.read(mine, MiB),
+            lambda: peer.read(theirs, MiB),
             target=1.0,
             peer="glance_store",
         )
@@ -172,8 +177,8 @@ def run(root: Path, ours: Ours, peer: Peer) -> None:
         compare(
             f"get {what}",
             SIZE,
-            lambda: ours.read(mine, buffer),
-            lambda: peer.read(theirs),
+            lambda: ours.read(mine, SIZE),
+            lambda: peer.read(theirs, SIZE),
             target=1.3,
             peer="glance_store",
         )

@@ -8,12 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from servers import environments
+from servers.glance import install
 from servers.keystone import Keystone
 from servers.nginx import free_ports
 from servers.openstack import Processes
-
-PACKAGES = ("glance==33.0.0", "glance_store==5.7.0", "keystonemiddleware>=10.4", "gunicorn", "pymysql", "setuptools<81")
 
 _CONFIG = """
 [DEFAULT]
@@ -53,7 +51,7 @@ timeout = 300
 @contextlib.contextmanager
 def glance(directory: Path, keystone: Keystone, connection: str, workers: int, threads: int) -> Iterator[str]:
     """The URL of a Glance whose images are files in ``directory``."""
-    programs = environments.install("glance", PACKAGES)
+    programs = install()
     (port,) = free_ports(1)
     for name in ("images", "staging", "tasks", "lock"):
         (directory / name).mkdir()

@@ -27,7 +27,7 @@ sys.path.append(sys.path.pop(0))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/functional"))
 
 import gridfs
-from pairs import MiB, compare, peak_growth, workplace
+from pairs import MiB, Stored, compare, expect_pieces, peak_growth, pieces_of, received, workplace
 from servers.mongod import Mongod
 
 from storelib.driver import Digests
@@ -50,12 +50,15 @@ class Source:
     """A file that costs nothing to read: one random block over and over."""
 
     def __init__(self, size: int) -> None:
-        self._left = size
+        self._size = size
+        self._read = 0
 
     def read(self, size: int = -1) -> bytes:
-        count = min(self._left, len(BLOCK), size if size >= 0 else self._left)
-        self._left -= count
-        return BLOCK[:count]
+        left, start = self._size - self._read, self._read % len(BLOCK)
+        # All that is asked for, as files give it: pymongo takes less than that for the end.
+        count = min(left, len(BLOCK), size if size >= 0 else left)
+        self._read += count
+        return TWICE[start : start + count]
 
 
 class Hashed(Source):
@@ -73,6 +76,7 @@ class Hashed(Source):
 
 
 BLOCK = os.urandom(8 * MiB)
+TWICE = BLOCK * 2
 
 
 class Peer:
@@ -83,16 +87,19 @@ class Peer:
 
     def put(self, source: Source) -> CleanUp:
         self._plain.put(source, _id="image")
-        return lambda: self._plain.delete("image")
+        return self._stored("image")
 
     def get(self) -> None:
         stream = self._plain.get("image")
-        while stream.read(MiB):
-            pass
+        received(iter(lambda: stream.read(MiB), b""), stream.length)
 
     def copy(self) -> CleanUp:
         self._plain.put(self._plain.get("image"), _id="copy")
-        return lambda: self._plain.delete("copy")
+        return self._stored("copy")
+
+    def _stored(self, name: str) -> Stored:
+        stream = self._plain.get(name)
+        return Stored(stream.length, lambda: iter(lambda: stream.read(MiB), b""), lambda: self._plain.delete(name))
 
 
 class Ours:
@@ -103,17 +110,21 @@ class Ours:
 
     def add(self, size: int, digests: Digests | None = None) -> CleanUp:
         [stored] = fan_out([self.store], "image", Source(size), size, digests=digests)
-        return lambda: self.store.delete(stored.uri)
+        return self._stored(stored)
 
     def get(self) -> None:
-        buffer = bytearray(MiB)
         with self.store.get("gridfs://image").data as stream:
-            while stream.readinto(buffer):
-                pass
+            received(pieces_of(stream, bytearray(MiB)), stream.size)
 
     def copy(self) -> CleanUp:
-        copied = self.store.copy("gridfs://image", "copy", digests=KNOWN)
-        return lambda: self.store.delete(copied.uri)
+        return self._stored(self.store.copy("gridfs://image", "copy", digests=KNOWN))
+
+    def _stored(self, image: Any) -> Stored:
+        def pieces() -> Iterator[memoryview]:
+            with self.store.get(image.uri).data as stream:
+                yield from pieces_of(stream, bytearray(MiB))
+
+        return Stored(image.size, pieces, lambda: self.store.delete(image.uri))
 
 
 class Pairs:
@@ -139,16 +150,14 @@ class Pairs:
     def _metered(self, function: Callable[[], Any], took: list[tuple[float, float]]) -> Callable[[], CleanUp]:
         def call() -> CleanUp:
             client, served = client_seconds(), self._server_seconds()
-            clean_up = function()
+            stored = function()
             took.append((client_seconds() - client, self._server_seconds() - served))
-            return lambda: self._settle(clean_up)
+            return stored.then(self._settle) if isinstance(stored, Stored) else self._settle
 
         return call
 
-    def _settle(self, clean_up: CleanUp | None) -> None:
-        """Remove what a run made, and let the server write down what it still has to."""
-        if clean_up is not None:
-            clean_up()
+    def _settle(self) -> None:
+        """Let the server write down what it still has to."""
         self._client.admin.command("fsync")
 
     def _server_seconds(self) -> float:
@@ -200,6 +209,9 @@ def main() -> None:
         with Mongod(Path(root) / "mongod", cache=CACHE) as server, server.client() as client:
             say_load()
             pairs = Pairs(server, client)
+            for size in (SIZE, SIZE // 4):
+                source = Source(size)
+                expect_pieces(iter(lambda source=source: source.read(), b""))
             side_by_side(pairs, server, client)
             over_a_slow_line(pairs, server)
             say_load()

@@ -27,7 +27,16 @@ sys.path += [HERE, os.path.join(os.path.dirname(HERE), "tests", "functional")]
 from glance_store import location as glance_location  # noqa: E402
 from glance_store._drivers import rbd as glance_rbd  # noqa: E402
 from oslo_config import cfg  # noqa: E402
-from pairs import MiB, compare, workplace  # noqa: E402
+from pairs import (  # noqa: E402
+    MiB,
+    Stored,
+    compare,
+    expect,
+    pieces_of,
+    pieces_of_file,
+    received,
+    workplace,
+)
 from servers.ceph import Cluster  # noqa: E402
 
 from storelib import open_store  # noqa: E402
@@ -62,10 +71,10 @@ class Peer:
         self.store.configure()
         self.store.configure_add()
 
-    def add(self, path: str) -> Callable[[], None]:
+    def add(self, path: str) -> Stored:
         with open(path, "rb") as file:
-            uri = self.store.add("x", file, os.path.getsize(path), "sha512")[0]
-        return lambda: self.store.delete(self.location(uri))
+            uri = self.store.add("x", file, size := os.path.getsize(path), "sha512")[0]
+        return Stored(size, lambda: self.chunks(uri), lambda: self.store.delete(self.location(uri)))
 
     def location(self, uri: str) -> Any:
         return glance_location.Location("rbd", glance_rbd.StoreLocation, self.conf, uri=uri)
@@ -75,8 +84,7 @@ class Peer:
             return str(self.store.add("kept", file, os.path.getsize(path), "sha512")[0])
 
     def read(self, uri: str) -> None:
-        for _ in self.chunks(uri):
-            pass
+        received(self.chunks(uri), SIZE)
 
     def chunks(self, uri: str) -> Iterator[bytes]:
         yield from self.store.get(self.location(uri))[0]
@@ -89,18 +97,22 @@ class Ours:
         settings = {"rbd_store_ceph_conf": str(ceph.conf_file), "rbd_store_pool": "storelib"}
         self.store = open_store(RbdStore, "rbd", **settings, **options)
 
-    def add(self, path: str, algorithm: str = "sha512") -> Callable[[], None]:
-        uri = self.store.add("x", path, hashing_algo=algorithm).uri
-        return lambda: self.store.delete(uri)
+    def add(self, path: str, algorithm: str = "sha512") -> Stored:
+        return self._stored(self.store.add("x", path, hashing_algo=algorithm))
 
-    def copy_from(self, other: Any, stored: Any) -> Callable[[], None]:
-        uri = copy(other, stored.uri, self.store, "x", digests=Digests(stored.checksum, stored.multihash)).uri
-        return lambda: self.store.delete(uri)
+    def _stored(self, image: Any) -> Stored:
+        return Stored(image.size, lambda: self.chunks(image.uri), lambda: self.store.delete(image.uri))
 
-    def read(self, uri: str, buffer: bytearray) -> None:
+    def copy_from(self, other: Any, stored: Any) -> Stored:
+        digests = Digests(stored.checksum, stored.multihash)
+        return self._stored(copy(other, stored.uri, self.store, "x", digests=digests))
+
+    def read(self, uri: str) -> None:
+        received(self.chunks(uri), SIZE)
+
+    def chunks(self, uri: str) -> Iterator[memoryview]:
         with self.store.get(uri).data as stream:
-            while stream.readinto(buffer):
-                pass
+            yield from pieces_of(stream, bytearray(4 * MiB))
 
 
 def dense(path: str) -> None:
@@ -109,6 +121,7 @@ def dense(path: str) -> None:
         for index in range(SIZE // MiB):
             turn = index % 255 + 1
             file.write(block[turn:] + block[:turn])
+    expect(path)
 
 
 def mostly_holes(path: str) -> None:
@@ -118,17 +131,18 @@ def mostly_holes(path: str) -> None:
             file.seek(index * (SPARSE // PIECES))
             file.write(block)
         file.truncate(SPARSE)
+    expect(path)
 
 
-def save_chunks(chunks: Iterator[bytes], path: str) -> Callable[[], None]:
+def save_chunks(chunks: Iterator[bytes], path: str) -> Stored:
     """What a caller of glance_store does."""
     with open(path, "wb") as file:
         for chunk in chunks:
             file.write(chunk)
-    return lambda: os.unlink(path)
+    return Stored(SPARSE, lambda: pieces_of_file(path), lambda: os.unlink(path))
 
 
-def save_extents(store: Any, uri: str, path: str) -> Callable[[], None]:
+def save_extents(store: Any, uri: str, path: str) -> Stored:
     """What a caller of storelib can do: holes stay holes."""
     buffer = memoryview(bytearray(4 * MiB))
     with store.get(uri).data as stream, open(path, "wb") as file:
@@ -143,18 +157,28 @@ def save_extents(store: Any, uri: str, path: str) -> Callable[[], None]:
                 file.write(buffer[:count])
                 left -= count
         file.truncate(stream.size)
-    return lambda: os.unlink(path)
+    return Stored(stream.size, lambda: pieces_of_file(path), lambda: os.unlink(path))
 
 
 def command(ceph: Cluster, *words: str) -> None:
     """The rbd command; its output goes nowhere."""
+    for _ in output_of(ceph, *words):
+        pass
+
+
+def output_of(ceph: Cluster, *words: str) -> Iterator[memoryview]:
+    """What the rbd command writes."""
     environment = {**os.environ, **ceph.environment}
-    subprocess.run(["rbd", "--no-progress", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen(["rbd", "--no-progress", *words], env=environment, stdout=subprocess.PIPE, bufsize=0) as rbd:
+        assert rbd.stdout is not None
+        yield from pieces_of(rbd.stdout, bytearray(MiB))
+    if rbd.returncode:
+        raise subprocess.CalledProcessError(rbd.returncode, words)
 
 
-def imported(ceph: Cluster, path: str) -> Callable[[], None]:
+def imported(ceph: Cluster, path: str) -> Stored:
     command(ceph, "import", "--object-size", "8M", path, "command/x")
-    return lambda: command(ceph, "rm", "command/x")
+    return Stored(SIZE, lambda: output_of(ceph, "export", "command/x", "-"), lambda: command(ceph, "rm", "command/x"))
 
 
 def show_cpu(name: str, function: Callable[[], Callable[[], None]]) -> None:
@@ -216,12 +240,11 @@ def run(ceph: Cluster, root: str) -> None:
 
     stored = ours.store.add("image", source)
     their_uri = peer.keep(source)
-    buffer = bytearray(4 * MiB)
 
     compare(
         "get",
         SIZE,
-        lambda: ours.read(stored.uri, buffer),
+        lambda: ours.read(stored.uri),
         lambda: peer.read(their_uri),
         target=1.5,
         peer="glance_store",
@@ -229,8 +252,8 @@ def run(ceph: Cluster, root: str) -> None:
     compare(
         "get",
         SIZE,
-        lambda: ours.read(stored.uri, buffer),
-        lambda: command(ceph, "export", "storelib/image", "-"),
+        lambda: ours.read(stored.uri),
+        lambda: received(output_of(ceph, "export", "storelib/image", "-"), SIZE),
         target=1.0,
         peer="rbd export",
     )

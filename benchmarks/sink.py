@@ -28,7 +28,12 @@ SOURCE = "source"
 WINDOW = MiB
 _STARTED = "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
 _COMPLETED = '<CompleteMultipartUploadResult><ETag>"0-1"</ETag></CompleteMultipartUploadResult>'
-_INFO = {"swift": {"version": "2.30.0"}, "slo": {"max_manifest_segments": 1000, "min_segment_size": 1}}
+#: By which clients of Swift know that no proxy answers in its place.
+_MARK = {"X-Trans-Id": "sink"}
+_INFO = {
+    "swift": {"version": "2.30.0", "max_object_name_length": 1024},
+    "slo": {"max_manifest_segments": 1000, "min_segment_size": 1},
+}
 
 
 @contextlib.contextmanager
@@ -87,11 +92,16 @@ class Server:
         url = urlsplit(target)
         query = parse_qs(url.query, keep_blank_values=True)
         length, size = int(headers.get("content-length", 0)), 0
+        etag = self.etag_of(url.path)
         if "multipart-manifest" in query and method == "PUT":
             manifest, pending = take(connection, pending, length)
             size = sum(segment["size_bytes"] for segment in json.loads(manifest))
         elif headers.get("transfer-encoding") == "chunked":
             pending = drop_chunks(connection, pending)
+        elif length < 64 * KiB:
+            body, pending = take(connection, pending, length)
+            if not re.search(r"/(\d+)$", unquote(url.path)):
+                etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
         else:
             pending = drop(connection, pending, length)
         if url.path.endswith(SOURCE) and method in ("GET", "HEAD"):
@@ -111,7 +121,7 @@ class Server:
             if url.path.startswith("/v1/"):
                 known = {key: headers[key] for key in headers if key.startswith("x-object-meta-")}
                 self.metadata[url.path] = {**known, "Content-Length": str(size)}
-            reply(connection, 201 if url.path.startswith("/v1/") else 200, "", ETag=self.etag_of(url.path))
+            reply(connection, 201 if url.path.startswith("/v1/") else 200, "", ETag=etag)
         return pending
 
     def etag_of(self, path: str) -> str:
@@ -153,7 +163,7 @@ class Server:
 
     def send_object(self, connection: socket.socket, method: str, wanted: str | None) -> None:
         begin, end = 0, self.size
-        headers = {"ETag": '"0"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
+        headers = {**_MARK, "ETag": '"0"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
         if match:
             begin, end = int(match[1]), min(int(match[2]) + 1, self.size) if match[2] else self.size
@@ -166,7 +176,7 @@ class Server:
 
 
 def reply(connection: socket.socket, status: int, body: str = "", head: bool = False, **headers: str) -> None:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {**_MARK, **headers}.items())
     if status != 204 and "Content-Length" not in headers:
         lines += f"Content-Length: {len(body)}\r\n"
     connection.sendall(f"HTTP/1.1 {status} -\r\n{lines}\r\n{'' if head else body}".encode())

@@ -22,7 +22,7 @@ import glance_store
 import swiftclient
 from glance_store._drivers.swift import store as glance_swift
 from oslo_config import cfg
-from pairs import MiB, argument, compare, dense_image, workplace
+from pairs import MiB, Stored, argument, compare, dense_image, pieces_of, received, verify, workplace
 from sink import SOURCE, sink
 
 from storelib import open_store
@@ -30,12 +30,17 @@ from storelib import open_store
 SIZE = argument("--size", 512) * MiB
 SEGMENT = 16
 CONTAINER = "images"
+#: The servers that are free or far away keep nothing.
+ELSEWHERE = "the same calls moved the right bytes to and from Swift"
 
 
 class Server:
-    """Where Swift is, whose account it is, and how to get rid of what a benchmark stored there."""
+    """Where Swift is, whose account it is, and what a benchmark stored there, unless the server ``keeps`` nothing."""
 
-    def __init__(self, auth_url: str, project: str = "project", user: str = "user", key: str = "key") -> None:
+    def __init__(
+        self, auth_url: str, project: str = "project", user: str = "user", key: str = "key", keeps: bool = False
+    ) -> None:
+        self.keeps = keeps
         self.auth_url = auth_url
         self.user = f"{project}:{user}"
         self.key = key
@@ -44,12 +49,12 @@ class Server:
             auth_url, user, key, auth_version="3", os_options={"project_name": project}
         )
 
-    def removal(self, name: str) -> Callable[[], None]:
+    def stored(self, name: str) -> Callable[[], None]:
         def remove() -> None:
             for entry in self.client.get_container(CONTAINER, prefix=name, full_listing=True)[1]:
                 self.client.delete_object(CONTAINER, entry["name"])
 
-        return remove
+        return Stored(SIZE, lambda: self.client.get_object(CONTAINER, name, MiB)[1], remove) if self.keeps else remove
 
 
 class Ours:
@@ -69,15 +74,11 @@ class Ours:
     def add(self, path: str) -> Callable[[], None]:
         with open(path, "rb") as file:
             self.store.add(name := next(self.server.names), Unsized(file))
-        return self.server.removal(name)
+        return self.server.stored(name)
 
     def get(self) -> None:
         with self.store.get(self.prefix + SOURCE).data as data:
-            buffer = memoryview(bytearray(MiB))
-            got = 0
-            while count := data.readinto(buffer):
-                got += count
-        assert got == SIZE
+            received(pieces_of(data, bytearray(MiB)), SIZE)
 
 
 class Unsized:
@@ -109,31 +110,32 @@ class Glance:
     def add(self, path: str) -> Callable[[], None]:
         with open(path, "rb") as file:
             self.store.add(name := next(self.server.names), file, 0, "sha512")
-        return self.server.removal(name)
+        return self.server.stored(name)
 
     def get(self) -> None:
         location = SimpleNamespace(store_location=self.store.create_location(SOURCE))
         chunks, _ = self.store.get(location)
-        assert sum(len(chunk) for chunk in chunks) == SIZE
+        received(chunks, SIZE)
 
 
-def measure(server: Server, path: str, where: str) -> None:
-    ours, glance = Ours(server), Glance(server)
+def measure(ours: Ours, glance: Glance, path: str, where: str, verified: str = "") -> None:
     for name, mine, theirs in [
         ("add, size unknown", lambda: ours.add(path), lambda: glance.add(path)),
         ("get", ours.get, glance.get),
     ]:
-        compare(f"{where}: {name}", SIZE, mine, theirs, target=2.0, peer="glance_store")
+        compare(f"{where}: {name}", SIZE, mine, theirs, target=2.0, peer="glance_store", verified=verified)
 
 
 def free(path: str) -> None:
     with sink(path, SEGMENT * MiB) as port:
-        measure(Server(f"http://127.0.0.1:{port}/v3"), path, "free")
+        server = Server(f"http://127.0.0.1:{port}/v3")
+        measure(Ours(server), Glance(server), path, "free", ELSEWHERE)
 
 
 def far(path: str) -> None:
     with sink(path, SEGMENT * MiB, far=0.02) as port:
-        measure(Server(f"http://127.0.0.1:{port}/v3"), path, "20 ms away")
+        server = Server(f"http://127.0.0.1:{port}/v3")
+        measure(Ours(server), Glance(server), path, "20 ms away", ELSEWHERE)
 
 
 def swift(path: str) -> None:
@@ -149,17 +151,21 @@ def swift(path: str) -> None:
             Swift(Path(directory) / "swift", keystone=keystone.url) as storage,
         ):
             keystone.add_endpoints("object-store", RegionOne=f"{storage.url}/v1/AUTH_%(tenant_id)s")
-            server = Server(keystone.url, "demo", "demo", "demopass")
+            server = Server(keystone.url, "demo", "demo", "demopass", keeps=True)
             server.client.put_container(CONTAINER)
             with open(path, "rb") as file:
                 server.client.put_object(CONTAINER, SOURCE, file, content_length=SIZE)
-            measure(server, path, "swift")
+            ours, glance = Ours(server), Glance(server)
+            verify(lambda: ours.add(path), lambda: glance.add(path), ours.get, glance.get)
+            if argument("--only", "swift") == "swift":
+                measure(ours, glance, path, "swift")
 
 
 def main() -> None:
     wanted = argument("--only", "")
     with dense_image(SIZE) as path:
-        for measured in (free, far, swift):
+        swift(path)
+        for measured in (free, far):
             if wanted in ("", measured.__name__):
                 measured(path)
 

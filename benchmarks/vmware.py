@@ -27,16 +27,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import glance_store
-import vsphere_wsdl
+import oslo_vmware
 from glance_store._drivers import vmware_datastore
 from oslo_config import cfg
 from oslo_vmware import api
-from pairs import MiB, argument, compare, dense_image, workplace
+from pairs import (
+    MiB,
+    Stored,
+    argument,
+    compare,
+    dense_image,
+    expect,
+    expect_pieces,
+    pieces_of,
+    pieces_of_file,
+    received,
+    workplace,
+)
 
 from storelib import open_store
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/functional"))
 from servers.vcenter import FIRST, PLAIN, Vcenter
+from servers.vcenter_wsdl import write_wsdl
 
 SIZE = argument("--size", 2048) * MiB
 #: Images that are added and read for one measurement of small ones, and bytes of each.
@@ -59,17 +72,20 @@ class Side:
 
         return remove
 
-    def add_file(self, path: str, size: int) -> Callable[[], None]:
+    def add_file(self, path: str, size: int) -> Stored:
         name = next(self.names)
         with open(path, "rb") as file:
             self.add(name, file, size)
-        return self.removal([name])
+        return Stored(size, lambda: pieces_of_file(str(self.directory / name)), self.removal([name]))
 
-    def add_many(self, data: bytes) -> Callable[[], None]:
+    def add_many(self, data: bytes) -> Stored:
         names = [next(self.names) for _ in range(MANY)]
         for name in names:
             self.add(name, Stream(data), len(data))
-        return self.removal(names)
+        paths = [str(self.directory / name) for name in names]
+        return Stored(
+            len(data) * MANY, lambda: itertools.chain.from_iterable(map(pieces_of_file, paths)), self.removal(names)
+        )
 
     def get_many(self, name: str, size: int) -> None:
         for _ in range(MANY):
@@ -104,11 +120,7 @@ class Ours(Side):
 
     def get(self, name: str, size: int) -> None:
         with self.store.get(self.prefix.replace("probe", name)).data as data:
-            buffer = memoryview(bytearray(MiB))
-            got = 0
-            while count := data.readinto(buffer):
-                got += count
-        assert got == size
+            received(pieces_of(data, bytearray(MiB)), size)
 
 
 class Glance(Side):
@@ -138,7 +150,7 @@ class Glance(Side):
         }
         location = SimpleNamespace(store_location=vmware_datastore.StoreLocation(parts, self.conf))
         chunks, _ = self.store.get(location)
-        assert sum(len(chunk) for chunk in chunks) == size
+        received(chunks, size)
 
 
 def _options(server: Vcenter) -> dict[str, Any]:
@@ -154,6 +166,8 @@ def small(ours: Ours, glance: Glance, path: str) -> None:
     with open(path, "rb") as file:
         data = file.read(SMALL)
     (ours.directory / "small").write_bytes(data)
+    expect(str(ours.directory / "small"))
+    expect_pieces([data] * MANY)
     size = MANY * SMALL
     names = {"target": 1.0, "peer": "glance_store"}
     compare("1 MiB: add", size, lambda: ours.add_many(data), lambda: glance.add_many(data), **names)
@@ -179,10 +193,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     wanted = argument("--only", "")
     with dense_image(SIZE) as path, tempfile.TemporaryDirectory(prefix="storelib-bench-", dir=workplace()) as directory:
-        (Path(directory) / "wsdl").mkdir()
-        wsdl = vsphere_wsdl.write(Path(directory) / "wsdl")
+        wsdl = Path(directory) / "wsdl"
+        write_wsdl(wsdl, Path(oslo_vmware.__file__).parent / "wsdl" / "7.0")
         with Vcenter(Path(directory) / "vcenter", host=HOST, port=443, routed=False) as server:
-            ours, glance = Ours(server), Glance(server, wsdl)
+            ours, glance = Ours(server), Glance(server, (wsdl / "vimService.wsdl").as_uri())
             for measured in (small, large):
                 if wanted in ("", measured.__name__):
                     measured(ours, glance, path)

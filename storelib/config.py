@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import glob
+import itertools
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ from storelib.driver import STORE_OPTIONS, Store
 from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import LocalPath
 from storelib.plugins import driver_classes, driver_names
+from storelib.transfer.contract import MiB
 from storelib.uris import redact
 
 LOG = logging.getLogger(__name__)
@@ -45,11 +47,20 @@ DEFAULT_STORE = cfg.StrOpt(
     help="Id of the store that is used when none is named; the first of 'stores' if not set.",
 )
 
+TRANSFER_MEMORY = cfg.IntOpt(
+    "transfer_memory",
+    default=0,
+    min=0,
+    help="MiB that all transfers of the process may hold together; those that find no room wait. 0: a quarter of the "
+    "memory that the process may use, which is the machine's or what its cgroup leaves.",
+)
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Groups with a meaning of their own, and options of oslo.config that a group of the same name would hide.
 _NOT_IDS = (
     *(SHARED, "default", "config_file", "config_dir", "config_source"),
     *("api", "database", "healthcheck", "keystone_authtoken", "oslo_middleware", "oslo_policy"),
+    *("key_manager", "barbican", "barbican_service_user"),
 )
 # Ids the calling program keeps for itself, as in glance_store.
 _RESERVED_PREFIX = "os_glance_"
@@ -67,7 +78,7 @@ class StoreEntry(NamedTuple):
 def register_opts(conf: cfg.ConfigOpts) -> None:
     """Register ``[storelib]`` with the options of every installed driver; may be repeated."""
     conf.register_group(cfg.OptGroup(SHARED, help="All stores, and what they have in common."))
-    _register(conf, SHARED, (STORES, DEFAULT_STORE, *STORE_OPTIONS))
+    _register(conf, SHARED, (STORES, DEFAULT_STORE, TRANSFER_MEMORY, *STORE_OPTIONS))
     for driver in driver_classes().values():
         _register(conf, SHARED, driver.options)
 
@@ -84,15 +95,20 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
 
 def load_file(path: str | os.PathLike[str]) -> cfg.ConfigOpts:
     """A ConfigOpts that knows ``[storelib]`` and has read ``path``; raises BadStoreConfiguration."""
-    name = os.fspath(path)
-    read_settings(name)  # its messages have line numbers and do not quote the line, which may hold a secret
     conf = cfg.ConfigOpts()
     register_opts(conf)
+    read_file(conf, path)
+    return conf
+
+
+def read_file(conf: cfg.ConfigOpts, path: str | os.PathLike[str]) -> None:
+    """Have a ConfigOpts read ``path`` and nothing else; raises BadStoreConfiguration."""
+    name = os.fspath(path)
+    read_settings(name)  # its messages have line numbers and do not quote the line, which may hold a secret
     try:
         conf(args=[], project="storelib", default_config_files=[name], default_config_dirs=[])
     except cfg.Error as error:
         raise BadStoreConfiguration(f"{name}: {error}") from error
-    return conf
 
 
 class OptionReader:
@@ -106,7 +122,7 @@ class OptionReader:
     def value(self, group: str, option: cfg.Opt) -> Any:
         """What oslo.config reads for an option; raises BadStoreConfiguration."""
         try:
-            found = finite(self.conf[group][option.dest])
+            found = sound(option, self.conf[group][option.dest])
         # An option that refers to itself is one too deep.
         except (ValueError, cfg.Error, RecursionError) as error:
             if "$" in (source := self._source(group, option)).text:
@@ -203,6 +219,8 @@ class Configuration(OptionReader):
         if not self.entries:
             raise BadStoreConfiguration(f"{self.where(SHARED, STORES)}: list at least one store as id:driver")
         self.default = self._default()
+        #: Bytes that all transfers may hold together, None where nothing is said.
+        self.transfer_memory = self.value(SHARED, TRANSFER_MEMORY) * MiB or None
 
     def options(self, entry: StoreEntry, driver: type[Store[Any]]) -> StoreOptions:
         """Register the group of one store and check its values; raises BadStoreConfiguration."""
@@ -223,7 +241,8 @@ class Configuration(OptionReader):
 
         ``known`` has the option names of each store. A wrong one in ``[storelib]`` or a store's group raises
         BadStoreConfiguration, since the default that would be used instead may be another user's directory. A group
-        that looks like that of a store which is not listed is only logged: the file may serve other programs too.
+        that looks like that of a store which is not listed is only logged: the file may serve other programs too. So
+        is an option that one file sets twice, of which the last one counts.
         """
         groups = {name.lower(): set(names) for name, names in known.items()}
         if len(driver_classes()) == len(driver_names()):
@@ -231,6 +250,7 @@ class Configuration(OptionReader):
             groups[SHARED] = {*option_names(_all_options()), *self.conf[SHARED]}
         ours = {SHARED, *(entry.name.lower() for entry in self.entries)}
         self._warn_of(setting for setting in self.settings if setting.group.lower() not in ours)
+        self._warn_of_repeated(setting for setting in self.settings if setting.group.lower() in ours)
         for setting in self.settings:
             names = groups.get(setting.group.lower())
             if names is not None and setting.key not in names:
@@ -256,21 +276,40 @@ class Configuration(OptionReader):
 
     def _warn_of(self, strangers: Iterable[Setting]) -> None:
         drivers = {name for driver in driver_classes().values() for name in option_names(driver.options)}
+        # Names such as 'weight' other programs have, too: they count where the group is nearly called like one of ours.
+        general = option_names((STORES, DEFAULT_STORE, TRANSFER_MEMORY, *STORE_OPTIONS))
+        stores = [entry.name for entry in self.entries]
         seen = set()
         for setting in strangers:
-            if setting.key not in drivers or setting.group in seen or setting.group.startswith(_RESERVED_PREFIX):
+            group = setting.group
+            if group in seen or group.startswith(_RESERVED_PREFIX):
                 continue
-            seen.add(setting.group)
-            if setting.group in _OLD_GROUPS:
+            near = [] if group.lower() in _NOT_IDS else difflib.get_close_matches(group, [*stores, SHARED], n=1)
+            if setting.key not in drivers and not (near and setting.key in general):
+                continue
+            seen.add(group)
+            if group in _OLD_GROUPS:
                 hint = "; this is glance_store's form, see storelib config migrate"
+            elif near == [SHARED]:
+                hint = f"; did you mean {SHARED}?"
             else:
-                hint = did_you_mean(setting.group, [entry.name for entry in self.entries])
+                hint = did_you_mean(group, stores)
             LOG.warning(
                 "%s: group [%s] has options of a store, but [storelib] stores does not list it%s",
                 setting.place,
-                setting.group,
+                group,
                 hint,
             )
+
+    def _warn_of_repeated(self, ours: Iterable[Setting]) -> None:
+        repeatable = option_names(option for option in _all_options() if option.multi)
+        before: dict[tuple[str, str, str], Setting] = {}
+        for setting in ours:
+            name = setting.file, setting.group.lower(), setting.key
+            first = before.setdefault(name, setting)
+            if first.value != setting.value and setting.key not in repeatable:
+                LOG.warning("%s: line %d sets it, too, and of both the later one counts", setting, first.line)
+            before[name] = setting
 
 
 class StoreOptions:
@@ -340,9 +379,9 @@ def convert(store: str, option: cfg.Opt, value: Any) -> Any:
     try:
         if option.multi:
             items = [value] if isinstance(value, (str, os.PathLike)) else value
-            found: Any = [option.type(item) for item in items]
+            found: Any = sound(option, [option.type(item) for item in items])
         else:
-            found = finite(option.type(value))
+            found = sound(option, option.type(value))
         return absolute(found, os.getcwd) if isinstance(option.type, LocalPath) else found
     except (ValueError, TypeError, AttributeError) as error:
         reason = "" if option.secret else f" ({redact(str(error))})"
@@ -351,10 +390,22 @@ def convert(store: str, option: cfg.Opt, value: Any) -> Any:
         ) from None
 
 
-def finite(value: Any) -> Any:
-    """``value``, but not what is no number: nan, which no comparison with a limit refuses, or infinity."""
+def sound(option: cfg.Opt, value: Any) -> Any:
+    """``value``, but not what is no number or no text; raises ValueError.
+
+    No number is nan, which no comparison with a limit refuses, infinity, or nothing. No text is what can be in
+    no URI, no path and no name on a server.
+    """
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            text.encode()
+            if "\0" in text:
+                raise ValueError("it has a null character")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no number")
+    # To oslo.config, "option =" is None, which only an option without a default may be.
+    if value is None and option.default is not None and isinstance(option.type, types.Number):
+        raise ValueError("there is no number")
     return value
 
 
@@ -383,6 +434,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def allowed(option: cfg.Opt) -> str:
     """What values an option takes, in words."""
     kind: Any = option.type
+    if isinstance(kind, types.List) and (choices := getattr(kind.item_type, "choices", None)):
+        return "a list of " + ", ".join(map(str, choices))
     if getattr(kind, "choices", None):
         return "one of " + ", ".join(map(str, kind.choices))
     words = {types.Boolean: "true or false", types.Integer: "a whole number", types.Float: "a number"}
@@ -418,7 +471,10 @@ def read_settings(name: str) -> list[Setting]:
     parser = _Parser(name)
     try:
         with open(name, encoding="utf-8") as file:
-            parser.parse(file)
+            first = file.readline()
+            if first.startswith("\ufeff"):
+                raise BadStoreConfiguration(f"{name} begins with a byte order mark: save it as UTF-8 without one")
+            parser.parse(itertools.chain([first], file))
     except UnicodeDecodeError:
         raise BadStoreConfiguration(f"{name} is not a configuration file: it is not text in UTF-8") from None
     except OSError as error:
@@ -478,7 +534,7 @@ def _register(conf: cfg.ConfigOpts, group: str, options: Iterable[cfg.Opt]) -> N
 
 def _all_options() -> list[cfg.Opt]:
     drivers = [option for driver in driver_classes().values() for option in driver.options]
-    unique = {option.dest: option for option in (STORES, DEFAULT_STORE, *STORE_OPTIONS, *drivers)}
+    unique = {option.dest: option for option in (STORES, DEFAULT_STORE, TRANSFER_MEMORY, *STORE_OPTIONS, *drivers)}
     return list(unique.values())
 
 
@@ -494,7 +550,7 @@ def _shown(option: cfg.Opt, value: object) -> str:
     if option.secret:
         return "***"
     # Behind a '$' may stand what was meant to be a part of a password.
-    before, dollar, _ = str(value).partition("$")
+    before, dollar, _ = str(value).encode(errors="backslashreplace").decode().partition("$")
     return redact(before) + (f"{dollar}..." if dollar else "")
 
 

@@ -13,7 +13,7 @@ import functools
 import itertools
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from oslo_config import cfg
@@ -33,6 +33,7 @@ from storelib.exceptions import (
     StoreRandomGetNotSupported,
     misconfigured,
 )
+from storelib.option_types import LONGEST
 from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
     Committed,
@@ -43,6 +44,7 @@ from storelib.transfer.contract import (
     Garbage,
     Health,
     ImageInfo,
+    MiB,
     Options,
     Part,
     Progress,
@@ -57,6 +59,7 @@ from storelib.transfer.contract import (
 from storelib.transfer.deadlines import Deadline
 from storelib.transfer.digests import Verifier
 from storelib.transfer.download import ImageData
+from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
 from storelib.transfer.source import Data
 from storelib.transfer.verifying import Verify, asked_for
@@ -116,7 +119,16 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
         "transfer_timeout",
         default=300.0,
         min=0.1,
+        max=LONGEST,
         help="Seconds without any progress after which a transfer is given up.",
+    ),
+    cfg.IntOpt(
+        "transfer_window",
+        default=48,
+        min=8,
+        max=64 * 1024,
+        help="MiB that one transfer may hold in memory, unless two parts are more. Parts in flight are limited by it: "
+        "a back end that is far away is faster with more, where its own option for parts in flight allows them.",
     ),
     cfg.IntOpt(
         "transfer_max_stuck_calls",
@@ -174,6 +186,10 @@ class Store(abc.ABC, Generic[L]):
         self.add_disabled: str | None = None
         self.retry_policy = RetryPolicy(retries=conf.transfer_retries, timeout=conf.transfer_timeout)
         self.hung_calls = HungCalls(name, conf.transfer_max_stuck_calls)
+        #: Bytes that one transfer may hold in memory, unless two parts are more.
+        self.window: int = conf.transfer_window * MiB
+        #: What its transfers may hold in memory; a registry has one for all its stores.
+        self.memory = MemoryBudget()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -373,7 +389,11 @@ class Store(abc.ABC, Generic[L]):
 
         ``prefix`` restricts it to images whose id starts so. Adds under way are never disturbed.
         """
-        return [item for item in self.find_garbage(older_than, prefix) if self._discard(item)]
+        return list(self.collect(older_than, prefix))
+
+    def collect(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
+        """``gc`` as it goes: each is removed when it is asked for, and returned then."""
+        return (item for item in self.find_garbage(older_than, prefix) if self._discard(item))
 
     def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
         """What ``gc`` with the same arguments would remove."""
@@ -403,6 +423,10 @@ class Store(abc.ABC, Generic[L]):
     def prepare(self) -> None:
         """Make now what the first add would make, such as a directory; ``open_store`` asks for it if the store adds."""
 
+    def details(self) -> Mapping[str, str]:
+        """What administrators are told of this store beside its options; may ask the back end, raises StoreError."""
+        return {}
+
     def areas(self) -> Sequence[Area]:
         """Where this store keeps images, as far as its options tell; asks no back end, also where configuring failed.
 
@@ -414,6 +438,23 @@ class Store(abc.ABC, Generic[L]):
     @abc.abstractmethod
     def owns(self, location: L) -> bool:
         """Whether ``location`` lies in this store (same pool, bucket, container, directory)."""
+
+    def roots(self) -> Collection[Hashable] | None:
+        """What tells the locations of this store from those of others, as far as options say: see ``possible_roots``.
+
+        For registries of many stores, which ask ``owns`` only where the two have something in common. Asked once; asks
+        no back end. None: ``owns`` is asked for every location of the scheme.
+        """
+        return None
+
+    @classmethod
+    def possible_roots(cls, location: L) -> Iterable[Hashable] | None:
+        """All that could be among the ``roots`` of a store of this class that owns ``location``; None: anything could.
+
+        A driver that is derived from another and has an ``owns`` of its own is taken to have no roots unless it has
+        these two as well.
+        """
+        return None
 
     @abc.abstractmethod
     def open_reader(self, location: L, offset: int, length: int | None, context: Context | None) -> Reader:
@@ -503,12 +544,13 @@ class Store(abc.ABC, Generic[L]):
 
         A location with an ``image_id`` is of no store unless that is an id by the rules of all stores.
         """
-        if isinstance(location, ParsedLocation):
-            found: Any = location.store_location
-        elif isinstance(location, str):
+        found: Any
+        if isinstance(location, str):
             found = parse_uri(location, dict.fromkeys(map(str.lower, self.schemes), self.location_class))
         else:
-            raise BadStoreUri(f"a location is a URI or a Location, not {type(location).__name__}")
+            found = getattr(location, "store_location", None)
+            if found is None:
+                raise BadStoreUri(f"a location is a URI or a Location, not {type(location).__name__}")
         if not isinstance(found, self.location_class) or not self.owns(found):
             raise BadStoreUri(f"{found} does not belong to store {self.name}")
         image_id = getattr(found, "image_id", None)

@@ -6,6 +6,8 @@ Messages are whole sentences that name the option, URI or id at fault and never 
 
 from __future__ import annotations
 
+import collections.abc
+
 
 class StoreError(Exception):
     """Root of all storelib errors.
@@ -139,3 +141,13 @@ class DigestMismatch(IncompleteRead):
 
 class TransferTimeout(StoreError):
     """Nothing moved for longer than the store's transfer_timeout."""
+
+
+def causes(error: BaseException) -> collections.abc.Iterator[BaseException]:
+    """The error, what it was raised from or beside, and so on, each of them once: one may be its own cause."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__

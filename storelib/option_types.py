@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from oslo_config import types
+
+#: Seconds that a time limit may be at most: Python waits for no more than about nine times as many.
+LONGEST = 1_000_000_000
+#: An item in one of both quotes, or without.
+_ITEM = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,"']*))\s*(?:,|\Z)""")
 
 
 class LocalPath(types.String):
@@ -11,3 +19,61 @@ class LocalPath(types.String):
 
     ``config.py`` sees to that: a service that is started elsewhere must not find other images, or none.
     """
+
+
+class Bytes(types.ConfigType):
+    """A number of bytes, written with a unit or without; units are powers of 1024.
+
+    >>> Bytes()("80M"), Bytes()("1.5 GiB"), Bytes()("512")
+    (83886080, 1610612736, 512)
+    """
+
+    def __init__(self, type_name: str = "bytes, such as 512, 80M or 1.5G") -> None:
+        super().__init__(type_name=type_name)
+
+    def __call__(self, value: Any) -> int:
+        """The bytes; raises ValueError."""
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([KMGT]?)(?:I?B)?", str(value).strip().upper())
+        if match is None:
+            raise ValueError(f"{value!r} is no number of bytes")
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+
+    def __eq__(self, other: object) -> bool:
+        """All are alike."""
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        """The same for all."""
+        return hash(type(self))
+
+    def _formatter(self, value: Any) -> str:
+        return str(value)
+
+
+class Names(types.List):
+    """Items with commas between them, all of them in brackets or not, each in quotes or not.
+
+    >>> Names()("[a,b]"), Names()('"a, b", c'), Names()("")
+    (['a', 'b'], ['a, b', 'c'], [])
+    """
+
+    def __call__(self, value: Any) -> list[Any]:
+        """The items; raises ValueError."""
+        if not isinstance(value, str):
+            return [self.item_type(item) for item in value]
+        text = value.strip()
+        if text.startswith("[") and text.find("]") == len(text) - 1:
+            text = text[1:-1].strip()
+        return [self.item_type(item) for item in _split(text.rstrip(","))]
+
+
+def _split(text: str) -> list[str]:
+    found, at = [], 0
+    while at < len(text):
+        match = _ITEM.match(text, at)
+        if match is None:
+            raise ValueError(f"the quotes in {text!r} do not match")
+        double, single, plain = match.groups()
+        found.append(next(item for item in (double, single, (plain or "").strip()) if item is not None))
+        at = match.end()
+    return found

@@ -21,7 +21,9 @@ from storelib.capabilities import Capability
 from storelib.driver import STORE_OPTIONS, Area, Context, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
 from storelib.location import Location
+from storelib.owners import Owners
 from storelib.plugins import driver_class
+from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.retry import mapped
 from storelib.uris import scheme_of
 
@@ -44,8 +46,10 @@ def open_store(driver: str | type[AnyStore], name: str | None = None, **options:
     """
     if isinstance(driver, str):
         known_as, found = driver, driver_class(driver)
-    else:
+    elif getattr(driver, "schemes", ()):
         known_as, found = driver.schemes[0], driver
+    else:
+        raise BadStoreConfiguration(f"driver {driver.__name__} has no schemes: those of the URIs that it serves")
     store_id = name or known_as
     values = config.given_options(store_id, known_as, [*STORE_OPTIONS, *found.options], options)
     store = found(store_id, values)
@@ -61,6 +65,7 @@ class Registry:
 
     ``default`` is the id of the default store, else it is the first one. ``reserved`` stores belong to the calling
     program: they are found by id and nothing else. ``disabled`` are those that could not be configured.
+    ``memory`` is shared by the transfers of all stores: a quarter of what the process may use, if not given.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Registry:
         reserved: Iterable[AnyStore] = (),
         disabled: Iterable[DisabledStore] = (),
         conf: cfg.ConfigOpts | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._stores = {store.name: store for store in stores}
         self.reserved = {store.name: store for store in reserved}
@@ -79,6 +85,10 @@ class Registry:
         self.default_name = default or next(iter(self._stores), None)
         #: The ConfigOpts it was made from, if it was.
         self.conf = conf
+        #: What the transfers of all its stores may hold together.
+        self.memory = memory or MemoryBudget()
+        for store in (*self._stores.values(), *self.reserved.values()):
+            store.memory = self.memory
 
     @classmethod
     def from_conf(cls, conf: cfg.ConfigOpts, reserved: Mapping[str, str] | None = None) -> Registry:
@@ -115,7 +125,14 @@ class Registry:
         _refuse_common_areas(areas)
         for each in disabled:
             config.LOG.warning("store %s is disabled: %s", each.name, each.reason)
-        return cls(stores[False], configuration.default, reserved=stores[True], disabled=disabled, conf=conf)
+        return cls(
+            stores[False],
+            configuration.default,
+            reserved=stores[True],
+            disabled=disabled,
+            conf=conf,
+            memory=MemoryBudget(configuration.transfer_memory),
+        )
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Registry:
@@ -165,7 +182,7 @@ class Registry:
 
     def store_for_scheme(self, scheme: str) -> AnyStore:
         """The default store if it serves ``scheme``, else the first by weight that does; raises UnknownScheme."""
-        return self._stores_for(scheme)[0]
+        return self._owners_for(scheme).stores[0]
 
     def resolve(self, uri: str | Location, context: Context | None = None) -> AnyStore:
         """The one store that ``uri`` belongs to.
@@ -173,19 +190,24 @@ class Registry:
         Where several might have it the back ends are asked, the default store first, then by weight; the first that
         has the image is the one. Raises UnknownScheme, BadStoreUri if it lies in none of the stores, and NotFound.
         """
-        scheme = uri.scheme if isinstance(uri, Location) else scheme_of(uri)
-        stores = self._stores_for(scheme)
-        # The URI is parsed once for each form it may have, however many stores there are.
-        forms = {kind: _parsed(uri, scheme, kind) for kind in {store.location_class for store in stores}}
-        owners = [store for store in stores if _owns(store, forms[store.location_class])]
-        if len(owners) == 1:
-            return owners[0]
-        shown = str(uri if isinstance(uri, Location) else Location(uri, _schemes(self)))
-        if not owners:
-            raise BadStoreUri(f"{shown} does not belong to any store{self._disabled_hint()}")
-        return _first_with(owners, uri, shown, context)
+        owners = self.owners(uri)
+        return owners[0] if len(owners) == 1 else _first_with(owners, uri, self._shown(uri), context)
 
-    def _stores_for(self, scheme: str) -> Sequence[AnyStore]:
+    def owners(self, uri: str | Location) -> Sequence[AnyStore]:
+        """The stores that ``uri`` may belong to, by its form alone, the default store first, then by weight.
+
+        Raises UnknownScheme, and BadStoreUri if it lies in none of the stores.
+        """
+        scheme = uri.scheme if isinstance(uri, Location) else scheme_of(uri)
+        owners = self._owners_for(scheme).of(uri, scheme)
+        if not owners:
+            raise BadStoreUri(f"{self._shown(uri)} does not belong to any store{self._disabled_hint()}")
+        return owners
+
+    def _shown(self, uri: str | Location) -> str:
+        return str(uri if isinstance(uri, Location) else Location(uri, _schemes(self)))
+
+    def _owners_for(self, scheme: str) -> Owners:
         found = self._by_scheme.get(scheme.lower())
         if not found:
             hint = config.did_you_mean(scheme, self.schemes) + self._disabled_hint()
@@ -193,13 +215,13 @@ class Registry:
         return found
 
     @functools.cached_property
-    def _by_scheme(self) -> Mapping[str, Sequence[AnyStore]]:
-        """The stores of each scheme, the default one first, then by weight. Neither changes, and both take long."""
+    def _by_scheme(self) -> Mapping[str, Owners]:
+        """The stores of each scheme, the default one first, then by weight. Nothing of it changes."""
         found: dict[str, list[AnyStore]] = {}
         for store in sorted(self.by_weight, key=lambda store: store.name != self.default_name):
             for scheme in dict.fromkeys(map(str.lower, store.schemes)):
                 found.setdefault(scheme, []).append(store)
-        return found
+        return {scheme: Owners(stores) for scheme, stores in found.items()}
 
     def _disabled_hint(self) -> str:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
@@ -220,27 +242,6 @@ def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:
     words = set(re.findall(r"\w+", str(error)))
     places = [options.where(option) for option in options if option in words]
     return f"{error} ({'; '.join(places)})" if places else str(error)
-
-
-def _parsed(uri: str | Location, scheme: str, kind: type[Any]) -> Location | None:
-    """The URI in one of its forms; None if it has not that form."""
-    try:
-        return uri if isinstance(uri, Location) else Location(uri, {scheme.lower(): kind})
-    except BadStoreUri:
-        return None
-
-
-def _owns(store: AnyStore, location: Location | None) -> bool:
-    # What is not of this store is told so in an error that takes longer to write than all the rest.
-    if location is None or not isinstance(location.store_location, store.location_class):
-        return False
-    if not store.owns(location.store_location):
-        return False
-    try:
-        store.locate(location)
-    except BadStoreUri:
-        return False
-    return True
 
 
 def _schemes(stores: Iterable[AnyStore]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ driver that a URI belongs to.
 from __future__ import annotations
 
 import abc
+import ipaddress
 import re
 import urllib.parse
 from collections.abc import Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar
 
 from storelib.exceptions import BadStoreUri, UnknownScheme
 
@@ -19,7 +20,16 @@ from storelib.exceptions import BadStoreUri, UnknownScheme
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _SECRET_NAME = re.compile(r"sig|token|key|secret|passw|pwd|credential|auth", re.IGNORECASE)
 _SEPARATOR = re.compile(r"([?&;#])")
+#: What need not be encoded (RFC 3986, 2.3), so that most of what is stored is not looked at letter by letter.
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]*")
+#: Without one of these nothing is blotted out.
+_TELLING = re.compile(r"[@?&;#]")
 _AUTHORITY_ENDS = re.compile(r"[/?#]")
+#: JSON may hold them, but no encoding of a URI, a path or a request can.
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# RFC 3986, 3.2.2 and 3.2.3
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 _L = TypeVar("_L", bound="StoreLocation")
 
@@ -51,7 +61,6 @@ class StoreLocation(abc.ABC):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-@runtime_checkable
 class ParsedLocation(Protocol):
     """What a store sees of ``storelib.location.Location``: a URI that was parsed before."""
 
@@ -78,13 +87,20 @@ def parse_uri(uri: str, schemes: Mapping[str, type[StoreLocation]]) -> StoreLoca
     if scheme not in schemes:
         known = ", ".join(sorted(schemes)) or "none"
         raise UnknownScheme(f"unknown scheme {scheme!r} in {redact(uri)}; known are: {known}")
+    if _LONE_SURROGATE.search(uri):
+        raise BadStoreUri(f"half a character in {redact(uri)!a}")
     # Schemes are case-insensitive (RFC 3986, 3.1); drivers see them in lower case only.
     return schemes[scheme].parse(scheme + uri[len(scheme) :])
 
 
 def quote(segment: str) -> str:
     """Percent-encode one part of a URI, ``/`` included (RFC 3986, 2.1)."""
-    return urllib.parse.quote(segment, safe="")
+    return segment if _PLAIN.fullmatch(segment) else urllib.parse.quote(segment, safe="")
+
+
+def quote_path(path: str) -> str:
+    """The same for each part of ``path``, the slashes between them left."""
+    return path if _PLAIN_PATH.fullmatch(path) else urllib.parse.quote(path, safe="/")
 
 
 def unquote(segment: str, uri: str) -> str:
@@ -95,13 +111,29 @@ def unquote(segment: str, uri: str) -> str:
         raise BadStoreUri(f"percent-encoded bytes that are not UTF-8 in {redact(uri)}") from None
 
 
+def split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
+    """Host in lower case, an IPv6 address in brackets, and port if one is given; raises BadStoreUri, naming ``uri``."""
+    match = _ENDPOINT.fullmatch(endpoint)
+    if match is None:
+        raise BadStoreUri(f"not a host name or address, with or without a port, in {redact(uri)!r}")
+    host, port = match.groups()
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise BadStoreUri(f"not an IPv6 address in {redact(uri)!r}") from None
+    if port and not 0 < int(port) < 65536:
+        raise BadStoreUri(f"port {port} does not exist, in {redact(uri)!r}")
+    return host.lower(), int(port) if port else None
+
+
 def redact(uri: str) -> str:
     """``uri`` with credentials blotted out, for people to read; works on malformed URIs and on texts with several, too.
 
     Old URIs may hold unquoted secrets with ``/``, ``:`` and ``@`` in them, so when in doubt more is hidden. Clients
     send them, too, so it takes time in proportion to the length.
     """
-    return _without_parameters(_without_users(uri))
+    return _without_parameters(_without_users(uri)) if _TELLING.search(uri) else uri
 
 
 def _without_users(text: str) -> str:

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Generator
 
 import hypothesis
 import pytest
+
+# Loaded after libtorrent, librados ends the process at its first connection; the other way round both work.
+with contextlib.suppress(ImportError):
+    import rados  # noqa: F401
+    import rbd  # noqa: F401
 
 # No example is wrong for being slow: machines are shared.
 hypothesis.settings.register_profile(
@@ -17,30 +23,48 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy machine")
 
 # The promises of the API's repository, kept on every database.
-pytest.register_assert_rewrite("db_contract", "db_model")
+pytest.register_assert_rewrite("db_contract", "db_model", "preload_contract")
 
 
 #: Files that take long, the longest first. Whole files go to the processes of `make test`, which end at the same time
 #: only if what comes last is short.
 LONGEST = (
-    "test_cinder.py",
     "test_swift.py",
-    "test_api_concurrency.py",
-    "test_rbd.py",
-    "test_s3.py",
+    "test_cinder.py",
     "test_sheepdog.py",
-    "test_gridfs.py",
-    "test_vmware.py",
+    "test_s3.py",
     "test_api_clients.py",
-    "test_api_database.py",
+    "test_rbd.py",
+    "test_gridfs.py",
     "test_api_serve.py",
-    "test_filesystem_conformance.py",
-    "test_conformance_live.py",
     "test_conformance_rejects.py",
+    "test_preload.py",
+    "test_cinder_connectors.py",
+    "test_api_suites.py",
+    "test_api_database.py",
+    "test_api_concurrency.py",
+    "test_vmware.py",
+    "test_glance_backends.py",
+    "test_example_driver.py",
+    "test_glance.py",
+    "test_node.py",
+    "test_glance_catalogue.py",
+    "test_api_workers.py",
+    "test_api_systemd.py",
+    "test_api_openapi.py",
+    "test_conformance_live.py",
+    "test_api_limits.py",
+    "test_filesystem_conformance.py",
+    "test_api_operating.py",
+    "test_conformance_memory.py",
+    "test_node_disk.py",
+    "test_many_at_once.py",
+    "test_service_recovery.py",
+    "test_api_cache.py",
+    "test_api_services.py",
     "test_filesystem_faults.py",
     "test_filesystem.py",
     "test_http.py",
-    "test_conformance_memory.py",
     "test_conformance_plugin.py",
     "test_no_skips.py",
 )
@@ -53,16 +77,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("CI", "").lower() in ("1", "true", "yes"),
         help="a test that skips fails, and so does a file; the default where CI=true",
     )
+    parser.addoption(
+        "--whole-suites",
+        action="store_true",
+        help="run the test suites of clients and of tempest whole and not in part; see test_api_suites.py",
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    whole = [item for item in items if item.get_closest_marker("whole_suites")]
+    if whole and not config.getoption("whole_suites"):
+        items[:] = [item for item in items if item not in whole]
+        config.hook.pytest_deselected(items=whole)
 
 
 def pytest_collection_finish() -> None:
     """Thousands of collected tests outlive the run: a collection of garbage takes half a second if it looks at them."""
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have to tell of the suites that they ran."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for name, value in report.user_properties:
+            if name == "table":
+                terminalreporter.write_line(str(value))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,16 +11,19 @@ import multiprocessing
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import db_model
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from preload_contract import PreloadContract
 
-from storelib.api.db import Repository, listing, metadefs
+from storelib.api.db import Repository, holdings, metadefs, rows, search, task_lists
+from storelib.api.db.cached import Hits, NewCached
 from storelib.api.db.engine import Database
+from storelib.api.db.imported.images import COLUMNS, ImageEntries, ImageEntry
 from storelib.api.db.migrate import VERSION_TABLE, Version, check, sync, version
 from storelib.api.db.records import (
     Caller,
@@ -32,12 +35,14 @@ from storelib.api.db.records import (
     Range,
     SortKey,
     Task,
+    TaskEnd,
     TaskQuery,
+    Ticket,
     TimeFilter,
 )
-from storelib.api.db.schema import metadata
+from storelib.api.db.schema import metadata, tasks
 from storelib.api.db.statuses import ALLOWED, STATUSES
-from storelib.api.db.tasks import to_properties
+from storelib.api.db.tasks import NewTask
 from storelib.api.errors import (
     AlreadyExists,
     BadRequest,
@@ -48,6 +53,7 @@ from storelib.api.errors import (
     LocationNotFound,
     MemberNotFound,
     Protected,
+    QuotaExceeded,
     ResourceNotFound,
     StaleImage,
     StatusConflict,
@@ -59,6 +65,7 @@ ADMIN = Caller(None, is_admin=True)
 ME, OTHER = Caller("me"), Caller("other")
 FAST = NewLocation("file:///srv/images/1", {"store": "fast"})
 COLD = NewLocation("s3://bucket/1", {"store": "cold"})
+LOCATED = NewImage("", owner="me", status="active", size=1, locations=(FAST,))
 #: Text that some database would take for something else: case, trailing spaces, other alphabets, beyond the BMP.
 LOOK_ALIKES = ("a", "A", "a ", "ä", "a\u0308", "\uff41", "\U0001f600", "", "%", "_", "a'b\"c\\d")
 
@@ -88,23 +95,26 @@ def copy(repository: Repository, image_id: str, location: NewLocation):
         repository.processes.leave(process.id)
 
 
+DAY = 24 * 3600 * 1_000_000
 TASK_KEYS = ("created_at", "expires_at", "id", "status", "type", "updated_at")
 
 
-def make_task(repository: Repository, **values) -> Task:
-    """A task, of an image of its own."""
-    image = new_id()
-    task = dict.fromkeys(TASK_KEYS, "2026-01-01T00:00:00Z") | {"id": new_id(), "image_id": image, "expires_at": None}
-    task |= {"type": "api_image_import", "status": "success"} | values
-    make(repository, id=image, properties=to_properties(task))
-    return task
+def make_task(repository: Repository, *, readable: bool = True, **values) -> Task | str:
+    """A task of an image of its own, or only its id if it cannot be read; times are in days since 1970."""
+    image, task_id = make(repository).id, new_id()
+    repository.tasks.begin(NewTask(task_id, values.pop("type", "api_image_import"), {"some": ["input"]}, image), {})
+    times = {name: values.pop(name) * DAY for name in TASK_KEYS if name.endswith("_at") and name in values}
+    if values or times:
+        change = tasks.update().where(tasks.c.id == task_id).values(**values, **times)
+        repository.database.write(lambda connection: connection.execute(change))
+    return repository.tasks.get(task_id) if readable else task_id
 
 
 def ids(page) -> list[str]:
     return [image.id for image in page.images]
 
 
-class RepositoryContract:
+class RepositoryContract(PreloadContract):
     """Subclasses have a fixture ``database``: an empty one with all tables."""
 
     @pytest.fixture
@@ -916,7 +926,7 @@ class RepositoryContract:
 
     @pytest.mark.parametrize("few", [0, 500])
     def test_everybody_sees_what_he_may(self, repository, few, monkeypatch):
-        monkeypatch.setattr(listing, "_FEW", few)
+        monkeypatch.setattr(search, "FEW", few)
         made = {
             (owner, visibility): make(repository, owner=owner, visibility=visibility).id
             for owner in ("me", "other", None)
@@ -936,7 +946,7 @@ class RepositoryContract:
 
     @pytest.mark.parametrize("few", [0, 500])
     def test_every_filter_finds_what_a_plain_comparison_finds(self, repository, few, monkeypatch):
-        monkeypatch.setattr(listing, "_FEW", few)
+        monkeypatch.setattr(search, "FEW", few)
         images, members = fill(repository)
         second = images[3].created_at.replace(microsecond=0)
         half = second + datetime.timedelta(milliseconds=500)
@@ -998,6 +1008,130 @@ class RepositoryContract:
         assert repository.images.list(Query(ME, limit=2, marker=made[1])).more is False
         assert repository.images.list(Query(ME, limit=0)).images == ()
         assert len(repository.images.list(Query(ME)).images) == 3
+
+    def test_racing_uploads_do_not_hold_more_than_their_owner_may_together(self, repository):
+        process = repository.processes.join("host", 1)
+        made = [make(repository).id for _ in range(8)]
+        for image_id in made:
+            repository.uploads.begin(image_id, process.id)
+        start = threading.Barrier(len(made))
+
+        def finish(image_id: str) -> bool:
+            start.wait()
+            place = NewLocation(f"file:///{image_id}", {"store": "fast"})
+            try:
+                repository.uploads.finish(image_id, process.id, locations=[place], size=300, most=1000)
+            except QuotaExceeded:
+                return False
+            return True
+
+        with ThreadPoolExecutor(len(made)) as pool:
+            assert sum(pool.map(finish, made)) == 3
+        assert repository.images.held("me") == 900
+        # Those that were refused are as they were, to be given up.
+        assert len(repository.uploads.list_for(process.id)) == 5
+
+    def test_what_is_staged_is_held_until_it_is_in_a_store(self, repository):
+        process = repository.processes.join("host", 1)
+        image_id = make(repository, owner=None).id
+        repository.uploads.begin(image_id, process.id, to="uploading")
+        repository.uploads.finish(image_id, process.id, to="uploading", size=100, most=100)
+        assert repository.images.held(None) == 100
+        repository.uploads.begin(image_id, process.id, from_={"uploading"}, to="importing")
+        assert repository.images.held(None) == 100
+        repository.uploads.finish(image_id, process.id, locations=[FAST, COLD], most=200)
+        assert (repository.images.held(None), repository.images.held("me")) == (200, 0)
+
+    def test_places_that_are_too_much_for_the_owner_are_not_recorded(self, repository):
+        located = NewImage(new_id(), owner="me", status="active", size=60, locations=(FAST,))
+        with pytest.raises(QuotaExceeded):
+            repository.images.create(located, most=59)
+        image = repository.images.create(located, most=60)
+        with pytest.raises(QuotaExceeded):
+            repository.images.update(image, Changes(locations=(*image.locations, COLD)), most=100)
+        assert repository.images.get(image.id) == image
+
+    def put_jobs(self, repository, process, *owners):
+        """A job for an image of each owner, oldest first; the ids of the images."""
+        made = [make(repository, owner=owner).id for owner in owners]
+        for number, image_id in enumerate(made):
+            repository.uploads.begin(image_id, process.id, to="importing", token=f"put-{number}")
+            ticket = Ticket(image_id, process.id, f"put-{number}")
+            repository.jobs.put(ticket, "import", {"number": number}, owners[number])
+        return made
+
+    def test_jobs_are_taken_by_turns_of_their_owners(self, repository):
+        process = repository.processes.join("host", 1)
+        made = self.put_jobs(repository, process, "me", "me", "other", None)
+        worker = repository.processes.join("host", 2, "worker")
+        assert repository.jobs.count_waiting() == 4
+        first = repository.jobs.take(worker.id, token="t-0")
+        assert (first.ticket, first.kind, first.document, first.owner, first.attempts) == (
+            Ticket(made[0], worker.id, "t-0"),
+            "import",
+            {"number": 0},
+            "me",
+            1,
+        )
+        taken = [repository.jobs.take(worker.id, token=f"t-{number}", owners_at_rest=True) for number in (1, 2, 3)]
+        assert [job and job.ticket.image_id for job in taken] == [made[2], made[3], None]
+        assert repository.jobs.take(worker.id, token="t-4").ticket.image_id == made[1]
+        assert repository.jobs.take(worker.id, token="t-5") is None
+        assert [upload.image_id for upload in repository.uploads.list_for(worker.id)] == sorted(made)
+
+    def test_a_job_waits_again_a_few_times_and_goes_with_its_upload(self, repository):
+        process = repository.processes.join("host", 1)
+        [image_id] = self.put_jobs(repository, process, "me")
+        for attempt in (1, 2):
+            job = repository.jobs.take(process.id, token=f"t-{attempt}")
+            assert job.attempts == attempt
+            assert repository.jobs.put_back(job.ticket, 2) is (attempt < 2)
+        with pytest.raises(UploadLost):
+            repository.jobs.put_back(Ticket(image_id, process.id, "t-1"), 9)
+        repository.uploads.finish(image_id, process.id, to="queued", token="t-2")
+        repository.uploads.begin(image_id, process.id, token="again")
+        assert repository.jobs.put_back(Ticket(image_id, process.id, "again"), 9) is False
+        with pytest.raises(UploadLost):
+            repository.jobs.put(Ticket(image_id, process.id, "t-2"), "import", {}, "me")
+
+    def test_racing_workers_take_each_job_once(self, repository):
+        process = repository.processes.join("host", 1)
+        made = self.put_jobs(repository, process, *["me", "other"] * 6)
+        workers = [repository.processes.join("host", number, "worker").id for number in range(4)]
+
+        def take(worker: str) -> list[str]:
+            taken = []
+            while job := repository.jobs.take(worker, token=new_id()):
+                taken.append(job.ticket.image_id)
+            return taken
+
+        with ThreadPoolExecutor(4) as pool:
+            taken = list(itertools.chain(*pool.map(take, workers)))
+        assert sorted(taken) == sorted(made)
+
+    def test_workers_are_those_whose_lease_lasts(self, repository):
+        repository.processes.join("host", 1)
+        assert repository.processes.has_workers(60) is False
+        worker = repository.processes.join("host", 2, "worker")
+        assert repository.processes.has_workers(60) is True
+        repository.processes.leave(worker.id)
+        assert repository.processes.has_workers(60) is False
+        with pytest.raises(UploadLost):
+            repository.jobs.take(worker.id, token="t")
+
+    def test_a_page_of_large_images_is_shorter(self, repository, monkeypatch):
+        """A thousand images that are as large as they may be would be gigabytes."""
+        monkeypatch.setattr(rows, "LARGEST_PAGE", 3000)
+        large = {"properties": {"p": "x" * 900, "unset": None}, "tags": frozenset({"t" * 100})}
+        made = [make(repository, **large).id for _ in range(8)][::-1]
+        for marker, wanted in ((None, made[:2]), (made[1], made[2:4]), (made[4], made[5:7]), (made[5], made[6:])):
+            page = repository.images.list(Query(ME, limit=100, marker=marker))
+            assert (ids(page), page.more) == (wanted, wanted[-1] != made[-1])
+            assert [(each.properties, set(each.tags)) for each in page.images] == [tuple(large.values())] * 2
+        huge = make_active(repository, NewLocation("file:///" + "l" * 5000, {"m": "m" * 5000}))
+        # What is known already, of which there is little, is not measured again.
+        found = Repository(repository.database).images.list(Query(ME, limit=100))
+        assert ([each.locations for each in found.images], found.more) == ([huge.locations], True)
 
     def test_paging_goes_on_behind_an_image_that_was_deleted(self, repository):
         made = [make(repository).id for _ in range(4)]
@@ -1120,43 +1254,200 @@ class RepositoryContract:
                 repository,
                 type=("api_image_import", "location_import")[number % 2],
                 status=("processing", "success", "failure")[number % 3],
-                created_at=f"2026-01-0{1 + number // 2}T00:00:00Z",
-                updated_at=f"2026-02-0{9 - number}T00:00:00Z",
+                created_at=1 + number // 2,
+                updated_at=9 - number,
+                expires_at=(0, 40_000, 50_000)[number % 3],
+                owner=("me", "other", None)[number % 3],
             )
-        gone = make_task(repository)
-        repository.images.transition(gone["image_id"], from_={"queued"}, to="deleted")
+        forgotten = make_task(repository, expires_at=1, readable=False)
         known = repository.tasks.list(TaskQuery()).tasks
         assert len(known) == 7
-        for kind, status, key, direction in itertools.product(
-            (None, "location_import"), (None, "success", "succes"), TASK_KEYS, ("asc", "desc")
+        assert forgotten not in [task.id for task in known]
+        for kind, status, owner, key, direction in itertools.product(
+            (None, "location_import"), (None, "success", "succes"), (None, "other"), TASK_KEYS, ("asc", "desc")
         ):
-            query = TaskQuery(kind, status, key, direction, limit=2)
+            query = TaskQuery(kind, status, owner, key, direction, limit=2)
+            attribute = "kind" if key == "type" else key
             wanted = sorted(
-                (task for task in known if kind in (None, task["type"]) and status in (None, task["status"])),
-                key=lambda task: (task[key] or "", task["id"]),
+                (
+                    task
+                    for task in known
+                    if kind in (None, task.kind) and status in (None, task.status) and owner in (None, task.owner)
+                ),
+                key=lambda task: ((value := getattr(task, attribute)) is not None, value or "", task.id),
                 reverse=direction == "desc",
             )
             found: list[Task] = []
             page = repository.tasks.list(query)
             while page.more:
                 found += page.tasks
-                page = repository.tasks.list(query._replace(marker=page.tasks[-1]["id"]))
+                page = repository.tasks.list(query._replace(marker=page.tasks[-1].id))
             assert [*found, *page.tasks] == wanted, query
 
-    def test_a_task_is_found_by_its_id_while_its_image_is_there(self, repository):
+    @pytest.mark.parametrize("few", [0, 5000])
+    def test_tasks_are_listed_by_all_that_is_known_of_them(self, repository, monkeypatch, few):
+        monkeypatch.setattr(task_lists, "FEW", few)
+        made = [
+            make_task(
+                repository,
+                status=("processing", "failure")[number % 2],
+                owner=("me", "other", "")[number % 3],
+                user_id=("one", "another")[number // 3 % 2],
+                request_id=f"request-{number // 2}",
+                created_at=1 + number // 2,
+            )
+            for number in range(8)
+        ]
+        for names in itertools.combinations(("id", "image_id", "user_id", "request_id", "owner", "status"), 2):
+            for key in TASK_KEYS:
+                values = {name: getattr(made[5], name) for name in names}
+                wanted = [task for task in made if all(getattr(task, name) == values[name] for name in names)]
+                if "id" in values:
+                    values["task_id"] = values.pop("id")
+                found = repository.tasks.list(TaskQuery(sort_key=key, **values)).tasks
+                assert sorted(task.id for task in found) == sorted(task.id for task in wanted), (names, key)
+        assert repository.tasks.list(TaskQuery(request_id="nothing", sort_key="updated_at")).tasks == ()
+
+    @pytest.mark.parametrize(
+        ("values", "index"),
+        [
+            ({}, "ix_tasks_created_at"),
+            ({"sort_key": "type"}, "ix_tasks_type"),
+            ({"sort_key": "updated_at"}, "ix_tasks_updated_at"),
+            ({"status": "failure"}, "ix_tasks_status_created_at"),
+            ({"kind": "import"}, "ix_tasks_type_created_at"),
+            ({"owner": "me"}, "ix_tasks_owner"),
+            ({"user_id": "one"}, "ix_tasks_user"),
+            ({"request_id": "one"}, "ix_tasks_request"),
+            ({"status": "failure", "sort_key": "id"}, "ix_tasks_status"),
+        ],
+        ids=lambda value: "+".join(value.values()) if isinstance(value, dict) else "",
+    )
+    def test_lists_of_tasks_are_walked_along_an_index(self, repository, values, index):
+        database = repository.database
+        make_task(repository)
+        sent: list[tuple[str, object]] = []
+
+        def note(connection, cursor, statement, parameters, *more):
+            sent.append((statement, parameters))
+
+        sa.event.listen(database.engine, "before_cursor_execute", note)
+        repository.tasks.list(TaskQuery(**values, limit=5))
+        sa.event.remove(database.engine, "before_cursor_execute", note)
+        [(statement, parameters)] = [each for each in sent if "FROM tasks" in each[0]]
+        with database.engine.connect() as connection:
+            if database.kind == "postgresql":
+                # Of one row it reads all. What counts is whether it has to sort.
+                for what in ("seqscan", "bitmapscan", "sort"):
+                    connection.exec_driver_sql(f"SET enable_{what} = off")
+            how = "EXPLAIN QUERY PLAN " if database.kind == "sqlite" else "EXPLAIN "
+            rows = connection.exec_driver_sql(how + statement, parameters).all()
+            connection.rollback()
+            connection.invalidate()
+        plan = "\n".join(" ".join(map(str, row)) for row in rows)
+        assert index in plan
+        assert not any(word in plan for word in ("TEMP B-TREE", "filesort", "Sort  ")), plan
+
+    def test_a_task_is_found_by_its_id_and_its_image_even_when_that_is_gone(self, repository):
         task = make_task(repository)
-        assert repository.tasks.get(task["id"]) == task
-        repository.images.transition(task["image_id"], from_={"queued"}, to="deleted")
-        with pytest.raises(ResourceNotFound):
-            repository.tasks.get(task["id"])
+        assert task == Task(
+            id=task.id,
+            kind="api_image_import",
+            status="pending",
+            owner=None,
+            image_id=task.image_id,
+            user_id=None,
+            request_id=None,
+            given={"some": ["input"]},
+            result=None,
+            message="",
+            created_at=task.created_at,
+            updated_at=task.created_at,
+            expires_at=None,
+        )
+        repository.images.transition(task.image_id, from_={"queued"}, to="deleted")
+        repository.images.purge(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=1))
+        assert repository.tasks.get(task.id) == task
+        assert repository.tasks.of_image(task.image_id) == [task]
         with pytest.raises(ResourceNotFound):
             repository.tasks.get(new_id())
 
-    def test_tasks_go_on_behind_one_whose_image_was_deleted(self, repository):
-        first, second, third = (make_task(repository, created_at=f"2026-01-0{day}T00:00:00Z") for day in (3, 2, 1))
-        repository.images.transition(second["image_id"], from_={"queued"}, to="deleted")
-        assert repository.tasks.list(TaskQuery(marker=second["id"])).tasks == (third,)
-        assert repository.tasks.list(TaskQuery(marker=first["id"])).tasks == (third,)
+    def test_of_many_tasks_of_an_image_the_latest_are_told(self, repository, monkeypatch):
+        monkeypatch.setattr("storelib.api.db.tasks.OF_IMAGE", 2)
+        image = make(repository).id
+        made = [repository.tasks.begin(NewTask(new_id(), "import", {}, image), {}) for _ in range(4)]
+        assert repository.tasks.of_image(image) == sorted(made, key=lambda task: (task.created_at, task.id))[:1:-1]
+
+    def test_a_task_says_what_it_does_in_the_properties_of_its_image(self, repository):
+        image = make(repository, properties={"old": "1", "kept": "2"})
+        task = repository.tasks.begin(NewTask(new_id(), "api_image_import", {}, image.id), {"at": "work"}, ["old"])
+        assert repository.images.get(image.id).properties == {"at": "work", "kept": "2"}
+        assert repository.tasks.unfinished(image.id) == task
+        repository.tasks.progress(task.id, "half of it")
+        seen = repository.tasks.get(task.id)
+        assert (seen.status, seen.message) == ("processing", "half of it")
+        ended = TaskEnd(task.id, "success", "all of it", {"image_id": image.id}, 3600)
+        repository.tasks.end(ended, image.id, {"at": None, "done": ""})
+        assert repository.images.get(image.id).properties == {"kept": "2", "done": ""}
+        seen = repository.tasks.get(task.id)
+        assert (seen.status, seen.message, seen.result) == ("success", "all of it", {"image_id": image.id})
+        assert datetime.timedelta(0) <= seen.expires_at - seen.updated_at - datetime.timedelta(hours=1)
+        assert repository.tasks.unfinished(image.id) is None
+
+    def test_a_task_ends_once(self, repository):
+        task = make_task(repository)
+        repository.tasks.end(TaskEnd(task.id, "failure", "why", None, 60), task.image_id, {})
+        repository.tasks.end(TaskEnd(task.id, "success", "", None, 60))
+        repository.tasks.progress(task.id, "at it again")
+        seen = repository.tasks.get(task.id)
+        assert (seen.status, seen.message) == ("failure", "why")
+
+    def test_a_task_ends_with_the_upload_or_not_at_all(self, repository):
+        image, process = make(repository), repository.processes.join("host", 1)
+        repository.uploads.begin(image.id, process.id, to="importing", token="mine")
+        task = repository.tasks.begin(NewTask(new_id(), "api_image_import", {}, image.id), {})
+        ended = TaskEnd(task.id, "success", "", None, 60)
+        with pytest.raises(UploadLost):
+            repository.uploads.finish(image.id, process.id, token="another", task=ended)
+        assert repository.tasks.get(task.id).status == "pending"
+        repository.uploads.finish(image.id, process.id, token="mine", task=ended)
+        assert repository.tasks.get(task.id).status == "success"
+
+    def test_the_end_of_a_task_is_noted_though_its_image_is_gone(self, repository):
+        task = make_task(repository)
+        repository.images.transition(task.image_id, from_={"queued"}, to="deleted")
+        repository.tasks.end(TaskEnd(task.id, "failure", "gone", None, 60), task.image_id, {"failed": "yes"})
+        assert repository.tasks.get(task.id).status == "failure"
+        with pytest.raises(ImageNotFound):
+            repository.tasks.begin(NewTask(new_id(), "api_image_import", {}, task.image_id), {})
+
+    def test_a_task_is_forgotten_when_its_time_is_over(self, repository):
+        task, ended = make_task(repository), make_task(repository)
+        repository.tasks.end(TaskEnd(ended.id, "success", "", None, 0))
+        with pytest.raises(ResourceNotFound):
+            repository.tasks.get(ended.id)
+        assert repository.tasks.of_image(ended.image_id) == []
+        # It still tells where a page begins.
+        assert repository.tasks.list(TaskQuery(sort_dir="asc", marker=ended.id)).tasks == ()
+        assert repository.tasks.purge() == 1
+        with pytest.raises(InvalidMarker):
+            repository.tasks.list(TaskQuery(marker=ended.id))
+        assert repository.tasks.list(TaskQuery()).tasks == (task,)
+
+    def test_tasks_that_nobody_works_on_fail(self, repository):
+        at_work, left, new = make_task(repository), make_task(repository), make_task(repository)
+        repository.uploads.begin(at_work.image_id, repository.processes.join("host", 1).id)
+        assert repository.tasks.fail_abandoned(3600, "left", 60) == 0
+        change = tasks.update().where(tasks.c.id != new.id).values(updated_at=DAY)
+        repository.database.write(lambda connection: connection.execute(change))
+        assert repository.tasks.fail_abandoned(3600, "left", 60) == 1
+        seen = [repository.tasks.get(task.id).status for task in (at_work, left, new)]
+        assert seen == ["pending", "failure", "pending"]
+
+    @pytest.mark.parametrize("text", ["\ud800", "x" * 70_000])
+    def test_what_does_not_fit_a_task_is_refused(self, repository, text):
+        with pytest.raises(BadRequest):
+            repository.tasks.begin(NewTask(new_id(), "import", {"import_from": text}), {})
 
     @pytest.mark.parametrize("query", [{"sort_key": "message"}, {"sort_dir": "up"}, {"kind": "\0"}, {"marker": "\0"}])
     def test_lists_of_tasks_that_cannot_be_are_refused(self, repository, query):
@@ -1164,7 +1455,7 @@ class RepositoryContract:
             repository.tasks.list(TaskQuery(**query))
 
     def test_a_page_behind_no_task_is_refused(self, repository):
-        image = make_task(repository)["image_id"]
+        image = make_task(repository).image_id
         for marker in ("", image, new_id()):
             with pytest.raises(InvalidMarker):
                 repository.tasks.list(TaskQuery(marker=marker))
@@ -1195,13 +1486,228 @@ class RepositoryContract:
         done, with_data, alive = make(repository, tags=frozenset("t")), make_active(repository), make(repository)
         repository.images.transition(done.id, from_={"queued"}, to="deleted")
         repository.images.transition(with_data.id, from_={"active"}, to="deleted")
+        for image in (done, alive):
+            repository.cached.add("a host that is gone", "there", [NewCached(image.id, 1, 1.0, 1.0)])
+            repository.cached.enqueue("a host that is gone", image.id)
         assert repository.images.purge(done.created_at) == 0
         assert repository.images.purge(datetime.datetime.now(datetime.timezone.utc)) == 1
         with pytest.raises(ImageNotFound):
             repository.images.get(done.id, deleted=True)
         assert repository.images.get(with_data.id, deleted=True).deleted
         assert repository.images.get(alive.id) == alive
+        assert [each.image_id for each in repository.cached.list("a host that is gone")] == [alive.id]
+        assert repository.cached.queued("a host that is gone") == [alive.id]
+        repository.cached.remove("a host that is gone", [alive.id])
+        assert repository.cached.dequeue("a host that is gone") == 1
         make(repository, id=done.id)
+
+    def test_purge_takes_what_was_deleted_first(self, repository):
+        made = [make(repository) for _ in range(4)]
+        for image in made[::-1]:
+            repository.images.transition(image.id, from_={"queued"}, to="deleted")
+        soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
+        assert repository.images.purge(soon, limit=3) == 3
+        assert repository.images.get(made[0].id, deleted=True).deleted
+        assert repository.images.purge(soon, limit=3) == 1
+
+    # -- sums of what owners hold
+
+    @pytest.fixture
+    def sums(self, repository, database):
+        """Compare the sum that is kept with all that there is; and what a sum says that is no older than this."""
+
+        def compare(*owners: str | None) -> list[int]:
+            plain = [database.read(lambda connection, of=of: holdings.stored(connection, of)) for of in owners]
+            assert [repository.images.stored(owner) for owner in owners] == plain
+            assert [database.write(lambda connection, of=of: holdings.count(connection, of)) for of in owners] == plain
+            return plain
+
+        return compare
+
+    @pytest.mark.parametrize("many", [0, 5000], ids=["counted anew", "brought up to now"])
+    def test_a_sum_follows_every_change(self, repository, sums, many, monkeypatch):
+        monkeypatch.setattr(holdings, "_MANY", many)
+        image = make_active(repository, FAST, size=10)
+        assert sums("me", "other", None) == [10, 0, 0]
+        image = repository.images.update(image, Changes(locations=(*image.locations, COLD)))
+        assert sums("me") == [20]
+        repository.locations.drop(image.id, image.locations[0].id)
+        assert sums("me") == [10]
+        second = make_active(repository, FAST, size=3, owner=None)
+        repository.images.update(repository.images.get(image.id), Changes({"owner": None}))
+        assert sums("me", None) == [0, 13]
+        repository.images.bury(image.id, from_={"active"})
+        assert sums(None) == [3]
+        repository.images.unbury(image.id)
+        assert sums(None) == [13]
+        repository.images.transition(second.id, from_={"active"}, to="deleted")
+        assert sums("me", None) == [0, 10]
+        process = repository.processes.join("host", 1)
+        upload = make(repository)
+        repository.uploads.begin(upload.id, process.id)
+        repository.uploads.finish(upload.id, process.id, locations=[FAST, COLD], size=7, most=100)
+        assert sums("me", None) == [14, 10]
+        with pytest.raises(QuotaExceeded):
+            repository.images.create(dataclasses.replace(LOCATED, id=new_id()), most=14)
+        assert sums("me") == [14]
+        repository.images.update(repository.images.get(upload.id), Changes({"size": 8}))
+        assert sums("me") == [16]
+
+    def test_a_purged_image_is_no_part_of_a_sum_that_was_made_before_it_was_deleted(self, repository, sums):
+        image = make_active(repository, FAST, size=10)
+        assert sums("me") == [10]
+        repository.images.transition(image.id, from_={"active"}, to="deleted")
+        [place] = repository.locations.pending_for(image.id)
+        repository.locations.forget(image.id, place.id)
+        soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=60)
+        assert repository.images.purge(soon) == 1
+        assert sums("me") == [0]
+
+    def test_a_sum_looks_only_at_what_changed(self, repository, database, monkeypatch):
+        images = metadata.tables["images"]
+        image = make_active(repository, FAST, size=10)
+        assert repository.images.stored("me") == 10
+        monkeypatch.setattr(holdings, "LATE", -60_000_000)
+        # By somebody who does not say when.
+        spoil = images.update().where(images.c.id == image.id)
+        database.write(lambda connection: connection.execute(spoil.values(size=11)))
+        assert repository.images.stored("me") == 10
+        assert repository.images.recount("me") == (10, 11)
+        assert repository.images.recount("me") == (11, 11)
+        assert repository.images.owners_with_sums() == ["me"]
+        # An older version says when, and knows nothing of sums.
+        monkeypatch.undo()
+        database.write(lambda connection: connection.execute(spoil.values(size=12, updated_at=rows.now())))
+        assert repository.images.stored("me") == 12
+
+    def test_an_image_that_an_older_version_gave_to_another_owner_is_counted_once(self, repository, database, sums):
+        images = metadata.tables["images"]
+        image = make_active(repository, FAST, size=10)
+        assert sums("me", "other") == [10, 0]
+        given = images.update().where(images.c.id == image.id).values(owner="other", updated_at=rows.now())
+        database.write(lambda connection: connection.execute(given))
+        assert database.write(lambda connection: holdings.count(connection, "other")) == 10
+        assert sums("me", "other") == [0, 10]
+
+    def test_images_of_another_catalogue_are_in_the_sums_though_they_are_older(self, repository, database, sums):
+        images = metadata.tables["images"]
+        image = make_active(repository, FAST, size=10)
+        assert sums("me", "other") == [10, 0]
+        place = {"position": 0, "uri": FAST.uri, "metadata": "{}", "pending_since": None}
+
+        def take(connection):
+            found = connection.execute(sa.select(images).where(images.c.id == image.id)).one()._mapping
+            row = {**{name: found[name] for name in COLUMNS}, "updated_at": 1}
+            new = ImageEntry({**row, "id": new_id()}, {}, (), [place], ())
+            ImageEntries().insert(connection, [new])
+            ImageEntries().replace(connection, [ImageEntry({**row, "owner": "other", "size": 7}, {}, (), [place], ())])
+
+        database.write(take)
+        assert sums("me", "other") == [10, 7]
+
+    def test_racing_changes_of_one_owner_are_all_in_the_sum(self, repository, sums):
+        process = repository.processes.join("host", 1)
+        made = [make(repository).id for _ in range(6)]
+        moved = [make_active(repository, FAST, size=5) for _ in range(3)]
+        for image_id in made:
+            repository.uploads.begin(image_id, process.id)
+
+        def finish(image_id: str) -> None:
+            place = NewLocation(f"file:///{image_id}", {"store": "fast"})
+            repository.uploads.finish(image_id, process.id, locations=[place], size=100, most=10_000)
+
+        def give(image) -> None:
+            repository.images.update(image, Changes({"owner": "other"}))
+
+        with ThreadPoolExecutor(9) as pool:
+            for done in [pool.submit(finish, each) for each in made] + [pool.submit(give, each) for each in moved]:
+                done.result(60)
+        assert sums("me", "other") == [600, 15]
+
+    def test_an_image_given_away_while_its_owner_s_sum_is_made_is_no_part_of_it(self, repository, database, sums):
+        image = make_active(repository, FAST, size=5)
+
+        def make_sum(connection) -> Future[None]:
+            assert holdings.count(connection, "me") == 5
+            given = pool.submit(repository.images.update, image, Changes({"owner": "other"}))
+            # It is not done before the sum is committed, or has to be seen by it.
+            wait([given], timeout=0.5)
+            return given
+
+        with ThreadPoolExecutor(1) as pool:
+            database.write(make_sum).result(60)
+        assert sums("me", "other") == [0, 5]
+
+    @pytest.mark.parametrize("kind", ["tag", "member"])
+    def test_no_more_is_read_to_add_one_than_the_limit_asks_for(self, repository, database, kind):
+        image = make(repository, tags=frozenset(f"t{number}" for number in range(20)))
+        for number in range(20):
+            repository.members.add(image.id, f"m{number}")
+        fetched = []
+
+        def count(connection, cursor, statement, *more):
+            if statement.startswith("SELECT"):
+                fetched.append(statement)
+
+        sa.event.listen(database.engine, "before_cursor_execute", count)
+        try:
+            if kind == "tag":
+                repository.images.add_tag(image.id, "new", limit=21)
+                with pytest.raises(LimitExceeded, match="21"):
+                    repository.images.add_tag(image.id, "another", limit=21)
+                repository.images.add_tag(image.id, "new", limit=21)
+            else:
+                repository.members.add(image.id, "new", limit=21)
+                with pytest.raises(LimitExceeded, match="21"):
+                    repository.members.add(image.id, "another", limit=21)
+        finally:
+            sa.event.remove(database.engine, "before_cursor_execute", count)
+        table = f"image_{kind}s"
+        asked = [each for each in fetched if table in each]
+        assert asked
+        # By its key, or as a count that ends at the limit.
+        assert all(f"{table}.{kind} = " in each or ("count(" in each and "LIMIT" in each) for each in asked), asked
+
+    # -- image caches
+
+    def test_what_caches_hold_is_told_by_their_hosts(self, repository):
+        tables, node, other = repository.cached, str(uuid.uuid4()), str(uuid.uuid4())
+        first, second = make(repository).id, make(repository).id
+        tables.add(node, "here", [NewCached(first, 2**62, 10.5, 11.25), NewCached(second, 2, 12.0, 12.0)])
+        tables.add(other, "there", [NewCached(first, 2**62, 1.0, 1.0)])
+        tables.add(node, "here", [NewCached(first, 2**62, 99.0, 99.0)])  # what is known of it stays
+        tables.note(node, {first: Hits(2, 50.0), second: Hits(1, 40.0), str(uuid.uuid4()): Hits(1, 1.0)})
+        tables.note(node, {first: Hits(1, 60.5)})
+        found = tables.list(node)
+        assert [(each.image_id, each.size, each.hits) for each in found] == [(first, 2**62, 3), (second, 2, 1)]
+        assert (found[0].cached_at.timestamp(), found[0].used_at.timestamp()) == (10.5, 60.5)
+        assert tables.hosts_with(first) == ["here", "there"]
+        tables.remove(node, [first])
+        assert tables.hosts_with(first) == ["there"]
+        assert [each.image_id for each in tables.list(node)] == [second]
+
+    def test_the_queue_of_a_cache_is_in_order_and_holds_each_image_once(self, repository):
+        tables, node, other = repository.cached, str(uuid.uuid4()), str(uuid.uuid4())
+        ids = [str(uuid.uuid4()) for _ in range(4)]
+        for image_id in (*ids, ids[0]):
+            tables.enqueue(node, image_id)
+            tables.enqueue(other, image_id)
+        assert tables.queued(node) == ids
+        assert tables.dequeue(node, [ids[1], str(uuid.uuid4())]) == 1
+        tables.add(node, "here", [NewCached(ids[2], 1, 1.0, 1.0)])
+        assert tables.queued(node) == [ids[0], ids[3]]
+        assert tables.dequeue(node) == 2
+        assert tables.queued(node) == []
+        assert tables.queued(other) == ids
+        with pytest.raises(BadRequest):
+            tables.enqueue(node, "x" * 37)
+
+    def test_only_active_images_belong_in_a_cache(self, repository):
+        image, off, gone = (make(repository, status="active", size=5) for _ in range(3))
+        repository.images.transition(off.id, from_=("active",), to="deactivated")
+        repository.images.transition(gone.id, from_=("active",), to="deleted")
+        found = repository.cached.active([image.id, off.id, gone.id, str(uuid.uuid4())])
+        assert found == {image.id: (5, None, None, None, image.created_at)}
 
     # -- metadata definitions
 
@@ -1259,6 +1765,88 @@ class RepositoryContract:
         assert len(found) == 5
         values = [value if (value := getattr(each, key)) is not None else "" for each in found]
         assert values == sorted(values, reverse=descending)
+
+    # -- rounds over all images
+
+    def test_a_round_belongs_to_one_process_at_a_time_and_goes_on_with_the_next(self, repository):
+        tables, name = repository.rounds, str(uuid.uuid4())
+        first, second = (repository.processes.join("here", number).id for number in (1, 2))
+        assert tables.get(name) is None
+        begun = tables.claim(name, first, 60, 3600)
+        assert (begun.position, begun.counts, begun.last, begun.finished_at) == ("", {}, {}, None)
+        assert tables.note(name, first, "half", {"images": 2})
+        assert tables.claim(name, second, 60, 3600) is None
+        assert not tables.note(name, second, "other", {})
+        repository.processes.leave(first)
+        gone_on = tables.claim(name, second, 60, 3600)
+        assert (gone_on.position, gone_on.counts, gone_on.started_at) == ("half", {"images": 2}, begun.started_at)
+        tables.finish(name, second, {"images": 4})
+        ended = tables.get(name)
+        assert (ended.position, ended.last, ended.finished_at >= ended.started_at) == ("", {"images": 4}, True)
+        assert tables.claim(name, second, 60, 3600) is None
+        again = tables.claim(name, second, 60, 0)
+        assert (again.position, again.counts, again.last) == ("", {}, {"images": 4})
+
+    def test_of_processes_that_begin_a_round_together_one_does_it(self, repository):
+        name = str(uuid.uuid4())
+        ids = [repository.processes.join("here", number).id for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            claims = list(pool.map(lambda process: repository.rounds.claim(name, process, 60, 3600), ids))
+        assert sum(claim is not None for claim in claims) == 1
+
+    # -- shared locations
+
+    def test_data_that_several_images_have_is_known(self, repository):
+        uri = f"file:///shared/{uuid.uuid4()}"
+        own = NewLocation(f"{uri}-own", {"store": "s"})
+        first, second = (
+            make(repository, status="active", locations=(NewLocation(uri, {"store": "s"}), own)) for _ in range(2)
+        )
+        assert uri in repository.locations.shared()
+        assert repository.locations.is_shared(uri, first.id)
+        repository.locations.detach(first.id, first.locations[0].id)
+        assert [location.uri for location in repository.images.get(first.id).locations] == [own.uri]
+        assert repository.locations.pending_for(first.id) == []
+        assert not repository.locations.is_shared(uri, second.id)
+        with pytest.raises(LocationNotFound):
+            repository.locations.detach(first.id, first.locations[0].id)
+
+    # -- images that are deleted, and whose data stays
+
+    def test_a_buried_image_is_deleted_and_can_come_back(self, repository):
+        image = make(
+            repository, status="active", size=1, locations=(NewLocation("file:///a", {"store": "s"}),), tags={"t"}
+        )
+        gone = repository.images.bury(image.id, from_=("active",))
+        assert (gone.status, gone.deleted, gone.locations) == ("pending_delete", True, ())
+        with pytest.raises(ImageNotFound):
+            repository.images.get(image.id)
+        assert image.id not in set(repository.images.in_statuses(("pending_delete",)))
+        with pytest.raises(ImageNotFound):
+            repository.images.bury(image.id, from_=("active",))
+        back = repository.images.unbury(image.id)
+        assert (back.status, back.deleted_at, back.tags, back.locations) == ("active", None, ("t",), image.locations)
+        with pytest.raises(ImageNotFound):
+            repository.images.unbury(image.id)
+
+    def test_a_buried_image_comes_back_as_it_was(self, repository):
+        image = make_active(repository)
+        repository.images.transition(image.id, from_={"active"}, to="deactivated")
+        repository.images.bury(image.id, from_=("active", "deactivated"))
+        back = repository.images.unbury(image.id)
+        assert (back.status, back.properties) == ("deactivated", image.properties)
+
+    def test_a_buried_image_without_data_is_deleted_for_good(self, repository):
+        image = make(repository, status="active", size=1, locations=(NewLocation("file:///a", {"store": "s"}),))
+        repository.images.bury(image.id, from_=("active",))
+        repository.images.end_burials()
+        assert repository.images.get(image.id, deleted=True).status == "pending_delete"
+        [location] = repository.locations.pending_for(image.id)
+        repository.locations.forget(image.id, location.id)
+        repository.images.end_burials()
+        assert repository.images.get(image.id, deleted=True).status == "deleted"
+        with pytest.raises(ImageNotFound):
+            repository.images.unbury(image.id)
 
     # -- the tables
 
@@ -1335,24 +1923,25 @@ def in_processes(count: int, work, database: Database, images: list[str]) -> lis
     """``work`` in several processes at once, each with a connection of its own."""
     url = database.url.render_as_string(hide_password=False)
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        start, results = manager.Barrier(count), manager.dict()
-        processes = [
-            context.Process(target=_run, args=(work, url, images, number, start, results)) for number in range(count)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-            assert process.exitcode == 0
-        return [results[number] for number in range(count)]
+    start, results = context.Barrier(count), context.SimpleQueue()
+    processes = [
+        context.Process(target=_run, args=(work, url, images, number, start, results)) for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    returned = dict(results.get() for _ in processes)
+    results.close()
+    return [returned[number] for number in range(count)]
 
 
 def _run(work, url, images, number, start, results) -> None:
     database = Database(url)
     repository = Repository(database)
     start.wait(60)
-    results[number] = work(repository, images, number)
+    results.put((number, work(repository, images, number)))
     repository.close()
 
 

@@ -79,7 +79,11 @@ def _at(moment: datetime.datetime, operator: str, wanted: datetime.datetime) -> 
 
 
 def _sorted(images, query):
-    keys = [(key.key, key.direction) for key in query.sort]
+    # A key that comes again decides nothing.
+    directions: dict[str, str] = {}
+    for key in query.sort:
+        directions.setdefault(key.key, key.direction)
+    keys = list(directions.items())
     if all(key != "id" for key, _ in keys):
         keys.append(("id", keys[-1][1] if keys else "desc"))
     # Sorting is stable, so the last key goes first. What is not set comes before everything.

@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import falcon
 from oslo_config import cfg
 
-from storelib.api import config, v1, v2
+from storelib.api import config, openapi, staged_page, v1, v2
 from storelib.api.db import open_repository
+from storelib.api.middleware.cross_origin import shared
 from storelib.api.middleware.empty_ids import NoEmptyIds
 from storelib.api.middleware.error_handlers import ErrorHandlers
 from storelib.api.middleware.identity import Identify, Identity, strategy
 from storelib.api.middleware.metrics import Metrics
-from storelib.api.middleware.versions import VersionNegotiation, WsgiApp
+from storelib.api.middleware.own_credentials import OwnCredentials
+from storelib.api.middleware.versions import LISTED, LISTED_WITH_CACHE, VersionNegotiation, WsgiApp
+from storelib.api.preload_metrics import PreloadMetrics
+from storelib.api.purging import Purging
+from storelib.api.scrutiny import Scrutiny, ScrutinyMetrics
 from storelib.api.service import Service
+from storelib.api.v1.components import COMPONENTS
+from storelib.api.v2.components import components
 from storelib.extras import needing
 from storelib.registry import Registry
 
@@ -25,10 +31,10 @@ from storelib.registry import Registry
 class Application:
     """A WSGI application with the service behind it. ``close`` finishes background work and leaves the database."""
 
-    def __init__(self, wsgi: WsgiApp, service: Service) -> None:
+    def __init__(self, wsgi: WsgiApp, service: Service, rounds: Sequence[Scrutiny | Purging] = ()) -> None:
         self._wsgi = wsgi
         self.service = service
-        self._finalizer = weakref.finalize(self, _shut_down, service)
+        self._finalizer = weakref.finalize(self, _shut_down, service, rounds)
         # Threads must be stopped before the interpreter takes their modules apart.
         self._finalizer.atexit = True
 
@@ -53,11 +59,19 @@ def create_app(conf: cfg.ConfigOpts, registry: Registry | None = None) -> Applic
     repository = open_repository(conf)
     try:
         service = Service(conf, repository, stores)
-        application = Application(build_wsgi(conf, service), service)
+        options = service.core.options
+        rounds: list[Scrutiny | Purging] = []
+        if options.audit_interval:
+            rounds.append(Scrutiny(service, options.audit_interval, options.audit_rate))
+        if options.purge_after:
+            rounds.append(Purging(service, options.purge_after, options.purge_rate))
+        application = Application(build_wsgi(conf, service), service, rounds)
     except BaseException:
         repository.close()
         raise
     service.start()
+    for each in rounds:
+        each.start()
     return application
 
 
@@ -65,18 +79,34 @@ def build_wsgi(conf: cfg.ConfigOpts, service: Service, identify: Identify | None
     """Everything between the server and the service. ``identify`` replaces what ``auth_strategy`` says."""
     found, around, challenge = strategy(conf, service.core.policy)
     metrics = Metrics() if conf.api.metrics else None
+    if metrics:
+        service.core.under_way.on_change = metrics.under_way
+    if metrics and service.cache.is_configured:
+        service.cache.on_download = metrics.count_downloads()
     identity = Identity(identify or found, conf.api.max_request_id_length)
-    app = falcon.App(middleware=[metrics, identity] if metrics else [identity])
+    app = openapi.Routes(middleware=[metrics, identity] if metrics else [identity])
     app.req_options.strip_url_path_trailing_slash = True
     ErrorHandlers(challenge).install(app)
     v2.add_routes(app, service)
     v1.add_routes(app, service)
-    app.add_middleware(NoEmptyIds(app))
+    app.add_middleware(NoEmptyIds(path for path, _ in app.routes))
     inner: WsgiApp = app if identify else around(app)
-    pages = {"/healthcheck": _healthcheck(conf)}
+    if service.preload.enabled:
+        asks = identify is None and conf.api.auth_strategy != "noauth"
+        inner = OwnCredentials(app, inner, registration=asks)
+    described = openapi.document(app.routes, {**COMPONENTS, **components(service.core)}, conf.api.auth_strategy)
+    pages = {"/healthcheck": _healthcheck(conf), openapi.PATH: openapi.page(described, conf.api.public_endpoint)}
+    if conf.api.worker_self_reference_url:
+        pages[staged_page.PATH] = staged_page.page(service.imports.staging)
     if metrics:
-        pages["/metrics"] = metrics.page()
-    return _behind_proxy(conf, VersionNegotiation(inner, public_endpoint=conf.api.public_endpoint, pages=pages))
+        more: list[Any] = [ScrutinyMetrics(service)] if conf.api.audit_interval else []
+        more += [PreloadMetrics(service)] if service.preload.enabled else []
+        pages["/metrics"] = metrics.page(more)
+    listed = LISTED_WITH_CACHE if service.cache.is_configured else LISTED
+    endpoint = conf.api.public_endpoint
+    negotiated = VersionNegotiation(inner, public_endpoint=endpoint, listed=listed, pages=pages)
+    whole = _behind_proxy(conf, shared(conf, negotiated))
+    return metrics.around(whole) if metrics else whole
 
 
 def _healthcheck(conf: cfg.ConfigOpts) -> WsgiApp:
@@ -97,6 +127,8 @@ def _behind_proxy(conf: cfg.ConfigOpts, app: WsgiApp) -> WsgiApp:
     return wrapped
 
 
-def _shut_down(service: Service) -> None:
+def _shut_down(service: Service, rounds: Sequence[Scrutiny | Purging]) -> None:
+    for each in rounds:
+        each.stop()
     service.stop()
     service.core.repository.close()

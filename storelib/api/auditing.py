@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from storelib.api.db import Repository
 from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
+from storelib.api.service.pace import Pace
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
@@ -41,6 +43,9 @@ KINDS: dict[Kind, str] = {
     "staged": "there is staged data that no image waits for, or it is missing",
     "leftover": "a failed add left something behind; see: storelib gc",
 }
+
+#: The kinds that only a list of everything shows.
+LISTED: frozenset[Kind] = frozenset({"orphan", "shared", "staged", "leftover", "stuck", "nowhere"})
 
 #: What the staging directory is called in findings.
 STAGING = "(staging)"
@@ -81,7 +86,8 @@ class Counts:
 class Audit:
     """One comparison. ``deep`` reads all data and computes its digests; ``older_than`` is in seconds.
 
-    ``staging`` is the store of staged data; ``progress(bytes)`` is told how much of the data was read.
+    ``stores`` are the names of those to look at, by default all; then images without any data are nobody's. ``staging``
+    is the store of staged data. ``pace`` limits the reading, ``progress(bytes)`` is told how much of the data was read.
     """
 
     def __init__(
@@ -89,12 +95,17 @@ class Audit:
         repository: Repository,
         registry: Registry,
         *,
+        stores: Collection[str] | None = None,
         staging: Store[Any] | None = None,
         deep: bool = False,
         older_than: float = 86400.0,
+        pace: Pace | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.counts = Counts()
+        self._stores = [store for store in registry if stores is None or store.name in stores]
+        self._only = stores
+        self._pace = pace or Pace(None)
         self._repository = repository
         self._registry = registry
         self._staging = staging
@@ -117,10 +128,18 @@ class Audit:
         finally:
             found.close()
 
+    def check(self, row: AuditRow) -> Iterator[Finding]:
+        """What is wrong with one image, by itself: nothing is listed. Raises DatabaseUnavailable."""
+        with closing(sqlite3.connect("", isolation_level=None)) as nothing:
+            nothing.execute(_TABLE)
+            yield from self._check_row(nothing, row)
+
     def _all(self, found: sqlite3.Connection) -> Iterator[Finding]:
         for name, disabled in self._registry.disabled.items():
+            if self._only is not None and name not in self._only:
+                continue
             yield Finding("unchecked", None, name, None, f"the store is disabled: {disabled.reason}")
-        for store in self._registry:
+        for store in self._stores:
             if Capability.LIST in store.capabilities:
                 yield from self._list(found, store, store.name)
         if self._staging is not None:
@@ -128,7 +147,7 @@ class Audit:
         for row in self._repository.images.audit(_BATCH):
             yield from self._check_row(found, row)
         yield from self._unknown(found)
-        for store in self._registry:
+        for store in self._stores:
             if Capability.GC in store.capabilities:
                 yield from self._leftovers(store)
 
@@ -152,8 +171,11 @@ class Audit:
 
     def _check_row(self, found: sqlite3.Connection, row: AuditRow) -> Iterator[Finding]:
         self.counts.images += 1
-        yield from self._check_status(found, row)
+        if self._only is None:
+            yield from self._check_status(found, row)
         for location in row.locations:
+            if not self._concerns(location):
+                continue
             if location.status == "pending_delete":
                 self.counts.pending += 1
                 self._claim(found, row, location)
@@ -268,6 +290,15 @@ class Audit:
             return self._registry[name]
         return self._registry.resolve(location.uri)
 
+    def _concerns(self, location: ImageLocation) -> bool:
+        """Whether it may be in one of the stores that are looked at."""
+        if self._only is None:
+            return True
+        try:
+            return self._store_of(location).name in self._only
+        except StoreError:
+            return False
+
     def _again(self, image_id: str) -> Image | None:
         try:
             return self._repository.images.get(image_id)
@@ -289,6 +320,7 @@ class Audit:
                     for hasher in hashers:
                         hasher.update(self._buffer[:count])
                     self.counts.read += count
+                    self._pace.spend(count)
                     if self._progress is not None:
                         self._progress(self.counts.read)
         except NotFound:

@@ -98,6 +98,14 @@ class QuotaExceeded(LimitExceeded):
     """More than the owner may hold. 413."""
 
 
+class TooManyRequests(ApiError):
+    """The caller asks more often than it may; ``retry_after`` is how many seconds it has to wait. 429."""
+
+    def __init__(self, message: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class UnsupportedMediaType(ApiError):
     """The type or the format of the body is not one that is taken here. 415."""
 

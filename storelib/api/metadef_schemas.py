@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jsonschema import FormatChecker
-from jsonschema.exceptions import best_match
-
 from storelib.api.errors import BadRequest, NotPermitted
-from storelib.api.schemas import Schema, Validator
+from storelib.api.schemas import FORMATS, Schema, Validator, first_error
 
 #: Characters of names.
 LONGEST_NAME = 80
@@ -204,7 +201,7 @@ def documents() -> dict[str, Schema]:
 
 
 _VALIDATORS = {
-    id(schema): Validator({**schema, "type": "object"}, format_checker=FormatChecker())
+    id(schema): Validator({**schema, "type": "object"}, format_checker=FORMATS)
     for schema in (NAMESPACE, OBJECT, PROPERTY, TAG, TAGS, ASSOCIATION)
 }
 
@@ -217,7 +214,7 @@ def check(schema: Schema, body: Mapping[str, Any]) -> None:
     given = sorted(READ_ONLY & body.keys())
     if given:
         raise NotPermitted(f"{given[0]!r} is set by the service and cannot be given")
-    error = best_match(_VALIDATORS[id(schema)].iter_errors(body))
+    error = first_error(_VALIDATORS[id(schema)], body)
     if error is not None:
         where = "/".join(map(str, error.absolute_path))
         raise BadRequest(f"{where or 'the body'}: {error.message[:500]}")

@@ -7,15 +7,19 @@ and the operator's own file. Nothing that is sent out is ever validated.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft4Validator, FormatChecker
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from jsonschema.validators import extend
 
 from storelib.api.errors import BadRequest
+from storelib.api.patterns import LONGEST, Pattern, TooSlow
 from storelib.exceptions import BadStoreConfiguration
 
 Schema = dict[str, Any]
@@ -53,8 +57,60 @@ def _is_integer(checker: Any, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """jsonschema's own compares each item with each other one."""
+    if unique and isinstance(instance, list) and len(set(map(_canonical, instance))) < len(instance):
+        yield ValidationError("the items of the list are not all different")
+
+
+_canonical = json.JSONEncoder(sort_keys=True).encode
+_compiled = functools.lru_cache(maxsize=None)(Pattern)
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """jsonschema's own leaves what users send to Python's way of looking for expressions, which may take hours."""
+    if not isinstance(instance, str):
+        return
+    found = _compiled(pattern)
+    if not found.takes(instance):
+        yield ValidationError(f"it has more than the {LONGEST} characters that are compared with {pattern!r}")
+    elif not found.search(instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+#: Characters of a regular expression that a client sends.
+LONGEST_REGEX = 4000
+#: What texts with a ``format`` have to be.
+FORMATS = FormatChecker()
+
+
+@FORMATS.checks("regex")  # type: ignore[untyped-decorator]
+def _is_regex(value: object) -> bool:
+    """Whether a text is a regular expression; jsonschema's own reads those of any length and depth."""
+    if not isinstance(value, str):
+        return True
+    if len(value) > LONGEST_REGEX:
+        return False
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
 #: Checks what clients send.
-Validator = extend(Draft4Validator, type_checker=Draft4Validator.TYPE_CHECKER.redefine("integer", _is_integer))
+Validator = extend(
+    Draft4Validator,
+    {"uniqueItems": _unique_items, "pattern": _pattern},
+    type_checker=Draft4Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+#: Errors of which the one that is told is the best.
+_ERRORS = 100
+
+
+def first_error(validator: Any, value: Any) -> Any:
+    """The error that says best why ``value`` is not as the validator's schema says; None if it is."""
+    return best_match(itertools.islice(validator.iter_errors(value), _ERRORS))
 
 
 def _text(description: str, longest: int | None = None, *, null: bool = False, **more: Any) -> Schema:
@@ -67,7 +123,6 @@ def _text(description: str, longest: int | None = None, *, null: bool = False, *
 def base_properties(container_formats: Iterable[str], disk_formats: Iterable[str]) -> Schema:
     """The properties every image has."""
     set_by_service: Schema = {"readOnly": True}
-    number = {"type": "integer", "minimum": 0, "maximum": LONGEST_INT}
     return {
         "id": _text("An identifier for the image", pattern=UUID),
         "name": _text("Descriptive name for the image", 255, null=True),
@@ -113,12 +168,15 @@ def base_properties(container_formats: Iterable[str], disk_formats: Iterable[str
             "items": {"type": "string", "maxLength": 255},
         },
         "direct_url": _text("URL of the data in its store", **set_by_service),
-        "min_ram": {**number, "description": "MiB of memory needed to run the image"},
-        "min_disk": {**number, "description": "GiB of disk needed to run the image"},
+        "min_ram": {"type": "integer", "description": "MiB of memory needed to run the image"},
+        "min_disk": {"type": "integer", "description": "GiB of disk needed to run the image"},
         "self": _text("Path of this image", **set_by_service),
         "file": _text("Path of the image's data", **set_by_service),
         "schema": _text("Path of this schema", **set_by_service),
         # Clients take every name that is not here for a custom property, and write it back.
+        "os_glance_import_task": _text("The task that imports the image now", **set_by_service),
+        "os_glance_importing_to_stores": _text("Stores that are still to be filled", **set_by_service),
+        "os_glance_failed_import": _text("Stores that could not be filled", **set_by_service),
         "stores": _text("Stores that have the data, with commas between them", **set_by_service),
         "locations": {
             "type": "array",
@@ -146,6 +204,43 @@ def base_properties(container_formats: Iterable[str], disk_formats: Iterable[str
     }
 
 
+#: The properties of a signature, of which an image has all or none.
+SIGNATURE = (
+    "img_signature",
+    "img_signature_hash_method",
+    "img_signature_key_type",
+    "img_signature_certificate_uuid",
+)
+#: Kinds of keys on elliptic curves. Not all of them are in every release of cryptography.
+CURVES = (
+    *("ECC_SECT571K1", "ECC_SECT409K1", "ECC_SECT571R1", "ECC_SECT409R1"),
+    *("ECC_SECP521R1", "ECC_SECP384R1"),
+)
+#: Some key managers write their ids without dashes.
+CERTIFICATE_ID = f"{UUID}|^[0-9a-fA-F]{{32}}\\Z"
+
+#: Custom properties that the service itself reads.
+OBEYED: Schema = {
+    "img_signature": _text(
+        "Signature of the image's data, in base64", pattern="^[A-Za-z0-9+/=\\s]{1,8192}\\Z", is_base=False
+    ),
+    "img_signature_hash_method": _text(
+        "Digest that was signed", enum=["SHA-224", "SHA-256", "SHA-384", "SHA-512"], is_base=False
+    ),
+    "img_signature_key_type": _text("Kind of the key that signed it", enum=["RSA-PSS", "DSA", *CURVES], is_base=False),
+    "img_signature_certificate_uuid": _text(
+        "Certificate of that key, in the key manager", pattern=CERTIFICATE_ID, is_base=False
+    ),
+    "cinder_encryption_key_id": _text(
+        "Key, in the key manager, of the encrypted volume that this is the data of",
+        pattern="^[A-Za-z0-9._:-]{1,255}\\Z",
+        is_base=False,
+    ),
+    "cinder_encryption_key_deletion_policy": _text(
+        "Whether that key is deleted with the image", enum=["on_image_deletion", "do_not_delete"], is_base=False
+    ),
+}
+
 #: Custom properties with a meaning that many programs share.
 WELL_KNOWN: Schema = {
     "kernel_id": _text("Image with the kernel, for AMI-style images", null=True, pattern=UUID, is_base=False),
@@ -154,6 +249,7 @@ WELL_KNOWN: Schema = {
     "architecture": _text("Processor architecture of the operating system", is_base=False),
     "os_distro": _text("Common name of the operating system's distribution", is_base=False),
     "os_version": _text("Version of the operating system", is_base=False),
+    "description": _text("A description for people to read", is_base=False),
 }
 
 SELF_LINKS = [
@@ -196,6 +292,15 @@ TASK: Schema = {
 }
 
 
+def bounded(properties: Mapping[str, Any]) -> Schema:
+    """``properties`` with the bounds of numbers, which are not in what clients get.
+
+    Those that check by the schema would refuse a number by an error of their own, before the service is asked.
+    """
+    bounds = {"minimum": 0, "maximum": LONGEST_INT}
+    return {**properties, **{name: {**properties[name], **bounds} for name in ("min_ram", "min_disk")}}
+
+
 def collection(name: str, item: Schema, *, paged: bool = False) -> Schema:
     """The schema of a list of ``item``."""
     properties: Schema = {name: {"type": "array", "items": item}, "schema": {"type": "string"}}
@@ -221,7 +326,7 @@ class ImageSchema:
         base = base_properties(container_formats, disk_formats)
         self.base_names = frozenset(base)
         self.additional = additional
-        properties = merge(base, custom)
+        properties = merge(base, {**custom, **OBEYED})
         self.known_names = frozenset(properties)
         #: What an image has from its creation on. Not in the document: glanceclient begins with an empty image, which
         #: it checks.
@@ -232,9 +337,11 @@ class ImageSchema:
         else:
             self.document["additionalProperties"] = False
         #: Custom properties that are no strings; they are stored as JSON.
-        self._typed = frozenset(name for name in custom if name not in base and not _may_be_text(custom[name]))
+        typed = custom.keys() - base.keys() - OBEYED.keys()
+        self._typed = frozenset(name for name in typed if not _may_be_text(custom[name]))
         self._integers = frozenset(name for name, definition in properties.items() if _is_integer_only(definition))
-        self._validator = Validator(self.document, format_checker=FormatChecker())
+        checked = {**self.document, "properties": bounded(properties)}
+        self._validator = Validator(checked, format_checker=FORMATS)
         try:
             list(self._validator.iter_errors(dict.fromkeys(properties, "")))
         except Exception as error:  # references that lead nowhere raise what the library happens to use
@@ -251,7 +358,7 @@ class ImageSchema:
         if not self.additional:
             for name in image.keys() - self.known_names:
                 raise BadRequest(f"there is no image property {name!r}, and no others are accepted here")
-        error = best_match(self._validator.iter_errors(image))
+        error = first_error(self._validator, image)
         if error is not None:
             where = "/".join(map(str, error.absolute_path))
             raise BadRequest(f"the image is not as its schema says: {where + ': ' if where else ''}{error.message}")
@@ -265,6 +372,11 @@ class ImageSchema:
         if self._typed.isdisjoint(properties):
             return properties
         return {name: _value(text) if name in self._typed else text for name, text in properties.items()}
+
+
+def is_certificate_id(text: str) -> bool:
+    """Whether ``text`` has the form of the ids that certificates have in key managers."""
+    return re.search(CERTIFICATE_ID, text) is not None
 
 
 def stored(value: Any) -> str | None:
@@ -323,7 +435,38 @@ def custom_properties(path: str | None) -> tuple[Schema, list[str]]:
         Draft4Validator.check_schema({"properties": properties})
     except SchemaError as error:
         raise BadStoreConfiguration(f"property_schema_file {path} is not a JSON schema: {error.message}") from error
+    try:
+        _check_patterns(properties)
+    except TooSlow as error:
+        raise BadStoreConfiguration(f"property_schema_file {path}: {error}; write it in another way") from error
     return {**WELL_KNOWN, **properties}, required
+
+
+def _check_patterns(schema: Any) -> None:
+    """Raise TooSlow for an expression somewhere in a schema that cannot be looked for in bounded time."""
+    if isinstance(schema, list):
+        for each in schema:
+            _check_patterns(each)
+    if not isinstance(schema, dict):
+        return
+    for name, value in schema.items():
+        if name == "pattern" and isinstance(value, str):
+            _pattern_of(value)
+        elif name == "patternProperties" and isinstance(value, dict):
+            # jsonschema's own, for names of any length.
+            for pattern in value:
+                if not _pattern_of(pattern).is_linear:
+                    raise TooSlow(f"the pattern {pattern!r} of names has to begin with ^ and may repeat one thing only")
+        _check_patterns(value)
+
+
+def _pattern_of(text: str) -> Pattern:
+    try:
+        return _compiled(text)
+    except TooSlow as error:
+        raise TooSlow(f"the pattern {text!r}: {error}") from error
+    except re.error as error:
+        raise TooSlow(f"the pattern {text!r} is no regular expression: {error}") from error
 
 
 def _is_definition(value: Any) -> bool:

@@ -20,14 +20,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
 from gunicorn.workers.gthread import ThreadWorker
 from oslo_config import cfg
 
-from storelib.api import config
+from storelib.api import config, request_body
+from storelib.api.access_log import AccessLog
 from storelib.api.app import Application, build_wsgi, create_app
+from storelib.api.arbiter import HELD_BACK, RETIRE, Arbiter
 from storelib.api.db import open_repository
+from storelib.api.lingering import Lingering
+from storelib.api.middleware.metrics_files import bury
 from storelib.api.service import Service
+from storelib.api.systemd import forget_sockets, socket_of_manager
+from storelib.api.unread import warn_of_unread
 from storelib.exceptions import BadStoreConfiguration
 from storelib.registry import Registry
 
@@ -37,9 +44,6 @@ SILENCE = 300.0
 HEADERS = 10.0
 #: Seconds that uploads whose connection was cut have for removing what they wrote.
 CLEANUP = 15.0
-#: Seconds that a refused upload is still read, and that its client may be silent meanwhile (nginx's lingering_close):
-#: most clients look at the response only when all is sent, and closing before that would take it from them.
-DISCARD, DISCARD_SILENCE = 30.0, 5.0
 #: Seconds that a small request waits for others to end before it runs beside them. Threads that run at once
 #: fight for the interpreter at each row that SQLite gives them: in turn they serve a fifth more.
 TURN = 0.01
@@ -51,20 +55,27 @@ _POLL = 0.2
 _LINGER = 1
 # Image properties travel as headers in v1, each with its own; gunicorn's default is 100.
 _HEADERS = 1000
+#: Bytes of all headers: gunicorn looks at all that came for each piece that comes, which for 8 MiB costs seconds.
+_ALL_HEADERS = 1536 * 1024
 _REQUEST_LINE = 8190
 _BACKLOG = 2048
-_HELD_BACK = {signal.SIGTERM}
+#: Seconds; a century.
+_FOR_EVER = 100 * 365 * 86400
 
 
 class Address:
-    """``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:PATH``; port 0 is any free one."""
+    """``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:PATH``; port 0 is any free one. ``systemd``: the socket it gives."""
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._local: bool | None = None
+        self.inherited = text == "systemd"
         self.path = text.removeprefix("unix:") if text.startswith("unix:") else None
         if self.path is not None:
             if not self.path:
                 raise BadStoreConfiguration("--bind unix: needs the path of a socket")
+            return
+        if self.inherited:
             return
         host, _, port = text.rpartition(":")
         if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
@@ -72,13 +83,22 @@ class Address:
         self.host, self.port = host.removeprefix("[").removesuffix("]"), int(port)
 
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        return self.path is not None or all(
-            ipaddress.ip_address(str(found[4][0]).partition("%")[0]).is_loopback for found in self._resolved()
-        )
+        """Whether only this machine can reach it; found out once, as the socket is made once."""
+        if self._local is None:
+            self._local = self._is_local()
+        return self._local
+
+    def _is_local(self) -> bool:
+        if self.inherited:
+            with socket_of_manager() as listening:
+                name = listening.getsockname()
+                return listening.family == socket.AF_UNIX or _is_loopback(name[0])
+        return self.path is not None or all(_is_loopback(str(found[4][0])) for found in self._resolved())
 
     def bind(self) -> socket.socket:
         """A bound socket; raises BadStoreConfiguration saying why not."""
+        if self.inherited:
+            return socket_of_manager()
         if self.path is not None:
             return self._bind(socket.AF_UNIX, self.path)
         family, _, _, _, address = self._resolved()[0]
@@ -88,7 +108,8 @@ class Address:
         try:
             return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
-            raise BadStoreConfiguration(f"--bind {self.text}: there is no such host: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise BadStoreConfiguration(f"--bind {self.text}: there is no such host: {why}") from error
 
     def _bind(self, family: int, address: Any) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
@@ -104,6 +125,10 @@ class Address:
             bound.close()
             raise BadStoreConfiguration(f"cannot listen on --bind {self.text}: {error.strerror}") from error
         return bound
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _remove_dead_socket(path: str) -> None:
@@ -151,22 +176,36 @@ def check(conf: cfg.ConfigOpts, settings: Settings) -> None:
         # Made and dropped: policy, schemas, files of users and the like are read here. It starts no thread, so that
         # the workers are forked from a process with a single one.
         build_wsgi(conf, Service(conf, repository, Registry.from_conf(conf)))
-        config.warn_of_unread(conf)
+        warn_of_unread(conf)
     finally:
         repository.close()
 
 
-def run(conf: cfg.ConfigOpts, settings: Settings, announce: Callable[[str], None]) -> None:
+def run(
+    conf: cfg.ConfigOpts,
+    settings: Settings,
+    announce: Callable[[str], None],
+    read_again: Callable[[], cfg.ConfigOpts] | None = None,
+) -> None:
     """Serve until a signal says to stop. ``announce`` is told the URL once something listens there.
 
-    SIGTERM and SIGINT stop gracefully, a second SIGINT and SIGQUIT at once; it ends with SystemExit.
+    SIGTERM and SIGINT stop gracefully, a second SIGINT and SIGQUIT at once; it ends with SystemExit. After SIGHUP new
+    workers serve with the configuration that ``read_again`` returns, if ``check`` has nothing against it.
     """
-    # Sockets handed over by systemd or another gunicorn were not checked, so they are not served.
-    for name in ("LISTEN_FDS", "LISTEN_PID", "GUNICORN_PID", "GUNICORN_FD"):
+    # Sockets handed over by another gunicorn were not checked, so they are not served.
+    for name in ("GUNICORN_PID", "GUNICORN_FD"):
         os.environ.pop(name, None)
+    settings.address.is_local()
     listener = settings.address.bind()
+    forget_sockets()
     url = _url(settings, listener)
-    _Arbiter(_Gunicorn(conf, settings, listener.detach(), lambda: announce(url))).run()
+
+    def read() -> cfg.ConfigOpts:
+        found = conf if read_again is None else read_again()
+        check(found, settings)
+        return found
+
+    Arbiter(_Gunicorn(conf, settings, listener.detach(), lambda: announce(url)), url, read).run()
 
 
 def _source(conf: cfg.ConfigOpts) -> str:
@@ -200,9 +239,10 @@ def _check_log(path: str | None) -> None:
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:
-    if settings.address.path is not None:
-        return settings.address.text
-    host, port = listener.getsockname()[:2]
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if settings.certfile else 'http'}://{shown}:{port}"
 
@@ -211,7 +251,10 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
     """The settings in gunicorn's words. It reads neither the command line nor files nor GUNICORN_CMD_ARGS."""
 
     def __init__(self, conf: cfg.ConfigOpts, settings: Settings, descriptor: int, announce: Callable[[], None]) -> None:
-        self._conf = conf
+        #: What workers that start now go by.
+        self.conf = conf
+        #: Called in a worker that begins to serve.
+        self.on_worker: Callable[[], object] = lambda: None
         self._settings = settings
         self._descriptor = descriptor
         self._announce = announce
@@ -240,19 +283,26 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "keyfile": settings.keyfile,
             "accesslog": settings.access_log,
             "errorlog": "-",
+            "logger_class": AccessLog,
             "loglevel": "info" if settings.verbose else "warning",
             "proc_name": "storelib",
             "limit_request_line": _REQUEST_LINE,
             "limit_request_fields": _HEADERS,
             # Worker keeps of them what the API knows.
             "header_map": "dangerous",
+            # Gunicorn would believe what a client on this machine, or of a socket file, says of the scheme; whether a
+            # proxy is believed is an option of [oslo_middleware].
+            "forwarded_allow_ips": "",
+            "secure_scheme_headers": {},
             "control_socket_disable": True,
+            "child_exit": lambda arbiter, worker: bury(worker.pid),
+            "post_worker_init": lambda worker: self.on_worker(),
             "when_ready": lambda arbiter: self._announce(),
         }
 
     def load(self) -> Application:
         """The application, made in each worker after the fork."""
-        return create_app(self._conf)
+        return create_app(self.conf)
 
     @property
     def grace(self) -> float:
@@ -260,26 +310,15 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
         return self._settings.grace
 
 
-class _Arbiter(Arbiter):  # type: ignore[misc]
-    """The parent: SIGINT is as graceful as SIGTERM; nothing is read or executed again."""
+class _LimitedRequest(Request):  # type: ignore[misc]
+    """A request whose headers have a limit as a whole; gunicorn's own is that of each times their number."""
 
-    def spawn_worker(self) -> Any:
-        """Fork, with SIGTERM held back until the worker handles it: one in between would be lost."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        try:
-            return super().spawn_worker()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+    max_buffer_headers = property(lambda self: _ALL_HEADERS, lambda self, value: None)
 
-    def handle_int(self) -> None:
-        """Stop gracefully; a second one, at once."""
-        raise StopIteration
-
-    def handle_hup(self) -> None:
-        """A terminal that is closed does not end a server; a changed configuration needs a new start."""
-        self.log.warning("SIGHUP does nothing: stop and start to read the configuration again")
-
-    handle_usr2 = handle_hup
+    def set_body_reader(self) -> None:
+        """Called by the base class."""
+        super().set_body_reader()
+        self.body: Any = request_body.direct(self.body)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -287,8 +326,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        RequestParser.mesg_class = _LimitedRequest
         self._busy: set[Any] = set()
+        self._lingering = Lingering()
         self._turn = threading.Lock()
+        # Whether SIGHUP has others take over, so that requests end by themselves; and whether that, too, is over.
+        self._retired = self._told_to_stop = False
         #: Connections of which the headers are read, and when that has to be over.
         self._late: dict[Any, float] = {}
 
@@ -296,7 +339,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Ctrl-C reaches the whole group; what becomes of the workers is the parent's to say."""
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        signal.signal(RETIRE, self._retire)
+        signal.siginterrupt(RETIRE, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def run(self) -> None:
         """Serve, then leave nothing half done."""
@@ -309,6 +354,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wait(CLEANUP)
             self.wsgi.close()
 
+    def _retire(self, number: int, frame: object) -> None:
+        """Others have taken over: end when the last request has ended, however long that takes."""
+        self._retired = True
+        self.cfg.set("graceful_timeout", _FOR_EVER)
+        super().handle_exit(number, frame)
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """SIGTERM: requests under way have the grace."""
+        self._told_to_stop = True
+        super().handle_exit(sig, frame)
+
     def set_accept_enabled(self, enabled: bool) -> None:
         """While the last requests end, new connections are refused, not left waiting for a process that is going."""
         super().set_accept_enabled(enabled)
@@ -320,6 +376,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Requests of one connection. A client that asks again at once is served by the same thread: two changes of
         thread cost more than a small response.
         """
+        # gunicorn closes in the thread that takes connections, and would wait there for the client.
+        conn.close = lambda *arguments, **named: self._lingering.take(conn.sock)
         kept = self._handle_one(conn)
         while kept is True and self._asks_again(conn):
             kept = self._handle_one(conn)
@@ -352,10 +410,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         in_turn = _is_quick(req) and self._turn.acquire(timeout=TURN)
         try:
             kept = bool(super().handle_request(req, conn))
-            if not _is_unread(req):
-                return kept
-            _discard(conn.sock)
-            return False
+            return kept and not _is_unread(req)
         finally:
             if in_turn:
                 self._turn.release()
@@ -364,11 +419,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _watch(self) -> None:
         """Cut the connections whose headers do not come, and those that are still busy when the grace is over."""
         while self.alive and os.getppid() == self.ppid:
-            time.sleep(_POLL)
-            now = time.monotonic()
-            _shut_down([conn for conn, until in list(self._late.items()) if until < now])
+            self._cut_late()
+        while self._retired and not self._told_to_stop and os.getppid() == self.ppid:
+            # Until the process ends: work in the background, too, may go on for longer than the parent is patient.
+            self.notify()
+            self._cut_late()
         self._wait(self.app.grace)
         self._cut()
+
+    def _cut_late(self) -> None:
+        time.sleep(_POLL)
+        now = time.monotonic()
+        _shut_down([conn for conn, until in list(self._late.items()) if until < now])
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -397,17 +459,6 @@ def _is_unread(req: Any) -> bool:
     reader = req.body.reader
     left = getattr(reader, "length", None)
     return left > _SMALL if left is not None else getattr(reader, "parser", None) is not None
-
-
-def _discard(sock: socket.socket) -> None:
-    deadline = time.monotonic() + DISCARD
-    try:
-        sock.shutdown(socket.SHUT_WR)
-        sock.settimeout(DISCARD_SILENCE)
-        while time.monotonic() < deadline and sock.recv(_SMALL):
-            pass
-    except OSError:
-        pass
 
 
 def _is_plain(name: str) -> bool:

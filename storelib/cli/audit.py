@@ -11,7 +11,7 @@ import click
 
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
-from storelib.cli.parameters import Age
+from storelib.cli.parameters import Age, Rate
 from storelib.cli.service import configuration, image_api, repository
 from storelib.cli.session import Session, command
 
@@ -28,7 +28,8 @@ COLUMNS = ("kind", "image", "store", "uri", "detail")
     metavar="AGE",
     help="Name what failed adds left behind if nobody touched it for so long.",
 )
-def audit(session: Session, deep: bool, older_than: float) -> None:
+@click.option("--rate", type=Rate(), metavar="BYTES", help="With --deep: read at most so much per second, like 80M.")
+def audit(session: Session, deep: bool, older_than: float, rate: float | None) -> None:
     """Prove that the image API's database and the stores agree exactly, or name every disagreement.
 
     Missing data, data that no image has, other sizes, with --deep other digests, images that wait for nobody, staged
@@ -37,14 +38,23 @@ def audit(session: Session, deep: bool, older_than: float) -> None:
     with image_api("audit"):
         from storelib.api.auditing import KINDS, Audit
         from storelib.api.config import read_options
+        from storelib.api.service.pace import Pace
         from storelib.registry import open_store
 
         conf = configuration(session)
         directory = read_options(conf).staging_dir
         staging = open_store("file", "staging", filesystem_store_datadir=directory) if directory else None
         with repository(session) as tables, _progress(session, deep) as progress:
-            work = Audit(tables, session.registry, staging=staging, deep=deep, older_than=older_than, progress=progress)
-            session.output.many(COLUMNS, (_record(found) for found in work.run()))
+            work = Audit(
+                tables,
+                session.registry,
+                staging=staging,
+                deep=deep,
+                older_than=older_than,
+                pace=Pace(rate),
+                progress=progress,
+            )
+            session.output.many(COLUMNS, (record_of(found) for found in work.run()))
     counts = work.counts
     looked = f"{counts.images} images with {counts.locations} locations, {counts.stored} images in the stores"
     if deep:
@@ -71,6 +81,6 @@ def _progress(session: Session, deep: bool) -> Iterator[Any]:
         yield (lambda done: progress(done, None)) if progress else None
 
 
-def _record(found: Any) -> dict[str, Any]:
+def record_of(found: Any) -> dict[str, Any]:
     """``image`` rather than ``image_id``: what people see in a heading."""
     return {"kind": found.kind, "image": found.image_id, "store": found.store, "uri": found.uri, "detail": found.detail}

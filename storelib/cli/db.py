@@ -8,6 +8,7 @@ import time
 
 import click
 
+from storelib.cli.import_glance import import_glance
 from storelib.cli.parameters import Age, Seconds
 from storelib.cli.service import configuration, image_api, repository
 from storelib.cli.session import Session, command
@@ -27,7 +28,7 @@ def db() -> None:
 def sync(session: Session) -> None:
     """Create the tables, or bring them to the newest revision; harmless when repeated.
 
-    Stop the servers first when their storelib is older than this one.
+    Servers of the revision before may go on meanwhile, and are restarted afterwards.
     """
     with image_api("db"):
         from storelib.api.db import migrate
@@ -84,7 +85,25 @@ def purge(session: Session, older_than: float, pause: float) -> None:
         session.output.one({"purged": purged})
 
 
-for _each in (sync, version, check, purge):
+@command("recount")
+def recount(session: Session) -> None:
+    """Count anew how many bytes each owner has in stores, of those whose sums are kept for quotas, and tell mistakes.
+
+    May run beside servers. Exits with 1 if a sum was wrong; it is right afterwards.
+    """
+    with image_api("db"):
+        with repository(session) as tables:
+            owners = tables.images.owners_with_sums()
+            found = [(owner, *tables.images.recount(owner)) for owner in owners]
+        wrong = [each for each in found if each[1] != each[2]]
+        for owner, before, now in wrong:
+            session.output.say(f"owner {owner}: {before} bytes were on record, {now} are there")
+        session.output.one({"owners": len(found), "wrong": len(wrong)})
+    if wrong:
+        raise click.exceptions.Exit(1)
+
+
+for _each in (sync, version, check, purge, recount, import_glance):
     db.add_command(_each)
 
 

@@ -7,6 +7,7 @@ from storelib import exceptions as errors
 
 FAILED = 1
 USAGE = 2
+IN_USE = 6
 DIFFERENT = 9
 INTERRUPTED = 130
 TERMINATED = 143
@@ -17,7 +18,7 @@ TABLE: tuple[tuple[int, str, tuple[type[Exception], ...]], ...] = (
     (4, "the image exists already", (errors.Duplicate, FileExistsError)),
     (5, "the store is full", (errors.StorageFull,)),
     (
-        6,
+        IN_USE,
         "not allowed, or in use",
         (errors.Forbidden, errors.StorageWriteDenied, errors.InUseByStore, errors.HasSnapshot),
     ),

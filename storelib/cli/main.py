@@ -15,6 +15,8 @@ import click
 from storelib._version import __version__
 from storelib.cli import (
     audit,
+    bench,
+    cache,
     completion,
     configuration,
     conformance,
@@ -24,8 +26,13 @@ from storelib.cli import (
     image,
     images,
     metadefs,
+    move,
+    node,
+    preload,
+    scrub,
     serve,
     stores,
+    worker,
 )
 from storelib.cli.output import visible, warn
 from storelib.cli.session import Session, shared_options
@@ -64,10 +71,23 @@ cli.params += shared_options()
 for each in (
     *(images.add, images.get, images.stat, images.ls, images.rm, images.cp, images.verify, images.acl),
     *(stores.stores, stores.check, stores.gc),
-    *(serve.serve, db.db, metadefs.metadefs, image.image, audit.audit),
-    *(configuration.config, conformance.conformance, demo.demo, completion.completion),
+    *(
+        preload.preload,
+        node.node,
+        serve.serve,
+        worker.worker,
+        db.db,
+        metadefs.metadefs,
+        cache.cache,
+        image.image,
+        audit.audit,
+        scrub.scrub,
+    ),
+    *(configuration.config, conformance.conformance, bench.bench, demo.demo, completion.completion),
 ):
     cli.add_command(each)
+# Of the images of an API, but beside it: it needs the database and the stores.
+image.image.add_command(move.move)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -38,8 +38,8 @@ CHANGED = {
     "http": "glance_store verified no certificates and read from any address; storelib does verify (https_insecure) "
     "and refuses private addresses (http_allowed_networks)",
     "s3": "where s3_store_host names no scheme, glance_store spoke http and storelib speaks https",
-    "cinder": "volumes in Ceph only, without os-brick: cinder_rbd_keyring names the file with the key of Cinder's user "
-    "in Ceph; cinder_state_path is to be the same for all processes of a host",
+    "cinder": "volumes in Ceph need neither root nor os-brick: cinder_rbd_keyring names the file with the key of "
+    "Cinder's user in Ceph; cinder_state_path is to be the same for all processes of a host",
     "swift": "swift_store_large_object_size and _chunk_size were 5120 and 200 MiB; both are 16 here, and two segments "
     "are held in memory, so set them only with a reason",
 }
@@ -51,7 +51,8 @@ def migrated(settings: Sequence[Setting], name: str) -> tuple[str, int]:
     groups = {setting.group for setting in settings}
     if SHARED in groups:
         raise BadStoreConfiguration(f"{name} has a group [{SHARED}]: it is in storelib's form already")
-    backends = _last(settings, "DEFAULT", "enabled_backends")
+    # Glance takes an empty list for none, too.
+    backends = (_last(settings, "DEFAULT", "enabled_backends") or "").strip() or None
     if backends is None and OLD not in groups:
         raise BadStoreConfiguration(f"{name} has neither a group [{OLD}] nor enabled_backends: nothing to migrate")
     lines = [f"# Made from {name} by storelib config migrate.", *_Migration(settings, backends).lines()]

@@ -18,51 +18,8 @@ from storelib.exceptions import BadStoreConfiguration
 
 MARK = "# migrate: "
 
-#: Options with the same name and meaning, by their group in Glance.
-SAME = {
-    "DEFAULT": (
-        *("user_storage_quota", "image_size_cap", "image_member_quota", "image_property_quota", "image_tag_quota"),
-        *("image_location_quota", "limit_param_default", "api_limit_max", "show_image_direct_url"),
-        *("show_multiple_locations", "do_secure_hash", "http_retries", "hashing_algorithm", "public_endpoint"),
-        *("allow_additional_image_properties", "property_protection_file", "property_protection_rule_format"),
-        *("allow_anonymous_access", "max_request_id_length", "enabled_import_methods"),
-    ),
-    "image_format": (
-        *("container_formats", "disk_formats", "require_image_format_match", "gpt_safety_checks_nonfatal"),
-    ),
-    "oslo_messaging_notifications": ("disabled_notifications",),
-}
-#: Options with another name in ``[api]``.
-RENAMED = {
-    ("DEFAULT", "disabled_notifications"): "disabled_notifications",
-    ("DEFAULT", "default_publisher_id"): "notification_publisher_id",
-    ("taskflow_executor", "max_workers"): "import_workers",
-    **{
-        ("import_filtering_opts", f"{kind}_{what}"): f"import_{kind}_{what}"
-        for kind in ("allowed", "disallowed")
-        for what in ("schemes", "hosts", "ports")
-    },
-}
-#: Groups that libraries read here as they do there.
-KEPT = ("keystone_authtoken", "oslo_policy", "oslo_middleware", "healthcheck")
-#: Options of oslo.db that storelib has under the same name.
-DATABASE = ("connection", "max_pool_size", "max_overflow", "pool_timeout", "connection_recycle_time")
-#: Groups and options of the message bus; kept where notifications are sent.
-BUS = "oslo_messaging_"
-BUS_OPTIONS = ("transport_url", "control_exchange")
-#: What else has to be said about an option that has no counterpart.
-WHY = {
-    "bind_host": "say it to storelib serve: --bind HOST:PORT",
-    "bind_port": "say it to storelib serve: --bind HOST:PORT",
-    "workers": "say it to storelib serve: --workers N",
-    "cert_file": "say it to storelib serve: --certfile FILE",
-    "key_file": "say it to storelib serve: --keyfile FILE",
-    "debug": "say it to storelib: --verbose",
-    "log_file": "storelib writes its log to stderr",
-    "log_dir": "storelib writes its log to stderr",
-    "use_keystone_limits": "limits in Keystone are not asked for; the quotas of [api] hold",
-    "image_import_plugins": "imports have no plug-ins",
-}
+_NO_MESSAGES = "storelib sends notifications only where Glance did, by [oslo_messaging_notifications] driver"
+_NO_CACHE = "Glance's pipeline ([paste_deploy] flavor) had no cache; with this option storelib has one"
 
 
 class _Found(NamedTuple):
@@ -72,12 +29,13 @@ class _Found(NamedTuple):
     kept: list[Setting]
     bus: list[Setting]
     database: list[Setting]
-    rest: list[Setting]
+    rest: list[tuple[Setting, str]]
 
 
 def api_lines(settings: Sequence[Setting]) -> Iterator[str]:
     """The groups of the image API for the settings of Glance that are not its stores'."""
     from storelib.api.config import GROUP, OPTIONS
+    from storelib.api.glance_options import BUS
 
     api = {option.dest: option for option in OPTIONS}
     notifies = any(
@@ -85,73 +43,91 @@ def api_lines(settings: Sequence[Setting]) -> Iterator[str]:
         for setting in settings
     )
     found = _sorted(settings)
-    head = [*_authentication(settings), *_notifications(notifies), *_staging(settings)]
+    head = [*_authentication(settings), *_notifications(notifies), *_staging(settings), *_caching(settings)]
     if head or found.api:
         yield from ("", f"[{GROUP}]", *head)
         for setting, name in found.api:
             yield from assignment(setting._replace(key=name, value=_unbounded(setting.value)), api[name])
     if found.database:
-        yield from ("", "[database]", f"{MARK}storelib needs a database of its own, not Glance's: create an empty one")
+        yield from ("", "[database]", f"{MARK}storelib needs a database of its own, not Glance's: create an empty one;")
+        yield f"{MARK}storelib db import-glance takes what is in Glance's"
         for setting in found.database:
             yield from assignment(setting, ANY)
     for group, inside in _by_group([*found.kept, *(found.bus if notifies else ())]):
         yield from ("", f"[{group}]")
         for setting in inside:
             yield from assignment(setting, ANY)
-    rest = [*found.rest, *(() if notifies else found.bus)]
-    for group, inside in _by_group(rest):
+    rest = [*found.rest, *((setting, _NO_MESSAGES) for setting in (() if notifies else found.bus))]
+    reasons = dict(rest)
+    for group, inside in _by_group(reasons):
         yield from ("", f"# [{group}]")
         for setting in inside:
-            yield from remark(setting, WHY.get(setting.key, "storelib has no such option"))
+            yield from remark(setting, reasons[setting] or "storelib has no such option")
 
 
 #: Stands for options of libraries, of which only the libraries know what they take.
 ANY = cfg.StrOpt("any")
 
 
-def _sorted(settings: Iterable[Setting]) -> _Found:
+def _sorted(settings: Sequence[Setting]) -> _Found:
+    from storelib.api.db.config import GROUP as DATABASE
+    from storelib.api.glance_options import API, BUS, BUS_OPTIONS, fate
+
     found = _Found([], [], [], [], [])
+    cached = bool(_CACHING & set(_flavor(settings)))
     for setting in settings:
         group, key = setting.group, setting.key
-        name = key if key in SAME.get(group, ()) else RENAMED.get((group, key))
-        if name:
-            found.api.append((setting, name))
-        elif group in KEPT:
-            found.kept.append(setting)
-        elif group.startswith(BUS) or (group == "DEFAULT" and key in BUS_OPTIONS):
+        ours = fate(group, key)
+        if (group, key) in _HANDLED:
+            continue
+        if key == "image_cache_dir" and not cached:
+            found.rest.append((setting, _NO_CACHE))
+        elif ours.group == API:
+            found.api.append((setting, ours.name))
+        elif ours.group is None:
+            found.rest.append((setting, ours.why))
+        elif group.startswith(BUS) or key in BUS_OPTIONS:
             found.bus.append(setting)
-        elif group == "database" and key in DATABASE:
+        elif ours.group == DATABASE:
             found.database.append(setting)
-        elif (group, key) not in _HANDLED:
-            found.rest.append(setting)
+        else:
+            found.kept.append(setting._replace(group=ours.group, key=ours.name))
     return found
 
 
 #: Parts of a pipeline that have nothing to do with who asks.
-_WITHOUT_USERS = ("caching", "cachemanagement")
+_CACHING = {"caching", "cachemanagement"}
 _HANDLED = {("DEFAULT", "enabled_backends"), ("paste_deploy", "flavor"), ("DEFAULT", "node_staging_uri")}
 
 
 def _authentication(settings: Sequence[Setting]) -> Iterator[str]:
     """By the pipeline of Glance's paste file; Keystone wherever it is mentioned or the pipeline is unknown."""
-    flavor = next((s.value.strip() for s in reversed(settings) if (s.group, s.key) == ("paste_deploy", "flavor")), "")
-    parts = [part for part in flavor.split("+") if part]
+    parts = _flavor(settings)
     section = any(setting.group == "keystone_authtoken" for setting in settings)
-    others = [part for part in parts if part not in ("keystone", *_WITHOUT_USERS)]
+    others = [part for part in parts if part not in ("keystone", *_CACHING)]
     if not (section or parts):
         return
-    for part in parts:
-        if part in _WITHOUT_USERS:
-            yield f"{MARK}the part {part!r} of [paste_deploy] flavor has no counterpart"
     if not section and "keystone" not in parts and not others:
         yield f"{MARK}Glance asked for no tokens; without --allow-noauth-anywhere storelib serves so on loopback only"
         yield "auth_strategy = noauth"
         return
     if others or "keystone" not in parts:
-        yield f"{MARK}[paste_deploy] flavor was {flavor!r}; to be safe, storelib asks for tokens of Keystone"
+        yield f"{MARK}[paste_deploy] flavor was {'+'.join(parts)!r}; to be safe, storelib asks for tokens of Keystone"
     if not section:
         yield f"{MARK}the file has no [keystone_authtoken]; storelib needs it to check tokens"
     yield "auth_strategy = keystone"
+
+
+def _flavor(settings: Sequence[Setting]) -> list[str]:
+    """The parts of Glance's pipeline."""
+    flavor = next((s.value.strip() for s in reversed(settings) if (s.group, s.key) == ("paste_deploy", "flavor")), "")
+    return [part for part in flavor.split("+") if part]
+
+
+def _caching(settings: Sequence[Setting]) -> Iterator[str]:
+    parts = _flavor(settings)
+    if "caching" in parts and "cachemanagement" not in parts:
+        yield "image_cache_management = false"
 
 
 def _notifications(notifies: bool) -> Iterator[str]:

@@ -8,11 +8,14 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
 Progress = Callable[[int, "int | None"], None]
+Counting = Callable[[int, int], None]
+#: How many were found, and of how many bytes.
+Finding = Callable[[int, int], None]
 
 #: Where there is no terminal, seconds between two lines of progress.
 INTERVAL = 10.0
@@ -37,8 +40,11 @@ class Output:
         for name, value in record.items():
             print_line(f"{name + ':':{width}}{_plain(value)}")
 
-    def many(self, columns: tuple[str, ...], records: Iterable[Record]) -> None:
-        """A list: a JSON document in each line, a table, or tab-separated ``columns`` without a heading."""
+    def many(self, columns: tuple[str, ...], records: Iterable[Record], *, at_once: bool = False) -> None:
+        """A list: a JSON document in each line, a table, or tab-separated ``columns`` without a heading.
+
+        With ``at_once`` a line that goes into a pipe does not wait for others.
+        """
         if self.fancy:
             _table(columns, records)
             return
@@ -47,6 +53,25 @@ class Output:
                 print_line(json.dumps(record, default=str))
             else:
                 print_line("\t".join(_plain(record.get(column)) for column in columns))
+            if at_once:
+                sys.stdout.flush()
+
+    def watch(
+        self, columns: tuple[str, ...], looks: Iterable[Sequence[Record]], *, key: tuple[str, ...], told: str
+    ) -> None:
+        """A list that changes: a live table on a terminal, elsewhere a line for each record whose ``told`` is new.
+
+        ``key`` are the columns that tell one record from others.
+        """
+        if self.fancy:
+            _live(columns, looks)
+            return
+        known: dict[tuple[Any, ...], Any] = {}
+        for records in looks:
+            changed = [record for record in records if known.get(_key(record, key)) != record[told]]
+            known.update({_key(record, key): record[told] for record in changed})
+            self.many(columns, changed)
+            sys.stdout.flush()
 
     def say(self, sentence: str) -> None:
         """Something only people want to read."""
@@ -63,6 +88,26 @@ class Output:
                 yield progress
         else:
             yield _Lines(what)
+
+    @contextlib.contextmanager
+    def counting(self, what: str) -> Iterator[Counting | None]:
+        """A function that is told how many of how many are done: shown as ``progress`` shows bytes."""
+        if self.json:
+            yield None
+        elif sys.stderr.isatty():
+            with _count_bar(what) as counting:
+                yield counting
+        else:
+            yield _CountLines(what)
+
+    @contextlib.contextmanager
+    def finding(self, what: str) -> Iterator[Finding | None]:
+        """A function that is told how much was found: shown on a terminal where no rows are shown, until the end."""
+        if self.json or self.fancy or not sys.stderr.isatty():
+            yield None
+        else:
+            with _found_so_far(what) as finding:
+                yield finding
 
 
 def print_line(text: str) -> None:
@@ -107,6 +152,28 @@ def size_text(size: int | None) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def percentage(done: int, whole: int) -> str:
+    """A part of a whole for people: ``43 %``; 100 only where it is all of it."""
+    return f"{100 * min(done, whole) // whole} %"
+
+
+def _key(record: Record, key: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in key)
+
+
+def _live(columns: tuple[str, ...], looks: Iterable[Sequence[Record]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+        for records in looks:
+            table = Table(*columns, box=SIMPLE_HEAD)
+            for record in records:
+                table.add_row(*(_markup_free(record.get(column)) for column in columns))
+            live.update(table, refresh=True)
 
 
 def _plain(value: Any) -> str:
@@ -185,6 +252,51 @@ def _bar(what: str) -> Iterator[Progress]:
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _count_bar(what: str) -> Iterator[Counting]:
+    from rich import progress
+    from rich.console import Console
+    from rich.markup import escape
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _found_so_far(what: str) -> Iterator[Finding]:
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
+    # What is printed meanwhile goes where it belongs.
+    with progress.Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda count, size: bar.update(task, description=f"{what}: {count}, {size_text(size)}")
+
+
+class _CountLines:
+    """Counts without a terminal, now and then."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.told >= INTERVAL:
+            self.told = now
+            warn(f"{self.what}: {done} of {total}")
 
 
 class _Lines:

@@ -42,6 +42,41 @@ class Seconds(click.FloatRange):
         return number
 
 
+class Rate(click.ParamType):  # type: ignore[type-arg]
+    """Bytes per second, written as 500K, 80M or 1.5G, with an optional iB or B behind it; powers of 1024."""
+
+    name = "rate"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """The bytes that a rate stands for."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = _bytes_of(value.strip().upper().removesuffix("/S"))
+        if not found:
+            self.fail(f"{value!r} is not a number of bytes per second; write 500K, 80M or 1.5G", parameter, context)
+        return found
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes, at least one, written as 4096, 500K, 80M or 1.5G; powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        """The bytes that a size stands for."""
+        if isinstance(value, int):
+            return value
+        found = _bytes_of(value.strip().upper())
+        if not found or found < 1:
+            self.fail(f"{value!r} is not a size in bytes; write 4096, 500K, 80M or 1.5G", parameter, context)
+        return int(found)
+
+
+def _bytes_of(text: str) -> float | None:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([KMGT]?)(?:I?B)?", text)
+    return match and float(match[1]) * float(1024 ** " KMGT".index(match[2] or " "))
+
+
 class DigestText(click.ParamType):  # type: ignore[type-arg]
     """A digest as NAME:HEX, which has to be one that can be computed here."""
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -32,7 +33,7 @@ _MOST_WORKERS = 8
     default="127.0.0.1:9292",
     show_default=True,
     metavar="HOST:PORT",
-    help="Where to listen; port 0 is any free one. Also [IPv6]:PORT and unix:PATH.",
+    help="Where to listen; port 0 is any free one. Also [IPv6]:PORT, unix:PATH and systemd, for the socket it gives.",
 )
 @click.option(
     "--workers",
@@ -78,7 +79,7 @@ def serve(
     """Serve the image API of the configured stores until SIGTERM or Ctrl-C.
 
     [api] auth_strategy says who may do what, [database] connection where the images are recorded; an absent or empty
-    SQLite database is created.
+    SQLite database is created. SIGHUP has new processes go on with the configuration as it is then.
     """
     with image_api("serve"), warnings.catch_warnings(), _counting_together():
         # WebOb, on which the middleware of OpenStack stands, still imports cgi.
@@ -109,7 +110,12 @@ def serve(
                 session.output.say(f"listening on {url} with {_AUTH[auth]} ({auth}); {processes}, pid {os.getpid()}")
             sys.stdout.flush()
 
-        serving.run(conf, settings, announce)
+        def read_again() -> Any:
+            fresh = Session()
+            fresh.config = session.config
+            return configuration(fresh)
+
+        serving.run(conf, settings, announce, read_again)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from oslo_config import cfg
 
     from storelib.api.db import Repository
+    from storelib.api.service import Service
     from storelib.cli.session import Session
 
 
@@ -46,6 +47,19 @@ def repository(session: Session) -> Iterator[Repository]:
         yield found
     finally:
         found.close()
+
+
+@contextlib.contextmanager
+def service(session: Session) -> Iterator[Service]:
+    """The image service of the configuration file, at work beside those of servers; raises BadDatabase."""
+    from storelib.api.service import Service
+
+    with repository(session) as tables:
+        found = Service(configuration(session), tables, session.registry)
+        try:
+            yield found
+        finally:
+            found.stop()
 
 
 def configuration(session: Session) -> cfg.ConfigOpts:

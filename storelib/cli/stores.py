@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storelib.cli import exits
-from storelib.cli.output import size_text, warn
+from storelib.cli.output import Finding, size_text, warn
 from storelib.cli.parameters import Age
 from storelib.cli.session import Session, about, command, complete_store, places_of
 
@@ -53,13 +53,24 @@ def gc(session: Session, names: tuple[str, ...], older_than: float, prefix: str 
     found = session.stores(names)
     if not names:
         found = [store for store in found if Capability.GC in store.capabilities]
-    records = (record for store in found for record in _collected(store, older_than, prefix, dry_run))
-    session.output.many(("store", "size", "id", "name"), records)
+    with session.output.finding("looking for leftovers") as note:
+        records = (record for store in found for record in _collected(store, older_than, prefix, dry_run))
+        session.output.many(("store", "size", "id", "name"), _noted(records, note), at_once=True)
+
+
+def _noted(records: Iterator[dict[str, Any]], note: Finding | None) -> Iterator[dict[str, Any]]:
+    """The same, while ``note`` is told how many there are and of how many bytes."""
+    size = 0
+    for count, record in enumerate(records, 1):
+        size += record["size"] or 0
+        if note is not None:
+            note(count, size)
+        yield record
 
 
 def _collected(store: Store[Any], older_than: float, prefix: str | None, dry_run: bool) -> Iterator[dict[str, Any]]:
     with about(store.name, places_of(store)):
-        for item in store.find_garbage(older_than, prefix) if dry_run else store.gc(older_than, prefix):
+        for item in store.find_garbage(older_than, prefix) if dry_run else store.collect(older_than, prefix):
             yield {
                 "store": store.name,
                 "id": item.image_id,

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,20 @@ def require_bindings(driver: str) -> None:
         )
 
 
+def _refuse_libtorrent(subject: str) -> None:
+    """Raise BadStoreConfiguration where librados would end the process at its first connection.
+
+    Both have C++ symbols that a process has once; librados loaded first goes well with libtorrent.
+    """
+    # In the order in which they were loaded.
+    loaded = [name for name in list(sys.modules) if name in ("libtorrent", "rados")]
+    if loaded[:1] == ["libtorrent"]:
+        raise BadStoreConfiguration(
+            f"{subject}: this process loaded libtorrent before librados, which would end it: "
+            "import rados first, or use the store in another process"
+        )
+
+
 class Cluster:
     """Connects at first use. Safe to use from many threads; making one imports nothing and opens nothing.
 
@@ -186,6 +201,7 @@ class Cluster:
         return None
 
     def _handle(self) -> Any:
+        _refuse_libtorrent(self._subject)
         import rados
 
         settings = self._settings

@@ -107,6 +107,15 @@ class MemoryStore(Store[MemoryLocation]):
         """Whether the location names this store."""
         return location.store == self.name
 
+    def roots(self) -> list[str]:
+        """Its name."""
+        return [self.name]
+
+    @classmethod
+    def possible_roots(cls, location: MemoryLocation) -> list[str]:
+        """The name of its store."""
+        return [location.store]
+
     def image(self, location: MemoryLocation) -> Image:
         """The image at ``location``; raises NotFound."""
         with self.backend.lock:

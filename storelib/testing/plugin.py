@@ -7,6 +7,8 @@ tests that are not of the suite.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _applies(item: pytest.Item) -> bool:
-    """By the class's ``capabilities``, ``not_applicable`` and fixtures; see storelib.testing.conformance.promises."""
+    """By the class's ``capabilities``, ``not_applicable``, fixtures and ``sample``; see the suite's ``promises``."""
     function: Any = getattr(item, "function", None)
     owner: Any = getattr(item, "cls", None)
     if function is None or not hasattr(owner, "storelib_promises"):
@@ -33,9 +35,19 @@ def _applies(item: pytest.Item) -> bool:
     expected, marks = owner.capabilities, vars(function)
     if not hasattr(owner, marks.get("storelib_wants", "capabilities")):
         return False
+    if owner.sample and not _in_sample(item, marks.get("storelib_sampled")):
+        return False
     if expected is None:
         return True
     return (
         marks.get("storelib_needs", expected) in expected
         and not marks.get("storelib_lacks", expected ^ expected) & expected
     )
+
+
+def _in_sample(item: Any, chosen: Callable[..., bool] | None) -> bool:
+    """Whether a test with these parameters is one of those that are enough for a sample."""
+    if chosen is None:
+        return True
+    names, parameters = inspect.signature(chosen).parameters, item.callspec.params
+    return bool(chosen(**{name: parameters[name] for name in names}))

@@ -4,6 +4,7 @@
 from storelib.transfer.contract import Committed, Digest, Digests, Extent, KiB, MiB, Part, Reader, StoredImage, Writer
 from storelib.transfer.download import ImageStream
 from storelib.transfer.partfile import PartFile
+from storelib.transfer.source import GivenFile
 from storelib.transfer.upload import copy, fan_out
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Digest",
     "Digests",
     "Extent",
+    "GivenFile",
     "ImageStream",
     "KiB",
     "MiB",

@@ -17,6 +17,7 @@ from storelib.transfer.contract import Backend
 from storelib.transfer.deadlines import progress
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
+from storelib.transfer.retry import HungCall
 from storelib.transfer.tasks import Task, TaskQueue
 
 LOG = logging.getLogger(__name__)
@@ -130,8 +131,13 @@ class DriverCalls:
         Where one never returned, that happens when it does. The error of ``close`` changes nothing any more.
         """
         if self._queue.cancel(0):
-            self._queue.join()
+            # Those that have nothing to do, unless they did not even begin.
+            self._queue.join(GRACE)
         self._in_use.when_free(lambda: self._close(close))
+
+    def forget(self) -> None:
+        """Refer to no error any more, now that all is over."""
+        self._queue.forget()
 
     def _close(self, close: Callable[[], None]) -> None:
         try:
@@ -151,7 +157,7 @@ class DriverCalls:
         except Exception as error:  # noqa: BLE001  (the first error is the one to report; gc finds the rest)
             LOG.warning("%s: removing a failed add: %s; gc will find what is left", self.subject, error)
 
-    def _leave_behind(self, what: str, threads: Iterable[threading.Thread]) -> None:
+    def _leave_behind(self, what: str, calls: Iterable[HungCall]) -> None:
         LOG.error("%s: %s does not return; gc will find what is left", self.subject, what)
-        for thread in threads:
-            self._store.hung_calls.add(thread)
+        for call in calls:
+            self._store.hung_calls.add(call)

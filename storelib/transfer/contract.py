@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 from storelib.exceptions import StoreError
+from storelib.transfer.memory import MemoryBudget
+from storelib.transfer.partfile import RangeFile
 from storelib.transfer.retry import HungCalls, RetryPolicy
 from storelib.uris import StoreLocation
 
@@ -97,6 +99,10 @@ class Options(Protocol):
     @property
     def transfer_timeout(self) -> float:
         """Seconds without progress after which a transfer is given up."""
+
+    @property
+    def transfer_window(self) -> int:
+        """MiB that one transfer may hold, unless two parts are more."""
 
     @property
     def transfer_max_stuck_calls(self) -> int:
@@ -197,7 +203,7 @@ class Writer(abc.ABC):
 
     #: write() calls in flight at most; 1 means in order.
     concurrency: int = 1
-    #: Bytes never written read back as zeros up to the committed size.
+    #: Bytes never written read back as zeros up to the committed size. Asked once ``reserve`` was called, if it is.
     sparse: bool = False
     #: A part may be written again; False for one long stream.
     retryable: bool = True
@@ -214,6 +220,13 @@ class Writer(abc.ABC):
     #: ``share(descriptor, length)``: take a whole local file without moving bytes (reflink) and return a
     #: descriptor of the writer's own copy, from which the engine hashes; None where that is impossible.
     share: Callable[[int, int], int | None] | None = None
+    #: ``take(descriptor, length)``: like ``share``, for a file whose owner gives it away: let the image be another name
+    #: of that very file. It keeps the names it has, whatever becomes of the image.
+    take: Callable[[int, int], int | None] | None = None
+
+    #: ``write_range(number, file)``: store one part of more than 32 MiB that is not held, the ``RangeFile`` of a local
+    #: file, which is read to its end, once or again from its beginning.
+    write_range: Callable[[int, RangeFile], None] | None = None
 
     def part_size(self, number: int, size: int | None) -> int:
         """Bytes in part ``number`` of an image of ``size`` bytes; a pure function, a multiple of 4096."""
@@ -361,27 +374,36 @@ class Reader(abc.ABC):
         """Free what the reader holds; called once, with no read in flight."""
 
 
-class Backend(Protocol):
-    """A store as the engine sees it: ``storelib.driver.Store`` is one."""
+class Readable(Protocol):
+    """What the engine reads from: a store, or whatever else has readers of images."""
 
-    name: str
     #: When a call is made again, and how long it may take.
     retry_policy: RetryPolicy
     #: Calls that never returned.
     hung_calls: HungCalls
+    #: Bytes that one transfer may hold, unless two parts are more.
+    window: int
+    #: What its transfers may hold together with those of other stores.
+    memory: MemoryBudget
+
+    def map_error(self, error: Exception, subject: str) -> StoreError | None:
+        """The StoreError for ``error`` of the back end's client, None for a bug."""
+
+    def open_reader(self, location: Any, offset: int, length: int | None, context: Context | None) -> Reader:
+        """A Reader of a range of an image."""
+
+
+class Backend(Readable, Protocol):
+    """A store as the engine sees it: ``storelib.driver.Store`` is one."""
+
+    name: str
 
     @property
     def md5_checksum(self) -> bool:
         """Whether md5 is computed beside the chosen digest."""
 
-    def map_error(self, error: Exception, subject: str) -> StoreError | None:
-        """The StoreError for ``error`` of the back end's client, None for a bug."""
-
     def start_writer(self, image_id: str, size: int | None, context: Context | None) -> Writer:
         """The Writer of a new image."""
-
-    def open_reader(self, location: Any, offset: int, length: int | None, context: Context | None) -> Reader:
-        """A Reader of a range of an image."""
 
     def server_side_copy(self, source: Any, image_id: str, context: Context | None) -> ServerSideCopy | None:
         """What copies an image within the back end, None where this one must be read and written."""

@@ -65,6 +65,7 @@ def copy_within(
         raise
     finally:
         calls.close(lambda: _close(opened))
+        calls.forget()
     metadata = {**committed.metadata, "store": store.name}
     return StoredImage(committed.location.uri, copying.size, digests.checksum, digests.multihash, metadata)
 

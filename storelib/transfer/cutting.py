@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from storelib.transfer.buffers import IN_ORDER, Buffer, Pool
+from storelib.transfer.buffers import IN_ORDER, PAGE, Buffer, Pool, nothing
 from storelib.transfer.contract import Part
-from storelib.transfer.digests import BLOCK, ZEROS
+from storelib.transfer.digests import BLOCK, HOLE, ZEROS
+from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.source import GRAIN
 from storelib.transfer.writing import PartWriter
 
@@ -18,7 +19,7 @@ class PartCutter:
     A first part that may be the whole image is held back as long as the writer could take it by ``put``.
     """
 
-    def __init__(self, target: PartWriter, budget: int) -> None:
+    def __init__(self, target: PartWriter, budget: int, memory: MemoryBudget) -> None:
         #: What holds the bytes of ``block()``.
         self.buffer: Buffer | None = None
         self._target = target
@@ -32,13 +33,18 @@ class PartCutter:
         self._held: Buffer | None = None  # a full first part, while it may be the only one
         concurrency = self._writer.concurrency
         wanted = IN_ORDER if concurrency == 1 else (concurrency + 1) * self._window
-        self._pool = Pool(self._calls.monitor.changed, min(max(wanted, IN_ORDER), budget))
+        self._pool = Pool(self._calls.monitor.changed, min(max(wanted, IN_ORDER), budget), memory)
 
-    def block(self) -> memoryview:
-        """Memory for the next bytes of the image, a block at most; waits until there is some."""
+    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
+        """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
         self._calls.check()
         if self.buffer is None:
-            self.buffer = self._pool.take(self._window, self._calls.wait_for)
+            wanted, known = self._window, self._target.size is not None
+            if self._target.size is not None:
+                # Of a small image no more than it has, which counts where many transfers share the memory.
+                wanted = min(wanted, max(-(-(self._target.size - self._offset) // PAGE), 1) * PAGE)
+            will_be_full = known or bool(self._offset)
+            self.buffer = self._pool.take(wanted, self._calls, lambda: self._let_go(let_go), will_be_full=will_be_full)
         return self.buffer.memory[self._filled : min(self._filled + BLOCK, self._window)]
 
     def push(self, count: int) -> None:
@@ -57,10 +63,16 @@ class PartCutter:
             self.push(count)
             data = data[count:]
 
+    def stretch(self, length: int) -> int:
+        """How much of a hole to skip at once: up to the end of a window, as only whole windows can be left out."""
+        rest = self._window - self._filled if self._filled else 0
+        return min(length, rest + max(HOLE // self._window, 1) * self._window)
+
     def skip(self, length: int) -> None:
         """``length`` zero bytes follow; whole windows of them are never written by a sparse writer."""
         while length:
-            if self._writer.sparse and self.buffer is None and length >= self._window and self.only_part() is None:
+            begins = self.buffer is None and length >= self._window and self.only_part() is None
+            if begins and self._is_sparse(self._offset + self._window):
                 self._calls.check()
                 skipped = length // self._window * self._window
                 self._offset += skipped
@@ -89,7 +101,12 @@ class PartCutter:
     def clear(self) -> None:
         """Let go of all memory that no call into the driver uses."""
         self.buffer = self._held = None
-        self._pool.clear()
+        self._pool.close()
+
+    def _let_go(self, let_go: Callable[[], None]) -> None:
+        """Where there is no memory for the next part, the first one is not held back any more."""
+        let_go()
+        self._write_held()
 
     def _end_window(self) -> None:
         """Write the window, or hold a full first one back while it may be all there is; begin the next."""
@@ -113,10 +130,16 @@ class PartCutter:
             buffer, self._held = self._held, None
             self._write(buffer, 0, self._offset)
 
+    def _is_sparse(self, end: int) -> bool:
+        """Whether zeros may be left out, of which a writer may not be sure before it has made room, to ``end`` here."""
+        if self._target.untouched:
+            self._target.make_room(end)
+        return self._writer.sparse
+
     def _write(self, buffer: Buffer, offset: int, length: int) -> None:
         """Have ``length`` bytes of the image from ``offset`` on written; a sparse writer's zeros are left out."""
         window = buffer.memory[:length]
-        for start, end in data_runs(window) if self._writer.sparse else [(0, length)]:
+        for start, end in data_runs(window) if self._is_sparse(offset + length) else [(0, length)]:
             part = Part(self._number, offset + start, window[start:end])
             self._number += 1
             buffer.hold()

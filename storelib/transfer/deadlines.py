@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
+
+#: Seconds between two looks at whether what a thread waits for is still wanted.
+LOOK = 1.0
 
 
 class Deadline:
@@ -60,6 +64,8 @@ class _Thread(threading.local):
     deadline: Deadline | None = None
     #: By the monotonic clock, what at_most() allows.
     limit: float | None = None
+    #: What while_wanted() was given.
+    check: Callable[[], object] | None = None
 
 
 _thread = _Thread()
@@ -74,6 +80,60 @@ def at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         _thread.limit = outer
+
+
+@contextlib.contextmanager
+def while_wanted(check: Callable[[], object]) -> Iterator[None]:
+    """Have ``check`` called about every LOOK seconds while this thread waits within; what it raises ends the wait."""
+    outer = _thread.check
+    _thread.check = check
+    try:
+        yield
+    finally:
+        _thread.check = outer
+
+
+def is_watched() -> bool:
+    """Whether this thread is within ``while_wanted``."""
+    return _thread.check is not None
+
+
+def check_wanted() -> None:
+    """Raise what ``while_wanted`` says, if it does."""
+    if _thread.check is not None:
+        _thread.check()
+
+
+def pause(seconds: float, ended: threading.Event | None = None) -> None:
+    """Sleep for so many seconds, or until ``ended`` is set; raises what ``while_wanted`` says."""
+    ended = ended or threading.Event()
+    until = time.monotonic() + seconds
+    while _thread.check is not None and (left := until - time.monotonic()) > LOOK:
+        _thread.check()
+        if ended.wait(min(left, LOOK)):
+            return
+    ended.wait(max(until - time.monotonic(), 0))
+
+
+def await_bytes(sock: Any, seconds: float | None) -> None:
+    """Wait until something can be read from a socket, in steps if ``while_wanted`` asks for that, else not at all.
+
+    Raises TimeoutError where nothing comes in ``seconds``, and what ``while_wanted`` says.
+    """
+    check = _thread.check
+    # What TLS has decrypted already is not seen by poll(2).
+    if check is None or getattr(sock, "pending", int)():
+        return
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while True:
+        check()
+        left = until - time.monotonic()
+        if poll.poll(1000 * max(min(left, LOOK), 0)):
+            return
+        if left <= 0:
+            raise TimeoutError("timed out")
 
 
 def progress() -> None:

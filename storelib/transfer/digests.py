@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
@@ -14,11 +13,17 @@ from storelib.transfer.buffers import Buffer
 from storelib.transfer.contract import Digests, MiB
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
-from storelib.transfer.tasks import TaskQueue
+from storelib.transfer.tasks import AGAIN, TaskQueue
+from storelib.transfer.threads import pool_of
 
 #: Larger blocks fall out of the processor's cache between the threads that hash them (measured: 256 KiB to 1 MiB).
 BLOCK = MiB
+#: Bytes of a hole that are skipped in one step.
+HOLE = 256 * MiB
 ZEROS = bytes(BLOCK)
+#: Blocks of a hole that are hashed before others may have their turn.
+_PIECE = 16
+_THREADS = "storelib-digest"
 Update: TypeAlias = Callable[[memoryview], object]
 #: A verifier that hangs is its owner's; its thread is a daemon and is left behind after this long.
 JOIN_SECONDS = 5.0
@@ -75,17 +80,19 @@ class Digesting:
         known: Digests | None,
         monitor: Monitor,
     ) -> None:
-        self.algorithm = algorithm
+        # In one spelling, which is that of what is recorded: hashlib takes several.
+        self.algorithm = algorithm = str(algorithm).lower()
         self._known = known
         self._monitor = monitor
         self._hashers: dict[str, Hasher] = {}
         if known is None:
             names = [algorithm, "md5"] if md5 else [algorithm]
             self._hashers = {name: new_hasher(name) for name in names}
-        self._updates: list[Update] = [hasher.update for hasher in self._hashers.values()]
+        #: Each with whether it is sure to take nothing but the processor.
+        self._updates: list[tuple[Update, bool]] = [(hasher.update, True) for hasher in self._hashers.values()]
         if verifier is not None:
             # A verifier may keep what it is given, so it gets bytes of its own.
-            self._updates.append(lambda view: verifier.update(bytes(view)))
+            self._updates.append((lambda view: verifier.update(bytes(view)), False))
         self._md5 = md5
         self._only: tuple[memoryview, Buffer | None] | None = None  # the first block, as long as there is no other
         self._queues: list[TaskQueue] = []
@@ -108,10 +115,16 @@ class Digesting:
             self._start()
         self._put(view, buffer, repeat)
 
+    def let_go(self) -> None:
+        """Have the first block hashed though there is no other yet: its memory is needed."""
+        if self._only is not None:
+            self._start()
+
     def _start(self) -> None:
         """Have a thread for each digest, and the block that was held back done by them."""
         monitor = self._monitor
-        self._queues = [TaskQueue("storelib-digest", monitor, monitor.cancelled, InUse()) for _ in self._updates]
+        pools = [pool_of(_THREADS, processor_bound=bound) for _, bound in self._updates]
+        self._queues = [TaskQueue(_THREADS, monitor, monitor.cancelled, InUse(), pool, as_one=True) for pool in pools]
         if self._only is not None:
             (view, buffer), self._only = self._only, None
             self._put(view, buffer, 1)
@@ -121,10 +134,10 @@ class Digesting:
             queue.have_threads(1)
 
     def _put(self, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
-        for update, queue in zip(self._updates, self._queues, strict=True):
+        for (update, _), queue in zip(self._updates, self._queues, strict=True):
             if buffer is not None:
                 buffer.hold()
-            queue.put(functools.partial(self._feed, update, view, buffer, repeat))
+            queue.put(_Feed(self._monitor, update, view, buffer, repeat))
 
     def zeros(self, length: int) -> None:
         """Feed ``length`` zero bytes."""
@@ -138,7 +151,7 @@ class Digesting:
         """Wait for all digests and return them."""
         if self._only is not None:
             view, buffer = self._only
-            for update in self._updates:
+            for update, _ in self._updates:
                 update(view)
             if buffer is not None:
                 buffer.release()
@@ -157,17 +170,34 @@ class Digesting:
         """After the monitor was cancelled: wait for the threads, each of which ends after one block at most."""
         for queue in self._queues:
             queue.join(JOIN_SECONDS)
+            queue.forget()
 
-    def _feed(self, update: Update, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
+
+class _Feed:
+    """One block on its way into one digest, ``repeat`` times; a long hole takes turns with what others hash."""
+
+    def __init__(self, monitor: Monitor, update: Update, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
+        self._monitor = monitor
+        self._update = update
+        self._view = view
+        self._buffer = buffer
+        self._left = repeat
+
+    def __call__(self) -> object:
         try:
-            for _ in range(repeat):
-                update(view)
+            for _ in range(min(self._left, _PIECE)):
+                self._update(self._view)
                 # A hole of many blocks takes its time, too.
-                self._monitor.beat()
+                self._monitor.move()
                 if self._monitor.cancelled.is_set():
+                    self._left = 1
                     break
         except BaseException as error:
             self._monitor.fail(error)
             raise
-        if buffer is not None:
-            buffer.release()
+        self._left -= min(self._left, _PIECE)
+        if self._left:
+            return AGAIN
+        if self._buffer is not None:
+            self._buffer.release()
+        return None

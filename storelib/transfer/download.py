@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
+import operator
 import os
 import threading
 from collections import deque
@@ -13,13 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, StoreError, TransferTimeout
-from storelib.transfer.buffers import BUDGET
-from storelib.transfer.contract import Backend, Context, Digest, Extent, MiB, Reader, at_fault, check_numbers, is_whole
-from storelib.transfer.deadlines import Deadline
+from storelib.transfer.buffers import new_pages
+from storelib.transfer.calls import GRACE
+from storelib.transfer.contract import Context, Digest, Extent, MiB, Readable, Reader, at_fault, check_numbers, is_whole
+from storelib.transfer.deadlines import Deadline, is_watched, while_wanted
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
 from storelib.transfer.tasks import TaskQueue
+from storelib.transfer.threads import run_apart
 from storelib.transfer.verifying import Check, normal, recorded
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +41,7 @@ class ImageData(NamedTuple):
 
 
 def open_stream(
-    store: Backend,
+    store: Readable,
     location: Any,
     offset: int,
     length: int | None,
@@ -92,17 +96,18 @@ class ImageStream(io.RawIOBase):
     A stream that is compared with a digest cannot seek and has no descriptor.
     """
 
+    _ahead: _ReadAhead | None = None
+    _check: Check | None = None
+
     def __init__(self, feed: _Feed, start: int, end: int) -> None:
         self.size = end - start
         self._feed = feed
         self._start = start
         self._end = end
         self._position = start
-        self._ahead: _ReadAhead | None = None
         self._scratch: bytearray | None = None
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
         self._data_end = end  # as far as is known: where a hole begins that will be skipped
-        self._check: Check | None = None
 
     @property
     def subject(self) -> str:
@@ -127,7 +132,7 @@ class ImageStream(io.RawIOBase):
         self._check_open()
         if self._position != self._start or self._check is not None:
             raise Invalid(f"{self._feed.subject}: say what to compare with once, before reading")
-        self._check = Check(normal(digest), self._feed.subject, self._feed.policy.timeout)
+        self._check = Check(normal(digest), self._feed.subject, self._feed.policy.timeout, self._feed.memory)
 
     def verify_recorded(self) -> None:
         """Compare with ``digest``; raises OperationNotSupported where there is none, Invalid for a range."""
@@ -166,7 +171,7 @@ class ImageStream(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
             raise ValueError(f"cannot seek to {offset} (whence {whence})")
-        position = self._start + base + offset
+        position = self._start + base + operator.index(offset)
         if position != self._position:
             if self._check is not None:
                 raise io.UnsupportedOperation("a stream that is compared with a digest is read in order")
@@ -209,13 +214,26 @@ class ImageStream(io.RawIOBase):
         if not view:
             self._check_end()
             return 0
-        ahead = self._reading_ahead(len(view))
-        count = self._feed.read_into(self._position, view) if ahead is None else ahead.read_into(view)
-        self._position += count
-        if self._check is not None:
-            self._check.update(view[:count])
-            self._check_end()
+        before = self._position
+        try:
+            ahead = self._reading_ahead(len(view))
+            count = self._feed.read_into(before, view) if ahead is None else ahead.read_into(view)
+            self._position += count
+            if self._check is not None:
+                self._check.update(view[:count])
+                self._check_end()
+        except BaseException as error:
+            self._step_back(before, error)
+            raise
         return count
+
+    def _step_back(self, before: int, error: BaseException) -> None:
+        """The caller got nothing of what was read since ``before``, because of ``error``; nor has it read ahead."""
+        self._drop_ahead()
+        if self._check is None:
+            self._position = before
+        elif self._position != before:
+            self._check.give_up(error)
 
     def _check_end(self) -> None:
         if self._check is not None and self._position >= self._end:
@@ -223,16 +241,23 @@ class ImageStream(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """Exactly ``size`` bytes unless the range ends before; all that is left for None or -1."""
-        left = max(self._end - self._position, 0)
-        want = left if size is None or size < 0 else min(size, left)
-        if want > CHUNK:
-            return b"".join(self._chunks(want))
         self._check_open()
+        before = self._position
+        left = max(self._end - before, 0)
+        want = left if size is None or size < 0 else min(size, left)
+        try:
+            return b"".join(self._chunks(want)) if want > CHUNK else self._filled(want)
+        except BaseException as error:
+            self._step_back(before, error)
+            raise
+
+    def _filled(self, want: int) -> bytes:
+        """``want`` bytes."""
         if not want:
             self._check_end()
         # Read into memory used before and copied once: fresh pages cost more than the copy (measured: ten times).
         if self._scratch is None or len(self._scratch) < want:
-            self._scratch = bytearray(want)
+            self._scratch = self._feed.memory.scratch(want)
         view = memoryview(self._scratch)[:want]
         filled = 0
         while filled < want:
@@ -240,11 +265,15 @@ class ImageStream(io.RawIOBase):
             if not count:
                 raise IncompleteRead(f"{self._feed.subject} ended after {self.tell()} of {self.size} bytes")
             filled += count
-        return bytes(view)
+        data = bytes(view)
+        if self._position >= self._end:
+            self._feed.memory.keep_scratch(self._scratch)
+            self._scratch = None
+        return data
 
     def _chunks(self, want: int) -> Iterator[bytes]:
         while want:
-            chunk = self.read(min(want, CHUNK))
+            chunk = self._filled(min(want, CHUNK))
             want -= len(chunk)
             yield chunk
 
@@ -291,19 +320,34 @@ class ImageStream(io.RawIOBase):
             return
         try:
             self._drop_ahead()
-            check = getattr(self, "_check", None)
-            if check is not None:
-                check.close()
-            self._feed.close()
         finally:
-            super().close()
+            try:
+                if self._check is not None:
+                    self._check.close()
+            finally:
+                try:
+                    self._feed.close()
+                finally:
+                    super().close()
+
+    def __del__(self) -> None:
+        """Close what was dropped, in a thread of its own where this one may hold what others are waited for with."""
+        if self.closed:
+            return
+        if self._check is None and self._ahead is None:
+            self.close()
+            return
+        try:
+            run_apart(self.close, "storelib-close")
+        except RuntimeError:
+            self.close()
 
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("read of a closed image stream")
 
     def _drop_ahead(self) -> None:
-        ahead, self._ahead = getattr(self, "_ahead", None), None
+        ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.close()
 
@@ -311,10 +355,12 @@ class ImageStream(io.RawIOBase):
 class _Feed:
     """A Reader with its store's retries and error mapping; what the stream and its threads share."""
 
-    def __init__(self, store: Backend, reader: Reader, subject: str) -> None:
+    def __init__(self, store: Readable, reader: Reader, subject: str) -> None:
         self.reader = reader
         self.policy = store.retry_policy
         self.hung_calls = store.hung_calls
+        self.memory = store.memory
+        self.window = store.window
         self.subject = subject
         self._map_error = store.map_error
         self._digest: Digest | None = None
@@ -415,10 +461,10 @@ class _Again:
 class _Range:
     """One range in flight, or read and waiting for its turn."""
 
-    def __init__(self, offset: int, length: int) -> None:
+    def __init__(self, offset: int, memory: memoryview) -> None:
         self.offset = offset
-        self.length = length
-        self.memory = memoryview(b"")
+        self.length = len(memory)
+        self.memory = memory
         self.filled = 0
         self.taken = 0
         self.error: BaseException | None = None
@@ -430,7 +476,7 @@ class _Range:
 
 
 class _ReadAhead:
-    """Several ranges in flight, handed on in order, within the memory budget.
+    """Several ranges in flight, handed on in order, as many as there is memory for.
 
     The threads refer to this object, never to the stream, so that a dropped stream is collected and closes it.
     """
@@ -439,17 +485,19 @@ class _ReadAhead:
         self._feed = feed
         self._next = start
         self._end = end
-        self._part_size = min(feed.reader.part_size, BUDGET // 2)
+        self._part_size = min(feed.reader.part_size, feed.window // 2)
         self._monitor = Monitor(feed.policy.timeout)
+        # Then the threads, too, give up what they wait for as soon as the stream is closed.
+        self._watched = is_watched()
         self._queue = TaskQueue("storelib-range", self._monitor, self._monitor.cancelled, feed.in_use)
+        self._account = feed.memory.account()
+        self._hangs = False
         self._ranges: deque[_Range] = deque()
         self._free: deque[memoryview] = deque()
         # One more than are in flight, so that the caller can take a range while the others are being read.
-        self._slots = max(2, min(feed.reader.concurrency + 1, BUDGET // self._part_size))
-        for _ in range(self._slots):
-            self._queue_next()
+        self._slots = max(2, min(feed.reader.concurrency + 1, feed.window // self._part_size))
         try:
-            self._queue.have_threads(min(len(self._ranges), self._slots - 1))
+            self._queue_ranges()
         except BaseException:
             # Nobody else knows of the threads that did start.
             self.close()
@@ -463,7 +511,11 @@ class _ReadAhead:
     def read_into(self, view: memoryview) -> int:
         """Copy bytes that have arrived of the first range, waiting for some."""
         head = self._ranges[0]
-        self._monitor.wait_for(lambda: head.has_news)
+        try:
+            self._monitor.wait_for(lambda: head.has_news)
+        except TransferTimeout:
+            self._hangs = True
+            raise
         ready = head.filled
         if head.taken == ready:
             assert head.error is not None  # noqa: S101  (what has_news promised)
@@ -473,34 +525,67 @@ class _ReadAhead:
         head.taken += count
         if head.taken == head.length:
             self._ranges.popleft()
-            self._free.append(head.memory)
-            self._queue_next()
+            self._take_back(head.memory)
+            self._queue_ranges()
         return count
 
     def close(self) -> None:
         """Stop and join the threads; one that never returns is left to itself."""
-        self._monitor.cancel()
-        for thread in self._queue.join(self._feed.policy.timeout):
-            self._feed.hung_calls.add(thread)
+        try:
+            self._monitor.cancel()
+            for call in self._queue.join(GRACE if self._hangs else self._feed.policy.timeout):
+                self._feed.hung_calls.add(call)
+        finally:
+            self._account.give_back(self._account.held)
+            self._queue.forget()
+            for piece in self._ranges:
+                # It refers to frames that refer to the piece.
+                piece.error = None
 
-    def _queue_next(self) -> None:
-        """Have the next range read, if there is one."""
-        length = min(self._part_size, self._end - self._next)
-        if length > 0:
-            piece = _Range(self._next, length)
+    def _queue_ranges(self) -> None:
+        """Have ranges read, at least the next one, if there is one."""
+        while self._next < self._end and len(self._ranges) < self._slots:
+            length = min(self._part_size, self._end - self._next)
+            memory = self._memory(length)
+            if memory is None:
+                break
+            piece = _Range(self._next, memory[:length])
             self._next += length
             self._ranges.append(piece)
             self._queue.put(functools.partial(self._fetch, piece))
+        self._queue.have_threads(min(len(self._ranges), self._slots - 1))
+
+    def _memory(self, length: int) -> memoryview | None:
+        """Memory for a range; None where there is no more beside that of others. The first may have to wait."""
+        if self._free:
+            return self._free.popleft()
+        if not self._account.held:
+            self._account.take(length, self._check_open)
+        elif not self._account.take_more(length):
+            return None
+        return memoryview(new_pages(length, will_be_full=True))
+
+    def _take_back(self, memory: memoryview) -> None:
+        if self._account.is_short:
+            self._account.give_back(len(memory))
+        else:
+            self._free.append(memory)
 
     def _fetch(self, piece: _Range) -> None:
         try:
-            piece.memory = self._free.popleft() if self._free else memoryview(bytearray(piece.length))
-            while piece.filled < piece.length:
-                if self._monitor.cancelled.is_set():
-                    raise TransferTimeout("the stream was closed")
-                view = piece.memory[piece.filled : piece.length]
-                piece.filled += self._feed.read_into(piece.offset + piece.filled, view, self._monitor.cancelled)
-                self._monitor.beat()
+            with while_wanted(self._check_open) if self._watched else contextlib.nullcontext():
+                self._fill(piece)
         except BaseException as error:
             piece.error = error
             raise
+
+    def _fill(self, piece: _Range) -> None:
+        while piece.filled < piece.length:
+            self._check_open()
+            view = piece.memory[piece.filled : piece.length]
+            piece.filled += self._feed.read_into(piece.offset + piece.filled, view, self._monitor.cancelled)
+            self._monitor.beat()
+
+    def _check_open(self) -> None:
+        if self._monitor.cancelled.is_set():
+            raise TransferTimeout("the stream was closed")

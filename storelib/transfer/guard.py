@@ -99,7 +99,8 @@ class Guard:
         thread.start()
         thread.join(self._timeout)
         if errors:
-            raise errors[0]
+            # It refers to frames that refer to the list.
+            raise errors.pop()
         if not results:
             self._hung_calls.add(thread)
             raise TransferTimeout(f"{what} did not answer within {self._timeout:g} s; check the storage behind it")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from storelib.exceptions import TransferTimeout
+from storelib.transfer.deadlines import LOOK, check_wanted, is_watched
 
 
 class Monitor:
@@ -19,6 +20,10 @@ class Monitor:
         self._timeout = timeout
         self._moved = time.monotonic()
         self._error: BaseException | None = None
+
+    def move(self) -> None:
+        """Note that something moved, which nobody waits for: those who wait look at that when their time is over."""
+        self._moved = time.monotonic()
 
     def beat(self) -> None:
         """Note that something moved, and wake all that wait."""
@@ -42,20 +47,39 @@ class Monitor:
         with self.changed:
             self.changed.notify_all()
 
+    def forget(self) -> None:
+        """Once all is over: what the error refers to, this for one, would wait for the garbage collector."""
+        self._error = None
+
     def check(self) -> None:
         """Raise the error that ended the transfer, if one did."""
         if self._error is not None:
             raise self._error
 
     def wait_for(self, predicate: Callable[[], bool]) -> None:
-        """Block until ``predicate``; raises the transfer's error, or TransferTimeout when nothing moves."""
+        """Block until ``predicate``; raises the transfer's error, or TransferTimeout when nothing moves.
+
+        Raises also what ``while_wanted`` says.
+        """
+        started = time.monotonic()
+        while not self._wait(predicate, started):
+            # Without the lock: it may take its time.
+            check_wanted()
+
+    def _wait(self, predicate: Callable[[], bool], started: float) -> bool:
+        """Returns whether ``predicate`` holds; False: it is time to look whether it still matters."""
+        watched = is_watched()
+        looked = time.monotonic()
         with self.changed:
-            started = time.monotonic()
             while not predicate():
                 self.check()
-                left = max(started, self._moved) + self._timeout - time.monotonic()
+                now = time.monotonic()
+                left = max(started, self._moved) + self._timeout - now
                 if left <= 0:
                     raise TransferTimeout(
                         f"nothing moved for {self._timeout:g} s (option transfer_timeout); the transfer was given up"
                     )
-                self.changed.wait(left)
+                if watched and now - looked >= LOOK:
+                    return False
+                self.changed.wait(min(left, LOOK) if watched else left)
+        return True

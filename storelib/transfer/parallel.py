@@ -42,8 +42,11 @@ def for_each(
         raise
     finally:
         calls.close(_nothing)
+        calls.forget()
     if errors:
-        raise errors[0]
+        # They refer to frames that refer to the list.
+        del errors[1:]
+        raise errors.pop()
 
 
 def _nothing() -> None:

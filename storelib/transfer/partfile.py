@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PartFile: a part's bytes as the seekable file that many client libraries want, without copying them."""
+"""A part as the seekable file that many client libraries want: PartFile without copying its bytes, RangeFile without
+holding them.
+"""
 
 from __future__ import annotations
 
 import io
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from storelib.exceptions import Invalid, StoreError
 
 
 class PartFile(io.RawIOBase):
@@ -47,3 +53,81 @@ class PartFile(io.RawIOBase):
         piece = self.read(len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
+
+
+#: Bytes that a RangeFile hands out at once, and at least where more of them are there.
+PIECE = 512 * 1024
+
+
+class RangeFile(io.RawIOBase):
+    """A read-only file over ``length`` bytes of another from ``offset`` on, read anew each time.
+
+    ``read(offset, view)`` fills memory with bytes of that file and returns how many.
+    """
+
+    def __init__(self, read: Callable[[int, memoryview], int], offset: int, length: int) -> None:
+        self._read = read
+        self._offset = offset
+        self._length = length
+        self._position = 0
+        #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
+        self.crcs: set[int] = set()
+        self._crc: int | None = 0
+        #: Why it could not be read; an OSError is the source's own.
+        self.error: StoreError | OSError | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; returns the new one."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        # Only what is read from the beginning on, without a jump, is all of it.
+        self._crc = None if self._position else 0
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes, empty at the end; a piece, or what is left, where less is asked for. Raises Invalid."""
+        left = max(self._length - self._position, 0)
+        memory = bytearray(left if size is None or size < 0 else min(max(size, PIECE), left))
+        filled = 0
+        while filled < len(memory):
+            try:
+                count = self._read(self._offset + self._position + filled, memoryview(memory)[filled:])
+            except OSError as error:
+                self.error = error
+                raise
+            if not count:
+                self.error = Invalid("the source file shrank while it was added; nothing was stored")
+                raise self.error
+            filled += count
+        self._position += filled
+        if self._crc is not None:
+            self._crc = zlib.crc32(memory, self._crc)
+            if self._position == self._length:
+                self.crcs.add(self._crc)
+        return bytes(memory)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with the next bytes; returns how many."""
+        raise io.UnsupportedOperation("read() hands out more than is asked for")
+
+    def pieces(self) -> Iterator[bytes]:
+        """All its bytes; afterwards it is at its beginning again."""
+        self.seek(0)
+        while piece := self.read(PIECE):
+            yield piece
+        self.seek(0)

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from storelib.exceptions import StoreError, TransferTimeout
-from storelib.transfer.deadlines import Deadline
+from storelib.exceptions import StoreError, TransferTimeout, causes
+from storelib.transfer.deadlines import Deadline, pause
+from storelib.transfer.forking import forget_in_child
 
 T = TypeVar("T")
 ErrorMap = Callable[[Exception, str], StoreError | None]
@@ -82,7 +83,7 @@ class RetryPolicy:
             return cancelled.is_set() or too_late or state.attempt_number > self.retries
 
         def sleep(seconds: float) -> None:
-            cancelled.wait(seconds)
+            pause(seconds, cancelled)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, StoreError) and error.transient),
@@ -108,35 +109,46 @@ def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         raise known from error
 
 
-def _forget_requests(error: BaseException | None) -> None:
+def _forget_requests(error: BaseException) -> None:
     """Take from native errors the request that failed: its headers hold credentials, and tools log attributes."""
-    while error is not None:
-        attributes = vars(error)
+    for link in causes(error):
+        attributes = vars(link)
         for holder in (attributes, attributes.get("kwargs")):  # botocore keeps it twice
             if isinstance(holder, dict):
                 holder.pop("request", None)
-        error = error.__cause__ or error.__context__
+
+
+class HungCall(Protocol):
+    """A call that did not return in time: the thread that was made for it, or what stands for it in a pool's thread."""
+
+    def is_alive(self) -> bool:
+        """Whether it has still not returned."""
 
 
 class HungCalls:
-    """Calls into one store's back end that never returned, each still holding its daemon thread."""
+    """Calls into one store's back end that did not return, each still holding its daemon thread."""
 
     def __init__(self, store_name: str, limit: int) -> None:
         self._store_name = store_name
         self._limit = limit
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self.forget_parent()
+        forget_in_child(self)
 
-    def add(self, thread: threading.Thread) -> None:
-        """Leave ``thread`` to itself."""
+    def forget_parent(self) -> None:
+        """In a forked child: none hangs here, and no lock is held."""
+        self._lock = threading.Lock()
+        self._calls: list[HungCall] = []
+
+    def add(self, call: HungCall) -> None:
+        """Leave ``call`` to itself."""
         with self._lock:
-            self._threads.append(thread)
+            self._calls.append(call)
 
     def check(self) -> None:
         """Raise TransferTimeout when too many calls hang for another one to be wise."""
         with self._lock:
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-            stuck = len(self._threads)
+            self._calls = [call for call in self._calls if call.is_alive()]
+            stuck = len(self._calls)
         if stuck >= self._limit:
             raise TransferTimeout(
                 f"store {self._store_name}: {stuck} calls into the back end hang; no more are started "

@@ -6,20 +6,27 @@ Everything here runs in the caller's thread, and a source's own exceptions pass 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, Union
+from typing import Any, NamedTuple, Protocol, Union
 
 from storelib.exceptions import Invalid
-from storelib.transfer.contract import Extent, KiB, MiB
+from storelib.readables import fills
+from storelib.system_calls import let_go
+from storelib.transfer.contract import Extent, KiB
 from storelib.transfer.download import ImageStream
 
 #: Zeros are found and left out in runs of this many bytes, aligned.
 GRAIN = 64 * KiB
+#: Bytes that are asked of a file object which gives memory of its own: fewer are more calls, and with more, readers of
+#: readers need new memory each time (measured with Glance's: 64 KiB and 1 MiB take up to three times as long).
+_READ = 512 * KiB
+_NONE = memoryview(b"")
 
 
 class SupportsRead(Protocol):
@@ -39,21 +46,37 @@ class SupportsReadInto(Protocol):
 Data = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, SupportsReadInto, Iterable[bytes]]
 
 
-def open_source(data: Data) -> Source:
+class GivenFile(NamedTuple):
+    """The path of a local file that nobody will write to any more: a back end may keep it instead of a copy.
+
+    It keeps the name it has; who gives it removes that.
+    """
+
+    path: str
+
+
+def open_source(data: Data | GivenFile) -> Source:
     """The Source for anything ``add`` takes; raises Invalid for anything else, OSError for a path that fails."""
     if isinstance(data, tuple) and data and isinstance(data[0], ImageStream):
         data = data[0]
+    if isinstance(data, GivenFile):
+        source = _open_path(data.path)
+        source.given = True
+        return source
     if isinstance(data, (str, os.PathLike)):
         return _open_path(os.fspath(data))
     if isinstance(data, (bytes, bytearray, memoryview)):
         return BytesSource(_bytes_of(data))
     if isinstance(data, ImageStream):
         return StreamSource(data)
-    if type(data) in (io.FileIO, io.BufferedReader, io.BufferedRandom) and _is_regular(data):
+    if _has_descriptor_alone(data):
+        if isinstance(data, io.BufferedRandom):
+            # What was written and is still in its buffer is nowhere else.
+            data.flush()
         return DescriptorSource(data.fileno(), data.tell(), data)  # type: ignore[union-attr]
     if isinstance(data, io.TextIOBase):
         raise Invalid("the source is a text file; open it in binary mode")
-    if callable(getattr(data, "readinto", None)):
+    if fills(data):
         return ReadIntoSource(data)
     if callable(getattr(data, "read", None)):
         return ChunkSource(_reads(data))
@@ -69,6 +92,8 @@ class Source:
     size: int | None = None
     #: Descriptor of a local regular file that holds exactly these bytes from its start on.
     descriptor: int | None = None
+    #: Nobody writes to that file any more.
+    given = False
 
     def read_into(self, view: memoryview) -> int:
         """Fill up to ``len(view)`` bytes; returns how many, 0 at the end or where a hole begins."""
@@ -81,8 +106,32 @@ class Source:
     def taken(self) -> None:
         """All bytes were taken by way of ``descriptor``."""
 
+    def again(self) -> FileAgain | None:
+        """The bytes of a local file, to be read once more at any place; None where they come only once."""
+        return None if self.descriptor is None else FileAgain(self.descriptor, 0)
+
     def close(self) -> None:
         """Close what this source opened itself."""
+
+
+class FileAgain:
+    """A local file from ``origin`` on, by a descriptor of its own."""
+
+    def __init__(self, descriptor: int, origin: int) -> None:
+        self._descriptor = os.dup(descriptor)
+        self._origin = origin
+
+    def read(self, offset: int, view: memoryview) -> int:
+        """Fill ``view`` with bytes from ``offset`` on; returns how many, 0 at the end."""
+        return os.preadv(self._descriptor, [view], self._origin + offset)
+
+    def close(self) -> None:
+        """Close the descriptor, once."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            let_go(descriptor)
+
+    __del__ = close
 
 
 class BytesSource(Source):
@@ -98,6 +147,10 @@ class BytesSource(Source):
         view[: len(piece)] = piece
         self._data = self._data[len(piece) :]
         return len(piece)
+
+    def close(self) -> None:
+        """Let a bytearray be resized again, though an error may refer to this."""
+        self._data.release()
 
 
 class ReadIntoSource(Source):
@@ -123,7 +176,7 @@ class ChunkSource(Source):
 
     def __init__(self, chunks: Iterator[bytes | memoryview]) -> None:
         self._chunks = chunks
-        self._rest = memoryview(b"")
+        self._rest = _NONE
 
     def read_into(self, view: memoryview) -> int:
         """Copy from the chunk at hand, or from the next one that is not empty."""
@@ -133,10 +186,12 @@ class ChunkSource(Source):
             except StopIteration:
                 return 0
             self._rest = _bytes_of(chunk)
-        piece = self._rest[: len(view)]
-        view[: len(piece)] = piece
-        self._rest = self._rest[len(piece) :]
-        return len(piece)
+            del chunk
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        # Whoever gives the next chunk may have the memory of this one for it.
+        self._rest = self._rest[count:] if count < len(self._rest) else _NONE
+        return count
 
 
 class _SourceWithHoles(Source):
@@ -204,7 +259,7 @@ class DescriptorSource(_SourceWithHoles):
     def close(self) -> None:
         """Close the path that was opened, or leave the caller's file where reading stopped."""
         if self._file is None:
-            os.close(self._descriptor)
+            let_go(self._descriptor)
         elif not self._file.closed:
             self._file.seek(self._position)
 
@@ -215,7 +270,7 @@ class StreamSource(_SourceWithHoles):
     def __init__(self, stream: ImageStream) -> None:
         self._stream = stream
         position = stream.tell()
-        self.size = stream.size - position
+        self.size = max(stream.size - position, 0)
         if position == 0:
             self.descriptor = stream.whole_file()
         # Extents count from where the stream is, as far as this source is concerned.
@@ -287,13 +342,14 @@ def _seek(descriptor: int, position: int, whence: int, end: int) -> int:
 
 def _open_path(path: str) -> Source:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return DescriptorSource(descriptor, 0)
-    if stat.S_ISDIR(mode):
-        os.close(descriptor)
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    return _OwnFileSource(io.FileIO(descriptor))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return DescriptorSource(descriptor, 0) if stat.S_ISREG(mode) else _OwnFileSource(io.FileIO(descriptor))
+    except BaseException:
+        let_go(descriptor)
+        raise
 
 
 class _OwnFileSource(ReadIntoSource):
@@ -305,23 +361,32 @@ class _OwnFileSource(ReadIntoSource):
 
     def close(self) -> None:
         """Close the file, which ``open_source`` opened."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
-def _is_regular(file: Any) -> bool:
-    return bool(file.readable() and stat.S_ISREG(os.fstat(file.fileno()).st_mode))
+def _has_descriptor_alone(data: Any) -> bool:
+    """Whether it is a regular file whose bytes nobody changes: GzipFile, under a buffer, has a descriptor, too."""
+    if type(data) not in (io.FileIO, io.BufferedReader, io.BufferedRandom):
+        return False
+    raw = data if type(data) is io.FileIO else data.raw
+    if type(raw) is not io.FileIO or any(not {"read", "readinto"}.isdisjoint(vars(each)) for each in (data, raw)):
+        return False
+    return bool(data.readable() and stat.S_ISREG(os.fstat(data.fileno()).st_mode))
 
 
 def _reads(file: Any) -> Iterator[memoryview]:
     while True:
         # Some wrappers ignore the number and give more, which does no harm.
-        chunk = file.read(MiB)
+        chunk = file.read(_READ)
         if chunk is None:
             raise _non_blocking()
         view = _bytes_of(chunk)
+        del chunk
         if not view:
             return
         yield view
+        del view
 
 
 def _items(data: Iterable[Any]) -> Iterator[Any]:

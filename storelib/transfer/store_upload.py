@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from storelib.transfer.calls import DriverCalls
 from storelib.transfer.contract import Backend, Committed, Context, Digests, StoredImage, Writer, at_fault
 from storelib.transfer.cutting import PartCutter
 from storelib.transfer.monitor import Monitor
+from storelib.transfer.ranges import LARGE, RangeCutter
+from storelib.transfer.source import Source
 from storelib.transfer.tasks import Task
 from storelib.transfer.writing import PartWriter
 from storelib.uris import StoreLocation
@@ -21,19 +24,29 @@ class StoreUpload:
 
     #: From ``open`` on.
     target: PartWriter
-    parts: PartCutter
+    parts: PartCutter | RangeCutter
 
     def __init__(
-        self, store: Backend, image_id: str, size: int | None, budget: int, monitor: Monitor, context: Context | None
+        self,
+        store: Backend,
+        image_id: str,
+        size: int | None,
+        budget: int,
+        monitor: Monitor,
+        context: Context | None,
+        source: Source,
     ) -> None:
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
+        #: What the transfers of its store may hold together.
+        self.memory = store.memory
         self._store = store
         self._start_writer = functools.partial(store.start_writer, image_id, size, context)
         self._size = size
         self._budget = budget
+        self._source = source
         self._commit: Task | None = None
         self._abort: Callable[[], None] | None = None
-        self._ends: list[Callable[[], None]] = []
+        self._ends = contextlib.ExitStack()
 
     # -- Steps of a transfer, in order ------------------------------------------------------------------------
 
@@ -44,10 +57,20 @@ class StoreUpload:
         if not isinstance(writer, Writer):
             raise at_fault(subject, "what open_writer gave", writer)
         self._abort = writer.abort
-        self._ends.append(functools.partial(self.calls.close, writer.close))
+        self._ends.callback(self.calls.close, writer.close)
         self.target = PartWriter(writer, self._size, self.calls)
-        self.parts = PartCutter(self.target, self._budget)
-        self._ends.append(self.parts.clear)
+        self.parts = self._cutter()
+        self._ends.callback(self.parts.clear)
+
+    def _cutter(self) -> PartCutter | RangeCutter:
+        """What cuts the parts; it does not hold large ones where they can be read again."""
+        size = self._size
+        if self.target.writer.write_range is not None and size is not None and size > self.target.part_size(0) > LARGE:
+            again = self._source.again()
+            if again is not None:
+                self._ends.callback(self.calls.close, again.close)
+                return RangeCutter(self.target, size, again.read, self.memory)
+        return PartCutter(self.target, self._budget, self.memory)
 
     def flush(self) -> None:
         """Wait until every byte is written, unless all of them go out with ``put``."""
@@ -97,8 +120,6 @@ class StoreUpload:
 
     def end(self) -> None:
         """Close the writer, and end the threads that are not inside the driver."""
-        ends, self._ends = self._ends, []
-        for end in ends:
-            end()
-        # Errors refer to frames and frames to uploads: without this, memory would wait for the garbage collector.
+        self._ends.close()
+        self.calls.forget()
         self._commit = None

@@ -10,25 +10,25 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from storelib.exceptions import Invalid, StoreError
-from storelib.transfer.buffers import BUDGET, IN_ORDER, Buffer, Pool
+from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
 from storelib.transfer.contract import Backend, Context, Digest, Digests, Extent, MiB, Progress, StoredImage
 from storelib.transfer.cutting import PartCutter
-from storelib.transfer.digests import BLOCK, Digesting, Verifier
+from storelib.transfer.digests import BLOCK, HOLE, Digesting, Verifier
 from storelib.transfer.download import ImageData, ImageStream
 from storelib.transfer.monitor import Monitor
-from storelib.transfer.source import Data, Source, file_extents, open_source
+from storelib.transfer.ranges import RangeCutter
+from storelib.transfer.source import Data, GivenFile, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
 from storelib.transfer.verifying import Verify, compare
-from storelib.transfer.writing import PartWriter
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
 CLONE = 128 * MiB
 
 
-def add(store: Backend, image_id: str, data: Data, size: int | None = None, **options: Any) -> StoredImage:
+def add(store: Backend, image_id: str, data: Data | GivenFile, size: int | None = None, **options: Any) -> StoredImage:
     """Add an image to one store: ``fan_out`` with its one result returned or raised."""
     [result] = fan_out([store], image_id, data, size, **options)
     if isinstance(result, StoreError):
@@ -39,7 +39,7 @@ def add(store: Backend, image_id: str, data: Data, size: int | None = None, **op
 def fan_out(
     stores: Sequence[Backend],
     image_id: str,
-    data: Data,
+    data: Data | GivenFile,
     size: int | None = None,
     *,
     hashing_algo: str = "sha512",
@@ -67,8 +67,10 @@ def fan_out(
     source = open_source(data)
     try:
         size = _agreed_size(size, source.size)
-        budget = max(BUDGET // len(stores), 1)
-        uploads = [StoreUpload(store, image_id, size, budget, monitor, context) for store in stores]
+        uploads = [
+            StoreUpload(store, image_id, size, max(store.window // len(stores), 1), monitor, context, source)
+            for store in stores
+        ]
         try:
             return _transfer(uploads, source, digesting, size, progress, check)
         except BaseException:
@@ -79,10 +81,12 @@ def fan_out(
                     aborts.callback(upload.abort)
             raise
         finally:
-            monitor.cancel()
-            for upload in uploads:
-                upload.end()
-            digesting.join()
+            with contextlib.ExitStack() as ends:
+                ends.callback(monitor.forget)
+                ends.callback(digesting.join)
+                for upload in uploads:
+                    ends.callback(upload.end)
+                monitor.cancel()
     finally:
         source.close()
 
@@ -175,12 +179,15 @@ def _transfer(
     live = _LiveUploads(uploads)
     live.each(StoreUpload.open)
     if len(uploads) == 1 and uploads[0].target.takes_files and source.descriptor is not None and size is not None:
-        done = _hand_over(uploads[0].target, source, digesting, size, progress)
+        done = _hand_over(uploads[0], source, digesting, size, progress)
     else:
         done = None
     if done is None:
-        sink = uploads[0].parts if len(uploads) == 1 else _Tee(live, uploads[0].calls.monitor)
-        done = _pump(source, sink, digesting, size, progress)
+        if len(uploads) == 1:
+            done = _pump(source, uploads[0].parts, digesting, size, progress)
+        else:
+            with _Tee(live, uploads[0]) as tee:
+                done = _pump(source, tee, digesting, size, progress)
     live.each(lambda upload: upload.flush())
     digests = digesting.finish()
     if check is not None:
@@ -191,7 +198,11 @@ def _transfer(
 
 
 def _pump(
-    source: Source, sink: PartCutter | NullSink, digesting: Digesting, size: int | None, progress: Progress | None
+    source: Source,
+    sink: PartCutter | RangeCutter | NullSink,
+    digesting: Digesting,
+    size: int | None,
+    progress: Progress | None,
 ) -> int:
     """Move all bytes of ``source`` into ``sink`` and the digests, block by block; returns how many."""
     done = 0
@@ -201,14 +212,19 @@ def _pump(
         hole = source.hole()
         if hole:
             _check_room(done + hole, size)
-            digesting.zeros(hole)
-            sink.skip(hole)
-            done += hole
+            while hole:
+                count = sink.stretch(hole)
+                digesting.zeros(count)
+                sink.skip(count)
+                done += count
+                hole -= count
+                if hole and progress is not None:
+                    progress(done, size)
             continue
         if done == size:
             _check_ended(source, size)
             return done
-        view = sink.block()
+        view = sink.block(digesting.let_go)
         if size is not None:
             view = view[: size - done]
         count = _fill(source, view)
@@ -243,12 +259,15 @@ def _check_ended(source: Source, size: int) -> None:
 
 
 def _hand_over(
-    target: PartWriter, source: Source, digesting: Digesting, size: int, progress: Progress | None
+    upload: StoreUpload, source: Source, digesting: Digesting, size: int, progress: Progress | None
 ) -> int | None:
     """Let the back end take a local file by itself; None where it must be read after all."""
+    target = upload.target
     descriptor = source.descriptor
     assert descriptor is not None  # noqa: S101  (the caller asked)
     copied = target.share(descriptor, size)
+    if copied is None and source.given:
+        copied = target.take(descriptor, size)
     if copied is None and digesting.idle and target.writer.clone is not None:
         extents = file_extents(descriptor, 0, size) if target.writer.sparse else [Extent(0, size, data=True)]
         for extent in extents:
@@ -265,7 +284,8 @@ def _hand_over(
         # The digests are those of the writer's own copy, whatever happens to the source meanwhile.
         own = open_source(f"/proc/self/fd/{copied}")
         try:
-            _pump(own, NullSink(target.calls.monitor), digesting, size, progress)
+            with NullSink(upload) as sink:
+                _pump(own, sink, digesting, size, progress)
         finally:
             own.close()
     elif progress is not None:
@@ -274,18 +294,27 @@ def _hand_over(
     return size
 
 
+_S = TypeVar("_S", bound="NullSink")
+
+
 class NullSink:
     """A sink for bytes that are only hashed."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self._pool = Pool(monitor.changed, IN_ORDER)
+    def __init__(self, upload: StoreUpload) -> None:
+        self._monitor = upload.calls.monitor
+        self._pool = Pool(self._monitor.changed, IN_ORDER, upload.memory)
         self.buffer: Buffer | None = None
 
-    def block(self) -> memoryview:
-        """Memory for the next bytes."""
+    def __enter__(self: _S) -> _S:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.close()
+
+    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
+        """Memory for the next bytes; waits until there is some, after ``let_go``."""
         if self.buffer is None:
-            self.buffer = self._pool.take(BLOCK, self._monitor.wait_for)
+            self.buffer = self._pool.take(BLOCK, self._monitor, let_go)
         return self.buffer.memory[:BLOCK]
 
     def push(self, count: int) -> None:
@@ -293,6 +322,10 @@ class NullSink:
         if self.buffer is not None:
             self.buffer.release()
         self.buffer = None
+
+    def stretch(self, length: int) -> int:
+        """How much of a hole to skip at once, so that progress and cancelling work in between."""
+        return min(length, HOLE)
 
     def skip(self, length: int) -> None:
         """Leave out zeros, which the digests are told of."""
@@ -319,8 +352,8 @@ class _LiveUploads:
 class _Tee(NullSink):
     """Copies each block into the uploads that are still live."""
 
-    def __init__(self, live: _LiveUploads, monitor: Monitor) -> None:
-        super().__init__(monitor)
+    def __init__(self, live: _LiveUploads, upload: StoreUpload) -> None:
+        super().__init__(upload)
         self._live = live
 
     def push(self, count: int) -> None:
@@ -328,6 +361,11 @@ class _Tee(NullSink):
         data = self.block()[:count]
         self._live.each(lambda upload: upload.parts.take(data))
         super().push(count)
+
+    def stretch(self, length: int) -> int:
+        """The same for all uploads, or all of it: none is to write a part that it could leave out."""
+        found = {upload.parts.stretch(length) for upload in self._live.uploads}
+        return found.pop() if len(found) == 1 else length
 
     def skip(self, length: int) -> None:
         """A hole in every upload."""

@@ -9,6 +9,7 @@ from storelib.exceptions import DigestMismatch, Invalid, StoreError, UnknownHash
 from storelib.transfer.buffers import Buffer, Pool
 from storelib.transfer.contract import Digest
 from storelib.transfer.digests import BLOCK, Digesting, new_hasher
+from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.monitor import Monitor
 
 #: Bytes that may have been read and not yet hashed.
@@ -74,12 +75,12 @@ def compare(expected: Digest, found: str, subject: str) -> None:
 class Check:
     """The digest of a stream as it is read, in a thread beside it from the second block on."""
 
-    def __init__(self, expected: Digest, subject: str, timeout: float) -> None:
+    def __init__(self, expected: Digest, subject: str, timeout: float, memory: MemoryBudget) -> None:
         self.expected = expected
         self._subject = subject
         self._monitor = Monitor(timeout)
         self._digesting = Digesting(expected.algorithm, False, None, None, self._monitor)
-        self._pool = Pool(self._monitor.changed, AHEAD)
+        self._pool = Pool(self._monitor.changed, AHEAD, memory)
         self._buffer: Buffer | None = None
         self._filled = 0
         self._ended: BaseException | bool = False
@@ -88,7 +89,7 @@ class Check:
         """These bytes come next; they are copied, so their memory may be used again."""
         while data:
             if self._buffer is None:
-                self._buffer = self._pool.take(BLOCK, self._monitor.wait_for)
+                self._buffer = self._pool.take(BLOCK, self._monitor, self._digesting.let_go)
             count = min(len(data), BLOCK - self._filled)
             self._buffer.memory[self._filled : self._filled + count] = data[:count]
             self._filled += count
@@ -114,12 +115,20 @@ class Check:
         if isinstance(self._ended, BaseException):
             raise self._ended
 
+    def give_up(self, error: BaseException) -> None:
+        """Bytes were taken that the reader never got, because of ``error``, which ``finish`` raises from now on."""
+        self._ended = error
+
     def close(self) -> None:
         """Stop hashing and join the thread."""
-        self._monitor.cancel()
-        self._digesting.join()
-        self._buffer = None
-        self._pool.clear()
+        try:
+            self._monitor.cancel()
+            self._digesting.join()
+        finally:
+            self._buffer = None
+            self._pool.close()
+            self._monitor.forget()
+            self._ended = False
 
     def _flush(self) -> None:
         buffer, count = self._buffer, self._filled

@@ -12,6 +12,8 @@ from storelib.transfer.contract import Part, Writer, at_fault, check_numbers, is
 
 #: The room before reserve() was called: less than any image needs, even an empty one.
 UNASKED = -1
+#: No process has addresses for more.
+LARGEST_PART = 1 << 56
 
 
 class PartWriter:
@@ -32,19 +34,26 @@ class PartWriter:
     @property
     def takes_files(self) -> bool:
         """The writer may be able to take a local file by itself."""
-        return self.writer.clone is not None or self.writer.share is not None
+        writer = self.writer
+        return writer.clone is not None or writer.share is not None or writer.take is not None
 
     def part_size(self, number: int) -> int:
         """Bytes in part ``number``."""
         size = self.writer.part_size(number, self.size)
-        if not is_whole(size) or size < 1:
+        if not is_whole(size) or not 1 <= size <= LARGEST_PART:
             raise self.at_fault(f"part_size({number}, {self.size})", size)
         return size
 
     def share(self, descriptor: int, size: int) -> int | None:
         """Let the writer share a whole local file; None if it cannot."""
-        share = self.writer.share
-        copied: int | None = None if share is None else self.calls.call(lambda: share(descriptor, size))
+        return self._whole(self.writer.share, descriptor, size)
+
+    def take(self, descriptor: int, size: int) -> int | None:
+        """Let the writer make a whole local file, which is given away, the image; None if it cannot."""
+        return self._whole(self.writer.take, descriptor, size)
+
+    def _whole(self, call: Callable[[int, int], int | None] | None, descriptor: int, size: int) -> int | None:
+        copied: int | None = None if call is None else self.calls.call(lambda: call(descriptor, size))
         if copied is not None:
             self._room = None
         return copied

@@ -4,17 +4,20 @@
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from db_contract import ADMIN, ME, RepositoryContract, ids, make
+from db_lists import PlanContract, RandomListContract
+from db_migrations import MigrationContract, OldClient
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 
 from storelib.api.db import Repository
 from storelib.api.db.engine import Database
-from storelib.api.db.migrate import Version, check, prepare, sync, version
+from storelib.api.db.migrate import Version, _sync, check, prepare, sync, version
 from storelib.api.db.records import Query
 from storelib.api.db.schema import images, metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, OutcomeUnknown, SchemaOutOfDate
@@ -273,3 +276,98 @@ class TestMariaDB(ServerContract):
     @pytest.fixture
     def opened(self, mariadb_database):
         return mariadb_database
+
+
+class TestPostgreSQLMigrations(MigrationContract):
+    @pytest.fixture
+    def url(self, postgresql):
+        return postgresql.new_database()
+
+    def test_an_index_is_built_while_others_write(self, url):
+        database = Database(url)
+        _sync(database, "0004")
+        client = OldClient(database)
+        client.fill()
+        statements = []
+        migrating = Database(url, statement_timeout=None)
+
+        def note(connection, cursor, statement, *more):
+            statements.append(statement)
+
+        sa.event.listen(migrating.engine, "before_cursor_execute", note)
+        with database.engine.connect() as writing:
+            # A transaction that has written to the table, and is not over.
+            writing.execute(client.tables.tables["image_members"].update().values(status="accepted"))
+            migrator = threading.Thread(target=_sync, args=(migrating,))
+            migrator.start()
+            _wait_until(lambda: any("INDEX CONCURRENTLY" in each and "CREATE" in each for each in statements))
+            # Others write meanwhile, and are not kept waiting by the index.
+            client.change("image_members", client.fill(1)["image_members"][0])
+            writing.rollback()
+        migrator.join()
+        assert "ix_image_members_member_image" in {
+            index["name"] for index in sa.inspect(database.engine).get_indexes("image_members")
+        }
+        migrating.close()
+        database.close()
+
+    def test_an_index_that_was_never_completed_is_made_anew(self, url):
+        sync(url)
+        database = Database(url)
+        spoil = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_image_tags_tag'::regclass"
+        database.write(lambda connection: connection.execute(sa.text(spoil)))
+        sync(url)
+        valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_image_tags_tag'::regclass"
+        assert database.read(lambda connection: connection.execute(sa.text(valid)).scalar()) is True
+        database.close()
+
+
+class TestMariaDBMigrations(MigrationContract):
+    @pytest.fixture
+    def url(self, mariadb):
+        return mariadb.new_database()
+
+
+def _wait_until(done):
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.01)
+
+
+def _opened(server):
+    url = server.new_database()
+    sync(url)
+    database = Database(url)
+    yield database
+    database.close()
+
+
+class OnPostgreSQL:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database(cls, postgresql):
+        yield from _opened(postgresql)
+
+
+class OnMariaDB:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def database(cls, mariadb):
+        yield from _opened(mariadb)
+
+
+class TestListsOfPostgreSQL(OnPostgreSQL, RandomListContract):
+    pass
+
+
+class TestListsOfMariaDB(OnMariaDB, RandomListContract):
+    pass
+
+
+class TestPlansOfPostgreSQL(OnPostgreSQL, PlanContract):
+    pass
+
+
+class TestPlansOfMariaDB(OnMariaDB, PlanContract):
+    pass

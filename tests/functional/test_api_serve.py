@@ -114,6 +114,14 @@ class TestServing:
             connection.request("GET", "/v2/images?limit=1", headers=headers)
             assert connection.getresponse().status == 200
 
+    def test_all_headers_together_have_a_limit(self, served):
+        """Longer ones would be looked at again and again while they come."""
+        [server] = served.servers
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
+        with contextlib.closing(connection):
+            connection.request("GET", "/v2/images", headers={f"x-{number}": "x" * 8000 for number in range(300)})
+            assert connection.getresponse().status == 431
+
     def test_the_fields_of_v1_arrive_and_other_headers_with_underscores_do_not(self, served):
         [server] = served.servers
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
@@ -122,6 +130,25 @@ class TestServing:
             connection.request("POST", "/v1/images", headers=headers)
             answer = connection.getresponse()
             assert (answer.status, json.loads(answer.read())["image"]["min_ram"]) == (201, 7)
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"X-Forwarded-Proto": "https"},
+            {"X-Forwarded-Ssl": "on"},
+            {"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "off"},
+            {"X-Forwarded-Prefix": "/evil", "X-Forwarded-Host": "evil.example"},
+        ],
+    )
+    def test_a_proxy_is_believed_only_where_the_configuration_says_so(self, served, headers):
+        """Anybody can send these."""
+        [server] = served.servers
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
+        with contextlib.closing(connection):
+            connection.request("GET", "/versions", headers=headers)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            assert json.loads(answer.read())["versions"][0]["links"][0]["href"] == f"{server.url}/v2/"
 
     @pytest.mark.parametrize("chunked", [False, True])
     def test_the_client_of_an_upload_that_is_refused_learns_why(self, served, chunked):
@@ -138,6 +165,35 @@ class TestServing:
             answer = connection.getresponse()
             assert (answer.status, answer.headers["Connection"]) == (409, "close")
             assert "is active" in json.loads(answer.read())["error"]["message"]
+
+    def test_refused_uploads_that_go_on_keep_no_thread(self, deployment):
+        server = deployment.serve("--workers", "1", "--threads", "1")
+        parts = urllib.parse.urlsplit(server.url)
+        head = b"PUT /v2/images/none/file HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n"
+        head += b"Content-Type: application/octet-stream\r\n\r\n"
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                slow = stack.enter_context(socket.create_connection((parts.hostname, parts.port), TIMEOUT))
+                slow.sendall(head)
+                assert b" 404 " in slow.recv(100)
+                slow.sendall(b"more")
+            assert server.request("GET", "/v2/images?limit=1")["images"] == []
+            # One after the other, silent clients would be waited for 5 s each.
+            assert time.monotonic() - started < 30
+
+    def test_clients_that_do_not_close_what_was_to_be_closed_keep_no_thread(self, deployment):
+        server = deployment.serve("--workers", "1", "--threads", "1")
+        parts = urllib.parse.urlsplit(server.url)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for _ in range(16):
+                slow = stack.enter_context(socket.create_connection((parts.hostname, parts.port), TIMEOUT))
+                slow.sendall(b"GET /v2/schemas/image HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                while slow.recv(65536):
+                    pass
+            # gunicorn would wait 2 s for each of them.
+            assert time.monotonic() - started < 25
 
     def test_metrics_are_those_of_all_workers_also_of_one_that_died(self, deployment):
         server = deployment.serve("--workers", "2")
@@ -161,6 +217,57 @@ class TestServing:
         for _ in range(10):
             ask("/v2/schemas/image")
         assert counted() == {40}
+
+    def test_metrics_tell_what_is_under_way_and_keep_no_files_of_dead_workers(self, deployment, tmp_path, monkeypatch):
+        counting = tmp_path / "counting"
+        counting.mkdir()
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counting))
+        server = deployment.serve("--workers", "1")
+
+        def gauges() -> dict[str, float]:
+            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as answer:
+                text = answer.read().decode()
+            return dict(re.findall(r"storelib_api_(\w+_in_flight) (\S+)", text))
+
+        upload = Upload(server)
+        # The request for the metrics itself is one.
+        wait_until(
+            lambda: gauges() == {"requests_in_flight": "2.0", "uploads_in_flight": "1.0", "imports_in_flight": "0.0"}
+        )
+        assert upload.finish() == 204
+        wait_until(
+            lambda: gauges() == {"requests_in_flight": "1.0", "uploads_in_flight": "0.0", "imports_in_flight": "0.0"}
+        )
+        again = Upload(server)
+        wait_until(lambda: gauges()["uploads_in_flight"] == "1.0")
+        files, [dead] = set(os.listdir(counting)), server.workers()
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: server.workers() not in ([], [dead]))
+        wait_until(lambda: gauges()["uploads_in_flight"] == "0.0")
+        again.connection.close()
+        assert any(f"_{dead}.db" in name for name in files)
+        assert [name for name in os.listdir(counting) if f"_{dead}.db" in name] == []
+
+    def test_an_audit_in_the_background_finds_what_has_rotted(self, deployment):
+        with deployment.config.open("a") as file:
+            file.write("[api]\naudit_interval = 0.5\n")
+        server = deployment.serve("--workers", "2")
+
+        def findings() -> dict[str, float]:
+            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as answer:
+                text = answer.read().decode()
+            return dict(re.findall(r'storelib_audit_findings{kind="(\w+)",round="last"} (\S+)', text))
+
+        upload = Upload(server)
+        assert upload.finish() == 204
+        assert findings() == {}
+        path = deployment.directory / "fast" / upload.image_id
+        path.write_bytes(DATA[::-1])
+        wait_until(lambda: findings() == {"digest": "2.0"})
+        assert f"audit: digest: image {upload.image_id}" in deployment.log()
+        path.write_bytes(DATA)
+        wait_until(lambda: findings() == {})
+        assert server.stop() == 0
 
     def test_a_client_whose_headers_do_not_come_keeps_no_thread(self, deployment):
         server = deployment.serve("--workers", "1", "--threads", "1")
@@ -249,7 +356,7 @@ class TestStopping:
             server.process.send_signal(number)
             time.sleep(0.5)
         assert server.process.wait(TIMEOUT) == 0
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 25
         upload.connection.close()
         assert deployment.stored() == []
         assert deployment.disagreements() == []
@@ -340,6 +447,7 @@ class TestKilling:
     def test_the_audit_of_a_dead_server_names_only_what_is_not_its_own(self, deployment):
         server = deployment.serve("--workers", "1")
         upload = Upload(server)
+        wait_until((deployment.directory / "fast").exists)
         server.kill()
         upload.connection.close()
         (deployment.directory / "fast" / "stranger").write_bytes(b"whatever")
@@ -411,7 +519,7 @@ class Frozen:
         self.first, self.other = deployment.servers
         self.upload = Upload(self.first)
         self.image_id = self.upload.image_id
-        os.killpg(self.first.process.pid, signal.SIGSTOP)
+        deployment.freeze(self.first.process.pid)
 
     def wait_until_given_up(self) -> None:
         # If it was stopped in the middle of a transaction, the database ends that first, after a minute.

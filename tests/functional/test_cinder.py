@@ -2,6 +2,7 @@
 """CinderStore against real services: Cinder with volumes in Ceph, and Keystone."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,19 +13,21 @@ import threading
 import time
 import traceback
 import types
-import urllib.parse
+import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import cinder_project
 import pytest
 from servers.ceph import Cluster
 from servers.cinder import POOL, Cinder
+from servers.glance_library import Library, LibraryError
 from servers.keystone import Keystone
 from servers.rabbitmq import RabbitMQ
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Part
-from storelib.drivers.cinder import CinderStore, api, publication
+from storelib.drivers.cinder import CinderStore, publication, service
 from storelib.exceptions import (
     BadStoreConfiguration,
     Duplicate,
@@ -37,7 +40,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import BackendAccess, StoreConformance
+from storelib.testing.conformance import StoreConformance
 from storelib.testing.faults import Cut, FaultyProxy, Reset
 
 rados, rbd = (pytest.importorskip(name, reason=f"needs Debian's python3-{name}") for name in ("rados", "rbd"))
@@ -58,16 +61,25 @@ ALL = (
 
 
 @pytest.fixture(scope="module")
-def ceph(tmp_path_factory):
+def servers(tmp_path_factory):
+    """Ceph and Keystone; each waits more for itself than it works."""
+    directories = [tmp_path_factory.mktemp(name) for name in ("ceph", "keystone")]
     # A writer that died is believed to be alive for these seconds, 30 by default.
-    with Cluster(tmp_path_factory.mktemp("ceph"), osd_client_watch_timeout=5) as cluster:
-        yield cluster
+    waiting = Cluster(directories[0], osd_client_watch_timeout=5), Keystone(directories[1])
+    with contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(2) as pool:
+            started = list(pool.map(stack.enter_context, waiting))
+        yield started
 
 
 @pytest.fixture(scope="module")
-def keystone(tmp_path_factory):
-    with Keystone(tmp_path_factory.mktemp("keystone")) as server:
-        yield server
+def ceph(servers):
+    return servers[0]
+
+
+@pytest.fixture(scope="module")
+def keystone(servers):
+    return servers[1]
 
 
 @pytest.fixture(scope="module")
@@ -95,43 +107,18 @@ def open_cinder(cinder, name="cinder", **options):
     return open_store(CinderStore, name, **open_cinder_options(cinder) | options)
 
 
-class Project(BackendAccess):
-    """A project as anybody sees it who has a token, and the pool behind it; nothing of the driver is used."""
+class Project(cinder_project.Project):
+    """The project ``demo`` and the pool behind it."""
 
-    def __init__(self, cinder, user="demo"):
-        self.cinder = cinder
-        self.token, _ = cinder.keystone.token(user, user)
+    def __init__(self, cinder):
+        super().__init__(cinder)
         self.rados = rados.Rados(conffile=str(cinder.ceph.conf_file), rados_id="admin")
         self.rados.connect()
         self.ioctx = self.rados.open_ioctx(POOL)
 
-    def call(self, method, path, body=None):
-        return self.cinder.call(method, path, body, X_Auth_Token=self.token)
-
-    def volumes(self, prefix=""):
-        found = self.call("GET", "/volumes/detail")["volumes"]
-        return [each for each in found if image_id_of(each).startswith(prefix)]
-
-    def attachments(self, volume=None):
-        query = f"?volume_id={volume}" if volume else ""
-        return self.call("GET", f"/attachments{query}")["attachments"]
-
-    def read(self, image_id):
-        for each in self.volumes(image_id):
-            if image_id_of(each) == image_id and each["metadata"]["storelib_state"] == "complete":
-                with rbd.Image(self.ioctx, f"volume-{each['id']}", read_only=True) as image:
-                    size = int(each["metadata"]["image_size"])
-                    return image.read(0, size) if size else b""
-        return None
-
-    def residue(self, prefix):
-        return {f"{each['id']} ({each['status']})" for each in self.volumes(prefix)}
-
-
-def image_id_of(volume):
-    pieces = [(key, value) for key, value in volume["metadata"].items() if key.startswith("glance_image_id")]
-    pieces.sort(key=lambda piece: (len(piece[0]), piece[0]))
-    return urllib.parse.unquote("".join(value for _, value in pieces))
+    def contents(self, volume, size):
+        with rbd.Image(self.ioctx, f"volume-{volume}", read_only=True) as image:
+            return image.read(0, size) if size else b""
 
 
 class TestConformance(StoreConformance):
@@ -141,13 +128,17 @@ class TestConformance(StoreConformance):
         {"test_image_replaced_while_it_is_read", "test_stream_of_a_replaced_image_does_not_change_over"}
     )
     # Each is a volume that is made, attached and detached.
+    sample = True
     many_images = 6
     sequences = 1
 
     @pytest.fixture(scope="class")
     @classmethod
     def store(cls, cinder):
-        return open_cinder(cinder)
+        with pytest.MonkeyPatch.context() as patch:
+            # Each look at a volume keeps Cinder from what is waited for.
+            patch.setattr(service, "_FIRST_LOOK", 0.2)
+            yield open_cinder(cinder)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -337,7 +328,7 @@ def test_token_of_a_request_that_ends_in_mid_add_ends_the_add(cinder, project, i
         revoke(cinder, context.auth_token)
         yield IMAGE
 
-    with seen(api.Api, "complete", begun), pytest.raises(Forbidden):
+    with seen(service.Api, "complete", begun), pytest.raises(Forbidden):
         store.add(image_id, source(), context=context)
     # It could not be removed without a token; one of the store's own user may do it.
     assert project.residue(image_id)
@@ -555,22 +546,22 @@ def test_volume_in_error_is_not_attached(cinder, store, project, image_id):
 
 
 def test_volume_that_is_never_made(cinder, project, image_id, monkeypatch):
-    store = open_cinder(cinder, cinder_state_transition_timeout=1)
-    plain = api.Api.create
+    store, patient = open_cinder(cinder, cinder_state_transition_timeout=1), open_cinder(cinder)
+    plain = service.Api.create
 
     def create(self, *arguments):
         found = plain(self, *arguments)
-        store.service.user(None).api.wait(found, lambda volume: volume.status == "available", "making")
+        patient.service.user(None).api.wait(found, lambda volume: volume.status == "available", "making")
         set_state(cinder, found.id, "creating")
         return found
 
-    monkeypatch.setattr(api.Api, "create", create)
+    monkeypatch.setattr(service.Api, "create", create)
     with pytest.raises(RemoteServiceUnavailable, match="is cinder-volume running"):
         store.add(image_id, b"data")
     [volume] = project.volumes(image_id)
-    assert not store.gc(0, prefix=image_id), "Cinder deletes no volume that is being made"
+    assert not patient.gc(0, prefix=image_id), "Cinder deletes no volume that is being made"
     set_state(cinder, volume["id"], "available")
-    assert [item.image_id for item in store.gc(0, prefix=image_id)] == [image_id]
+    assert [item.image_id for item in patient.gc(0, prefix=image_id)] == [image_id]
     assert not project.residue(image_id)
 
 
@@ -612,7 +603,7 @@ def test_add_that_died_just_before_its_end_does_not_win(store, project, image_id
     monkeypatch.setattr(publication, "_PATIENCE", 0.3)
     writer = store.open_writer(image_id, 4, None)
     writer.reserve(4)
-    shelf = store.service.shelf
+    shelf = store.shelf
     monkeypatch.setattr(shelf, "_await_others", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         writer.commit(4, Digests(None, "x"))
@@ -780,43 +771,51 @@ def far(cinder, proxy):
 
 
 @contextlib.contextmanager
-def losing(number):
+def losing(store, number):
     """The answer to the ``number``-th request from now on is lost on the way; the list fills with all of them."""
-    plain = api.Api._send
+    user = store.service.user(None).api
+    plain = user._send
     asked = []
 
-    def send(self, method, path, *arguments):
+    def send(method, path, *arguments):
         asked.append(path)
-        answer = plain(self, method, path, *arguments)
+        answer = plain(method, path, *arguments)
         if len(asked) == number:
             raise ConnectionResetError
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api.Api, "_send", send)
+        patch.setattr(user, "_send", send)
         yield asked
 
 
-def test_add_survives_any_lost_answer(store, project, image_id):
+def test_add_survives_any_lost_answer(cinder, store, project, image_id):
     """Each request of an add is answered, and the answer lost: the volume is made once all the same, and published."""
-    with losing(0) as asked:
+    with losing(store, 0) as asked:
         store.delete(store.add(image_id, b"data").uri)
-    for number in range(1, len(asked) - 2):
-        with losing(number):
-            stored = store.add(f"{image_id}-{number}", b"data")
-        assert read(store, stored.uri) == b"data"
+
+    def add(number):
+        own = open_cinder(cinder)
+        with losing(own, number):
+            stored = own.add(f"{image_id}-{number}", b"data")
+        assert read(own, stored.uri) == b"data"
         assert len(project.volumes(f"{image_id}-{number}")) == 1
-        store.delete(stored.uri)
+        own.delete(stored.uri)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(10, len(asked) - 2)))
+        # Prefixes of those above.
+        list(pool.map(add, range(1, 10)))
     assert not project.residue(image_id)
     assert not project.attachments()
 
 
 def test_read_survives_any_lost_answer(store, project, image_id):
     uri = store.add(image_id, IMAGE).uri
-    with losing(0) as asked:
+    with losing(store, 0) as asked:
         read(store, uri)
     for number in range(1, len(asked) + 1):
-        with losing(number):
+        with losing(store, number):
             assert read(store, uri) == IMAGE
     store.gc(0, prefix=image_id)
     assert not project.attachments(volume_of(uri))
@@ -860,6 +859,11 @@ def parted(tmp_path_factory, keystone, ceph, cinder):
 WAYS = ["stopped", "killed"]
 
 
+def hasty_cinder(parted):
+    """One that gives up soon, before the others have time to come back; what is to succeed takes another."""
+    return open_cinder(parted, cinder_state_transition_timeout=2, transfer_retries=0)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_add_goes_on_when_the_service_comes_back(parted, image_id, way):
     """It is away when the volume has to be grown."""
@@ -882,11 +886,10 @@ def test_add_goes_on_when_the_service_comes_back(parted, image_id, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_add_fails_in_time_while_the_service_is_away(parted, image_id, way):
-    store = open_cinder(parted, cinder_state_transition_timeout=2, transfer_retries=0)
-    project = Project(parted)
+    hasty, store, project = hasty_cinder(parted), open_cinder(parted), Project(parted)
     with getattr(parted, way)("volume"):
         with pytest.raises(RemoteServiceUnavailable, match="is cinder-volume running"):
-            store.add(image_id, b"data")
+            hasty.add(image_id, b"data")
         assert [volume["status"] for volume in project.volumes(image_id)] == ["creating"]
     wait_for(lambda: [volume["status"] for volume in project.volumes(image_id)] == ["available"], 60)
     assert [item.image_id for item in store.gc(0, prefix=image_id)] == [image_id]
@@ -894,12 +897,61 @@ def test_add_fails_in_time_while_the_service_is_away(parted, image_id, way):
 
 
 def test_read_and_delete_fail_in_time_while_the_service_is_away(parted, image_id):
-    store = open_cinder(parted, cinder_state_transition_timeout=2, transfer_retries=0)
+    hasty, store = hasty_cinder(parted), open_cinder(parted)
     uri = store.add(image_id, b"data").uri
     with parted.stopped("volume"), pytest.raises(RemoteServiceUnavailable):
-        store.get(uri)
+        hasty.get(uri)
     wait_for(lambda: not Project(parted).attachments(volume_of(uri)) or store.gc(0, prefix=image_id))
     assert read(store, uri) == b"data"
     with parted.stopped("volume"), pytest.raises(RemoteServiceUnavailable, match="is cinder-volume running"):
-        store.delete(uri)
+        hasty.delete(uri)
     wait_for(lambda: not Project(parted).residue(image_id))
+
+
+# -- Beside glance_store -----------------------------------------------------------------------------------------------
+
+# What glance_store wants of sudo, and of /etc/ceph.
+GIVEN = """
+import os_brick.privileged
+from glance_store.common import cinder_utils
+os_brick.privileged.default.set_client_mode(False)
+plain = cinder_utils.API.attachment_update
+def with_key(*arguments, **named):
+    attachment = plain(*arguments, **named)
+    attachment.connection_info["keyring"] = open({keyring!r}).read()
+    return attachment
+cinder_utils.API.attachment_update = with_key
+"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_volumes_of_glance_store_and_of_storelib_are_the_other_s_too(cinder, tmp_path, named):
+    """Both with one configuration file; what one does not know in it, it does not see."""
+    options = open_cinder_options(cinder) | {"cinder_os_region_name": cinder.region}
+    context = {"project_id": "p", "user_id": "u", "auth_token": "t", "service_catalog": [], "roles": []}
+    data = os.urandom(5_000_001)
+    (tmp_path / "image").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    stores = {"volumes": ("cinder", options)}
+    given = GIVEN.format(keyring=str(cinder.keyring))
+    with (
+        Library(tmp_path, stores, on_storelib=False, named=named, first=given) as theirs,
+        Library(tmp_path, stores, on_storelib=True, named=named) as ours,
+    ):
+        store = "volumes" if named else "cinder"
+        for writer, reader in ((theirs, ours), (ours, theirs)):
+            added = writer.add(store, str(uuid.uuid4()), tmp_path / "image", len(data), context)
+            uri = added[0]
+            assert added[1:4] == [len(data), hashlib.md5(data).hexdigest(), digest]
+            assert uri.startswith("cinder://volumes/" if named else "cinder://")
+            assert uri.count("/") == (3 if named else 2)
+            for library in (writer, reader):
+                assert library.get(store, uri, context=context) == [digest, len(data), len(data)]
+                assert library.size(store, uri, context=context) == len(data)
+                part = hashlib.sha256(data[1_000_000:1_000_100]).hexdigest()
+                assert library.get(store, uri, 1_000_000, 100, context=context)[:2] == [part, 100]
+                if named:
+                    assert library.prefix(store) == "cinder://volumes"
+            reader.delete(store, uri, context=context)
+            with pytest.raises(LibraryError):
+                ours.get(store, uri, context=context)

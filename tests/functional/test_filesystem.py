@@ -16,16 +16,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from servers.counting import calls_of
 from servers.mounts import mounted_read_only, tmpfs, xfs
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
+from storelib.drivers.filesystem.location import ASIDE, own_names
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
     Duplicate,
     Forbidden,
     IncompleteRead,
+    Invalid,
     NotFound,
     StorageFull,
     StorageWriteDenied,
@@ -34,7 +37,9 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.registry import open_store
-from storelib.transfer import Extent, MiB, copy
+from storelib.testing.threads import started_threads
+from storelib.transfer import Extent, GivenFile, MiB, copy
+from storelib.transfer.upload import add
 
 DATA = os.urandom(5 * MiB + 123)
 
@@ -172,6 +177,78 @@ def test_gc_goes_by_age_and_prefix(datadir):
     assert store.gc(3600) == []
     assert [item.image_id for item in store.gc(0, prefix="mine-")] == ["mine-1"]
     assert [item.image_id for item in store.find_garbage(0)] == ["yours-1"]
+
+
+def dead_add(store, image_id):
+    writer = store.start_writer(image_id, None, None)
+    writer.reserve(4096)
+    writer.close()
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_gc_of_one_id_costs_the_same_among_few_images_and_many(tmp_path, levels):
+    options = {"filesystem_store_staging": "part", "filesystem_store_shard_levels": levels}
+    calls = []
+    for count in (3, 300):
+        store = file_store(tmp_path / str(count), **options)
+        location = store.locate(store.add("image-0", b"x").uri).path
+        for number in range(1, count):
+            os.link(location, os.path.join(os.path.dirname(location), f"image-{number}"))
+        dead_add(store, "dead")
+
+        def collect(store=store):
+            assert [item.image_id for item in store.gc(0, "dead")] == ["dead"]
+            assert store.find_image("dead") is None
+
+        calls.append(sum(calls_of(collect).values()))
+        assert len(list(store.list_images())) == count
+    # The loops of other threads that are waited for differ a little.
+    assert calls[1] < calls[0] + 20
+
+
+def test_gc_finds_what_lies_beside_images_and_the_room_for_what_lies_aside_goes_with_the_last(datadir):
+    store = file_store(datadir, filesystem_store_staging="part")
+    aside = datadir / ASIDE
+    for image_id in ("one", "two"):
+        dead_add(store, image_id)
+    assert [own.partition("\x01")[0] for own in os.listdir(aside)] == [".part"] * 2
+    assert os.listdir(datadir) == [ASIDE]
+    # Adds of another version leave them where the image would be.
+    beside = datadir / own_names("part", "0123456789abcdef", "three")[0]
+    beside.write_bytes(b"")
+    assert [item.image_id for item in store.gc(0, "one")] == ["one"]
+    assert list(store.list_images()) == []
+    assert sorted(item.image_id for item in store.gc(0)) == ["three", "two"]
+    assert os.listdir(datadir) == []
+    # So it does after adds and deletes.
+    store.delete(store.add("x", DATA).uri)
+    assert os.listdir(datadir) == []
+
+
+def test_an_image_cannot_be_called_like_the_directory_of_what_lies_aside(store, datadir):
+    with pytest.raises(Invalid, match="choose another id"):
+        store.add(ASIDE, DATA)
+    assert store.find_image(ASIDE) is None
+
+
+@pytest.mark.parametrize("what", ["file", "link", "denied"])
+def test_where_nothing_can_lie_aside_it_lies_beside_the_images(tmp_path, datadir, what, monkeypatch):
+    store = file_store(datadir, filesystem_store_staging="part")
+    aside = datadir / ASIDE
+    if what == "file":
+        aside.write_bytes(b"")
+    elif what == "link":
+        (tmp_path / "elsewhere").mkdir()
+        aside.symlink_to(tmp_path / "elsewhere")
+    else:
+        monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
+    uri = store.add("x", DATA).uri
+    assert store.get(uri).data.read() == DATA
+    dead_add(store, "dead")
+    assert [item.image_id for item in store.gc(0, "dead")] == ["dead"]
+    store.delete(uri)
+    assert store.check()
+    assert everything_in(datadir) == ([str(aside)] if what == "file" else [])
 
 
 def test_an_id_that_looks_like_a_part_file_is_an_image(datadir):
@@ -407,17 +484,17 @@ def test_an_image_deleted_while_it_is_read_is_read_to_its_end(store):
 
 def test_calls_that_hang_time_out_and_do_not_pile_up(datadir, monkeypatch):
     uri = file_store(datadir).add("x", DATA).uri
-    store = file_store(datadir, filesystem_store_timeout=0.2, filesystem_store_thread_pool_size=3)
+    store = file_store(datadir, filesystem_store_timeout=0.5, filesystem_store_thread_pool_size=3)
     assert store.get(uri).data.read() == DATA
     hang = threading.Event()
     opened = os.open
     monkeypatch.setattr(os, "open", lambda *args, **kwargs: hang.wait(20) and opened(*args, **kwargs))
-    before = threading.active_count()
     try:
-        for _ in range(6):
-            with pytest.raises(TransferTimeout):
-                store.get_size(uri)
-        assert threading.active_count() - before <= 3
+        with started_threads() as started:
+            for _ in range(6):
+                with pytest.raises(TransferTimeout):
+                    store.get_size(uri)
+        assert len([thread for thread in started if thread.is_alive()]) <= 3
     finally:
         hang.set()
         monkeypatch.undo()
@@ -588,3 +665,65 @@ def test_stat_list_and_check_tell_what_is_there(store, datadir):
     assert list(store.list_images()) == [info]
     health = store.check()
     assert 0 < health.free <= health.total
+
+
+# -- Files that are given away ----------------------------------------------------------------------------------
+
+
+def given(path, mode=0o600):
+    path.write_bytes(DATA)
+    path.chmod(mode)
+    return GivenFile(str(path))
+
+
+def test_a_file_that_is_given_away_becomes_the_image_and_keeps_its_own_name(store, datadir, tmp_path):
+    stored = add(store, "x", given(tmp_path / "file"))
+    assert (stored.size, stored.checksum) == (len(DATA), hashlib.md5(DATA).hexdigest())
+    assert os.path.samefile(datadir / "x", tmp_path / "file")
+    assert everything_in(datadir) == [f"{datadir}/x"]
+    store.delete(stored.uri)
+    assert (tmp_path / "file").read_bytes() == DATA
+    again = add(store, "x", given(tmp_path / "file"), digests=Digests(stored.checksum, stored.multihash))
+    assert again == stored
+    (tmp_path / "file").unlink()
+    assert store.get(stored.uri).data.read() == DATA
+
+
+def test_it_gets_the_mode_that_images_have(datadir, tmp_path):
+    add(file_store(datadir, filesystem_store_file_perm=640), "x", given(tmp_path / "file"))
+    assert stat.S_IMODE((datadir / "x").stat().st_mode) == 0o640
+
+
+def test_a_path_is_not_given_away(store, datadir, tmp_path):
+    store.add("x", given(tmp_path / "file").path)
+    assert not os.path.samefile(datadir / "x", tmp_path / "file")
+
+
+def test_an_add_that_fails_leaves_the_file_and_the_image_that_is_there(store, datadir, tmp_path):
+    store.add("x", b"old")
+    with pytest.raises(Duplicate):
+        add(store, "x", given(tmp_path / "file"))
+    assert ((tmp_path / "file").read_bytes(), (datadir / "x").read_bytes()) == (DATA, b"old")
+
+    def refuse(digests):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        add(store, "y", GivenFile(str(tmp_path / "file")), check=refuse)
+    assert ((tmp_path / "file").read_bytes(), everything_in(datadir)) == (DATA, [f"{datadir}/x"])
+
+
+def test_a_file_on_another_file_system_is_copied(store, datadir, tmp_path):
+    with tmpfs(tmp_path / "other", 20 * MiB):
+        add(store, "x", given(tmp_path / "other" / "file"))
+        assert not os.path.samefile(datadir / "x", tmp_path / "other" / "file")
+    assert (datadir / "x").read_bytes() == DATA
+
+
+def test_its_blocks_are_shared_where_that_can_be(tmp_path):
+    with xfs(tmp_path, 512 * MiB) as path:
+        file = given(path / "file")
+        for name in "ab":
+            add(file_store(path / name), "x", file)
+            assert not os.path.samefile(path / name / "x", file.path)
+            assert (path / name / "x").read_bytes() == DATA

@@ -12,8 +12,8 @@ import pytest
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.drivers.filesystem import FileLocation, FilesystemStore
-from storelib.drivers.filesystem.kernel import has_reflinks
 from storelib.registry import open_store
+from storelib.system_calls import has_reflinks
 from storelib.testing.conformance import BackendAccess, ReadOnlyConformance, StoreConformance
 
 
@@ -88,7 +88,9 @@ class TestDefaults(FilesystemConformance):
             cls.capabilities |= Capability.COPY
 
 
+# Of the sizes, sources and ranges that TestDefaults has, a sample.
 class TestPartFilesBuffered(FilesystemConformance):
+    sample = True
     capabilities = FilesystemStore.capabilities | Capability.COPY
     settings: ClassVar[dict[str, Any]] = {
         "filesystem_store_staging": "part",
@@ -98,6 +100,7 @@ class TestPartFilesBuffered(FilesystemConformance):
 
 
 class TestThinAndSharded(FilesystemConformance):
+    sample = True
     not_applicable = NOTHING_LEFT
     capabilities = FilesystemStore.capabilities | Capability.SPARSE | Capability.COPY
     settings: ClassVar[dict[str, Any]] = {
@@ -108,6 +111,7 @@ class TestThinAndSharded(FilesystemConformance):
 
 
 class TestSeveralDirectoriesWithTimeouts(TestDefaults):
+    sample = True
     directories: ClassVar[tuple[str, ...]] = ("one", "two")
     settings: ClassVar[dict[str, Any]] = {"filesystem_store_timeout": 20.0}
 

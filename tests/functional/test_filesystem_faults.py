@@ -21,10 +21,11 @@ import pytest
 from servers.faulty_fuse import faulty_mount
 from servers.mounts import tmpfs
 
+from storelib import system_calls
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.filesystem import kernel, publication
-from storelib.drivers.filesystem.location import own_names
+from storelib.drivers.filesystem import publication
+from storelib.drivers.filesystem.location import ASIDE, own_names
 from storelib.exceptions import (
     BadStoreUri,
     Duplicate,
@@ -149,8 +150,8 @@ def test_where_only_renameat2_keeps_from_overwriting_it_is_used(tmp_path, monkey
     store = file_store(tmp_path / "images", filesystem_store_staging=staging)
     failing(monkeypatch, "link", errno.EPERM, times=-1)
     renamed = []
-    rename = kernel.rename_without_overwriting
-    monkeypatch.setattr(kernel, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
+    rename = system_calls.rename_without_overwriting
+    monkeypatch.setattr(system_calls, "rename_without_overwriting", lambda *args: renamed.append(args) or rename(*args))
     monkeypatch.setattr(publication, "claim", lambda *args: pytest.fail("a claim where none is needed"))
     [winner] = race(store)
     assert renamed
@@ -169,7 +170,7 @@ def test_where_a_sandbox_forbids_renameat2_a_claim_is_used(tmp_path, monkeypatch
 
     store = file_store(tmp_path)
     failing(monkeypatch, "link", errno.EPERM, times=-1)
-    monkeypatch.setattr(kernel, "rename_without_overwriting", refused)
+    monkeypatch.setattr(system_calls, "rename_without_overwriting", refused)
     stored = store.add("x", DATA)
     with pytest.raises(Duplicate):
         store.add("x", b"other")
@@ -353,10 +354,12 @@ def test_an_allocation_that_a_signal_interrupts_goes_on(tmp_path, monkeypatch):
             return -1 if self.calls == 1 else 0
 
     libc = Libc()
-    monkeypatch.setattr(kernel, "_libc", lambda: libc)
-    file_store(tmp_path, transfer_retries=0).add("x", DATA, len(DATA))
+    monkeypatch.setattr(system_calls, "_libc", lambda: libc)
+    # An image of one part needs no room made.
+    data = DATA * (5 * MiB // len(DATA))
+    file_store(tmp_path, transfer_retries=0).add("x", data, len(data))
     assert libc.calls > 1
-    assert (tmp_path / "x").read_bytes() == DATA
+    assert (tmp_path / "x").read_bytes() == data
 
 
 def test_an_unnamed_file_whose_link_was_denied_though_made_is_an_image(tmp_path, monkeypatch):
@@ -425,8 +428,8 @@ def test_an_image_that_may_be_visible_is_not_written_again(tmp_path, monkeypatch
 @pytest.mark.parametrize("call", ["unlink", "rename"])
 def test_a_delete_that_comes_back_late_spares_a_newer_image(mount, datadir, call):
     """The call hangs on its way to the server while another client replaces the image."""
+    uri = file_store(datadir).add("x", b"old").uri
     slow = file_store(datadir, filesystem_store_timeout=0.3)
-    uri = slow.add("x", b"old").uri
     with mount.hang(call):
         with pytest.raises(TransferTimeout):
             slow.delete(uri)
@@ -439,8 +442,8 @@ def test_a_delete_that_comes_back_late_spares_a_newer_image(mount, datadir, call
 
 
 def test_an_open_that_comes_back_late_deletes_nothing(tmp_path, monkeypatch):
+    uri = file_store(tmp_path).add("x", b"old").uri
     slow = file_store(tmp_path, filesystem_store_timeout=0.2)
-    uri = slow.add("x", b"old").uri
     hang, real = threading.Event(), os.open
     monkeypatch.setattr(os, "open", lambda *args, **kwargs: hang.wait(20) and real(*args, **kwargs))
     with pytest.raises(TransferTimeout):
@@ -468,6 +471,31 @@ def test_an_image_moved_aside_by_a_dead_process_gets_its_name_back_from_gc(tmp_p
         store.get(stored.uri)
     assert [item.image_id for item in store.gc(0)] == ["y"]
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_what_a_killed_delete_moved_aside_is_removed_or_gets_its_name_back_wherever_it_was(tmp_path, levels):
+    """In a process of its own that dies as it is about to unlink."""
+    store = file_store(tmp_path, filesystem_store_shard_levels=levels)
+    uri = store.add("x", DATA).uri
+    code = f"""
+import os
+from storelib.drivers.filesystem import publication
+from storelib.registry import open_store
+publication._unlink = lambda *args: os._exit(3)
+open_store("file", filesystem_store_datadir={str(tmp_path)!r}).delete({uri!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+    [gone] = (tmp_path / ASIDE).iterdir()
+    with pytest.raises(NotFound):
+        store.get(uri)
+    [found] = store.find_garbage(0, "x")
+    assert (found.image_id, found.name) == ("x", str(gone))
+    # Another image, that had the name by the time the kernel did what it was told.
+    gone.write_bytes(b"a newer image")
+    assert store.gc(0, "x") == []
+    assert store.get(uri).data.read() == b"a newer image"
+    assert not (tmp_path / ASIDE).exists()
 
 
 def test_a_delete_that_fails_leaves_the_image(mount, datadir, store):
@@ -570,7 +598,7 @@ def test_a_file_opened_too_late_is_closed(mount, datadir, call):
 
 def test_closing_is_bounded_and_never_closes_under_a_read(mount, datadir, monkeypatch):
     uri = file_store(datadir).add("x", DATA).uri
-    store = file_store(datadir, filesystem_store_timeout=0.2, transfer_retries=0)
+    store = file_store(datadir, filesystem_store_timeout=1.0, transfer_retries=0)
     stream = store.get(uri).data
     hang, pread = threading.Event(), os.pread
     monkeypatch.setattr(os, "pread", lambda *args: hang.wait(20) and pread(*args))
@@ -588,13 +616,13 @@ def test_closing_is_bounded_and_never_closes_under_a_read(mount, datadir, monkey
 
 
 def test_gc_is_bounded_too(mount, datadir):
-    store = file_store(datadir, filesystem_store_timeout=0.3)
-    writer = store.start_writer("dead", None, None)
+    patient, store = file_store(datadir), file_store(datadir, filesystem_store_timeout=0.3)
+    writer = patient.start_writer("dead", None, None)
     writer.reserve(4096)
     writer.close()
     with mount.hang("open"), pytest.raises(TransferTimeout):
         store.gc(0)
-    assert [item.image_id for item in store.gc(0)] == ["dead"]
+    assert [item.image_id for item in patient.gc(0)] == ["dead"]
 
 
 def wait_for(condition):

@@ -16,14 +16,17 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import pymongo
+import pymongo.monitoring
 import pytest
 from bson import ObjectId
 from servers.mongod import Mongod
 from servers.nginx import free_ports
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests
+from storelib.driver import Digests, Part
 from storelib.drivers.gridfs import GridfsStore, bucket
+from storelib.drivers.gridfs.bucket import PAGE
 from storelib.drivers.gridfs.publication import Publication
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -58,6 +61,14 @@ ALL = (
     | Capability.CHECK
     | Capability.COPY
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_clients():
+    """Clients look soon whether a server that failed is there again: half a second each would be most of all faults."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pymongo.common.MIN_HEARTBEAT_INTERVAL", 0.05)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +324,64 @@ def test_no_data_is_read_to_find_garbage(mongod, image_id):
     assert looked["docsExamined"] == 1
 
 
+def examined(database, ask):
+    """Keys and documents that the server looks at, and documents it sends, in all that ``ask`` asks of it."""
+    database["system.profile"].drop()
+    database.command("profile", 2)
+    try:
+        ask()
+    finally:
+        database.command("profile", 0)
+    told = list(database["system.profile"].find({"op": {"$in": ["query", "command", "getmore", "remove", "update"]}}))
+    return sum(each.get("docsExamined", 0) + each.get("keysExamined", 0) for each in told), told
+
+
+def fill(database, store, count):
+    """Add one image, and ``count`` more documents like its own, each with a chunk."""
+    stored = store.add("first", b"x")
+    [document] = database["fs.files"].find({"filename": "first"})
+    ids = [ObjectId() for _ in range(count)]
+    database["fs.files"].insert_many(
+        {**document, "_id": each, "filename": f"more-{n}", "metadata": {"storelib": {"image": f"more-{n}"}}}
+        for n, each in enumerate(ids)
+    )
+    database["fs.chunks"].insert_many({"files_id": each, "n": 0, "data": b"x"} for each in ids)
+    return stored
+
+
+def test_gc_of_one_id_looks_at_no_other_image(mongod):
+    costs = []
+    for count in (3, 300):
+        database, store = mongod.raw[f"counted-{count}"], open_grid(mongod, mongodb_store_db=f"counted-{count}")
+        fill(database, store, count)
+        writer = store.start_writer("dead", None, None)
+        writer.reserve(4096)
+        writer.write(Part(0, 0, memoryview(b"x")))
+        # What glance_store leaves has the image's id itself.
+        database["fs.chunks"].insert_one({"files_id": "dead", "n": 0, "data": b"x"})
+
+        def collect(count=count):
+            other = open_grid(mongod, mongodb_store_db=f"counted-{count}")
+            assert {item.image_id for item in other.gc(0, "dead")} == {"dead"}
+            assert other.find_image("dead") is None
+
+        costs.append(examined(database, collect)[0])
+        writer.close()
+    assert costs[0] == costs[1]
+
+
+def test_a_listing_comes_in_bounded_pages(mongod):
+    database, store = mongod.raw["paged"], open_grid(mongod, mongodb_store_db="paged")
+    fill(database, store, 2 * PAGE)
+    _, told = examined(database, lambda: [None for _ in store.list_images()])
+    returned = [each.get("nreturned", 0) for each in told if each["ns"] == "paged.fs.files"]
+    assert sum(returned) == 2 * PAGE + 1
+    assert max(returned) <= PAGE
+    database["fs.files"].delete_many({"filename": {"$ne": "first"}})
+    _, told = examined(database, lambda: [None for _ in store.find_garbage(0)])
+    assert max(each.get("nreturned", 0) for each in told) <= PAGE
+
+
 # -- Other clients of GridFS ----------------------------------------------------------------------------------
 
 
@@ -382,6 +451,34 @@ def test_token_of_an_image_is_no_second_uri_of_it(store, access, image_id):
     token = access.files.find_one({"filename": image_id})["_id"]
     with pytest.raises(NotFound):
         store.get(f"gridfs://{token}")
+
+
+def test_images_of_a_bucket_without_our_index_are_found_by_their_id_alone(mongod):
+    import gridfs
+
+    costs = []
+    for count in (3, 300):
+        database = mongod.raw[f"foreign-{count}"]
+        plain = gridfs.GridFS(database)
+        plain.put(b"data", _id="image")
+        database["fs.files"].insert_many({"_id": f"more-{n}", "length": 0, "chunkSize": 4} for n in range(count))
+        store = open_grid(mongod, mongodb_store_db=f"foreign-{count}", read_only=True)
+
+        def look(store=store):
+            assert store.get("gridfs://image").data.read() == b"data"
+            assert store.stat("gridfs://image").size == store.get_size("gridfs://image") == 4
+
+        costs.append(examined(database, look)[0])
+        with pytest.raises(NotFound):
+            store.get("gridfs://missing")
+        store = open_grid(mongod, mongodb_store_db=f"foreign-{count}")
+        costs.append(examined(database, lambda store=store: store.delete("gridfs://image"))[0])
+        # An index that was lost hides no image of ours.
+        store.add("ours", b"ours")
+        database["fs.files"].drop_indexes()
+        store = open_grid(mongod, mongodb_store_db=f"foreign-{count}")
+        assert store.get("gridfs://ours").data.read() == b"ours"
+    assert costs[:2] == costs[2:]
 
 
 def test_image_of_glance_store_that_appears_meanwhile_stays(mongod, store, image_id):
@@ -900,7 +997,7 @@ def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, access, imag
 
     def source():
         yield LARGE[: 5 * MiB]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not access.chunks.count_documents({}) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert other.gc(0, image_id)
@@ -915,7 +1012,7 @@ def test_add_that_gc_took_for_dead_publishes_nothing(mongod, store, access, imag
 def test_chunk_that_the_server_lost_is_noticed_before_the_image_is_published(store, access, image_id):
     def source():
         yield LARGE[: 5 * MiB]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         lost = None
         while lost is None and time.monotonic() < deadline:
             record = access.files.find_one({"metadata.storelib.pending": image_id})
@@ -1434,3 +1531,43 @@ def test_two_stores_share_a_database(mongod, store, image_id):
     one, two = store.add(image_id, b"one"), other.add(image_id, b"two")
     assert (read(store, one.uri), read(other, two.uri)) == (b"one", b"two")
     assert {info.uri for info in other.list_images()} == {two.uri}
+
+
+def test_how_many_commands_an_image_takes_has_a_ceiling(mongod, monkeypatch):
+    commands = []
+
+    class Listener(pymongo.monitoring.CommandListener):
+        def started(self, event):
+            commands.append(event.command_name)
+
+        def succeeded(self, event):
+            """It was counted when it began."""
+
+        failed = succeeded
+
+    monkeypatch.setattr(pymongo, "MongoClient", functools.partial(pymongo.MongoClient, event_listeners=[Listener()]))
+    store = open_grid(mongod, mongodb_store_chunk_size=256)
+    # The first one makes the indexes.
+    store.add("counted-first", b"x")
+
+    def taken(function):
+        del commands[:]
+        result = function()
+        return len(commands), result
+
+    count, stored = taken(lambda: store.add("counted", b"x" * 4096))
+    # Its record is made, sealed and published, chunks are sent and counted; twice others of its id are looked for.
+    assert 0 < count <= 7, commands
+    large, _ = taken(lambda: store.add("counted-large", iter([bytes_of(MiB)] * 12)))
+    assert large <= 9, commands
+    for function, ceiling in (
+        (lambda: store.get(stored.uri).data.read(), 2),
+        (lambda: store.get_size(stored.uri), 1),
+        (lambda: store.stat(stored.uri), 1),
+        # The record, then its chunks slice by slice until there are none.
+        (lambda: store.delete(stored.uri), 5),
+    ):
+        count, _ = taken(function)
+        assert 0 < count <= ceiling, commands
+    store.delete(store.find_image("counted-large").uri)
+    store.delete(store.find_image("counted-first").uri)

@@ -285,6 +285,10 @@ def test_short_uri(store, image_id):
     assert store.stat(f"rbd://{image_id}").uri == uri
 
 
+def test_details_have_the_clusters_fsid(ceph, store):
+    assert store.details() == {"fsid": ceph.fsid}
+
+
 def test_namespace(ceph, store, image_id):
     ceph.run("rbd", "namespace", "create", "--pool", "images", "--namespace", "tenant")
     inside, access = open_rbd(ceph, rbd_store_namespace="tenant"), Pool(ceph, "images", "tenant")
@@ -581,6 +585,70 @@ def test_image_deleted_while_it_is_read_is_no_image_of_zeros(store, image_id):
         stream.seek(30 * MiB)
         with pytest.raises(ImageChanged, match="deleted"):
             stream.read()
+
+
+# -- Among many images ----------------------------------------------------------------------------------------
+
+
+def requests_of(monkeypatch, function):
+    """How often ``function()`` asks Ceph to open or list something, and for names."""
+    from storelib.librbd import directory
+    from storelib.librbd.cluster import Connection
+
+    asked, page, opened = [], directory._page, Connection.open
+
+    def paging(*arguments):
+        asked.append(arguments[2:])
+        return page(*arguments)
+
+    def opening(self, name, *arguments, **options):
+        asked.append(name)
+        return opened(self, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_page", paging)
+        patch.setattr(Connection, "open", opening)
+        function()
+    return asked
+
+
+def test_gc_of_one_id_looks_at_no_other_image(ceph, monkeypatch, image_id):
+    asked = []
+    for count in (2, 30):
+        namespace = f"many-{count}"
+        rbd.RBD().namespace_create(Pool(ceph).ioctx, namespace)
+        there = Pool(ceph, namespace=namespace)
+        for number in range(count):
+            rbd.RBD().create(there.ioctx, f"other-{number}", 4 * MiB)
+        store = open_rbd(ceph, rbd_store_namespace=namespace)
+        store.add("dead-not", IMAGE)
+        rbd.RBD().create(there.ioctx, publication.new_name("dead")[0], 4 * MiB)
+
+        def collect(store=store):
+            store.gc(0, "dead")
+            assert store.find_image("dead") is None
+
+        asked.append([each if isinstance(each, tuple) else "open" for each in requests_of(monkeypatch, collect)])
+    assert asked[0] == asked[1]
+
+
+def test_names_of_a_pool_are_found_by_how_they_begin(ceph, monkeypatch):
+    from storelib.librbd import directory
+
+    rbd.RBD().namespace_create(Pool(ceph).ioctx, "names")
+    there = Pool(ceph, namespace="names")
+    connection = open_rbd(ceph, rbd_store_namespace="names").cluster.get()
+    assert list(directory.names(connection, "")) == []
+    made = sorted(["a", "b-1", "b-10", "b-2", "b", "bé", "c"])
+    for name in made:
+        rbd.RBD().create(there.ioctx, name, MiB)
+    monkeypatch.setattr(directory, "_PAGE", 2)
+    assert sorted(directory.names(connection, "")) == made
+    assert set(directory.names(connection, "b-1")) == {"b-1", "b-10"}
+    for name in made:
+        with there.open(name) as image:
+            assert directory.id_at(connection, name) == image.id()
+    assert directory.id_at(connection, "b-") is None
 
 
 # -- Adds that are alive, and gc of others --------------------------------------------------------------------

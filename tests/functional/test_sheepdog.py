@@ -905,10 +905,10 @@ def test_delete_that_did_nothing_is_an_error(cluster, image_id):
 @stand_in_only
 def test_image_deleted_by_half_is_no_image_of_zeros(cluster, image_id):
     """Dog takes away the data, then the name; one that is killed in between leaves a vdi that reads as zeros."""
-    store = open_sheepdog(cluster, sheepdog_store_timeout=2)
+    store = open_sheepdog(cluster)
     uri = store.add(image_id, b"some bytes").uri
     with switched(cluster, "deleting"), pytest.raises(TransferTimeout):
-        store.delete(uri)
+        open_sheepdog(cluster, sheepdog_store_timeout=2).delete(uri)
     assert cluster.run("read", image_id)[1] == bytes(10)
     with pytest.raises(NotFound, match="not deleted to the end"):
         store.get(uri)
@@ -984,7 +984,7 @@ def test_stopped_daemon_is_a_timeout_and_leaves_no_process(cluster, image_id, op
     started = time.monotonic()
     with switched(cluster, "stopped"), pytest.raises(TransferTimeout, match="sheepdog_store_timeout"):
         OPERATIONS[operation](store, uri)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert [each for each in children() if each not in older] == []
 
 
@@ -1047,7 +1047,7 @@ def test_add_that_lost_its_daemon_publishes_nothing(cluster, image_id, switch, e
     cluster.switch(switch, on=False)
     assert not cluster.run("list", "-r", image_id)[1]
     # What could not be removed then, gc removes now.
-    assert {item.image_id for item in store.gc(0, prefix=image_id)} == {image_id}
+    assert {item.image_id for item in open_sheepdog(cluster).gc(0, prefix=image_id)} == {image_id}
     assert not leftovers(cluster, image_id)
 
 
@@ -1085,6 +1085,14 @@ def test_check_names_the_options_that_may_help(cluster, switch, options):
     with switched(cluster, switch), pytest.raises(RemoteServiceUnavailable, match=", ".join(words) + "$"):
         store.check()
     store.gc(0, prefix="storelib-check-")
+
+
+@stand_in_only
+def test_gc_of_one_id_is_one_list(cluster, store, image_id):
+    store.add(f"{image_id}-other", b"data")
+    cluster.forget_calls()
+    assert store.gc(0, prefix=f"{image_id}-dead") == []
+    assert [call[1] for call in cluster.calls()] == ["list"]
 
 
 @stand_in_only

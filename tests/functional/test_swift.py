@@ -42,7 +42,23 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
-from storelib.testing.conformance import BackendAccess, FaultyLine, StoreConformance, model
+from storelib.testing.conformance import (
+    Adding,
+    BackendAccess,
+    Calling,
+    Capable,
+    Copying,
+    Failing,
+    FaultyLine,
+    Keeping,
+    Modelled,
+    Naming,
+    Networking,
+    NetworkingWhenAdding,
+    Reading,
+    StoreConformance,
+    model,
+)
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Stall
 
 KiB, MiB = 1024, 1024 * 1024
@@ -242,6 +258,8 @@ class TestConformanceWithContainers(StoreConformance):
     """A container for each image, Keystone, an account from a reference file, a second storage policy."""
 
     many_images = 30
+    # Of what does not depend on tokens and containers TestConformance has more.
+    sample = True
     capabilities = OWN
     # The class after this has it; here each look at the list would be a request for each image.
     not_applicable = frozenset({"test_store_behaves_like_a_dict"})
@@ -259,10 +277,14 @@ class TestConformanceWithContainers(StoreConformance):
         return Access(account_of(cloud, keystone, "demo"), own=True)
 
 
-class TestConformanceOfTenants(StoreConformance):
-    """Each user's images in the user's own account."""
+class TestConformanceOfTenants(
+    NetworkingWhenAdding, Networking, Modelled, Capable, Naming, Copying, Keeping, Calling, Failing, Reading, Adding
+):
+    """Each user's images in the user's own account. How they are published there, and all that follows from it, is
+    what TestConformanceWithContainers has."""
 
     capabilities = MULTI
+    sample = True
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -282,6 +304,7 @@ class TestConformanceOfRadosgw(StoreConformance):
     """Ceph's, with segments in a container of their own and images in several."""
 
     many_images = 30
+    sample = True
     capabilities = PLAIN
 
     @pytest.fixture(scope="class")
@@ -911,8 +934,9 @@ def test_temporary_url_works_for_a_while(swift, account, container, small_parts)
     time.sleep(2.1)
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(soon, timeout=30)
-    with pytest.raises(Invalid):
-        store.presign(uri, -5)
+    for seconds in (-5, 0, float("nan"), float("inf")):
+        with pytest.raises(Invalid):
+            store.presign(uri, seconds)
 
 
 def test_access_control_lists_open_and_close_an_images_container(swift, account, small_parts):

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 
 import pytest
 from pyVmomi import vim
@@ -17,7 +18,8 @@ from servers.vcenter import FIRST, NESTED, PLAIN, SECOND, Vcenter
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests
-from storelib.drivers.vmware import VmwareStore, datastores, publication, session
+from storelib.drivers.vmware import VmwareStore, publication
+from storelib.drivers.vmware import vcenter as backend
 from storelib.drivers.vmware.errors import HttpError
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -39,6 +41,8 @@ from storelib.testing.faults import Cut, Far, FaultyProxy, Reset, Stall
 from storelib.transfer.http.server import FileUpload
 
 KiB, MiB = 1024, 1024 * 1024
+#: Refused at the end only: no question before the body has told so.
+EMPTY = b""
 SMALL = hashlib.shake_128(b"small").digest(300_000)
 #: Sent as a stream.
 LARGE = hashlib.shake_128(b"large").digest(9 * MiB + 77)
@@ -131,6 +135,7 @@ class TestSeveralDatacenters(StoreConformance):
     capabilities = ALL
     many_images = 50
     sequences = 2
+    sample = True
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -260,7 +265,7 @@ def test_put_that_is_refused_for_want_of_a_session_is_sent_again(vcenter, store,
 
 
 def test_session_is_kept_alive_by_a_long_put(vcenter, store, image_id, monkeypatch):
-    monkeypatch.setattr(session, "_KEEP_ALIVE", 0.0)
+    monkeypatch.setattr(backend, "_KEEP_ALIVE", 0.0)
     seen = []
 
     def note():
@@ -279,7 +284,7 @@ def test_session_is_kept_alive_by_a_long_put(vcenter, store, image_id, monkeypat
 
 def test_error_page_is_never_an_image(vcenter, store, image_id):
     uri = store.add(image_id, LARGE).uri
-    for status, error in ((401, Forbidden), (403, Forbidden), (200, StoreError), (302, StoreError), (404, NotFound)):
+    for status, error in ((401, Forbidden), (403, Forbidden), (200, StoreError), (302, StoreError)):
         vcenter.control("refuse", method="GET", status=status, count=9)
         with pytest.raises(error) as caught:
             read(open_vmware(vcenter, transfer_retries=0), uri)
@@ -288,6 +293,22 @@ def test_error_page_is_never_an_image(vcenter, store, image_id):
     assert store.get_size(uri) == len(LARGE)
     vcenter.control("refuse", method="GET", count=0, status=0)
     assert read(store, uri) == LARGE
+
+
+def test_image_is_not_there_only_where_its_datastore_says_so(vcenter, image_id):
+    """A proxy that has lost its vCenter says of every image that there is none."""
+    store = open_vmware(vcenter, transfer_retries=0)
+    uri = store.add(image_id, SMALL).uri
+    vcenter.control("refuse", method="GET", status=404, count=1)
+    with pytest.raises(RemoteServiceUnavailable) as caught:
+        read(store, uri)
+    assert caught.value.transient
+    vcenter.control("refuse", method="HEAD", status=404, count=1)
+    assert store.get_size(uri) == len(SMALL)
+    store.delete(uri)
+    for ask in (store.get, store.get_size):
+        with pytest.raises(NotFound):
+            ask(uri)
 
 
 def test_error_page_in_the_middle_is_no_part_of_an_image(vcenter, image_id, proxy):
@@ -301,7 +322,7 @@ def test_error_page_in_the_middle_is_no_part_of_an_image(vcenter, image_id, prox
     assert first == LARGE[:MiB]
 
 
-@pytest.mark.parametrize("data", ["SMALL", "LARGE"])
+@pytest.mark.parametrize("data", ["EMPTY", "SMALL", "LARGE"])
 @pytest.mark.parametrize("status", [200, 403, 503])
 def test_error_page_is_never_success(vcenter, access, image_id, data, status):
     """Whatever a proxy answers to a PUT, there is a whole image afterwards, or an error and nothing."""
@@ -441,7 +462,7 @@ def test_datastore_that_is_not_there_is_a_mistake_of_the_configuration(vcenter, 
 def test_copy_whose_end_is_not_told_is_no_duplicate(store, access, image_id, monkeypatch):
     """A proxy that has lost its vCenter answers a call with 404, which is not about the file."""
     uri = store.add(image_id, SMALL).uri
-    plain = datastores.Datastores._run
+    plain = backend.Datastores._run
 
     def run(self, start, target, allowance=0.0):
         result = plain(self, start, target, allowance)
@@ -449,7 +470,7 @@ def test_copy_whose_end_is_not_told_is_no_duplicate(store, access, image_id, mon
             raise HttpError("POST", 404)
         return result
 
-    monkeypatch.setattr(datastores.Datastores, "_run", run)
+    monkeypatch.setattr(backend.Datastores, "_run", run)
     with pytest.raises(RemoteServiceUnavailable):
         copy(store, f"{image_id}-2", uri)
     assert access.residue(image_id) == {image_id}
@@ -457,17 +478,17 @@ def test_copy_whose_end_is_not_told_is_no_duplicate(store, access, image_id, mon
 
 def test_datastore_that_was_mounted_anew_is_found_again(vcenter, image_id, monkeypatch):
     """It is another object to vCenter."""
-    monkeypatch.setattr(datastores, "FRESH", 0.0)
+    monkeypatch.setattr(backend, "FRESH", 0.0)
     store = open_vmware(vcenter)
     [target] = store.datastores.targets
-    gone = datastores.Handles(*(type(each)("gone", each._stub) for each in store.datastores.handles(target)))
+    gone = backend.Handles(*(type(each)("gone", each._stub) for each in store.datastores.handles(target)))
     for ask in (lambda: store.add(image_id, SMALL), store.check):
         store.datastores._handles[target] = gone
         ask()
 
 
 def test_datastore_with_most_weight_is_taken_unless_it_is_in_maintenance(vcenter, image_id, monkeypatch):
-    monkeypatch.setattr(datastores, "FRESH", 0.0)
+    monkeypatch.setattr(backend, "FRESH", 0.0)
     store = open_vmware(vcenter, f"{PLAIN}:{FIRST}:1", f"{NESTED}:{SECOND}:7", f"{PLAIN}:{SECOND}:5")
     assert store.add(f"{image_id}-1", SMALL).uri.endswith("?dcPath=F0%2FDC1&dsName=LocalDS_1")
     with vcenter.maintenance(NESTED, SECOND):
@@ -484,6 +505,18 @@ def test_store_whose_only_datastore_is_in_maintenance_cannot_add(vcenter, image_
     store = open_vmware(vcenter, f"{PLAIN}:{SECOND}")
     with vcenter.maintenance(PLAIN, SECOND), pytest.raises(RemoteServiceUnavailable, match="maintenance"):
         store.add(image_id, SMALL)
+
+
+@pytest.mark.parametrize("data", [b"", SMALL], ids=["refused at the end", "refused at the beginning"])
+def test_add_that_failed_has_the_next_one_ask_for_room(vcenter, image_id, data):
+    """The datastore it chose may be full, away or in maintenance by now."""
+    store = open_vmware(vcenter, f"{NESTED}:{SECOND}:7", f"{PLAIN}:{SECOND}:5", transfer_retries=0)
+    store.check()
+    with vcenter.maintenance(NESTED, SECOND):
+        vcenter.control("refuse", method="PUT", status=503, count=1)
+        with pytest.raises(RemoteServiceUnavailable):
+            store.add(image_id, data)
+        assert store.add(image_id, data).uri.endswith("?dcPath=DC0&dsName=LocalDS_1")
 
 
 def test_room_is_asked_for_once_for_many_adds(vcenter, image_id):
@@ -661,15 +694,33 @@ def test_leftover_of_a_long_id_is_found_as_far_as_it_is_known(vcenter, store):
     assert found.image_id is None
 
 
+def test_leftover_whose_time_is_not_told_is_only_old_enough_for_gc_of_all(vcenter, image_id, monkeypatch):
+    plain = backend._file
+
+    def timeless(info):
+        info.modification = None
+        return plain(info)
+
+    monkeypatch.setattr(backend, "_file", timeless)
+    store = open_vmware(vcenter)
+    writer = store.open_writer(image_id, None, None)
+    writer.reserve(0)
+    writer.close()
+    other = open_vmware(vcenter)
+    assert not other.gc(1, prefix=image_id)
+    del writer
+    assert len(other.gc(0, prefix=image_id)) == 1
+
+
 def test_what_was_sent_before_keeps_no_image_from_being_published(store, access, image_id, proxy, vcenter, monkeypatch):
-    plain = datastores.Datastores.delete
+    plain = backend.Datastores.delete
 
     def delete(self, target, names):
         if publication.UPLOADS in names:
             raise vim.fault.FileLocked()
         plain(self, target, names)
 
-    monkeypatch.setattr(datastores.Datastores, "delete", delete)
+    monkeypatch.setattr(backend.Datastores, "delete", delete)
     proxy.plan(Reset(after=100_000, direction="up"))
     uri = through(vcenter, proxy).add(image_id, SMALL).uri
     assert access.read(image_id) == SMALL
@@ -680,14 +731,14 @@ def test_what_was_sent_before_keeps_no_image_from_being_published(store, access,
 
 
 def test_failed_add_is_removed_once_the_datastore_is_no_longer_busy(store, access, image_id, monkeypatch):
-    plain, failures = datastores.Datastores.delete, [vim.fault.TaskInProgress()]
+    plain, failures = backend.Datastores.delete, [vim.fault.TaskInProgress()]
 
     def delete(self, target, names):
         if failures:
             raise failures.pop()
         plain(self, target, names)
 
-    monkeypatch.setattr(datastores.Datastores, "delete", delete)
+    monkeypatch.setattr(backend.Datastores, "delete", delete)
     with pytest.raises(ZeroDivisionError):
         store.add(image_id, in_between(LARGE, 5 * MiB, lambda: 1 / 0))
     assert not failures
@@ -728,20 +779,74 @@ def test_image_that_is_replaced_while_it_is_read_is_noticed(store, access, image
 
 
 def test_young_image_is_not_taken_up_again_where_times_have_no_fractions(store, image_id, monkeypatch):
-    plain = datastores._file
+    plain = backend._file
 
     def coarse(info):
         info.modification = info.modification.replace(microsecond=0)
         return plain(info)
 
     uri = store.add(image_id, LARGE).uri
-    monkeypatch.setattr(datastores, "_file", coarse)
+    monkeypatch.setattr(backend, "_file", coarse)
     with store.get(uri).data as stream:
         assert stream.read(10) == LARGE[:10]
         stream.seek(3 * MiB)
         with pytest.raises(IncompleteRead):
             stream.read(10)
     assert read(store, uri) == LARGE
+
+
+@pytest.fixture
+def same_time(monkeypatch):
+    """Times have no fractions, and all that is written is written in one second."""
+    plain = backend._file
+
+    def coarse(info):
+        info.modification = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        return plain(info)
+
+    monkeypatch.setattr(backend, "_file", coarse)
+
+
+def overtake(monkeypatch, other, image_id, data):
+    """The next request to move a file gets lost, and meanwhile another add publishes the image."""
+    plain = backend.Datastores.move
+
+    def move(self, target, source, names):
+        monkeypatch.setattr(backend.Datastores, "move", plain)
+        other.add(image_id, data)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(backend.Datastores, "move", move)
+
+
+@pytest.mark.usefixtures("same_time")
+@pytest.mark.parametrize(("retries", "error"), [(0, RemoteServiceUnavailable), (1, Duplicate)])
+def test_image_of_another_add_is_told_from_its_own_by_what_was_moved(
+    vcenter, store, access, image_id, monkeypatch, retries, error
+):
+    overtake(monkeypatch, store, image_id, SMALL[::-1])
+    with pytest.raises(error):
+        open_vmware(vcenter, transfer_retries=retries).add(image_id, SMALL)
+    assert access.read(image_id) == SMALL[::-1]
+    assert access.residue(image_id) == {image_id}
+
+
+@pytest.mark.usefixtures("same_time")
+def test_image_of_another_add_stays_where_taking_back_is_done_again(vcenter, store, access, image_id, monkeypatch):
+    """The answer to the removal of the temporary file gets lost, so that nothing is left to tell them by."""
+    overtake(monkeypatch, store, image_id, SMALL[::-1])
+    plain, failures = backend.Datastores.delete, [ConnectionResetError()]
+
+    def delete(self, target, names):
+        plain(self, target, names)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(backend.Datastores, "delete", delete)
+    with pytest.raises(Duplicate):
+        open_vmware(vcenter).add(image_id, SMALL)
+    assert not failures
+    assert access.read(image_id) == SMALL[::-1]
 
 
 def test_image_of_a_moment_ago_is_read_with_one_request(vcenter, store, image_id):
@@ -756,15 +861,15 @@ def test_image_of_a_moment_ago_is_read_with_one_request(vcenter, store, image_id
 def test_task_that_never_ends_is_given_up(vcenter, image_id, monkeypatch):
     store = open_vmware(vcenter, transfer_timeout=0.5, transfer_retries=0)
     uri = store.add(image_id, SMALL).uri
-    plain, cancelled = session.Session.properties, []
-    monkeypatch.setattr(session.Session, "_cancel", lambda self, task: cancelled.append(task))
+    plain, cancelled = backend.Session.properties, []
+    monkeypatch.setattr(backend.Session, "_cancel", lambda self, task: cancelled.append(task))
 
     def properties(self, objects, *paths):
         told = plain(self, objects, *paths)
-        delete = paths == session._OF_TASK and told[0]["info.state"] == "success" and not told[0].get("info.result")
+        delete = paths == backend._OF_TASK and told[0]["info.state"] == "success" and not told[0].get("info.result")
         return [{"info.state": "running"}] if delete else told
 
-    monkeypatch.setattr(session.Session, "properties", properties)
+    monkeypatch.setattr(backend.Session, "properties", properties)
     with pytest.raises((TransferTimeout, RemoteServiceUnavailable)):
         store.delete(uri)
 
@@ -827,9 +932,9 @@ def test_read_over_a_bad_line_goes_on(vcenter, store, proxy, image_id, kind, aft
     assert read(through(vcenter, proxy), uri) == LARGE
 
 
-@pytest.mark.parametrize(("seconds", "side_by_side"), [(0.0, 2), (0.01, 4)])
-def test_image_is_read_in_ranges_side_by_side(vcenter, store, access, proxy, image_id, seconds, side_by_side):
-    """Two from a vCenter that is near, more from one that is far away."""
+@pytest.mark.parametrize(("seconds", "side_by_side"), [(0.0, 1), (0.01, 4)])
+def test_image_from_far_away_is_read_in_ranges(vcenter, store, access, proxy, image_id, seconds, side_by_side):
+    """From a vCenter nearby it is one stream."""
     data = hashlib.shake_128(b"far").digest(40 * MiB)
     uri = store.add(image_id, data).uri.replace(f":{vcenter.port}", f":{proxy.address[1]}")
     # Of one that was added just now, the datastore would be asked as well.

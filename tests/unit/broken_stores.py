@@ -54,6 +54,8 @@ from storelib.testing.conformance import FaultyLine, StoreConformance
 from storelib.testing.faults import FaultyProxy
 from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
 
+#: Seconds that a thread is left running: longer than any test looks for it.
+STAYS = 60
 #: Every broken store and the test that must fail on it.
 BROKEN: list[tuple[type[Store[Any]], str]] = []
 
@@ -428,7 +430,7 @@ class SharesMetadata(Faulty):
 @rejected_by("test_no_thread_is_left")
 class LeavesThreads(Faulty):
     def add(self, *arguments, **options):
-        threading.Thread(target=time.sleep, args=(3,), daemon=True, name="left").start()
+        threading.Thread(target=time.sleep, args=(STAYS,), daemon=True, name="left").start()
         return super().add(*arguments, **options)
 
 
@@ -765,7 +767,7 @@ class NeverClosesItsReader(Faulty):
 @rejected_by("test_stream_leaves_no_thread")
 class LeavesReadingThreads(Faulty):
     def open_reader(self, location, offset, length, context):
-        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+        threading.Thread(target=time.sleep, args=(STAYS,), daemon=True, name="left").start()
         return super().open_reader(location, offset, length, context)
 
 
@@ -1957,7 +1959,7 @@ class LeavesADescriptorForEachAdd(Leaky):
 @rejected_by("test_adding_leaves_nothing_open")
 class LeavesAThreadForEachAdd(Faulty):
     def open_writer(self, *arguments):
-        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+        threading.Thread(target=time.sleep, args=(STAYS,), daemon=True, name="left").start()
         return super().open_writer(*arguments)
 
 
@@ -1970,7 +1972,7 @@ class ConnectsWhenConfigured(Leaky):
 @rejected_by("test_configuring_opens_nothing")
 class StartsAThreadWhenConfigured(Faulty):
     def configure_get(self):
-        threading.Thread(target=time.sleep, args=(2,), daemon=True, name="left").start()
+        threading.Thread(target=time.sleep, args=(STAYS,), daemon=True, name="left").start()
 
 
 @rejected_by("test_memory_of_a_process_is_bounded")
@@ -2583,7 +2585,7 @@ class LeaksPerListThatIsDropped(InAFile):
 @rejected_by("test_listing_leaves_nothing_open")
 class StartsAThreadPerList(InAFile):
     def images(self):
-        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        threading.Thread(target=time.sleep, args=(STAYS,), daemon=True).start()
         return super().images()
 
 

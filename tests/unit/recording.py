@@ -110,7 +110,7 @@ def image_of(store: MemoryStore, image_id: str) -> bytes | None:
     return None if image is None else image.data
 
 
-def eventually(predicate: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(predicate: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Whether ``predicate`` becomes true in time."""
     end = time.monotonic() + seconds
     while not predicate():

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the cinder driver makes of its configuration, of answers and of what is in volumes, without any server."""
 
-import os
-import socket
+import json
+import ssl
 import types
+import urllib.parse
 
+import keystoneauth1.exceptions
 import pytest
+import requests
+from cinder_user import OTHER, USER, VOLUME
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scripted_server import ScriptedServer
+from urllib3.exceptions import MaxRetryError
 
 from storelib.capabilities import Capability
 from storelib.drivers.cinder import CinderStore, publication
-from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.attachments import Holds, Note
+from storelib.drivers.cinder.service import Api, Volume
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -24,16 +29,9 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
+from storelib.transfer.http.keystone import error_of_keystone
 from storelib.transfer.retry import mapped
 
-VOLUME = "33c6949d-91db-484c-8be2-5c3d62d05560"
-OTHER = "64a60dc0-2de2-4f0f-a2be-a5ffb8c38e7a"
-USER = {
-    "cinder_store_auth_address": "https://keystone:5000",
-    "cinder_store_user_name": "images",
-    "cinder_store_password": "hunter2",
-    "cinder_store_project_name": "service",
-}
 APPLICATION = {
     "cinder_store_auth_address": "https://keystone:5000/v3",
     "cinder_store_application_credential_id": "id",
@@ -128,10 +126,82 @@ def test_volume_of_another_store_is_refused():
         store.locate(f"cinder://slow/{VOLUME}")
 
 
-@pytest.mark.parametrize("info", [{"driver_volume_type": "iscsi"}, {"driver_volume_type": "rbd", "encrypted": True}])
-def test_volumes_that_are_not_plain_ones_in_ceph_are_refused(info):
+@pytest.mark.parametrize("kind", ["iscsi", "rbd", "nfs"])
+def test_encrypted_volumes_are_refused(kind):
+    info = {"driver_volume_type": kind, "encrypted": True}
     with pytest.raises(OperationNotSupported, match="cinder_volume_type"):
-        cinder(**USER).service.disks.open(info, read_only=True)
+        cinder(**USER).service.connectors.connect(info, VOLUME, print)
+
+
+# -- Keystone and connections ---------------------------------------------------------------------------------------
+
+
+def answering(status, body=b"", headers=b""):
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n" % (
+        status,
+        len(body),
+        headers,
+    )
+    return ScriptedServer(lambda request: head + body)
+
+
+TOKEN = b"X-Subject-Token: token\r\n"
+PLACE = b'{"token": {"expires_at": "2099-01-01T00:00:00Z", "catalog": [{"type": "volumev3", "endpoints": %b}]}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "told"),
+    [
+        (b"201 Created", b"", b'{"token": {}}', "makes no sense"),
+        (b"201 Created", TOKEN, b'{"token": {}}', "makes no sense"),
+        (b"201 Created", TOKEN, b'{"token": null}', "makes no sense"),
+        (b"201 Created", TOKEN, b'{"token": {"expires_at": "soon"}}', "makes no sense"),
+        (b"201 Created", TOKEN, PLACE % b'[{"interface": "public", "region": "r", "url": 7}]', "makes no sense"),
+        (b"201 Created", TOKEN, b"[]", "cinder_store_auth_address"),
+        (b"200 OK", b"", b"<html>", "cinder_store_auth_address"),
+        (b"302 Found", b"Location: http://127.0.0.1:9/\r\n", b"", "cinder_store_auth_address"),
+        (b"503 Service Unavailable", b"", b"<html>", "no answer from Cinder or Keystone"),
+    ],
+)
+def test_what_is_no_token_is_an_error_of_storelib(status, headers, body, told):
+    with answering(status, body, headers) as server:
+        store = cinder(**{**USER, "cinder_store_auth_address": server.url}, transfer_retries=0)
+        with pytest.raises(RemoteServiceUnavailable, match=told):
+            store.get_size(f"cinder://{VOLUME}")
+
+
+@pytest.mark.parametrize(
+    ("cause", "transient"),
+    [(ssl.SSLCertVerificationError("self-signed"), False), (ssl.SSLEOFError("EOF occurred"), True)],
+)
+def test_certificate_that_is_not_trusted_is_told_at_once_with_the_option(cause, transient):
+    """keystoneauth has one error for it and for connections that are cut early."""
+
+    def call():
+        try:
+            raise requests.exceptions.SSLError(MaxRetryError(None, "/", cause))
+        except requests.exceptions.SSLError:
+            raise keystoneauth1.exceptions.SSLError("SSL exception")
+
+    found = error_of(call)
+    assert type(found) is RemoteServiceUnavailable
+    assert found.transient is transient
+    assert ("cinder_ca_certificates_file" in str(found)) is not transient
+    with pytest.raises(keystoneauth1.exceptions.SSLError) as caught:
+        call()
+    assert error_of_keystone(caught.value, "subject", "swift").transient is transient
+
+
+def test_requests_share_connections_and_no_token(tmp_path):
+    """One for each request stayed open until Python came round to it."""
+    with answering(b"200 OK", json.dumps({"volume": FOUND["volume"]}).encode()) as server:
+        store = cinder(cinder_endpoint_template=f"{server.url}/v3/%(project_id)s", cinder_state_path=str(tmp_path))
+        for number in range(5):
+            context = types.SimpleNamespace(auth_token=f"token-{number}", project_id="p")
+            with pytest.raises(NotFound):
+                store.get_size(f"cinder://{VOLUME}", context=context)
+        assert server.connections == 1
+        assert [each.headers["x-auth-token"] for each in server.requests] == [f"token-{n}" for n in range(5)]
 
 
 # -- What is in a volume --------------------------------------------------------------------------------------------
@@ -160,6 +230,21 @@ def test_volume_of_glance_store_is_an_image():
     assert shelf.holds(found)
     assert not shelf.is_own(found), "gc would take it for its own"
     assert not publication.Shelf("fast", "single").holds(found)
+
+
+@pytest.mark.parametrize("metadata", [{"image_owner": "p"}, {"image_owner": "p", "glance_image_id": "id"}])
+def test_volume_that_cinder_itself_made_an_image_is_one_as_a_whole(metadata):
+    """With image_upload_use_cinder_backend: of what glance_store is writing the size is there first."""
+    location = publication.CinderLocation.parse(f"cinder://{VOLUME}")
+    shelf = publication.Shelf("fast", "shared")
+
+    def look(**more):
+        return shelf.image(types.SimpleNamespace(volume=lambda volume_id: volume(metadata, size=3, **more)), location)
+
+    assert publication.size_of(look()) == 3 << 30
+    for other in ({"status": "creating"}, {"status": "deleting"}, {"volume_type": "single"}):
+        with pytest.raises(NotFound):
+            look(**other)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +328,11 @@ def api(*answers):
         ((409, {"conflictingRequest": {"message": "no"}}), RemoteServiceUnavailable, True),
         ((500, {"computeFault": {"message": "oops"}}), RemoteServiceUnavailable, True),
         ((503, None), RemoteServiceUnavailable, True),
+        # As gateways say it.
+        ((503, {"error": "upstream"}), RemoteServiceUnavailable, True),
+        ((409, ["a"]), RemoteServiceUnavailable, True),
+        ((401, {"error": "expired"}), Forbidden, False),
+        ((403, {"error": None}), Forbidden, False),
         ((200, None), RemoteServiceUnavailable, True),
         ((200, {"volume": []}), RemoteServiceUnavailable, True),
         ((200, {"volume": {**FOUND["volume"], "id": "../../etc"}}), RemoteServiceUnavailable, True),
@@ -268,6 +358,34 @@ def test_volume_is_read():
     found = api((200, FOUND)).volume(VOLUME)
     assert (found.id, found.status, found.size, found.type) == (VOLUME, "available", 1, "shared")
     assert found.created == found.updated == 1795877009.713558
+
+
+def test_the_type_of_volumes_that_name_none_is_asked_for_by_its_name():
+    asked = api((200, {"volume_type": {"id": OTHER, "name": "shared"}}), (200, {"volume_type": {"id": OTHER}}))
+    assert asked.default_type() == "shared"
+    assert asked.default_type() is None
+
+
+def test_only_volumes_that_are_no_images_yet_are_asked_for_to_find_leftovers():
+    shelf = publication.Shelf("fast", None)
+    metadata = {
+        **publication.id_entries("image"),
+        publication.STORE: "fast",
+        publication.STATE: publication.WRITING,
+    }
+    told = [{**FOUND["volume"], "id": VOLUME, "metadata": metadata}, {**FOUND["volume"], "id": OTHER}]
+    # Some Cinders ignore the filter.
+    asked = api((200, {"volumes": told}), (200, {"volumes": told}))
+    assert [each.id for each in shelf.unfinished(asked)] == [VOLUME]
+    filters = [urllib.parse.parse_qs(path.partition("?")[2])["metadata"] for _, path in asked._client.asked]
+    assert filters == [[str({publication.STORE: "fast", publication.STATE: state})] for state in ("writing", "pending")]
+
+
+def test_private_types_are_types():
+    """Administrators are shown public ones only, unless they ask otherwise."""
+    asked = api((200, {"volume_types": [{"id": OTHER, "name": "images"}]}))
+    assert asked.has_type("images")
+    assert asked._client.asked == [("GET", "/types?is_public=None")]
 
 
 def test_missing_type_is_named():
@@ -304,78 +422,3 @@ def test_list_begins_again_when_all_marks_are_gone_and_tells_nothing_twice():
     gone = (400, {"badRequest": {"message": "marker"}})
     asked = api(listed(VOLUME, OTHER), gone, gone, listed(OTHER, more=False))
     assert [each.id for each in asked.volumes()] == [VOLUME, OTHER]
-
-
-# -- Holds ----------------------------------------------------------------------------------------------------------
-
-
-def test_hold_is_alive_until_it_is_let_go(tmp_path):
-    holds = Holds(str(tmp_path / "state"))
-    assert list(holds.dead()) == []
-    hold = holds.take()
-    hold.note(VOLUME, OTHER, "id")
-    assert Holds(str(tmp_path / "state")).is_alive(hold.token)
-    assert list(holds.dead()) == []
-    token = hold.token
-    del hold
-    assert holds.is_alive(token) is False
-    assert [found for found, _ in holds.dead()] == [token]
-    assert holds.notes(token) == [Note(VOLUME, OTHER, "id")]
-    holds.forget(token)
-    assert holds.is_alive(token) is None
-
-
-def test_released_hold_leaves_nothing(tmp_path):
-    holds = Holds(str(tmp_path))
-    hold = holds.take()
-    hold.release()
-    hold.release()
-    assert os.listdir(tmp_path) == []
-
-
-def test_hold_of_the_parent_does_not_live_in_a_child(tmp_path):
-    holds = Holds(str(tmp_path))
-    hold = holds.take()
-    hold.note(VOLUME, OTHER, "id")
-    there, here = socket.socketpair()
-    child = os.fork()
-    if not child:
-        here.close()
-        there.send(b"I am")
-        there.recv(1)
-        os._exit(0)
-    there.close()
-    try:
-        here.recv(4)
-        hold.drop()
-        assert holds.is_alive(hold.token) is False
-    finally:
-        here.close()
-        os.waitpid(child, 0)
-
-
-def test_hold_without_an_attachment_leaves_nothing(tmp_path):
-    hold = Holds(str(tmp_path)).take()
-    assert len(os.listdir(tmp_path)) == 1
-    del hold
-    assert os.listdir(tmp_path) == []
-
-
-def test_note_that_was_cut_short_is_none(tmp_path):
-    holds = Holds(str(tmp_path))
-    hold = holds.take()
-    hold.note(VOLUME, OTHER, "id")
-    with open(tmp_path / hold.token, "a") as file:
-        file.write('["half')
-    assert holds.notes(hold.token) == [Note(VOLUME, OTHER, "id")]
-
-
-@pytest.mark.parametrize("token", ["", "../../etc/passwd", "x" * 32, "0" * 31])
-def test_token_of_somebody_else_is_no_path(tmp_path, token):
-    assert Holds(str(tmp_path)).is_alive(token) is None
-
-
-def test_state_path_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(BadStoreConfiguration, match="cinder_state_path"):
-        Holds(str(tmp_path / "file" / "x")).take()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from oslo_config import cfg, generator
 
-from storelib.config import list_opts, load_file, register_opts
+from storelib.config import Configuration, list_opts, load_file, register_opts
 from storelib.exceptions import BadStoreConfiguration
+from storelib.option_types import Names
 from storelib.plugins import driver_classes
 from storelib.registry import Registry, open_store
+from storelib.testing.memory import MemoryStore
 
 
 def load_file_of(tmp_path: Path, text: str) -> cfg.ConfigOpts:
@@ -223,6 +225,34 @@ def test_a_group_that_looks_like_a_store_but_is_not_listed_is_warned_of(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "group", "meant"),
+    [
+        ("[storelib]\nstores = archive:memory\n[archvie]\nread_only = true\n", "archvie", "archive"),
+        ("[storlib]\nstores = memory\n", "storlib", "storelib"),
+    ],
+)
+def test_a_misspelled_group_is_warned_of_whatever_it_sets(tmp_path, caplog, text, group, meant):
+    with caplog.at_level(logging.WARNING):
+        (tmp_path / "storelib.ini").write_text(text)
+        Configuration(load_file(tmp_path / "storelib.ini")).check_names({})
+    assert f"group [{group}] has options of a store" in caplog.text
+    assert f"did you mean {meant}?" in caplog.text
+
+
+def test_an_option_that_is_set_twice_is_warned_of(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        registry(tmp_path, "[storelib]\nstores = fast:memory\n[fast]\nweight = 1\n[FAST]\nweight = 2\n")
+    assert "storelib.ini, line 6): line 4 sets it, too, and of both the later one counts" in caplog.text
+
+
+def test_an_option_that_may_be_repeated_is_not_warned_of(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        directories = "".join(f"filesystem_store_datadirs = {tmp_path / name}\n" for name in ("a", "b"))
+        registry(tmp_path, f"[storelib]\nstores = fast:file\n[fast]\n{directories}")
+    assert "sets it, too" not in caplog.text
+
+
 def test_groups_of_other_programs_are_left_alone(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         registry(tmp_path, "[storelib]\nstores = memory\n[database]\nconnection = sqlite://\n")
@@ -258,6 +288,12 @@ def test_a_binary_file_is_an_error(tmp_path):
     (tmp_path / "disk.qcow2").write_bytes(b"QFI\xfb\x00\x00")
     with pytest.raises(BadStoreConfiguration, match="not text in UTF-8"):
         load_file(tmp_path / "disk.qcow2")
+
+
+def test_a_byte_order_mark_is_named(tmp_path):
+    (tmp_path / "storelib.ini").write_text("[storelib]\nstores = memory\n", encoding="utf-8-sig")
+    with pytest.raises(BadStoreConfiguration, match=r"storelib\.ini begins with a byte order mark"):
+        load_file(tmp_path / "storelib.ini")
 
 
 def test_a_reference_to_an_option_that_does_not_exist_is_an_error(tmp_path):
@@ -325,16 +361,62 @@ def test_a_doubled_dollar_sign_is_one(tmp_path):
     assert store.conf.filesystem_store_datadir == str(directory)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN", ""])
 def test_what_is_no_number_is_none(tmp_path, value):
     said = complaint(tmp_path, f"[storelib]\nstores = file\ntransfer_timeout = {value}\n")
     assert "expected a number" in said
 
 
-@pytest.mark.parametrize("value", [float("nan"), "inf"])
+@pytest.mark.parametrize("value", [float("nan"), "inf", ""])
 def test_what_is_no_number_is_none_without_a_file_either(tmp_path, value):
     with pytest.raises(BadStoreConfiguration, match="transfer_timeout"):
         open_store("file", filesystem_store_datadir=tmp_path, transfer_timeout=value)
+
+
+@pytest.mark.parametrize(
+    ("driver", "option"),
+    [
+        ("file", "filesystem_store_datadir"),
+        ("file", "filesystem_store_datadirs"),
+        ("rbd", "rbd_store_ceph_conf"),
+        ("rbd", "rbd_store_pool"),
+        ("s3", "s3_store_cacert"),
+        ("gridfs", "gridfs_store_uri"),
+    ],
+)
+@pytest.mark.parametrize("text", ["/a\0b", "/a\ud800b"])
+def test_what_is_no_text_is_refused_with_the_option(driver, option, text):
+    """It can be in no URI, no path and no name on a server."""
+    with pytest.raises(BadStoreConfiguration, match=option) as caught:
+        open_store(driver, **{option: text})
+    assert str(caught.value).encode()
+
+
+def test_a_null_character_in_a_file_is_refused_with_the_option(tmp_path):
+    said = complaint(tmp_path, "[storelib]\nstores = rbd\nrbd_store_pool = a\0b\n")
+    assert "rbd_store_pool" in said
+    assert "null character" in said
+
+
+def test_a_driver_without_schemes_is_named():
+    class Unfinished(MemoryStore):
+        schemes = ()
+
+    with pytest.raises(BadStoreConfiguration, match="Unfinished has no schemes"):
+        open_store(Unfinished)
+
+
+def test_a_number_without_a_default_may_be_left_empty():
+    options = {"swift_store_auth_address": "https://keystone:5000", "swift_store_user": "a:b", "swift_store_key": "c"}
+    assert open_store("swift", **options, swift_store_delete_after="").conf.swift_store_delete_after is None
+
+
+@pytest.mark.parametrize("option", ["transfer_timeout", "filesystem_store_timeout"])
+def test_more_seconds_than_python_can_wait_for_are_refused(tmp_path, option):
+    with pytest.raises(BadStoreConfiguration, match=option):
+        open_store("file", **{"filesystem_store_datadir": tmp_path, option: 1e10})
+    store = open_store("file", **{"filesystem_store_datadir": tmp_path, option: 1e9})
+    assert store.add("x", [b"1", b"2" * 2**20]).size == 1 + 2**20
 
 
 def test_a_relative_directory_is_in_that_of_the_file(tmp_path, monkeypatch):
@@ -373,3 +455,31 @@ def test_an_absolute_directory_needs_no_current_one(tmp_path, monkeypatch):
     store = open_store("file", filesystem_store_datadir=str(tmp_path / "images"))
     assert store.add("id", b"data").size == 4
     assert registry(tmp_path, f"[storelib]\nstores = file\nfilesystem_store_datadir = {tmp_path}/more\n")["file"]
+
+
+@pytest.mark.parametrize(
+    ("written", "items"),
+    [
+        ("", []),
+        ("[]", []),
+        ("a", ["a"]),
+        ("a, b", ["a", "b"]),
+        ("[a,b]", ["a", "b"]),
+        (" [ a , b ] ", ["a", "b"]),
+        ("['a', \"b\"]", ["a", "b"]),
+        ('"a, b",c', ["a, b", "c"]),
+        ("'a'", ["a"]),
+        ("a,b,", ["a", "b"]),
+        ("a,,b", ["a", "", "b"]),
+        ("[x],[y]", ["[x]", "[y]"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_names_are_written_in_every_usual_way(written, items):
+    assert Names()(written) == items
+
+
+@pytest.mark.parametrize("written", ["'a", '"a", "b', "['a]", "a'b"])
+def test_quotes_of_names_have_to_match(written):
+    with pytest.raises(ValueError, match="quotes"):
+        Names()(written)

@@ -44,7 +44,8 @@ def test_plugin_loads_nothing_of_storelib_but_itself(tmp_path):
             assert "oslo_config" not in sys.modules
             assert "hypothesis.strategies" not in sys.modules
     """
-    assert "1 passed" in run_pytest(tmp_path, source, "-pno:hypothesispytest")
+    # Plugins of others that load much.
+    assert "1 passed" in run_pytest(tmp_path, source, "-pno:hypothesispytest", "-pno:schemathesis")
 
 
 def test_importing_memory_store_needs_no_pytest():
@@ -64,6 +65,17 @@ def test_importing_memory_store_needs_no_pytest():
 def test_what_is_not_promised_is_skipped_or_deselected(tmp_path, settings, outcome):
     said = run_pytest(tmp_path, DRIVER_TEST.format(settings=settings), "-k", "test_acls or test_no_acls")
     assert outcome in said.splitlines()[-1]
+
+
+def test_a_sample_has_every_promise(tmp_path):
+    names = {}
+    for settings in ("sample = False", "sample = True"):
+        said = run_pytest(tmp_path, DRIVER_TEST.format(settings=settings), "--collect-only")
+        names[settings] = [line.partition("::test_")[2] for line in said.splitlines() if "::test_" in line]
+    everything, sample = names.values()
+    assert {name.partition("[")[0] for name in sample} == {name.partition("[")[0] for name in everything}
+    assert set(sample) < set(everything)
+    assert len(sample) < 0.7 * len(everything)
 
 
 def test_store_that_can_do_less_than_expected_is_rejected(tmp_path):

@@ -31,6 +31,11 @@ class Run:
         # Nobody reads the tracebacks; without a terminal there is no option for it.
         config.option.tbstyle = "native"
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_ignore_collect(self, collection_path):
+        # pytest asks for each file of the directory, of which there are hundreds.
+        return collection_path not in (SUITE, SUITE.parent)
+
     def pytest_pycollect_makeitem(self, name):
         return [] if name.startswith("test_") and name not in self._promises else None
 
@@ -42,10 +47,14 @@ class Run:
             self.kept.add(name)
 
 
-def run(store_class, promises, **options):
-    run = Run(open_store(store_class, **options), promises)
-    quiet = ["--capture=no", "-pno:terminal", "-pno:cacheprovider", "-pno:randomly", "-Wignore", "--exitfirst"]
-    pytest.main([str(SUITE), "--noconftest", "--rootdir", str(SUITE.parent), "-c", "/dev/null", *quiet], plugins=[run])
+def run(store_class, promises, **settings):
+    run = Run(open_store(store_class, **settings), promises)
+    quiet = ["--capture=no", "-pno:terminal", "-pno:cacheprovider", "-Wignore", "--exitfirst"]
+    options = ["--noconftest", "--rootdir", str(SUITE.parent), "-c", "/dev/null", "-pstorelib.testing.plugin", *quiet]
+    with pytest.MonkeyPatch.context() as patch:
+        # Looking for the plugins of all packages takes longer than most tests.
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        pytest.main([str(SUITE), *options], plugins=[run])
     return run
 
 

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import io
 import os
 import threading
 import time
+import weakref
 
 import pytest
 from recording import eventually, recording_store
 
 from storelib.driver import Reader
 from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
-from storelib.transfer import Digest, Extent, KiB, MiB
+from storelib.testing.threads import started_threads
+from storelib.transfer import Digest, Extent, KiB, MiB, threads
 
 DATA = os.urandom(3 * MiB + 17)
 
@@ -142,21 +145,31 @@ def test_ranges_are_in_flight_side_by_side():
     assert reader.most_in_flight == 4
 
 
+def test_a_stream_whose_reader_pauses_holds_no_thread(monkeypatch):
+    monkeypatch.setattr(threads, "_IDLE", 0.01)
+    stream = opened(FakeReader(**PARALLEL))
+    begin = stream.read(10)
+    assert eventually(lambda: not [each for each in threading.enumerate() if each.name == "storelib-range"])
+    assert begin + stream.read() == DATA
+
+
 def test_one_stream_needs_no_thread():
-    before = set(threading.enumerate())
-    stream = opened(FakeReader())
-    stream.read(10)
-    assert set(threading.enumerate()) <= before
+    with started_threads() as started:
+        stream = opened(FakeReader())
+        stream.read(10)
+    assert not started
 
 
-def test_ranges_ahead_stop_at_the_memory_budget():
+@pytest.mark.parametrize(("window", "most"), [(48, 3), (128, 8)])
+def test_ranges_ahead_are_as_many_as_the_window_of_the_store_holds(window, most):
     asked = []
     reader = FakeReader(concurrency=64, part_size=16 * MiB, before=asked.append)
     reader.size = 1024 * MiB
-    stream = opened(reader)
+    stream = opened(reader, window=window * MiB)
     stream.readinto(bytearray(1))
+    assert eventually(lambda: len(set(asked)) >= most, 20)
     time.sleep(0.1)
-    assert len({offset // (16 * MiB) for offset in asked}) <= 3
+    assert len({offset // (16 * MiB) for offset in asked}) <= most
     stream.close()
 
 
@@ -260,3 +273,120 @@ def test_what_comes_before_a_thread_starts_leaves_no_other_behind(monkeypatch, n
     assert started
     assert not [thread for thread in started if thread.is_alive()]
     assert reader.closed == 1
+
+
+def refusing_every(monkeypatch, nth):
+    """Starts no storelib-range thread whose number is a multiple of ``nth``; none is kept."""
+    start, asked = threading.Thread.start, []
+
+    def sometimes(thread):
+        if thread.name == "storelib-range":
+            asked.append(thread)
+            if len(asked) % nth == 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threads, "_IDLE", 0.0)
+    monkeypatch.setattr(threading.Thread, "start", sometimes)
+
+
+def test_after_an_error_between_two_ranges_not_a_byte_is_left_out(monkeypatch):
+    refusing_every(monkeypatch, 3)
+    stream, found, failed = opened(FakeReader(**PARALLEL)), bytearray(), 0
+    memory = bytearray(100_000)
+    while len(found) < len(DATA):
+        try:
+            found += memory[: stream.readinto(memory)]
+        except RuntimeError:
+            failed += 1
+        # Threads that have nothing to do end meanwhile.
+        time.sleep(0.001)
+    stream.close()
+    assert failed
+    assert found == DATA
+
+
+@pytest.mark.parametrize("kind", [{}, PARALLEL], ids=["one stream", "ranges"])
+def test_a_read_that_failed_reads_the_same_bytes_when_it_is_made_again(kind):
+    broken = {MiB}
+
+    def before(offset):
+        if offset in broken:
+            broken.clear()
+            raise LookupError("once")
+
+    stream = opened(FakeReader(most=64 * KiB, before=before, **kind))
+    assert stream.read(10) == DATA[:10]
+    stream.seek(0)
+    with pytest.raises(LookupError):
+        stream.read()
+    assert stream.tell() == 0
+    assert stream.read() == DATA
+
+
+def test_a_compared_stream_of_which_bytes_were_lost_never_ends_well():
+    broken = {MiB}
+
+    def before(offset):
+        if offset in broken:
+            broken.clear()
+            raise LookupError("once")
+
+    stream = opened(FakeReader(most=64 * KiB, before=before))
+    stream.verify(Digest("sha256", hashlib.sha256(DATA).hexdigest()))
+    for _ in range(2):
+        with pytest.raises(LookupError, match="once"):
+            stream.read()
+
+
+def test_a_position_is_a_whole_number():
+    stream = opened(FakeReader())
+    with pytest.raises(TypeError):
+        stream.seek(1.5)
+    assert stream.read(3) == DATA[:3]
+
+
+class Cycle:
+    """Refers to itself, so that only the garbage collector finds that it was dropped."""
+
+    def __init__(self, held):
+        self.held, self.itself = held, self
+
+
+def test_a_stream_is_collected_while_this_thread_starts_another(monkeypatch):
+    """The collector comes whenever something is made, under the lock of the threads as well."""
+    reader = FakeReader(**PARALLEL)
+    stream = opened(reader)
+    stream.read(1)
+    make, dropped = threads._Worker.__init__, [Cycle(stream)]
+    del stream
+
+    def collecting(*arguments):
+        dropped.clear()
+        gc.collect()
+        make(*arguments)
+
+    monkeypatch.setattr(threads._Worker, "__init__", collecting)
+    assert opened(FakeReader(**PARALLEL)).read() == DATA
+    assert not dropped
+    assert eventually(lambda: reader.closed == 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_closed_stream_is_freed_without_the_collector(fails):
+    def before(offset):
+        if fails and offset >= MiB:
+            raise LookupError("broken")
+
+    reader = FakeReader(before=before, **PARALLEL)
+    stream = opened(reader)
+    gc.disable()
+    try:
+        with contextlib.suppress(LookupError):
+            stream.read(None if fails else 1)
+        stream.close()
+        freed = weakref.ref(reader)
+        del reader, stream
+        assert eventually(lambda: freed() is None)
+    finally:
+        gc.enable()

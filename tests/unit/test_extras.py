@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import io
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,12 +13,16 @@ from types import SimpleNamespace
 import pytest
 
 from storelib.api.db.engine import Database
+from storelib.api.service.keys import KeyManager
 from storelib.api.service.notifications import notifier_from
+from storelib.api.service.plugins import decompression
 from storelib.cli.image import connection
+from storelib.node.swarm import Swarm
 from storelib.registry import open_store
 from storelib.testing.live import run
 from storelib.testing.memory import MemoryStore
 from storelib.transfer.digests import new_hasher
+from storelib.volumes.brick import Brick
 
 CREATE_APP = """
 import sys
@@ -61,6 +66,10 @@ MISSING = {
         "oslo_messaging",
         lambda: notifier_from(SimpleNamespace(api=SimpleNamespace(notifications=True))),
     ),
+    "castellan": ("castellan", lambda: KeyManager(None)),
+    "zstd": ("zstandard", lambda: next(decompression._zstd(io.BytesIO(b"data")))),
+    "brick": ("os_brick", lambda: Brick(None, SimpleNamespace(helper="sudo"), "/nowhere").describe("127.0.0.1")),
+    "node": ("libtorrent", lambda: Swarm(None)),
     "blake3": ("blake3", lambda: new_hasher("blake3")),
     "test": ("hypothesis", lambda: run(MemoryStore("m", open_store("memory").conf))),
 }

@@ -119,7 +119,7 @@ def test_reset_is_seen_as_a_reset(proxy, direction):
 
 def test_stall_stops_at_the_byte(proxy):
     proxy.plan(Stall(5000))
-    assert talk(proxy, timeout=0.3) == (DATA[:5000], "timeout")
+    assert talk(proxy, timeout=1.0) == (DATA[:5000], "timeout")
 
 
 def test_stall_goes_on_after_its_time(proxy):
@@ -137,10 +137,11 @@ def test_slow_takes_its_time_for_each_chunk(proxy):
 
 
 def test_far_is_late_but_not_thin(proxy):
-    proxy.plan(Far(0, seconds=0.2, window=len(DATA)))
+    proxy.plan(Far(0, seconds=0.5, window=len(DATA)))
     begun = time.monotonic()
     assert talk(proxy) == (DATA, "end")
-    assert 0.2 <= time.monotonic() - begun < 2.0
+    # If each of its sixteen pieces waited for the one before, it would be eight seconds.
+    assert 0.5 <= time.monotonic() - begun < 7.0
 
 
 def test_far_has_no_more_than_its_window_on_the_way(proxy):
@@ -184,7 +185,7 @@ def test_closing_ends_stalled_connections_and_all_threads(server):
         proxy.close()
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(10) == b""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not [thread for thread in threading.enumerate() if thread.name == "faulty-proxy"]

@@ -3,7 +3,6 @@
 
 import datetime
 import importlib.util
-import threading
 
 import pytest
 from bson import Int64, ObjectId
@@ -15,6 +14,7 @@ from storelib.drivers.gridfs.publication import published
 from storelib.drivers.gridfs.writer import GridfsWriter
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreError
 from storelib.registry import open_store
+from storelib.testing.threads import started_threads
 
 SECRET = "p%40ss-w0rd"
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
@@ -141,10 +141,10 @@ def test_missing_package_is_one_sentence(monkeypatch):
 
 
 def test_configuring_starts_no_thread_and_no_client():
-    before = set(threading.enumerate())
-    store = open_grid()
+    with started_threads() as started:
+        store = open_grid()
     assert store.bucket._client is None
-    assert set(threading.enumerate()) == before
+    assert not started
 
 
 def test_credentials_are_in_no_repr():

@@ -2,6 +2,7 @@
 """The http driver against servers that say wrong or unusual things, and what exactly it asks them."""
 
 import socket
+import types
 
 import pytest
 from scripted_server import ScriptedServer, reply
@@ -305,7 +306,7 @@ def test_addresses_of_one_name_share_the_time_to_connect(monkeypatch):
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{number}", 80)) for number in range(1, 11)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
     monkeypatch.setattr(session.urllib3_connection, "create_connection", connect)
-    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(session, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     with pytest.raises(RemoteServiceUnavailable):
         web(http_connect_timeout=3.0).get("http://many.example.org/image")
     assert sum(waits) == pytest.approx(3.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from storelib.driver import check_image_id
 from storelib.drivers.filesystem import FileLocation
 from storelib.exceptions import BadStoreUri, Invalid, UnknownScheme
-from storelib.location import Location, get_location_from_uri
+from storelib.location import Location, get_location_from_uri, installed_schemes
 from storelib.registry import Registry, open_store
 from storelib.testing.memory import MemoryLocation, MemoryStore
 from storelib.uris import redact, scheme_of
@@ -105,6 +105,13 @@ def test_location_finds_the_class_by_scheme():
 def test_an_unknown_scheme_names_the_known_ones():
     with pytest.raises(UnknownScheme, match=r"'nope'.*file"):
         Location("nope://x")
+
+
+@pytest.mark.parametrize("scheme", sorted(installed_schemes()))
+def test_half_a_character_is_in_no_uri(scheme):
+    with pytest.raises(BadStoreUri) as caught:
+        Location(f"{scheme}://\udcff/folder/a\ud800b?dcPath=a&dsName=\ud800")
+    str(caught.value).encode()
 
 
 def test_scheme_of_wants_the_double_slash():

@@ -29,6 +29,8 @@ S3 = {"s3_store_bucket": "images", "s3_store_host": "127.0.0.1"}
         ("http", "http_proxy_information", {"http_proxy_information": {"ftp": "proxy:3128"}}),
         ("http", "https_ca_certificates_file", {"https_ca_certificates_file": "/nowhere/ca.pem"}),
         ("s3", "s3_store_secret_key", {**S3, "s3_store_access_key": "key"}),
+        ("s3", "s3_store_proxy", {**S3, "s3_store_proxy": "http://[::1/"}),
+        ("s3", "s3_store_proxy", {**S3, "s3_store_proxy": "http://proxy:99999/"}),
         ("s3", "s3_store_host", {**S3, "s3_store_host": "ftp://host"}),
         ("s3", "s3_store_kms_key_id", {**S3, "s3_store_kms_key_id": "key"}),
         ("sheepdog", "sheepdog_store_command", {"sheepdog_store_command": "no-such-program"}),
@@ -45,6 +47,38 @@ def test_an_option_that_cannot_be_is_told_with_its_store(driver, option, options
         # Only adding is misconfigured.
         told = store.add_disabled
     assert told.startswith(f"store one, option {option}"), told
+
+
+VCENTER = {
+    "vmware_server_host": "vcenter",
+    "vmware_server_username": "images",
+    "vmware_server_password": "secret",
+    "vmware_datastores": ["dc:ds"],
+}
+SWIFT = {
+    "swift_store_auth_address": "https://keystone:5000/v3",
+    "swift_store_user": "images:glance",
+    "swift_store_key": "secret",
+}
+
+
+@pytest.mark.parametrize(
+    ("driver", "option", "options"),
+    [
+        ("cinder", "cinder_ca_certificates_file", {}),
+        ("gridfs", "mongodb_store_tls_ca_file", {**MONGO, "mongodb_store_db": "images", "mongodb_store_tls": True}),
+        ("http", "https_ca_certificates_file", {}),
+        ("s3", "s3_store_cacert", S3),
+        ("swift", "swift_store_cacert", SWIFT),
+        ("vmware", "vmware_ca_file", VCENTER),
+    ],
+)
+@pytest.mark.parametrize("content", ["", "no certificate"])
+def test_a_file_without_certificates_is_told_before_anything_is_sent(driver, option, options, content, tmp_path):
+    file = tmp_path / "ca.pem"
+    file.write_text(content)
+    with pytest.raises(BadStoreConfiguration, match=f"store one, option {option}: no certificates can be read from"):
+        open_store(driver, "one", **options, **{option: str(file)})
 
 
 def test_the_store_words_the_error_by_its_own_name():

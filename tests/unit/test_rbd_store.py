@@ -4,6 +4,7 @@
 import errno
 import importlib.util
 import itertools
+import sys
 import threading
 import time
 import types
@@ -62,6 +63,14 @@ def test_missing_bindings_are_named_with_their_packages(monkeypatch, missing):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else object())
     with pytest.raises(MissingDependency, match="python3-rados and python3-rbd"):
         open_store(RbdStore, "rbd")
+
+
+def test_a_process_that_has_loaded_libtorrent_is_refused_instead_of_ended(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rados", raising=False)
+    for name in ("libtorrent", "rados"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(Error=OSError))
+    with pytest.raises(BadStoreConfiguration, match="this process loaded libtorrent before librados"):
+        open_store(RbdStore, "rbd").cluster.get()
 
 
 @pytest.mark.parametrize("option", ["rbd_store_ceph_conf", "rbd_store_keyring"])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from storelib.exceptions import (
 from storelib.location import Location
 from storelib.registry import Registry, open_store
 from storelib.testing.memory import MemoryStore
+from storelib.testing.threads import started_threads
 
 THREE = """
 [storelib]
@@ -114,9 +114,9 @@ def test_both_forms_of_the_ini_file_work(tmp_path):
 
 
 def test_making_a_registry_starts_no_thread(tmp_path):
-    before = threading.active_count()
-    Registry.from_file(written(tmp_path, THREE))
-    assert threading.active_count() == before
+    with started_threads() as started:
+        Registry.from_file(written(tmp_path, THREE))
+    assert not started
 
 
 def test_two_registries_of_one_configuration_have_stores_of_their_own(tmp_path):

@@ -408,3 +408,28 @@ def test_forbidden_names_the_permission():
     server = S3Server(lambda operation, request: error(403, "AccessDenied"))
     with server, pytest.raises(Forbidden, match="s3:ListBucket"):
         list(open_at(server).list_images())
+
+
+def test_gc_of_one_id_and_looking_for_it_cost_the_same_among_few_images_and_many():
+    asked = []
+    for count in (3, 300):
+        with S3Server() as server:
+            store = open_at(server)
+            for number in range(count):
+                server.objects[f"image-{number}"] = b"data", {}
+                server.uploads[f"other-{number}"] = f"image-{number}", {}, {}
+            server.uploads["dead"] = "dead", {}, {1: b"data"}
+            assert [item.image_id for item in store.gc(0, "dead")] == ["dead"]
+            assert store.find_image("dead") is None
+            asked.append(server.operations)
+            assert len(server.uploads) == count
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("algorithm", ["SHA512", "Sha3-256"])
+def test_the_recorded_digest_is_known_again_however_its_algorithm_was_spelled(algorithm):
+    with S3Server() as server:
+        store = open_at(server)
+        stored = store.add("image", b"bytes", hashing_algo=algorithm)
+        with store.get(stored.uri, verify=True).data as stream:
+            assert stream.verified_with == (algorithm.lower(), stored.multihash)

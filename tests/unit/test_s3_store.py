@@ -18,6 +18,7 @@ from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
     MissingDependency,
+    OperationNotSupported,
     RemoteServiceUnavailable,
     StorageFull,
 )
@@ -90,6 +91,15 @@ def test_options_that_only_writing_needs_leave_a_store_that_reads(options, caplo
     assert Capability.ADD not in store.capabilities
     assert Capability.READ in store.capabilities
     assert CUSTOMER_KEY not in caplog.text
+
+
+def test_no_url_is_signed_for_images_that_are_read_with_a_key_of_their_own():
+    options = {"s3_store_encryption": "customer", "s3_store_customer_key": CUSTOMER_KEY}
+    assert Capability.PRESIGN in open_s3().capabilities
+    store = open_s3(**options)
+    assert Capability.PRESIGN not in store.capabilities
+    with pytest.raises(OperationNotSupported):
+        store.presign(store.bucket.location("image").uri, 60)
 
 
 @pytest.mark.parametrize(

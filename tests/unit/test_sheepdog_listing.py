@@ -56,28 +56,63 @@ GARBLED = [
 ]
 
 
+def parse_all(output):
+    """What a listing says, which is the same in whatever pieces it comes."""
+    whole = list(parse([output]))
+    for size in (1, 7):
+        assert list(parse(output[start : start + size] for start in range(0, len(output), size))) == whole
+    return whole
+
+
+def test_entries_are_known_before_the_listing_ends():
+    lines = [f"{line}\n".encode() for line in LINES]
+
+    def pieces():
+        yield lines[0]
+        yield lines[1][:9]
+        raise EOFError
+
+    found = parse(pieces())
+    assert next(found) == next(iter(LINES.values()))
+    with pytest.raises(EOFError):
+        next(found)
+
+
+def test_what_never_becomes_an_entry_is_not_kept_for_ever():
+    read = []
+
+    def pieces():
+        while True:
+            read.append(1)
+            yield b"x" * 1024
+
+    with pytest.raises(StoreError, match="cannot be understood"):
+        list(parse(pieces()))
+    assert len(read) < 100
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_line_is_understood(line):
-    assert list(parse(f"{line}\n".encode())) == [LINES[line]]
+    assert list(parse_all(f"{line}\n".encode())) == [LINES[line]]
 
 
 def test_lines_are_told_apart():
-    assert list(parse("".join(f"{line}\n" for line in LINES).encode())) == list(LINES.values())
+    assert list(parse_all("".join(f"{line}\n" for line in LINES).encode())) == list(LINES.values())
 
 
 def test_nothing_is_listed_in_an_empty_listing():
-    assert not list(parse(b""))
+    assert not list(parse_all(b""))
 
 
 @pytest.mark.parametrize("line", GARBLED)
 def test_line_that_is_not_understood_is_an_error(line):
     good = next(iter(LINES))
     with pytest.raises(StoreError, match="cannot be understood"):
-        list(parse(f"{good}\n{line}\n".encode()))
+        list(parse_all(f"{good}\n{line}\n".encode()))
 
 
 def test_name_that_is_not_utf_8_is_listed_all_the_same():
-    [vdi] = parse(b"= \xff\xfe 1 0 0 0 1 a 1  22\n")
+    [vdi] = parse_all(b"= \xff\xfe 1 0 0 0 1 a 1  22\n")
     assert vdi.name.encode(errors="surrogateescape") == b"\xff\xfe"
 
 
@@ -94,7 +129,9 @@ TAGS = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=40).fi
 def test_every_name_and_tag_comes_back(name, tag, size, shift):
     shown = "".join(f"\\{letter}" if letter in " \t\n\v\f\r\\" else letter for letter in name)
     line = f"s {shown} 7 {size} 0 {size} 1795203986 abc123 3 {tag} {shift}\n"
-    assert list(parse((line * 2).encode())) == [Vdi(name, True, size, 0, size, 1795203986, "abc123", tag, shift)] * 2
+    assert (
+        list(parse_all((line * 2).encode())) == [Vdi(name, True, size, 0, size, 1795203986, "abc123", tag, shift)] * 2
+    )
 
 
 # -- Errors ---------------------------------------------------------------------------------------------------

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gzip
 import io
 import os
 import pathlib
 import threading
+import weakref
 
 import pytest
 from hypothesis import given
@@ -44,6 +48,43 @@ def sources(path):
     yield "list with empty chunks", lambda: [b"", DATA[:1], b"", b"", DATA[1:], b""]
 
 
+class Chunk(bytearray):
+    """Memory that can be watched."""
+
+
+def freed_before_the_next(count):
+    """Chunks of which each is made when nobody has the one before any more."""
+    before = None
+    for _ in range(count):
+        assert before is None or before() is None
+        chunk = Chunk(DATA[:GRAIN])
+        before = weakref.ref(chunk)
+        yield chunk
+        del chunk
+
+
+class Reading:
+    """A file object with memory of its own for each read."""
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+        self.asked = []
+
+    def read(self, size):
+        self.asked.append(size)
+        return next(self.chunks, b"")
+
+
+def test_the_memory_of_a_chunk_is_free_before_the_next_is_asked_for():
+    """The next one may then be made in it, while it is in the processor's cache."""
+    reading = Reading(freed_before_the_next(40))
+    for data in (freed_before_the_next(40), reading):
+        store = recording_store()
+        store.add("x", data)
+        assert image_of(store, "x") == DATA[:GRAIN] * 40
+    assert max(reading.asked) <= MiB // 2
+
+
 @pytest.mark.parametrize("index", range(11))
 def test_every_kind_of_source_is_stored_as_it_is(tmp_path, index):
     path = tmp_path / "image"
@@ -57,6 +98,54 @@ def test_every_kind_of_source_is_stored_as_it_is(tmp_path, index):
         data.close()
 
 
+class Shouting(io.BytesIO):
+    """Changes what it reads, and leaves readinto to the class above."""
+
+    def read(self, size=-1):
+        return super().read(size).upper()
+
+
+class Wrapper:
+    """Passes on to the file what it does not have itself."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def read(self, size=-1):
+        return self._file.read(size).upper()
+
+
+def shouting_file(path):
+    """An ordinary file whose read was replaced."""
+    file = open(path, "rb")
+    read = file.read
+    file.read = lambda size=-1: read(size).upper()
+    return file
+
+
+@pytest.mark.parametrize("kind", ["subclass", "wrapper", "instance", "file"])
+def test_a_read_that_was_replaced_is_not_passed_by(tmp_path, kind):
+    path = tmp_path / "image"
+    path.write_bytes(b"quiet" * 1000)
+    plain = io.BytesIO(b"quiet" * 1000)
+    if kind == "subclass":
+        data = Shouting(plain.getvalue())
+    elif kind == "wrapper":
+        data = Wrapper(plain)
+    elif kind == "file":
+        data = shouting_file(path)
+    else:
+        data, read = plain, plain.read
+        data.read = lambda size=-1: read(size).upper()
+    store = recording_store()
+    store.add("x", data)
+    assert image_of(store, "x")[:5000] == b"QUIET" * 1000
+    data.close()
+
+
 def test_a_file_object_is_read_from_where_it_stands_and_left_at_its_end(tmp_path):
     path = tmp_path / "image"
     path.write_bytes(DATA)
@@ -66,6 +155,43 @@ def test_a_file_object_is_read_from_where_it_stands_and_left_at_its_end(tmp_path
         store.add("x", file)
         assert file.tell() == len(DATA)
     assert image_of(store, "x") == DATA[10:]
+
+
+def test_what_was_written_to_a_file_object_and_is_in_its_buffer_is_stored(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(b"old" * 1000)
+    store = recording_store()
+    with open(path, "r+b") as file:
+        file.read(3)
+        file.write(b"new")
+        # Within the buffer, which is why it is not written by this.
+        file.seek(0)
+        store.add("x", file)
+    assert image_of(store, "x") == b"oldnew" + b"old" * 998
+
+
+def reversing(path):
+    """The descriptor of a file, with other bytes."""
+    raw = open(path, "rb", buffering=0)
+    readinto = raw.readinto
+
+    def reversed_into(view):
+        count = readinto(view)
+        view[:count] = bytes(view[:count])[::-1]
+        return count
+
+    raw.readinto = reversed_into
+    return raw
+
+
+@pytest.mark.parametrize("kind", ["gzip", "instance"])
+def test_what_a_buffer_is_around_is_not_passed_by(tmp_path, kind):
+    path = tmp_path / "image"
+    path.write_bytes(gzip.compress(b"4321") if kind == "gzip" else b"1234")
+    store = recording_store()
+    with io.BufferedReader(gzip.GzipFile(path) if kind == "gzip" else reversing(path)) as file:
+        store.add("x", file)
+    assert image_of(store, "x") == b"4321"
 
 
 def test_a_pipe_given_by_path_is_read_to_its_end(tmp_path):
@@ -91,6 +217,13 @@ def test_the_stream_of_another_store_is_a_source_and_so_is_what_get_answers():
     target.add("stream", origin.get(uri).data)
     target.add("pair", origin.get(uri))
     assert image_of(target, "stream") == image_of(target, "pair") == DATA
+
+
+def test_a_stream_that_stands_behind_its_end_has_no_bytes_left():
+    store = recording_store()
+    stream = store.get(store.add("x", DATA).uri).data
+    stream.seek(len(DATA) + 7)
+    assert store.add("rest", stream).size == 0
 
 
 @pytest.mark.parametrize("bad", [7, None, object(), 1.5])
@@ -119,6 +252,48 @@ def test_a_path_that_cannot_be_opened_raises_its_own_error(tmp_path, error):
     with pytest.raises(error):
         store.add("x", pathlib.Path(path))
     assert store.calls == []
+
+
+def descriptors_of(path):
+    """Those of this process that are of one file."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") == str(path):
+                found.append(int(name))
+    return found
+
+
+def test_what_closing_a_source_says_is_of_no_matter_to_the_image(tmp_path, monkeypatch):
+    path = tmp_path / "image"
+    path.write_bytes(DATA)
+    close = os.close
+
+    def close_badly(descriptor):
+        bad = descriptor in descriptors_of(path)
+        close(descriptor)
+        if bad:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "close", close_badly)
+    store = recording_store()
+    assert store.add("x", path).size == len(DATA)
+    assert descriptors_of(path) == []
+
+
+def test_a_path_of_which_nothing_can_be_learned_is_not_left_open(tmp_path, monkeypatch):
+    path = tmp_path / "image"
+    path.write_bytes(DATA)
+
+    def stale(descriptor):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    store = recording_store()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", stale)
+        with pytest.raises(OSError, match="Stale"):
+            store.add("x", path)
+    assert descriptors_of(path) == []
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_invalid(tmp_path):

@@ -49,7 +49,7 @@ def test_what_follows_the_first_data_of_a_sparse_image_is_skipped_too(monkeypatc
     monkeypatch.setattr(RecordingWriter, "commit", lambda self, size, digests: Committed(self.store.location("x")))
     blocks = []
     block = PartCutter.block
-    monkeypatch.setattr(PartCutter, "block", lambda upload: blocks.append(upload) or block(upload))
+    monkeypatch.setattr(PartCutter, "block", lambda upload, *let_go: blocks.append(upload) or block(upload, *let_go))
     added = fan_out(targets, "x", stream, HUGE - begin if size else None, digests=Digests(None, "0"))
     assert [image.size for image in added] == [HUGE - begin] * count
     # The windows of the first and the last bytes are filled, a mebibyte at a time; what lies between is left out.

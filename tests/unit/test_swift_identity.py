@@ -23,7 +23,7 @@ KiB = 1024
 def clock(monkeypatch):
     """Time passes where a test says so."""
     now = [1000.0]
-    monkeypatch.setattr(keystones.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(keystones, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

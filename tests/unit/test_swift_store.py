@@ -15,7 +15,7 @@ from storelib.drivers.swift import errors as swift_errors
 from storelib.drivers.swift.errors import error_of_status
 from storelib.drivers.swift.location import Layout
 from storelib.drivers.swift.options import Credentials, from_file
-from storelib.drivers.swift.service import Features, ForeignAccount
+from storelib.drivers.swift.service import Account, Features, ForeignAccount
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -195,6 +195,14 @@ def test_default_reference_that_is_missing_leaves_reading(references):
     assert store.locate("swift+config://ref1/glance/id")
 
 
+@pytest.mark.parametrize("name", ["ref 1", "a/b", "a@b", "what?"])
+def test_default_reference_that_no_uri_can_name_leaves_reading(references, name):
+    file = references(REFERENCES + REFERENCES.replace("[ref1]", f"[{name}]").partition("[ref2]")[0])
+    store = open_store(SwiftStore, swift_store_config_file=file, default_swift_reference=name)
+    assert Capability.ADD not in store.capabilities
+    assert "default_swift_reference" in store.add_disabled
+
+
 # -- Options ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +211,10 @@ def test_default_reference_that_is_missing_leaves_reading(references):
     [
         {"swift_store_auth_address": None},
         {"swift_store_auth_address": "keystone:5000"},
+        {"swift_store_auth_address": "https://keystone:99999"},
+        {"swift_store_auth_address": "https://schl\u00fcssel:5000"},
+        {"swift_store_auth_address": "https://keystone/../v3"},
+        {"swift_store_auth_address": "https://[::1/v3"},
         {"swift_store_key": None},
         {"swift_store_user": "user"},
         {"swift_store_application_credential_id": "app"},
@@ -213,6 +225,18 @@ def test_store_that_cannot_authenticate_is_a_mistake(options):
     with pytest.raises(BadStoreConfiguration, match="swift_store") as caught:
         swift(**options)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", ["", "swift_store_multi_tenant = true\n"])
+def test_address_that_cannot_be_disables_its_store_alone(tmp_path, more):
+    options = "swift_store_auth_address = https://keystone:99999/v3\nswift_store_user = p:u\nswift_store_key = k\n"
+    (tmp_path / "storelib.ini").write_text(
+        f"[storelib]\nstores = swift, file\nfilesystem_store_datadir = {tmp_path}\n[swift]\n{options}{more}"
+    )
+    registry = Registry.from_file(tmp_path / "storelib.ini")
+    assert list(registry.disabled) == ["swift"]
+    assert "swift_store_auth_address" in registry.disabled["swift"].reason
+    assert [store.name for store in registry] == ["file"]
 
 
 @pytest.mark.parametrize("container", ["", "a/b", "..", "x" * 257])
@@ -375,6 +399,18 @@ def test_server_says_how_long_to_wait():
 
 
 # -- What services can do ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_service_can_do_is_not_that_of_another_with_a_similar_name():
+    def account(url, about):
+        access = types.SimpleNamespace(url=url)
+        found = Account(None, types.SimpleNamespace(access=lambda: access))
+        found.about = lambda: about
+        return found
+
+    service = swift().service
+    assert service.features(account("https://vault/v1/AUTH_1", {"slo": {}, "tempurl": {}})).static
+    assert not service.features(account("https://vienna/v1/AUTH_1", {"swift": {}})).static
 
 
 def test_service_that_tells_nothing_is_expected_to_do_little():

@@ -11,6 +11,7 @@ from recording import eventually
 
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
+from storelib.transfer.retry import HungCalls
 from storelib.transfer.tasks import TaskQueue
 
 
@@ -70,7 +71,8 @@ def test_cancelling_waits_for_what_is_in_flight_and_begins_nothing_else(queue):
     queue.have_threads(1)
     assert begun.wait(30)
     assert not queue.cancel(0.01)
-    assert [thread.name for thread in queue.join(0)] == ["a-task"]
+    [hung] = queue.join(0)
+    assert hung.is_alive()
     release.set()
     assert queue.cancel(30)
     assert made == ["first"]
@@ -120,3 +122,22 @@ def test_a_call_that_runs_is_one_that_uses(queue):
     assert not taken
     release.set()
     assert eventually(lambda: taken == ["a-task"])
+
+
+def test_what_breaks_between_two_calls_is_an_error_and_nobody_waits_for_the_thread(queue, monkeypatch):
+    def no_memory(queue, shift):
+        raise MemoryError
+
+    monkeypatch.setattr(TaskQueue, "_next", no_memory)
+    queue.put(lambda: None)
+    queue.have_threads(1)
+    assert not queue.join(30)
+    assert isinstance(queue.error, MemoryError)
+
+
+def test_a_forked_child_waits_for_no_call_that_hangs_in_its_parent():
+    hung = HungCalls("a store", 1)
+    hung.add(threading.current_thread())
+    with hung._lock:
+        hung.forget_parent()
+        hung.check()

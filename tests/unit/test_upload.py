@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import io
+import linecache
 import os
+import sys
 import threading
+import time
+import weakref
 
 import pytest
 from recording import PART, RecordingWriter, eventually, image_of, recording_store
@@ -23,6 +29,9 @@ from storelib.exceptions import (
 from storelib.registry import open_store
 from storelib.transfer import MiB, fan_out
 from storelib.transfer.cutting import PartCutter
+from storelib.transfer.memory import MemoryBudget
+from storelib.transfer.tasks import TaskQueue
+from storelib.transfer.threads import ThreadPool, pool_of
 
 
 def pattern(length: int) -> bytes:
@@ -326,6 +335,24 @@ def test_the_source_runs_ahead_of_a_slow_back_end_by_the_memory_budget_at_most()
     assert max(ahead) <= 14 * MiB
 
 
+@pytest.mark.parametrize(("window", "most"), [(2, 2), (6, 6), (64, 16)])
+def test_parts_in_flight_fit_into_the_window_of_the_store(window, most):
+    """Two parts at least, whatever the window, and never more than the back end takes at once."""
+    in_flight, seen, lock = [0], [], threading.Lock()
+
+    def on_write(part):
+        with lock:
+            in_flight[0] += 1
+            seen.append(in_flight[0])
+        threading.Event().wait(0.01)
+        with lock:
+            in_flight[0] -= 1
+
+    store = recording_store(on_write=on_write, part_size=lambda number: MiB, concurrency=16, window=window * MiB)
+    store.add("x", iter([bytes(MiB)] * 80))
+    assert max(seen) <= most
+
+
 def test_a_call_that_never_returns_is_left_behind_and_reported():
     release = threading.Event()
     store = recording_store(on_write=lambda part: release.wait(30), timeout=0.2)
@@ -429,6 +456,61 @@ def test_holes_after_data_are_not_worked_on_as_bytes(tmp_path, monkeypatch):
         assert stream.read() == path.read_bytes()
 
 
+@pytest.mark.parametrize("window", [3, 4, 100])
+def test_progress_is_told_within_a_hole_and_whole_windows_are_left_out_all_the_same(tmp_path, monkeypatch, window):
+    monkeypatch.setattr("storelib.transfer.cutting.HOLE", 8 * PART)
+    taken, take = [], PartCutter.take
+
+    def counted(upload, data):
+        taken.append(len(data))
+        take(upload, data)
+
+    monkeypatch.setattr(PartCutter, "take", counted)
+    path = tmp_path / "sparse"
+    path.write_bytes(b"data")
+    os.truncate(path, 512 * PART)
+    store = recording_store(sparse=True, concurrency=1, part_size=lambda number: window * PART)
+    told = []
+    store.add("image", path, progress=lambda done, size: told.append(done))
+    assert told == sorted(told)
+    assert len(told) > 512 // max(8, window) - 2
+    assert told[-1] == 512 * PART
+    assert sum(taken) < 2 * window * PART
+
+
+def test_what_progress_raises_within_a_hole_cancels(tmp_path, monkeypatch):
+    monkeypatch.setattr("storelib.transfer.cutting.HOLE", 8 * PART)
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 512 * PART)
+
+    def progress(done, size):
+        if done > 100 * PART:
+            raise KeyError(done)
+
+    store = recording_store(sparse=True, concurrency=1)
+    with pytest.raises(KeyError):
+        store.add("image", path, progress=progress)
+    assert store.find_image("image") is None
+
+
+def test_holes_are_skipped_at_once_in_stores_with_parts_of_several_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr("storelib.transfer.cutting.HOLE", 8 * PART)
+    path = tmp_path / "sparse"
+    path.write_bytes(b"data")
+    os.truncate(path, 512 * PART)
+    for windows in ((4, 4), (3, 4)):
+        stores = [
+            recording_store(sparse=True, concurrency=1, part_size=lambda number, size=size * PART: size)
+            for size in windows
+        ]
+        told: list[int] = []
+        fan_out(stores, "image", path, progress=lambda done, size, told=told: told.append(done))
+        assert (len(told) > 60) == (windows == (4, 4))
+        for store in stores:
+            assert sum(length for _, _, length in store.called("write")) <= 2 * max(windows) * PART
+
+
 @pytest.mark.parametrize("answer", [-5, 10**9, True, "4", 2.0])
 def test_a_source_that_lies_about_what_it_read_is_at_fault(answer):
     class Liar(io.RawIOBase):
@@ -475,7 +557,7 @@ def test_an_abort_that_never_returns_is_left_behind(monkeypatch):
     with pytest.raises(ValueError, match="refused"):
         store.add("image", pattern(3 * PART))
     assert not [thread for thread in threading.enumerate() if thread.name == "storelib-write"]
-    assert [thread.name for thread in store.hung_calls._threads] == ["storelib-abort"]
+    assert [thread.name for thread in store.hung_calls._calls] == ["storelib-abort"]
     returns.set()
 
 
@@ -508,3 +590,107 @@ def test_a_process_that_may_start_no_thread_leaves_nothing(monkeypatch):
     with pytest.raises(RuntimeError, match="can't start"):
         store.add("image", pattern(3 * MiB))
     assert store.called("abort") == [None]
+
+
+def test_a_hung_call_that_returned_is_counted_no_longer_though_its_thread_serves_others():
+    release, end, begun = threading.Event(), threading.Event(), threading.Event()
+    store = recording_store(on_write=lambda part: release.wait(30), timeout=0.2)
+    store.hung_calls._limit = 1
+    busy = recording_store(name="busy")
+
+    def source():
+        while not end.is_set():
+            begun.set()
+            yield bytes([1]) * PART
+            time.sleep(0.002)
+
+    # As long as this goes on, threads that have nothing to do are kept.
+    other = threading.Thread(target=lambda: busy.add("x", source()))
+    other.start()
+    try:
+        assert begun.wait(30)
+        with pytest.raises(TransferTimeout, match="nothing moved"):
+            store.add("x", pattern(PART))
+        hung = list(store.hung_calls._calls)
+        assert hung
+        release.set()
+        assert eventually(lambda: not any(call.is_alive() for call in hung))
+        store.on_write = lambda part: None
+        store.add("y", pattern(PART))
+    finally:
+        release.set()
+        end.set()
+        other.join(30)
+
+
+@pytest.mark.parametrize("fails", ["open", "write", "commit", "source", "nothing"])
+def test_what_was_added_is_freed_without_the_collector(fails):
+    def fail(*arguments):
+        raise StorageFull("full")
+
+    store = recording_store(**({f"on_{fails}": fail} if fails in ("write", "commit") else {}))
+    if fails == "open":
+        store.add("x", b"older")
+
+    class Given(io.BytesIO):
+        def readinto(self, view):
+            return fail() if fails == "source" else super().readinto(view)
+
+    memory = bytearray(pattern(3 * PART))
+    given = Given(memory)
+    gc.disable()
+    try:
+        for data in (given, memory):
+            with contextlib.suppress(StorageFull, Duplicate):
+                store.add("x", data)
+        freed = weakref.ref(given)
+        del given, data
+        assert eventually(lambda: freed() is None)
+        # It can be resized once nothing refers to its bytes.
+        memory.append(1)
+    finally:
+        gc.enable()
+
+
+def interrupted_at(number, functions):
+    """Traces this thread; Ctrl-C comes at the line of that number of these functions. Returns whether it came."""
+    seen = []
+
+    def trace(frame, event, argument):
+        if frame.f_code not in functions:
+            return trace if frame.f_back is None else None
+        if event == "line":
+            seen.append(frame.f_lineno)
+            # A with statement is left as a whole.
+            source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if len(seen) == number and not source.strip().startswith(("with ", "try:")):
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    return seen
+
+
+def test_ctrl_c_while_threads_are_called_leaves_nothing_that_is_waited_for():
+    functions = {function.__code__ for function in (TaskQueue.put, TaskQueue._call_threads, ThreadPool.run)}
+    data, number = os.urandom(2 * PART), 0
+    while True:
+        number += 1
+        store = recording_store(has_put=False, timeout=60.0)
+        store.memory = MemoryBudget(64 * PART)
+        began = time.monotonic()
+        seen = interrupted_at(number, functions)
+        try:
+            store.add("x", data)
+        except KeyboardInterrupt:
+            assert image_of(store, "x") is None
+        finally:
+            sys.settrace(None)
+        assert time.monotonic() - began < 50, "it waited for what never comes"
+        assert store.memory.held == 0
+        assert not store.hung_calls._calls
+        if len(seen) < number:
+            break
+    assert number > 20
+    # The pool of those that hash has a limit, of which none may be lost.
+    assert eventually(lambda: not pool_of("storelib-digest", processor_bound=True)._workers)

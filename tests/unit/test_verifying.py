@@ -16,6 +16,7 @@ from storelib import backend
 from storelib.driver import Digest, Reader
 from storelib.exceptions import DigestMismatch, Invalid, OperationNotSupported, StoreError, UnknownHashingAlgo
 from storelib.registry import Registry
+from storelib.testing.threads import started_threads
 from storelib.transfer import Extent, KiB, MiB, copy
 
 DATA = random.Random(7).randbytes(3 * MiB + 17)
@@ -213,10 +214,9 @@ def test_no_descriptor_goes_around_the_comparison():
 
 
 def test_closing_early_compares_nothing_and_leaves_no_thread():
-    before = threading.active_count()
-    with opened(FakeReader(FLIPPED, concurrency=3), SHA512) as stream:
+    with started_threads() as started, opened(FakeReader(FLIPPED, concurrency=3), SHA512) as stream:
         stream.read(2 * MiB)
-    assert threading.active_count() == before
+    assert not [thread for thread in started if thread.is_alive()]
 
 
 @pytest.mark.parametrize(
@@ -271,4 +271,4 @@ def test_get_from_backend_compares_too():
 def test_what_was_read_and_not_hashed_yet_is_bounded():
     with opened(FakeReader(bytes(64 * MiB)), f"sha512:{hashlib.sha512(bytes(64 * MiB)).hexdigest()}") as stream:
         for _ in stream:
-            assert stream._check._pool._allocated <= 4 * MiB
+            assert stream._check._pool.held <= 4 * MiB

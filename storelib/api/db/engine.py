@@ -20,6 +20,7 @@ import sqlalchemy as sa
 import tenacity
 from oslo_config import cfg
 from sqlalchemy import event
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import URL, Connection, Engine
 
 from storelib.api.db.config import read_options
@@ -30,6 +31,8 @@ _T = TypeVar("_T")
 
 #: Seconds that a lost connection or a collision is retried; SQLite waits as long for its lock.
 LOCK_TIMEOUT = 15.0
+#: The table of the revision. Not Alembic's default name, which other programs use in a database they may share.
+VERSION_TABLE = "storelib_version"
 #: Seconds that connecting, and one statement, may take.
 _CONNECT_TIMEOUT = 10
 _STATEMENT_TIMEOUT = 60
@@ -86,7 +89,7 @@ class Database:
             self.engine = sa.create_engine(self.url, **options)
         except ImportError as error:
             extra = _EXTRA.get(self.url.get_driver_name(), "api")
-            raise BadDatabase(needs(_shown(self.url), extra, self.url.get_driver_name())) from error
+            raise BadDatabase(needs(shown(self.url), extra, self.url.get_driver_name())) from error
         self._writes = self.engine.execution_options(**{_WRITE: True})
         if is_sqlite:
             _prepare_sqlite(self.engine, sqlite_synchronous)
@@ -107,14 +110,14 @@ class Database:
         _open.add(self)
 
     def __repr__(self) -> str:
-        return f"Database({_shown(self.url)!r})"
+        return f"Database({shown(self.url)!r})"
 
     def read(self, work: Callable[[Connection], _T]) -> _T:
         """Return what ``work`` finds; every statement in it sees the same moment. It may be run again.
 
         Raises DatabaseUnavailable, BadRequest for a value that the database refuses.
         """
-        with self._naming_failures():
+        with self.naming_failures():
             try:
                 return self._read(work)
             except sa.exc.DBAPIError as error:
@@ -129,7 +132,7 @@ class Database:
         Raises DatabaseUnavailable, OutcomeUnknown when the connection was lost at the commit, BadRequest for a value
         that the database refuses.
         """
-        with self._naming_failures():
+        with self.naming_failures():
             try:
                 return self._write(work)
             except sa.exc.DBAPIError as error:
@@ -153,27 +156,28 @@ class Database:
                 connection.commit()
             except sa.exc.DBAPIError as error:
                 if error.connection_invalidated:
-                    raise OutcomeUnknown(f"{_shown(self.url)} was lost at the commit") from error
+                    raise OutcomeUnknown(f"{shown(self.url)} was lost at the commit") from error
                 raise
             return result
 
     @contextlib.contextmanager
-    def _naming_failures(self) -> Iterator[None]:
+    def naming_failures(self) -> Iterator[None]:
+        """Around statements: what the database's driver raises is raised as ``read`` does."""
         try:
             yield
         except sa.exc.DataError as error:
-            raise BadRequest(f"the database refuses a value: {_reason(error)}") from error
+            raise BadRequest(f"the database refuses a value: {reason_of(error)}") from error
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-            raise DatabaseUnavailable(f"{_shown(self.url)}: {_reason(error)}") from error
+            raise DatabaseUnavailable(f"{shown(self.url)}: {reason_of(error)}") from error
         except sa.exc.TimeoutError as error:
             raise DatabaseUnavailable(
-                f"{_shown(self.url)}: no connection became free in time; see [database] max_pool_size"
+                f"{shown(self.url)}: no connection became free in time; see [database] max_pool_size"
             ) from error
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
-                raise DatabaseUnavailable(f"{_shown(self.url)}: {_reason(error)}") from error
+                raise DatabaseUnavailable(f"{shown(self.url)}: {reason_of(error)}") from error
             if type(error) is sa.exc.DatabaseError:
-                raise BadDatabase(f"{_shown(self.url)}: {_reason(error)}") from error
+                raise BadDatabase(f"{shown(self.url)}: {reason_of(error)}") from error
             raise
 
     def _forget_connections(self) -> None:
@@ -241,7 +245,8 @@ def _in_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
-def _shown(url: URL) -> str:
+def shown(url: URL) -> str:
+    """The URL for messages, without its password and options."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
@@ -264,7 +269,16 @@ def _connect_args(url: URL, statement_timeout: int | None) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name not in url.query}
 
 
+class _CompilerWithHints(SQLiteCompiler):
+    """Writes hints behind the names of tables, as the compilers of other databases do: INDEXED BY."""
+
+    def get_from_hint_text(self, table: Any, text: str | None) -> str | None:
+        return text
+
+
 def _prepare_sqlite(engine: Engine, synchronous: bool) -> None:
+    engine.dialect.statement_compiler = _CompilerWithHints
+
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, record: object) -> None:
         # Transactions are begun below, in the mode they need.
@@ -315,6 +329,10 @@ def _is_write(connection: Connection) -> bool:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
+    """The mode stays in the file, so one that has tables of another program is left as it is."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and VERSION_TABLE not in tables:
+        return
     # Changing the mode does not wait for locks as everything else does.
     deadline = time.monotonic() + LOCK_TIMEOUT
     while True:
@@ -346,6 +364,6 @@ def _may_succeed_later(error: BaseException) -> bool:
     return isinstance(error, sa.exc.OperationalError)
 
 
-def _reason(error: sa.exc.DBAPIError) -> str:
+def reason_of(error: sa.exc.DBAPIError) -> str:
     """The first line of what the database's driver says, which has no values in it."""
     return str(error.orig).strip().partition("\n")[0]

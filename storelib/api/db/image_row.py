@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from storelib.api.db.records import Status
 from storelib.api.db.rows import no_image, now
 from storelib.api.db.schema import images
+from storelib.api.errors import LimitExceeded
 
 #: What describes data, and goes when there is none.
 _OF_DATA = ("size", "virtual_size", "checksum", "os_hash_algo", "os_hash_value")
@@ -48,6 +49,19 @@ def bump_version(connection: Connection, image_id: str) -> None:
     """Give the image its next version and hold its row until the end of the transaction; raises ImageNotFound."""
     if not update_and_bump(connection, image_id, {}):
         raise no_image(image_id)
+
+
+def check_room(connection: Connection, table: sa.Table, image_id: str, limit: int | None, what: str) -> None:
+    """Raise LimitExceeded if the image, whose row is held, has ``limit`` rows in this table; None is no limit.
+
+    No more of them are looked at than that.
+    """
+    if limit is None:
+        return
+    some = sa.select(table.c.image_id).where(table.c.image_id == image_id).limit(limit).subquery()
+    count = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
+    if count >= limit:
+        raise LimitExceeded(f"image {image_id} has {count} {what} already; the limit is {limit}")
 
 
 def values_with_status(to: Status) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db import locations
+from storelib.api.db import holdings, locations
 from storelib.api.db.engine import Database
 from storelib.api.db.image_cache import ImageCache
-from storelib.api.db.image_row import bump_version, find, lock, update_and_bump, values_with_status
+from storelib.api.db.image_row import bump_version, check_room, find, lock, update_and_bump, values_with_status
 from storelib.api.db.listing import list_page
 from storelib.api.db.records import AuditRow, Changes, Image, ImageLocation, NewImage, Page, Query, Status, Usage
 from storelib.api.db.rows import (
@@ -30,10 +30,28 @@ from storelib.api.db.rows import (
     tag_rows,
     to_image,
 )
-from storelib.api.db.schema import image_locations, image_properties, image_tags, images, uploads
+from storelib.api.db.schema import (
+    cache_queue,
+    cached_images,
+    image_locations,
+    image_properties,
+    image_tags,
+    images,
+    uploads,
+)
 from storelib.api.db.statuses import ALLOWED, GONE, UPLOADING, check_transitions
 from storelib.api.db.table import Table, reads, writes
-from storelib.api.errors import AlreadyExists, LimitExceeded, StaleImage, StatusConflict, TagNotFound
+from storelib.api.errors import (
+    AlreadyExists,
+    Conflict,
+    ImageNotFound,
+    StaleImage,
+    StatusConflict,
+    TagNotFound,
+)
+
+#: A property that says what an image was before it became pending_delete, where no upload says it.
+STATUS_BEFORE = "os_glance_status_before"
 
 _NEW = tuple(field.name for field in fields(NewImage) if field.name in images.c)
 
@@ -41,6 +59,7 @@ _INSERT = images.insert()
 _INSERT_PROPERTIES = image_properties.insert()
 _INSERT_TAGS = image_tags.insert()
 _LOCATIONS_LEFT = sa.exists().where(image_locations.c.image_id == images.c.id)
+_BURIED = (images.c.deleted == sa.true(), images.c.status == "pending_delete")
 _UPLOAD_LEFT = sa.exists().where(uploads.c.image_id == images.c.id)
 _AUDITED = sa.select(*(images.c[name] for name in AuditRow._fields if name != "locations"))
 
@@ -53,8 +72,11 @@ class Images(Table):
         self._known = ImageCache()
 
     @writes
-    def create(self, connection: Connection, image: NewImage) -> Image:
-        """Record an image; raises AlreadyExists if the id was ever used (deleted images keep theirs until purged)."""
+    def create(self, connection: Connection, image: NewImage, *, most: int | None = None) -> Image:
+        """Record an image; raises AlreadyExists if the id was ever used (deleted images keep theirs until purged).
+
+        Raises QuotaExceeded if its owner would hold more than ``most`` bytes in all.
+        """
         moment = now()
         values: dict[str, Any] = {name: getattr(image, name) for name in _NEW}
         check_columns(values)
@@ -72,6 +94,7 @@ class Images(Table):
             locations.insert(connection, image.id, location, position)
             for position, location in enumerate(image.locations)
         ]
+        holdings.check(connection, image.id, most)
         return to_image(columns_of(values), dict(image.properties), image.tags, recorded)
 
     @reads
@@ -85,9 +108,10 @@ class Images(Table):
         return list_page(connection, query, self._known)
 
     @writes
-    def update(self, connection: Connection, image: Image, changes: Changes) -> Image:
+    def update(self, connection: Connection, image: Image, changes: Changes, *, most: int | None = None) -> Image:
         """Apply ``changes`` if nobody changed the image since it was read, else StaleImage: read again and repeat.
 
+        Raises QuotaExceeded if its owner would hold more than ``most`` bytes in all.
         Raises ImageNotFound when it was deleted, StatusConflict when ``changes.status`` is not allowed from here.
         """
         values = changeable(changes.values)
@@ -100,6 +124,8 @@ class Images(Table):
         if not update_and_bump(connection, image.id, values, images.c.version == image.version):
             find(connection, image.id)
             raise StaleImage(f"image {image.id} was changed by another request")
+        if values.get("owner", image.owner) != image.owner:
+            holdings.forget(connection, [image.id], [image.owner])
         if changes.properties is not None:
             rows = property_rows(image.id, changes.properties)
             _put_properties(
@@ -114,6 +140,7 @@ class Images(Table):
             locations.follow_status(connection, image.id, (image.status,), changes.status)
         if changes.locations is not None:
             locations.replace(connection, image, changes.locations)
+        holdings.check(connection, image.id, most)
         return load(connection, image.id, deleted=True)
 
     @writes
@@ -138,6 +165,46 @@ class Images(Table):
         return change_status(connection, image_id, from_, to, values)
 
     @writes
+    def bury(self, connection: Connection, image_id: str, *, from_: Collection[Status]) -> Image:
+        """Delete the image, whose data stays for a time: pending_delete and deleted. Its locations are pending_delete.
+
+        Raises ImageNotFound, StatusConflict.
+        """
+        before = lock(connection, image_id)
+        change_status(connection, image_id, from_, "pending_delete")
+        note_status(connection, image_id, before)
+        gone = images.update().where(images.c.id == image_id).values(deleted=True, deleted_at=now())
+        connection.execute(gone)
+        return load(connection, image_id, deleted=True)
+
+    @writes
+    def unbury(self, connection: Connection, image_id: str) -> Image:
+        """Make an image what it was before it was buried, active or deactivated, with what is left of its data.
+
+        Raises ImageNotFound for any other, Conflict where none of its data is left or some is being deleted.
+        """
+        back = images.update().where(images.c.id == image_id, *_BURIED)
+        c = image_properties.c
+        noted = sa.select(c.value).where(c.image_id == image_id, c.name == STATUS_BEFORE)
+        before = connection.execute(noted).scalar() or "active"
+        values = {"status": before, "deleted": False, "deleted_at": None, "version": images.c.version + 1}
+        if not connection.execute(back.values(**values, updated_at=now())).rowcount:
+            raise ImageNotFound(f"there is no deleted image {image_id} whose data is kept")
+        if not locations.revive(connection, image_id):
+            raise Conflict(f"the data of image {image_id} is gone, or being deleted")
+        note_status(connection, image_id, "active")
+        return load(connection, image_id)
+
+    @writes
+    def end_burials(self, connection: Connection, limit: int = 1000) -> int:
+        """Make up to ``limit`` buried images deleted whose data is gone; returns how many."""
+        ids = connection.execute(sa.select(images.c.id).where(*_BURIED, ~_LOCATIONS_LEFT).limit(limit)).scalars()
+        gone = list(ids)
+        if gone:
+            connection.execute(images.update().where(images.c.id.in_(gone), *_BURIED).values(status="deleted"))
+        return len(gone)
+
+    @writes
     def add_tag(self, connection: Connection, image_id: str, tag: str, *, limit: int | None = None) -> None:
         """Tag the image; nothing happens if it has the tag. Raises ImageNotFound, LimitExceeded beyond ``limit``.
 
@@ -145,11 +212,10 @@ class Images(Table):
         """
         check_text("a tag", tag, 255)
         bump_version(connection, image_id)
-        tags = set(connection.execute(sa.select(image_tags.c.tag).where(image_tags.c.image_id == image_id)).scalars())
-        if tag in tags:
+        c = image_tags.c
+        if connection.execute(sa.select(c.tag).where(c.image_id == image_id, c.tag == tag)).first() is not None:
             return
-        if limit is not None and len(tags) >= limit:
-            raise LimitExceeded(f"image {image_id} has {len(tags)} tags already; the limit is {limit}")
+        check_room(connection, image_tags, image_id, limit, "tags")
         connection.execute(_INSERT_TAGS, {"image_id": image_id, "tag": tag})
 
     @writes
@@ -180,29 +246,58 @@ class Images(Table):
         counted = sa.select(sa.func.count()).where(c.owner == owner, c.deleted == sa.false(), c.status.not_in(GONE))
         return int(connection.execute(counted.select_from(images)).scalar_one())
 
+    def held(self, owner: str | None) -> int:
+        """Bytes that the owner has in stores and has staged."""
+        return self.stored(owner) + self.staged(owner)
+
+    def stored(self, owner: str | None) -> int:
+        """Bytes that the owner has in stores: size times active locations. By a sum that is kept, and made here."""
+        found = self._stored_by_sum(owner)
+        return self._count_stored(owner) if found is None else found
+
     @reads
-    def usage(self, connection: Connection, owner: str | None, *, without: str | None = None) -> Usage:
-        """What the owner holds, one image (``without``) left out if asked."""
+    def staged(self, connection: Connection, owner: str | None) -> int:
+        """Bytes that the owner has staged."""
+        return holdings.staged(connection, owner)
+
+    @reads
+    def uploading(self, connection: Connection, owner: str | None) -> int:
+        """How many images of the owner get data now."""
         c = images.c
-        mine: list[sa.ColumnElement[bool]] = [c.owner == owner, c.deleted == sa.false()]
-        if without is not None:
-            mine.append(c.id != without)
+        mine = (c.owner == owner, c.deleted == sa.false(), c.status.in_(UPLOADING))
+        return int(connection.execute(sa.select(sa.func.count()).select_from(images).where(*mine)).scalar_one())
 
-        def scalar(selected: Any) -> int:
-            return int(connection.execute(selected).scalar_one() or 0)
+    @reads
+    def _stored_by_sum(self, connection: Connection, owner: str | None) -> int | None:
+        return holdings.stored_by_sum(connection, owner)
 
-        stored = (
-            sa.select(sa.func.sum(c.size))
-            .select_from(images.join(image_locations, image_locations.c.image_id == c.id))
-            .where(*mine, c.status.not_in(GONE), image_locations.c.pending_since.is_(None))
-        )
-        count = sa.select(sa.func.count()).select_from(images)
-        return Usage(
-            total_size=scalar(stored),
-            stage_size=scalar(sa.select(sa.func.sum(c.size)).where(*mine, c.status.in_(["uploading", "importing"]))),
-            images=scalar(count.where(*mine, c.status.not_in(GONE))),
-            uploading=scalar(count.where(*mine, c.status.in_(UPLOADING))),
-        )
+    @writes
+    def _count_stored(self, connection: Connection, owner: str | None) -> int:
+        return holdings.count(connection, owner)
+
+    @reads
+    def owners_with_sums(self, connection: Connection) -> Sequence[str | None]:
+        """The owners of whom it is kept how many bytes they have in stores."""
+        return holdings.owners(connection)
+
+    @writes
+    def recount(self, connection: Connection, owner: str | None) -> tuple[int, int]:
+        """Make the sum of an owner's bytes in stores anew; returns what it said before and what it is.
+
+        They differ only by a mistake, of this or another program.
+        """
+        return holdings.recount(connection, owner)
+
+    def usage(self, owner: str | None, *, without: str | None = None) -> Usage:
+        """What the owner holds, one image (``without``) left out if asked."""
+        found = Usage(self.stored(owner), self.staged(owner), self.count(owner), self.uploading(owner))
+        if without is None:
+            return found
+        return Usage(*(all_of - its for all_of, its in zip(found, self._usage_of(owner, without), strict=True)))
+
+    @reads
+    def _usage_of(self, connection: Connection, owner: str | None, image_id: str) -> Usage:
+        return holdings.usage_of(connection, owner, image_id)
 
     @writes
     def purge(self, connection: Connection, before: datetime.datetime, limit: int = 1000) -> int:
@@ -214,11 +309,16 @@ class Images(Table):
         ids = connection.execute(
             sa.select(c.id)
             .where(c.deleted == sa.true(), c.deleted_at < from_time(before), ~_LOCATIONS_LEFT, ~_UPLOAD_LEFT)
+            .order_by(c.deleted_at)
             .limit(limit)
         ).scalars()
         gone = list(ids)
         if gone:
+            holdings.forget(connection, gone)
             connection.execute(images.delete().where(c.id.in_(gone)))
+            # Hosts that are there tell of their caches themselves; those that were taken away do not.
+            connection.execute(cached_images.delete().where(cached_images.c.image_id.in_(gone)))
+            connection.execute(cache_queue.delete().where(cache_queue.c.image_id.in_(gone)))
         return len(gone)
 
     def in_statuses(self, statuses: Collection[Status], batch: int = 500) -> Iterator[str]:
@@ -238,9 +338,11 @@ class Images(Table):
         )
         return connection.execute(selected.order_by(c.id).limit(batch)).scalars().all()
 
-    def audit(self, batch: int = 1000) -> Iterator[AuditRow]:
-        """Every image that is not deleted, or still has locations, in the order of ids, in bounded memory."""
-        after = ""
+    def audit(self, batch: int = 1000, *, after: str = "") -> Iterator[AuditRow]:
+        """Every image that is not deleted, or still has locations, in the order of ids, in bounded memory.
+
+        Only those behind the id ``after``.
+        """
         while found := self._audit_after(after, batch):
             yield from found
             after = found[-1].id
@@ -276,6 +378,12 @@ def change_status(
         # The deletion is done; a copy that is still being written keeps its row.
         connection.execute(uploads.delete().where(uploads.c.image_id == image_id, uploads.c.status == "pending_delete"))
     return load(connection, image_id, deleted=True)
+
+
+def note_status(connection: Connection, image_id: str, status: Status) -> None:
+    """Note what an image is to be when it is no longer pending_delete; nothing is noted of one that was active."""
+    noted = {} if status == "active" else {STATUS_BEFORE: status}
+    _put_properties(connection, image_id, property_rows(image_id, noted), {STATUS_BEFORE})
 
 
 def change_properties(

@@ -8,7 +8,6 @@ its version grows with them. The functions beside the table are for transactions
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from storelib.api.db.image_row import bump_version
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
-from storelib.api.db.rows import from_time, location_row, now
+from storelib.api.db.rows import from_time, load_object, location_row, now
 from storelib.api.db.schema import image_locations, processes
 from storelib.api.db.table import Table, reads, writes
 from storelib.api.errors import AlreadyExists, Conflict, LocationNotFound
@@ -97,6 +96,29 @@ class Locations(Table):
         """
         mine = [] if token is None else [c.claim == token]
         connection.execute(image_locations.delete().where(c.id == location_id, c.image_id == image_id, _PENDING, *mine))
+
+    @reads
+    def shared(self, connection: Connection) -> Collection[str]:
+        """The URIs that several images have; looks at every location."""
+        several = sa.func.count(sa.distinct(c.image_id)) > 1
+        return set(connection.execute(sa.select(c.uri).where(_ACTIVE).group_by(c.uri).having(several)).scalars())
+
+    @reads
+    def is_shared(self, connection: Connection, uri: str, image_id: str) -> bool:
+        """Whether another image has a location with this URI; looks at every location."""
+        others = sa.select(c.id).where(c.uri == uri, c.image_id != image_id, _ACTIVE).limit(1)
+        return connection.execute(others).first() is not None
+
+    @writes
+    def detach(self, connection: Connection, image_id: str, location_id: int) -> None:
+        """Take an active location from an image without deleting the data, which is another image's, too.
+
+        Raises ImageNotFound, LocationNotFound.
+        """
+        bump_version(connection, image_id)
+        mine = image_locations.delete().where(c.id == location_id, c.image_id == image_id, _ACTIVE)
+        if not connection.execute(mine).rowcount:
+            raise _no_location(image_id, location_id)
 
     @reads
     def pending_for(self, connection: Connection, image_id: str) -> Sequence[ImageLocation]:
@@ -185,11 +207,22 @@ def follow_status(connection: Connection, image_id: str, from_: Collection[Statu
         _revive(connection, image_id)
 
 
-def _revive(connection: Connection, image_id: str) -> None:
+def revive(connection: Connection, image_id: str) -> int:
+    """Make the locations active again that became pending_delete with the image; returns how many.
+
+    None where one of them is being deleted.
+    """
+    busy = sa.select(c.id).where(c.image_id == image_id, c.claim.is_not(None), _CLAIMED)
+    if connection.execute(busy).first() is not None:
+        return 0
+    return _revive(connection, image_id)
+
+
+def _revive(connection: Connection, image_id: str) -> int:
     # Those that became pending together, with the image; one that was dropped before stays so.
     since = connection.execute(sa.select(sa.func.max(c.pending_since)).where(c.image_id == image_id)).scalar()
     revived = image_locations.update().where(c.image_id == image_id, c.pending_since == since)
-    connection.execute(revived.values(pending_since=None, claimed_by=None, claim=None))
+    return connection.execute(revived.values(pending_since=None, claimed_by=None, claim=None)).rowcount
 
 
 def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement[bool]) -> None:
@@ -200,7 +233,7 @@ def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement
 
 def _pair(row: Any) -> tuple[str, ImageLocation]:
     status: Any = "active" if row.pending_since is None else "pending_delete"
-    return row.image_id, ImageLocation(row.uri, json.loads(row.metadata), row.id, status)
+    return row.image_id, ImageLocation(row.uri, load_object(row.metadata), row.id, status)
 
 
 def _no_location(image_id: str, location_id: int) -> LocationNotFound:

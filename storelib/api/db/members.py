@@ -9,12 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.image_row import lock
+from storelib.api.db.image_row import check_room, lock
 from storelib.api.db.records import Caller, Member, MemberStatus, SharedImage
 from storelib.api.db.rows import check_text, from_time, now, to_time
 from storelib.api.db.schema import image_members, images
 from storelib.api.db.table import Table, reads, writes
-from storelib.api.errors import AlreadyExists, ImageNotFound, LimitExceeded, MemberNotFound
+from storelib.api.errors import AlreadyExists, ImageNotFound, MemberNotFound
 
 c = image_members.c
 _SELECT = sa.select(c.image_id, c.member, c.status, c.can_share, c.created_at, c.updated_at)
@@ -41,11 +41,10 @@ class Members(Table):
         """Share the image; raises ImageNotFound, AlreadyExists, LimitExceeded beyond ``limit`` members."""
         check_text("a member", member, 255)
         lock(connection, image_id)
-        members = set(connection.execute(sa.select(c.member).where(c.image_id == image_id)).scalars())
-        if member in members:
+        there = sa.select(c.member).where(c.image_id == image_id, c.member == member)
+        if connection.execute(there).first() is not None:
             raise AlreadyExists(f"image {image_id} is shared with {member} already")
-        if limit is not None and len(members) >= limit:
-            raise LimitExceeded(f"image {image_id} has {len(members)} members already; the limit is {limit}")
+        check_room(connection, image_members, image_id, limit, "members")
         return _insert(connection, image_id, member, status, can_share, now())
 
     @reads

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.rows import check_long_text, check_text, now, to_time
+from storelib.api.db.rows import check_long_text, check_text, load_object, now, to_time
 from storelib.api.db.schema import (
     metadef_associations,
     metadef_definitions,
@@ -447,7 +447,7 @@ def _namespace(row: Any) -> Namespace:
 
 
 def _definition(row: Any) -> Definition:
-    return Definition(row.name, json.loads(row.document), to_time(row.created_at), to_time(row.updated_at))
+    return Definition(row.name, load_object(row.document), to_time(row.created_at), to_time(row.updated_at))
 
 
 def _no_namespace(name: str) -> ResourceNotFound:

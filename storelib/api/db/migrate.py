@@ -8,7 +8,9 @@ processes starting together do it once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +22,23 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
-from storelib.api.db.engine import LOCK_TIMEOUT, Database, sqlite_path
-from storelib.api.db.schema import metadata
+from storelib.api.db.engine import LOCK_TIMEOUT, VERSION_TABLE, Database, sqlite_path
+from storelib.api.db.schema import SORTED_BY, images, metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, SchemaOutOfDate
 
-#: Not Alembic's default name, which other programs use in a database they may share.
-VERSION_TABLE = "storelib_version"
 # Any number that other programs are unlikely to lock with.
 _LOCK = 5_739_201_774
+_LOCKING = {
+    "postgresql": ("SELECT pg_try_advisory_lock(:lock)", "SELECT pg_advisory_unlock(:lock)"),
+    "mysql": ("SELECT GET_LOCK(:lock, 0)", "SELECT RELEASE_LOCK(:lock)"),
+}
+#: Seconds between two looks at whether another process is done.
+_PAUSE = 0.05
+_UNSET_FIRST = frozenset(name for name in SORTED_BY if images.c[name].nullable)
+_WHOLE_INDEXES = """
+SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indisvalid AND pg_table_is_visible(c.oid)
+"""
 
 
 class Version(NamedTuple):
@@ -40,7 +51,9 @@ class Version(NamedTuple):
 def sync(url: str | URL) -> Version:
     """Bring the tables to the newest revision; returns what was found there. Raises BadDatabase, DatabaseUnavailable.
 
-    A crash in the middle leaves SQLite and PostgreSQL as they were; MySQL does not undo changes of tables.
+    Servers of the revision before may go on meanwhile. A crash in the middle leaves SQLite and PostgreSQL at one of the
+    revisions, to go on from; MySQL does not undo changes of tables, but the next run makes only what is missing (the
+    very first revision excepted).
     """
     # Changing large tables takes its time.
     database = Database(url, statement_timeout=None)
@@ -67,6 +80,9 @@ def check(database: Database) -> None:
         raise SchemaOutOfDate(f"{database!r} does not exist; run: storelib db sync")
     current, head = database.read(_version)
     if current == head:
+        # Its lists name their indexes.
+        if database.kind == "sqlite" and database.read(_missing_on_sqlite):
+            raise SchemaOutOfDate(f"{database!r} has not all indexes that this storelib needs; run: storelib db sync")
         return
     if current is None:
         raise SchemaOutOfDate(f"{database!r} has no tables of storelib; run: storelib db sync")
@@ -84,35 +100,101 @@ def prepare(database: Database) -> None:
     check(database)
 
 
-def _sync(database: Database) -> Version:
+def _sync(database: Database, target: str = "head") -> Version:
+    """To the revision ``target``, each in a transaction of its own: what one locks is not locked while others work.
+
+    All in one on SQLite, where one that writes locks everything anyway, but for the indexes of tables with rows: each
+    of those takes seconds for a million images, for which others wait.
+    """
     path = sqlite_path(database.url)
     if path is not None:
         _make_file(path)
     script = _script()
-
-    def upgrade(connection: Connection) -> Version:
-        with _locked(connection):
-            before = _version(connection)
-            if before.current is None:
-                _refuse_foreign_tables(connection, database)
-            context = MigrationContext.configure(
-                connection,
-                opts={
-                    "version_table": VERSION_TABLE,
-                    "fn": lambda revision, context: script._upgrade_revs("head", revision),
-                    "script": script,
-                },
-            )
-            with Operations.context(context):
-                context.run_migrations()
-            # MySQL commits with each change of a table anyway; the others do all or nothing here.
-            connection.commit()
-        return before
-
-    return database.write(upgrade)
+    last = script.get_revision(target).revision
+    with _alone(database) as connection:
+        if connection is None:
+            found = database.write(lambda connection: _go_on(connection, database, script, last, None))
+            if last == script.get_current_head():
+                _build_indexes_in_turn(database)
+            return found
+        found = now = database.write(lambda connection: _go_on(connection, database, script, last, 1))
+        while now.current != last:
+            now = database.write(lambda connection: _go_on(connection, database, script, last, 1))
+        if database.kind == "postgresql" and last == script.get_current_head():
+            _build_indexes(connection)
+    return found
 
 
+def _go_on(
+    connection: Connection, database: Database, script: ScriptDirectory, last: str, count: int | None
+) -> Version:
+    """Go ``count`` revisions on, or all; returns the one that was there, and the one that this is to end with."""
+    before = _version(connection).current
+    if before is None:
+        _refuse_foreign_tables(connection, database)
+    steps = script._upgrade_revs(last, before or "base") if before != last else []
+    if steps:
+        options = {
+            "version_table": VERSION_TABLE,
+            "fn": lambda revision, context: steps[:count],
+            "script": script,
+        }
+        context = MigrationContext.configure(connection, opts=options)
+        with Operations.context(context):
+            context.run_migrations()
+    # MySQL commits with each change of a table anyway; the others do all of a revision or nothing here.
+    connection.commit()
+    return Version(before, last)
+
+
+def _build_indexes(connection: Connection) -> None:
+    """Make the described indexes that are missing, or were never completed, while others write to their tables."""
+    quote = connection.dialect.identifier_preparer.quote
+    for table, index in _missing_indexes(connection, set(connection.execute(sa.text(_WHOLE_INDEXES)).scalars())):
+        name, kind = str(index.name), "UNIQUE INDEX" if index.unique else "INDEX"
+        # Lists have what is not set before everything else, where PostgreSQL sorts it last.
+        columns = [
+            f"{quote(column.name)} NULLS FIRST"
+            if table == "images" and column.name in _UNSET_FIRST
+            else quote(column.name)
+            for column in index.columns
+        ]
+        place = f"{quote(table)} ({', '.join(columns)})"
+        connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(name)}")
+        connection.exec_driver_sql(f"CREATE {kind} CONCURRENTLY {quote(name)} ON {place}")
+
+
+def _build_indexes_in_turn(database: Database) -> None:
+    """Make the described indexes that are missing, each in a transaction of its own: others write in between."""
+    for _, index in database.read(_missing_on_sqlite):
+        # Another process may be doing the same.
+        database.write(functools.partial(index.create, checkfirst=True))
+
+
+def _missing_on_sqlite(connection: Connection) -> list[tuple[str, sa.Index]]:
+    names = connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'index'")).scalars()
+    return _missing_indexes(connection, set(names))
+
+
+def _missing_indexes(connection: Connection, whole: set[str]) -> list[tuple[str, sa.Index]]:
+    """The described indexes that are not among these, of columns that are there, each with the name of its table."""
+    described = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
+    if described <= whole:
+        return []
+    inspector = sa.inspect(connection)
+    tables = set(inspector.get_table_names())
+    missing: list[tuple[str, sa.Index]] = []
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)} if table.name in tables else set()
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            if str(index.name) not in whole and there.issuperset(column.name for column in index.columns):
+                missing.append((table.name, index))
+    return missing
+
+
+@functools.cache
 def _script() -> ScriptDirectory:
+    # Imports all revisions when first asked for one, which each start does several times.
     config = Config()
     config.set_main_option("script_location", "storelib.api.db:migrations")
     return ScriptDirectory.from_config(config)
@@ -157,20 +239,25 @@ def _refuse_foreign_tables(connection: Connection, database: Database) -> None:
 
 
 @contextlib.contextmanager
-def _locked(connection: Connection) -> Iterator[None]:
-    kind: Any = connection.dialect.name
-    if kind == "postgresql":
-        # Ends with the transaction.
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        yield
-    elif kind in ("mysql", "mariadb"):
-        name = {"lock": "storelib_migration", "patience": int(LOCK_TIMEOUT * 20)}
-        if connection.execute(sa.text("SELECT GET_LOCK(:lock, :patience)"), name).scalar() != 1:
-            raise DatabaseUnavailable("another process has been migrating the database for too long")
+def _alone(database: Database) -> Iterator[Connection | None]:
+    """A connection outside of transactions that holds the lock of those who migrate; None for SQLite, which needs none.
+
+    It is waited for outside of transactions, too: an index that is built beside others is complete only when all
+    transactions that began before are over.
+    """
+    if database.kind == "sqlite":
+        yield None
+        return
+    lock: dict[str, Any] = {"lock": _LOCK if database.kind == "postgresql" else "storelib_migration"}
+    take, drop = _LOCKING["postgresql" if database.kind == "postgresql" else "mysql"]
+    engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+    deadline = time.monotonic() + LOCK_TIMEOUT * 20
+    with database.naming_failures(), engine.connect() as connection:
+        while not connection.execute(sa.text(take), lock).scalar():
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable("another process has been migrating the database for too long")
+            time.sleep(_PAUSE)
         try:
-            yield
+            yield connection
         finally:
-            connection.execute(sa.text("SELECT RELEASE_LOCK(:lock)"), name)
-    else:
-        # SQLite: BEGIN IMMEDIATE is the lock.
-        yield
+            connection.execute(sa.text(drop), lock)

@@ -31,14 +31,17 @@ class Processes(Table):
     """The leases of the API processes on this database."""
 
     @writes
-    def join(self, connection: Connection, host: str, pid: int) -> Process:
-        """Announce an API process; it has to call ``heartbeat`` more often than the ``ttl`` others are patient for."""
+    def join(self, connection: Connection, host: str, pid: int, role: str = "") -> Process:
+        """Announce an API process; it has to call ``heartbeat`` more often than the ``ttl`` others are patient for.
+
+        ``role`` is ``worker`` for one that takes jobs.
+        """
         check_text("the host", host, 255)
         moment = connection.execute(sa.select(Now())).scalar_one()
         process_id = str(uuid.uuid4())
         values = {"id": process_id, "host": host, "pid": pid, "started_at": moment, "seen_at": moment}
         boot, seen = this_boot(), ticks()
-        connection.execute(processes.insert(), {**values, "boot": boot, "ticks": seen})
+        connection.execute(processes.insert(), {**values, "boot": boot, "ticks": seen, "role": role})
         return Process(process_id, host, pid, to_time(moment), to_time(moment), boot, seen)
 
     @writes
@@ -51,6 +54,13 @@ class Processes(Table):
     def leave(self, connection: Connection, process_id: str) -> None:
         """A clean end; the unfinished uploads of the process, if any, can be taken over at once."""
         connection.execute(processes.delete().where(processes.c.id == process_id))
+
+    @reads
+    def has_workers(self, connection: Connection, ttl: float) -> bool:
+        """Whether there are workers whose lease was renewed within ``ttl`` seconds."""
+        alive = living(connection, int(ttl * 1_000_000))
+        found = sa.select(processes.c.id).where(processes.c.role == "worker", alive).limit(1)
+        return connection.execute(found).first() is not None
 
     @reads
     def list(self, connection: Connection) -> Sequence[Process]:

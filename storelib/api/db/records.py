@@ -226,13 +226,46 @@ class Query:
 
 
 class Page(NamedTuple):
-    """Images of one page, and whether there are more behind the last of them."""
+    """Images of one page, fewer than the limit where they are large, and whether there are more behind the last."""
 
     images: tuple[Image, ...]
     more: bool
 
 
-Task = dict[str, Any]
+TaskStatus = Literal["pending", "processing", "success", "failure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that is or was done in the background.
+
+    ``given`` is what was asked for, ``result`` what came of it, both JSON; ``message`` how far it is or what went
+    wrong. ``expires_at`` is when it is forgotten, None while it is at work. ``image_id`` may be gone.
+    """
+
+    id: str
+    kind: str
+    status: TaskStatus
+    owner: str | None
+    image_id: str | None
+    user_id: str | None
+    request_id: str | None
+    given: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+    message: str
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+    expires_at: datetime.datetime | None
+
+
+class TaskEnd(NamedTuple):
+    """How a task ended; ``kept`` are the seconds until it is forgotten."""
+
+    task_id: str
+    status: TaskStatus
+    message: str
+    result: Mapping[str, Any] | None
+    kept: float
 
 
 class TaskQuery(NamedTuple):
@@ -240,14 +273,19 @@ class TaskQuery(NamedTuple):
 
     kind: str | None = None
     status: str | None = None
+    owner: str | None = None
     sort_key: str = "created_at"
     sort_dir: str = "desc"
     limit: int = 1000
     marker: str | None = None
+    task_id: str | None = None
+    image_id: str | None = None
+    user_id: str | None = None
+    request_id: str | None = None
 
 
 class TaskPage(NamedTuple):
-    """Tasks of one page, as clients see them, and whether there are more behind the last of them."""
+    """Tasks of one page, and whether there are more behind the last of them."""
 
     tasks: tuple[Task, ...]
     more: bool
@@ -293,6 +331,21 @@ class Ticket(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """Work on an upload that a process has taken, for the ``attempts``-th time. ``document`` is what it has to know."""
+
+    ticket: Ticket
+    kind: str
+    document: Mapping[str, Any]
+    owner: str
+    attempts: int
+
+    def __repr__(self) -> str:
+        # There may be credentials in the document.
+        return f"Job({self.kind!r}, image {self.ticket.image_id})"
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A running API process that keeps its lease alive. ``seen_at`` is by the database's clock."""
 
@@ -306,6 +359,20 @@ class Process:
     ticks: int | None = None
 
 
+class Round(NamedTuple):
+    """How far work over all images has come; ``position`` is the id of the last image that is done, "" before any.
+
+    ``counts`` are of this round, ``last`` of the last one that came to its end.
+    """
+
+    name: str
+    position: str
+    started_at: datetime.datetime | None
+    finished_at: datetime.datetime | None
+    counts: dict[str, Any]
+    last: dict[str, Any]
+
+
 class AuditRow(NamedTuple):
     """What an audit compares with the stores. ``locations`` include those pending delete."""
 
@@ -315,4 +382,5 @@ class AuditRow(NamedTuple):
     checksum: str | None
     os_hash_algo: str | None
     os_hash_value: str | None
+    owner: str | None
     locations: tuple[ImageLocation, ...]

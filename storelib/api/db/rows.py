@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,8 @@ from storelib.api.db.schema import (
     length_of,
 )
 from storelib.api.errors import BadRequest, ImageNotFound
+
+LOG = logging.getLogger(__name__)
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _MICROSECOND = datetime.timedelta(microseconds=1)
@@ -58,6 +63,10 @@ _CREATED, _UPDATED, _DELETED = (
     [column.name for column in _COLUMNS].index(name) for name in ("created_at", "updated_at", "deleted_at")
 )
 _IS_PROPERTY, _IS_TAG, _IS_LOCATION = range(3)
+#: Characters of properties, tags and locations that the images of one page have at most, if it has several.
+LARGEST_PAGE = 16 * 1024 * 1024
+#: Properties that few images have more of.
+_MANY = 128
 
 
 def now() -> int:
@@ -166,27 +175,57 @@ def dump_metadata(metadata: Mapping[str, Any]) -> str:
     return text
 
 
-def _select_children(where: Any) -> Any:
-    """Rows (image_id, kind, key, value, number, position, pending_since) of all three tables."""
+def load_object(text: str) -> dict[str, Any]:
+    """An object that was kept as JSON. One that another program spoiled is empty, so that the rest can be shown."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        LOG.error("the database has what is no JSON: %s", error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _select_children(where: Any, most: Any = None) -> Any:
+    """Rows (image_id, kind, key, value, number, position, pending_since, missing) of all three tables.
+
+    With ``most``, what has more characters is left out, and ``missing`` is how many they are.
+    """
     none: Any = sa.literal_column("0")
     text = sa.cast(sa.null(), sa.Text())
     number = sa.cast(sa.null(), sa.BigInteger())
     p, t, at = image_properties.c, image_tags.c, image_locations.c
+    value, metadata, of_value, of_metadata = p.value, at.metadata, none, none
+    if most is not None:
+        value, of_value = _unless_long(p.value, most)
+        metadata, of_metadata = _unless_long(at.metadata, most)
     return sa.union_all(
-        sa.select(p.image_id, sa.literal_column(str(_IS_PROPERTY)), p.name, p.value, none, none, number).where(
+        sa.select(p.image_id, _kind(_IS_PROPERTY), p.name, value, none, none, number, of_value).where(
             where(p.image_id)
         ),
-        sa.select(t.image_id, sa.literal_column(str(_IS_TAG)), t.tag, text, none, none, number).where(
-            where(t.image_id)
-        ),
+        sa.select(t.image_id, _kind(_IS_TAG), t.tag, text, none, none, number, none).where(where(t.image_id)),
         sa.select(
-            at.image_id, sa.literal_column(str(_IS_LOCATION)), at.uri, at.metadata, at.id, at.position, at.pending_since
+            at.image_id, _kind(_IS_LOCATION), at.uri, metadata, at.id, at.position, at.pending_since, of_metadata
         ).where(where(at.image_id)),
     )
 
 
+def _kind(kind: int) -> Any:
+    return sa.literal_column(str(kind))
+
+
+def _unless_long(column: Any, most: Any) -> tuple[Any, Any]:
+    """The text, or the characters that it has if these are too many."""
+    length = sa.func.length(column)
+    return sa.case((length > most, sa.null()), else_=column), sa.case((length > most, length), else_=sa.literal(0))
+
+
+def _among(column: Any) -> Any:
+    return column.in_(sa.bindparam("image_ids", expanding=True))
+
+
 _CHILDREN_OF_ONE = _select_children(lambda column: column == sa.bindparam("image_id"))
-_CHILDREN_OF_MANY = _select_children(lambda column: column.in_(sa.bindparam("image_ids", expanding=True)))
+_CHILDREN_OF_MANY = _select_children(_among)
+_SHORT_CHILDREN_OF_MANY = _select_children(_among, sa.bindparam("most", type_=sa.Integer()))
 
 
 def load(connection: Connection, image_id: str, *, deleted: bool = False, known: ImageCache | None = None) -> Image:
@@ -204,28 +243,46 @@ def load(connection: Connection, image_id: str, *, deleted: bool = False, known:
 
 
 def complete(connection: Connection, rows: Sequence[Any], known: ImageCache) -> tuple[Image, ...]:
-    """Images of SELECT_IMAGES with all that belongs to them, in the same order, with at most one more statement."""
+    """Images of SELECT_IMAGES with all that belongs to them, in the same order, with at most one more statement.
+
+    Images with long texts take two; and of all only the first that have LARGEST_PAGE characters together, at least one.
+    """
     found = {row[0]: known.find(row) for row in rows}
     missing = [row for row in rows if found[row[0]] is None]
     if missing:
-        children = connection.execute(_CHILDREN_OF_MANY, {"image_ids": [row[0] for row in missing]}).all()
+        # What is read at once is no more than that either.
+        wanted = {"image_ids": [row[0] for row in missing], "most": LARGEST_PAGE // (_MANY * len(missing))}
+        children = connection.execute(_SHORT_CHILDREN_OF_MANY, wanted).all()
+        missing = missing[: _count_fitting(missing, children)]
+        fitting = {row[0] for row in missing}
+        if any(child[-1] for child in children if child[0] in fitting):
+            children = connection.execute(_CHILDREN_OF_MANY, {"image_ids": sorted(fitting)}).all()
         for row, image in zip(missing, _images(missing, children), strict=True):
             known.add(row, image)
             found[row[0]] = image
-    return tuple(found.values())  # type: ignore[arg-type]
+    return tuple(itertools.takewhile(lambda image: image is not None, found.values()))  # type: ignore[arg-type]
+
+
+def _count_fitting(rows: Sequence[Any], children: Sequence[Any]) -> int:
+    """How many of the first of these rows make no page that is too large."""
+    lengths: Counter[str] = Counter()
+    for image_id, _, key, value, _, _, _, left_out in children:
+        lengths[image_id] += len(key) + len(value or "") + left_out
+    totals = itertools.accumulate(lengths[row[0]] for row in rows)
+    return max(sum(1 for total in totals if total <= LARGEST_PAGE), 1)
 
 
 def _images(rows: Sequence[Any], children: Sequence[Any]) -> list[Image]:
     properties: dict[str, dict[str, str | None]] = {}
     tags: dict[str, list[str]] = {}
     locations: dict[str, list[tuple[int, ImageLocation]]] = {}
-    for image_id, kind, key, value, number, position, pending_since in children:
+    for image_id, kind, key, value, number, position, pending_since, _ in children:
         if kind == _IS_PROPERTY:
             properties.setdefault(image_id, {})[key] = value
         elif kind == _IS_TAG:
             tags.setdefault(image_id, []).append(key)
         elif pending_since is None:
-            location = ImageLocation(key, json.loads(value), number)
+            location = ImageLocation(key, load_object(value), number)
             locations.setdefault(image_id, []).append((position, location))
     return [
         to_image(

@@ -89,7 +89,7 @@ Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 metadata = sa.MetaData()
 # InnoDB whatever the server's default; SQLite keeps rows of tables with a key of their own in that key's order.
 _OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
-_BY_KEY: dict[str, Any] = {**_OPTIONS, "sqlite_with_rowid": False}
+BY_KEY: dict[str, Any] = {**_OPTIONS, "sqlite_with_rowid": False}
 
 
 def _image_id(**options: Any) -> sa.Column[str]:
@@ -123,19 +123,28 @@ images = sa.Table(
     **_OPTIONS,
 )
 
-#: What a list walks along: every image (for admins), the owner's, and all of one visibility, in the usual orders.
-#: Each ends with the id, so that the page after a marker is one range of the index.
+#: What lists of images can be sorted by.
+SORTED_BY = ("created_at", "updated_at", "name", "size", "status", "disk_format", "container_format", "id")
+#: What else a filter of a list can name.
+FILTERED_BY = (
+    *("checksum", "os_hash_value", "os_hash_algo", "virtual_size", "min_disk", "min_ram", "protected", "os_hidden"),
+)
+#: Filters that tell much of where in an order their images are, so that few of them may come by on a walk along it:
+#: what is queued has no size, what is hidden is old.
+ORDERED_WITHIN = (("status", "size"), ("status", "created_at"), ("os_hidden", "created_at"))
+#: What a list walks along or begins with: every image (for admins), the owner's, and all of one visibility. Each ends
+#: with the id, so that the page after a marker is one range of the index.
 ORDERS: dict[str, tuple[str, ...]] = {
-    "ix_images_created_at": ("deleted", "created_at", "id"),
-    "ix_images_updated_at": ("deleted", "updated_at", "id"),
-    "ix_images_name": ("deleted", "name", "id"),
-    "ix_images_size": ("deleted", "size", "id"),
-    "ix_images_status": ("deleted", "status", "id"),
-    "ix_images_owner_created_at": ("owner", "deleted", "created_at", "id"),
-    "ix_images_owner_name": ("owner", "deleted", "name", "id"),
-    "ix_images_visibility_created_at": ("visibility", "deleted", "created_at", "id"),
-    "ix_images_visibility_name": ("visibility", "deleted", "name", "id"),
+    **{f"ix_images_{column}": ("deleted", column, "id") for column in (*SORTED_BY[:-1], *FILTERED_BY)},
+    **{
+        f"ix_images_{prefix}_{column}": tuple(dict.fromkeys((prefix, "deleted", column, "id")))
+        for prefix in ("owner", "visibility")
+        for column in SORTED_BY
+    },
+    **{f"ix_images_{column}_{key}": ("deleted", column, key, "id") for column, key in ORDERED_WITHIN},
 }
+# Without the flag, lest SQLite takes it for a short way to all that is not deleted.
+sa.Index("ix_images_deleted_at", images.c.deleted_at)
 for _name, _columns in ORDERS.items():
     sa.Index(_name, *(images.c[column] for column in _columns))
 
@@ -148,7 +157,7 @@ image_properties = sa.Table(
     # The first HEAD characters of the value: no database indexes long text in the same way.
     sa.Column("head", Name(HEAD)),
     sa.Index("ix_image_properties_name", "name", "head", "image_id"),
-    **_BY_KEY,
+    **BY_KEY,
 )
 
 image_tags = sa.Table(
@@ -157,7 +166,7 @@ image_tags = sa.Table(
     _image_id(primary_key=True),
     sa.Column("tag", Name(255), primary_key=True),
     sa.Index("ix_image_tags_tag", "tag", "image_id"),
-    **_BY_KEY,
+    **BY_KEY,
 )
 
 image_members = sa.Table(
@@ -171,7 +180,8 @@ image_members = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Index("ix_image_members_member", "member", "status", "image_id"),
     sa.Index("ix_image_members_member_image", "member", "image_id"),
-    **_BY_KEY,
+    sa.Index("ix_image_members_image", "image_id", "created_at", "member"),
+    **BY_KEY,
 )
 
 image_locations = sa.Table(
@@ -204,7 +214,9 @@ processes = sa.Table(
     # When it was seen by the clock of one boot of one machine, which nobody sets; not set by older versions.
     sa.Column("boot", Name(128)),
     sa.Column("ticks", sa.BigInteger),
-    **_BY_KEY,
+    # What it does besides serving requests: "worker" takes jobs.
+    sa.Column("role", Name(16), nullable=False, server_default=""),
+    **BY_KEY,
 )
 
 uploads = sa.Table(
@@ -220,7 +232,83 @@ uploads = sa.Table(
     # One of a kind, so that an upload is never taken for a later one of the same image; empty from older versions.
     sa.Column("token", Name(36), nullable=False, server_default=""),
     sa.Index("ix_uploads_process", "process_id"),
-    **_BY_KEY,
+    **BY_KEY,
+)
+
+# Work in the background that another process may do than the one that was asked. It goes with its upload.
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column(
+        "image_id", Name(36), sa.ForeignKey("uploads.image_id", ondelete="CASCADE"), primary_key=True, nullable=False
+    ),
+    sa.Column("kind", Name(32), nullable=False),
+    # In JSON.
+    sa.Column("document", Text, nullable=False),
+    # Of the image; none is empty.
+    sa.Column("owner", Name(255), nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    # Not set: it waits.
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Index("ix_jobs_started_at", "started_at", "created_at"),
+    **BY_KEY,
+)
+
+#: Owners whose total is limited: of each, one transaction that adds to it holds the row. None is empty.
+holders = sa.Table(
+    "holders",
+    metadata,
+    sa.Column("owner", Name(255), primary_key=True),
+    # Bytes in stores, and when they were counted; not set: never.
+    sa.Column("stored", sa.BigInteger),
+    sa.Column("counted_at", sa.BigInteger),
+    **BY_KEY,
+)
+
+#: What of these sums each image is.
+stored_bytes = sa.Table(
+    "stored_bytes",
+    metadata,
+    # No foreign key: what goes has to be taken from the sum.
+    sa.Column("image_id", Name(36), primary_key=True),
+    sa.Column("owner", Name(255), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Index("ix_stored_bytes_owner", "owner"),
+    **BY_KEY,
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", Name(36), primary_key=True),
+    sa.Column("type", Name(32), nullable=False),
+    sa.Column("status", Name(32), nullable=False),
+    sa.Column("owner", Name(255)),
+    # No foreign key: a task outlives its image.
+    sa.Column("image_id", Name(36)),
+    sa.Column("user_id", Name(255)),
+    sa.Column("request_id", Name(255)),
+    # JSON.
+    sa.Column("input", Text, nullable=False),
+    sa.Column("result", Text),
+    sa.Column("message", Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    # When it is forgotten; 0: not yet known. Databases sort what is not set in different ways.
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_tasks_image", "image_id", "created_at"),
+    sa.Index("ix_tasks_created_at", "created_at", "id"),
+    sa.Index("ix_tasks_updated_at", "updated_at", "id"),
+    sa.Index("ix_tasks_status", "status", "id"),
+    sa.Index("ix_tasks_type", "type", "id"),
+    sa.Index("ix_tasks_status_created_at", "status", "created_at", "id"),
+    sa.Index("ix_tasks_type_created_at", "type", "created_at", "id"),
+    sa.Index("ix_tasks_owner", "owner", "created_at", "id"),
+    sa.Index("ix_tasks_user", "user_id", "created_at", "id"),
+    sa.Index("ix_tasks_request", "request_id", "created_at", "id"),
+    sa.Index("ix_tasks_expires_at", "expires_at", "id"),
+    **BY_KEY,
 )
 
 metadef_namespaces = sa.Table(
@@ -247,7 +335,7 @@ metadef_resource_types = sa.Table(
     sa.Column("name", Name(80), primary_key=True),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
-    **_BY_KEY,
+    **BY_KEY,
 )
 
 
@@ -266,7 +354,7 @@ metadef_associations = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Index("ix_metadef_associations_type", "resource_type", "namespace_id"),
-    **_BY_KEY,
+    **BY_KEY,
 )
 
 #: Objects, properties and tags of namespaces, told apart by ``kind``.
@@ -280,5 +368,63 @@ metadef_definitions = sa.Table(
     sa.Column("document", Text, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
-    **_BY_KEY,
+    **BY_KEY,
+)
+
+#: What the caches of hosts hold; ``node`` is what tells a cache from others, whose files are what counts.
+cached_images = sa.Table(
+    "cached_images",
+    metadata,
+    sa.Column("node", Name(36), primary_key=True),
+    # No foreign key: the files of a deleted image are to be found and removed.
+    sa.Column("image_id", Name(36), primary_key=True),
+    sa.Column("host", Name(255), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("hits", sa.BigInteger, nullable=False),
+    sa.Column("cached_at", sa.BigInteger, nullable=False),
+    sa.Column("used_at", sa.BigInteger, nullable=False),
+    sa.Index("ix_cached_images_image", "image_id"),
+    **BY_KEY,
+)
+
+#: Images that are to be cached.
+cache_queue = sa.Table(
+    "cache_queue",
+    metadata,
+    sa.Column("node", Name(36), primary_key=True),
+    sa.Column("image_id", Name(36), primary_key=True),
+    sa.Column("queued_at", sa.BigInteger, nullable=False),
+    **BY_KEY,
+)
+
+#: How far work over all images has come that is done again and again.
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    sa.Column("name", Name(64), primary_key=True),
+    # The process that is at it.
+    sa.Column("process_id", Name(36)),
+    # The id of the last image that is done.
+    sa.Column("position", Name(36), nullable=False),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("finished_at", sa.BigInteger),
+    # Of this round and of the last whole one, in JSON.
+    sa.Column("counts", Text, nullable=False),
+    sa.Column("last", Text, nullable=False),
+    **BY_KEY,
+)
+
+#: What was taken from the catalogue of another service, and how it was then: images by their ids, namespaces of
+#: metadata definitions by their names. No foreign key: what was deleted here is not taken again.
+imported = sa.Table(
+    "imported",
+    metadata,
+    sa.Column("kind", Name(16), primary_key=True),
+    sa.Column("key", Name(80), primary_key=True),
+    # The catalogue that it came from.
+    sa.Column("source", Name(255), nullable=False),
+    # Of all that belongs to it, as it was here and there.
+    sa.Column("digest", Name(64), nullable=False),
+    sa.Index("ix_imported_source", "source", "kind", "key"),
+    **BY_KEY,
 )

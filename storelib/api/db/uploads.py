@@ -17,15 +17,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db import holdings
 from storelib.api.db import locations as location_rows
 from storelib.api.db.image_row import lock, update_and_bump, values_with_status
-from storelib.api.db.images import change_properties, change_status
+from storelib.api.db.images import change_properties, change_status, note_status
 from storelib.api.db.processes import has_lease, living
-from storelib.api.db.records import Image, NewLocation, Status, Ticket, Upload
+from storelib.api.db.records import Image, NewLocation, Status, TaskEnd, Ticket, Upload
 from storelib.api.db.rows import changeable, check_long_text, load, now, to_time
 from storelib.api.db.schema import images, processes, uploads
 from storelib.api.db.statuses import ALLOWED, GONE, check_transitions
 from storelib.api.db.table import Table, reads, writes
+from storelib.api.db.tasks import end as end_task
 from storelib.api.errors import ImageNotFound, StatusConflict, UploadLost
 
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
@@ -94,8 +96,9 @@ class Uploads(Table):
     ) -> Image:
         """``Images.transition`` to pending_delete, and note who deletes the data, as an upload with that status.
 
-        A ``transition`` from pending_delete ends it. Nothing is noted where a copy is being written, whose end is then
-        this one's, too, or where the process has no lease. Raises ImageNotFound, StatusConflict.
+        A ``transition`` from pending_delete ends it. Where a copy is being written, whose end is then this one's, too,
+        or where the process has no lease, only the status before is noted, in the image. Raises ImageNotFound,
+        StatusConflict.
         """
         before = lock(connection, image_id)
         if before not in from_:
@@ -104,6 +107,8 @@ class Uploads(Table):
         if has_lease(connection, process_id) and _get(connection, image_id) is None:
             noted = {"status": "pending_delete", "restore": before, "stores": _stores(())}
             _insert(connection, image_id, process_id, token, **noted)
+        else:
+            note_status(connection, image_id, before)
         return image
 
     @writes
@@ -118,17 +123,23 @@ class Uploads(Table):
         locations: Sequence[NewLocation] = (),
         properties: Mapping[str, str | None] = NOTHING,
         token: str | None = None,
+        task: TaskEnd | None = None,
+        go_on: bool = False,
+        most: int | None = None,
         **values: Any,
     ) -> Image:
         """End the upload: status, values and more locations at once. ``to`` queued or killed gives it up.
 
-        ``properties`` are set, or removed where they are None, at the same time.
+        ``properties`` are set, or removed where they are None, and ``task`` ends, at the same time. With ``go_on`` the
+        process stays responsible for what is done to the image in its new status, and has to ``finish`` that, too.
 
         ``to`` None, or the status it has, ends it without a change of status. Raises UploadLost if the image was
-        deleted or the upload was taken over: then the caller removes the data and calls ``forget``.
+        deleted or the upload was taken over: then the caller removes the data and calls ``forget``. Raises
+        QuotaExceeded, and ends nothing, if the owner would hold more than ``most`` bytes in all.
         """
         mine = _mine(connection, image_id, process_id, token)
-        if not connection.execute(uploads.delete().where(*_is(*mine.ticket))).rowcount:
+        ending: Any = uploads.update().values(status=to, restore=to) if go_on else uploads.delete()
+        if not connection.execute(ending.where(*_is(*mine.ticket))).rowcount:
             raise _lost(image_id)
         changed = changeable(values)
         expected = images.c.status == mine.status
@@ -146,6 +157,9 @@ class Uploads(Table):
             gone = [name for name, value in properties.items() if value is None]
             kept = {name: value for name, value in properties.items() if value is not None}
             change_properties(connection, image_id, kept, gone)
+        if task is not None:
+            end_task(connection, task)
+        holdings.check(connection, image_id, most)
         return load(connection, image_id, deleted=True)
 
     @writes
@@ -201,6 +215,13 @@ class Uploads(Table):
     def get(self, connection: Connection, image_id: str) -> Upload | None:
         """The upload or deletion of this image that is under way; None if there is none."""
         return _get(connection, image_id)
+
+    @reads
+    def is_wanted(self, connection: Connection, ticket: Ticket) -> bool:
+        """Whether this upload is under way and its image was not deleted since."""
+        mine = sa.select(images.c.status).join(uploads, uploads.c.image_id == images.c.id).where(*_is(*ticket))
+        status = connection.execute(mine).scalar()
+        return status is not None and status not in GONE
 
     @reads
     def list_for(self, connection: Connection, process_id: str) -> Sequence[Upload]:

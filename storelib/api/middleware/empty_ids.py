@@ -3,25 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import falcon
-import falcon.inspect
 
 from storelib.api.errors import ResourceNotFound
+from storelib.api.service.preload.secrets import without_tickets
 
 
 class NoEmptyIds:
-    """Falcon middleware for an ``app`` that has all its routes: a collection is a path with ids below it.
+    """Falcon middleware for an application with routes of these ``paths``: a collection is one with ids below it.
 
     Falcon strips the slash, which is right for all other paths.
     """
 
-    def __init__(self, app: falcon.App) -> None:  # type: ignore[type-arg]
-        paths = [route.path.rpartition("/") for route in falcon.inspect.inspect_routes(app)]
-        self._collections = frozenset(above for above, _, name in paths if name.startswith("{"))
+    def __init__(self, paths: Iterable[str]) -> None:
+        split = [path.rpartition("/") for path in paths]
+        self._collections = frozenset(above for above, _, name in split if name.startswith("{"))
 
     def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: object, params: Any) -> None:
         """Raise ResourceNotFound where the id is empty."""
         if req.env["PATH_INFO"].endswith("/") and req.uri_template in self._collections:
-            raise ResourceNotFound(f"there is no id at the end of {req.path}/")
+            raise ResourceNotFound(f"there is no id at the end of {without_tickets(req.path)}/")

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +14,8 @@ import falcon.inspect
 from storelib import exceptions as store
 from storelib.api import errors as api
 from storelib.api.json_response import send
+from storelib.api.messages import told
+from storelib.api.service.preload.secrets import without_tickets
 
 LOG = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ STATUSES: dict[type[Exception], int] = {
     api.LimitExceeded: 413,
     api.UnsupportedMediaType: 415,
     api.RangeNotSatisfiable: 416,
+    api.TooManyRequests: 429,
     api.Unavailable: 503,
     api.ApiError: 500,
     store.NotFound: 404,
@@ -55,25 +58,12 @@ def status_of(error: Exception) -> int:
     return next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
 
 
-#: What stands between the words of a message.
-_BETWEEN = re.compile(r"([\s'\"(),;]+)")
-#: What is told of them instead, where no more is a client's business.
-_GENERAL = (api.DatabaseUnavailable, api.BadDatabase, store.BadStoreConfiguration)
-
-
-def told(error: Exception) -> str:
-    """The message of an error as clients get it: without URLs, paths and addresses of the servers behind this one."""
-    if isinstance(error, _GENERAL):
-        return (type(error).__doc__ or "").partition("\n")[0].removesuffix(" 503.")
-    if isinstance(error, store.StoreError):
-        words = _BETWEEN.split(str(error))
-        return "".join("..." if "://" in word or word.startswith("/") else word for word in words)
-    return str(error)
-
-
-def respond(resp: falcon.Response, code: int, message: str) -> None:
+def respond(req: falcon.Request, resp: falcon.Response, code: int, message: str) -> None:
     """Make ``resp`` the error document of this status code."""
     status = falcon.code_to_http_status(code)
+    # It shows "HTTP" and the message, which Glance begins with the status; others show the code, too.
+    if "glanceclient" in (req.user_agent or ""):
+        message = f"{status}: {message}"
     title = status.partition(" ")[2]
     # Messages quote what the client sent: it may be of any length, and JSON may have halves of characters in it.
     shown = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
@@ -86,11 +76,12 @@ class ErrorHandlers:
 
     def __init__(self, challenge: str = "") -> None:
         self._challenge = challenge
-        self._routes: Callable[[], list[falcon.inspect.RouteInfo]] = list
+        self._methods: Callable[[str], list[str]] = lambda path: []
 
     def install(self, app: falcon.App) -> None:  # type: ignore[type-arg]
         """Handle everything that is raised in ``app``."""
-        self._routes = lambda: falcon.inspect.inspect_routes(app)
+        # Looked for once, which takes a second on a busy machine: the routes do not change any more.
+        self._methods = functools.cache(lambda path: _methods_of(app, path))
         app.add_error_handler(Exception, self.on_unknown)
         app.add_error_handler((api.ApiError, store.StoreError), self.on_known)
         app.add_error_handler(falcon.HTTPError, self.on_http)
@@ -99,7 +90,7 @@ class ErrorHandlers:
         """An error that says what it is."""
         code = status_of(error)
         if code >= 500:
-            LOG.error("%s %s: %s", req.method, req.path, error, exc_info=code == 500)
+            LOG.error("%s %s: %s", req.method, without_tickets(req.path), error, exc_info=code == 500)
         if code == 401 and self._challenge:
             resp.set_header("WWW-Authenticate", self._challenge)
         if isinstance(error, api.RangeNotSatisfiable):
@@ -109,7 +100,7 @@ class ErrorHandlers:
         if (after := getattr(error, "retry_after", None)) is not None:
             resp.set_header("Retry-After", str(int(after) or 1))
         resp.stream = None
-        respond(resp, code, told(error))
+        respond(req, resp, code, told(error))
 
     def on_http(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
         """What falcon itself finds: no such path, no such method, a header it cannot read."""
@@ -117,15 +108,16 @@ class ErrorHandlers:
             error = falcon.HTTPMethodNotAllowed(self._methods(req.uri_template))
         if error.headers:
             resp.set_headers(error.headers)
-        respond(resp, error.status_code, error.description or error.title)
-
-    def _methods(self, path: str) -> list[str]:
-        """Those of a route; falcon tells them only to clients whose method it has heard of."""
-        [found] = (route.methods for route in self._routes() if route.path == path)
-        return [each.method for each in found or () if not each.internal or each.method == "OPTIONS"]
+        respond(req, resp, error.status_code, error.description or error.title)
 
     def on_unknown(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
         """A mistake of ours: the log has everything, the client nothing."""
-        LOG.error("%s %s failed", req.method, req.path, exc_info=error)
+        LOG.error("%s %s failed", req.method, without_tickets(req.path), exc_info=error)
         resp.stream = None
-        respond(resp, 500, "the server made a mistake; its log says which")
+        respond(req, resp, 500, "the server made a mistake; its log says which")
+
+
+def _methods_of(app: falcon.App, path: str) -> list[str]:  # type: ignore[type-arg]
+    """Those of a route; falcon tells them only to clients whose method it has heard of."""
+    [found] = (route.methods for route in falcon.inspect.inspect_routes(app) if route.path == path)
+    return [each.method for each in found or () if not each.internal or each.method == "OPTIONS"]

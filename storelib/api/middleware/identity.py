@@ -17,6 +17,7 @@ from oslo_config import cfg
 
 from storelib.api.context import Context, administrator
 from storelib.api.errors import NotAuthenticated
+from storelib.api.middleware.own_credentials import OWN
 from storelib.api.middleware.tokens import TOKEN_INFO, Callers, known
 from storelib.api.policy import Policy
 from storelib.exceptions import BadStoreConfiguration
@@ -49,7 +50,10 @@ class Identity:
             raise falcon.HTTPRequestHeaderFieldsTooLarge(
                 title="X-Openstack-Request-ID", description=f"a request id has at most {self._longest} characters"
             )
-        req.context.caller = self._identify(environ, request_id)
+        if environ.get(OWN):
+            req.context.caller = Context(read_only=True, request_id=request_id)
+        else:
+            req.context.caller = self._identify(environ, request_id)
 
 
 def everybody_is_admin(environ: Environ, request_id: str) -> Context:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from storelib.api.links import base_url
+
 WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 CURRENT = "v2.17"
@@ -28,6 +30,12 @@ PREFIXES = {
 #: Version to its status, newest first.
 LISTED = {
     **{name: "CURRENT" if name == CURRENT else "SUPPORTED" for name in V2},
+    **dict.fromkeys(V1, "DEPRECATED"),
+}
+#: The same where images are cached, which is what these minor versions say of Glance.
+LISTED_WITH_CACHE = {
+    "v2.18": "CURRENT",
+    **dict.fromkeys((CURRENT, "v2.16", "v2.15", "v2.14", *V2[2:]), "SUPPORTED"),
     **dict.fromkeys(V1, "DEPRECATED"),
 }
 _ACCEPT = re.compile(r"application/vnd\.openstack\.images-(v\d+(?:\.\d+)?)")
@@ -73,7 +81,7 @@ class VersionNegotiation:
         return self._app({**environ, "PATH_INFO": f"{prefix}/{rest}"}, start_response)
 
     def _list(self, environ: dict[str, Any], start_response: Any, status: str) -> list[bytes]:
-        base = (self._public_endpoint or _own_url(environ)).rstrip("/")
+        base = base_url(environ, self._public_endpoint)
         versions = [
             {
                 "id": name,
@@ -85,8 +93,3 @@ class VersionNegotiation:
         body = json.dumps({"versions": versions}).encode()
         start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
-
-
-def _own_url(environ: Mapping[str, Any]) -> str:
-    host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    return f"{environ['wsgi.url_scheme']}://{host}{environ.get('SCRIPT_NAME', '')}"

@@ -13,15 +13,29 @@ from oslo_config import cfg
 
 from storelib.api import config, schemas
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, Member, Status, Visibility
+from storelib.api.db.records import Image, ImageLocation, Member, Status, TaskEnd, Visibility
 from storelib.api.db.repository import Repository
-from storelib.api.errors import BadRequest, ImageNotFound, MemberNotFound, NotPermitted, ResourceNotFound
+from storelib.api.errors import (
+    ApiError,
+    BadRequest,
+    ImageNotFound,
+    MemberNotFound,
+    NotPermitted,
+    ResourceNotFound,
+)
+from storelib.api.messages import told
 from storelib.api.policy import Policy
+from storelib.api.service.certificates import Certificates
+from storelib.api.service.keys import key_manager_from
+from storelib.api.service.limits import limits_from
 from storelib.api.service.notifications import Notifier, notifier_from
 from storelib.api.service.protection import Protection
 from storelib.api.service.quota import Quota
+from storelib.api.service.signatures import Signatures
+from storelib.api.service.under_way import UnderWay
 from storelib.capabilities import Capability
 from storelib.driver import Store
+from storelib.drivers.http import HttpStore
 from storelib.exceptions import BadStoreConfiguration, StoreError, UnknownScheme
 from storelib.exceptions import NotFound as NoData
 from storelib.registry import Registry
@@ -61,10 +75,20 @@ class Core:
         self.registry = registry
         self.policy = Policy(conf)
         self.quota = Quota(options, repository)
+        self.limits = limits_from(conf, repository)
         self.protection = Protection(
             self.policy, options.property_protection_file, options.property_protection_rule_format
         )
         self.notify = notifier or notifier_from(conf)
+        for store in registry:
+            if isinstance(store, HttpStore):
+                # Users name the servers, one of which may send bytes for ever.
+                store.count_at_most(options.image_size_cap)
+        self.keys = key_manager_from(conf)
+        self.signatures = Signatures(
+            Certificates(self.keys, options.signature_certificates_dir, options.default_trusted_certificate_ids)
+        )
+        self.under_way = UnderWay()
         #: The id of this process in the database, which the lease knows.
         self.process_id: Callable[[], str] = lambda: ""
         #: Tokens of claims, by location, of which this process does not know whether the database has them.
@@ -82,6 +106,23 @@ class Core:
             additional=options.allow_additional_image_properties,
             required=required,
         )
+
+    def tell_task(self, task_id: str, *events: str) -> None:
+        """Tell those who listen of a task as it is now; that the database does not answer is only logged."""
+        if not self.notify.active:
+            return
+        try:
+            task = self.repository.tasks.get(task_id)
+        except ApiError as error:
+            LOG.warning("task %s: nobody is told of it: %s", task_id, error)
+            return
+        for event in events:
+            self.notify.task(event, task)
+
+    def tell_end(self, ended: TaskEnd | None) -> None:
+        """The same of a task that has ended, if there is one."""
+        if ended is not None:
+            self.tell_task(ended.task_id, ended.status, "run")
 
     # -- images -------------------------------------------------------------------------------------------------
 
@@ -149,7 +190,7 @@ class Core:
                 raise UnknownScheme(f"there is no store {name!r}")
             return self.registry[name]
         except (UnknownScheme, BadStoreConfiguration) as error:
-            raise BadRequest(str(error)) from error
+            raise BadRequest(told(error)) from error
 
     def store_of(self, location: ImageLocation, context: Context) -> Store[Any]:
         """The store a location is in: the one its metadata names, or else the one its URI belongs to."""

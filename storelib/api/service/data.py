@@ -7,11 +7,14 @@ in the database, so that another process cleans up after it whatever becomes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status, Ticket
+from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status, TaskEnd, Ticket
 from storelib.api.db.uploads import NOTHING
 from storelib.api.errors import (
     ApiError,
@@ -25,18 +28,30 @@ from storelib.api.errors import (
     Unavailable,
     UploadLost,
 )
+from storelib.api.messages import told
+from storelib.api.service.cache import Cache
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.deletion import finish_if_deleting
-from storelib.api.service.inspection import Body, Guarded, Readable, inspected
+from storelib.api.service.foreign import is_foreign, known_digest
+from storelib.api.service.inspection import Body, inspected
 from storelib.api.service.lease import Lease
+from storelib.api.service.signatures import Signature
+from storelib.api.service.workers import check_time
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.exceptions import Duplicate as AlreadyThere
 from storelib.exceptions import Forbidden as StoreForbidden
 from storelib.exceptions import IncompleteRead, OperationNotSupported, StoreError
 from storelib.exceptions import NotFound as NoData
-from storelib.transfer.contract import Progress
+from storelib.inspection.source import Guarded, Readable
+from storelib.preload.pieces import PieceHasher
+from storelib.transfer.contract import Digests, Progress
+from storelib.transfer.deadlines import while_wanted
+from storelib.transfer.upload import add
 
 T = TypeVar("T")
+
+#: Seconds between two looks at whether an image that data is written for is still there.
+LOOK = 2.0
 
 
 class Source(NamedTuple):
@@ -62,12 +77,34 @@ class Download(NamedTuple):
     offset: int | None
 
 
+class Pieces(Protocol):
+    """Keeps the digests of an image's pieces, which its nodes exchange."""
+
+    def keep(self, image: Image, hasher: PieceHasher) -> None:
+        """Keep those of an image that has become active; never raises."""
+
+
+class _Both:
+    """What an upload tells of its bytes: the signature's and the pieces' digests."""
+
+    def __init__(self, first: Signature, second: PieceHasher) -> None:
+        self._first, self._second = first, second
+
+    def update(self, data: bytes, /) -> None:
+        self._first.update(data)
+        self._second.update(data)
+
+
 class Data:
     """Upload and download the data of images."""
 
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core = core
         self._lease = lease
+        #: Asked for downloads before the stores are.
+        self.cache: Cache | None = None
+        #: What keeps the digests of the pieces of what is uploaded; None: they are not wanted.
+        self.pieces: Pieces | None = None
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -97,28 +134,36 @@ class Data:
             check_formats(image)
             size = source.agreed_size(image.size)
             room = core.quota.room(image.owner, size)
+            core.limits.check_data(image.owner, size)
+            signature = core.signatures.of(context, image.properties)
         except ApiError:
             if failed != "queued":
                 _, ticket = self.begin(image, from_=("queued",), to="saving", stores=())
                 self.give_up(ticket, failed)
             raise
+        hasher = None if self.pieces is None else PieceHasher()
+        verifier = _Both(signature, hasher) if signature and hasher else signature or hasher
         begun, ticket = self.begin(image, from_=("queued",), to="saving", stores=[target.name])
         stored: StoredImage | None = None
         try:
+            # This one counts already, so that of uploads that begin at once none slips through.
+            core.limits.check_uploading(image.owner)
             core.notify.image("prepare", image)
             body = Body(source.stream, source.length, room)
             # Its formats may have been changed before it was begun, and cannot be any more.
             checked = self.inspected(begun, body)
-            stored = target.add(
-                image_id,
-                checked,
-                size,
-                hashing_algo=core.hashing_algorithm,
-                context=context,
-                progress=self.watch(ticket),
-            )
-            self._verify(image, stored)
-            checked.look()
+            with self.watching(ticket) as progress, core.under_way.one_of("uploads"):
+                stored = add(
+                    target,
+                    image_id,
+                    checked,
+                    size,
+                    hashing_algo=core.hashing_algorithm,
+                    context=context,
+                    verifier=verifier,
+                    progress=progress,
+                    check=lambda digests: self._check(image, checked, signature, digests),
+                )
             self.check_quota(image, [stored])
             virtual_size = checked.virtual_size
         except BaseException as error:
@@ -128,15 +173,31 @@ class Data:
             self.give_up(ticket, "queued" if isinstance(error, AlreadyThere) else failed)
             core.notify.error("upload", f"image {image_id}: {error}")
             raise
-        return self.record(context, image, ticket, [stored], virtual_size)
+        try:
+            recorded = self.record(context, image, ticket, [stored], virtual_size)
+        except (Gone, Unavailable):
+            # It is over already, or is not known to be.
+            raise
+        except ApiError as error:
+            self.give_up(ticket, failed)
+            core.notify.error("upload", f"image {image_id}: {error}")
+            raise
+        if self.pieces is not None and hasher is not None:
+            self.pieces.keep(recorded, hasher)
+        return recorded
 
-    def _verify(self, image: Image, stored: StoredImage) -> None:
-        if image.checksum is not None and image.checksum.lower() != stored.checksum:
-            raise BadRequest(f"the md5 of the data is {stored.checksum}, not {image.checksum}")
+    def _check(self, image: Image, checked: Guarded, signature: Signature | None, digests: Digests) -> None:
+        """Raise BadRequest or UnsupportedMediaType for data that may not be the image's, before it can be seen."""
+        checked.look()
+        if image.checksum is not None and image.checksum.lower() != digests.checksum:
+            raise BadRequest(f"the md5 of the data is {digests.checksum}, not {image.checksum}")
+        if signature is not None:
+            signature.check()
 
     def check_quota(self, image: Image, stored: Sequence[StoredImage]) -> None:
-        """Raise QuotaExceeded if other data of the owner has taken the room meanwhile."""
-        self._core.quota.room(image.owner, stored[0].size, len(stored))
+        """Raise QuotaExceeded if other data of the owner has taken the room meanwhile; ``record`` is sure of it."""
+        staged = (image.size or 0) if image.status == "importing" else 0
+        self._core.quota.room(image.owner, stored[0].size, len(stored), staged)
 
     def begin(
         self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
@@ -178,9 +239,13 @@ class Data:
         stored: Sequence[StoredImage],
         virtual_size: int | None,
         properties: Mapping[str, str | None] = NOTHING,
+        task: TaskEnd | None = None,
+        formats: Mapping[str, Any] = MappingProxyType({}),
     ) -> Image:
-        """Make the image active with this data.
+        """Make the image active with this data, which is of other formats than it was if ``formats`` says so.
 
+        Raises QuotaExceeded if other data of the owner has taken the room meanwhile, BadRequest for a value that the
+        database refuses: without the data, and the caller has to give the upload up.
         If it is no longer ours, remove the data and raise Gone where the image was deleted, Unavailable where not.
         """
         first = stored[0]
@@ -194,21 +259,28 @@ class Data:
                 to="active",
                 locations=[NewLocation(item.uri, item.metadata) for item in stored],
                 properties=properties,
+                task=task,
                 size=first.size,
                 virtual_size=virtual_size,
                 checksum=first.checksum,
                 os_hash_algo=self._core.hashing_algorithm,
                 os_hash_value=first.multihash,
+                most=self._core.quota.total,
+                **formats,
             )
         except (UploadLost, ImageNotFound, StatusConflict) as error:
             self.discard(context, ticket, stored)
             self.forget(ticket)
             raise self.lost(image.id, "stored") from error
-        except ApiError as error:
+        except Unavailable as error:
             # After OutcomeUnknown the image may be active with this data: only the lease, which looks later, undoes it.
             if not isinstance(error, OutcomeUnknown):
                 self.discard(context, ticket, stored)
             self._lease.undo_later(ticket)
+            raise
+        except ApiError:
+            # The database does not take it, so nothing was changed.
+            self.discard(context, ticket, stored)
             raise
         except BaseException:
             self._lease.undo_later(ticket)
@@ -216,6 +288,7 @@ class Data:
         self._core.refresh_acls(context, updated)
         self._core.notify.image("upload", updated)
         self._core.notify.image("activate", updated)
+        self._core.tell_end(task)
         return updated
 
     def remove(self, context: Context, stored: Sequence[StoredImage]) -> None:
@@ -241,17 +314,38 @@ class Data:
             "another one gave the upload up; send it again if the image has no data"
         )
 
-    def watch(self, ticket: Ticket, doing: str = "stored") -> Progress:
-        """A transfer's progress callback that ends it when others gave the upload up, by what ``lost`` says.
+    @contextlib.contextmanager
+    def watching(self, ticket: Ticket, doing: str = "stored") -> Iterator[Progress]:
+        """Within, what waits for a back end ends like a transfer that has the ``watch`` which is yielded."""
+        progress = self.watch(ticket, doing)
+        with while_wanted(lambda: progress(0, None)):
+            yield progress
 
-        A process that was frozen would otherwise come back and win the store's id from an upload that began since.
+    def watch(self, ticket: Ticket, doing: str = "stored") -> Progress:
+        """A transfer's progress callback that ends it soon when it is not wanted any more.
+
+        Others gave the upload up: a process that was frozen would otherwise come back and win the store's id from an
+        upload that began since. Or the image was deleted: both raise what ``lost`` says. Or the work took too long.
         """
+        looked = time.monotonic()
 
         def check(done: int, total: int | None) -> None:
-            if not self._lease.keeps(ticket):
+            nonlocal looked
+            check_time()
+            now = time.monotonic()
+            due = now - looked > LOOK
+            looked = now if due else looked
+            if not self._lease.keeps(ticket) or (due and self._is_over(ticket)):
                 raise self.lost(ticket.image_id, doing)
 
         return check
+
+    def _is_over(self, ticket: Ticket) -> bool:
+        try:
+            return not self._core.repository.uploads.is_wanted(ticket)
+        except ApiError as error:
+            LOG.info("image %s: whether its data is still wanted is not known now: %s", ticket.image_id, error)
+            return False
 
     def discard(self, context: Context, ticket: Ticket, stored: Sequence[StoredImage]) -> None:
         """Remove what an upload stored that failed; never raises.
@@ -273,11 +367,12 @@ class Data:
             return False
         return upload is not None and upload.ticket == ticket
 
-    def give_up(self, ticket: Ticket, to: Status | None) -> None:
-        """End an upload that failed; never raises, since something else is being raised."""
+    def give_up(self, ticket: Ticket, to: Status | None, **ended: Any) -> None:
+        """End an upload that failed, and its task with it; never raises, since something else is being raised."""
         image_id = ticket.image_id
         try:
-            self._core.repository.uploads.finish(image_id, ticket.process_id, to=to, token=ticket.token)
+            self._core.repository.uploads.finish(image_id, ticket.process_id, to=to, token=ticket.token, **ended)
+            self._core.tell_end(ended.get("task"))
         except (UploadLost, ImageNotFound, StatusConflict):
             finish_if_deleting(self._core, image_id)
             self.forget(ticket)
@@ -325,9 +420,23 @@ class Data:
             return Download(image, None, None)
         asked = part(image)
         offset, length = asked or (0, None)
-        data = self.read(context, image, offset, length, preferred)
+        # Who chooses the store wants to know what is there.
+        cached = self.cache.open(context, image, asked) if self.cache and not preferred else None
+        data = cached or self.read(context, image, offset, length, preferred)
         core.notify.image("send", image, bytes_sent=data.size, destination_ip=None)
         return Download(image, data, None if asked is None else offset)
+
+    def for_node(self, context: Context, image_id: str, part: Callable[[Image], tuple[int, int] | None]) -> Download:
+        """The bytes of an active image for a node that may have them, which reads it in a thousand parts; as
+        ``download``, told to nobody. Raises ImageNotFound for an image that is not active.
+        """
+        image = self._core.repository.images.get(image_id)
+        if image.status != "active" or not image.locations or image.size is None:
+            raise ImageNotFound(f"there is no image {image_id}")
+        asked = part(image)
+        offset, length = asked or (0, None)
+        cached = self.cache.open(context, image, asked) if self.cache else None
+        return Download(image, cached or self.read(context, image, offset, length), None if asked is None else offset)
 
     def read(
         self,
@@ -339,13 +448,18 @@ class Data:
     ) -> ImageData:
         """The bytes of an image from ``offset`` on. The stores are asked by weight until one has them all.
 
+        All of what others than the store may have replaced is compared with the digest that is known, which ends the
+        stream with DigestMismatch.
+
         Raises ResourceNotFound if none has the data, Unavailable if one that may have it does not answer or has too
         little, BadRequest if the store reads whole images only.
         """
         wanted = (image.size or 0) - offset if length is None else length
+        whole = not offset and length is None
 
         def ask(store: Store[Any], location: ImageLocation) -> ImageData:
-            found = store.get(location.uri, offset, length, context)
+            digest = known_digest(image) if whole and is_foreign(store, location, image) else None
+            found = store.get(location.uri, offset, length, context, verify=digest)
             if found.size != wanted:
                 found.data.close()
                 raise IncompleteRead(f"store {store.name} has {found.size} of the {wanted} bytes that were asked for")
@@ -387,7 +501,7 @@ class Data:
         if trouble is None or isinstance(trouble, NoData):
             raise ResourceNotFound(f"the data of image {image.id} is not there") from trouble
         if isinstance(trouble, OperationNotSupported):
-            raise BadRequest(f"the data of image {image.id} cannot be read like this: {trouble}") from trouble
+            raise BadRequest(f"the data of image {image.id} cannot be read like this: {told(trouble)}") from trouble
         if isinstance(trouble, StoreForbidden):
             raise NotPermitted(f"the store does not let the data of image {image.id} be read") from trouble
         raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble

@@ -8,10 +8,12 @@ import uuid
 from collections.abc import Iterator
 
 from storelib.api.context import Context, administrator
+from storelib.api.db.images import STATUS_BEFORE
 from storelib.api.db.records import Image, ImageLocation, Status
 from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict
+from storelib.api.messages import told
 from storelib.api.service.core import DELETING, LOG, Core
-from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+from storelib.exceptions import HasSnapshot, InUseByStore, RemoteServiceUnavailable, StoreError, TransferTimeout
 
 
 def finish_deletion(core: Core, context: Context, image_id: str, restore: Status) -> Image:
@@ -23,7 +25,7 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
     images = core.repository.images
     for _, error in _delete_pending(core, context, image_id):
         images.transition(image_id, from_=DELETING, to=restore)
-        raise Conflict(f"image {image_id} is in use and cannot be deleted: {error}") from error
+        raise Conflict(f"image {image_id} is in use and cannot be deleted: {told(error)}") from error
     try:
         return images.transition(image_id, from_=DELETING, to="deleted")
     except ImageNotFound:
@@ -31,39 +33,66 @@ def finish_deletion(core: Core, context: Context, image_id: str, restore: Status
 
 
 def resume_deletion(core: Core, context: Context, image_id: str) -> Image:
-    """``finish_deletion`` of an image whose status before is known from the note of who began, or else is active."""
+    """``finish_deletion`` of an image whose status before is noted, by who began or in it, or else was active."""
     upload = core.repository.uploads.get(image_id)
-    noted = upload is not None and upload.status == "pending_delete"
-    return finish_deletion(core, context, image_id, upload.restore if upload is not None and noted else "active")
+    if upload is not None and upload.status == "pending_delete":
+        return finish_deletion(core, context, image_id, upload.restore)
+    noted = core.repository.images.get(image_id, deleted=True).properties.get(STATUS_BEFORE)
+    return finish_deletion(core, context, image_id, "deactivated" if noted == "deactivated" else "active")
 
 
 def delete_dropped(core: Core, context: Context, image_id: str) -> None:
     """Delete the data at locations that were taken from an image that stays; harmless when two do it.
 
     Raises Conflict when a store says that the data is in use; then the image has that location again. Data in a store
-    that does not answer is deleted later.
+    that does not answer is deleted later. With the option delayed_delete it stays for its time.
     """
+    if core.options.delayed_delete:
+        return
     in_use: StoreError | None = None
     for location, error in _delete_pending(core, context, image_id):
         core.repository.locations.restore(image_id, location.id)
         in_use = error
     if in_use is not None:
-        raise Conflict(f"the data is in use and cannot be deleted: {in_use}") from in_use
+        raise Conflict(f"the data is in use and cannot be deleted: {told(in_use)}") from in_use
 
 
-def delete_abandoned(core: Core, before: datetime.datetime) -> None:
-    """End all deletions that began before this moment, whose processes are dead by now, and delete what they left.
+def delete_abandoned(core: Core, abandoned: float) -> None:
+    """End all deletions that began ``abandoned`` seconds ago, whose processes are dead by now, and delete the data.
 
-    What cannot be deleted now is logged, and stays for another time.
+    With the option delayed_delete only data whose time is over. What cannot be deleted now stays, and is logged.
     """
+    moment = datetime.datetime.now(datetime.timezone.utc)
     for image_id in core.repository.images.in_statuses(DELETING):
-        _end_abandoned(core, image_id, before)
+        _end_abandoned(core, image_id, moment - datetime.timedelta(seconds=abandoned))
+    scrub(core, max(abandoned, kept_for(core)))
+
+
+def kept_for(core: Core) -> float:
+    """Seconds for which data stays that is to be deleted."""
+    return float(core.options.scrub_time) if core.options.delayed_delete else 0.0
+
+
+def scrub(core: Core, age: float) -> None:
+    """Delete the data that has been pending_delete for ``age`` seconds; what cannot be deleted stays, and is logged.
+
+    A store that does not answer is asked once, so that what is in the others needs not wait for it.
+    """
+    before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
+    away = set()
     for image_id, location in core.repository.locations.pending(before):
+        store = location.metadata.get("store")
+        if store in away:
+            continue
         try:
             # Another process may have deleted it since: then there is nothing to claim.
             delete_location(core, administrator(), image_id, location)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
+            if store is not None and isinstance(error, (RemoteServiceUnavailable, TransferTimeout)):
+                away.add(store)
+    while core.repository.images.end_burials():
+        pass
 
 
 def _end_abandoned(core: Core, image_id: str, before: datetime.datetime) -> None:

@@ -17,7 +17,9 @@ from storelib.api.parsing import whole_number
 from storelib.api.schemas import READ_ONLY, RESERVED, RESERVED_PREFIX
 from storelib.api.service.core import Core
 from storelib.api.service.deletion import delete_dropped
-from storelib.api.service.locations import Found, check_digests, check_trusted, find_data, inspect_data, locate
+from storelib.api.service.foreign import Found, inspect_data
+from storelib.api.service.locations import check_digests, check_trusted, find_data, locate
+from storelib.api.service.signatures import check_unsigned
 from storelib.uris import redact
 
 LONGEST_NAME = 255
@@ -86,9 +88,11 @@ class Draft:
         properties = self._properties if self._properties != image.properties else None
         tags = self._tags if self._tags != frozenset(image.tags) else None
         locations = tuple(self._locations) if self._locations != self._shown else None
-        values = {name: value for name, value in self._values.items() if getattr(image, name) != value}
+        values = self._changed()
         if properties is None and tags is None and locations is None and not values:
             return image
+        if self._activates:
+            check_unsigned(self._properties)
         # What only becomes less may still be more than a quota that was lowered.
         if properties is not None and properties.keys() - image.properties.keys():
             core.quota.check_properties(properties)
@@ -97,12 +101,19 @@ class Draft:
         if added := {location.uri for location in self._locations} - {location.uri for location in image.locations}:
             core.quota.check_locations(self._locations)
             core.quota.room(image.owner, self._values.get("size", image.size), len(added))
+            core.limits.check_data(image.owner, self._values.get("size", image.size))
             # Now, since an operation after that of the location may have changed the formats.
             for found in self._found:
                 if found.location.uri in added:
                     self._inspect(found)
-        status = "active" if self._activates else None
-        return core.repository.images.update(image, Changes(values, properties, tags, locations, status))  # type: ignore[arg-type]
+            values = self._changed()
+        changes = Changes(values, properties, tags, locations, "active" if self._activates else None)
+        if added and core.quota.total is not None:
+            return core.repository.images.update(image, changes, most=core.quota.total)
+        return core.repository.images.update(image, changes)
+
+    def _changed(self) -> dict[str, Any]:
+        return {name: value for name, value in self._values.items() if getattr(self._image, name) != value}
 
     def delete_dropped(self) -> None:
         """After ``commit``: delete the data at locations that were removed; raises Conflict if it is in use."""
@@ -113,7 +124,9 @@ class Draft:
 
     def _inspect(self, found: Found) -> None:
         formats = [self._values.get(name, getattr(self._image, name)) for name in ("disk_format", "container_format")]
-        inspect_data(self._core, self._context, found, *formats)
+        size = inspect_data(self._core, self._context, found, *formats)
+        if self._activates and size is not None:
+            self._values["virtual_size"] = size
 
     # -- what v1 says of data -------------------------------------------------------------------------------------
 
@@ -131,6 +144,7 @@ class Draft:
         if self._image.status != "queued":
             raise BadRequest(f"the image is {self._image.status}, a location is taken by queued images")
         self._require_formats()
+        self._core.quota.room(self._image.owner)
         expected = self._values.get("size", self._image.size)
         found = locate(self._core, self._context, uri, expected)
         self._values["size"] = found.size
@@ -150,6 +164,8 @@ class Draft:
             raise NotPermitted("only administrators may give images to others")
         if name in ("disk_format", "container_format") and image.status != "queued":
             raise NotPermitted(f"{name} can be changed while the image is queued only")
+        if name == "tags":
+            core.quota.check_length("tags", value, core.quota.tags, len(image.tags))
         core.schema.check({name: value})
         value = core.schema.plain(name, value)
         if name == "tags":
@@ -204,6 +220,7 @@ class Draft:
         self._locations.insert(index, self._new(value))
 
     def _replace_locations(self, values: Any) -> None:
+        self._core.quota.check_length("locations", values, self._core.quota.locations, len(self._locations))
         self._core.schema.check({"locations": values})
         if not values:
             raise NotPermitted("the locations of an image cannot be replaced by none")
@@ -216,6 +233,8 @@ class Draft:
             raise BadRequest("the same location is given twice")
         if present and set(urls) != set(present):
             raise BadRequest("the image has locations already; remove them, or replace their metadata only")
+        if not present:
+            self._core.quota.check_locations(values)
         self._take_over(values)
         self._locations = [
             _with_metadata(present[value["url"]], value["metadata"]) if value["url"] in present else self._new(value)
@@ -238,7 +257,12 @@ class Draft:
         """A location that was not there; the first one of a queued image makes it active."""
         if any(location.uri == value["url"] for location in self._locations):
             raise BadRequest("the image has this location already")
+        # Before other servers are asked.
+        self._core.quota.check_locations([*self._locations, value])
         check_trusted(self._core, self._context, value["url"])
+        # Each is asked for in turn, whose server may take its time.
+        self._core.quota.check_locations([*self._found, value])
+        self._core.quota.room(self._image.owner)
         store, size = find_data(self._core, self._context, value["url"])
         found = Found(NewLocation(value["url"], {**value["metadata"], "store": store.name}), store, size)
         self._found.append(found)
@@ -292,8 +316,9 @@ def check_name(name: str) -> None:
 
 def _with_metadata(location: NewLocation, metadata: Mapping[str, Any]) -> NewLocation:
     """The location with a client's metadata; which store it is in is not the client's to say."""
+    given = {name: value for name, value in metadata.items() if name != "store"}
     known = {name: value for name, value in location.metadata.items() if name == "store"}
-    return replace(location, metadata={**metadata, **known})
+    return replace(location, metadata={**given, **known})
 
 
 def _index(place: str, last: int) -> int:

@@ -16,18 +16,33 @@ from typing import Any, NamedTuple
 from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
-from storelib.api.errors import BadRequest, Conflict, ImageNotFound, NotPermitted, Protected, StaleImage, StatusConflict
+from storelib.api.errors import (
+    BadRequest,
+    Conflict,
+    ImageNotFound,
+    LimitExceeded,
+    NotPermitted,
+    Protected,
+    StaleImage,
+    StatusConflict,
+)
 from storelib.api.service.core import Core
 from storelib.api.service.data import check_formats
 from storelib.api.service.deletion import finish_deletion, resume_deletion
 from storelib.api.service.draft import LONGEST_NAME, Draft, Operation, check_name
+from storelib.api.service.foreign import inspect_data
+from storelib.api.service.keys import delete_key
 from storelib.api.service.lease import Lease
-from storelib.api.service.locations import inspect_data, locate
+from storelib.api.service.locations import locate
+from storelib.api.service.signatures import check_unsigned
+from storelib.api.service.tasks import TASK, UNSAFE, Tasks
 
 #: How often a change is begun again because another request was faster.
 ATTEMPTS = 12
 #: Seconds at most before the third attempt, twice as many before the fourth, and so on.
 PAUSE = 0.005
+#: Changes in one request: many times what an image can have.
+MOST_OPERATIONS = 5000
 #: Base properties that a client may give when creating.
 SETTABLE = (
     "id",
@@ -60,10 +75,19 @@ class Listing(NamedTuple):
 class Images:
     """What the API can do with images themselves."""
 
-    def __init__(self, core: Core, lease: Lease, discard_stage: Callable[[Image], None]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        lease: Lease,
+        tasks: Tasks,
+        discard_stage: Callable[[Image], None],
+        uncache: Callable[[str], None],
+    ) -> None:
         self._core = core
         self._lease = lease
+        self._tasks = tasks
         self._discard_stage = discard_stage
+        self._uncache = uncache
 
     def create(
         self,
@@ -84,6 +108,9 @@ class Images:
         """
         core = self._core
         core.writable(context)
+        # Before all that takes longer the more there is of it.
+        core.quota.check_properties(values.keys() - core.schema.base_names)
+        core.quota.check_length("tags", values.get("tags"), core.quota.tags)
         for name in values:
             check_name(name)
         if "locations" in values:
@@ -106,17 +133,20 @@ class Images:
         self._check_new(context, new)
         if location is not None:
             new = self._located(context, new, location)
-        image = core.repository.images.create(new)
+        image = core.repository.images.create(new, most=core.quota.total if new.locations else None)
         core.notify.image("create", image)
         return image
 
     def _located(self, context: Context, new: NewImage, uri: str) -> NewImage:
         self._core.policy.require(context, "set_image_location", {"project_id": new.owner or ""})
         check_formats(new)
+        check_unsigned(new.properties)
+        self._core.quota.room(new.owner)
         found = locate(self._core, context, uri, new.size)
         self._core.quota.room(new.owner, found.size)
-        inspect_data(self._core, context, found, new.disk_format, new.container_format)
-        return replace(new, status="active", size=found.size, locations=(found.location,))
+        self._core.limits.check_data(new.owner, found.size)
+        disk = inspect_data(self._core, context, found, new.disk_format, new.container_format)
+        return replace(new, status="active", size=found.size, virtual_size=disk, locations=(found.location,))
 
     def _check_new(self, context: Context, new: NewImage) -> None:
         core = self._core
@@ -130,10 +160,10 @@ class Images:
                 core.policy.require(context, action, target)
         for name in new.properties:
             core.protection.require(context, "create", name)
-        core.quota.check_properties(new.properties)
         core.quota.check_tags(new.tags)
         if new.size is not None:
             core.quota.room(new.owner, new.size)
+        core.limits.check_create(new.owner)
 
     def list(self, context: Context, query: Query, *, as_user: bool = False) -> Listing:
         """One page of images; the query's caller is replaced by who asks. Raises BadRequest, NotPermitted.
@@ -169,6 +199,8 @@ class Images:
         core = self._core
         core.writable(context)
         operations = list(operations)
+        if len(operations) > MOST_OPERATIONS:
+            raise LimitExceeded(f"one request may have {MOST_OPERATIONS} operations, not {len(operations)}")
         for attempt in range(ATTEMPTS):
             image = core.get_visible(context, image_id)
             if not operations:
@@ -196,7 +228,7 @@ class Images:
         """Delete an image and its data.
 
         Raises ImageNotFound, NotPermitted, Protected, and Conflict when a store says that the data is in use; then the
-        image is what it was. Data in a store that does not answer is deleted later.
+        image is what it was. Data in a store that does not answer is deleted later; with delayed_delete all of it is.
         """
         core = self._core
         core.writable(context)
@@ -207,8 +239,16 @@ class Images:
             deleted = self._go_on_deleting(context, image)
         elif image.status in WITHOUT_DATA:
             deleted = self._delete_without_data(image)
+        elif core.options.delayed_delete and image.locations:
+            deleted = core.repository.images.bury(image_id, from_=WITH_DATA)
         else:
             deleted = self._delete_with_data(context, image)
+        if TASK in deleted.properties:
+            # Whoever is at it finds no upload any more with which it could end.
+            self._tasks.fail(image.id, (), "the image was deleted")
+        self._uncache(image.id)
+        # Last, since data that is in use keeps the image as it is, which needs its key.
+        delete_key(core.keys, context, image)
         core.notify.image("delete", deleted)
 
     def _delete_without_data(self, image: Image) -> Image:
@@ -254,10 +294,16 @@ class Images:
         image = core.get_authorized(context, image_id, action)
         if image.status == after:
             return
+        if after == "active" and UNSAFE in image.properties and not context.is_admin:
+            raise NotPermitted(
+                f"the data of image {image_id} is not safe to use: only administrators may reactivate it"
+            )
         try:
             updated = core.repository.images.transition(image_id, from_=(before,), to=after)
         except StatusConflict as error:
             raise NotPermitted(f"an image that is {error.status} cannot become {after}") from error
+        if after != "active":
+            self._uncache(image_id)
         core.notify.image("update", updated)
 
     def add_tag(self, context: Context, image_id: str, tag: str) -> None:

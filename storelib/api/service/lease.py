@@ -7,6 +7,7 @@ and puts the images back to what they were. It also deletes data that could not 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
@@ -32,12 +33,12 @@ LOG = logging.getLogger(__name__)
 
 #: Renewals in the time after which a process without one counts as dead.
 RENEWALS = 6
-#: Seconds between two attempts to delete what could not be deleted at once.
-SCRUB = 300.0
 #: Seconds that the clocks of this machine and the database may differ.
 CLOCKS = 60.0
 #: Seconds that stopping waits for a thread in the middle of its work.
 JOIN = 10.0
+#: How often one piece of work is begun at most: what kills its process would else kill all of them.
+ATTEMPTS = 3
 #: Seconds after which no request is deleting an image any more that is pending_delete.
 ABANDONED = 120.0
 
@@ -59,8 +60,10 @@ class Lease:
     One thread renews and nothing else, so that the lease lasts however long cleaning up takes in the other.
     """
 
-    def __init__(self, core: Core, renew: float | None = None) -> None:
+    def __init__(self, core: Core, renew: float | None = None, *, is_worker: bool = False) -> None:
         self._core = core
+        #: Whether this process is there for work that others were asked for.
+        self.is_worker = is_worker
         core.process_id = lambda: self.id
         self._ttl: float = core.options.lease_timeout
         self._every = self._ttl / RENEWALS if renew is None else renew
@@ -79,10 +82,15 @@ class Lease:
         # The token under which uploads of the dead are taken over; None once that is done.
         self._taking: str | None = None
         self._scrubbed: float | None = None
+        self._scrubber: threading.Thread | None = None
         #: Called with the upload that is undone.
         self.on_undo: Callable[[Ticket], None] | None = None
         #: Called when things are looked for that could not be removed before; may raise ApiError and StoreError.
         self.on_scrub: Callable[[], None] | None = None
+        #: Called to look for work that waits; may raise ApiError.
+        self.on_waiting: Callable[[], None] | None = None
+        #: Called at each look at what others left; may raise ApiError.
+        self.on_beat: Callable[[], object] | None = None
         weak = weakref.WeakMethod(self._forget_parent)
         os.register_at_fork(after_in_child=lambda: (found := weak()) and found())
 
@@ -91,6 +99,7 @@ class Lease:
         self._stop = threading.Event()
         self._id = None
         self._threads = []
+        self._scrubber = None
         self._unfinished, self._lost, self._deleting = set(), set(), set()
         self._core.unsure_claims.clear()
         self._taking = None
@@ -101,7 +110,9 @@ class Lease:
         with self._lock:
             if self._id is None:
                 self._seen = ticks()
-                joined = self._core.repository.processes.join(this_host(), os.getpid()).id
+                joined = self._core.repository.processes.join(
+                    this_host(), os.getpid(), "worker" if self.is_worker else ""
+                ).id
                 try:
                     self._expire_dead_local_peers(joined)
                     if self._every and not self._threads:
@@ -183,6 +194,7 @@ class Lease:
     def recover(self) -> None:
         """Undo what dead processes left behind, and what of this one could not be ended."""
         process_id = self.id
+        self._look_for_work()
         self._take_over(process_id)
         for ticket in list(self._unfinished):
             self._finish_late(ticket, process_id)
@@ -190,9 +202,27 @@ class Lease:
             self._remove_lost(image_id, name, uri)
         for image_id in list(self._deleting):
             self._delete_late(image_id)
-        if self._scrubbed is None or time.monotonic() - self._scrubbed > SCRUB:
+        if self.on_beat is not None:
+            self.on_beat()
+        # There may be more by now; and cleaning up in a store that does not answer takes its time.
+        self._look_for_work()
+        if self._scrubbed is None or time.monotonic() - self._scrubbed > self._core.options.wakeup_time:
             self._scrubbed = time.monotonic()
+            self._scrub_beside()
+
+    def _look_for_work(self) -> None:
+        if self.on_waiting is not None:
+            self.on_waiting()
+
+    def _scrub_beside(self) -> None:
+        """``scrub`` in a thread of its own, which may take as long as stores let it, unless one still does."""
+        if not self._every:
             self.scrub()
+        elif self._scrubber is None or not self._scrubber.is_alive():
+            self._scrubber = threading.Thread(
+                target=_scrub, args=(weakref.ref(self),), name="storelib-scrub", daemon=True
+            )
+            self._scrubber.start()
 
     def _take_over(self, process_id: str) -> None:
         # Noted first: if the answer to the commit is lost, no other process would look for what this one has taken.
@@ -212,8 +242,10 @@ class Lease:
             process_id, self._id = self._id, None
             threads, self._threads = self._threads, []
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(JOIN)
+            _join(thread)
+        # The threads above may have started it after they were told to stop.
+        if self._scrubber is not None:
+            _join(self._scrubber)
         if process_id is not None:
             self._core.repository.processes.leave(process_id)
 
@@ -270,6 +302,9 @@ class Lease:
             for name in upload.stores:
                 if name in self._core.registry:
                     remove_leftovers(self._core, self._core.registry[name], upload.image_id, mine)
+            if repository.jobs.put_back(mine, ATTEMPTS):
+                LOG.warning("image %s: work that was never finished waits to be begun again", upload.image_id)
+                return
             if self.on_undo is not None:
                 self.on_undo(mine)
             repository.uploads.finish(upload.image_id, mine.process_id, to=upload.restore, token=mine.token)
@@ -280,8 +315,7 @@ class Lease:
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""
-        before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ABANDONED)
-        delete_abandoned(self._core, before)
+        delete_abandoned(self._core, ABANDONED)
         if self.on_scrub is not None:
             try:
                 self.on_scrub()
@@ -393,7 +427,9 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     if found is not None and all(location.uri != found.uri for location in locations):
         # A large store is searched for long, and this process may have been taken for dead.
         _check_held(core, ticket)
-        store.delete(found.uri)
+        # A deletion and the import that it ends remove the same, and the other one was faster.
+        with contextlib.suppress(NotFound):
+            store.delete(found.uri)
 
 
 def _check_held(core: Core, ticket: Ticket | None) -> None:
@@ -402,6 +438,21 @@ def _check_held(core: Core, ticket: Ticket | None) -> None:
     upload = core.repository.uploads.get(ticket.image_id)
     if upload is None or upload.ticket != ticket:
         raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
+
+
+def _join(thread: threading.Thread) -> None:
+    if thread is not threading.current_thread():
+        thread.join(JOIN)
+
+
+def _scrub(lease: weakref.ref[Lease]) -> None:
+    current = lease()
+    if current is None:
+        return
+    try:
+        current.scrub()
+    except Exception:
+        LOG.exception("scrub failed")
 
 
 def _run(

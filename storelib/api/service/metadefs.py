@@ -10,6 +10,7 @@ from typing import Any
 from storelib.api import metadef_schemas as schemas
 from storelib.api.context import Context
 from storelib.api.db.metadefs import (
+    MOST,
     Association,
     Definition,
     Kind,
@@ -18,7 +19,7 @@ from storelib.api.db.metadefs import (
     NewNamespace,
     ResourceType,
 )
-from storelib.api.errors import BadRequest, NotPermitted, ResourceNotFound
+from storelib.api.errors import BadRequest, LimitExceeded, NotPermitted, ResourceNotFound
 from storelib.api.schemas import Schema
 from storelib.api.service.core import Core
 
@@ -87,6 +88,7 @@ class Metadefs:
     def update(self, context: Context, name: str, body: Mapping[str, Any]) -> Namespace:
         """Give a namespace other values, its name too; what is in it stays. Raises AlreadyExists."""
         old = self._changing(context, "modify_metadef_namespace", name)
+        check_counts(body)
         schemas.check(schemas.NAMESPACE, body)
         contents = ("resource_type_associations", *PLURAL.values())
         changed = new_namespace({key: value for key, value in body.items() if key not in contents}, context.owner)
@@ -165,6 +167,7 @@ class Metadefs:
     def put_tags(self, context: Context, name: str, body: Mapping[str, Any], *, append: bool) -> Sequence[Definition]:
         """Give a namespace these tags, beside or instead of those it has. Raises AlreadyExists, LimitExceeded."""
         namespace = self._changing(context, "add_metadef_tags", name)
+        check_counts(body)
         schemas.check(schemas.TAGS, body)
         tags = [_definition(tag) for tag in body["tags"]]
         made = self._tables.define(namespace.id, "tag", tags, replacing=not append)
@@ -229,8 +232,17 @@ def _target(namespace: Namespace) -> dict[str, Any]:
     return target if namespace.owner is None else target | {"project_id": namespace.owner, "owner": namespace.owner}
 
 
+def check_counts(body: Mapping[str, Any]) -> None:
+    """Raise LimitExceeded for more of one kind than a namespace may have, before each of them is looked at."""
+    for name in ("resource_type_associations", *PLURAL.values()):
+        several = body.get(name)
+        if isinstance(several, (list, dict)) and len(several) > MOST:
+            raise LimitExceeded(f"a namespace may have {MOST} {name.replace('_', ' ')}")
+
+
 def new_namespace(body: Mapping[str, Any], owner: str | None) -> NewNamespace:
-    """What a body, as a client or a file has it, says of a namespace; raises BadRequest."""
+    """What a body, as a client or a file has it, says of a namespace; raises BadRequest, LimitExceeded."""
+    check_counts(body)
     schemas.check(schemas.NAMESPACE, body)
     if "/" in body["namespace"]:
         raise BadRequest("a namespace has no / in its name: it is part of paths")

@@ -9,9 +9,9 @@ from typing import Any
 
 from oslo_config import cfg
 
-from storelib.api.db.records import Image, Member
+from storelib.api.db.records import Image, Member, Task
 from storelib.api.schemas import RESERVED_PREFIX
-from storelib.extras import needing
+from storelib.messaging import oslo_messaging
 
 LOG = logging.getLogger(__name__)
 
@@ -41,10 +41,20 @@ class Notifier:
         if self._send is not None:
             self._tell(f"image.member.{event}", member_payload(member))
 
+    def task(self, event: str, task: Task) -> None:
+        """Tell of a task; ``event`` is ``create``, ``processing``, ``success``, ``failure`` or ``run``."""
+        if self._send is not None:
+            self._tell(f"task.{event}", task_payload(task))
+
     def metadef(self, kind: str, event: str, payload: Mapping[str, Any]) -> None:
         """Tell of a metadata definition; ``kind`` is ``namespace``, ``object`` and so on."""
         if self._send is not None:
             self._tell(f"metadef_{kind}.{event}", payload)
+
+    def preload(self, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell of an image that is distributed to nodes; ``event`` is ``create``, ``ready`` and so on."""
+        if self._send is not None:
+            self._tell(f"preload.{event}", payload)
 
     def error(self, event: str, message: str) -> None:
         """Tell what went wrong."""
@@ -66,10 +76,9 @@ def notifier_from(conf: cfg.ConfigOpts) -> Notifier:
     """What ``[api] notifications`` asks for; raises MissingDependency."""
     if not conf.api.notifications:
         return Notifier()
-    with needing("[api] notifications", "notifications"):
-        import oslo_messaging
-    transport = oslo_messaging.get_notification_transport(conf)
-    target = oslo_messaging.Notifier(transport, publisher_id=conf.api.notification_publisher_id)
+    library = oslo_messaging("[api] notifications")
+    transport = library.get_notification_transport(conf)
+    target = library.Notifier(transport, publisher_id=conf.api.notification_publisher_id)
 
     def send(priority: str, event: str, payload: Mapping[str, Any]) -> None:
         getattr(target, priority)({}, event, payload)
@@ -89,6 +98,15 @@ def image_payload(image: Image) -> dict[str, Any]:
         payload[name] = value.isoformat() if value else None
     properties = {name: value for name, value in image.properties.items() if not name.startswith(RESERVED_PREFIX)}
     return payload | {"properties": properties, "tags": list(image.tags)}
+
+
+def task_payload(task: Task) -> dict[str, Any]:
+    """A task as notifications tell it, without what was asked for and what came of it: there may be secrets in it."""
+    payload: dict[str, Any] = {"id": task.id, "type": task.kind, "status": task.status, "owner": task.owner}
+    for name in ("expires_at", "created_at", "updated_at"):
+        value = getattr(task, name)
+        payload[name] = value.isoformat() if value else None
+    return payload | {"result": None, "message": None, "deleted": False, "deleted_at": None}
 
 
 def member_payload(member: Member) -> dict[str, Any]:

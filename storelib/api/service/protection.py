@@ -3,6 +3,9 @@
 
 The file is an INI file of sections that are regular expressions; the first that matches a name decides, and a name that
 none matches may be used by no caller. What the file says is read once, and a mistake in it stops the start.
+
+In v1 properties are headers: of names that differ in their case only, or in dashes and underscores, clients of v1 see
+one. So such names have one rule, or else everybody could put another value in the place of a protected one.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from storelib.api.caching import BoundedCache
 from storelib.api.context import Context
 from storelib.api.errors import NotPermitted
+from storelib.api.patterns import Pattern, TooSlow
 from storelib.api.policy import Policy
 from storelib.api.schemas import RESERVED_PREFIX
 from storelib.exceptions import BadStoreConfiguration
@@ -21,13 +26,19 @@ from storelib.exceptions import BadStoreConfiguration
 Action = Literal["create", "read", "update", "delete"]
 ACTIONS: tuple[Action, ...] = ("create", "read", "update", "delete")
 EVERYBODY, NOBODY = "@", "!"
+#: Names of which the rule is remembered.
+MEMORY = 10_000
 
 
 class Rule(NamedTuple):
     """One section: the pattern and, for each action, roles or the name of one policy."""
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     allowed: Mapping[str, tuple[str, ...]]
+
+
+#: The rule for names that none is for.
+_NONE = Rule(Pattern(""), {})
 
 
 class Protection:
@@ -37,6 +48,7 @@ class Protection:
         self._policy = policy
         self._by_policies = rule_format == "policies"
         self._rules = _read(path) if path else None
+        self._known: BoundedCache[str, Rule] = BoundedCache(MEMORY)
         if self._by_policies:
             for rule in self._rules or ():
                 for (name,) in rule.allowed.values():
@@ -52,7 +64,7 @@ class Protection:
         """Whether ``context`` may do ``action`` to the custom property ``name``."""
         if self._rules is None or name.startswith(RESERVED_PREFIX):
             return True
-        rule = next((rule for rule in self._rules if rule.pattern.search(name)), None)
+        rule = self._rule_for(name)
         allowed = rule.allowed[action] if rule else ()
         if NOBODY in allowed:
             return False
@@ -61,6 +73,15 @@ class Protection:
         if self._by_policies:
             return bool(allowed) and self._policy.allows_rule(context, allowed[0])
         return not set(allowed).isdisjoint(context.roles)
+
+    def _rule_for(self, name: str) -> Rule | None:
+        """The first rule for a name, None without any. Lists ask for the same names again and again."""
+        found = self._known.get(name)
+        if found is None:
+            names = {name, name.replace("-", "_"), name.replace("_", "-")}
+            found = next((rule for rule in self._rules or () if any(map(rule.pattern.search, names))), _NONE)
+            self._known.put(name, found)
+        return None if found is _NONE else found
 
     def require(self, context: Context, action: Action, name: str) -> None:
         """Raise NotPermitted unless ``allows``."""
@@ -90,9 +111,11 @@ def _read(path: str) -> list[Rule]:
 
 def _rule(where: str, section: str, values: Mapping[str, str]) -> Rule:
     try:
-        pattern = re.compile(section)
+        pattern = Pattern(section, re.IGNORECASE)
     except re.error as error:
         raise BadStoreConfiguration(f"{where}: [{section}] is not a regular expression: {error}") from error
+    except TooSlow as error:
+        raise BadStoreConfiguration(f"{where}: [{section}]: {error}; write it in another way") from error
     missing = [action for action in ACTIONS if not values.get(action, "").strip()]
     if missing:
         raise BadStoreConfiguration(f"{where}: [{section}] does not say who may {' and '.join(missing)}")

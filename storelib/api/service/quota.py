@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Sized
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +23,18 @@ class Quota:
         self.tags = _limit(options.image_tag_quota)
         self.locations = _limit(options.image_location_quota)
         self.image_size: int = options.image_size_cap
-        self._storage = size_in_bytes(options.user_storage_quota)
+        #: Bytes that one owner may hold in all; None is no limit.
+        self.total = size_in_bytes(options.user_storage_quota) or None
 
-    def check_properties(self, properties: Mapping[str, Any]) -> None:
+    def check_length(self, what: str, given: Any, limit: int | None, present: int = 0) -> None:
+        """Raise LimitExceeded for a list that is too long whatever is in it, and longer than what is ``present``.
+
+        What a client gave may be anything, and looking at all of it may take long.
+        """
+        if isinstance(given, list) and len(given) > present:
+            _check(what, len(given), limit)
+
+    def check_properties(self, properties: Iterable[str]) -> None:
         """Raise LimitExceeded for too many custom properties."""
         count = sum(not name.startswith(RESERVED_PREFIX) for name in properties)
         _check("properties", count, self.properties)
@@ -42,18 +51,25 @@ class Quota:
         """Raise LimitExceeded for too many locations."""
         _check("locations", len(locations), self.locations)
 
-    def room(self, owner: str | None, size: int | None = None, copies: int = 1) -> int:
+    def check_size(self, size: int) -> None:
+        """Raise LimitExceeded for an image that is too large by itself."""
+        if size > self.image_size:
+            raise LimitExceeded(f"an image may have {self.image_size} bytes, not {size}")
+
+    def room(self, owner: str | None, size: int | None = None, copies: int = 1, staged: int = 0) -> int:
         """Bytes that one more image of this owner may have; raises if ``size`` bytes in ``copies`` stores are too many.
 
-        LimitExceeded is for an image that is too large by itself, QuotaExceeded for the owner's total.
+        ``staged`` bytes of what the owner holds are those of this image, and go. LimitExceeded is for an image that is
+        too large by itself, QuotaExceeded for the owner's total, as far as can be told before anything begins: the
+        repository is given ``total`` with everything that adds to it.
         """
-        if size is not None and size > self.image_size:
-            raise LimitExceeded(f"an image may have {self.image_size} bytes, not {size}")
-        if not self._storage:
+        if size is not None:
+            self.check_size(size)
+        if self.total is None:
             return self.image_size
-        left = (self._storage - self._repository.images.usage(owner).total_size) // max(copies, 1)
+        left = (self.total - self._repository.images.held(owner) + staged) // max(copies, 1)
         if left < (size or 0) or left <= 0:
-            raise QuotaExceeded(f"the project may store {self._storage} bytes, and this is more than is left of them")
+            raise QuotaExceeded(f"the project may store {self.total} bytes, and this is more than is left of them")
         return min(left, self.image_size)
 
 

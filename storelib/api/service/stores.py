@@ -3,22 +3,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from storelib.api.context import Context
-from storelib.api.service.core import Core
+from storelib.api.service.core import LOG, Core
 from storelib.capabilities import Capability
 from storelib.driver import Store
+from storelib.exceptions import StoreError
 from storelib.plugins import driver_classes
+from storelib.transfer.contract import MiB
 
 #: Options of drivers that are shown as properties: where things are, never how to get in.
-SHOWN = {
-    "file": ("filesystem_store_datadir", "filesystem_store_datadirs", "filesystem_store_chunk_size"),
-    "rbd": ("rbd_store_pool", "rbd_store_chunk_size", "rbd_store_user"),
-    "s3": ("s3_store_host", "s3_store_bucket", "s3_store_bucket_url_format"),
-    "swift": ("swift_store_container", "swift_store_region", "swift_store_multi_tenant"),
-    "cinder": ("cinder_volume_type",),
-    "vmware": ("vmware_datastores", "vmware_store_image_dir"),
+SHOWN: Mapping[str, Mapping[str, str]] = {
+    "file": {
+        "data_dir": "filesystem_store_datadir",
+        "datadir": "filesystem_store_datadir",
+        "datadirs": "filesystem_store_datadirs",
+        "chunk_size": "filesystem_store_chunk_size",
+        "thin_provisioning": "filesystem_thin_provisioning",
+    },
+    "rbd": {
+        "pool": "rbd_store_pool",
+        "chunk_size": "rbd_store_chunk_size",
+        "user": "rbd_store_user",
+        "thin_provisioning": "rbd_thin_provisioning",
+    },
+    "s3": {
+        "host": "s3_store_host",
+        "bucket": "s3_store_bucket",
+        "bucket_url_format": "s3_store_bucket_url_format",
+        "s3_store_large_object_size": "s3_store_large_object_chunk_size",
+        "s3_store_large_object_chunk_size": "s3_store_large_object_chunk_size",
+        "s3_store_thread_pools": "s3_store_thread_pools",
+    },
+    "swift": {
+        "container": "swift_store_container",
+        "region": "swift_store_region",
+        "multi_tenant": "swift_store_multi_tenant",
+        "large_object_size": "swift_store_large_object_size",
+        "large_object_chunk_size": "swift_store_large_object_chunk_size",
+    },
+    "cinder": {"volume_type": "cinder_volume_type", "use_multipath": "cinder_use_multipath"},
+    "vmware": {"vmware_datastores": "vmware_datastores", "image_dir": "vmware_store_image_dir"},
+}
+#: Options in MiB that clients know in bytes.
+_MEBIBYTES = {
+    "rbd_store_chunk_size",
+    "s3_store_large_object_chunk_size",
+    "swift_store_large_object_size",
+    "swift_store_large_object_chunk_size",
 }
 
 
@@ -56,11 +90,15 @@ class Stores:
 
     def _details(self, store: Store[Any]) -> dict[str, Any]:
         kind = _driver_of(store)
-        properties = {}
-        for option in SHOWN.get(kind, ()):
+        properties: dict[str, Any] = {}
+        for name, option in SHOWN.get(kind, {}).items():
             value = getattr(store.conf, option, None)
             if value is not None:
-                properties[option.removeprefix("filesystem_store_").removeprefix(f"{kind}_store_")] = value
+                properties[name] = value * MiB if option in _MEBIBYTES else value
+        try:
+            properties |= store.details()
+        except StoreError as error:
+            LOG.warning("store %s does not tell its details: %s", store.name, error)
         return {"type": kind, "weight": int(store.conf.weight), "properties": properties}
 
 

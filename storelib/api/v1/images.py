@@ -10,6 +10,7 @@ import falcon
 from oslo_utils import strutils
 
 from storelib.api.db.records import Image
+from storelib.api.describing import BINARY, Parameter, described
 from storelib.api.errors import (
     BadRequest,
     Conflict,
@@ -19,7 +20,8 @@ from storelib.api.errors import (
     ResourceNotFound,
     StaleImage,
 )
-from storelib.api.json_response import send
+from storelib.api.json_response import encode, send, send_encoded, within_page
+from storelib.api.links import location
 from storelib.api.parsing import media_type
 from storelib.api.service import Context, Operation, Service, Source
 from storelib.api.service.core import Core
@@ -29,6 +31,15 @@ from storelib.api.v2.data import send_data
 from storelib.api.v2.serializers import OCTETS, body_length, query_pairs
 
 BRIEF = ("id", "name", "size", "disk_format", "container_format", "checksum")
+#: The commonest of the headers that describe an image; a property is X-Image-Meta-Property-NAME.
+_HEADERS = [
+    Parameter("X-Image-Meta-Name", "Name of the image"),
+    Parameter("X-Image-Meta-Disk-Format", "Format of the disk"),
+    Parameter("X-Image-Meta-Container-Format", "Format of the container"),
+    Parameter("X-Image-Meta-Is-Public", "Whether everybody may see it"),
+    Parameter("X-Image-Meta-Size", "Bytes that the data must have"),
+    Parameter("X-Image-Meta-Checksum", "md5 that the data must have"),
+]
 #: Statuses of images that have data to read.
 READABLE = ("active", "deactivated")
 
@@ -50,18 +61,22 @@ class ListResource:
         self._default_limit: int = service.core.options.limit_param_default
         self._largest_limit: int = service.core.options.api_limit_max
 
+    @described({200: "v1-images"}, query=query.PARAMETERS)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List the images that the query string asks for."""
         context = req.context.caller
         pairs = query_pairs(req)
         asked = query.parse(pairs, context, default_limit=self._default_limit, largest_limit=self._largest_limit)
         found = self._service.images.list(context, asked.query, as_user=asked.as_user).images
-        send(resp, {"images": [self._document(image, self._service.core, context) for image in found]})
+        # Clients go on behind the last image until there are none.
+        documents = within_page(encode(self._document(image, self._service.core, context)) for image in found)
+        send_encoded(resp, f'{{"images":[{",".join(documents)}]}}')
 
 
 class ImagesResource(ListResource):
     """The collection: a list, and where images are made."""
 
+    @described({201: "v1-image"}, body=BINARY, headers=_HEADERS, errors=(409, 410, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Create an image, with data or without."""
         service, context = self._service, req.context.caller
@@ -83,7 +98,7 @@ class ImagesResource(ListResource):
         )
         image = _fill(service, req, image, origin)
         send(resp, {"image": meta.document(image, service.core, context)}, falcon.HTTP_201)
-        resp.set_header("Location", f"/v1/images/{image.id}")
+        resp.set_header("Location", location(req.env, service.core.options.public_endpoint, f"/v1/images/{image.id}"))
         _set_etag(resp, image)
 
 
@@ -93,6 +108,7 @@ class ImageResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: None})
     def on_head(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Send its metadata as headers."""
         image = self._service.images.show(req.context.caller, image_id, deleted=True)
@@ -100,6 +116,7 @@ class ImageResource:
         # Clients decode what calls itself JSON.
         resp.content_type = "text/plain"
 
+    @described({200: BINARY})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Send its metadata as headers, and its data."""
         image, found, _ = self._service.data.download(req.context.caller, image_id)
@@ -112,6 +129,7 @@ class ImageResource:
             raise ResourceNotFound(f"Image {image_id} is not active")
         self._set_headers(req, resp, image)
 
+    @described({200: "v1-image"}, body=BINARY, headers=_HEADERS, errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Change it, or give it data."""
         service, context = self._service, req.context.caller
@@ -141,6 +159,7 @@ class ImageResource:
         send(resp, {"image": meta.document(image, service.core, context)})
         _set_etag(resp, image)
 
+    @described({200: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Delete it and its data."""
         self._service.images.delete(req.context.caller, image_id)

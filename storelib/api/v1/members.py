@@ -9,6 +9,7 @@ from typing import Any
 
 import falcon
 
+from storelib.api.describing import PAGE, Content, described
 from storelib.api.errors import BadRequest, NotAuthenticated, NotPermitted, ResourceNotFound
 from storelib.api.json_response import send
 from storelib.api.parsing import page_size
@@ -22,6 +23,7 @@ class MembersResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "v1-members"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """List them; images that are not shared have none. ``limit`` and ``marker`` as for images."""
         service, context = self._service, req.context.caller
@@ -30,6 +32,7 @@ class MembersResource:
         members = service.members.list(context, image_id, limit, marker).items if shared else ()
         send(resp, {"members": [{"member_id": item.member, "can_share": item.can_share} for item in members]})
 
+    @described({204: None}, body="v1-memberships", errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Share the image with exactly these."""
         context = req.context.caller
@@ -48,6 +51,7 @@ class MemberResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None}, body=Content("v1-member", required=False), errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
         """Share the image with it, or change whether it may share the image."""
         context = req.context.caller
@@ -61,6 +65,7 @@ class MemberResource:
             self._service.members.put(context, image_id, member_id, can_share)
         _no_content(resp)
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
         """Stop sharing with it."""
         context = req.context.caller
@@ -75,6 +80,7 @@ class SharedImagesResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "v1-shared-images"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, member_id: str) -> None:
         """List a page of the images by id, as far as the caller may know of them."""
         limit, marker = _page_of(req, self._service)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 from oslo_utils import strutils
 
 from storelib.api.db.records import Caller, Direction, Query, Range, RangeField, SortField, SortKey
+from storelib.api.describing import PAGE, Parameter, choice, number
 from storelib.api.errors import BadRequest
 from storelib.api.parsing import page_size, required_number
 from storelib.api.service import Context
@@ -24,6 +25,16 @@ EQUAL = {
     "container_format": "container_formats",
 }
 PROPERTY = "property-"
+PARAMETERS = (
+    *PAGE,
+    choice("sort_key", "What the list is sorted by", SORT_FIELDS),
+    choice("sort_dir", "In which direction", DIRECTIONS),
+    *(Parameter(name, f"Images with this {name}") for name in EQUAL),
+    *(number(name, f"Images with this {name}, or this bound of it") for name in ("size_min", "size_max")),
+    Parameter("protected", "Images that are protected, or not", {"type": "boolean"}),
+    Parameter("is_public", "Images that everybody may see, or not; none is all"),
+    Parameter("changes-since", "Images that changed since a time in ISO 8601, deleted ones too"),
+)
 
 
 class Asked(NamedTuple):

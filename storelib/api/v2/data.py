@@ -15,9 +15,11 @@ from typing import Any
 import falcon
 
 from storelib.api.db.records import Image
+from storelib.api.describing import BINARY, Parameter, described, number
 from storelib.api.errors import BadRequest, RangeNotSatisfiable, ResourceNotFound
 from storelib.api.parsing import required_number, whole_number
-from storelib.api.service import ImportRequest, Service, Source
+from storelib.api.schemas import UUID
+from storelib.api.service import ImportRequest, RemoteImage, Service, Source
 from storelib.api.v2.serializers import OCTETS, body_length, read_object, require_type
 from storelib.transfer.contract import MiB
 from storelib.transfer.download import ImageData, ImageStream
@@ -26,12 +28,17 @@ _RANGE = re.compile(r"bytes\s*=\s*(\d*)-(\d*)\s*", re.IGNORECASE | re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.IGNORECASE | re.ASCII)
 
 
+_STORE = Parameter("X-Image-Meta-Store", "Id of the store that takes the data")
+_SIZE = number("X-OpenStack-Image-Size", "Bytes that the data must have")
+
+
 class FileResource:
     """The data of an image, as it was uploaded."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None}, body=BINARY, headers=[_STORE, _SIZE], errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Upload it into the default store, or the one that a header names."""
         source = upload_source(req)
@@ -39,24 +46,22 @@ class FileResource:
         req.context.received = self._service.data.upload(req.context.caller, image_id, source, store).size
         resp.status = falcon.HTTP_204
 
+    @described(
+        {200: BINARY, 204: None, 206: BINARY},
+        query=[Parameter("prefer", "Stores to read from first, with commas between them")],
+        headers=[
+            Parameter("Range", "One range of bytes"),
+            Parameter("If-Range", "Entity tag of the data that the range is of; everything is sent if it is another"),
+        ],
+        errors=(416,),
+    )
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Download it, or one range of it."""
         preferred = [name for name in req.get_param("prefer", default="").split(",") if name]
         image, found, offset = self._service.data.download(
             req.context.caller, image_id, lambda image: asked_range(req, image), preferred
         )
-        if found is None:
-            resp.status = falcon.HTTP_204
-            return
-        if offset is not None:
-            resp.status = falcon.HTTP_206
-            resp.set_header("Content-Range", f"bytes {offset}-{offset + found.size - 1}/{image.size}")
-        elif image.checksum:
-            resp.set_header("Content-MD5", image.checksum)
-        if tags := entity_tags(image):
-            resp.set_header("ETag", tags[0])
-        resp.set_header("Accept-Ranges", "bytes")
-        send_data(req, resp, found)
+        send_download(req, resp, image, found, offset)
 
 
 class StageResource:
@@ -65,11 +70,14 @@ class StageResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None}, body=BINARY, headers=[_SIZE], errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Keep it until an import begins."""
         if "glance-direct" not in self._service.imports.methods:
             raise ResourceNotFound("data cannot be staged here")
-        req.context.received = self._service.imports.stage(req.context.caller, image_id, upload_source(req)).size
+        req.context.received = self._service.imports.staging.stage(
+            req.context.caller, image_id, upload_source(req)
+        ).size
         resp.status = falcon.HTTP_204
 
 
@@ -79,6 +87,7 @@ class ImportResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({202: None}, body="import", headers=[_STORE], errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Begin an import, which goes on after the response."""
         asked = import_request(read_object(req), req.get_header("x-image-meta-store"))
@@ -86,6 +95,24 @@ class ImportResource:
         resp.status = falcon.HTTP_202
         # Clients decode what calls itself JSON, and this has no body.
         resp.content_type = "text/plain"
+
+
+def send_download(
+    req: falcon.Request, resp: falcon.Response, image: Image, found: ImageData | None, offset: int | None
+) -> None:
+    """Respond with the bytes of an image: all, those from ``offset`` on, or nothing for an image that has none."""
+    if found is None:
+        resp.status = falcon.HTTP_204
+        return
+    if offset is not None:
+        resp.status = falcon.HTTP_206
+        resp.set_header("Content-Range", f"bytes {offset}-{offset + found.size - 1}/{image.size}")
+    elif image.checksum:
+        resp.set_header("Content-MD5", image.checksum)
+    if tags := entity_tags(image):
+        resp.set_header("ETag", tags[0])
+    resp.set_header("Accept-Ranges", "bytes")
+    send_data(req, resp, found)
 
 
 def upload_source(req: falcon.Request) -> Source:
@@ -153,6 +180,7 @@ def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequ
         raise BadRequest("web-download needs a 'uri'")
     if uri is not None and method["name"] != "web-download":
         raise BadRequest(f"{method['name']} takes no 'uri'")
+    remote = _remote_image(method) if method["name"] == "glance-download" else None
     stores = body.get("stores")
     if stores is not None and not (isinstance(stores, list) and stores and all(isinstance(s, str) for s in stores)):
         raise BadRequest("'stores' must be a list of ids of stores")
@@ -168,7 +196,21 @@ def import_request(body: dict[str, Any], header_store: str | None) -> ImportRequ
     if stores and flags["all_stores"]:
         raise BadRequest("'stores' and 'all_stores' cannot be used together")
     wanted = [header_store] if header_store is not None else stores
-    return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"])
+    return ImportRequest(method["name"], uri, wanted, flags["all_stores"], flags["all_stores_must_succeed"], remote)
+
+
+def _remote_image(method: dict[str, Any]) -> RemoteImage:
+    for name in ("glance_region", "glance_image_id"):
+        if not isinstance(method.get(name), str):
+            raise BadRequest(f"glance-download needs a {name!r}")
+    interface = method.get("glance_service_interface", "public")
+    if not isinstance(interface, str):
+        raise BadRequest("'glance_service_interface' must be a text")
+    if not re.fullmatch(UUID, method["glance_image_id"]):
+        raise BadRequest(f"the remote image id does not look like a UUID: {method['glance_image_id'][:80]!r}")
+    if max(len(method["glance_region"]), len(interface)) > 255:
+        raise BadRequest("the names of regions and interfaces have at most 255 characters")
+    return RemoteImage(method["glance_region"], method["glance_image_id"].lower(), interface)
 
 
 def send_data(req: falcon.Request, resp: falcon.Response, found: ImageData) -> None:

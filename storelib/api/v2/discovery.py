@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v2/info``, ``/v2/schemas`` and ``/v2/tasks``: what there is here and what is going on."""
+"""``/v2/info`` and ``/v2/schemas``: what there is here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode
 
 import falcon
 
 from storelib.api import schemas
-from storelib.api.db.records import TaskQuery
+from storelib.api.describing import described
 from storelib.api.errors import ResourceNotFound
 from storelib.api.json_response import send
-from storelib.api.parsing import page_size
 from storelib.api.service import Context, Service
-from storelib.api.v2.serializers import query_pairs
 
 
 class Document:
     """A resource whose GET returns what ``document`` makes of the caller."""
 
-    def __init__(self, document: Callable[[Context], Any]) -> None:
+    def __init__(self, document: Callable[[Context], Any], schema: str) -> None:
         self._document = document
+        #: The name of the document's schema among the components of the API's description.
+        self.schema = schema
 
+    @described({200: lambda self: self.schema})
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Send the document as this caller may see it."""
         send(resp, self._document(req.context.caller))
@@ -34,60 +34,14 @@ class SchemaResource:
 
     def __init__(self, documents: Mapping[str, schemas.Schema]) -> None:
         self._documents = documents
+        self.path_fields = {"name": {"type": "string", "enum": [*documents]}}
 
+    @described({200: {"type": "object"}})
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """Send the schema ``name``; raises ResourceNotFound."""
         if name not in self._documents:
             raise ResourceNotFound(f"there is no schema {name!r}")
         send(resp, self._documents[name])
-
-
-class TasksResource:
-    """The tasks of all images, in pages."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send one page, with a link to the next."""
-        options = self._service.core.options
-        asked = dict(query_pairs(req))
-        query = TaskQuery(
-            asked.get("type"),
-            asked.get("status"),
-            asked.get("sort_key", "created_at"),
-            asked.get("sort_dir", "desc"),
-            page_size(asked.get("limit"), options.limit_param_default, options.api_limit_max),
-            asked.pop("marker", None),
-        )
-        tasks, more = self._service.tasks.list(req.context.caller, query)
-        others = f"?{urlencode(asked)}" if asked else ""
-        document = {"tasks": tasks, "first": f"/v2/tasks{others}", "schema": "/v2/schemas/tasks"}
-        if more:
-            document["next"] = f"/v2/tasks?{urlencode({**asked, 'marker': tasks[-1]['id']})}"
-        send(resp, document)
-
-
-class TaskResource:
-    """One task of any image."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Show what it does and how it ended."""
-        send(resp, self._service.tasks.show(req.context.caller, task_id))
-
-
-class ImageTasksResource:
-    """The tasks of one image."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Send the latest one, which is all that is kept."""
-        send(resp, {"tasks": self._service.tasks.of_image(req.context.caller, image_id)})
 
 
 def info_resources(service: Service) -> dict[str, Document]:
@@ -99,11 +53,10 @@ def info_resources(service: Service) -> dict[str, Document]:
     }
     stores = service.stores
     return {
-        "import": Document(lambda context: {"import-methods": methods}),
-        "stores": Document(lambda context: {"stores": stores.list(context)}),
-        "stores/detail": Document(lambda context: {"stores": stores.detail(context)}),
-        # There are no limits of the whole cloud here, which is what an empty document says.
-        "usage": Document(lambda context: {"usage": {}}),
+        "import": Document(lambda context: {"import-methods": methods}, "info-import"),
+        "stores": Document(lambda context: {"stores": stores.list(context)}, "info-stores"),
+        "stores/detail": Document(lambda context: {"stores": stores.detail(context)}, "info-stores-detail"),
+        "usage": Document(lambda context: {"usage": service.core.limits.usage(context.project_id)}, "info-usage"),
     }
 
 

@@ -7,8 +7,10 @@ from urllib.parse import urlencode
 
 import falcon
 
+from storelib.api.describing import Content, described
 from storelib.api.errors import BadRequest
-from storelib.api.json_response import encode, send_encoded
+from storelib.api.json_response import encode, send_encoded, within_page
+from storelib.api.links import location
 from storelib.api.service import Service
 from storelib.api.v2 import patch, query
 from storelib.api.v2.documents import ImageDocuments
@@ -23,7 +25,9 @@ class ImagesResource:
         self._documents = documents
         self._default_limit: int = service.core.options.limit_param_default
         self._largest_limit: int = service.core.options.api_limit_max
+        self._public_endpoint: str | None = service.core.options.public_endpoint
 
+    @described({200: "images"}, query=query.PARAMETERS)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Send one page of what the query string asks for, with a link to the next."""
         pairs = query_pairs(req)
@@ -32,18 +36,29 @@ class ImagesResource:
         found = self._service.images.list(context, asked)
         others = urlencode([pair for pair in pairs if pair[0] != "marker"])
         links = {"first": f"/v2/images?{others}" if others else "/v2/images", "schema": "/v2/schemas/images"}
-        if found.last is not None:
-            marker = urlencode({"marker": found.last})
+        documents = within_page(self._documents.encode(context, image) for image in found.images)
+        last = found.last if len(documents) == len(found.images) else found.images[len(documents) - 1].id
+        if last is not None:
+            marker = urlencode({"marker": last})
             links["next"] = f"/v2/images?{others}&{marker}" if others else f"/v2/images?{marker}"
-        images = ",".join([self._documents.encode(context, image) for image in found.images])
-        send_encoded(resp, f'{{"images":[{images}],{encode(links)[1:]}')
+        send_encoded(resp, f'{{"images":[{",".join(documents)}],{encode(links)[1:]}')
 
+    @described(
+        {201: "image"},
+        body="new-image",
+        errors=(409, 413, 415),
+        response_headers={
+            "Location": "Where the image is",
+            "OpenStack-image-import-methods": "How it may get data",
+            "OpenStack-image-store-ids": "Stores that there are",
+        },
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Create an image, which has no data yet."""
         service, context = self._service, req.context.caller
         image = service.images.create(context, read_object(req))
         send_encoded(resp, self._documents.encode(context, image), falcon.HTTP_201)
-        resp.set_header("Location", f"/v2/images/{image.id}")
+        resp.set_header("Location", location(req.env, self._public_endpoint, f"/v2/images/{image.id}"))
         if methods := service.imports.methods:
             resp.set_header("OpenStack-image-import-methods", ",".join(methods))
         resp.set_header("OpenStack-image-store-ids", ",".join(service.stores.ids()))
@@ -56,11 +71,18 @@ class ImageResource:
         self._service = service
         self._documents = documents
 
+    @described({200: "image"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Show all that the caller may see of it."""
         context = req.context.caller
         send_encoded(resp, self._documents.encode(context, self._service.images.show(context, image_id)))
 
+    @described(
+        {200: "image"},
+        body=[Content("patch", (patch.DRAFT_10,)), Content("old-patch", (patch.DRAFT_4,))],
+        errors=(409, 413, 415),
+        response_headers={"Accept-Patch": "Media types of patches"},
+    )
     def on_patch(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Change it by one of the two kinds of JSON patch."""
         context = req.context.caller
@@ -70,6 +92,7 @@ class ImageResource:
         image = self._service.images.update(context, image_id, operations)
         send_encoded(resp, self._documents.encode(context, image))
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Delete it and its data."""
         refuse_body(req)
@@ -83,12 +106,14 @@ class TagResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None}, errors=(409, 413))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
         """Tag the image; harmless when done twice."""
         refuse_body(req)
         self._service.images.add_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
         """Take the tag off the image."""
         refuse_body(req)
@@ -112,6 +137,7 @@ class DeactivateResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Stop downloads by all but administrators."""
         refuse_body(req)
@@ -125,6 +151,7 @@ class ReactivateResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Allow downloads by all who may see the image."""
         refuse_body(req)

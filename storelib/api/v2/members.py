@@ -7,11 +7,23 @@ from urllib.parse import urlencode
 
 import falcon
 
+from storelib.api.describing import PAGE, described
 from storelib.api.errors import BadRequest
 from storelib.api.json_response import send
 from storelib.api.parsing import page_size
 from storelib.api.service import Service
 from storelib.api.v2.serializers import member_document, query_pairs, read_object, refuse_body
+
+_NEW = {
+    "type": "object",
+    "required": ["member"],
+    "properties": {"member": {"type": "string", "minLength": 1, "maxLength": 255, "description": "Id of a project"}},
+}
+_STATUS = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {"status": {"type": "string", "enum": ["pending", "accepted", "rejected"]}},
+}
 
 
 class MembersResource:
@@ -20,6 +32,7 @@ class MembersResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "members"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """List those that the caller may see: all that a page may have unless the client says how many."""
         asked = dict(query_pairs(req))
@@ -32,6 +45,7 @@ class MembersResource:
             document["next"] = f"/v2/images/{image_id}/members?{following}"
         send(resp, document)
 
+    @described({200: "member"}, body=_NEW, errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Share the image with one more."""
         body = read_object(req)
@@ -46,10 +60,12 @@ class MemberResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "member"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
         """Show whether it has accepted the image."""
         send(resp, member_document(self._service.members.show(req.context.caller, image_id, member_id)))
 
+    @described({200: "member"}, body=_STATUS, errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
         """Accept or reject the image."""
         body = read_object(req)
@@ -58,6 +74,7 @@ class MemberResource:
         updated = self._service.members.set_status(req.context.caller, image_id, member_id, body["status"])
         send(resp, member_document(updated))
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
         """Stop sharing with it."""
         refuse_body(req)

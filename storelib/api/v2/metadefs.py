@@ -11,12 +11,17 @@ import falcon
 from oslo_utils import strutils
 
 from storelib.api.db.metadefs import Association, Definition, Kind, Namespace, NamespaceQuery
+from storelib.api.describing import PAGE, Parameter, choice, described
 from storelib.api.errors import BadRequest, InvalidMarker
 from storelib.api.json_response import send
+from storelib.api.links import location
 from storelib.api.parsing import page_size
 from storelib.api.service import Service
 from storelib.api.service.metadefs import prefix_of
 from storelib.api.v2.serializers import query_pairs, read_object, refuse_body, time_text
+
+#: Values of a namespace with all that may be in it.
+MOST_VALUES = 200_000
 
 ROOT = "/v2/metadefs"
 SCHEMAS = "/v2/schemas/metadefs"
@@ -38,12 +43,33 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
     app.add_route(f"{one}/tags/{{name:path}}", TagResource(service, "tag"))
 
 
+_DIRECTION = choice("sort_dir", "In which direction the list is sorted", ["asc", "desc"])
+_NAMESPACES = [
+    *PAGE,
+    choice("visibility", "Namespaces with this visibility", ["public", "private"]),
+    Parameter("resource_types", "Namespaces for one of these types, with commas between them"),
+    choice("sort_key", "What the list is sorted by", ["namespace", "created_at", "updated_at"]),
+    _DIRECTION,
+]
+_DEFINITIONS = [
+    *PAGE,
+    choice("sort_key", "What the list is sorted by", ["created_at", "updated_at", "name"]),
+    _DIRECTION,
+]
+_RESOURCE_TYPE = Parameter("resource_type", "With the prefix that names have on resources of this type")
+
+
+def _of_kind(resource: DefinitionResource) -> str:
+    return f"metadef-{resource.kind}"
+
+
 class NamespacesResource:
     """The collection of namespaces."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "metadef-namespaces"}, query=_NAMESPACES)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List namespaces, with the resource types they are for."""
         asked = dict(query_pairs(req))
@@ -53,12 +79,18 @@ class NamespacesResource:
         documents = [namespace_document(each, associations[each.id]) for each in namespaces]
         send(resp, {"namespaces": documents} | _links(f"{ROOT}/namespaces", "namespaces", asked, more))
 
+    @described(
+        {201: "metadef-namespace"},
+        body="metadef-namespace",
+        errors=(409, 413, 415),
+        response_headers={"Location": "Where the namespace is"},
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Make a namespace, with what is in it."""
         context = req.context.caller
-        made = self._service.metadefs.create(context, read_object(req))
+        made = self._service.metadefs.create(context, read_object(req, MOST_VALUES))
         document = _whole(made, *self._service.metadefs.contents(made))
-        resp.set_header("Location", document["self"])
+        resp.set_header("Location", location(req.env, self._service.core.options.public_endpoint, document["self"]))
         send(resp, document, falcon.HTTP_201)
 
 
@@ -68,17 +100,20 @@ class NamespaceResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "metadef-namespace"}, query=[_RESOURCE_TYPE])
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Show a namespace with all that is in it, with names as on resources of a type if one is asked for."""
         found, associations, contents = self._service.metadefs.show(req.context.caller, namespace)
         prefix = prefix_of(associations, req.get_param("resource_type", default="")) or ""
         send(resp, _whole(found, associations, contents, prefix))
 
+    @described({200: "metadef-namespace"}, body="metadef-namespace", errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Change a namespace, not what is in it."""
-        updated = self._service.metadefs.update(req.context.caller, namespace, read_object(req))
+        updated = self._service.metadefs.update(req.context.caller, namespace, read_object(req, MOST_VALUES))
         send(resp, namespace_document(updated, ()))
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Delete a namespace and all that is in it."""
         refuse_body(req)
@@ -92,6 +127,7 @@ class ResourceTypesResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "metadef-resource-types-of-all"})
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """List the resource types that there are namespaces for."""
         found = self._service.metadefs.resource_types(req.context.caller)
@@ -104,11 +140,13 @@ class AssociationsResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({200: "metadef-resource_types"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the associations of a namespace."""
         found = self._service.metadefs.associations(req.context.caller, namespace)
         send(resp, {"resource_type_associations": [association_document(each) for each in found]})
 
+    @described({201: "metadef-resource_type"}, body="metadef-resource_type", errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Say that a namespace is for a resource type."""
         made = self._service.metadefs.associate(req.context.caller, namespace, read_object(req))
@@ -121,6 +159,7 @@ class AssociationResource:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Say that a namespace is not for a resource type any more."""
         refuse_body(req)
@@ -135,6 +174,7 @@ class DefinitionsResource:
         self._service = service
         self._kind = kind
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Remove all of them."""
         refuse_body(req)
@@ -147,30 +187,34 @@ class DefinitionResource:
 
     def __init__(self, service: Service, kind: Kind) -> None:
         self._service = service
-        self._kind = kind
+        self.kind = kind
         self._document = DOCUMENTS[kind]
 
+    @described({200: _of_kind})
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Show a definition of this kind."""
-        found = self._service.metadefs.definition(req.context.caller, namespace, self._kind, name)
+        found = self._service.metadefs.definition(req.context.caller, namespace, self.kind, name)
         send(resp, self._document(namespace, found))
 
+    @described({200: _of_kind}, body=_of_kind, errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Change a definition, its name too."""
         body = read_object(req)
-        changed = self._service.metadefs.redefine(req.context.caller, namespace, self._kind, name, body)
+        changed = self._service.metadefs.redefine(req.context.caller, namespace, self.kind, name, body)
         send(resp, self._document(namespace, changed))
 
+    @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Remove a definition from its namespace."""
         refuse_body(req)
-        self._service.metadefs.undefine(req.context.caller, namespace, self._kind, name)
+        self._service.metadefs.undefine(req.context.caller, namespace, self.kind, name)
         resp.status = falcon.HTTP_204
 
 
 class ObjectsResource(DefinitionsResource):
     """The objects of a namespace."""
 
+    @described({200: "metadef-objects"}, query=_DEFINITIONS)
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the objects of a namespace."""
         found = self._service.metadefs.definitions(req.context.caller, namespace, "object")
@@ -180,6 +224,7 @@ class ObjectsResource(DefinitionsResource):
         path = f"{ROOT}/namespaces/{quote(namespace)}/objects"
         send(resp, {"objects": documents} | _links(path, "objects", asked, more))
 
+    @described({201: "metadef-object"}, body="metadef-object", errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Add an object to a namespace."""
         made = self._service.metadefs.define(req.context.caller, namespace, "object", read_object(req))
@@ -189,11 +234,13 @@ class ObjectsResource(DefinitionsResource):
 class PropertiesResource(DefinitionsResource):
     """The properties of a namespace."""
 
+    @described({200: "metadef-properties"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the properties of a namespace, by their names."""
         found = self._service.metadefs.definitions(req.context.caller, namespace, "property")
         send(resp, {"properties": {each.name: property_document(namespace, each) for each in found}})
 
+    @described({201: "metadef-property"}, body="metadef-property", errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Add a property to a namespace."""
         made = self._service.metadefs.define(req.context.caller, namespace, "property", read_object(req))
@@ -203,6 +250,7 @@ class PropertiesResource(DefinitionsResource):
 class PropertyResource(DefinitionResource):
     """One property of a namespace."""
 
+    @described({200: "metadef-property"}, query=[_RESOURCE_TYPE])
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Show a property, by its name on resources of a type if one is asked for."""
         resource_type = req.get_param("resource_type")
@@ -216,6 +264,7 @@ class PropertyResource(DefinitionResource):
 class TagsResource(DefinitionsResource):
     """The tags of a namespace."""
 
+    @described({200: "metadef-tags"}, query=_DEFINITIONS)
     def on_get(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """List the tags of a namespace."""
         found = self._service.metadefs.definitions(req.context.caller, namespace, "tag")
@@ -224,6 +273,12 @@ class TagsResource(DefinitionsResource):
         path = f"{ROOT}/namespaces/{quote(namespace)}/tags"
         send(resp, {"tags": [{"name": each.name} for each in page]} | _links(path, "tags", asked, more))
 
+    @described(
+        {201: "metadef-new-tags"},
+        body="metadef-new-tags",
+        headers=[Parameter("X-OpenStack-Append", "true: keep the tags that there are")],
+        errors=(409, 413, 415),
+    )
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
         """Give a namespace these tags, in place of those it has unless X-Openstack-Append says otherwise."""
         append = strutils.bool_from_string(req.get_header("X-Openstack-Append"))
@@ -234,6 +289,7 @@ class TagsResource(DefinitionsResource):
 class TagResource(DefinitionResource):
     """One tag of a namespace."""
 
+    @described({201: "metadef-tag"}, errors=(409, 413))
     def on_post(self, req: falcon.Request, resp: falcon.Response, namespace: str, name: str) -> None:
         """Add a tag, which the path names."""
         refuse_body(req)

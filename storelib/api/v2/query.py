@@ -22,6 +22,7 @@ from storelib.api.db.records import (
     TimeOperator,
     Visibility,
 )
+from storelib.api.describing import LARGEST, PAGE, Parameter, choice, number
 from storelib.api.errors import BadRequest
 from storelib.api.parsing import required_number
 
@@ -40,9 +41,31 @@ SETS = {
     "disk_format": "disk_formats",
     "container_format": "container_formats",
 }
+SIZES = get_args(RangeField)
+BOOLEANS = ("protected", "os_hidden")
+TEXTS = ("owner", "checksum", "os_hash_algo", "os_hash_value")
 TIMES = get_args(TimeField)
 OPERATORS = get_args(TimeOperator)
-_LARGEST = 2**63 - 1
+PARAMETERS = (
+    *PAGE,
+    Parameter("sort", "KEY:DIRECTION, several with commas between them; not together with the next two"),
+    Parameter(
+        "sort_key", "What the list is sorted by", {"type": "array", "items": {"type": "string", "enum": [*SORT_FIELDS]}}
+    ),
+    Parameter("sort_dir", "In which direction", {"type": "array", "items": {"type": "string", "enum": [*DIRECTIONS]}}),
+    Parameter("tag", "Images that have all of these tags", {"type": "array", "items": {"type": "string"}}),
+    *(Parameter(name, f"Images with this {name}, or in:A,B for one of several") for name in SETS),
+    *(number(name, f"Images with this {name}") for name in SIZES),
+    *(number(name, f"The {end}imum of {field}") for name, (field, end) in RANGES.items()),
+    *(
+        Parameter(name, f"Images with this {name}: a time, or one of {', '.join(OPERATORS)}, a colon and a time")
+        for name in TIMES
+    ),
+    *(Parameter(name, f"Images with this {name}", {"type": "boolean"}) for name in BOOLEANS),
+    *(Parameter(name, f"Images with this {name}") for name in TEXTS),
+    choice("visibility", "Images with this visibility", VISIBILITIES),
+    choice("member_status", "Of images that are shared with the caller, those with this status", MEMBER_STATUSES),
+)
 _NO_CALLER = Caller(None)
 _ITEM = re.compile(r',(?:"((?:[^"]|"")*)"(?=,|\Z)|([^,]*))')
 
@@ -55,7 +78,8 @@ def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
     ranges: dict[RangeField, dict[str, int]] = {}
     times: list[TimeFilter] = []
     for name, value in pairs:
-        if name in ("sort", "sort_key", "sort_dir"):
+        # Deleted images are in no list of this version, whatever clients ask for.
+        if name in ("sort", "sort_key", "sort_dir", "deleted"):
             continue
         if name == "limit":
             values["limit"] = min(_number(name, value), largest_limit)
@@ -68,14 +92,14 @@ def parse(pairs: Pairs, *, default_limit: int, largest_limit: int) -> Query:
         elif name in RANGES:
             field, end = RANGES[name]
             ranges.setdefault(field, {})[end] = _number(name, value)
-        elif name in ("size", "virtual_size", "min_disk", "min_ram"):
+        elif name in SIZES:
             number = _number(name, value)
             ranges[name] = {"min": number, "max": number}  # type: ignore[index]
         elif name in TIMES:
             times.append(_time(name, value))
-        elif name in ("protected", "os_hidden"):
+        elif name in BOOLEANS:
             values[name] = _boolean(name, value)
-        elif name in ("owner", "checksum", "os_hash_algo", "os_hash_value"):
+        elif name in TEXTS:
             values[name] = value
         elif name == "visibility":
             values[name] = _choice(name, value, VISIBILITIES)
@@ -120,7 +144,7 @@ def _sort(pairs: Pairs) -> tuple[SortKey, ...]:
 
 
 def _number(name: str, value: str) -> int:
-    return required_number(name, value, _LARGEST)
+    return required_number(name, value, LARGEST)
 
 
 def _boolean(name: str, value: str) -> bool:

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 from typing import Any
 from urllib.parse import parse_qsl
 
 import falcon
 
-from storelib.api.db.records import Image, ImageLocation, Member
+from storelib.api.db.records import Image, ImageLocation, Member, Task
 from storelib.api.errors import BadRequest, LimitExceeded, UnsupportedMediaType
-from storelib.api.parsing import media_type
+from storelib.api.parsing import MOST_VALUES, from_json, media_type
 from storelib.api.service import Context
 from storelib.api.service.core import Core
-from storelib.api.service.tasks import shown_properties
+from storelib.api.service.tasks import REFUSED, shown_properties
 from storelib.uris import redact
 
 #: Bytes of a JSON body at most; the largest image document within the quotas is far smaller.
@@ -37,24 +36,24 @@ def require_type(req: falcon.Request, *expected: str) -> str:
     return kind
 
 
-def decoded(req: falcon.Request) -> Any:
-    """The body, decoded from JSON; raises BadRequest, LimitExceeded."""
+def decoded(req: falcon.Request, most: int = MOST_VALUES) -> Any:
+    """The body, decoded from JSON, of at most so many values; raises BadRequest, LimitExceeded."""
     body = read_body(req)
     if not body:
         raise BadRequest("a body in JSON is expected")
-    try:
-        return json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
+    return from_json(body, most)
 
 
-def read_object(req: falcon.Request) -> dict[str, Any]:
-    """A body in JSON that must be an object; raises UnsupportedMediaType, BadRequest, LimitExceeded."""
+def read_object(req: falcon.Request, most: int = MOST_VALUES) -> dict[str, Any]:
+    """A body in JSON that must be an object of at most so many values.
+
+    Raises UnsupportedMediaType, BadRequest, LimitExceeded.
+    """
     kind = media_type(req.content_type)
     # Many clients leave the type out.
     if kind and not kind.endswith("+json"):
         require_type(req, JSON)
-    body = decoded(req)
+    body = decoded(req, most)
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
     return body
@@ -74,10 +73,6 @@ def read_body(req: falcon.Request) -> bytes:
     if len(body) > LARGEST_BODY:
         raise LimitExceeded(f"the body may have {LARGEST_BODY} bytes")
     return body
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def body_length(req: falcon.Request) -> int | None:
@@ -139,8 +134,11 @@ def image_document(core: Core, context: Context, image: Image) -> dict[str, Any]
     }
     if image.locations:
         _add_places(core, context, image, document)
-    elif core.show_locations:
-        document["locations"] = []
+    else:
+        if image.status == "queued" and (refused := properties.get(REFUSED)):
+            document["stores"] = refused
+        if core.show_locations:
+            document["locations"] = []
     return document
 
 
@@ -162,6 +160,29 @@ def _add_places(core: Core, context: Context, image: Image, document: dict[str, 
 def location_document(location: ImageLocation) -> dict[str, Any]:
     """A location. Credentials that old or foreign URIs have in them are left out."""
     return {"url": redact(location.uri), "metadata": dict(location.metadata)}
+
+
+def task_document(task: Task) -> dict[str, Any]:
+    """A task. What it does not have is left out."""
+    document: dict[str, Any] = {
+        "id": task.id,
+        "type": task.kind,
+        "status": task.status,
+        "input": dict(task.given),
+        "result": None if task.result is None else dict(task.result),
+        "owner": task.owner,
+        "message": task.message,
+        "created_at": time_text(task.created_at),
+        "updated_at": time_text(task.updated_at),
+        "self": f"/v2/tasks/{task.id}",
+        "schema": "/v2/schemas/task",
+    }
+    for name in ("image_id", "user_id", "request_id"):
+        if value := getattr(task, name):
+            document[name] = value
+    if task.expires_at is not None:
+        document["expires_at"] = time_text(task.expires_at)
+    return document
 
 
 def member_document(member: Member) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StorageFull,
     StoreError,
+    causes,
 )
 from storelib.transfer.http.connections import pool_classes
 
@@ -60,9 +61,11 @@ class Api:
     def __init__(self, endpoint: Endpoint, timeout: float = 300.0) -> None:
         self.url = endpoint.url
         self._identity = endpoint.identity
+        context = None
         try:
-            # With the CAs of the system, or of SSL_CERT_FILE.
-            context = ssl.create_default_context(cafile=endpoint.cacert)
+            if endpoint.cacert or not endpoint.url.lower().startswith("http:"):
+                # With the CAs of the system, or of SSL_CERT_FILE, which take 30 ms.
+                context = ssl.create_default_context(cafile=endpoint.cacert)
         except OSError as error:
             raise BadStoreConfiguration(f"--cacert {endpoint.cacert} cannot be used: {error.strerror}") from error
         self._pool = urllib3.PoolManager(
@@ -239,8 +242,7 @@ def _message(response: urllib3.BaseHTTPResponse) -> str:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause, in words."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    *_, error = causes(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -16,15 +16,16 @@ from storelib.cli.session import Command, Session
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api
 
-_KEY = "storelib.image."
+#: What stands before the names of the options that name the API, in ``Context.meta`` of click.
+META = "storelib.image."
 
 
-def _options() -> list[click.Option]:
+def connection_options() -> list[click.Option]:
     """They may stand behind ``image`` as well as behind the command."""
 
     def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value is not None:
-            context.meta[f"{_KEY}{parameter.name}"] = value
+            context.meta[f"{META}{parameter.name}"] = value
 
     def option(*names: str, **attributes: Any) -> click.Option:
         return click.Option(names, expose_value=False, callback=keep, default=None, **attributes)
@@ -47,7 +48,7 @@ def image() -> None:
     """
 
 
-image.params += _options()
+image.params += connection_options()
 
 
 class ImageCommand(Command):
@@ -55,7 +56,7 @@ class ImageCommand(Command):
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
-        self.params += _options()
+        self.params += connection_options()
 
 
 def connect(context: click.Context) -> Api:
@@ -63,7 +64,7 @@ def connect(context: click.Context) -> Api:
     from storelib.cli.image.client import Api
     from storelib.cli.image.connection import Options, find
 
-    given = {name: context.meta[_KEY + name] for name in Options._fields if _KEY + name in context.meta}
+    given = {name: context.meta[META + name] for name in Options._fields if META + name in context.meta}
     options = Options(**given)
     return Api(find(options, os.environ), options.timeout)
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import stat
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +18,7 @@ import urllib3
 
 from storelib.cli.image.client import BLOCK, Api, Document, path_of
 from storelib.cli.output import Progress
-from storelib.exceptions import IncompleteRead, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import DigestMismatch, IncompleteRead, RemoteServiceUnavailable, StoreError
 
 #: How often a download goes on without having moved since, and the seconds of waiting before that, doubled each time.
 ATTEMPTS, PAUSE = 5, 0.5
@@ -79,27 +81,31 @@ def guess_format(source: str) -> str:
 
 
 class Incoming:
-    """An image's data as a stream. A connection that breaks is made again, and reading goes on where it stopped.
+    """An image's data as a stream. A connection that breaks or stalls is made again, and reading goes on from there.
 
-    At the end the bytes are compared with the digest that the API has on record; ``readinto`` raises IncompleteRead
-    when they are others.
+    At the end the bytes are compared with the digest that the API has on record; ``readinto`` raises DigestMismatch
+    when they are others. ``begun`` are the first bytes, which were received before, as the server's ``etag`` of then.
     """
 
-    def __init__(self, api: Api, image: Document) -> None:
+    def __init__(self, api: Api, image: Document, begun: Iterable[memoryview] = (), etag: str | None = None) -> None:
         from storelib.transfer.digests import new_hasher
 
         self._api = api
         self.image_id: str = image["id"]
         #: In bytes; an image without data has none.
         self.size: int = image["size"] or 0
-        known = ((image.get("os_hash_algo"), image.get("os_hash_value")), ("md5", image.get("checksum")))
-        self.proof = next(((algorithm, digest) for algorithm, digest in known if algorithm and digest), None)
+        self.proof = proof_of(image)
+        #: What the server calls this data, if it says so in a way that can be compared.
+        self.etag = etag
         self._hasher: Any = new_hasher(self.proof[0]) if self.proof else None
         self._done = 0
         self._failures = 0
+        self._trouble: Exception | None = None
         self._response: urllib3.BaseHTTPResponse | None = None
         self._skip = 0
-        if self.size:
+        for piece in begun:
+            self._take(piece)
+        if self._done < self.size:
             self._open()
 
     def __enter__(self) -> Incoming:
@@ -110,46 +116,57 @@ class Incoming:
 
     def readinto(self, buffer: Any) -> int:
         """The next bytes; 0 at the end, once they are proven."""
+        view = memoryview(buffer).cast("B")
         while self._done < self.size:
-            chunk = self._next(len(buffer))
-            if chunk is None:
-                continue
-            count = len(chunk)
-            buffer[:count] = chunk
-            self._done += count
-            self._failures = 0
-            if self._hasher is not None:
-                self._hasher.update(chunk)
-            return count
+            if self._trouble is not None:
+                trouble, self._trouble = self._trouble, None
+                self._failed(trouble)
+            count = self._receive(view[: self.size - self._done])
+            if count:
+                self._failures = 0
+                self._take(view[:count])
+                return count
         self._prove()
         return 0
 
-    def _next(self, most: int) -> bytes | None:
-        """Some bytes, or None after a failure that was got over."""
-        if self._response is None:
-            try:
-                self._open()
-            except RemoteServiceUnavailable as error:
-                self._failed(error)
-            return None
+    def _take(self, piece: memoryview) -> None:
+        self._done += len(piece)
+        if self._hasher is not None:
+            self._hasher.update(piece)
+
+    def _receive(self, view: memoryview) -> int:
+        """Fill ``view`` as far as the connection goes, whose failure is noted: what came before it counts."""
+        count = 0
         try:
-            chunk = self._response.read(most)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            self._failed(error)
-            return None
-        if not chunk:
-            self._failed(IncompleteRead(f"the connection ended after {self._done} of {self.size} bytes"))
-            return None
-        if self._skip:
-            dropped, chunk = chunk[: self._skip], chunk[self._skip :]
-            self._skip -= len(dropped)
-            return chunk or None
-        return chunk
+            if self._response is None:
+                self._open()
+            file: Any = getattr(self._response, "_fp", None) or self._response
+            while count < len(view):
+                # Whatever is there: a read of all would lose what came before a line that stalls.
+                chunk = file.read1(len(view) - count)
+                if not chunk:
+                    raise IncompleteRead(f"the connection ended after {self._done + count} of {self.size} bytes")
+                dropped = min(self._skip, len(chunk))
+                self._skip -= dropped
+                view[count : count + len(chunk) - dropped] = chunk[dropped:]
+                count += len(chunk) - dropped
+        except (RemoteServiceUnavailable, IncompleteRead, http.client.HTTPException, OSError) as error:
+            self._trouble = error
+        except urllib3.exceptions.HTTPError as error:
+            self._trouble = error
+        return count
 
     def _open(self) -> None:
-        headers = {"Range": f"bytes={self._done}-"} if self._done else None
+        headers = {}
+        if self._done:
+            headers["Range"] = f"bytes={self._done}-"
+            if self.etag is not None:
+                headers["If-Range"] = self.etag
         response = self._api.send("GET", path_of(self.image_id, "file"), headers=headers, stream=True)
         self._response, self._skip = response, 0
+        etag = response.headers.get("ETag", "")
+        # Weak ones say nothing about single bytes (RFC 9110, 13.1.5).
+        self.etag = etag if etag.startswith('"') else None
         if not self._done:
             return
         if response.status == 200:
@@ -176,11 +193,20 @@ class Incoming:
         algorithm, expected = self.proof
         found = self._hasher.hexdigest()
         if found != expected.lower():
-            raise IncompleteRead(
-                f"image {self.image_id}: the data has {algorithm} {found}, on record is {expected}; nothing was saved"
+            raise DigestMismatch(
+                f"image {self.image_id}: the data has {algorithm} {found}, on record is {expected}; nothing was saved",
+                algorithm=algorithm,
+                expected=expected,
+                found=found,
             )
 
     def _drop(self) -> None:
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+def proof_of(image: Document) -> tuple[str, str] | None:
+    """The digest by which the data of an image can be proven, as (algorithm, hexadecimal); None if there is none."""
+    known = ((image.get("os_hash_algo"), image.get("os_hash_value")), ("md5", image.get("checksum")))
+    return next(((algorithm, digest) for algorithm, digest in known if algorithm and digest), None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -17,6 +18,7 @@ from storelib.cli.session import Session
 
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api, Document
+    from storelib.cli.output import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -219,9 +221,13 @@ def unset(session: Session, api: Api, image: str, properties: tuple[str, ...], t
 )
 @click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
 def save(session: Session, api: Api, image: str, output: str, force: bool) -> None:
-    """Write the data of IMAGE to a file, which appears when it is complete and proven by its digest, or to stdout."""
+    """Write the data of IMAGE to a file, which appears when it is complete and proven by its digest, or to stdout.
+
+    If the connection is lost for good, or the command is stopped, what has come is kept beside FILE, and the same
+    command goes on with it.
+    """
     from storelib.cli import files
-    from storelib.cli.image.data import Incoming
+    from storelib.cli.image.data import Incoming, proof_of
     from storelib.exceptions import NotFound
 
     if output == "-" and sys.stdout.isatty():
@@ -231,18 +237,45 @@ def save(session: Session, api: Api, image: str, output: str, force: bool) -> No
     found = api.find(image)
     if found["size"] is None:
         raise NotFound(f"image {found['id']} is {found['status']} and has no data")
-    with Incoming(api, found) as stream, session.output.progress("save") as progress:
+    proof = proof_of(found)
+    special = os.path.exists(output) and not os.path.isfile(output)
+    with session.output.progress("save") as progress:
         if output == "-":
-            files.pour(stream, sys.stdout.buffer, progress)
+            with Incoming(api, found) as stream:
+                files.pour(stream, sys.stdout.buffer, progress)
             return
-        files.save(stream, output, progress, force=force)
-    if stream.proof is None:
+        if proof is None or special:
+            with Incoming(api, found) as stream:
+                files.save(stream, output, progress, force=force)
+        else:
+            _save_resumably(api, found, output, progress, force=force)
+    if proof is None:
         warn("the image API knows no digest of this image: it was saved unproven")
     elif not session.output.json:
-        session.output.say(f"{output}: {size_text(stream.size)}, {stream.proof[0]} {stream.proof[1]} is right")
+        session.output.say(f"{output}: {size_text(found['size'])}, {proof[0]} {proof[1]} is right")
     else:
-        algorithm, digest = stream.proof
-        session.output.one({"id": stream.image_id, "file": output, "size": stream.size, algorithm: digest})
+        algorithm, digest = proof
+        session.output.one({"id": found["id"], "file": output, "size": found["size"], algorithm: digest})
+
+
+def _save_resumably(api: Api, image: Document, output: str, progress: Progress | None, *, force: bool) -> None:
+    """What has come is proven as a whole in the end, so it is kept for another run as long as it may be right."""
+    from storelib.cli import files
+    from storelib.cli.image.data import Incoming
+    from storelib.exceptions import DigestMismatch
+
+    with files.Part(output, image["id"]) as part:
+        try:
+            with Incoming(api, image, part.chunks(), part.recall()) as stream:
+                part.note(stream.etag)
+                part.fill(stream, progress)
+        except BaseException as error:
+            if isinstance(error, DigestMismatch) or not part.size:
+                part.remove()
+            else:
+                warn(f"{size_text(part.size)} are kept in {part.place}; the same command goes on with them")
+            raise
+        part.publish(force=force)
 
 
 @command("delete")

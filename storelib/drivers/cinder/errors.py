@@ -14,6 +14,7 @@ from storelib.exceptions import (
     StorageFull,
     StoreError,
 )
+from storelib.transfer.http.keystone import is_untrusted
 
 #: Answers that say no more than that a service is busy, restarting, or gone from behind a proxy.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -34,8 +35,11 @@ def is_proven(status: int, answer: Any) -> bool:
     """
     if status < 400:
         return False
-    if status in (401, 403) or status in _PASSING:
-        return True
+    return status in (401, 403) or status in _PASSING or is_explained(answer)
+
+
+def is_explained(answer: Any) -> bool:
+    """Whether an answer has the form in which Cinder says what is wrong; cinderclient fails at some others."""
     inner = list(answer.values()) if isinstance(answer, Mapping) else []
     return bool(inner) and all(isinstance(each, Mapping) for each in inner)
 
@@ -75,9 +79,18 @@ def _of_keystone(error: Exception, subject: str) -> StoreError:
             f"{subject}: Keystone does not accept the user or the password; check cinder_store_user_name, _password "
             "and _project_name"
         )
+    if is_untrusted(error):
+        return RemoteServiceUnavailable(
+            f"{subject}: the certificate of Cinder or Keystone is not trusted; check cinder_ca_certificates_file",
+            transient=False,
+        )
     if isinstance(error, exceptions.CatalogException | exceptions.EndpointNotFound):
         return BadStoreConfiguration(
             f"{subject}: the catalog has no such service; check cinder_catalog_info and cinder_os_region_name"
+        )
+    if isinstance(error, exceptions.InvalidResponse):
+        return RemoteServiceUnavailable(
+            f"{subject}: what answers at cinder_store_auth_address is no identity service: a page, a redirect, a portal"
         )
     if isinstance(error, exceptions.HttpError) and error.http_status not in _PASSING:
         return Forbidden(f"{subject}: Keystone refused ({error.http_status}); check cinder_store_auth_address")

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 from storelib.driver import Garbage
 from storelib.drivers.cinder import publication
-from storelib.drivers.cinder.api import LEAVING, Api, Volume
-from storelib.drivers.cinder.attachments import Holds, Note
 from storelib.drivers.cinder.errors import status_of
 from storelib.drivers.cinder.publication import Shelf
-from storelib.drivers.cinder.service import User
-from storelib.drivers.cinder.writer import remove
+from storelib.drivers.cinder.service import LEAVING, Api, User, Volume
 from storelib.exceptions import InUseByStore, NotFound
+from storelib.volumes.attachments import end_unanswered
+from storelib.volumes.holds import Holds, Note
 
 LOG = logging.getLogger(__name__)
 
@@ -50,16 +49,16 @@ def find(shelf: Shelf, user: User, older_than: float, prefix: str) -> Iterator[G
     latest = time.time() - older_than
     api, holds = user.api, user.holds
     volumes: set[str] = set()
-    for volume in api.volumes():
+    for volume in shelf.unfinished(api):
         image_id = publication.image_id_of(volume)
-        if image_id is None or not image_id.startswith(prefix) or not shelf.is_own(volume):
+        if image_id is None or not image_id.startswith(prefix) or volume.id in volumes:
             continue
         if volume.updated <= latest and is_dead(api, holds, volume):
             volumes.add(volume.id)
             size = volume.metadata.get(publication.SIZE, "")
             known = int(size) if size.isascii() and size.isdigit() else 0
             yield Garbage(f"volume {volume.id}", image_id, known, volume.updated, DeadVolume(volume.id))
-    yield from _attachments(api, holds, latest, prefix, volumes)
+    yield from _attachments(user, latest, prefix, volumes)
 
 
 def is_dead(api: Api, holds: Holds, volume: Volume) -> bool:
@@ -73,19 +72,34 @@ def is_dead(api: Api, holds: Holds, volume: Volume) -> bool:
     return not alive
 
 
-def _attachments(api: Api, holds: Holds, latest: float, prefix: str, removed: set[str]) -> Iterator[Garbage]:
+def _attachments(user: User, latest: float, prefix: str, removed: set[str]) -> Iterator[Garbage]:
+    api, holds = user.api, user.holds
     for token, modified in holds.dead():
         notes = holds.notes(token)
         if not notes and modified < time.time() - _EMPTY:
             holds.forget(token)
+        over = bool(notes)
         for note in notes:
-            if modified > latest or not note.image_id.startswith(prefix) or note.volume in removed:
-                continue
-            if any(each.id == note.attachment for each in api.attachments(note.volume)):
-                name = f"attachment {note.attachment} of volume {note.volume}"
+            wanted = modified <= latest and note.image_id.startswith(prefix) and note.volume not in removed
+            # One of another project that project's store looks after.
+            if not wanted or not holds.sees(note):
+                over = False
+            elif _is_there(api, note):
+                over = False
+                name = f"attachment {note.attachment or 'without a known id'} of volume {note.volume}"
                 yield Garbage(name, note.image_id, 0, modified, DeadAttachment(note, token))
-            elif _is_gone(api, note.volume):
-                holds.forget(token)
+            else:
+                over = over and _is_gone(api, note.volume)
+        if over:
+            for note in notes:
+                _disconnect(user, note)
+            holds.forget(token)
+
+
+def _is_there(api: Api, note: Note) -> bool:
+    """Whether that attachment is there; of one whose id is not known, whether it may be."""
+    found = api.attachments(note.volume)
+    return any(each.id == note.attachment if note.attachment else each.reserved for each in found)
 
 
 def _is_gone(api: Api, volume: str) -> bool:
@@ -97,12 +111,19 @@ def discard(user: User, dead: DeadVolume | DeadAttachment) -> bool:
     """Remove it if it is still dead."""
     api, holds = user.api, user.holds
     if isinstance(dead, DeadAttachment):
-        return _detach(api, holds, dead)
+        return _detach(user, dead)
     found = api.look_at(dead.id)
     if found is None or found.status in LEAVING or not is_dead(api, holds, found):
         return False
+    # Its add may have come to its end since that look, and only therefore have no attachment any more.
+    found = api.look_at(dead.id)
+    if found is None or found.metadata.get(publication.STATE) == publication.COMPLETE:
+        return False
+    token = found.metadata.get(publication.TOKEN, "")
+    for note in holds.notes(token):
+        _disconnect(user, note)
     try:
-        remove(api, dead.id)
+        api.delete_with_attachments(dead.id)
         api.wait_until_gone(dead.id)
     except (NotFound, InUseByStore) as error:
         LOG.info("volume %s is left to a later gc: %s", dead.id, error)
@@ -112,17 +133,27 @@ def discard(user: User, dead: DeadVolume | DeadAttachment) -> bool:
         if status_of(error) not in (400, 404):
             raise
         return False
-    holds.forget(found.metadata.get(publication.TOKEN, ""))
+    holds.forget(token)
     return True
 
 
-def _detach(api: Api, holds: Holds, dead: DeadAttachment) -> bool:
+def _disconnect(user: User, note: Note) -> None:
+    """Take away from this host what a dead process has left of an attachment."""
+    if note.device:
+        user.connectors.disconnect_dead(note.device, note.volume, user.api.connection_info(note.attachment))
+
+
+def _detach(user: User, dead: DeadAttachment) -> bool:
+    api, holds = user.api, user.holds
     if holds.is_alive(dead.token) is not False:
         return False
-    there = any(each.id == dead.note.attachment for each in api.attachments(dead.note.volume))
-    if there:
+    there = _is_there(api, dead.note)
+    _disconnect(user, dead.note)
+    if there and dead.note.attachment:
         api.detach(dead.note.attachment)
-    if len(holds.notes(dead.token)) == 1:
+    elif there:
+        there = end_unanswered(api, dead.note.volume, alone=False)
+    if not any(not holds.sees(note) or _is_there(api, note) for note in holds.notes(dead.token)):
         holds.forget(dead.token)
     return there
 
@@ -133,5 +164,5 @@ def end_dead_attachments(user: User, volume: str) -> bool:
     for token, _ in list(user.holds.dead()):
         for note in user.holds.notes(token):
             if note.volume == volume:
-                found |= _detach(user.api, user.holds, DeadAttachment(note, token))
+                found |= _detach(user, DeadAttachment(note, token))
     return found

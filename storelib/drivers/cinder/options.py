@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of Cinder stores; names are glance_store's where the meaning is the same."""
+"""The options of Cinder stores, and what they say of volumes on this host.
+
+Names are glance_store's where the meaning is the same.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from oslo_config import cfg
 
 from storelib.option_types import LocalPath
+from storelib.transfer.contract import Options
+from storelib.volumes.settings import Settings
 
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where Cinder is ----------------------------------------------------------------------------------------------
@@ -116,4 +122,64 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="File with the key of the user as which Cinder has volumes attached. If not given, ceph.conf says where "
         "it is, else Ceph's usual places are tried, as /etc/ceph/ceph.client.cinder.keyring.",
     ),
+    # -- Volumes that are neither in Ceph nor on NFS, and what needs root ---------------------------------------------
+    cfg.Opt(
+        "rootwrap_config",
+        default="/etc/glance/rootwrap.conf",
+        type=LocalPath(),
+        help="Configuration of the rootwrap by which an unprivileged process connects volumes that are not in Ceph: "
+        "`sudo glance-rootwrap FILE` is put before what needs root. Volumes in Ceph need none, nor does root.",
+    ),
+    cfg.StrOpt(
+        "cinder_root_helper",
+        help="What to put before commands that need root instead, as `sudo` or `sudo storage-rootwrap FILE`. Empty: "
+        "nothing, where the process has the capabilities.",
+    ),
+    cfg.Opt(
+        "cinder_mount_point_base",
+        default="/var/lib/glance/mnt",
+        type=LocalPath(),
+        help="Directory below which NFS shares are mounted, each once for all processes of this host.",
+    ),
+    cfg.BoolOpt(
+        "cinder_use_multipath",
+        default=False,
+        help="Connect volumes by all the paths there are (multipathd).",
+    ),
+    cfg.BoolOpt(
+        "cinder_enforce_multipath",
+        default=False,
+        help="With cinder_use_multipath: refuse to connect volumes while multipathd does not run.",
+    ),
+    cfg.BoolOpt(
+        "cinder_do_extend_attached",
+        default=False,
+        help="Grow volumes of images of unknown size while they are attached, which not every back end of Cinder can. "
+        "If not, they are detached meanwhile. Volumes in Ceph stay attached in any case, those on NFS never.",
+    ),
 )
+
+
+def volume_settings(store_name: str, conf: Options) -> Settings:
+    """How volumes are to come to this host."""
+    return Settings(
+        store_name,
+        str(conf.cinder_state_path or _default_directory()),
+        transfer_timeout=conf.transfer_timeout,
+        grows_attached=conf.cinder_do_extend_attached,
+        ceph_conf=conf.cinder_rbd_ceph_conf or None,
+        ceph_keyring=conf.cinder_rbd_keyring or None,
+        ceph_connect_timeout=conf.cinder_rbd_connect_timeout,
+        ceph_op_timeout=conf.cinder_rbd_op_timeout,
+        root_helper=conf.cinder_root_helper,
+        rootwrap_config=str(conf.rootwrap_config),
+        mount_point_base=conf.cinder_mount_point_base,
+        use_multipath=conf.cinder_use_multipath,
+        enforce_multipath=conf.cinder_enforce_multipath,
+    )
+
+
+def _default_directory() -> str:
+    """Where attachments are noted if no option says where."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(state, "storelib", "cinder")

@@ -11,14 +11,18 @@ from __future__ import annotations
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from storelib.drivers.cinder.api import LEAVING, Api, Volume
-from storelib.exceptions import Duplicate, StoreError
+from storelib.drivers.cinder.location import CinderLocation
+from storelib.drivers.cinder.service import LEAVING, Api, Volume
+from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.transfer.contract import Digest, Digests
 
 #: Known to glance_store, too: the image's id, percent-encoded, and its size in bytes.
 IMAGE_ID, SIZE = "glance_image_id", "image_size"
 STORE, STATE, TOKEN, DIGEST = "storelib_store", "storelib_state", "storelib_token", "storelib_digest"
+_OWNER = "image_owner"
+_AT_REST = ("available", "in-use")
 WRITING, PENDING, COMPLETE = "writing", "pending", "complete"
 #: What a value in the metadata may be long; longer ids go on under further keys.
 _LONGEST = 255
@@ -64,7 +68,16 @@ def is_image(volume: Volume) -> bool:
     if volume.status in LEAVING or IMAGE_ID not in volume.metadata:
         return False
     state = volume.metadata.get(STATE)
-    return state == COMPLETE or (state is None and SIZE in volume.metadata and volume.status in ("available", "in-use"))
+    return state == COMPLETE or (state is None and SIZE in volume.metadata and volume.status in _AT_REST)
+
+
+def _is_cinders(volume: Volume) -> bool:
+    """Whether Cinder itself made a volume an image of Glance (``image_upload_use_cinder_backend``), as a whole.
+
+    It notes the owner, as glance_store does, but neither a size nor, before Glance has the location, the image's id.
+    """
+    told = volume.metadata
+    return _OWNER in told and SIZE not in told and STATE not in told and volume.status in _AT_REST
 
 
 class Shelf:
@@ -84,6 +97,16 @@ class Shelf:
         name = volume.metadata.get(STORE)
         return name == self._name if name is not None else self._type in (None, volume.type)
 
+    def image(self, api: Api, location: CinderLocation) -> Volume:
+        """The volume at a location; raises NotFound unless it is an image of this store."""
+        found = api.volume(location.volume)
+        if self.holds(found):
+            if is_image(found):
+                return found
+            if _is_cinders(found):
+                return replace(found, metadata={**found.metadata, SIZE: str(found.size << 30)})
+        raise NotFound(f"{location}: that volume is no image of store {self._name}")
+
     def is_own(self, volume: Volume) -> bool:
         """Whether this store made it."""
         return volume.metadata.get(STORE) == self._name
@@ -93,6 +116,14 @@ class Shelf:
         for volume in api.volumes({IMAGE_ID: id_entries(image_id)[IMAGE_ID]}):
             if self.holds(volume) and image_id_of(volume) == image_id:
                 yield volume
+
+    def unfinished(self, api: Api) -> Iterator[Volume]:
+        """The volumes that this store made and that are no images, without a look at those that are.
+
+        One that becomes pending in between may come twice.
+        """
+        for state in (WRITING, PENDING):
+            yield from filter(self.is_own, api.volumes({STORE: self._name, STATE: state}))
 
     def refuse_duplicate(self, api: Api, image_id: str) -> None:
         """Raise Duplicate if there is such an image."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storelib.drivers.cinder import publication
-from storelib.drivers.cinder.api import Volume
-from storelib.drivers.cinder.attachments import SharedAttachments
-from storelib.drivers.cinder.service import Service
+from storelib.drivers.cinder.service import Service, Volume
+from storelib.exceptions import IncompleteRead
 from storelib.transfer.contract import Extent, MiB, Reader
+from storelib.volumes.attachments import SharedAttachments
 
 #: Of one read at most.
 READ = 4 * MiB
@@ -27,7 +27,10 @@ class CinderReader(Reader):
         self._attachments = attachments
         self._attachment = attachments.acquire(volume.id, publication.image_id_of(volume) or "")
         try:
-            self._disk = service.disks.open(self._attachment.info, read_only=True)
+            self._disk = self._attachment.connection.open(read_only=True)
+            if self._disk.await_size(self.size) < self.size:
+                self._disk.close()
+                raise IncompleteRead(f"volume {volume.id} is smaller on this host than the image in it")
         except BaseException:
             attachments.release(self._attachment)
             raise

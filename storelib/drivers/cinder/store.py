@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -12,16 +13,17 @@ from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import Garbage, Health, ImageInfo, Store
 from storelib.drivers.cinder import garbage as leftovers
 from storelib.drivers.cinder import publication
-from storelib.drivers.cinder.api import Api, Volume, import_clients
 from storelib.drivers.cinder.errors import status_of, storelib_error
 from storelib.drivers.cinder.location import SCHEME, CinderLocation
 from storelib.drivers.cinder.options import OPTIONS
 from storelib.drivers.cinder.reader import CinderReader
-from storelib.drivers.cinder.service import Service
+from storelib.drivers.cinder.service import LEAVING, Api, Service, Volume, import_clients
 from storelib.drivers.cinder.writer import CinderCopy, CinderWriter, GiB
-from storelib.exceptions import HasSnapshot, InUseByStore, StoreError
+from storelib.exceptions import HasSnapshot, InUseByStore, NotFound, StoreError
 from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context
+
+LOG = logging.getLogger(__name__)
 
 
 class CinderStore(Store[CinderLocation]):
@@ -38,6 +40,7 @@ class CinderStore(Store[CinderLocation]):
     capabilities = READ_WRITE | Capability.SPARSE | Capability.LIST | Capability.GC | Capability.COPY
 
     service: Service
+    shelf: publication.Shelf
 
     # -- Configuration ------------------------------------------------------------------------------------------------
 
@@ -45,6 +48,7 @@ class CinderStore(Store[CinderLocation]):
         """Who asks, and where."""
         import_clients()
         self.service = Service(self.name, self.conf)
+        self.shelf = publication.Shelf(self.name, self.conf.cinder_volume_type)
         if not self.service.has_user:
             self.capabilities &= ~(Capability.LIST | Capability.GC | Capability.CHECK)
 
@@ -57,27 +61,36 @@ class CinderStore(Store[CinderLocation]):
         """Whether it names this store, or none."""
         return location.store in (None, self.name)
 
+    def roots(self) -> list[str]:
+        """Its name."""
+        return [self.name]
+
+    @classmethod
+    def possible_roots(cls, location: CinderLocation) -> list[str] | None:
+        """The name of a store, which old URIs lack."""
+        return None if location.store is None else [location.store]
+
     # -- The driver contract ------------------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> CinderWriter:
         """Look whether there is such an image."""
         user = self.service.user(context)
-        self.service.shelf.refuse_duplicate(user.api, image_id)
-        return CinderWriter(self.service, user, image_id, size)
+        self.shelf.refuse_duplicate(user.api, image_id)
+        return CinderWriter(self.service, self.shelf, user, image_id, size)
 
     def open_reader(
         self, location: CinderLocation, offset: int, length: int | None, context: Context | None
     ) -> CinderReader:
         """Attach the volume."""
         user = self.service.user(context)
-        return CinderReader(self.service, user.attachments, self.service.image(user.api, location))
+        return CinderReader(self.service, user.attachments, self.shelf.image(user.api, location))
 
     def inspect(self, location: CinderLocation, context: Context | None) -> ImageInfo:
         """What the volume tells."""
         return self._info(self._image(location, context))
 
     def _image(self, location: CinderLocation, context: Context | None) -> Volume:
-        return self.service.image(self.service.user(context).api, location)
+        return self.shelf.image(self.service.user(context).api, location)
 
     def _info(self, volume: Volume) -> ImageInfo:
         image_id = publication.image_id_of(volume)
@@ -87,7 +100,12 @@ class CinderStore(Store[CinderLocation]):
     def remove(self, location: CinderLocation, context: Context | None) -> None:
         """Have it deleted, and wait for that."""
         user = self.service.user(context)
-        api, volume = user.api, self.service.image(user.api, location).id
+        api = user.api
+        try:
+            volume = self.shelf.image(api, location).id
+        except NotFound:
+            self._await_end(api, location)
+            raise
         try:
             api.delete(volume)
         except Exception as error:
@@ -99,33 +117,53 @@ class CinderStore(Store[CinderLocation]):
             api.delete(volume)
         api.wait_until_gone(volume)
 
+    def _await_end(self, api: Api, location: CinderLocation) -> None:
+        """What is on its way out, by an attempt whose answer was lost or another client's, may never get there."""
+        found = api.look_at(location.volume)
+        if found is not None and found.status in LEAVING and self.shelf.holds(found):
+            api.wait_until_gone(found.id)
+
     def _obstacle(self, api: Api, volume: str, location: CinderLocation) -> StoreError:
         """What keeps a volume from being deleted."""
         found = api.volume(volume)
         if api.has_snapshots(volume):
             return HasSnapshot(f"{location}: there are snapshots of the volume")
-        return InUseByStore(f"{location}: the volume is {found.status}: another client reads it, or has it attached")
+        if api.attachments(volume):
+            return InUseByStore(
+                f"{location}: the volume is {found.status}: another client reads it, or has it attached; if that is "
+                "dead, run gc on its host, or delete its attachment in Cinder"
+            )
+        return InUseByStore(
+            f"{location}: Cinder does not delete the volume, which is {found.status}: it may be migrated, backed up, "
+            "transferred, in a group, or have dependents"
+        )
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error for what one of the clients raised."""
-        return self.service.disks.map_error(error, subject) or storelib_error(error, subject)
+        return self.service.connectors.map_error(error, subject) or storelib_error(error, subject)
 
     # -- Looking after the store --------------------------------------------------------------------------------------
 
     def candidate_locations(self, image_id: str) -> list[CinderLocation]:
         """All volumes with the tag of this id."""
-        volumes = self.service.shelf.of_image(self.service.user(None).api, image_id)
+        volumes = self.shelf.of_image(self.service.user(None).api, image_id)
         return [self.service.location(volume.id) for volume in volumes]
 
     def images(self) -> Iterator[ImageInfo]:
         """Every image in the project that is this store's."""
         for volume in self.service.user(None).api.volumes():
-            if publication.is_image(volume) and self.service.shelf.holds(volume):
-                yield self._info(volume)
+            if publication.is_image(volume) and self.shelf.holds(volume):
+                try:
+                    found = self._info(volume)
+                except StoreError as error:
+                    # Its metadata was changed by hand, or it is somebody else's; the others are images all the same.
+                    LOG.warning("not listed: %s", error)
+                else:
+                    yield found
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """See garbage.py."""
-        return leftovers.find(self.service.shelf, self.service.user(None), older_than, prefix or "")
+        return leftovers.find(self.shelf, self.service.user(None), older_than, prefix or "")
 
     def discard(self, garbage: Garbage) -> bool:
         """See garbage.py."""
@@ -147,5 +185,5 @@ class CinderStore(Store[CinderLocation]):
     def server_side_copy(self, source: CinderLocation, image_id: str, context: Context | None) -> CinderCopy:
         """A clone of the volume."""
         user = self.service.user(context)
-        volume = self.service.image(user.api, source)
+        volume = self.shelf.image(user.api, source)
         return CinderCopy(user.api, volume, image_id, self.open_writer(image_id, publication.size_of(volume), context))

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from storelib.drivers.cinder import publication
-from storelib.drivers.cinder.api import Api, Volume
-from storelib.drivers.cinder.attachments import Attachment, Disk, attach, reserve
 from storelib.drivers.cinder.errors import status_of
-from storelib.drivers.cinder.service import Service, User
+from storelib.drivers.cinder.publication import Shelf
+from storelib.drivers.cinder.service import Api, Service, User, Volume
 from storelib.exceptions import NotFound, StoreError
 from storelib.transfer.contract import Committed, Digests, KiB, MiB, Part, Writer, WriterCopy
+from storelib.volumes.attachments import Attachment, attach, reserve
+from storelib.volumes.disks import Disk
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +35,11 @@ class CinderWriter(Writer):
 
     smallest_part = 64 * KiB
 
-    def __init__(self, service: Service, user: User, image_id: str, size: int | None) -> None:
+    def __init__(self, service: Service, shelf: Shelf, user: User, image_id: str, size: int | None) -> None:
         self.concurrency = service.conf.cinder_concurrency
         self.sparse = service.conf.cinder_thin_provisioning
         self._service = service
+        self._shelf = shelf
         self._api = user.api
         self._image_id = image_id
         self._size = size
@@ -60,20 +62,21 @@ class CinderWriter(Writer):
     def reserve(self, end: int) -> int:
         """Make the volume, or make it larger."""
         if self._disk is None:
-            self._make(gibibytes(end))
-        elif end > self._room:
+            self._open(gibibytes(end))
+        if end > self._room:
             self._grow(gibibytes(end))
-        assert self._disk is not None  # noqa: S101  (made above)
-        self._room = self._disk.size()
         if self._room < end:
             raise StoreError(f"image {self._image_id!r}: its volume is smaller than Cinder says")
         return self._room
 
-    def _make(self, size: int) -> None:
+    def _open(self, size: int) -> None:
         volume = self.make_volume(size, None)
         if self._attachment is None:
-            self._attachment = attach(self._api, self.hold, volume.id, self._image_id, "rw", alone=True)
-        self._disk = self._service.disks.open(self._attachment.info, read_only=False)
+            connectors = self._service.connectors
+            self._attachment = attach(self._api, self.hold, connectors, volume.id, self._image_id, "rw", alone=True)
+        self.sparse = self.sparse and self._attachment.connection.reads_zeros
+        self._disk = self._attachment.connection.open(read_only=False)
+        self._room = self._disk.await_size(volume.size * GiB)
 
     def make_volume(self, size: int, source: str | None) -> Volume:
         """The volume of this writer, made once and ready; ``source``: the one that it is a clone of."""
@@ -90,7 +93,7 @@ class CinderWriter(Writer):
         return self._volume
 
     def _create(self, size: int, source: str | None) -> Volume:
-        entries = self._service.shelf.entries(self._image_id, self.hold.token, self._size)
+        entries = self._shelf.entries(self._image_id, self.hold.token, self._size)
         name = f"image-{entries[publication.IMAGE_ID]}"[:255]
         return self._api.create(size, name, entries, self._service.conf.cinder_volume_type, source)
 
@@ -99,17 +102,33 @@ class CinderWriter(Writer):
         return next(self._api.volumes({publication.TOKEN: self.hold.token}), None)
 
     def _grow(self, needed: int) -> None:
-        """Grow, attached as it is, by as much as there is, up to a limit, so that few steps make a large volume."""
+        """Grow by as much as there is, up to a limit, so that few steps make a large volume."""
         assert self._volume is not None  # noqa: S101  (it has a disk)
         size = self._room // GiB
         wanted = needed if self._size is not None else max(needed, size + min(size, LARGEST_STEP))
+        attachment = self._attachment
+        if attachment is not None and not attachment.connection.grows:
+            self._let_go(attachment)
         try:
-            self._api.grow(self._volume.id, wanted)
+            self._volume = self._api.grow(self._volume.id, wanted)
         except Exception as error:
             # Growing by less may be within the quota.
             if status_of(error) != 413 or wanted == needed:
                 raise
-            self._api.grow(self._volume.id, needed)
+            self._volume = self._api.grow(self._volume.id, needed)
+        if self._attachment is None or self._disk is None:
+            self._open(needed)
+        else:
+            self._attachment.connection.rescan()
+            self._room = self._disk.await_size(self._volume.size * GiB)
+
+    def _let_go(self, attachment: Attachment) -> None:
+        """Detach a volume that cannot grow otherwise."""
+        if self._disk is not None:
+            self._disk.flush()
+        self._close_disk()
+        attachment.detach()
+        self._attachment = None
 
     def write(self, part: Part) -> None:
         """Write one part where it belongs."""
@@ -121,9 +140,9 @@ class CinderWriter(Writer):
         """Publish while it is attached, so that nobody deletes it meanwhile; then let it go, and make it read-only."""
         if self._disk is not None:
             self._disk.flush()
-        return self.publish(size, digests, self._attachment.id if self._attachment is not None else None)
+        return self.publish(size, digests, self._attachment.detach if self._attachment is not None else None)
 
-    def publish(self, size: int, digests: Digests, attachment: str | None) -> Committed:
+    def publish(self, size: int, digests: Digests, detach: Callable[[], None] | None) -> Committed:
         """See ``commit``; may be repeated."""
         volume = self._volume
         if volume is None:
@@ -131,11 +150,11 @@ class CinderWriter(Writer):
         with _removed(self._image_id):
             if not self._published:
                 again, self._publishing = self._publishing, True
-                self._service.shelf.publish(self._api, volume.id, self._image_id, size, digests, again=again)
+                self._shelf.publish(self._api, volume.id, self._image_id, size, digests, again=again)
                 self._published = True
             self._close_disk()
-            if attachment is not None:
-                self._api.detach(attachment)
+            if detach is not None:
+                detach()
             self._make_readonly(volume.id)
         self._settled = True
         return Committed(self._service.location(volume.id))
@@ -153,9 +172,11 @@ class CinderWriter(Writer):
     def abort(self) -> None:
         """Detach and delete whatever was made, the published image, too."""
         self._close_disk()
+        if self._attachment is not None:
+            self._attachment.connection.disconnect()
         volume = self._volume or (self._find() if self._asked else None)
         if volume is not None:
-            remove(self._api, volume.id)
+            self._api.delete_with_attachments(volume.id)
         self._settled = True
 
     def close(self) -> None:
@@ -169,18 +190,6 @@ class CinderWriter(Writer):
         disk, self._disk = self._disk, None
         if disk is not None:
             disk.close()
-
-
-def remove(api: Api, volume: str) -> None:
-    """Delete a volume that nobody else knows, with its attachments; nothing to do if it is gone. Does not wait."""
-    with contextlib.suppress(NotFound):
-        found = api.wait(api.volume(volume), lambda found: found.status != "creating", "making")
-        if found.status not in ("available", "error"):
-            for attachment in api.attachments(volume):
-                api.detach(attachment.id)
-            settled = ("available", "error", "error_extending")
-            api.wait(api.volume(volume), lambda found: found.status in settled, "detaching")
-        api.delete(volume)
 
 
 @contextlib.contextmanager
@@ -214,4 +223,7 @@ class CinderCopy(WriterCopy[CinderWriter]):
 
     def commit(self, digests: Digests) -> Committed:
         """Publish it."""
-        return self.writer.publish(self.size, digests, self._reservation)
+        reservation = self._reservation
+        return self.writer.publish(
+            self.size, digests, None if reservation is None else lambda: self._api.detach(reservation)
+        )

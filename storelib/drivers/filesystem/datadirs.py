@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DataDirs: the data directories of a store, where images are in them, and how files are found, opened and listed.
+"""DataDirs: the data directories of a store, what is where in them, and how files are found, opened and listed.
 
 Every path is opened component by component, never through a symbolic link below the data directory. How a file gets
 its name, or loses it, is publication.py.
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS, refusal
-from storelib.drivers.filesystem.kernel import ONLY_READ, has_reflinks, let_go, released
 from storelib.drivers.filesystem.location import (
+    ASIDE,
     DEEPEST_SHARD,
     SHARD,
     FileLocation,
@@ -30,6 +30,7 @@ from storelib.drivers.filesystem.location import (
 )
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
 from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, StorageFull
+from storelib.system_calls import ONLY_READ, has_reflinks, let_go, released
 from storelib.transfer.contract import Options
 from storelib.transfer.guard import Guard, Held, bounded
 from storelib.transfer.retry import HungCalls
@@ -44,6 +45,8 @@ UNKNOWN_ROOM = 1 << 62
 _DIRECTORY = ONLY_READ | os.O_DIRECTORY
 #: Entries looked at in one call, so that a directory of a million images neither fills memory nor hangs for ever.
 BATCH = 1000
+#: Another process may remove the directory, which is empty, before there is a file in it.
+_ASIDE_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class DataDir:
     def room(self) -> tuple[int, int] | None:
         """Free and total bytes, as an unprivileged writer sees them; None where the file system does not tell."""
         try:
-            status = os.statvfs(existing_part(self.path))
+            try:
+                status = os.statvfs(self.path)
+            except FileNotFoundError:
+                status = os.statvfs(existing_part(self.path))
         except OSError as error:
             if error.errno in NO_STATVFS:
                 return None
@@ -92,6 +98,8 @@ class DataDirs:
         self.flushed: set[tuple[str, ...]] = set()
         #: Data directories where unnamed files can be made but never get a name.
         self.named_only: set[str] = set()
+        #: Data directories where files of our own had to be made beside the images.
+        self.beside: set[str] = set()
 
     def _configured(self, conf: Options) -> list[DataDir]:
         several = conf.filesystem_store_datadirs
@@ -174,7 +182,7 @@ class DataDirs:
     def metadata_for(self, path: str) -> dict[str, Any]:
         """The entry of the metadata file whose mountpoint ``path`` lies under."""
         for entry in self.metadata:
-            if path.startswith(entry["mountpoint"].rstrip("/") + "/"):
+            if path.startswith(os.path.abspath(entry["mountpoint"]).rstrip("/") + "/"):
                 return copy.deepcopy(dict(entry))
         return {}
 
@@ -185,6 +193,14 @@ class DataDirs:
             return None
         datadir = max(inside, key=len)
         return datadir, location.path[len(datadir.rstrip("/")) + 1 :].split("/")
+
+    def depth_of(self, location: FileLocation) -> tuple[str, int | None]:
+        """The data directory an image lies in, and its level below it; None where this store would put no image."""
+        split = self.split(location)
+        assert split is not None  # noqa: S101  (the caller has opened it)
+        datadir, (*below, name) = split
+        usual = len(below) <= DEEPEST_SHARD and below == shards(name, len(below))
+        return datadir, len(below) if usual else None
 
     # -- Finding and opening ----------------------------------------------------------------------------------
 
@@ -230,17 +246,30 @@ class DataDirs:
     def files_below(self, path: str, look: Look[T]) -> Generator[T, None, None]:
         """The same for one data directory."""
         pending = [(path, 0)]
-        try:
+        with self._readable(path):
             while pending:
                 where, depth = pending.pop()
-                more = True
-                with contextlib.closing(self._scan(where)) as listing:
-                    while more:
-                        call = functools.partial(_batch, where=where, look=look, timeout=self.guard.timeout or None)
-                        found, inner, more = listing.call(call)
-                        if depth < DEEPEST_SHARD:
-                            pending += [(directory, depth + 1) for directory in inner]
-                        yield from found
+                inner: list[str] = []
+                yield from self._files_in(where, look, inner)
+                if depth < DEEPEST_SHARD:
+                    pending += [(directory, depth + 1) for directory in inner]
+
+    def files_aside(self, path: str, look: Look[T]) -> Generator[T, None, None]:
+        """The same for what lies aside in one data directory."""
+        with self._readable(path):
+            try:
+                yield from self._files_in(os.path.join(path, ASIDE), look, [])
+            except NotADirectoryError:
+                self.beside.add(path)
+            except FileNotFoundError:
+                # Nothing is under way; unless the whole data directory is not there.
+                self.guard.call(functools.partial(os.stat, path), path)
+
+    @contextlib.contextmanager
+    def _readable(self, path: str) -> Iterator[None]:
+        """Explains what keeps one data directory from being listed; one that was missing from the start is empty."""
+        try:
+            yield
         except FileNotFoundError as error:
             if path not in self.missing or error.filename != path:
                 raise
@@ -251,6 +280,16 @@ class DataDirs:
                     f"read what option {self.option} names"
                 ) from error
             raise
+
+    def _files_in(self, where: str, look: Look[T], inner: list[str]) -> Generator[T, None, None]:
+        """The same for one directory; the shards in it are added to ``inner``."""
+        more = True
+        with contextlib.closing(self._scan(where)) as listing:
+            while more:
+                call = functools.partial(_batch, where=where, look=look, timeout=self.guard.timeout or None)
+                found, shards_found, more = listing.call(call)
+                inner += shards_found
+                yield from found
 
     def _scan(self, path: str) -> Held[Any]:
         scan = bounded(self.guard, functools.partial(os.scandir, path), path, late=lambda entries: entries.close())
@@ -352,3 +391,69 @@ def flush_directory(directory: int) -> None:
     except OSError as error:
         if error.errno not in NO_FLUSH:
             raise
+
+
+# -- What lies aside --------------------------------------------------------------------------------------------------
+#
+# Part files, and images on their way out, lie in a directory of their own in each data directory. So the gc of one id
+# looks at what is under way, however many images there are. The directory is made when it is needed and goes when it is
+# empty. Where it cannot be used such files lie beside the images, and only a gc of all finds them.
+
+
+def open_aside(datadirs: DataDirs, datadir: str, directory: int) -> int:
+    """A new descriptor of the directory for files that ``directory``, one below ``datadir``, is to have or had."""
+    with contextlib.suppress(OSError):
+        found = _opened_aside(datadir)
+        try:
+            # Files are linked and renamed between the two.
+            if os.fstat(found).st_dev == os.fstat(directory).st_dev and _is_writable(found):
+                return found
+        except BaseException:
+            let_go(found)
+            raise
+        let_go(found)
+    datadirs.beside.add(datadir)
+    return os.dup(directory)
+
+
+def is_gone(aside: int) -> bool:
+    """Whether another process has removed the directory, so that nothing can be made in it."""
+    return os.fstat(aside).st_nlink == 0
+
+
+def remove_aside(datadir: str) -> None:
+    """Remove the directory if nothing is in it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.join(datadir, ASIDE))
+
+
+@contextlib.contextmanager
+def aside_of(datadirs: DataDirs, datadir: str, directory: int) -> Iterator[int]:
+    """``open_aside`` for the time of a ``with``."""
+    aside = open_aside(datadirs, datadir, directory)
+    try:
+        yield aside
+    finally:
+        let_go(aside)
+        remove_aside(datadir)
+
+
+def _opened_aside(datadir: str) -> int:
+    for _ in range(_ASIDE_TRIES):
+        made = False
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(datadir, ASIDE))
+            made = True
+        with contextlib.suppress(FileNotFoundError):
+            aside = open_directory(datadir, [ASIDE])
+            if made:
+                # Who may write to the data directory may write here.
+                with contextlib.suppress(OSError):
+                    os.fchmod(aside, stat.S_IMODE(os.stat(datadir).st_mode))
+            return aside
+    raise FileNotFoundError(ASIDE)
+
+
+def _is_writable(directory: int) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=effective) or is_gone(directory)

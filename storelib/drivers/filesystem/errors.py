@@ -16,8 +16,8 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
+from storelib.system_calls import FULL
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
 #: The server of a network file system is away for a while.
 _AWAY = {errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
@@ -38,8 +38,6 @@ _UNKNOWN = _ABSENT | {errno.EINVAL}
 NO_TMPFILE = _UNKNOWN | {errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENOTDIR}
 #: What fallocate(2) returns where blocks cannot be allocated ahead.
 NO_ALLOCATION = _UNKNOWN | {errno.ENODEV, errno.EPERM}
-#: What write(2) returns where direct I/O is refused after all.
-NO_DIRECT = _UNKNOWN
 #: What open(2) returns where there is no O_EXCL.
 NO_EXCLUSION = _UNKNOWN
 #: What link(2) returns where there are no hard links, or none for this kind of file.

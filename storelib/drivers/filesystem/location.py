@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 from storelib.driver import StoreLocation
 from storelib.exceptions import BadStoreUri
-from storelib.uris import quote, redact, scheme_of, unquote
+from storelib.uris import quote_path, redact, scheme_of, unquote
 
 SCHEMES = ("file", "filesystem")
+
+#: The directory in a data directory for files of our own: see datadirs.py.
+ASIDE = ".storelib-aside"
 
 SHARD = re.compile(r"[0-9a-f]{2}")
 DEEPEST_SHARD = 2
@@ -74,7 +77,7 @@ class FileLocation(StoreLocation):
     @property
     def uri(self) -> str:
         """The URI of this path."""
-        return "file://" + "/".join(map(quote, self.path.split("/")))
+        return "file://" + quote_path(self.path)
 
 
 # -- Names ----------------------------------------------------------------------------------------------------------
@@ -118,7 +121,7 @@ def id_token(image_id: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether a file of this name is an image, as opposed to one of ours or some other program's."""
-    return not name.startswith(".") or (parse_own(name) is None and _FOREIGN.fullmatch(name) is None)
+    return not name.startswith(".") or (name != ASIDE and parse_own(name) is None and _FOREIGN.fullmatch(name) is None)
 
 
 def image_location(datadir: str, below: Sequence[str], image_id: str) -> FileLocation:

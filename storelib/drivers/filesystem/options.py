@@ -14,7 +14,7 @@ from oslo_config import cfg
 from storelib import exceptions
 from storelib.drivers.filesystem.location import DEEPEST_SHARD
 from storelib.exceptions import BadStoreConfiguration
-from storelib.option_types import LocalPath
+from storelib.option_types import LONGEST, LocalPath
 from storelib.transfer.contract import MiB, Options
 from storelib.transfer.source import GRAIN
 
@@ -88,6 +88,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "filesystem_store_timeout",
         default=0.0,
         min=0.0,
+        max=LONGEST,
         help="Seconds after which a call into the file system that does not return (a dead NFS server) "
         "is given up; 0 for never.",
     ),

@@ -16,20 +16,32 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from storelib import system_calls
 from storelib.driver import Committed
-from storelib.drivers.filesystem import errors, kernel
-from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, make_directory, open_directory
-from storelib.drivers.filesystem.kernel import ONLY_READ, let_go
+from storelib.drivers.filesystem import errors
+from storelib.drivers.filesystem.datadirs import (
+    DataDirs,
+    aside_of,
+    flush_directory,
+    is_gone,
+    make_directory,
+    open_aside,
+    open_directory,
+    remove_aside,
+)
 from storelib.drivers.filesystem.location import id_token, image_location, new_token, own_names, shards
 from storelib.drivers.filesystem.options import WriteSettings
 from storelib.exceptions import Duplicate, Invalid, RemoteServiceUnavailable, StorageFull, StoreError
+from storelib.system_calls import ONLY_READ, let_go, released
 from storelib.transfer.contract import Extent
 from storelib.transfer.source import file_extents
 
 LOG = logging.getLogger(__name__)
 
+#: How often a part file is tried whose directory others remove at the same time, which is empty before.
+_TRIES = 8
 _MADE_ANEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -68,6 +80,8 @@ class Publication:
     def __init__(self, datadirs: DataDirs, datadir: str, image_id: str, settings: WriteSettings) -> None:
         #: -1 before ``create``.
         self.file = self.directory = -1
+        #: The directory of a part file, -1 where there is none.
+        self._aside = -1
         #: The name of a part file, None for an unnamed file.
         self.part: str | None = None
         #: The image may be visible.
@@ -81,6 +95,8 @@ class Publication:
         #: What tells the finished file from others.
         self._met = Identity(0, 0)
         self._published = False
+        #: Names that a file has which was not made here.
+        self._names = 0
         #: Why what was written cannot be believed any more.
         self._lost: StoreError | None = None
 
@@ -101,6 +117,22 @@ class Publication:
                 self._unlink_part()
             self.free()
             raise
+
+    def adopt(self, file: int) -> bool:
+        """Publish an open file that somebody else has made, beside the names it has; returns whether that can be."""
+        self.create()
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_dev != os.fstat(self.directory).st_dev:
+            return False
+        try:
+            own = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        self._unlink_part()
+        made, self.file, self._names = self.file, own, status.st_nlink
+        let_go(made)
+        self._set_mode()
+        return True
 
     def publish(self, size: int) -> Committed:
         """Give the file, of ``size`` bytes, its name; raises Duplicate if the id is taken in any data directory."""
@@ -129,16 +161,19 @@ class Publication:
     def retract(self) -> None:
         """Take the name away again if it is this file's, and that of a part file."""
         if self.file >= 0 and self.tried and (self._published or self._has_name()):
-            with contextlib.suppress(FileNotFoundError, Replaced):
-                take_away(self.directory, self._image_id, self._image_id, self._met)
+            with (
+                contextlib.suppress(FileNotFoundError, Replaced),
+                aside_of(self._datadirs, self._datadir, self.directory) as aside,
+            ):
+                take_away(self.directory, self._image_id, self._image_id, self._met, Aside(aside, len(self._below)))
             self._published = self.tried = False
         self._unlink_part()
 
     def free(self) -> None:
         """Close what is open, once: close(2) frees the number also when it fails."""
-        file, directory = self.file, self.directory
-        self.file = self.directory = -1
-        for descriptor in (file, directory):
+        descriptors = self.file, self.directory, self._aside
+        self.file = self.directory = self._aside = -1
+        for descriptor in descriptors:
             if descriptor >= 0:
                 let_go(descriptor)
 
@@ -148,7 +183,7 @@ class Publication:
 
     def _open_unnamed(self) -> bool:
         """Make a file that the kernel frees by itself; returns whether there are such files here."""
-        if not self._settings.unnamed or self._datadir in self._datadirs.named_only or not kernel.has_proc():
+        if not self._settings.unnamed or self._datadir in self._datadirs.named_only or not system_calls.has_proc():
             return False
         try:
             self.file = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
@@ -160,7 +195,19 @@ class Publication:
 
     def _open_part(self) -> None:
         """Make a file that is named, locked while its writer lives, and found by gc when it is dead."""
-        self.part, self.file = open_part(self.directory, self._image_id)
+        for _ in range(_TRIES):
+            aside = open_aside(self._datadirs, self._datadir, self.directory)
+            try:
+                self.part, self.file = open_part(aside, self._image_id)
+            except BaseException as error:
+                again = isinstance(error, FileNotFoundError) and is_gone(aside)
+                let_go(aside)
+                if not again:
+                    raise
+            else:
+                self._aside = aside
+                return
+        raise RemoteServiceUnavailable(f"image {self._image_id!r}: a part file cannot be made; others keep removing it")
 
     def _set_mode(self) -> None:
         if self._settings.mode is not None:
@@ -183,7 +230,7 @@ class Publication:
 
     def _give_up(self, error: OSError) -> StoreError:
         """The error, from now on, of this add."""
-        kind = StorageFull if error.errno in errors.FULL else StoreError
+        kind = StorageFull if error.errno in system_calls.FULL else StoreError
         what = f"flushing it to stable storage failed, so nothing was stored: {error.strerror}"
         self._lost = kind(f"image {self._image_id!r}: {what}")
         return self._lost
@@ -197,12 +244,12 @@ class Publication:
         self._lost = StoreError(f"image {self._image_id!r}: it could not be copied into a file with a name")
         try:
             self._set_mode()
-            kernel.set_flag(unnamed, os.O_DIRECT, on=False)
-            if not kernel.reflink(unnamed, self.file):
+            system_calls.set_flag(unnamed, os.O_DIRECT, on=False)
+            if not system_calls.reflink(unnamed, self.file):
                 whole = [Extent(0, size, data=True)]
                 for extent in file_extents(unnamed, 0, size) if self._settings.sparse else whole:
                     if extent.data:
-                        kernel.copy_by_reading(unnamed, self.file, extent.offset, extent.length)
+                        system_calls.copy_by_reading(unnamed, self.file, extent.offset, extent.length)
         finally:
             let_go(unnamed)
         self._finish(size)
@@ -212,8 +259,15 @@ class Publication:
         """Remove the part file's own name."""
         if self.part is not None:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.part, dir_fd=self.directory)
-            self.part = None
+                os.unlink(self.part, dir_fd=self._aside)
+            self._forget_part()
+
+    def _forget_part(self) -> None:
+        """The part file has no name of its own any more."""
+        self.part = None
+        aside, self._aside = self._aside, -1
+        let_go(aside)
+        remove_aside(self._datadir)
 
     # -- Its name ---------------------------------------------------------------------------------------------
 
@@ -223,7 +277,7 @@ class Publication:
         if self.part is None:
             try:
                 # Both directory arguments are needed for CPython to call linkat(2) with AT_SYMLINK_FOLLOW.
-                self._link(f"/proc/self/fd/{self.file}", follow=True)
+                self._link(f"/proc/self/fd/{self.file}", self.directory, follow=True)
             except OSError as error:
                 if error.errno not in errors.NO_LINKS | {errno.ENOENT}:
                     raise
@@ -234,7 +288,7 @@ class Publication:
     def _name_part(self, part: str) -> None:
         try:
             try:
-                self._link(part)
+                self._link(part, self._aside)
             except OSError as error:
                 if error.errno not in errors.NO_LINKS:
                     raise
@@ -245,11 +299,10 @@ class Publication:
                 "which cannot see adds of others on a file system without locks: let gc look at older files only"
             ) from None
 
-    def _link(self, own: str, follow: bool = False) -> None:
+    def _link(self, own: str, where: int, follow: bool = False) -> None:
         """link(2) never overwrites. An answer may be lost: what counts is how many names the file has."""
-        there = self.directory
         try:
-            os.link(own, self._image_id, src_dir_fd=there, dst_dir_fd=there, follow_symlinks=follow)
+            os.link(own, self._image_id, src_dir_fd=where, dst_dir_fd=self.directory, follow_symlinks=follow)
         except OSError as error:
             if self._has_name():
                 return
@@ -261,7 +314,7 @@ class Publication:
         """Publish on a file system without hard links."""
         try:
             try:
-                kernel.rename_without_overwriting(self.directory, part, self._image_id)
+                system_calls.rename_without_overwriting(self._aside, part, self.directory, self._image_id)
             except OSError as error:
                 if error.errno not in errors.NO_RENAME or self._was_renamed(part):
                     raise
@@ -271,7 +324,7 @@ class Publication:
                 if error.errno == errno.EEXIST:
                     raise self._taken() from None
                 raise
-        self.part = None
+        self._forget_part()
 
     def _rename_claimed(self, part: str) -> None:
         """Rename while no other add can publish this id, as far as the file system has means to see to it."""
@@ -282,7 +335,7 @@ class Publication:
                 if error.errno not in errors.NO_EXCLUSION:
                     raise
                 self._datadirs.not_exclusive()
-            _rename_if_free(self.directory, part, self._image_id)
+            _rename_if_free(self._aside, part, self.directory, self._image_id)
 
     def _taken(self) -> StoreError:
         """The error when something has the image's name."""
@@ -298,15 +351,15 @@ class Publication:
         if named is None or named.size != self._met.size:
             return False
         if self.part is None:
-            return os.fstat(self.file).st_nlink > 0
+            return os.fstat(self.file).st_nlink > self._names
         # Opening revalidates what the client of a network file system remembers (never by the name it was to get).
         with contextlib.suppress(OSError):
-            let_go(os.open(self.part, ONLY_READ, dir_fd=self.directory))
+            let_go(os.open(self.part, ONLY_READ, dir_fd=self._aside))
         return os.fstat(self.file).st_nlink > 1 or self._was_renamed(self.part)
 
     def _was_renamed(self, part: str) -> bool:
         """Whether the part file itself, which alone ever had that name, stands under the image's name now."""
-        return not exists(self.directory, part) and self._named() == self._met
+        return not exists(self._aside, part) and self._named() == self._met
 
     def _named(self) -> Identity | None:
         """What has the image's name."""
@@ -324,7 +377,7 @@ def one_at_a_time(datadirs: DataDirs, image_id: str) -> Iterator[None]:
     path = min(datadir.path for datadir in datadirs.all)
     datadirs.make(path, flush=datadirs.settings.fsync)
     with (
-        kernel.released(open_directory(path)) as first,
+        released(open_directory(path)) as first,
         contextlib.nullcontext() if lock(first) else claim(first, image_id),
     ):
         yield
@@ -378,7 +431,7 @@ def claim(directory: int, image_id: str) -> Iterator[None]:
     name, file = _open_own(directory, "claim", id_token(image_id), image_id, _MADE_ANEW)
     if file < 0:
         raise busy
-    with kernel.released(file):
+    with released(file):
         try:
             lock(file)
             token = new_token().encode()
@@ -400,7 +453,7 @@ def _release(directory: int, name: str, file: int, image_id: str) -> None:
     """Remove a claim; if the file system hung meanwhile, the name may be another add's."""
     try:
         # Moved aside, it is to gc what any dead add left.
-        take_away(directory, name, image_id, Identity.of(os.fstat(file)), kind="part")
+        take_away(directory, name, image_id, Identity.of(os.fstat(file)), Aside(directory), kind="part")
     except (FileNotFoundError, Replaced):
         pass
     except OSError as error:
@@ -408,7 +461,7 @@ def _release(directory: int, name: str, file: int, image_id: str) -> None:
 
 
 def _content(directory: int, name: str) -> bytes:
-    with contextlib.suppress(FileNotFoundError), kernel.released(os.open(name, ONLY_READ, dir_fd=directory)) as file:
+    with contextlib.suppress(FileNotFoundError), released(os.open(name, ONLY_READ, dir_fd=directory)) as file:
         return os.read(file, 64)
     return b""
 
@@ -458,14 +511,28 @@ def _open_own(directory: int, kind: str, token: str, image_id: str, flags: int) 
 # -- Taking a name away ---------------------------------------------------------------------------------------------
 
 
-def take_away(directory: int, name: str, image_id: str, met: Identity, kind: str = "gone") -> None:
+class Aside(NamedTuple):
+    """Where what is taken away is moved first, and how many levels below the data directory it was."""
+
+    directory: int
+    depth: int = 0
+
+
+def take_away(
+    directory: int, name: str, image_id: str, met: Identity, aside: Aside, kind: Literal["gone", "part"] = "gone"
+) -> None:
     """Remove the image that was met under ``name``; raises Replaced and leaves it where it is another by now.
 
     It is renamed to a name that is used once, looked at, and unlinked there. So a call that a file server carries out
     late, when a newer image has been published, moves that one for a moment, and it is put back: by this call, or
     by gc if this process dies in between and ``kind`` is "gone".
     """
-    gone = _move_aside(directory, name, image_id, met, kind)
+    where = aside.directory
+    gone = _move_aside(directory, name, image_id, met, aside, kind)
+    if gone is None and where != directory and exists(directory, name):
+        # Not there, so beside it.
+        where = directory
+        gone = _move_aside(directory, name, image_id, met, Aside(directory), kind)
     if gone is None:
         # The file system refuses to rename, or has no room for the name. Look and unlink is what is left.
         if Identity.at(directory, name) != met:
@@ -473,14 +540,19 @@ def take_away(directory: int, name: str, image_id: str, met: Identity, kind: str
         _unlink(directory, name)
         return
     try:
-        if Identity.at(directory, gone) != met:
+        if Identity.at(where, gone) != met:
             raise Replaced(name)
-        _unlink(directory, gone)
+        _unlink(where, gone)
     except FileNotFoundError:
         pass  # an answer that was lost, or gc was faster
     except BaseException:
-        put_back(directory, gone, name)
+        put_back(where, gone, directory, name)
         raise
+
+
+def depth_of(token: str) -> int:
+    """How many levels below the data directory an image was that has this token now that it is moved aside."""
+    return int(token[0], 16)
 
 
 def _unlink(directory: int, name: str) -> None:
@@ -492,12 +564,13 @@ def _unlink(directory: int, name: str) -> None:
             raise
 
 
-def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: str) -> str | None:
-    for gone in own_names(kind, new_token()[:8] + met.token, image_id):
+def _move_aside(directory: int, name: str, image_id: str, met: Identity, aside: Aside, kind: str) -> str | None:
+    where, depth = aside
+    for gone in own_names(kind, f"{depth}{new_token()[:7]}{met.token}", image_id):
         try:
-            os.rename(name, gone, src_dir_fd=directory, dst_dir_fd=directory)
+            os.rename(name, gone, src_dir_fd=directory, dst_dir_fd=where)
         except OSError as error:
-            if exists(directory, gone):
+            if exists(where, gone):
                 return gone  # done, and the answer lost
             if error.errno in errors.NOT_ASIDE:
                 return None
@@ -508,32 +581,32 @@ def _move_aside(directory: int, name: str, image_id: str, met: Identity, kind: s
     return None
 
 
-def put_back(directory: int, gone: str, name: str) -> None:
+def put_back(aside: int, gone: str, directory: int, name: str) -> None:
     """Give what was moved aside its name again, unless something else has it by now; what fails is logged."""
     try:
         try:
-            os.link(gone, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+            os.link(gone, name, src_dir_fd=aside, dst_dir_fd=directory, follow_symlinks=False)
         except OSError as error:
             if error.errno not in errors.NO_LINKS:
                 raise
-            _rename_back(directory, gone, name)
+            _rename_back(aside, gone, directory, name)
         else:
-            os.unlink(gone, dir_fd=directory)
+            os.unlink(gone, dir_fd=aside)
     except OSError as error:
         LOG.error("%r was moved aside to be removed and cannot be put back: %s; gc tries again", name, error)
 
 
-def _rename_back(directory: int, gone: str, name: str) -> None:
+def _rename_back(aside: int, gone: str, directory: int, name: str) -> None:
     try:
-        kernel.rename_without_overwriting(directory, gone, name)
+        system_calls.rename_without_overwriting(aside, gone, directory, name)
     except OSError as error:
         if error.errno not in errors.NO_RENAME:
             raise
-        _rename_if_free(directory, gone, name)
+        _rename_if_free(aside, gone, directory, name)
 
 
-def _rename_if_free(directory: int, old: str, new: str) -> None:
+def _rename_if_free(where: int, old: str, directory: int, new: str) -> None:
     """rename(2) where the file system itself cannot keep it from overwriting; raises FileExistsError."""
     if exists(directory, new):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+    os.rename(old, new, src_dir_fd=where, dst_dir_fd=directory)

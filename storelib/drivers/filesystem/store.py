@@ -18,16 +18,16 @@ from oslo_config import cfg
 from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import garbage
-from storelib.drivers.filesystem.datadirs import DataDirs, flush_directory, only_files
+from storelib.drivers.filesystem.datadirs import DataDirs, aside_of, flush_directory, only_files
 from storelib.drivers.filesystem.errors import storelib_error
-from storelib.drivers.filesystem.kernel import PAGE, let_go
 from storelib.drivers.filesystem.location import SCHEMES, FileLocation, is_image, new_token
 from storelib.drivers.filesystem.options import OPTIONS, WriteSettings, file_mode, misconfigured, read_metadata
-from storelib.drivers.filesystem.publication import Identity, Replaced, take_away
+from storelib.drivers.filesystem.publication import Aside, Identity, Replaced, take_away
 from storelib.drivers.filesystem.reader import FileReader
 from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import Invalid, NotFound, StorageFull, StoreError, TransferTimeout
 from storelib.rehearsal import PREFIX
+from storelib.system_calls import PAGE, let_go
 from storelib.transfer.contract import Context
 from storelib.transfer.guard import bounded
 
@@ -87,6 +87,16 @@ class FilesystemStore(Store[FileLocation]):
         """Whether the path lies below one of the data directories."""
         return self.datadirs.split(location) is not None
 
+    def roots(self) -> list[str]:
+        """The data directories."""
+        return [datadir.path.rstrip("/") for datadir in self.datadirs.all]
+
+    @classmethod
+    def possible_roots(cls, location: FileLocation) -> Iterator[str]:
+        """All directories above."""
+        path = location.path
+        return (path[:position] for position, character in enumerate(path) if character == "/")
+
     def _lose_atomic_add(self) -> None:
         self.capabilities &= ~Capability.ATOMIC_ADD
 
@@ -132,7 +142,7 @@ class FilesystemStore(Store[FileLocation]):
             if time.monotonic() > end:
                 raise TransferTimeout(f"{location}: the file system answered too late; nothing was removed")
             try:
-                take_away(directory, name, name, Identity.of(status))
+                self._take_away(location, directory, name, Identity.of(status))
             except Replaced:
                 what = "was replaced while it was being deleted; the newer image was left"
                 raise StoreError(f"{location} {what}") from None
@@ -143,6 +153,14 @@ class FilesystemStore(Store[FileLocation]):
                     # Final, since another try would find no image.
                     what = "was removed, but may be there again after a power loss"
                     raise StoreError(f"{location} {what}: {error.strerror}") from error
+
+    def _take_away(self, location: FileLocation, directory: int, name: str, met: Identity) -> None:
+        datadir, depth = self.datadirs.depth_of(location)
+        if depth is None:
+            take_away(directory, name, name, met, Aside(directory))
+            return
+        with aside_of(self.datadirs, datadir, directory) as aside:
+            take_away(directory, name, name, met, Aside(aside, depth))
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for an OSError: see errors.py."""

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from storelib.driver import Digest
-from storelib.drivers.gridfs.errors import UNAUTHORIZED
+from storelib.drivers.gridfs.errors import BAD_VALUE, UNAUTHORIZED
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
+from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import KiB, MiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.live import LiveAdds
@@ -30,6 +31,8 @@ from storelib.transfer.live import LiveAdds
 PART = 4 * MiB
 #: Chunks that one request deletes, so that none takes long.
 _SLICE = 2048
+#: Documents that one response of a listing brings, so that its memory does not depend on the server's choice (16 MiB).
+PAGE = 1000
 #: Seconds that telling the server good-bye may take.
 _FAREWELL = 1.0
 #: Of mongodb_store_socket_timeout, what the server may wait for other members, so that its answer still arrives.
@@ -54,10 +57,9 @@ class Index(NamedTuple):
         return [(field, 1) for field in self.fields]
 
 
-_OF_FILES = (
-    Index((IMAGE,), {"unique": True, "sparse": True}),
-    Index(("filename", "uploadDate"), {}, needed=False),
-)
+_BY_ID = Index((IMAGE,), {"unique": True, "sparse": True})
+#: The second is for ``gc``, the third for other clients.
+_OF_FILES = (_BY_ID, Index((PENDING,), {"sparse": True}, needed=False), Index(("filename", "uploadDate"), {}, False))
 _OF_CHUNKS = (Index(("files_id", "n"), {"unique": True}),)
 
 
@@ -107,6 +109,8 @@ class Bucket:
         self._closing: weakref.finalize[Any, Any] | None = None
         self._inherited: list[Any] = []
         self._prepared = False
+        # Whether the index of the ids is there was seen once.
+        self._indexed = False
         forget_in_child(self)
 
     @property
@@ -157,15 +161,31 @@ class Bucket:
         self.files_at_primary.delete_one({"_id": ObjectId()})
         _make_indexes(self.files_at_primary, _OF_FILES, self.store_name)
         _make_indexes(self.chunks_at_primary, _OF_CHUNKS, self.store_name)
-        self._prepared = True
+        self._prepared = self._indexed = True
 
     def find(self, location: GridfsLocation, files: Any = None) -> Stored:
         """What the files collection, or the given view of it, says of an image; raises NotFound."""
-        collection = self.files if files is None else files
-        found = list(collection.find(image_with_id(location.image_id)))
+        found = self._documents(self.files if files is None else files, location.image_id)
         if not found:
             raise NotFound(f"there is no image {location} in store {self.store_name}")
         return understood(max(found, key=is_ours))
+
+    def _documents(self, files: Any, image_id: str) -> list[Any]:
+        """The documents of an image; by ``_id`` if possible where another client's bucket lacks our index."""
+        from pymongo.errors import OperationFailure
+
+        if not self._indexed:
+            try:
+                found = list(files.find({IMAGE: image_id}).hint(_BY_ID.key))
+                # Where there is nothing at all, no index is missed either.
+                self._indexed = bool(found)
+            except OperationFailure as error:
+                if error.code != BAD_VALUE:
+                    raise
+                found = list(files.find(image_of_others(image_id)))
+            if found:
+                return found
+        return list(files.find(image_with_id(image_id)))
 
     def remove_chunks(self, files_id: Any) -> int:
         """All chunks of one file, some at a time; never twice in one place, where another client may add meanwhile.
@@ -253,10 +273,11 @@ class Bucket:
 
     def _client_options(self) -> dict[str, Any]:
         conf = self._conf
-        for option in ("mongodb_store_tls_ca_file", "mongodb_store_tls_certificate_key_file"):
-            path = getattr(conf, option)
-            if path and not os.access(path, os.R_OK):
-                raise misconfigured(self.store_name, option, f"{path} cannot be read")
+        if not conf.mongodb_store_tls_insecure:
+            check_certificates(conf.mongodb_store_tls_ca_file, self.store_name, "mongodb_store_tls_ca_file")
+        path = conf.mongodb_store_tls_certificate_key_file
+        if path and not os.access(path, os.R_OK):
+            raise misconfigured(self.store_name, "mongodb_store_tls_certificate_key_file", f"{path} cannot be read")
         concern = conf.mongodb_store_write_concern or ""
         if concern.isdecimal() and not int(concern):
             raise misconfigured(self.store_name, "mongodb_store_write_concern", "0 loses images; at least 1")
@@ -367,14 +388,19 @@ def whole_chunks(length: int, chunk_size: int) -> int:
     return chunk_size * max(1, length // chunk_size)
 
 
-def image_with_id(image_id: str) -> dict[str, Any]:
-    """The query for an image: of ours, or of another client that made this its ``_id``."""
+def image_of_others(image_id: str) -> dict[str, Any]:
+    """The query for an image of another client that made this its ``_id``."""
     from bson import ObjectId
 
     theirs: list[Any] = [image_id]
     if len(image_id) == 24 and ObjectId.is_valid(image_id):
         theirs.append(ObjectId(image_id))
-    return {"$or": [{IMAGE: image_id}, {"_id": {"$in": theirs}, _OURS: {"$exists": False}}]}
+    return {"_id": {"$in": theirs}, _OURS: {"$exists": False}}
+
+
+def image_with_id(image_id: str) -> dict[str, Any]:
+    """The query for an image: of ours, or of another client."""
+    return {"$or": [{IMAGE: image_id}, image_of_others(image_id)]}
 
 
 def any_image() -> dict[str, Any]:

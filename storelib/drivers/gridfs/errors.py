@@ -23,7 +23,7 @@ from storelib.exceptions import (
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 DUPLICATE_KEY = 11000
 _ATLAS = 8000
-_BAD_VALUE = 2
+BAD_VALUE = 2
 UNAUTHORIZED = 13
 _WRITES = {"insert", "update", "delete", "createIndexes", "aggregate", "findAndModify", "create"}
 _PASSING = {
@@ -113,7 +113,7 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     command = next(filter(None, found.groups()), "") if found else ""
     text = f"{subject}: the server answered with error {code}" + (f" to {command}" if command else "")
     known = _BY_CODE.get(code)
-    if code == _BAD_VALUE:
+    if code == BAD_VALUE:
         known = next((known for words, known in _OF_CONCERN if words in message), None)
     if code == _ATLAS:
         # A hosted server's one code for what its proxy refuses.
@@ -140,7 +140,7 @@ def _hinting(kind: type[StoreError], hint: str) -> Callable[[str, str], StoreErr
 
 
 _concern_refused = _hinting(BadStoreConfiguration, "check mongodb_store_write_concern, and w in mongodb_store_uri")
-#: What a server says with _BAD_VALUE that is no member of a replica set, or has no journal.
+#: What a server says with BAD_VALUE that is no member of a replica set, or has no journal.
 _OF_CONCERN = (
     ("cannot use 'w'", _concern_refused),
     ("cannot use non-majority 'w'", _concern_refused),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.gridfs.bucket import PENDING, Bucket
+from storelib.drivers.gridfs.bucket import PAGE, PENDING, Bucket
 
 #: Whether a chunk holds bytes, unlike one that is damaged.
 _IS_BINARY = {"$eq": [{"$type": "$data"}, "binData"]}
@@ -76,7 +76,7 @@ def _now(bucket: Bucket) -> float:
 def _records(bucket: Bucket, prefix: str | None) -> Iterator[tuple[Leftover, str | None]]:
     """The records of adds under way, each with the id that its image was to have."""
     wanted = {"$regex": f"^{re.escape(prefix)}"} if prefix else {"$exists": True}
-    with bucket.files_at_primary.find({PENDING: wanted}) as found:
+    with bucket.files_at_primary.find({PENDING: wanted}, batch_size=PAGE) as found:
         for record in found:
             begun = record.get("uploadDate")
             if isinstance(begun, datetime.datetime):
@@ -95,7 +95,7 @@ def _without_record(bucket: Bucket, prefix: str | None) -> Iterator[tuple[Leftov
         {"$lookup": {"from": files.name, "localField": "_id", "foreignField": "_id", "as": "file"}},
         {"$match": {"file": []}},
     ]
-    with chunks.aggregate(pipeline, allowDiskUse=True) as found:
+    with chunks.aggregate(pipeline, allowDiskUse=True, batchSize=PAGE) as found:
         for orphan in found:
             files_id = orphan["_id"]
             yield Leftover(files_id, None), files_id if isinstance(files_id, str) else None

@@ -70,7 +70,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         min=1,
         max=64,
         help="Requests of one transfer in flight at most, each for about 4 MiB. What one transfer may hold in memory, "
-        "48 MiB or two parts, limits it too.",
+        "transfer_window, limits it too.",
     ),
     cfg.StrOpt(
         "mongodb_store_write_concern",

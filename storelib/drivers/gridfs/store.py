@@ -12,7 +12,7 @@ from oslo_config import cfg
 from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
-from storelib.drivers.gridfs.bucket import Bucket, Stored, any_image, image_id_of, understood
+from storelib.drivers.gridfs.bucket import PAGE, Bucket, Stored, any_image, image_id_of, understood
 from storelib.drivers.gridfs.errors import storelib_error
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.drivers.gridfs.options import OPTIONS
@@ -107,7 +107,7 @@ class GridfsStore(Store[GridfsLocation]):
 
     def images(self) -> Iterator[ImageInfo]:
         """Every file of the bucket that a URI can name, but what is no file that could be read."""
-        with self.bucket.files.find(any_image()) as found:
+        with self.bucket.files.find(any_image(), batch_size=PAGE) as found:
             for document in found:
                 try:
                     check_image_id(image_id_of(document) or "")

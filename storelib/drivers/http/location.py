@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import ipaddress
 import re
 import urllib.parse
 from dataclasses import dataclass, field
 
 from storelib.exceptions import BadStoreUri
-from storelib.uris import StoreLocation, redact, unquote
+from storelib.uris import StoreLocation, redact, split_endpoint, unquote
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # The standard library's splitters silently drop some of what is refused here, so the URI is taken apart by hand.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029\ud800-\udfff]")
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
@@ -49,7 +47,8 @@ class HttpLocation(StoreLocation):
         # The last "@" ends the credentials: old URIs hold passwords with an unquoted "@".
         userinfo, at, endpoint = authority.rpartition("@")
         user, _, password = userinfo.partition(":")
-        host, port = _split_endpoint(endpoint, uri)
+        # An empty port is none (RFC 9110, 4.2.3).
+        host, port = split_endpoint(endpoint.removesuffix(":"), uri)
         return cls(
             scheme=scheme.lower(),
             host=host,
@@ -103,21 +102,6 @@ class HttpLocation(StoreLocation):
             return urllib.parse.urljoin(self.uri, reference)
         except ValueError:
             raise BadStoreUri(f"{redact(reference)} leads nowhere") from None
-
-
-def _split_endpoint(endpoint: str, uri: str) -> tuple[str, int | None]:
-    match = _ENDPOINT.fullmatch(endpoint)
-    if match is None:
-        raise BadStoreUri(f"not a host name or address, with or without a port, in {redact(uri)}")
-    host, port = match.groups()
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise BadStoreUri(f"not an IPv6 address in {redact(uri)}") from None
-    if port and not 0 < int(port) < 65536:
-        raise BadStoreUri(f"port {port} does not exist, in {redact(uri)}")
-    return host.lower(), int(port) if port else None
 
 
 def _quote_bytes(match: re.Match[str]) -> str:

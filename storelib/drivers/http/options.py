@@ -51,10 +51,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     ),
     cfg.ListOpt("http_disallowed_hosts", default=[], help="Hosts never to be asked, even if they are also allowed."),
     cfg.ListOpt(
-        "http_allowed_ports",
-        default=[],
-        item_type=_PORTS,
-        help="Ports that images may be read from. Empty: all.",
+        "http_allowed_ports", default=[], item_type=_PORTS, help="Ports that images may be read from. Empty: all."
     ),
     cfg.ListOpt(
         "http_disallowed_ports",
@@ -81,13 +78,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         max=64,
         help="Ranges of one image in flight at most, from servers that are far away; near ones send one stream.",
     ),
-    cfg.IntOpt(
-        "http_download_part_size",
-        default=8 * MiB,
-        min=64 * KiB,
-        max=64 * MiB,
-        help="Bytes in one such range.",
-    ),
+    cfg.IntOpt("http_download_part_size", default=8 * MiB, min=64 * KiB, max=64 * MiB, help="Bytes in one such range."),
 )
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

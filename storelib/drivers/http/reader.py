@@ -7,7 +7,7 @@ import contextlib
 
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.session import Answer, Session
-from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
+from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, Invalid, NotFound, RemoteServiceUnavailable
 from storelib.transfer.http.headers import range_header
 from storelib.transfer.http.reading import BLOCK, Body, ResponseReader, discarding_on_error
 
@@ -18,8 +18,12 @@ class HttpReader(ResponseReader):
     Without ETag and settled Last-Modified no later answer can be trusted, so a cut is final then.
     """
 
-    def __init__(self, session: Session, location: HttpLocation, offset: int, length: int | None) -> None:
+    def __init__(
+        self, session: Session, location: HttpLocation, offset: int, length: int | None, longest: int | None = None
+    ) -> None:
+        """``longest``: bytes of an image whose server does not tell its size, at most."""
         super().__init__()
+        self._longest = longest
         self.part_size = session.part_size
         self._session = session
         self._location = location
@@ -42,17 +46,18 @@ class HttpReader(ResponseReader):
         self._delivered |= len(data) > 0
 
     def _start(self, first: Answer, offset: int, length: int | None) -> None:
-        """Learn the image's size and keep the first response if it holds what is wanted."""
-        size = first.size if first.size is not None else self._ask_size()
-        counted = size is None
+        """Learn the image's size and keep the first response if it tells that."""
+        size = first.size
         if size is None:
-            size = self._count(first)
+            # A server that answers one request at a time would not come to the next before this one's end.
+            first.close()
+            size = self._ask_size()
+        if size is None:
+            size = self._count()
         self.size = size
         if first.status == 416 and offset < size:
             raise RemoteServiceUnavailable(f"the server refuses a range inside of {self._location}", transient=False)
-        if counted:
-            first.close()
-        self.begin(None if counted else _body(first), offset, length)
+        self.begin(None if first.size is None else _body(first), offset, length)
 
     def _ask_size(self) -> int | None:
         """The size from another request, of the version first seen."""
@@ -62,17 +67,17 @@ class HttpReader(ResponseReader):
             raise self._changed("it was replaced just now", transient=True)
         return described.size
 
-    def _count(self, first: Answer) -> int:
+    def _count(self) -> int:
         """The size of an image whose server does not tell it: read to the end once, and again for its bytes.
 
         That costs the transfer twice, but a body without a length can also be cut without a trace: two passes
         that must agree find that out.
         """
-        answer = first if first.status == 200 else self._fetch({})
-        with contextlib.closing(_body(answer)) as body:
-            scratch = memoryview(bytearray(BLOCK))
+        with contextlib.closing(_body(self._fetch({}))) as body:
+            scratch, longest = memoryview(bytearray(BLOCK)), self._longest
             while body.read_into(scratch):
-                pass
+                if longest is not None and body.position > longest:
+                    raise Invalid(f"{self._location} has more than the {longest} bytes that are allowed")
             return body.position
 
     def ask(self, offset: int, end: int) -> Body:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import socket
-import ssl
 import threading
 import time
 import urllib.parse
@@ -27,14 +26,8 @@ from storelib._version import __version__
 from storelib.drivers.http.errors import error_of_status
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.options import Rules
-from storelib.exceptions import (
-    BadStoreUri,
-    Forbidden,
-    NotFound,
-    RemoteServiceUnavailable,
-    StoreError,
-    misconfigured,
-)
+from storelib.exceptions import BadStoreUri, Forbidden, NotFound, RemoteServiceUnavailable, StoreError, misconfigured
+from storelib.transfer.certificates import check_certificates, tls_context
 from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import Connection, pool_classes
@@ -47,6 +40,7 @@ LOG = logging.getLogger(__name__)
 _URI = "Storelib-Uri"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identity"}
+_CA_OPTION = "https_ca_certificates_file"
 # Servers whose idle connections are kept. One transfer mostly talks to one, or two with a redirect.
 _KEPT_SERVERS = 16
 # Idle connections kept for each of them: several transfers at once, however few ranges each has in flight.
@@ -77,12 +71,17 @@ class Session:
         self._conf = conf
         self._store_name = store_name
         self._proxies = _proxy_urls(conf, store_name)
-        if conf.https_ca_certificates_file is not None:
-            _tls_context(conf, store_name)
+        if not conf.https_insecure:
+            check_certificates(conf.https_ca_certificates_file, store_name, _CA_OPTION)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._inherited: list[dict[str, urllib3.PoolManager]] = []
+        self._own: dict[tuple[str, str, int], Mapping[str, str]] = {}
         forget_in_child(self)
+
+    def always_send(self, location: HttpLocation, headers: Mapping[str, str]) -> None:
+        """Send these headers, which may be credentials, to the server of this URL, and to no other after a redirect."""
+        self._own[location.origin] = headers
 
     def fetch(self, method: str, location: HttpLocation, headers: dict[str, str] | None = None) -> Answer:
         """Ask for an image, or a range of it; follows redirects as far as the rules allow."""
@@ -120,7 +119,7 @@ class Session:
 
     def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> urllib3.HTTPResponse:
         """Send one request; returns the response with its body unread."""
-        sent = _HEADERS | headers
+        sent = {**_HEADERS, **headers, **self._own.get(location.origin, {})}
         if location.authorization is not None:
             sent["Authorization"] = location.authorization
         # urllib3 would write the path in another way: what is signed, or names an object, would be another one.
@@ -142,7 +141,7 @@ class Session:
             # The address is the proxy's affair, unless the URL itself says it.
             why = self.rules.refuse_written_address(location)
         if why is not None:
-            raise Forbidden(f"{location} may not be read: {why}")
+            raise Forbidden(f"{location} does not pass filtering: {why}")
 
     def _manager(self, scheme: str) -> urllib3.PoolManager:
         with self._lock:
@@ -159,10 +158,14 @@ class Session:
             "num_pools": _KEPT_SERVERS,
             "maxsize": max(_KEPT_CONNECTIONS, self.concurrency),
             "timeout": timeout,
-            "ssl_context": _tls_context(self._conf, self._store_name),
         }
-        if scheme in self._proxies:
-            proxy = urllib3.util.parse_url(self._proxies[scheme])
+        proxy = urllib3.util.parse_url(self._proxies[scheme]) if scheme in self._proxies else None
+        if "https" in (scheme, proxy and proxy.scheme):
+            # To read the certificates of the system takes 30 ms, which plain http needs not pay.
+            settings["ssl_context"] = tls_context(
+                self._conf.https_ca_certificates_file, self._store_name, _CA_OPTION, insecure=self._conf.https_insecure
+            )
+        if proxy is not None:
             credentials = proxy.auth and urllib.parse.unquote(proxy.auth)
             headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
             proxied = urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, **settings)
@@ -334,10 +337,7 @@ class _CheckedConnection(_Connection):
                 break
             try:
                 return urllib3_connection.create_connection(
-                    (address, self.port),
-                    left,
-                    source_address=self.source_address,
-                    socket_options=self.socket_options,
+                    (address, self.port), left, source_address=self.source_address, socket_options=self.socket_options
                 )
             except OSError as error:
                 refused = error
@@ -358,7 +358,7 @@ class _CheckedConnection(_Connection):
         if not allowed:
             LOG.warning("refused to connect to %s: %s", self.host, refusals)
             # Which address it was is in the log: the user who sent the URL need not learn the operator's network.
-            raise Forbidden(f"{self.host} may not be connected to: {refusals[addresses[0]]}")
+            raise Forbidden(f"{self.host} does not pass filtering: {refusals[addresses[0]]}")
         return allowed
 
 
@@ -373,20 +373,6 @@ def _follow(location: HttpLocation, target: str | None) -> HttpLocation:
     if location.scheme == "https" and found.scheme != "https":
         raise Forbidden(f"{location} redirects from https to http")
     return found
-
-
-def _tls_context(conf: Options, store_name: str) -> ssl.SSLContext:
-    """Verifies against the given certificates alone, or else the system's; raises BadStoreConfiguration."""
-    path = conf.https_ca_certificates_file
-    try:
-        context = ssl.create_default_context(cafile=path)
-    except OSError as error:  # ssl.SSLError is one
-        why = f"no certificates can be read from {path}: {error.strerror}"
-        raise misconfigured(store_name, "https_ca_certificates_file", why) from None
-    if conf.https_insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _proxy_urls(conf: Options, store_name: str) -> dict[str, str]:

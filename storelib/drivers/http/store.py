@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from oslo_config import cfg
@@ -36,12 +36,21 @@ class HttpStore(Store[HttpLocation]):
     options: ClassVar[Sequence[cfg.Opt]] = OPTIONS
     capabilities = Capability.READ | Capability.RANGE | Capability.STAT
     session: Session
+    _longest: int | None = None
 
     def configure_get(self) -> None:
         """Check the lists, the proxies and the certificates."""
         from storelib.drivers.http.session import Session
 
         self.session = Session(self.conf, self.name)
+
+    def always_send(self, uri: str, headers: Mapping[str, str]) -> None:
+        """Send these headers with every request to the server of ``uri``, and to no other; raises BadStoreUri."""
+        self.session.always_send(HttpLocation.parse(uri), headers)
+
+    def count_at_most(self, size: int) -> None:
+        """Refuse an image of more bytes where the server does not tell how long it is, which may be without an end."""
+        self._longest = size
 
     def owns(self, location: HttpLocation) -> bool:
         """Whether the lists of hosts and ports allow it; addresses are judged when connecting."""
@@ -53,7 +62,7 @@ class HttpStore(Store[HttpLocation]):
         """Send the first request, whose answer the reader goes on with."""
         from storelib.drivers.http.reader import HttpReader
 
-        return HttpReader(self.session, location, offset, length)
+        return HttpReader(self.session, location, offset, length, self._longest)
 
     def inspect(self, location: HttpLocation, context: Context | None) -> ImageInfo:
         """What the headers of the image tell, asked for without its body."""

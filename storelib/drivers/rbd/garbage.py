@@ -17,6 +17,7 @@ from storelib.driver import Garbage
 from storelib.drivers.rbd import publication
 from storelib.drivers.rbd.cluster import RbdCluster, has_clones, modified, snapshots, used
 from storelib.drivers.rbd.location import SNAPSHOT
+from storelib.librbd import directory
 from storelib.librbd.cluster import Connection
 
 LOG = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def find(cluster: RbdCluster, older_than: float, prefix: str) -> Iterator[Garbag
 
     connection = cluster.get()
     latest = time.time() - older_than
-    places = [Dead(entry["name"]) for entry in rbd.RBD().list2(connection.ioctx)]
+    # All at once: what is removed between two pages must not disturb the next.
+    places = [Dead(name) for name in list(directory.names(connection, prefix))]
     places += [Dead(entry["name"], entry["id"]) for entry in rbd.RBD().trash_list(connection.ioctx)]
     for place in places:
         if place.name.startswith(prefix):
@@ -125,7 +127,6 @@ def _in_trash(image: Any, place: Dead) -> Garbage | None:
 def _in_part(connection: Connection, place: Dead) -> Garbage | None:
     """Made or removed in part: there is a name and no image; None where another gc took the name away, too."""
     import rados
-    import rbd
 
     under_way = publication.split(place.name)
     if under_way is None or place.trash_id is not None:
@@ -133,7 +134,7 @@ def _in_part(connection: Connection, place: Dead) -> Garbage | None:
     try:
         _, changed = connection.ioctx.stat(f"rbd_id.{place.name}")
     except rados.ObjectNotFound:
-        if place.name not in rbd.RBD().list(connection.ioctx):
+        if directory.id_at(connection, place.name) is None:
             return None
         return Garbage(place.name, under_way[0], 0, 0.0, place)
     return Garbage(place.name, under_way[0], 0, time.mktime(changed), place)

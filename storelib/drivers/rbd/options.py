@@ -55,12 +55,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "often it is tried again. A full pool shows only so: writes to it are not answered. Keep it longer than the "
         "cluster needs to replace a failed OSD; transfer_timeout is its limit. -1: what ceph.conf says; 0: for ever.",
     ),
-    cfg.IntOpt(
-        "rados_mon_op_timeout",
-        default=30,
-        min=-1,
-        help="The same for questions to the monitors.",
-    ),
+    cfg.IntOpt("rados_mon_op_timeout", default=30, min=-1, help="The same for questions to the monitors."),
     # -- How images are stored --------------------------------------------------------------------------------
     cfg.IntOpt(
         "rbd_store_chunk_size",
@@ -70,11 +65,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="MiB in one object of new images; a power of two, others are rounded down to one.",
     ),
     cfg.IntOpt(
-        "rbd_store_concurrency",
-        default=4,
-        min=1,
-        max=64,
-        help="Reads or writes of one image in flight at most.",
+        "rbd_store_concurrency", default=4, min=1, max=64, help="Reads or writes of one image in flight at most."
     ),
     cfg.BoolOpt(
         "rbd_thin_provisioning",

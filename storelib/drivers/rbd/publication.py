@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from storelib.drivers.rbd.cluster import RbdCluster, has_clones, snapshots
 from storelib.drivers.rbd.location import SNAPSHOT, RbdLocation
 from storelib.exceptions import Duplicate, HasSnapshot, InUseByStore, NotFound, StoreError
+from storelib.librbd import directory
 from storelib.librbd.cluster import Connection
 from storelib.transfer.contract import Digest, Digests
 
@@ -187,10 +188,10 @@ def finish_rename(connection: Connection, temporary: str, name: str, image_id: s
     """
     import rbd
 
-    directory = {entry["name"]: entry["id"] for entry in rbd.RBD().list2(connection.ioctx)}
-    if directory.get(temporary) == image_id:
+    before = directory.id_at(connection, name)
+    if directory.id_at(connection, temporary) == image_id:
         rbd.RBD().trash_move(connection.ioctx, temporary)
-    if directory.get(name) != image_id:
+    if before != image_id:
         rbd.RBD().trash_restore(connection.ioctx, image_id, name)
 
 

@@ -17,12 +17,7 @@ from storelib.drivers.rbd.location import SCHEME, RbdLocation
 from storelib.drivers.rbd.options import OPTIONS
 from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.writer import RbdCopy, RbdWriter
-from storelib.exceptions import (
-    Forbidden,
-    NotFound,
-    OperationNotSupported,
-    StoreError,
-)
+from storelib.exceptions import Forbidden, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context
 
@@ -68,6 +63,10 @@ class RbdStore(Store[RbdLocation]):
         option = "rbd_store_namespace" if namespace else "rbd_store_pool"
         return [Area(("rbd", identity(self.conf), pool, namespace), "", option)]
 
+    def details(self) -> dict[str, str]:
+        """The cluster's fsid."""
+        return {"fsid": self._call(lambda: self.cluster.fsid, self.name).lower()}
+
     def owns(self, location: RbdLocation) -> bool:
         """Whether it is in this namespace of this pool of this cluster; the short form says nothing against it."""
         if location.fsid is None:
@@ -75,6 +74,15 @@ class RbdStore(Store[RbdLocation]):
         return (location.pool, location.namespace) == (self.cluster.pool, self.cluster.namespace) and (
             location.fsid.lower() == self._call(lambda: self.cluster.fsid, self.name).lower()
         )
+
+    def roots(self) -> list[tuple[str, str]]:
+        """Pool and namespace; to tell the cluster, some have to be asked."""
+        return [(self.cluster.pool, self.cluster.namespace)]
+
+    @classmethod
+    def possible_roots(cls, location: RbdLocation) -> list[tuple[str, str]] | None:
+        """The same; the short form says nothing."""
+        return None if location.fsid is None else [(str(location.pool), location.namespace)]
 
     # -- The driver contract ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from storelib.transfer.contract import Digests, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import ListeningConnection, pool_classes
 from storelib.transfer.live import LiveAdds
-from storelib.transfer.partfile import PartFile
+from storelib.transfer.partfile import PartFile, RangeFile
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ class Bucket:
             with self._lock:
                 if self._client is client:
                     self._client = None
-            if isinstance(parameters.get("Body"), PartFile):
+            if isinstance(parameters.get("Body"), (PartFile, RangeFile)):
                 parameters["Body"].seek(0)
             _, answer, refusal = ask()
         if refusal is not None:
@@ -286,9 +286,8 @@ class Bucket:
         )
         self.latency = math.inf
         _use_own_connections(client, read_timeout)
-        # By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
-        client.meta.events.register_last("before-call.s3.UploadPart", _expect_nothing)
-        client.meta.events.register_last("before-call.s3.PutObject", _expect_nothing_for_one_piece)
+        # Behind botocore's own, which asks the server to say that a body is welcome: those of one operation come first.
+        client.meta.events.register_last("before-call.s3", _expect_nothing)
         client.meta.events.register("before-parse.s3.GetObject", self._note_body)
         client.meta.events.register("after-call.s3", self._check_answer)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
@@ -366,13 +365,12 @@ def _follow_nothing(params: dict[str, Any], **kwargs: object) -> None:
     params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
-def _expect_nothing(params: dict[str, Any], **kwargs: object) -> None:
-    params["headers"].pop("Expect", None)
+def _expect_nothing(model: Any, params: dict[str, Any], **kwargs: object) -> None:
+    """By the time a part is sent, the server has agreed to take it: asking again costs a round trip.
 
-
-def _expect_nothing_for_one_piece(params: dict[str, Any], **kwargs: object) -> None:
-    """Many servers never say that a body is welcome, and all take a small one sooner than they could."""
-    if isinstance(params["body"], io.BytesIO):
+    Many servers never say that a body is welcome, and all take one of one piece sooner than they could.
+    """
+    if model.name == "UploadPart" or isinstance(params["body"], io.BytesIO):
         params["headers"].pop("Expect", None)
 
 
@@ -528,18 +526,27 @@ class PartChecksums:
         kind = "FULL_OBJECT" if self._crc else "COMPOSITE"
         return {"ChecksumAlgorithm": self.algorithm.upper(), "ChecksumType": kind}
 
-    def of_part(self, data: memoryview, known: Digests | None = None) -> dict[str, str]:
+    def of_part(self, data: memoryview | RangeFile, known: Digests | None = None) -> dict[str, str]:
         """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
         if self.algorithm == "none":
             return {}
         if self._crc is not None:
-            return {self._crc.name: self._crc.encode(self._crc.update(data, 0))}
-        digest = _known(self.algorithm, known) or hashlib.new(self.algorithm, data, usedforsecurity=False).digest()
+            crc = 0
+            for piece in _pieces(data):
+                crc = self._crc.update(piece, crc)
+            return {self._crc.name: self._crc.encode(crc)}
+        digest = _known(self.algorithm, known) or _hash(self.algorithm, data).digest()
         name = "ContentMD5" if self.algorithm == "md5" else self.field
         return {name: base64.b64encode(digest).decode("ascii")}
 
     def compare(
-        self, answer: Mapping[str, Any], sent: Mapping[str, str], data: memoryview, md5: str | None, *, in_clear: bool
+        self,
+        answer: Mapping[str, Any],
+        sent: Mapping[str, str],
+        data: memoryview | RangeFile,
+        md5: str | None,
+        *,
+        in_clear: bool,
     ) -> None:
         """Raise Damaged if the server stored other bytes than ``data``, which went out with ``sent``.
 
@@ -557,7 +564,7 @@ class PartChecksums:
         if "ContentMD5" in sent:
             md5 = base64.b64decode(sent["ContentMD5"]).hex()
         elif md5 is None and in_clear and self.algorithm != "none":
-            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            md5 = _hash("md5", data).hexdigest()
         if md5 is None or etag == md5:
             self._md5_seen |= md5 is not None
             return
@@ -567,6 +574,17 @@ class PartChecksums:
             return
         self.algorithm, self._crc, self.field = "md5", None, "ChecksumMD5"
         raise Damaged("the upload", "its ETag")
+
+
+def _pieces(data: memoryview | RangeFile) -> Iterable[memoryview | bytes]:
+    return data.pieces() if isinstance(data, RangeFile) else [data]
+
+
+def _hash(algorithm: str, data: memoryview | RangeFile) -> Any:
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
+    for piece in _pieces(data):
+        hasher.update(piece)
+    return hasher
 
 
 def is_md5(etag: str, answer: Mapping[str, Any]) -> bool:

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, field, replace
 
 from storelib.exceptions import BadStoreUri
-from storelib.uris import StoreLocation, quote, redact, scheme_of, unquote
+from storelib.uris import StoreLocation, quote, quote_path, redact, scheme_of, split_endpoint, unquote
 
 #: The first is what storelib writes; ``s3`` leaves open how the server is reached and means https.
 SCHEMES = ("s3+https", "s3+http", "s3")
 DEFAULT_PORTS = {"s3+https": 443, "s3+http": 80}
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff?#]")
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 #: The path of a server: no dots for names, which clients and proxies resolve.
 _BASE = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
@@ -50,7 +48,7 @@ class S3Location(StoreLocation):
         if _FORBIDDEN.search(rest):
             raise BadStoreUri(f"'?', '#' and control characters must be percent-encoded in {redact(uri)!r}")
         authority, bucket, key = rest.split("/", 2)
-        host, port = _split_endpoint(authority, scheme)
+        host, port = _split_endpoint(authority, scheme, uri)
         bucket, key = unquote(bucket, uri), unquote(key, uri)
         # Clients and proxies resolve dots in paths: such a key would be looked for in another bucket.
         dots = {"", ".", ".."} & {bucket, key, *(part for part in key.split("/") if part)}
@@ -63,8 +61,7 @@ class S3Location(StoreLocation):
         """The URI without credentials."""
         port = "" if self.port is None else f":{self.port}"
         base = f"{self.base}/" if self.base else ""
-        path = "/".join(map(quote, (self.bucket, *self.key.split("/"))))
-        return f"{self.scheme}://{self.host}{port}/{base}{path}"
+        return f"{self.scheme}://{self.host}{port}/{base}{quote(self.bucket)}/{quote_path(self.key)}"
 
     def below(self, base: str) -> S3Location | None:
         """This location for a server whose path is ``base``; None where it does not begin so."""
@@ -88,24 +85,13 @@ def configured_endpoint(value: str) -> tuple[str, str, int | None, str]:
         raise BadStoreUri(f"neither http nor https: {scheme.removeprefix('s3+')}")
     if base and not _BASE.fullmatch(base):
         raise BadStoreUri("not the path of a server")
-    return scheme, *_split_endpoint(authority, scheme), base
+    return scheme, *_split_endpoint(authority, scheme, value), base
 
 
-def _split_endpoint(authority: str, scheme: str) -> tuple[str, int | None]:
+def _split_endpoint(authority: str, scheme: str, uri: str) -> tuple[str, int | None]:
     """Host in lower case and port, None where it is the scheme's own; raises BadStoreUri."""
-    match = _ENDPOINT.fullmatch(authority)
-    if match is None:
-        raise BadStoreUri(f"not a host name or address, with or without a port: {redact(authority)!r}")
-    host, digits = match.groups()
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            raise BadStoreUri(f"not an IPv6 address: {host}") from None
-    port = int(digits) if digits else None
-    if port is not None and not 0 < port < 65536:
-        raise BadStoreUri(f"port {port} does not exist")
-    return host.lower(), None if port == DEFAULT_PORTS.get(scheme) else port
+    host, port = split_endpoint(authority, uri)
+    return host, None if port == DEFAULT_PORTS.get(scheme) else port
 
 
 def _split_credentials(rest: str, uri: str) -> tuple[str | None, str | None, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from oslo_config import cfg
 
 from storelib.exceptions import misconfigured
 from storelib.option_types import LocalPath
+from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Options
 
 OPTIONS: Sequence[cfg.Opt] = (
@@ -121,7 +121,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         min=1,
         max=64,
         help="Parts of one image in flight at most, when adding, reading and copying. What one transfer may hold in "
-        "memory, 48 MiB or two parts, limits it too.",
+        "memory, transfer_window, limits it too.",
     ),
     cfg.StrOpt(
         "s3_store_conditional_writes",
@@ -202,8 +202,12 @@ def check_access(conf: Options, store_name: str) -> None:
     if len(key) not in (0, 32):
         raise misconfigured(store_name, "s3_store_customer_key", "32 bytes in base64")
     if conf.s3_store_proxy:
-        proxy = urllib.parse.urlsplit(conf.s3_store_proxy)
-        if proxy.scheme not in ("http", "https") or not proxy.hostname:
+        try:
+            proxy = urllib.parse.urlsplit(conf.s3_store_proxy)
+            usable = proxy.scheme in ("http", "https") and proxy.hostname and proxy.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
             raise misconfigured(store_name, "s3_store_proxy", "a URL that begins with http:// or https://")
 
 
@@ -214,10 +218,8 @@ def verification(conf: Options, store_name: str) -> bool | str | None:
     """
     if conf.s3_store_insecure:
         return False
-    path = conf.s3_store_cacert
-    if path and not os.access(path, os.R_OK):
-        raise misconfigured(store_name, "s3_store_cacert", f"{path} cannot be read")
-    return path or (True if conf.s3_store_access_key else None)
+    check_certificates(conf.s3_store_cacert, store_name, "s3_store_cacert")
+    return conf.s3_store_cacert or (True if conf.s3_store_access_key else None)
 
 
 def customer_key(conf: Options) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -21,14 +22,7 @@ from storelib.drivers.s3.options import OPTIONS, object_settings
 from storelib.drivers.s3.publication import CHECKSUMS, version_of
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Copy, S3Writer
-from storelib.exceptions import (
-    BadStoreUri,
-    Duplicate,
-    Invalid,
-    NotFound,
-    OperationNotSupported,
-    StoreError,
-)
+from storelib.exceptions import BadStoreUri, Duplicate, Invalid, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context, Options
 from storelib.transfer.retry import mapped
@@ -67,6 +61,9 @@ class S3Store(Store[S3Location]):
     def configure_get(self) -> None:
         """Where the bucket is and who asks."""
         self.bucket = Bucket(self.conf, self.name)
+        if self.bucket.customer_key:
+            # A URL has no place for a key that the server does not keep.
+            self.capabilities &= ~Capability.PRESIGN
         try:
             self.bucket.location("image")
         except BadStoreUri:
@@ -108,6 +105,20 @@ class S3Store(Store[S3Location]):
             and found.bucket == bucket.name
             and found.key.startswith(bucket.prefix)
         )
+
+    def roots(self) -> list[tuple[str, ...]]:
+        """Host, bucket, and the first folder of the prefix, if it has one."""
+        bucket = self.bucket
+        folder, slash, _ = bucket.prefix.partition("/")
+        return [(bucket.host, bucket.name, folder if slash else "")]
+
+    @classmethod
+    def possible_roots(cls, location: S3Location) -> Iterator[tuple[str, ...]]:
+        """Every bucket and folder that the path may name, whatever the path of the server is."""
+        names = [location.bucket, *location.key.split("/")[:-1], ""]
+        for bucket, folder in itertools.pairwise(names[:3] if location.base else names):
+            yield location.host, bucket, ""
+            yield location.host, bucket, folder
 
     def locate(self, location: ParsedLocation | str) -> S3Location:
         """Bucket and key as this store knows them, whose server may have a path."""
@@ -232,7 +243,8 @@ class S3Store(Store[S3Location]):
         return S3Copy(self.bucket, source, self.open_writer(image_id, None, context), answer)
 
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
-        """A signed URL; it works as long as the credentials that signed it do, and not for images with SSE-C."""
+        """A signed URL; it works as long as the credentials that signed it do."""
+        self.require(Capability.PRESIGN, OperationNotSupported)
         found = self.locate(location)
         if not 1 <= expires <= _LONGEST_SIGNATURE:
             raise Invalid(f"a signed URL can be valid for 1 to {_LONGEST_SIGNATURE} seconds, not {expires!r}")

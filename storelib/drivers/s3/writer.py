@@ -22,7 +22,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.transfer.contract import KiB, MiB, equal_parts
-from storelib.transfer.partfile import PartFile
+from storelib.transfer.partfile import PartFile, RangeFile
 
 LOG = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class S3Writer(Writer):
         self._target = self.publication.target
         self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
+        self.write_range = self.write_large
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
         self.recorded: dict[str, str] = {}
@@ -131,21 +132,27 @@ class S3Writer(Writer):
                 f"{self.publication.location} would have more than {MOST_PARTS} parts, which S3 does not allow; "
                 "set s3_store_large_object_chunk_size higher"
             )
-        adapting(self._bucket, lambda _, checksums: self._send(part, checksums))
+        adapting(self._bucket, lambda _, checksums: self._send(part.number, Body(part.data), part.data, checksums))
 
-    def _send(self, part: Part, checksums: PartChecksums) -> None:
-        sent = checksums.of_part(part.data)
+    def write_large(self, number: int, file: RangeFile) -> None:
+        """The same for a part that is read from a file: for its checksum, and when it is sent."""
+        adapting(self._bucket, lambda _, checksums: self._send(number, file, file, checksums))
+
+    def _send(
+        self, number: int, body: Body | RangeFile, data: memoryview | RangeFile, checksums: PartChecksums
+    ) -> None:
+        sent = checksums.of_part(data)
         answer = self._call(
             "upload_part",
             **self._upload,
-            PartNumber=part.number + 1,
-            Body=Body(part.data),
+            PartNumber=number + 1,
+            Body=body,
             **sent,
             **self._bucket.customer_key,
         )
-        checksums.compare(answer, sent, part.data, None, in_clear=self._in_clear)
-        self._sent(part.number, answer, checksums.field)
-        self._lengths[part.number] = len(part.data)
+        checksums.compare(answer, sent, data, None, in_clear=self._in_clear)
+        self._sent(number, answer, checksums.field)
+        self._lengths[number] = len(data)
 
     @property
     def _in_clear(self) -> bool:

@@ -26,7 +26,7 @@ def find(cluster: SheepdogCluster, older_than: float, prefix: str) -> Iterator[G
     """All that no add of this store uses, and in which nothing happened for ``older_than`` seconds."""
     latest = time.time() - older_than
     leftovers: dict[tuple[str, str | None], list[Vdi]] = {}
-    for vdi in cluster.vdis():
+    for vdi in cluster.each_vdi():
         if Temporary.parse(vdi.name) is not None:
             leftovers.setdefault((vdi.name, None), []).append(vdi)
         elif vdi.snapshot and Temporary.parse(vdi.tag) is not None:

@@ -18,7 +18,7 @@ OPTIONS = (
         min=1,
         max=1024,
         help="MiB that one command reads or writes. Best a multiple of the cluster's object size (4 MiB unless it was "
-        "formatted otherwise). A transfer holds up to 48 MiB or two chunks, whichever is more.",
+        "formatted otherwise). A transfer holds up to transfer_window or two chunks, whichever is more.",
     ),
     cfg.StrOpt(
         "sheepdog_store_command",

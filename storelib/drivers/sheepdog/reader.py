@@ -6,8 +6,7 @@ from __future__ import annotations
 import threading
 
 from storelib.driver import Reader
-from storelib.drivers.sheepdog.cluster import SheepdogCluster
-from storelib.drivers.sheepdog.command import Running
+from storelib.drivers.sheepdog.cluster import Running, SheepdogCluster
 from storelib.drivers.sheepdog.location import SheepdogLocation
 from storelib.drivers.sheepdog.publication import claim_to, whole_claim_to
 from storelib.exceptions import ImageChanged, NotFound

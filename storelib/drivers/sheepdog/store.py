@@ -56,6 +56,16 @@ class SheepdogStore(Store[SheepdogLocation]):
         """Whether it names this daemon, or none."""
         return location.address is None or location == self.cluster.location(location.vdi)
 
+    def roots(self) -> list[tuple[str | None, int | None]]:
+        """The daemon."""
+        location = self.cluster.location("")
+        return [(location.address, location.port)]
+
+    @classmethod
+    def possible_roots(cls, location: SheepdogLocation) -> list[tuple[str | None, int | None]] | None:
+        """The same, unless it is left open."""
+        return None if location.address is None else [(location.address, location.port)]
+
     # -- The driver contract ----------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SheepdogWriter:
@@ -90,7 +100,7 @@ class SheepdogStore(Store[SheepdogLocation]):
 
     def images(self) -> Iterator[ImageInfo]:
         """Every vdi that an id leads to."""
-        for vdi in self.cluster.vdis():
+        for vdi in self.cluster.each_vdi():
             if not vdi.snapshot and is_image_name(vdi.name) and id_of(vdi.name) is not None:
                 yield self._info(vdi)
 

@@ -44,10 +44,10 @@ def find(service: Service, account: Account, older_than: float, prefix: str) -> 
     # The date is cut to whole seconds.
     before = server_time(asked) + 1.0 - older_than
     if layout.own:
-        for container in [name for name in service.containers(account) if layout.may_be_for(name, prefix)]:
+        for container in list(service.containers(account, prefix)):
             yield from _in_own(service, account, container, before, prefix)
         return
-    containers = [layout.segments] if layout.segments else list(service.containers(account))
+    containers = [layout.segments] if layout.segments else list(service.containers(account, prefix))
     for container in containers:
         entries = present(account.listing(container, prefix=prefix, delimiter="/"))
         # All at once: what is removed between two pages must not disturb the next.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from storelib.exceptions import BadStoreUri
@@ -18,6 +19,7 @@ CONFIG = "swift+config"
 _PLACE = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 _VERSION = re.compile(r"/v[0-9.]+$")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Bytes in the name of a container: 256 in OpenStack, 255 in radosgw.
 _LONGEST = 255
 _REFERENCE = re.compile(r"[^/@:?#\s]+")
@@ -78,9 +80,15 @@ class SwiftLocation(StoreLocation):
 
 
 def place_of(url: str) -> str:
-    """What stands for the HTTP URL of a service in image URIs."""
+    """What stands for the HTTP URL of a service in image URIs; raises ValueError for a URL that cannot be in one."""
     parts = urllib.parse.urlsplit(url)
+    _ = parts.port  # raises ValueError where there is no such port
     return _place(parts.scheme, parts.netloc, parts.path.split("/"))
+
+
+def is_reference(name: str) -> bool:
+    """Whether image URIs can name a section of the reference file that is called so."""
+    return _REFERENCE.fullmatch(name) is not None
 
 
 def without_version(place: str) -> str:
@@ -95,7 +103,7 @@ def scheme_for(url: str) -> str:
 
 def _place(scheme: str, host: str, path: list[str]) -> str:
     if scheme == CONFIG:
-        if path or not _REFERENCE.fullmatch(host):
+        if path or not is_reference(host):
             raise ValueError("the reference is not a plain name")
         return host
     match = _PLACE.fullmatch(host)
@@ -149,9 +157,20 @@ class Layout:
         return f"{self.container}_{start[: self.seed + start[: self.seed].count('-')]}"
 
     def may_be_for(self, container: str, prefix: str) -> bool:
-        """Whether an image's own container may be that of an id with this prefix."""
+        """Whether an image whose id has this prefix may be in a container of this store."""
         rest = container.removeprefix(f"{self.container}_")
-        return rest.startswith(prefix) or _DIGEST.fullmatch(rest) is not None
+        if self.own:
+            return rest.startswith(prefix) or _DIGEST.fullmatch(rest) is not None
+        # With whatever seed it was.
+        start = prefix.lower()
+        return container == self.container or rest.startswith(start) or start.startswith(rest)
+
+    def common_start(self, prefix: str) -> str:
+        """How the names of all containers begin that may be for ids with this prefix, but the one without a seed.
+
+        Long ids have containers that are called after their digest; there is none beside a UUID that begins so.
+        """
+        return f"{self.container}_{prefix if self.own and _UUID.fullmatch(prefix) else ''}"
 
     def segment_container_for(self, container: str) -> str:
         """The container of the segments of an image in ``container``."""
@@ -167,3 +186,13 @@ class Layout:
         if self.own:
             return container == self.container_for(image_id)
         return image_id.lower().startswith(rest)
+
+
+def possible_roots(location: SwiftLocation) -> Iterator[tuple[str | None, str]]:
+    """All that ``Service.roots`` could say of a store that has this location."""
+    name = location.container
+    containers = [name, *(name[:position] for position, character in enumerate(name) if character == "_")]
+    place = f"{CONFIG}:{location.place}" if location.scheme == CONFIG else without_version(location.place)
+    for container in containers:
+        yield place, container
+        yield None, container

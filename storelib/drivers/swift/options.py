@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from oslo_config import cfg
 
+from storelib.drivers.swift.location import place_of
 from storelib.exceptions import BadStoreConfiguration, misconfigured
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import Options
@@ -31,6 +32,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt("swift_store_project_domain_id", default="default", help="Domain of the project."),
     cfg.StrOpt(
         "swift_store_application_credential_id",
+        secret=True,
         help="An application credential, used instead of user and key.",
     ),
     cfg.StrOpt("swift_store_application_credential_secret", secret=True, help="Its secret."),
@@ -130,7 +132,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=16,
         min=1,
         max=5120,
-        help="MiB in one segment. Two segments, or 48 MiB if that is more, are held in memory.",
+        help="MiB in one segment. Two segments, or transfer_window if that is more, are held in memory.",
     ),
     cfg.IntOpt("swift_store_upload_concurrency", default=4, min=1, max=64, help="Segments in flight at most."),
     cfg.IntOpt(
@@ -140,13 +142,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         max=64,
         help="Ranges of one image in flight at most, from servers that are far away; near ones send one stream.",
     ),
-    cfg.IntOpt(
-        "swift_store_download_part_size",
-        default=4,
-        min=1,
-        max=64,
-        help="MiB in one such range.",
-    ),
+    cfg.IntOpt("swift_store_download_part_size", default=4, min=1, max=64, help="MiB in one such range."),
 )
 
 
@@ -205,6 +201,10 @@ class Credentials:
     def _missing(self) -> str | None:
         if not _URL.fullmatch(self.auth_address):
             return "the address of the identity service (swift_store_auth_address) is no http or https URL"
+        try:
+            place_of(self.auth_address)
+        except ValueError as error:
+            return f"the address of the identity service (swift_store_auth_address) can be in no URI: {error}"
         if self.auth_version not in ("1", "3"):
             return f"version {self.auth_version} of the identity service is not supported; use 3, or 1 for tempauth"
         if self.application_credential_id and self.auth_version == "3":

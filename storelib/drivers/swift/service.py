@@ -137,7 +137,7 @@ class Service:
 
     def features(self, account: Account) -> Features:
         """What the service of ``account`` can do; asked once."""
-        origin = account.url.partition("/v")[0]
+        origin = account.origin
         known = self._features.get(origin)
         if known is None:
             try:
@@ -167,6 +167,15 @@ class Service:
             # Which hosts there are, only the catalog of a request tells; see ForeignAccount.
             return location.scheme != CONFIG and "/" in location.place
         return self._reference_of(location) is not None
+
+    def roots(self) -> list[tuple[str | None, str]]:
+        """Accounts and container; None stands for the accounts that only a request tells."""
+        container = self.layout.container
+        if self.multi_tenant:
+            return [(None, container)]
+        named = [(f"{CONFIG}:{name}", container) for name in self.credentials if name != OPTIONS_REFERENCE]
+        at = {without_version(place_of(user.auth_address)) for user in self.credentials.values()}
+        return [*named, *((place, container) for place in at)]
 
     def _reference_of(self, location: SwiftLocation) -> str | None:
         """Which account a URI means. Credentials in it mean nothing: they may be years old."""
@@ -222,15 +231,15 @@ class Service:
             url = self.credentials[OPTIONS_REFERENCE].auth_address
         return SwiftLocation(scheme_for(url), place_of(url), container, image_id)
 
-    def containers(self, account: Account) -> Iterator[str]:
-        """The containers that may hold images."""
+    def containers(self, account: Account, prefix: str = "") -> Iterator[str]:
+        """The containers that may hold images whose ids begin with ``prefix``."""
         layout = self.layout
         if not layout.own:
             yield layout.container
         if layout.own or layout.seed:
             try:
-                for entry in account.listing(prefix=f"{layout.container}_"):
-                    if entry["name"] != layout.segments:
+                for entry in account.listing(prefix=layout.common_start(prefix)):
+                    if entry["name"] != layout.segments and layout.may_be_for(entry["name"], prefix):
                         yield entry["name"]
             except Forbidden:
                 needing = "swift_store_container_per_image" if layout.own else "swift_store_multiple_containers_seed"
@@ -546,9 +555,14 @@ class Account:
                 raise RemoteServiceUnavailable(f"Swift sends the same page of {_shown(names)} again", transient=False)
             query["marker"] = marker
 
+    @property
+    def origin(self) -> str:
+        """The URL of the service that it is an account of."""
+        return _VERSION.sub("", self.url)
+
     def about(self) -> dict[str, Any] | None:
         """What the service says it can do; empty if it does not tell, None if something else answered."""
-        response = self._connections.send("GET", f"{_VERSION.sub('', self.url)}/info", {})
+        response = self._connections.send("GET", f"{self.origin}/info", {})
         if response.status_code != 200:
             return {} if 400 <= response.status_code < 500 else None
         try:

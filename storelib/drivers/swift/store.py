@@ -27,7 +27,7 @@ from storelib.drivers.swift.errors import (
     segment_place,
     size_in,
 )
-from storelib.drivers.swift.location import SCHEMES, SwiftLocation, without_version
+from storelib.drivers.swift.location import SCHEMES, SwiftLocation, is_reference, possible_roots, without_version
 from storelib.drivers.swift.options import OPTIONS, read_credentials
 from storelib.drivers.swift.service import Account, Service, new_token, present
 from storelib.exceptions import (
@@ -38,10 +38,11 @@ from storelib.exceptions import (
     OperationNotSupported,
     RemoteServiceUnavailable,
     StoreError,
-    misconfigured,
 )
 from storelib.extras import needing
+from storelib.option_types import LONGEST
 from storelib.rehearsal import PREFIX, rehearse
+from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Context, Digests, Options, Part
 from storelib.transfer.http.headers import whole_number
 
@@ -81,9 +82,8 @@ class SwiftStore(Store[SwiftLocation]):
         if not self.service.credentials:
             # Without a user of its own a multi-tenant store can do nothing on its own account.
             self.capabilities &= ~Capability.CHECK
-        cacert = self.conf.swift_store_cacert
-        if cacert and not self.conf.swift_store_auth_insecure:
-            _check_certificates(cacert, self.name)
+        if not self.conf.swift_store_auth_insecure:
+            check_certificates(self.conf.swift_store_cacert, self.name, "swift_store_cacert")
 
     def configure_add(self) -> None:
         """Check the names of containers."""
@@ -96,6 +96,9 @@ class SwiftStore(Store[SwiftLocation]):
         service, file = self.service, self.conf.swift_store_config_file
         if file and not service.multi_tenant and service.reference not in service.credentials:
             raise self.misconfigured("default_swift_reference", f"{service.reference} is no section of {file}")
+        if file and not service.multi_tenant and not is_reference(service.reference):
+            why = "no blanks, '/', '@', ':', '?' or '#': URIs of images name it"
+            raise self.misconfigured("default_swift_reference", why)
 
     # -- Whose account ------------------------------------------------------------------------------------------------
 
@@ -118,8 +121,12 @@ class SwiftStore(Store[SwiftLocation]):
         address = (user.auth_address if user else self.conf.swift_store_auth_address) or ""
         # One project has an account in each region, and in each service of the catalog.
         catalog = (self.conf.swift_store_service_type, self.conf.swift_store_region, self.conf.swift_store_endpoint)
-        parts = urllib.parse.urlsplit(without_version(address.rstrip("/")))
-        server = (web_server(parts.hostname or "", parts.port), parts.path.rstrip("/"))
+        try:
+            parts = urllib.parse.urlsplit(without_version(address.rstrip("/")))
+            server = (web_server(parts.hostname or "", parts.port), parts.path.rstrip("/"))
+        except ValueError:
+            # It was refused, and there are no images.
+            return []
         container = ("swift", *server, *catalog, *account)
         found = [Area(container, prefix, "swift_store_container") for prefix in service.layout.containers]
         if not service.layout.own and service.layout.segments:
@@ -129,6 +136,15 @@ class SwiftStore(Store[SwiftLocation]):
     def owns(self, location: SwiftLocation) -> bool:
         """Whether it names an account and a container of this store."""
         return self.service.owns(location)
+
+    def roots(self) -> list[tuple[str | None, str]]:
+        """Each account and the container, or what the names of all its containers begin with."""
+        return self.service.roots()
+
+    @classmethod
+    def possible_roots(cls, location: SwiftLocation) -> Iterator[tuple[str | None, str]]:
+        """The same for all containers that one may belong to."""
+        return possible_roots(location)
 
     # -- The driver contract ------------------------------------------------------------------------------------------
 
@@ -207,12 +223,15 @@ class SwiftStore(Store[SwiftLocation]):
         """The error for what an HTTP or identity client raised."""
         return error_of_exception(error, subject)
 
-    def candidate_locations(self, image_id: str) -> list[SwiftLocation] | None:
-        """The only one; but with a seed, which may have been another before, in any container."""
-        if self.service.layout.seed:
-            return None
-        service = self.service
-        return [service.location_of(service.own_account(), service.layout.container_for(image_id), image_id)]
+    def candidate_locations(self, image_id: str) -> list[SwiftLocation]:
+        """The only one; but with a seed, which may have been another before, in any that there is for it."""
+        service, layout = self.service, self.service.layout
+        account = service.own_account()
+        containers = [layout.container_for(image_id)]
+        if layout.seed and not layout.own:
+            found = service.containers(account, image_id)
+            containers += [name for name in found if name not in containers and layout.holds(name, image_id)]
+        return [service.location_of(account, container, image_id) for container in containers]
 
     def images(self) -> Iterator[ImageInfo]:
         """Images of the account that new ones go to."""
@@ -334,8 +353,8 @@ class SwiftStore(Store[SwiftLocation]):
     def presign(self, location: Any, expires: float) -> str:
         """A temporary URL, signed with the key of the account or container."""
         self.require(Capability.PRESIGN, OperationNotSupported)
-        if not expires > 0:
-            raise Invalid(f"expires must be a number of seconds above 0, not {expires!r}")
+        if not 0 < expires <= LONGEST:
+            raise Invalid(f"expires must be a number of seconds above 0 and of at most {LONGEST}, not {expires!r}")
         found = self.locate(location)
         return self._call(lambda: self._temporary_url(found, expires), found)
 
@@ -371,16 +390,6 @@ def _health(headers: Mapping[str, str]) -> Health:
 def _which(headers: Mapping[str, str]) -> tuple[str | None, ...]:
     """What tells one image of a name from another."""
     return tuple(headers.get(name) for name in (TOKEN_HEADER, "Etag", "X-Timestamp", "Last-Modified"))
-
-
-def _check_certificates(path: str, store_name: str) -> None:
-    import ssl
-
-    try:
-        ssl.create_default_context(cafile=path)
-    except (OSError, ssl.SSLError) as error:
-        why = f"{path}: {error.strerror or 'no certificates'}"
-        raise misconfigured(store_name, "swift_store_cacert", why) from error
 
 
 def _import_clients() -> None:

@@ -88,10 +88,13 @@ def _of_fault(names: set[str], subject: str) -> StoreError:
         return RemoteServiceUnavailable(f"{subject}: vCenter has ended the session")
     if names & {"NoPermission", "RestrictedByAdministrator"}:
         return Forbidden(f"{subject}: vCenter does not allow the user to do this")
+    # To vCenter, a datastore that is away or read-only for its host is an InvalidDatastore, too.
+    if "InaccessibleDatastore" in names:
+        return RemoteServiceUnavailable(f"{subject}: vCenter cannot reach the datastore now")
+    if names & {"CannotCreateFile", "CannotDeleteFile", "FileNotWritable", "DatastoreNotWritableOnHost"}:
+        return StorageWriteDenied(f"{subject}: vCenter cannot write to the datastore")
     if names & {"InvalidDatastore", "InvalidDatastorePath"}:
         return BadStoreConfiguration(f"{subject}: vCenter knows no such datastore (vmware_datastores)")
-    if names & {"CannotCreateFile", "CannotDeleteFile"}:
-        return StorageWriteDenied(f"{subject}: vCenter cannot write to the datastore")
     what = sorted(names, key=len)[-1]
     passing = bool(names & {"HostCommunication", "TaskInProgress", "SystemError", "Timedout", "ManagedObjectNotFound"})
     return RemoteServiceUnavailable(f"{subject}: vCenter reports {what}", transient=passing)

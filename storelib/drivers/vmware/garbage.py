@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from storelib.driver import Garbage
-from storelib.drivers.vmware.datastores import Datastores, File
 from storelib.drivers.vmware.errors import is_fault
 from storelib.drivers.vmware.options import Target
 from storelib.drivers.vmware.publication import UPLOADS, split_temporary
+from storelib.drivers.vmware.vcenter import Datastores, File
 
 
 def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) -> Iterator[Garbage]:
@@ -17,17 +17,19 @@ def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) 
 
     By the clock of vCenter, as the times of files are.
     """
-    latest = datastores.session.now() - older_than
+    now = datastores.session.now()
     for target in datastores.targets:
         for file in datastores.files(target, (*datastores.directory, UPLOADS)):
             named = split_temporary(file.name)
-            if named is None or file.is_folder or file.modified > latest or file.name in datastores.live:
+            # To a file without a time something may be written just now.
+            modified = file.modified or now
+            if named is None or file.is_folder or modified > now - older_than or file.name in datastores.live:
                 continue
             image_id, whole = named
             # Of a long id that was cut, more than its beginning is not known.
             if image_id.startswith(prefix or ""):
                 name = f"{file.name} in {target}"
-                yield Garbage(name, image_id if whole else None, file.size, file.modified, (target, file))
+                yield Garbage(name, image_id if whole else None, file.size, modified, (target, file))
 
 
 def discard(datastores: Datastores, garbage: Garbage) -> bool:

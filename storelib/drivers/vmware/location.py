@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 
 from storelib.exceptions import BadStoreUri
-from storelib.uris import StoreLocation, quote, redact, unquote
+from storelib.uris import StoreLocation, quote, redact, split_endpoint, unquote
 
 SCHEME = "vsphere"
 DEFAULT_PORT = 443
 
 _URI = re.compile(r"vsphere://([^/?#]*)/folder/([^?#]*)\?([^#]*)")
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,13 +40,13 @@ class VmwareLocation(StoreLocation):
         if match is None or _FORBIDDEN.search(uri):
             raise BadStoreUri(f"expected vsphere://host/folder/directory/id?dcPath=..&dsName=.., not {redact(uri)!r}")
         authority, path, query = match.groups()
-        host, port = split_endpoint(authority)
+        host, port = split_endpoint(authority, uri)
         *directory, image_id = (unquote(name, uri) for name in path.split("/"))
         # Clients and servers resolve dots in paths: such a file would be looked for in another place.
         if {"", ".", ".."}.intersection((*directory, image_id)) or any("/" in name for name in (*directory, image_id)):
             raise BadStoreUri(f"not the path of a file: {redact(uri)!r}")
         datacenter, datastore = _split_query(query, uri)
-        return cls(host, port, "/".join(directory), image_id, datacenter, datastore)
+        return cls(host, port or DEFAULT_PORT, "/".join(directory), image_id, datacenter, datastore)
 
     @property
     def uri(self) -> str:
@@ -58,22 +56,6 @@ class VmwareLocation(StoreLocation):
         path = "/".join(map(quote, names))
         query = f"dcPath={quote(self.datacenter)}&dsName={quote(self.datastore)}"
         return f"{SCHEME}://{self.host}{port}/folder/{path}?{query}"
-
-
-def split_endpoint(authority: str) -> tuple[str, int]:
-    """Host in lower case and port; raises BadStoreUri. An IPv6 address has brackets around it."""
-    match = _ENDPOINT.fullmatch(authority)
-    if match is None:
-        raise BadStoreUri(f"not a host name or address, with or without a port: {redact(authority)!r}")
-    host, port = match.groups()
-    if host.startswith("["):
-        try:
-            host = f"[{ipaddress.IPv6Address(host[1:-1])}]"
-        except ValueError:
-            raise BadStoreUri(f"not an IPv6 address: {host}") from None
-    if port and not 0 < int(port) < 65536:
-        raise BadStoreUri(f"port {port} does not exist")
-    return host.lower(), int(port or DEFAULT_PORT)
 
 
 def inventory_path(text: str) -> str:

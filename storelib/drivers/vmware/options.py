@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from oslo_config import cfg
 
-from storelib.drivers.vmware.location import DEFAULT_PORT, inventory_path, split_endpoint
+from storelib.drivers.vmware.location import DEFAULT_PORT, inventory_path
 from storelib.exceptions import BadStoreUri, misconfigured
 from storelib.option_types import LocalPath
 from storelib.transfer.contract import Options
+from storelib.uris import split_endpoint
 
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
     cfg.StrOpt(
-        "vmware_server_host",
-        help="Host name or address of the vCenter, without a scheme; part of the URIs of images.",
+        "vmware_server_host", help="Host name or address of the vCenter, without a scheme; part of the URIs of images."
     ),
     cfg.PortOpt("vmware_server_port", default=DEFAULT_PORT, min=1, help="Its port for HTTPS."),
     cfg.MultiStrOpt(
@@ -67,7 +67,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=4,
         min=1,
         max=64,
-        help="Ranges of one image in flight at most, from a vCenter that is far away; from a near one two at most.",
+        help="Ranges of one image in flight at most, from a vCenter that is far away; from a near one there is one.",
     ),
     cfg.FloatOpt(
         "vmware_task_poll_interval",
@@ -137,10 +137,10 @@ def _endpoint(conf: Options, store_name: str) -> tuple[str, int]:
     if value.count(":") > 1 and not value.startswith("["):
         value = f"[{value}]"
     try:
-        host, port = split_endpoint(value)
+        host, port = split_endpoint(value, value)
     except BadStoreUri as error:
         raise misconfigured(store_name, "vmware_server_host", str(error)) from None
-    return host, port if re.search(r":[0-9]+$", value) else conf.vmware_server_port
+    return host, conf.vmware_server_port if port is None else port
 
 
 def _targets(conf: Options, store_name: str) -> tuple[Target, ...]:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 
 from storelib.driver import Committed
-from storelib.drivers.vmware.datastores import Datastores, File
 from storelib.drivers.vmware.errors import is_fault, storelib_error
 from storelib.drivers.vmware.options import Target
+from storelib.drivers.vmware.vcenter import Datastores, File
 from storelib.exceptions import Duplicate, Invalid, StorageFull, StoreError
 
 LOG = logging.getLogger(__name__)
@@ -125,9 +125,14 @@ class Publication:
         return StoreError(f"{self.subject}: its file was removed while it was under way")
 
     def _is_there(self) -> bool:
-        """This add has published the image: the file of that name is the one that was sealed."""
+        """This add has published the image: the file of that name is the one that was sealed.
+
+        Where times have no fractions, the image of another add may look the same; but then this file was not moved.
+        """
         found = self.datastores.find(self.target, self._name)
-        return found is not None and self.sealed is not None and found.version == self.sealed.version
+        if found is None or self.sealed is None or found.version != self.sealed.version:
+            return False
+        return self.datastores.find(self.target, self._temporary) is None
 
     def _is_alone(self, target: Target) -> bool:
         """No other add has published the image in that datastore; both would have found out only now.
@@ -147,8 +152,12 @@ class Publication:
 
     def take_back(self) -> None:
         """Remove all that this add has made, and nothing else."""
+        # The datastore may have failed it: full, away or in maintenance by now.
+        self.datastores.forget_rooms()
         if self._moving:
             self._withdraw()
+            # Should this be done again: without the temporary file, the image of another add could not be told from it.
+            self._moving = False
         self._remove_temporary(self._tried)
 
     def _withdraw(self) -> None:

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from storelib.drivers.vmware.datastores import Datastores, File
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
+from storelib.drivers.vmware.vcenter import Datastores, File
 from storelib.exceptions import ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
 from storelib.transfer.http.headers import content_range, posix_time, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
 from storelib.transfer.http.server import Answer, HttpError
 
 _REFUSED_RANGE = 416
-#: Ranges side by side from a vCenter that is near: TLS costs most of a core for each, so that two are 1.3 to 1.7 times
-#: as fast as one on two cores (measured), and more no faster.
-_NEAR = 2
 
 
 class VmwareReader(ResponseReader):
-    """Reads a small image with one response until it ends or is cut, a large one with ranges side by side.
+    """Reads with one response until it ends or is cut, a large image from far away with ranges side by side.
 
     Headers tell the time of a file in whole seconds. So of one that is younger than that, which another could replace
     within the same second, the datastore is asked as well.
@@ -45,9 +42,8 @@ class VmwareReader(ResponseReader):
             self.begin(None, offset, length)
         else:
             self.begin(Body(answer, offset, _stop_of(answer, self.size)), offset, length)
-            if self.end - offset > self.part_size and not self._is_coarse:
-                far = self.is_far(offset, datastores.session.latency)
-                self.concurrency = concurrency if far else min(concurrency, _NEAR)
+            if not self._is_coarse and self.is_far(offset, datastores.session.latency):
+                self.concurrency = concurrency
 
     def ask(self, offset: int, end: int) -> Body:
         """Ask for a range."""
@@ -80,6 +76,10 @@ class VmwareReader(ResponseReader):
     def _check(self, answer: Answer, offset: int) -> None:
         if answer.status == _REFUSED_RANGE:
             return
+        if answer.status == 404:
+            # A proxy that has lost its vCenter says so of every image.
+            self._look()
+            raise RemoteServiceUnavailable(f"vCenter does not find {self._location}, which is in its datastore")
         if answer.status not in (200, 206):
             raise HttpError("GET", answer.status)
         if answer.status == 200:

@@ -19,8 +19,8 @@ from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context
 
 if TYPE_CHECKING:
-    from storelib.drivers.vmware.datastores import Datastores, File
     from storelib.drivers.vmware.reader import VmwareReader
+    from storelib.drivers.vmware.vcenter import Datastores, File
     from storelib.drivers.vmware.writer import VmwareCopy, VmwareWriter
 
 
@@ -49,7 +49,7 @@ class VmwareStore(Store[VmwareLocation]):
         with needing("a vmware store", "vmware"):
             import pyVmomi  # noqa: F401
 
-            from storelib.drivers.vmware.datastores import Datastores
+            from storelib.drivers.vmware.vcenter import Datastores
 
         check_credentials(self.conf, self.name)
         self.datastores = Datastores(self.conf, self.name)
@@ -73,6 +73,17 @@ class VmwareStore(Store[VmwareLocation]):
             and self.datastores.target_of(location) is not None
         )
 
+    def roots(self) -> list[tuple[str | int, ...]]:
+        """Server, directory and datastore."""
+        where = self.datastores.settings
+        place = (where.host, where.port, where.directory)
+        return [(*place, target.datacenter, target.name) for target in self.datastores.targets]
+
+    @classmethod
+    def possible_roots(cls, location: VmwareLocation) -> list[tuple[str | int, ...]]:
+        """The same."""
+        return [(location.host, location.port, location.directory, location.datacenter, location.datastore)]
+
     # -- The driver contract ----------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> VmwareWriter:
@@ -93,9 +104,8 @@ class VmwareStore(Store[VmwareLocation]):
         """The size that a HEAD tells."""
         target, names = self._place(location)
         size = self.datastores.size(target, names)
-        if size is None:
-            raise NotFound(f"there is no image at {location}")
-        return size
+        # A proxy that has lost its vCenter says of every image that there is none.
+        return self._find(location).size if size is None else size
 
     def remove(self, location: VmwareLocation, context: Context | None) -> None:
         """Delete the file."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from storelib.driver import Committed, Digests, Part, ServerSideCopy, Writer
-from storelib.drivers.vmware.datastores import Datastores
 from storelib.drivers.vmware.errors import is_fault
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
 from storelib.drivers.vmware.publication import new_publication
+from storelib.drivers.vmware.vcenter import Datastores
 from storelib.exceptions import ImageChanged, NotFound, RemoteServiceUnavailable
 from storelib.transfer.contract import KiB, MiB
 from storelib.transfer.copying import SLOWEST
@@ -86,40 +89,39 @@ class VmwareWriter(Writer):
         self._upload = self._datastores.upload(publication.target, publication.new_file(), size)
 
     def _send(self, data: memoryview) -> None:
-        assert self._upload is not None  # noqa: S101  (reserve() began it)
         self._sent += len(data)
-        try:
-            self._upload.send(data)
-        except HttpError as error:
-            raise self._broken(self._upload, error) from error
+        with self._under_way() as upload:
+            upload.send(data)
 
     def _end(self) -> None:
         """Once: the answer cannot be asked for again."""
         if self._failure is not None:
             raise self._failure
-        assert self._upload is not None  # noqa: S101
         try:
-            self._upload.finish()
-        except HttpError as error:
-            self._failure = self._broken(self._upload, error)
-            raise self._failure from error
+            with self._under_way() as upload:
+                upload.finish()
         except Exception as error:
             self._failure = error
             raise
         self._upload = None
         self._ended = True
 
-    def _broken(self, upload: FileUpload, error: HttpError) -> Exception:
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[FileUpload]:
         """What an answer to a PUT on its way means: that the session has ended is no matter of permissions."""
-        if error.status < 300:
-            # In the middle: what can be known is how much has arrived, and what room there is.
-            self.publication.seal(self._sent + 1)
-        if error.status != 401:
-            return error
-        self._datastores.session.doubt(upload)
-        return RemoteServiceUnavailable(
-            f"{self.publication.subject}: vCenter ended the session in the middle of the transfer"
-        )
+        assert self._upload is not None  # noqa: S101  (reserve() began it)
+        try:
+            yield self._upload
+        except HttpError as error:
+            if error.status < 300:
+                # In the middle: what can be known is how much has arrived, and what room there is.
+                self.publication.seal(self._sent + 1)
+            if error.status != 401:
+                raise
+            self._datastores.session.doubt(self._upload)
+            raise RemoteServiceUnavailable(
+                f"{self.publication.subject}: vCenter ended the session in the middle of the transfer"
+            ) from error
 
 
 class VmwareCopy(ServerSideCopy):

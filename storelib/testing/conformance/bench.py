@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
@@ -35,6 +35,8 @@ SMALL_PART = 64 * KiB
 SEVERAL_BLOCKS = 3 * MiB + 12345
 #: Images that ``clean`` deletes at once.
 CLEANERS = 4
+#: Images of earlier tests that may stay: whatever looks at all there is takes longer with each.
+FEW = 6
 
 
 class Bench:
@@ -287,6 +289,16 @@ class Bench:
             with self._lock:
                 self._added.discard(uri)
 
+    def tidy(self) -> None:
+        """Between two tests: remove what earlier ones added, if that is more than a few, but for what ``image`` made.
+
+        What cannot be removed is left to ``clean``, which tells.
+        """
+        with self._lock:
+            old = self._added - {uri for uri, _ in self._images.values()}
+        if len(old) > FEW and self.can(Capability.DELETE):
+            self._delete_all(old)
+
     def clean(self) -> list[str]:
         """Remove every image with the prefix and every leftover; returns what could not be removed, and why."""
         trouble = []
@@ -297,9 +309,7 @@ class Bench:
             except Exception as error:  # noqa: BLE001
                 trouble.append(f"listing: {error}")
         if self.can(Capability.DELETE):
-            # A thousand images one after the other are half a minute where each delete is a few round trips.
-            with ThreadPoolExecutor(CLEANERS) as cleaners:
-                trouble += filter(None, cleaners.map(self._trouble_with_deleting, sorted(uris)))
+            trouble += self._delete_all(uris)
         if self.can(Capability.GC):
             try:
                 self.store.gc(0, prefix=self.prefix)
@@ -310,11 +320,17 @@ class Bench:
         self._restore.close()
         return trouble
 
+    def _delete_all(self, uris: Iterable[str]) -> list[str]:
+        """Delete these images; returns what went wrong, image by image."""
+        # A thousand images one after the other are half a minute where each delete is a few round trips.
+        with ThreadPoolExecutor(CLEANERS) as cleaners:
+            return [trouble for trouble in cleaners.map(self._trouble_with_deleting, sorted(uris)) if trouble]
+
     def _trouble_with_deleting(self, uri: str) -> str | None:
         try:
-            self.store.delete(uri)
+            self.remove(uri)
         except NotFound:
-            return None
+            self._added.discard(uri)
         except Exception as error:  # noqa: BLE001  (the others must go all the same)
             return f"{uri}: {error}"
         return None

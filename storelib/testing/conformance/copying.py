@@ -17,7 +17,7 @@ from storelib.driver import Digests, ServerSideCopy, StoredImage, Writer
 from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload, replaced
 from storelib.testing.conformance.holes import assert_extents
-from storelib.testing.conformance.promises import Promises, needs
+from storelib.testing.conformance.promises import Promises, needs, sampled
 from storelib.transfer.contract import MiB
 
 RACERS = 6
@@ -34,6 +34,7 @@ class Copying(Promises):
     # -- What a copy is ---------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", ["0", "1", "part-1", "part", "part+1", "3 parts+1"])
+    @sampled(lambda size: size in ("0", "3 parts+1"))
     def test_known_copy_of_any_size(self, bench: Bench, size: str) -> None:
         """A copy has all bytes of its original, as the store and the back end tell it."""
         data = payload(bench.sizes()[size])
@@ -82,7 +83,9 @@ class Copying(Promises):
 
     def test_known_copy_keeps_holes(self, bench: Bench) -> None:
         """A copy has holes where its original has, and no byte of data is lost in them."""
-        data = payload(MiB) + bytes(8 * MiB + 777) + payload(70_001) + bytes(2 * MiB)
+        # A store that has no holes is told of nothing by larger ones.
+        hole = 8 * MiB if bench.can(Capability.SPARSE) else MiB
+        data = payload(MiB) + bytes(hole + 777) + payload(70_001) + bytes(hole // 4)
         original = bench.add(bench.new_id(), data)
         copy = _copy(bench, original, bench.new_id("copy"))
         assert_extents(bench, copy.uri, data, 0, None)
@@ -94,6 +97,7 @@ class Copying(Promises):
     # -- What a copy leaves alone -----------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", ["0", "1", "3 parts+1"])
+    @sampled(lambda size: size != "1")
     def test_known_copy_to_an_id_that_exists(self, bench: Bench, size: str) -> None:
         """Copying over an image is Duplicate and changes nothing, of the image, its original, or beside them."""
         data, there = payload(bench.sizes()[size]), payload(bench.part + 1, "was here first")
@@ -129,6 +133,7 @@ class Copying(Promises):
 
     @needs(Capability.DELETE)
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
+    @sampled(lambda size: size != "1")
     def test_known_copy_outlives_its_original(self, bench: Bench, size: str) -> None:
         """Original and copy have lives of their own: whichever is deleted, the other stays; after both nothing does."""
         data = payload(bench.sizes()[size])
@@ -173,6 +178,7 @@ class Copying(Promises):
 
     @pytest.mark.parametrize("at", ["first", "last"])
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
+    @sampled(lambda size, at: (size == "1") == (at == "first"))
     def test_cancelled_known_copy_leaves_nothing(self, bench: Bench, size: str, at: str) -> None:
         """Until ``progress`` had its last word the copy cannot be seen; what it raises leaves nothing of the copy."""
         data = payload(bench.sizes()[size])
@@ -278,6 +284,7 @@ class Copying(Promises):
     # -- Much at once -----------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
+    @sampled(lambda size: size != "1")
     def test_racing_known_copies_of_one_id(self, bench: Bench, size: str) -> None:
         """Of copies racing for one id one remains, whole. With ATOMIC_ADD one succeeds; others are Duplicate."""
         images = [payload(bench.sizes()[size], f"original {number}") for number in range(2)]

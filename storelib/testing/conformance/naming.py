@@ -14,12 +14,11 @@ from storelib.capabilities import Capability
 from storelib.driver import Digests
 from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
-from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs, without_key_name
+from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs, sampled, without_key_name
 from storelib.uris import redact
 
 #: What may come after the prefix in an id, by what is hostile about it.
 HOSTILE_IDS = {
-    "spaces": " two  spaces ",
     "percent": "100%",
     "encoded slash": "a%2Fb",
     "encoded climb": "..%2f..%2fetc%2Fpasswd",
@@ -36,15 +35,23 @@ HOSTILE_IDS = {
     "emoji": "\U0001f4bf\U0001f469\u200d\U0001f680",
     "combining": "e\u0301 is not \u00e9",
     "composed": "\u00e9 is not e\u0301",
-    "dots": "a..b...",
     "case": "ImAgE",
     "ligature and exponent": "\ufb01 is not fi, \u00b2 is not 2",
     "invisible": "zero\u200bwidth\u2060joiner",
     "line separator": "a\u2028b\u2029c",
+}
+#: The same at the end of it.
+ENDINGS = {
+    "spaces": " two  spaces ",
+    "dots": "a..b...",
     "ending .part": "a.part",
     "ending .tmp": "a.tmp",
     "ending .lock": "a.lock",
     "ending in a tilde": "a~",
+}
+#: Several of the first at once.
+TOGETHER = {
+    f"all from {first} to {last}": "-".join([*HOSTILE_IDS.values()][first:last]) for first, last in ((0, 10), (10, 20))
 }
 #: The same before the prefix, where nobody else's images are.
 HOSTILE_STARTS = {"leading dot": ".", "leading dots": "..", "leading dash": "-", "leading tilde": "~", "space": " "}
@@ -192,10 +199,11 @@ class NamingWhenAdding(Promises):
             shown += [stream, getattr(stream, "name", None)]
         assert_no_secret(bench.secrets, "\n".join(f"{each} {each!r}" for each in shown), "what the store returns")
 
-    @pytest.mark.parametrize("hostile", HOSTILE_IDS)
+    @pytest.mark.parametrize("hostile", [*HOSTILE_IDS, *ENDINGS, *TOGETHER])
+    @sampled(lambda hostile: hostile not in HOSTILE_IDS)
     def test_hostile_id_round_trips(self, bench: Bench, hostile: str) -> None:
         """Any id that is allowed works, and comes back from its URI to the same image."""
-        _round_trip(self, bench, bench.new_id(HOSTILE_IDS[hostile]))
+        _round_trip(self, bench, bench.new_id((HOSTILE_IDS | ENDINGS | TOGETHER)[hostile]))
 
     @pytest.mark.parametrize("hostile", HOSTILE_STARTS)
     def test_hostile_start_round_trips(self, bench: Bench, hostile: str) -> None:

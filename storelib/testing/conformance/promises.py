@@ -14,15 +14,18 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Store
+from storelib.exceptions import causes
 from storelib.testing.conformance.backend_access import BackendAccess
 from storelib.testing.conformance.bench import Bench, not_applicable, reopened
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-#: Where ``needs`` and ``lacks`` leave what they say; ``storelib.testing.plugin`` reads it by this name.
+#: Where ``needs``, ``lacks``, ``wants`` and ``sampled`` leave what they say; ``storelib.testing.plugin`` reads it by
+#: these names.
 NEEDS = "storelib_needs"
 LACKS = "storelib_lacks"
 WANTS = "storelib_wants"
+SAMPLED = "storelib_sampled"
 
 
 def needs(capability: Capability) -> Callable[[T], T]:
@@ -40,6 +43,16 @@ def wants(fixture: str) -> Callable[[T], T]:
 
     def mark(target: T) -> T:
         target.__dict__[WANTS] = fixture
+        return target
+
+    return mark
+
+
+def sampled(chosen: Callable[..., bool]) -> Callable[[T], T]:
+    """Where a ``sample`` is enough the promise is tried with ``chosen`` parameters, which it gets by their names."""
+
+    def mark(target: T) -> T:
+        target.__dict__[SAMPLED] = chosen
         return target
 
     return mark
@@ -66,6 +79,9 @@ class Promises:
     capabilities: ClassVar[Capability | None] = None
     #: Names of further tests that do not apply to this store, for reasons no capability tells.
     not_applicable: ClassVar[frozenset[str]] = frozenset()
+    #: Try each promise with some of the sizes, sources, ranges and ids that it is made for, instead of all: for a back
+    #: end whose calls take a second each, and for another set-up of a driver that was tried with all of them.
+    sample: ClassVar[bool] = False
     #: Leave parts as large as the driver makes them; otherwise they are lowered to ``Writer.smallest_part``.
     keep_part_size: ClassVar[bool] = False
 
@@ -120,6 +136,11 @@ class Promises:
             not_applicable("a promise of stores that cannot do what this one can")
 
     @pytest.fixture(autouse=True)
+    def _tidied(self, bench: Bench) -> Iterator[None]:
+        yield
+        bench.tidy()
+
+    @pytest.fixture(autouse=True)
     def _no_credential_logged(self, bench: Bench) -> Iterator[None]:
         with logged(type(bench.store).__module__.partition(".")[0], "storelib") as lines:
             yield
@@ -130,11 +151,9 @@ class Promises:
         """``pytest.raises`` that also looks for credentials in what is raised."""
         with pytest.raises(errors) as caught:
             yield caught
-        error: BaseException | None = caught.value
-        while error is not None:
+        for error in causes(caught.value):
             notes = getattr(error, "__notes__", ())
             assert_no_secret(bench.secrets, f"{error} {error!r} {vars(error)} {notes}", "an exception")
-            error = error.__cause__ or error.__context__
 
 
 class _Lines(logging.Handler):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +47,8 @@ class Connection:
 class ListeningConnection(Connection):
     """Gives up after ``stall_timeout`` seconds without progress, and stops sending a body when a response has begun.
 
-    urllib3 lets the whole of a body take as long as connecting may, and does not see that a server responds while it is
-    still going out; one that reads no further would be waited for.
+    http.client and urllib3 let the whole of a body take as long as connecting may, and do not see that a server
+    responds while it is still going out; one that reads no further would be waited for.
     """
 
     #: Seconds; not http.client's own ``timeout``, which is that of connecting.
@@ -60,9 +62,14 @@ class ListeningConnection(Connection):
         super().connect()
         self.sock.settimeout(self.stall_timeout)
 
-    def request(self, *arguments: Any, **options: Any) -> Any:
+    def putrequest(self, *arguments: Any, **options: Any) -> Any:
         self._early = EarlyResponse()
-        return super().request(*arguments, **options)
+        return super().putrequest(*arguments, **options)  # type: ignore[misc]
+
+    @property
+    def has_responded(self) -> bool:
+        """The final response has begun, and nothing more is sent before it is read."""
+        return self._early.final
 
     def await_welcome(self, seconds: float) -> None:
         """Wait until the server says that the body is welcome or begins the final response, but no longer than that."""
@@ -76,7 +83,7 @@ class ListeningConnection(Connection):
             return
         # With TLS, what can be read need not be a response; there each send has a time limit of its own.
         if type(self.sock) is not socket.socket:
-            super().send(data)  # type: ignore[misc]
+            self._send_encrypted(data)
             return
         poll = select.poll()
         poll.register(self.sock, select.POLLIN | select.POLLOUT)
@@ -89,6 +96,32 @@ class ListeningConnection(Connection):
                 self._take_byte(self.stall_timeout)
             else:
                 view = view[self.sock.send(view) :]
+
+    def _send_encrypted(self, data: Any) -> None:
+        self._listen()
+        if self._early.final:
+            return
+        try:
+            super().send(data)  # type: ignore[misc]
+        except OSError:
+            # The server may have responded before it closed, which says more.
+            with contextlib.suppress(OSError):
+                self._listen()
+            if not self._early.final:
+                raise
+
+    def _listen(self) -> None:
+        """Take what has come of a response."""
+        while not self._early.final and isinstance(self.sock, ssl.SSLSocket) and self._something_came():
+            self._take_byte(0.0)
+
+    def _something_came(self) -> bool:
+        """Of the response, or of what TLS has to say."""
+        if self.sock.pending():
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def getresponse(self) -> Any:
         self.response_class = functools.partial(WholeResponse, early=self._early)
@@ -104,7 +137,7 @@ class ListeningConnection(Connection):
         self.sock.settimeout(seconds)
         try:
             return self._early.take(self.sock.recv(1))
-        except TimeoutError:
+        except (TimeoutError, ssl.SSLWantReadError):
             return False
         finally:
             self.sock.settimeout(self.stall_timeout)

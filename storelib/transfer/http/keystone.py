@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from storelib.exceptions import BadStoreConfiguration, Forbidden, RemoteServiceUnavailable, StoreError
 from storelib.transfer.contract import Context
-from storelib.transfer.http.errors import error_of_status
+from storelib.transfer.http.errors import caused_by, error_of_status
 
 if TYPE_CHECKING:
     from requests import Session
@@ -66,7 +66,7 @@ class Endpoint:
     def of_request(self, context: Context | None) -> str:
         """The URL in the catalog of a request's context, in the form of version 2 or 3."""
         if self.fixed:
-            return _filled_in(self.fixed, _project_of(context))
+            return _filled_in(self.fixed, project_of(context))
         for service in _mappings(getattr(context, "service_catalog", None)):
             if service.get("type") != self.service_type:
                 continue
@@ -154,7 +154,7 @@ class KeystoneIdentity(TokenIdentity):
     def _ask(self) -> tuple[Access, float | None]:
         # It keeps the one that it has, whatever becomes of that.
         self.plugin.invalidate()
-        with _sensible():
+        with sensible():
             found = self.plugin.get_access(self.session)
             self._user_id = str(found.user_id)
             return Access(self._endpoint.of_token(found), found.auth_token), _life(found)
@@ -237,7 +237,7 @@ class TrustIdentity(Identity):
         from keystoneauth1.identity import v3
 
         session = self._service.session
-        plugin = v3.Token(self._service.url, self._user.access().token, project_id=_project_of(self._user.context))
+        plugin = v3.Token(self._service.url, self._user.access().token, project_id=project_of(self._user.context))
         trustor = _session(plugin, session.session, session.timeout)
         known = plugin.get_access(trustor)
         ends = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=_LONGEST_TRUST)
@@ -259,7 +259,7 @@ def error_of_keystone(error: Exception, subject: str, prefix: str) -> StoreError
         return None
     exceptions: Any = importlib.import_module("keystoneauth1.exceptions")
 
-    if isinstance(error, exceptions.SSLError):
+    if is_untrusted(error):
         trust = f"the certificate of the identity service is not trusted; set {prefix}_cacert"
         return RemoteServiceUnavailable(f"{subject}: {trust}", transient=False)
     if isinstance(error, exceptions.ConnectionError):
@@ -280,8 +280,15 @@ def error_of_keystone(error: Exception, subject: str, prefix: str) -> StoreError
     return BadStoreConfiguration(f"{subject}: the identity service cannot be used: {type(error).__name__}")
 
 
+def is_untrusted(error: Exception) -> bool:
+    """Whether one of keystoneauth is about a certificate; its SSLError is also a connection that was cut early."""
+    import ssl
+
+    return caused_by(error.__cause__ or error.__context__ or error, ssl.SSLCertVerificationError)
+
+
 @contextlib.contextmanager
-def _sensible() -> Iterator[None]:
+def sensible() -> Iterator[None]:
     """Raise for what the identity service sent, and keystoneauth did not check."""
     try:
         yield
@@ -327,7 +334,7 @@ def _filled_in(endpoint: str, project_id: str | None) -> str:
     return endpoint.rstrip("/")
 
 
-def _project_of(context: Context | None) -> str | None:
+def project_of(context: Context | None) -> str | None:
     """The project of a request; contexts of different age call it differently."""
     return getattr(context, "project_id", None) or getattr(context, "tenant", None)
 

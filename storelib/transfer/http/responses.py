@@ -70,6 +70,7 @@ class _PunctualFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         own = self._socket.gettimeout()
         seconds = deadlines.within(own)
+        deadlines.await_bytes(self._socket, seconds)
         if seconds == own:
             count = self._received.readinto(buffer)
         else:

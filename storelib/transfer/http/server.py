@@ -7,15 +7,12 @@ before the end. Answer is one response with its body unread.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import hmac
 import http.client
 import select
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +22,6 @@ from storelib.transfer.contract import KiB
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http import connections, reading
 from storelib.transfer.http.headers import whole_number
-from storelib.transfer.http.responses import EarlyResponse, WholeResponse
 
 #: Bytes of one call that sends.
 BLOCK = 256 * KiB
@@ -58,14 +54,14 @@ class Server:
     read_timeout: float
 
 
-class Connection(connections.Connection, http.client.HTTPSConnection):  # type: ignore[misc]
+class Connection(connections.ListeningConnection, http.client.HTTPSConnection):  # type: ignore[misc]
     """One connection; raises SSLCertVerificationError where it leads to another server than that of the thumbprint."""
 
     def __init__(self, server: Server) -> None:
         host = server.host.strip("[]")
         super().__init__(host, server.port, timeout=server.connect_timeout, context=server.context)
         self._thumbprint = server.thumbprint
-        self.read_timeout = server.read_timeout
+        self.stall_timeout = server.read_timeout
 
     def connect(self) -> None:
         """Connect, and compare the certificate if it is pinned."""
@@ -75,7 +71,6 @@ class Connection(connections.Connection, http.client.HTTPSConnection):  # type: 
         except BaseException:
             self.close()
             raise
-        self.sock.settimeout(self.read_timeout)
 
     def _check_certificate(self) -> None:
         if self._thumbprint is None:
@@ -205,8 +200,6 @@ class FileUpload:
     def __init__(self, connections: Connections, target: str, cookies: Mapping[str, str], size: int | None) -> None:
         self._connections = connections
         self._connection = connections.take()
-        self._early = EarlyResponse()
-        self._welcome = False
         self._chunked = size is None
         length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
         # Of nothing the server may tell at once that it took it.
@@ -223,9 +216,8 @@ class FileUpload:
         for name, value in self._head.items():
             connection.putheader(name, value)
         connection.endheaders()
-        end = time.monotonic() + _WAIT_FOR_WELCOME
-        while self._asks and not self._welcome and not self._early.final and (left := end - time.monotonic()) > 0:
-            self._take_byte(left)
+        if self._asks:
+            connection.await_welcome(_WAIT_FOR_WELCOME)
         self._raise_early()
 
     def send(self, data: memoryview) -> None:
@@ -250,58 +242,23 @@ class FileUpload:
         self._connection.close()
 
     def _send(self, data: Any) -> None:
-        self._listen()
-        try:
-            self._connection.send(data)
-        except OSError:
-            # The server may have answered before it closed, which says more.
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                self._listen()
-            raise
-
-    def _listen(self) -> None:
-        """Take what has come of an answer; raises HttpError where it is the final one."""
-        while not self._early.final and self._something_came() and self._take_byte(0.0):
-            pass
+        self._connection.send(data)
         self._raise_early()
 
-    def _something_came(self) -> bool:
-        """Of the answer, or of what TLS has to say."""
-        sock: Any = self._connection.sock
-        if sock.pending():
-            return True
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def _take_byte(self, seconds: float) -> bool:
-        """Take one byte of an early answer; returns whether one came in that time."""
-        sock: Any = self._connection.sock
-        sock.settimeout(seconds)
-        try:
-            self._welcome |= self._early.take(sock.recv(1))
-        except (TimeoutError, ssl.SSLWantReadError):
-            return False
-        finally:
-            sock.settimeout(self._connection.read_timeout)
-        return True
-
     def _raise_early(self) -> None:
-        if self._early.final:
+        if self._connection.has_responded:
             self._read_answer()
             # A success is of a part of the image only.
             raise HttpError("PUT", http.HTTPStatus.OK)
 
     def _read_answer(self) -> None:
-        self._connection.response_class = functools.partial(WholeResponse, early=self._early)
         response = self._connection.getresponse()
         status = response.status
-        if self._early.final:
+        if self._connection.has_responded:
             # The rest of the body will never be sent, so nothing else can be.
             response.close()
             self._connection.close()
         else:
-            del self._connection.response_class
             Answer(self._connections, self._connection, response).discard()
         if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
             raise HttpError("PUT", status)

@@ -15,9 +15,11 @@ import time
 import urllib.parse
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()"]
+from servers import freezing, warm
+
+COMMAND = [sys.executable, "-c", warm.MAIN]
 #: Seconds that anything may take.
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 #: Enough for several parts, so that half an upload has reached the store.
 DATA = bytes(range(256)) * (4 * 24 * 1024)
 
@@ -54,11 +56,11 @@ class Answer:
 class Deployment:
     """A directory with a configuration, and the servers that were started on it."""
 
-    def __init__(self, directory: Path, connection: str | None = None) -> None:
+    def __init__(self, directory: Path, connection: str | None = None, ini: str = INI) -> None:
         self.directory = directory
         self.config = directory / "my.ini"
         connection = connection or f"sqlite:///{directory}/images.sqlite"
-        self.config.write_text(INI.format(directory=directory, connection=connection))
+        self.config.write_text(ini.format(directory=directory, connection=connection))
         self.servers: list[Server] = []
 
     def serve(self, *options: str) -> Server:
@@ -73,15 +75,8 @@ class Deployment:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
         if server is not None:
             environment["OS_IMAGE_URL"] = server.url
-        done = subprocess.run(
-            [*COMMAND, "--format", "json", "--config", str(self.config), *map(str, arguments)],
-            env=environment,
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
+        written = ["--format", "json", "--config", str(self.config), *map(str, arguments)]
+        done = warm.run(warm.MAIN, written, env=environment, cwd=self.directory, timeout=timeout)
         return Answer(done)
 
     def image(self, *arguments: object, server: Server | None = None) -> Answer:
@@ -103,6 +98,10 @@ class Deployment:
         """What the servers complained about."""
         return (self.directory / "serve.log").read_text()
 
+    def freeze(self, group: int) -> None:
+        """Stop a group of processes."""
+        freezing.freeze(group, self.directory / "images.sqlite")
+
     def close(self) -> None:
         for server in self.servers:
             server.kill()
@@ -114,14 +113,7 @@ class Server:
     def __init__(self, deployment: Deployment, options: tuple[str, ...]) -> None:
         arguments = ["--format", "json", "--config", str(deployment.config), "serve", "--bind", "127.0.0.1:0"]
         with (deployment.directory / "serve.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, *arguments, *options],
-                cwd=deployment.directory,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+            self.process = warm.Program(warm.MAIN, [*arguments, *options], cwd=deployment.directory, stderr=log)
         self.said: dict[str, object] = {}
 
     def wait_until_listening(self) -> None:

@@ -73,7 +73,7 @@ _USERS = {
     "client.rgw": {"mon": "allow rw", "osd": "allow rwx", "mgr": "allow rw"},
 }
 #: Seconds that anything may take to start.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 class Daemon:
@@ -218,6 +218,8 @@ class Cluster:
         self.configure("global", {**_GLOBAL, **places, **addresses})
         self.configure("mon", {**_MON, "mon_data": folder / "mon", "log_file": folder / "mon.log"})
         self.configure("osd", {**_OSD, "osd_data": folder / "osd", "log_file": folder / "osd.log", **self._options})
+        # Where librados says why it ends a process: what it prints as well is lost with the output of a test.
+        self.configure("client", {"log_file": folder / "client.log"})
         self._write_keyring(self.keyring)
         # The monitor learns every user from its first keyring, so none has to be made with a command.
         mon_keyring = folder / "mon.keyring"

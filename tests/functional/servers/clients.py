@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands ``openstack`` and ``glance`` as people install them, in an environment of their own.
+"""The commands ``openstack`` and ``glance`` as people install them, in an environment of their own; with tempest and
+the test suites that they bring, for ``servers.suites``.
 
 ``python -m servers.clients`` in ``tests/functional`` installs them; a second time does nothing. A command spends most
 of its seconds importing, so one long-lived process imports everything once and forks for each command.
@@ -17,10 +18,13 @@ from typing import Any
 
 from servers import environments
 
-#: setuptools for the pkg_resources that some of their dependencies still import.
-REQUIREMENTS = ("python-openstackclient", "python-glanceclient>=4", "setuptools<81")
+#: setuptools for the pkg_resources that some of their dependencies still import; ddt and oslotest for suites of tests.
+REQUIREMENTS = (
+    *("python-openstackclient", "python-glanceclient>=4", "setuptools<81"),
+    *("tempest>=40", "glance-tempest-plugin>=0.17", "ddt", "oslotest"),
+)
 #: Seconds that a command may take.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 # What a child runs is what the console scripts run. Its standard input is a terminal, because glance takes any other
 # for data, unless the request names a file.

@@ -22,6 +22,9 @@ def install(name: str, requirements: Sequence[str]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != wanted:
             # Not the interpreter of the tests' own environment: what it has installed must not be seen.
+            if environment.is_symlink():
+                # Of another checkout, which may be using it.
+                environment.unlink()
             python = getattr(sys, "_base_executable", sys.executable)
             pip = [str(environment / "bin/python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
             for command in ([python, "-m", "venv", "--clear", str(environment)], [*pip, *requirements]):

@@ -128,9 +128,19 @@ class Keystone:
         """One call as admin to a service that asks for Keystone's tokens."""
         return self._send(method, url, body, **{"X_Auth_Token": self._admin, **headers})[1]
 
+    def upload(self, url: str, data: bytes, **headers: str) -> None:
+        """Data for an image, as admin."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers = {"X-Auth-Token": self._admin, "Content-Type": "application/octet-stream", **named}
+        request = urllib.request.Request(url, data, headers, method="PUT")
+        urllib.request.urlopen(request, timeout=60).close()
+
     def add_endpoints(self, service: str, **urls: str) -> None:
         """Put a service of that type into the catalog, with a URL for each ``region`` or ``region_interface``."""
-        service_id = self.call("POST", "/services", {"service": {"type": service, "name": service}})["service"]["id"]
+        # Clients look at the first service of a type only, whatever regions the others have.
+        present = [each["id"] for each in self.call("GET", "/services")["services"] if each["type"] == service]
+        new = {"service": {"type": service, "name": service}}
+        service_id = present[0] if present else self.call("POST", "/services", new)["service"]["id"]
         for place, url in urls.items():
             region, _, interface = place.partition("_")
             for each in [interface] if interface else ["public", "internal", "admin"]:

@@ -16,7 +16,7 @@ from servers.nginx import free_ports
 from servers.postgresql import is_listening, server_directory, server_user, wait_until
 
 #: Seconds that anything may take.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 class MariaDB:

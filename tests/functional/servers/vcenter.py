@@ -24,7 +24,7 @@ from servers.nginx import free_ports, make_certificate
 
 _SOURCE = Path(__file__).with_name("vcenter") / "main.go"
 #: Seconds that it may take to start.
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 #: The datacenters that it has: one in a folder, the other not.
 NESTED, PLAIN = "F0/DC1", "DC0"
 #: The datastores that each of them has.
@@ -64,6 +64,7 @@ class Vcenter:
         port: int | None = None,
         renamed: tuple[str, str] | None = None,
         routed: bool = True,
+        wsdl: Path | None = None,
     ) -> None:
         self.directory = directory
         self.host = host
@@ -74,6 +75,8 @@ class Vcenter:
         #: Whether it wants a second cookie, as a proxy before several vCenters does.
         self.routed = routed
         self._port = port
+        #: A directory with the description of the service, for clients that want one.
+        self._wsdl = wsdl
         #: What clients must trust.
         self.certificate = directory / "certificate.pem"
         #: Where the files of each datastore are, by names of datacenter and datastore.
@@ -138,6 +141,7 @@ class Vcenter:
         command += ["-certificate", str(self.certificate), "-key", str(self.directory / "key.pem")]
         inventory = self.directory / "inventory"
         command += [f"-routed={str(self.routed).lower()}"]
+        command += ["-wsdl", str(self._wsdl)] if self._wsdl else []
         command += ["-rename", "\t".join(self.renamed)] if self.renamed else []
         with self._log.open("ab") as log, inventory.open("wb") as output:
             self._process = subprocess.Popen(

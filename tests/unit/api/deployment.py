@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import falcon.testing
 import pytest
+from empty_database import make_empty_database
 
 import storelib.config
 from storelib.api import config
@@ -50,6 +55,19 @@ OLD_PATCH = "application/openstack-images-v2.0-json-patch"
 READY = {"name": "ready", "disk_format": "raw", "container_format": "bare"}
 
 
+@contextlib.contextmanager
+def web_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a web server of loopback that answers as ``handler`` does."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def add_location(repository: Repository, image_id: str, location: NewLocation) -> None:
     """One more place of the image's data, whatever is there."""
     image = repository.images.get(image_id)
@@ -77,7 +95,8 @@ class Caller:
 
     def __init__(self, wsgi: Any, project: str | None, *roles: str) -> None:
         self.project = project
-        self._client = falcon.testing.TestClient(wsgi)
+        # Falcon looks at the signature of what it is given, which WebOb's middleware does not have.
+        self._client = falcon.testing.TestClient(lambda environ, start_response: wsgi(environ, start_response))
         self._identity = (
             {
                 "X-Identity-Status": "Confirmed",
@@ -138,17 +157,22 @@ class Caller:
 
 
 class Deployment:
-    """One service and those who use it. ``options`` are of ``[api]``."""
+    """One service and those who use it. ``options`` are of ``[api]``, ``sections`` more text of the file."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(self, directory: Path, sections: str = "", **options: Any) -> None:
         self.directory = directory
         path = directory / "storelib.ini"
         lines = [f"{name} = {value}" for name, value in options.items()]
-        path.write_text(FILE.format(directory=directory) + "\n".join(lines))
+        path.write_text(FILE.format(directory=directory) + "\n".join([*lines, sections]))
+        # A second one in the same directory goes on with what is there.
+        if not (directory / "images.sqlite").exists():
+            make_empty_database(directory / "images.sqlite")
         self.conf = storelib.config.load_file(path)
         config.register_opts(self.conf)
         self.events: list[tuple[str, str, Any]] = []
         self.registry = Registry.from_conf(self.conf)
+        #: Of all processes of the tests, closed at their end.
+        self.repositories: list[Repository] = []
         self.service = self.another_process()
         self.repository = self.service.core.repository
         policy = self.service.core.policy
@@ -164,6 +188,7 @@ class Deployment:
         """A service over the same database and stores, as a second API process would have."""
         notifier = Notifier(lambda priority, event, payload: self.events.append((priority, event, payload)))
         repository = open_repository(self.conf)
+        self.repositories.append(repository)
         try:
             return Service(self.conf, repository, self.registry, notifier=notifier, renew=0)
         except BaseException:
@@ -184,18 +209,22 @@ class Deployment:
 
     def close(self) -> None:
         self.service.stop()
-        self.repository.close()
+        for repository in self.repositories:
+            repository.close()
 
 
 class Deployed:
-    """One API for the tests of a class; ``options`` are of ``[api]``."""
+    """One API for the tests of a class; ``options`` are of ``[api]``, ``sections`` more text of its file."""
 
     options: dict[str, Any] = {}  # noqa: RUF012
+    sections = ""
     api: Deployment
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _deployed(cls, tmp_path_factory):
-        cls.api = Deployment(tmp_path_factory.mktemp("api"), **cls.options)
+        cls.api = Deployment(tmp_path_factory.mktemp("api"), cls.sections, **cls.options)
         yield
         cls.api.close()
+        # Classes outlive their tests: each full collection of garbage would look at all applications so far.
+        del cls.api

@@ -92,6 +92,39 @@ def vhdx(parent: bool = False, copies_differ: bool = False) -> bytes:
     return bytes(image)
 
 
+def logged_vhdx(newest: int = 1, broken: bool = False) -> bytes:
+    """A VHDX whose header of this number says that there is a log, the other one that there is none; ``broken`` is
+    whether the header without a log is newer, but is not whole ([MS-VHDX] 2.2.2)."""
+    image = bytearray(vhdx())
+    for number, (offset, log) in enumerate(((64 << 10, b"\1" * 16), (128 << 10, b"")), 1):
+        order = number + 2 if broken and not log else number + 2 * (number == newest)
+        header = struct.pack("<4sIQ32s16s", b"head", 0, order, b"", log).ljust(4096, b"\0")
+        checksum = _crc32c(header) ^ (broken and not log)
+        image[offset : offset + 4096] = header[:4] + struct.pack("<I", checksum) + header[8:]
+    return bytes(image)
+
+
+def _crc32c(data: bytes) -> int:
+    found = 0xFFFFFFFF
+    for byte in data:
+        found ^= byte
+        for _ in range(8):
+            found = (found >> 1) ^ (0x82F63B78 if found & 1 else 0)
+    return found ^ 0xFFFFFFFF
+
+
+def far_vhdx(end: int, tail: int) -> bytes:
+    """A VHDX with a parent, whose metadata begin at ``end``; the last ``tail`` bytes look like metadata without one."""
+    image = bytearray(vhdx(parent=True))
+    metadata = image[1 << 20 :]
+    for offset in (192 << 10, 256 << 10):
+        image[offset + 32 : offset + 40] = struct.pack("<Q", end)
+    image = bytearray(image.ljust(end, b"\0") + metadata).ljust(end + (4 << 20), b"\0")
+    item = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8").bytes_le + struct.pack("<IIII", 1024, 8, 4, 0)
+    shown = struct.pack("<8sHH", b"metadata", 0, 1).ljust(32, b"\0") + item
+    return bytes(image + (shown.ljust(1024, b"\0") + struct.pack("<Q", 1 << 30)).ljust(tail, b"\0"))
+
+
 def gpt() -> bytes:
     """A protective master boot record and what else makes a disk with a GUID partition table (UEFI 2.10, 5.2.3)."""
     entry = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, 0xFFFFFFFF)
@@ -191,6 +224,9 @@ OTHER_FILES_TO_OTHERS = {
     "vhdx with a parent": vhdx(parent=True),
     "vhdx whose copies differ": vhdx(copies_differ=True),
     "vhdx, short": vhdx()[:1000],
+    "vhdx whose metadata are within what is before": vhdx().replace(struct.pack("<QI", 1 << 20, 1 << 20), bytes(12)),
+    "vhdx with a log": logged_vhdx(),
+    "vhdx with a log, the other header broken": logged_vhdx(broken=True),
     "vdi with a parent": vdi(parent=b"\1" * 16),
     "vdi with a parent of its type": vdi(kind=4),
     "vdi, short": vdi()[:200],

@@ -9,11 +9,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from db_contract import make, new_id
+from db_migrations import MigrationContract
 from oslo_config import cfg
 
 from storelib.api.db import Repository, open_repository
@@ -22,7 +24,6 @@ from storelib.api.db.engine import Database, from_conf, parse_url
 from storelib.api.db.migrate import Version, check, prepare, sync, version
 from storelib.api.db.records import ImageLocation, NewImage, NewLocation, TaskQuery
 from storelib.api.db.schema import images, metadata
-from storelib.api.db.tasks import to_properties
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, ImageNotFound, SchemaOutOfDate
 
 
@@ -39,6 +40,19 @@ def repository(tmp_path):
     repository = open_repository(configured(f"sqlite:///{tmp_path}/images.sqlite"))
     yield repository
     repository.close()
+
+
+FIRST_TABLES = {
+    *("images", "image_properties", "image_tags", "image_members", "image_locations", "processes", "uploads"),
+}
+
+
+def later_tables_dropped(*kept):
+    """Back to the tables of the first revision, and those whose names begin so, without what came with later ones."""
+    names = [table.name for table in reversed(metadata.sorted_tables) if table.name not in FIRST_TABLES]
+    dropped = [f"DROP TABLE {name}" for name in names if not name.startswith(kept)]
+    # What came with the table of jobs.
+    return [*dropped, "ALTER TABLE processes DROP COLUMN role"]
 
 
 class TestSqliteWithoutSetUp:
@@ -92,41 +106,46 @@ class TestSqliteWithoutSetUp:
         connection = sqlite3.connect(path)
         connection.execute("CREATE TABLE images (id TEXT)")
         connection.close()
+        before = path.read_bytes()
         with pytest.raises(SchemaOutOfDate, match="no tables of storelib"):
             open_repository(configured(f"sqlite:///{path}"))
         with pytest.raises(BadDatabase, match="another program"):
             sync(f"sqlite:///{path}")
+        # Nor in another mode, which would stay.
+        assert path.read_bytes() == before
 
-    @pytest.mark.parametrize("attempt", range(4))
-    def test_processes_that_start_together_make_it_once_and_share_it(self, tmp_path, attempt):
+    def test_processes_that_start_together_make_it_once_and_share_it(self, tmp_path):
         code = (
             "import os, sys, time\n"
             "from oslo_config import cfg\n"
             "from storelib.api.db import config, open_repository\n"
             "conf = cfg.ConfigOpts(); conf([]); config.register_opts(conf)\n"
-            "conf.set_override('connection', sys.argv[1], 'database')\n"
-            "print('ready', flush=True); sys.stdin.read(1)\n"
-            "repository = open_repository(conf); repository.processes.join('host', 1); time.sleep(0.2)\n"
-            "print('made', flush=True); sys.stdin.read(1)\n"
-            "# SQLite deletes its log when it believes that nobody else has the database open.\n"
-            "files = [os.readlink(entry.path) for entry in os.scandir('/proc/self/fd') if os.path.islink(entry.path)]\n"
-            "seen = len(repository.processes.list()); repository.close()\n"
-            "sys.exit(seen != 3 or any('images.sqlite' in file and '(deleted)' in file for file in files))\n"
+            "for url in sys.argv[1:]:\n"
+            "    conf.set_override('connection', url, 'database')\n"
+            "    print('ready', flush=True); sys.stdin.read(1)\n"
+            "    repository = open_repository(conf); repository.processes.join('host', 1); time.sleep(0.2)\n"
+            "    print('made', flush=True); sys.stdin.read(1)\n"
+            "    # SQLite deletes its log when it believes that nobody else has the database open.\n"
+            "    opened = os.scandir('/proc/self/fd')\n"
+            "    files = [os.readlink(entry.path) for entry in opened if os.path.islink(entry.path)]\n"
+            "    seen = len(repository.processes.list()); repository.close()\n"
+            "    if seen != 3 or any('images.sqlite' in file and '(deleted)' in file for file in files): sys.exit(1)\n"
         )
-        url = f"sqlite:///{tmp_path}/images.sqlite"
+        # Several attempts, since it is a race.
+        urls = [f"sqlite:///{tmp_path}/{attempt}/images.sqlite" for attempt in range(4)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        started = [subprocess.Popen([sys.executable, "-c", code, url], **pipes) for _ in range(3)]
+        started = [subprocess.Popen([sys.executable, "-c", code, *urls], **pipes) for _ in range(3)]
+        for said in [b"ready\n", b"made\n"] * len(urls):
+            for process in started:
+                assert process.stdout.readline() == said
+            for process in started:
+                process.stdin.write(b"x")
+                process.stdin.flush()
         for process in started:
-            assert process.stdout.readline() == b"ready\n"
-        for process in started:
-            process.stdin.write(b"x")
-            process.stdin.flush()
-        for process in started:
-            assert process.stdout.readline() == b"made\n"
-        for process in started:
-            _, errors = process.communicate(b"x", timeout=60)
+            _, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, b"")
-        assert version(url).current == version(url).head
+        for url in urls:
+            assert version(url).current == version(url).head
 
     def test_tables_of_the_revision_before_are_brought_on_with_what_is_under_way(self, tmp_path):
         url = f"sqlite:///{tmp_path}/images.sqlite"
@@ -136,7 +155,7 @@ class TestSqliteWithoutSetUp:
         image, process = make(repository), repository.processes.join("host", 1)
         repository.uploads.begin(image.id, process.id)
         for old in (
-            *(f"DROP TABLE {table.name}" for table in reversed(metadata.sorted_tables) if "metadef" in table.name),
+            *later_tables_dropped(),
             "DROP INDEX ix_image_members_member_image",
             "ALTER TABLE image_locations DROP COLUMN claimed_by",
             "ALTER TABLE image_locations DROP COLUMN claim",
@@ -156,25 +175,38 @@ class TestSqliteWithoutSetUp:
         assert repository.uploads.finish(image.id, process.id, token="").status == "active"
         repository.close()
 
-    def test_tasks_of_the_revision_before_are_listed(self, tmp_path):
+    def test_tasks_of_older_revisions_are_listed(self, tmp_path):
+        """Those that ended: of others an older version, which still runs, tells the end in the image."""
         url = f"sqlite:///{tmp_path}/images.sqlite"
         sync(url)
         database = Database(url)
         repository = Repository(database)
-        task = {"id": "t" * 36, "type": "api_image_import", "status": "success"}
-        task |= {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z"}
-        old = {"record": json.dumps(task), "id": task["id"], "kind": "any"}
-        image = make(repository, properties={f"os_glance_task_{name}": value for name, value in old.items()})
+        made = {}
+        for status in ("success", "failure", "processing"):
+            task = {"id": str(uuid.uuid4()), "type": "api_image_import", "status": status, "input": {"stores": ["x"]}}
+            task |= {"created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z", "message": "why"}
+            task |= {"owner": "me", "user_id": "I", "request_id": "req-1", "self": "/v2", "expires_at": None}
+            old = {"record": json.dumps(task), "id": task["id"], "kind": "any"}
+            made[status] = make(repository, properties={f"os_glance_task_{name}": old[name] for name in old}), task
         make(repository)
         for old in (
+            *later_tables_dropped("metadef"),
             "DROP INDEX ix_image_members_member_image",
             "UPDATE storelib_version SET version_num = '0004'",
         ):
             database.write(lambda connection, old=old: connection.execute(sa.text(old)))
         assert sync(url).current == "0004"
         for key in ("created_at", "updated_at", "status", "type", "id"):
-            assert repository.tasks.list(TaskQuery(sort_key=key)).tasks == (task,), key
-        assert repository.images.get(image.id).properties == to_properties(task)
+            found = {task.id for task in repository.tasks.list(TaskQuery(sort_key=key)).tasks}
+            assert found == {made["success"][1]["id"], made["failure"][1]["id"]}, key
+        image, task = made["failure"]
+        assert repository.images.get(image.id).properties == {}
+        [found] = repository.tasks.of_image(image.id)
+        assert (found.kind, found.status, found.message) == ("api_image_import", "failure", "why")
+        assert (found.owner, found.user_id, found.request_id) == ("me", "I", "req-1")
+        assert found.given == {"stores": ["x"]}
+        assert (found.created_at.isoformat(), found.updated_at.day) == ("2026-01-01T00:00:00+00:00", 2)
+        assert "os_glance_task_record" in repository.images.get(made["processing"][0].id).properties
         repository.close()
 
     def test_asking_for_the_version_makes_nothing(self, tmp_path):
@@ -369,3 +401,9 @@ class TestSecrets:
         with pytest.raises(DatabaseUnavailable) as caught:
             repository.images.create(image)
         assert "secret" not in f"{caught.value}{caught.value.__cause__}{caplog.text}"
+
+
+class TestMigrations(MigrationContract):
+    @pytest.fixture
+    def url(self, tmp_path):
+        return f"sqlite:///{tmp_path}/images.sqlite"

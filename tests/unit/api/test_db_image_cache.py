@@ -6,19 +6,18 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from empty_database import make_empty_database
 
 from storelib.api.db import Repository, image_cache
 from storelib.api.db.engine import Database
 from storelib.api.db.image_cache import ImageCache
-from storelib.api.db.migrate import sync
 from storelib.api.db.records import NewImage
 
 
 @pytest.fixture
 def image(tmp_path):
-    url = f"sqlite:///{tmp_path}/images.sqlite"
-    sync(url)
-    database = Database(url)
+    make_empty_database(tmp_path / "images.sqlite")
+    database = Database(f"sqlite:///{tmp_path}/images.sqlite")
     yield lambda **values: Repository(database).images.create(NewImage(str(uuid.uuid4()), **values))
     database.close()
 

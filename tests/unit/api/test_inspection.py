@@ -18,8 +18,13 @@ from v1_client import Web, WithWeb, create, created, shown
 
 from storelib.api.db.records import Changes
 from storelib.api.errors import UnsupportedMediaType
-from storelib.api.service import locations
-from storelib.api.service.inspection import BLOCK, inspected
+from storelib.api.service import foreign
+from storelib.api.service.inspection import inspected
+from storelib.exceptions import Invalid, RemoteServiceUnavailable
+from storelib.inspection import probing
+from storelib.inspection.source import BLOCK
+from storelib.node import checking
+from storelib.transfer.download import ImageStream
 
 #: What qemu calls the format; those that it does not know are raw disks to it.
 QEMU = {"vhd": "vpc", "ploop": "parallels", **{name: name for name in ("qcow2", "vmdk", "vhdx", "vdi", "luks")}}
@@ -30,11 +35,17 @@ NOT_ENFORCED = SimpleNamespace(require_image_format_match=False, gpt_safety_chec
 MADE = {
     "qcow2": ["qcow2", "-o", "lazy_refcounts=on"],
     "qcow2, version 2": ["qcow2", "-o", "compat=0.10"],
+    "qcow2, with subclusters": ["qcow2", "-o", "extended_l2=on"],
+    "qcow2, encrypted": [
+        *("qcow2", "--object", "secret,id=key,data=secret"),
+        *("-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"),
+    ],
     "vmdk": ["vmdk"],
     "vmdk, compressed": ["vmdk", "-o", "subformat=streamOptimized"],
     "vdi": ["vdi"],
     "vdi, static": ["vdi", "-o", "static=on"],
     "vhd": ["vpc"],
+    "vhd, fixed": ["vpc", "-o", "subformat=fixed"],
     "vhdx": ["vhdx"],
     "ploop": ["parallels"],
 }
@@ -121,6 +132,27 @@ class TestJudgedByQemu:
         assert refused(data, name.partition(",")[0], ENFORCED) is None
         assert refused(data, "raw", ENFORCED) is None
 
+    @pytest.mark.parametrize("kind", [0, 4])
+    def test_a_vhd_that_has_nothing_but_a_footer_must_be_fixed(self, kind):
+        disk = random.Random(3).randbytes(1 << 20)
+        for options in (ENFORCED, NOT_ENFORCED):
+            assert refused(disk + disks.vhd(2)[:512], "vhd", options) is None
+            assert refused(disk + disks.vhd(kind)[:512], "vhd", options)
+        assert refused(disks.qcow2() + disks.vhd(2)[:512], "vhd", ENFORCED)
+
+    def test_how_large_the_disk_in_a_fixed_vhd_is(self):
+        source = inspected(ENFORCED, "vhd", "bare", io.BytesIO(bytes(1 << 20) + disks.vhd(2)[:512]))
+        source.look()
+        assert source.virtual_size == 1 << 20
+
+    def test_a_vhdx_whose_log_was_replayed_is_accepted(self):
+        assert refused(disks.logged_vhdx(newest=2), "vhdx", ENFORCED) is None
+
+    def test_features_of_qcow2_that_nobody_knows(self):
+        assert refused(disks.qcow2(features=1 << 4), "qcow2", ENFORCED) is None
+        assert refused(disks.qcow2(features=1 << 5), "qcow2", ENFORCED)
+        assert refused(disks.qcow2(features=1 << 63), "raw", ENFORCED)
+
     @pytest.mark.parametrize("declared", DECLARED)
     def test_a_raw_disk_opens_nothing_whatever_it_is_said_to_be(self, declared, tmp_path):
         data = random.Random(2).randbytes(1 << 20)
@@ -130,6 +162,42 @@ class TestJudgedByQemu:
         assert refused(data, declared) is None
         recognised = declared not in ("raw", "ami", "ploop")
         assert (refused(data, declared, ENFORCED) is not None) == recognised
+
+
+class TestOnNodes:
+    """What a node publishes is looked at as an upload is, whatever the API did with it."""
+
+    @pytest.mark.parametrize("name", [*OTHER_FILES, *OTHER_FILES_TO_OTHERS])
+    def test_what_opens_other_files_is_not_published(self, name, tmp_path):
+        path = tmp_path / "data"
+        path.write_bytes((OTHER_FILES | OTHER_FILES_TO_OTHERS)[name])
+        for declared in [*DECLARED, None]:
+            for container in ("bare", "ova", None):
+                if container != "ova" or name in OTHER_FILES:
+                    with pytest.raises(Invalid):
+                        checking.inspect(path, declared, container)
+
+    @pytest.mark.parametrize("name", MADE)
+    def test_what_qemu_makes_is_published(self, name, tmp_path):
+        path = tmp_path / "data"
+        (tmp_path / "disk").write_bytes(random.Random(1).randbytes(200 << 10))
+        subprocess.run(["qemu-img", "convert", "-O", *MADE[name], tmp_path / "disk", path], check=True)
+        for declared in (name.partition(",")[0], "raw", None):
+            checking.inspect(path, declared, "bare")
+
+    def test_another_format_than_was_said_is_not_published_whatever_a_parser_makes_of_it(self, tmp_path, monkeypatch):
+        path = tmp_path / "data"
+        path.write_bytes(random.Random(2).randbytes(1 << 20))
+        for declared in DECLARED:
+            if declared in ("raw", "ami", "ploop"):
+                checking.inspect(path, declared, "bare")
+            else:
+                with pytest.raises(Invalid, match=declared):
+                    checking.inspect(path, declared, "bare")
+        # A parser may fail by any error.
+        monkeypatch.setattr(probing, "formats_of", lambda head: 1 / 0)
+        with pytest.raises(Invalid, match="cannot be read as raw"):
+            checking.inspect(path, "raw", "bare")
 
 
 class TestWork:
@@ -251,7 +319,7 @@ class TestEveryWayIn(WithWeb):
             except OSError:
                 left.set()
 
-        monkeypatch.setattr(locations, "LOOK", 0.2)
+        monkeypatch.setattr(foreign, "LOOK", 0.2)
         monkeypatch.setattr(Web, "do_GET", trickle)
         answer = create(self.api.nova, location=f"{self.web}/image", disk_format="raw", container_format="bare")
         assert answer.status_code == 503, answer.text
@@ -313,9 +381,16 @@ class TestEveryWayIn(WithWeb):
         self.api.settle()
         assert {self.api.nova.show(each)["status"] for each in (image, patched, old)} == {"active"}
 
+    def test_what_is_between_the_ends_of_a_large_image_is_not_taken_for_its_end(self):
+        image = self.api.nova.create(disk_format="vhdx")
+        data = disks.far_vhdx(foreign.HEAD, foreign.TAIL)
+        value = {"url": self.put_into("mem", data), "metadata": {}}
+        answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        assert answer.status_code == 415, answer.text
+
     @pytest.mark.parametrize(("end", "status"), [(1, 200), (2, 415)])
     def test_of_a_large_image_the_ends_are_looked_at(self, end, status, monkeypatch):
-        monkeypatch.setattr(locations, "HEAD", 1 << 20)
+        monkeypatch.setattr(foreign, "HEAD", 1 << 20)
         image = self.api.nova.create(disk_format="vmdk")
         value = {"url": self.put_into("mem", disks.compressed_vmdk(end)), "metadata": {}}
         answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
@@ -346,14 +421,38 @@ class TestRaisedAfterTheData(WithWeb):
             assert image in self.api.files()
             raise error
 
-        monkeypatch.setattr(self.api.service.data, "check_quota", fail)
+        if way == "import":
+            self.api.nova.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"data")
+        monkeypatch.setattr(self.api.repository.uploads, "finish", fail)
         if way == "upload":
             assert self.api.nova.upload(image, b"data").status_code in (415, 500)
         else:
-            self.api.nova.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"data")
-            self.api.nova.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}})
+            answer = self.api.nova.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}})
+            assert answer.status_code == 202
             self.api.settle()
         monkeypatch.undo()
         self.api.service.lease.recover()
         assert self.api.nova.show(image)["status"] == "queued"
         assert image not in self.api.files()
+
+    @pytest.mark.parametrize("way", ["import", "copy"])
+    def test_a_source_that_fails_only_when_it_is_closed(self, way, monkeypatch):
+        image = self.api.nova.active(b"data") if way == "copy" else self.api.nova.create()
+        if way == "import":
+            self.api.nova.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"data")
+        close = ImageStream.close
+
+        def fail(stream):
+            if not stream.closed:
+                close(stream)
+                raise RemoteServiceUnavailable("the connection was cut")
+
+        body = {"method": {"name": "glance-direct" if way == "import" else "copy-image"}, "stores": ["mem"]}
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageStream, "close", fail)
+            assert self.api.admin.post(f"/v2/images/{image}/import", body).status_code == 202
+            self.api.settle()
+        shown = self.api.nova.show(image)
+        assert (shown["status"], shown.get("stores")) == (("active", "fast") if way == "copy" else ("queued", None))
+        assert self.api.registry["mem"].find_image(image) is None
+        assert self.api.repository.uploads.get(image) is None

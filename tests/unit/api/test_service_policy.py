@@ -14,6 +14,7 @@ import bcrypt
 import falcon.testing
 import pytest
 from deployment import FILE, Deployed, Deployment
+from empty_database import make_empty_database
 
 import storelib.config
 from storelib.api import config as api_config
@@ -22,6 +23,7 @@ from storelib.api.context import Context
 from storelib.api.errors import BadDatabase
 from storelib.api.policy import RULES, get_enforcer, list_rules
 from storelib.api.service.notifications import Notifier
+from storelib.api.unread import warn_of_unread
 from storelib.exceptions import BadStoreConfiguration, StoreError
 
 
@@ -29,6 +31,7 @@ def start(directory, text="", **conf):
     """The application as an operator would start it."""
     path = directory / "storelib.ini"
     path.write_text(FILE.format(directory=directory) + text)
+    make_empty_database(directory / "images.sqlite")
     return create_app(storelib.config.load_file(path))
 
 
@@ -61,10 +64,10 @@ class TestRules(Deployed):
         ]
         for roles in (["admin"], ["member", "reader"], ["reader"], ["service"], []):
             context = Context("u", "alpha", roles)
-            for target in targets * 2:
-                credentials = {"roles": roles, "project_id": "alpha", "user_id": "u"}
-                expected = policy.enforcer.enforce(name, target, credentials)
-                assert policy.allows(context, name, target) == expected
+            credentials = {"roles": roles, "project_id": "alpha", "user_id": "u"}
+            expected = [policy.enforcer.enforce(name, target, credentials) for target in targets]
+            for _ in ("asked of oslo.policy", "remembered"):
+                assert [policy.allows(context, name, target) for target in targets] == expected
 
     @pytest.mark.parametrize("module", ["policy", "config", "app", "service", "context", "middleware.error_handlers"])
     def test_every_entry_point_is_imported_alone(self, module):
@@ -320,18 +323,21 @@ class TestWhoAsksIsSaid:
         strangers = (
             "[sapre]\nread_only = true\n[apii]\nmetrics = no\n[database]\nmax_retries = 3\n[DEFAULT]\nbackdoor = 1\n"
         )
+        strangers += "[cors]\nallowed_orign = https://x\n"
         others = "[oslo_messaging_rabbit]\nssl = true\n[oslo_policy]\nenforce_scope = true\n"
         path.write_text(FILE.format(directory=tmp_path) + strangers + others)
         conf = storelib.config.load_file(path)
         create_app(conf).close()
-        api_config.warn_of_unread(conf)
+        warn_of_unread(conf)
         said = [record.message for record in caplog.records if record.message.startswith("nothing reads")]
         assert [message.partition(" (")[0] for message in said] == [
             "nothing reads the section [sapre]",
             "nothing reads the section [apii]",
             "nothing reads [database] max_retries",
             "nothing reads [DEFAULT] backdoor",
+            "nothing reads [cors] allowed_orign",
         ]
+        assert "did you mean allowed_origin?" in said[4]
         assert "did you mean spare?" in said[0]
         assert "did you mean api?" in said[1]
 

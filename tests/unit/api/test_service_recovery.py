@@ -22,6 +22,8 @@ from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage,
 from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.lease import Lease, this_host
+from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
+from storelib.testing.threads import started_threads
 
 DATA = b"some data " * 100
 
@@ -129,15 +131,17 @@ class TestDeadProcess:
     def test_what_it_staged_is_removed_and_its_task_has_failed(self, api, status):
         image = api.alice.create()
         other = api.another_process()
-        other.imports._staging.add(image, DATA)
+        other.imports.staging._store.add(image, DATA)
         other.data.begin(api.repository.images.get(image), from_=("queued",), to=status, stores=["fast"])
-        other.tasks.begin(administrator(), image, "api_image_import", {}, "fast")
+        other.tasks.begin(administrator(), image, "api_image_import", {}, ["fast"])
         api.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "queued"
         assert list((api.directory / "staging").iterdir()) == []
         [task] = api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
         assert task["status"] == "failure"
+        shown = api.alice.show(image)
+        assert (shown["os_glance_failed_import"], shown["os_glance_importing_to_stores"]) == ("fast", "")
         other.core.repository.close()
 
     def test_an_import_of_what_was_staged_is_undone(self, api):
@@ -344,7 +348,7 @@ class TestTokens:
         assert api.alice.download(image).content == b"newer"
         other.core.repository.close()
 
-    @pytest.mark.parametrize("step", ["inspected", "check_quota", "_verify", "record"])
+    @pytest.mark.parametrize("step", ["inspected", "watching", "_check", "record"])
     @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
     def test_whatever_is_raised_on_the_way_leaves_nothing(self, api, monkeypatch, step, error):
         image = api.alice.create()
@@ -472,13 +476,12 @@ class TestThreads:
         image = api.alice.create()
         process = api.repository.processes.join("elsewhere", 1)
         api.repository.uploads.begin(image, process.id, stores=["fast"])
-        before = set(threading.enumerate())
         service = Service(api.conf, api.repository, api.registry, renew=0.05)
-        service.start()
-        mine = set(threading.enumerate()) - before
+        with started_threads() as mine:
+            service.start()
         assert {thread.name for thread in mine} == {"storelib-renew", "storelib-recover"}
         api.repository.processes.leave(process.id)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while api.alice.show(image)["status"] != "queued" and time.monotonic() < deadline:
             time.sleep(0.02)
         assert api.alice.show(image)["status"] == "queued"
@@ -486,12 +489,11 @@ class TestThreads:
         assert not any(thread.is_alive() for thread in mine)
 
     def test_a_service_that_is_forgotten_ends_its_threads(self, api):
-        before = set(threading.enumerate())
         service = Service(api.conf, api.repository, api.registry, renew=0.05)
-        service.start()
-        mine = set(threading.enumerate()) - before
+        with started_threads() as mine:
+            service.start()
         del service
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(thread.is_alive() for thread in mine) and time.monotonic() < deadline:
             gc.collect()
             time.sleep(0.02)
@@ -595,6 +597,20 @@ class TestInterruptedDeletion:
         assert api.repository.uploads.get(image) is None
         other.core.repository.close()
 
+    def test_one_that_met_a_copy_and_is_refused_leaves_a_deactivated_image_deactivated(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        _, ticket = api.service.data.begin(api.repository.images.get(image), from_=("active",), to=None, stores=["mem"])
+        assert api.admin.post(f"/v2/images/{image}/actions/deactivate").status_code == 204
+        api.repository.uploads.begin_deletion(image, api.service.lease.id, from_=("active", "deactivated"))
+
+        def refuse(*given):
+            raise InUseByStore("mapped by a host")
+
+        monkeypatch.setattr(api.registry["fast"], "delete", refuse)
+        api.service.data.give_up(ticket, None)
+        shown = api.alice.show(image)
+        assert (shown["status"], [name for name in shown if name.startswith("os_glance")]) == ("deactivated", [])
+
     def test_a_deletion_that_others_finished_succeeds(self, api, monkeypatch):
         image = api.alice.active(DATA)
         delete = api.service.core.delete_data
@@ -619,6 +635,28 @@ class TestInterruptedDeletion:
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
 
+    def test_a_store_that_is_away_is_asked_once_and_does_not_keep_the_others(self, api, monkeypatch):
+        images = [api.alice.active(DATA) for _ in range(3)]
+        for image in images:
+            add_location(api.repository, image, NewLocation(api.registry["mem"].add(image, DATA).uri, {"store": "mem"}))
+            # Nobody deletes the data now.
+            api.repository.images.transition(image, from_=("active",), to="deleted")
+        calls = []
+
+        def away(*given):
+            calls.append(given)
+            raise RemoteServiceUnavailable("no answer", transient=False)
+
+        monkeypatch.setattr(api.registry["mem"], "delete", away)
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert len(calls) == 1
+        assert api.files() == []
+        monkeypatch.undo()
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert not any(image in api.registry["mem"].backend.images for image in images)
+
 
 class TestStagedData:
     def stage(self, api):
@@ -640,7 +678,7 @@ class TestStagedData:
         image = api.alice.create()
         other = api.another_process()
         other.data.begin(api.repository.images.get(image), from_=("queued",), to="uploading", stores=())
-        other.imports._staging.add(image, DATA)
+        other.imports.staging._store.add(image, DATA)
         api.service.lease.scrub()
         assert self.staged(api) == [image]
         other.stop()
@@ -737,3 +775,28 @@ class TestThreadsThatCannotStart:
         _ = lease.id
         assert len(lease._threads) == 2
         lease.stop()
+
+    def test_stopping_waits_for_a_scrub_that_began_meanwhile(self, api, monkeypatch):
+        lease = Lease(api.service.core, renew=60)
+        looked, stopping, scrubbing, ended = (threading.Event() for _ in range(4))
+
+        def look_for_work():
+            looked.set()
+            assert stopping.wait(20)
+
+        def scrub():
+            scrubbing.set()
+            time.sleep(0.05)
+            ended.set()
+
+        lease.on_waiting = look_for_work
+        monkeypatch.setattr(lease, "scrub", scrub)
+        _ = lease.id
+        assert looked.wait(20)
+        stop = threading.Thread(target=lease.stop)
+        stop.start()
+        assert lease._stop.wait(20)
+        stopping.set()
+        stop.join(20)
+        assert scrubbing.is_set()
+        assert ended.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import time
+import types
 
 import pytest
 
@@ -72,7 +73,7 @@ class Deployed:
 def clock(monkeypatch):
     """Moves as it is told."""
     now = [time.monotonic()]
-    monkeypatch.setattr(tokens.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tokens, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

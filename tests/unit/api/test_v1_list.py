@@ -9,6 +9,8 @@ import pytest
 from deployment import Deployed
 from v1_client import created
 
+from storelib.api import json_response
+
 PUBLIC = {"is_public": "True"}
 
 
@@ -154,6 +156,11 @@ class TestPages(Listed):
             found += [image["name"] for image in page]
             marker = f"&marker={page[-1]['id']}"
         assert sorted(found) == list("abcdef")
+
+    def test_pages_of_large_images_are_shorter(self, monkeypatch):
+        monkeypatch.setattr(json_response, "LARGEST_PAGE", 1)
+        self.test_pages_follow_their_marker_to_the_end("limit=4&sort_key=name", "/v1/images/detail")
+        assert len(self.api.alice.get("/v1/images/detail").json["images"]) == 1
 
     def test_an_image_the_caller_cannot_see_is_no_marker(self):
         assert self.api.bob.get(f"/v1/images?marker={self.ids['a']}").status_code == 400

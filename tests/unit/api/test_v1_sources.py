@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 
@@ -99,6 +100,47 @@ class TestCopyFrom(WithWeb):
         self.api.admin.delete(f"/v1/images/{image}")
         self.api.settle()
         assert image not in self.api.files()
+
+
+class TestWithoutEnd(WithWeb):
+    """A server that tells no size is asked for all of the image once, to count it."""
+
+    options = {  # noqa: RUF012
+        "image_size_cap": "100000",
+        "import_allowed_networks": "127.0.0.1/32",
+        "import_allowed_ports": "",
+    }
+
+    @pytest.fixture
+    def sent(self, monkeypatch):
+        sent = []
+
+        def endless(server):
+            server.send_response(200)
+            server.end_headers()
+            if server.command == "GET":
+                with contextlib.suppress(OSError):
+                    while sum(sent) < 1 << 30:
+                        sent.append(server.wfile.write(bytes(1 << 16)))
+
+        monkeypatch.setattr(Web, "do_GET", endless)
+        monkeypatch.setattr(Web, "do_HEAD", endless)
+        return sent
+
+    def test_an_import_counts_no_more_than_an_image_may_have(self, sent):
+        image = self.api.nova.create()
+        body = {"method": {"name": "web-download", "uri": f"{self.web}/image"}}
+        assert self.api.nova.post(f"/v2/images/{image}/import", body).status_code == 202
+        self.api.settle()
+        [task] = self.api.nova.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert "100000 bytes" in task["message"]
+        assert sum(sent) < 64 << 20
+
+    def test_a_copy_counts_no_more_than_an_image_may_have(self, sent):
+        answer = create(self.api.admin, more=copying(f"{self.web}/image"), **FORMATS)
+        self.api.settle()
+        assert shown(self.api.admin, answer.json["image"]["id"])["status"] == "killed"
+        assert sum(sent) < 64 << 20
 
 
 class TestLocation(WithWeb):

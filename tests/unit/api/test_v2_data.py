@@ -486,5 +486,46 @@ class TestStorageQuota(Deployed):
         assert (answer.status_code, carol.show(first)["status"]) == (413, "queued")
         assert first not in self.api.files()
 
+    def stage(self, caller, image, body):
+        headers = OCTETS | {"Content-Length": str(len(DATA))}
+        return caller.request("PUT", f"/v2/images/{image}/stage", headers, extras={"wsgi.input": body}).status_code
+
+    def test_staged_data_counts(self):
+        dave = self.api.caller("dave", "member", "reader")
+        first, second = dave.create(), dave.create()
+        assert self.stage(dave, first, io.BytesIO(DATA)) == 204
+        assert self.stage(dave, second, io.BytesIO(DATA)) == 413
+        assert dave.upload(second, DATA).status_code == 413
+        assert dave.delete(f"/v2/images/{first}").status_code == 204
+        assert dave.upload(second, DATA).status_code == 204
+
+    def test_the_import_of_staged_data_needs_room_for_its_copies_only(self):
+        erin = self.api.caller("erin", "member", "reader")
+        image = erin.create()
+        assert self.stage(erin, image, io.BytesIO(DATA)) == 204
+        asked = {"method": {"name": "glance-direct"}}
+        assert erin.post(f"/v2/images/{image}/import", asked | {"stores": ["fast", "mem"]}).status_code == 413
+        assert erin.post(f"/v2/images/{image}/import", asked).status_code == 202
+        self.api.settle()
+        assert erin.show(image)["status"] == "active"
+
+    def test_of_stages_that_fit_one_by_one_only_as_many_are_kept_as_fit_together(self):
+        frank = self.api.caller("frank", "member", "reader")
+        first, second = frank.create(), frank.create()
+        stage = self.stage
+
+        class Between(io.BytesIO):
+            """A body in the middle of which the data of another image is staged."""
+
+            def read(self, size=-1):
+                if not self.tell():
+                    assert stage(frank, second, io.BytesIO(DATA)) == 204
+                return super().read(size)
+
+        assert self.stage(frank, first, Between(DATA)) == 413
+        assert [frank.show(image)["status"] for image in (first, second)] == ["queued", "uploading"]
+        assert [path.name for path in (self.api.directory / "staging").iterdir()] == [second]
+        assert frank.delete(f"/v2/images/{second}").status_code == 204
+
     def test_another_project_has_a_quota_of_its_own(self):
         assert self.api.bob.upload(self.api.bob.create(), DATA).status_code == 204

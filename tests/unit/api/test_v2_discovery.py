@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from types import SimpleNamespace
+from urllib.parse import urlencode
 
+import falcon.testing
 import jsonschema
 import pytest
 from deployment import Deployed, Deployment
@@ -72,6 +75,144 @@ class TestPublicEndpoint(Deployed):
         [link] = self.api.nobody.get("/").json["versions"][0]["links"]
         assert link["href"] == "https://images.example.org/api/v2/"
 
+    def test_new_images_are_where_it_says(self):
+        place = self.api.alice.post("/v2/images", {}, Host="elsewhere").headers["Location"]
+        assert place.startswith("https://images.example.org/api/v2/images/")
+
+
+class TestErrors(Deployed):
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [
+            ("GET", "/v2/images/nothing", "404 Not Found"),
+            ("GET", "/v2/images?limit=x", "400 Bad Request"),
+            ("GET", "/v2/info/stores/detail", "403 Forbidden"),
+            ("PUT", "/v2/images", "405 Method Not Allowed"),
+            ("GET", "/v2/no/such/path", "404 Not Found"),
+        ],
+    )
+    def test_glanceclient_which_shows_no_status_gets_it_in_the_message(self, method, path, status):
+        """It prints ``HTTP`` and the message."""
+        plain = self.api.alice.request(method, path).json["error"]
+        told = self.api.alice.request(method, path, {"User-Agent": "python-glanceclient"}).json["error"]
+        assert told["message"] == f"{status}: {plain['message']}"
+        assert f"{plain['code']} {plain['title']}" == status
+
+
+MOUNTS = [
+    ({"root_path": "/image"}, "/image"),
+    ({"root_path": "/im\xc3\xa4ge service/"}, "/im%C3%A4ge%20service"),
+    ({"root_path": "//other.example"}, "/other.example"),
+    ({}, ""),
+]
+
+
+class TestMountPoint(Deployed):
+    """A server in front may give the API a path of its own."""
+
+    @pytest.mark.parametrize(("mounted", "prefix"), MOUNTS)
+    def test_links_of_versions_have_it(self, mounted, prefix):
+        [link] = self.api.nobody.request("GET", "/", **mounted).json["versions"][0]["links"]
+        assert link["href"] == f"http://falconframework.org{prefix}/v2/"
+
+    @pytest.mark.parametrize(("mounted", "prefix"), MOUNTS)
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [("/v2/images", {}), ("/v1/images", None), ("/v2/metadefs/namespaces", {"namespace": "A b"})],
+    )
+    def test_the_place_of_something_new_has_it(self, mounted, prefix, path, body):
+        body = {} if body is None else {"json": body}
+        answer = self.api.admin.request("POST", path, **mounted, **body)
+        assert answer.status_code == 201
+        place = answer.headers["Location"]
+        assert place.startswith(f"{prefix}{path}/")
+        assert self.api.admin.request("HEAD" if "v1" in path else "GET", place.removeprefix(prefix)).status_code == 200
+        self.api.admin.delete(place.removeprefix(prefix))
+
+    def test_links_in_documents_do_not_have_it(self):
+        """Clients put them behind the endpoint, which has the mount point already."""
+        for _ in range(2):
+            self.api.alice.create()
+        listed = self.api.alice.request("GET", "/v2/images?limit=1", root_path="/image").json
+        image = listed["images"][0]
+        assert all(link.startswith("/v2/") for link in (listed["next"], listed["first"], image["self"], image["file"]))
+
+
+class TestBehindProxy(Deployed):
+    options = {"[oslo_middleware]\nenable_proxy_headers_parsing": "true"}  # noqa: RUF012
+    forwarded = {  # noqa: RUF012
+        "X_Forwarded_Proto": "https",
+        "X_Forwarded_Host": "cloud.example.org",
+        "X_Forwarded_Prefix": "/image",
+    }
+
+    def test_links_are_as_the_proxys_clients_see_them(self):
+        [link] = self.api.nobody.get("/versions", **self.forwarded).json["versions"][0]["links"]
+        assert link["href"] == "https://cloud.example.org/image/v2/"
+
+    def test_the_place_of_a_new_image_has_the_proxys_prefix(self):
+        place = self.api.alice.post("/v2/images", {}, **self.forwarded).headers["Location"]
+        assert place.startswith("https://cloud.example.org/image/v2/images/")
+
+
+class TestProxyThatIsNotBelieved(Deployed):
+    def test_headers_of_anybody_change_no_link(self):
+        answer = self.api.alice.post("/v2/images", {}, **TestBehindProxy.forwarded)
+        assert answer.headers["Location"].startswith("/v2/images/")
+
+
+PAGE = "https://horizon.example.org"
+
+
+class TestCrossOrigin(Deployed):
+    options = {"[cors]\nallowed_origin": f"{PAGE},https://other.example.org"}  # noqa: RUF012
+
+    def test_scripts_of_a_page_may_ask(self):
+        answer = self.api.nobody.request(
+            "OPTIONS",
+            "/v2/images",
+            {
+                "Origin": PAGE,
+                "Access-Control-Request-Method": "PATCH",
+                "Access-Control-Request-Headers": "X-Auth-Token, Content-Type, x-openstack-image-size",
+            },
+        )
+        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, PAGE)
+        assert answer.headers["Access-Control-Allow-Methods"] == "PATCH"
+        assert "X-Auth-Token" in answer.headers["Access-Control-Allow-Headers"]
+
+    @pytest.mark.parametrize(
+        ("path", "status"),
+        [
+            ("/v2/images", 200),
+            ("/v2/images/nothing", 404),
+            ("/v2/no/such/thing", 404),
+            ("/v2/images?limit=x", 400),
+            ("/v2/info/stores/detail", 403),
+            ("/", 300),
+            ("/healthcheck", 200),
+            ("/metrics", 200),
+        ],
+    )
+    def test_scripts_of_a_page_may_read_what_comes_back(self, path, status):
+        answer = self.api.alice.get(path, Origin=PAGE)
+        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
+        assert "X-OpenStack-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+
+    def test_scripts_of_other_pages_may_not(self):
+        answer = self.api.alice.get("/v2/images", Origin="https://evil.example.org")
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+    def test_data_is_sent_and_taken_as_ever(self):
+        image = self.api.alice.active(b"0123456789")
+        assert self.api.alice.download(image, Origin=PAGE, Range="bytes=2-4").content == b"234"
+
+
+class TestNoCrossOrigin(Deployed):
+    def test_no_page_may_unless_the_operator_says_so(self):
+        answer = self.api.alice.get("/v2/images", Origin=PAGE)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
 
 class TestAround(Deployed):
     def test_health_is_told_without_a_token(self):
@@ -112,6 +253,51 @@ class TestAround(Deployed):
         assert self.api.alice.get(f"/v1/images/{image}").content == b"1234567"
         assert (self.received(), self.counted("sent")) == (received + 7, sent + 7)
 
+    def gauge(self, which):
+        lines = self.api.nobody.get("/metrics").text.splitlines()
+        [number] = [line.split()[1] for line in lines if line.startswith(f"storelib_api_{which} ")]
+        return float(number)
+
+    def test_requests_are_in_flight_until_their_response_is_sent(self):
+        image = self.api.alice.active(b"12345")
+        before = self.gauge("requests_in_flight")
+        environ = falcon.testing.create_environ(f"/v2/images/{image}/file", headers=self.api.alice._identity)
+        response = self.api.wsgi(environ, lambda *arguments: None)
+        assert self.gauge("requests_in_flight") == before + 1
+        assert b"".join(response) == b"12345"
+        response.close()
+        assert self.gauge("requests_in_flight") == before
+
+    def test_imports_under_way_are_told(self, monkeypatch):
+        image, seen, store = self.api.alice.active(b"12345"), [], self.api.registry["mem"]
+        start = store.start_writer
+
+        def look_and_start(*arguments):
+            seen.append(self.gauge("imports_in_flight"))
+            return start(*arguments)
+
+        monkeypatch.setattr(store, "start_writer", look_and_start)
+        copy = {"method": {"name": "copy-image"}, "stores": ["mem"]}
+        assert self.api.admin.post(f"/v2/images/{image}/import", copy).status_code == 202
+        self.api.settle()
+        assert (seen, self.gauge("imports_in_flight")) == ([1], 0)
+
+    def test_uploads_and_staged_bytes_under_way_are_told(self):
+        seen = []
+
+        class Body(io.BytesIO):
+            def read(inner, *size):  # noqa: N805
+                seen.append((self.gauge("uploads_in_flight"), self.gauge("staging_bytes")))
+                return super().read(*size)
+
+        chunked = {"Content-Type": "application/octet-stream", "Transfer-Encoding": "chunked"}
+        for path in ("file", "stage"):
+            image = self.api.alice.create()
+            body = {"wsgi.input": Body(bytes(100_000))}
+            assert self.api.alice.request("PUT", f"/v2/images/{image}/{path}", chunked, extras=body).status_code == 204
+        assert max(uploads for uploads, _ in seen) == 1
+        assert (self.gauge("uploads_in_flight"), self.gauge("staging_bytes")) == (0, 0)
+
     def received(self):
         return self.counted("received")
 
@@ -126,6 +312,13 @@ SWIFT = {
     "swift_store_auth_address": "https://keys.example",
     "swift_store_user": "p:u",
     "swift_store_key": "secret",
+}
+CINDER = {
+    "cinder_volume_type": "fast",
+    "cinder_store_auth_address": "https://keys.example",
+    "cinder_store_user_name": "u",
+    "cinder_store_password": "secret",
+    "cinder_store_project_name": "p",
 }
 VMWARE = {
     "vmware_server_host": "vc.example",
@@ -156,13 +349,21 @@ class TestInfo(Deployed):
         fast, _, spare = answers[1].json["stores"]
         assert (fast["type"], fast["weight"]) == ("file", 5)
         assert fast["properties"]["datadir"] == f"{self.api.directory}/images"
+        assert fast["properties"]["data_dir"] == f"{self.api.directory}/images"
+        assert fast["properties"]["thin_provisioning"] is False
+        assert fast["properties"]["chunk_size"] == self.api.registry["fast"].conf.filesystem_store_chunk_size
         assert spare["weight"] == 10
 
     @pytest.mark.parametrize(
         ("driver", "options", "properties"),
         [
             ("s3", S3, {"host": "s3.example", "bucket": "b", "bucket_url_format": "auto"}),
+            ("s3", S3, {"s3_store_large_object_size": 8 * 2**20, "s3_store_large_object_chunk_size": 8 * 2**20}),
+            ("s3", S3, {"s3_store_thread_pools": 10}),
             ("swift", SWIFT, {"container": "glance", "multi_tenant": False}),
+            ("swift", SWIFT, {"large_object_size": 16 * 2**20, "large_object_chunk_size": 16 * 2**20}),
+            ("cinder", CINDER, {"volume_type": "fast", "use_multipath": False}),
+            ("cinder", CINDER | {"cinder_use_multipath": "true"}, {"use_multipath": True}),
             ("vmware", VMWARE, {"vmware_datastores": ["dc:ds"], "image_dir": "/openstack_glance"}),
             ("vsphere", VMWARE, {"vmware_datastores": ["dc:ds"], "image_dir": "/openstack_glance"}),
         ],
@@ -222,6 +423,15 @@ class TestSchemas(Deployed):
         assert document["additionalProperties"] == {"type": "string"}
         assert {link["rel"] for link in document["links"]} == {"self", "enclosure", "describedby"}
         assert document["properties"]["os_distro"]["is_base"] is False
+
+    @pytest.mark.parametrize("name", ["min_ram", "min_disk"])
+    def test_bounds_of_numbers_are_left_to_the_service(self, name):
+        """Clients check by the schema, and would refuse by errors of their own."""
+        assert not {"minimum", "maximum"} & self.api.alice.get("/v2/schemas/image").json["properties"][name].keys()
+        assert [self.api.alice.post("/v2/images", {name: value}).status_code for value in (-1, 2**31)] == [400, 400]
+        image = self.api.alice.create()
+        change = {"op": "replace", "path": f"/{name}", "value": -1}
+        assert self.api.alice.patch(image, change).status_code == 400
 
     def test_images_are_as_their_schema_says(self):
         image = self.api.alice.show(self.api.alice.active(b"x", colour="red", tags=["a"]))
@@ -352,6 +562,36 @@ class TestOwnProperties:
         api.alice.create(shelf=8)
         assert [found["id"] for found in api.alice.get("/v2/images?shelf=7").json["images"]] == [image]
 
+    @pytest.mark.parametrize("text", ["^(a+)+$", "a*a*a*b", "(a|aa)+!", "^a*b"])
+    def test_values_of_users_meet_slow_patterns(self, deploy, text):
+        api = deploy({"shelf": {"type": "string", "pattern": text}})
+        image = api.alice.create()
+        begun = time.process_time()
+        for value in ("a" * 255, "a" * 60_000):
+            value += "" if text.startswith("^a") else "!"
+            assert api.alice.post("/v2/images", {"shelf": value + "?"}).status_code == 400
+            change = {"op": "add", "path": "/shelf", "value": value + "?"}
+            assert api.alice.patch(image, change).status_code == 400
+        assert time.process_time() - begun < 5
+
+    def test_a_pattern_of_the_beginning_is_for_long_values_too(self, deploy):
+        api = deploy({"shelf": {"type": "string", "pattern": "^[a-z]+$"}})
+        assert api.alice.post("/v2/images", {"shelf": "a" * 60_000}).status_code == 201
+        assert api.alice.post("/v2/images", {"shelf": "a" * 60_000 + "!"}).status_code == 400
+
+    @pytest.mark.parametrize(
+        "definition",
+        [
+            {"type": "string", "pattern": r"(a+)\1+"},
+            {"type": "array", "items": {"type": "string", "pattern": "(?=(a+)+)b"}},
+            {"type": "object", "patternProperties": {"^(a+)+$": {"type": "string"}}},
+            {"type": "object", "patternProperties": {"a*b": {"type": "string"}}},
+        ],
+    )
+    def test_a_pattern_that_may_take_for_ever_stops_the_start(self, deploy, definition):
+        with pytest.raises(BadStoreConfiguration, match="the pattern"):
+            deploy({"shelf": definition})
+
     @pytest.mark.parametrize("value", ["7", 7.5, True])
     def test_a_value_of_another_type_is_refused(self, deploy, value):
         assert deploy({"shelf": {"type": "integer"}}).alice.post("/v2/images", {"shelf": value}).status_code == 400
@@ -381,6 +621,41 @@ class TestOwnProperties:
     def test_a_file_that_is_not_there_stops_the_start(self, tmp_path):
         with pytest.raises(BadStoreConfiguration, match="nowhere.json"):
             Deployment(tmp_path, property_schema_file=tmp_path / "nowhere.json")
+
+
+class TestListsOfOptions(Deployed):
+    """Written as Glance wants them, and in any other usual way."""
+
+    options = {  # noqa: RUF012
+        "disk_formats": "[raw, 'qcow2']",
+        "container_formats": '"bare"',
+        "enabled_import_methods": "['web-download', copy-image]",
+        "import_allowed_ports": "[80,8080]",
+    }
+
+    def test_brackets_and_quotes_are_no_part_of_the_items(self):
+        schema = self.api.alice.get("/v2/schemas/image").json["properties"]
+        assert schema["disk_format"]["enum"] == [None, "raw", "qcow2"]
+        assert schema["container_format"]["enum"] == [None, "bare"]
+        methods = self.api.alice.get("/v2/info/import").json["import-methods"]["value"]
+        assert methods == ["web-download", "copy-image"]
+        assert self.api.service.core.options.import_allowed_ports == [80, 8080]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("disk_formats", "bogus", "qcow2"),
+        ("disk_formats", "[raw,qcow3]", "qcow2"),
+        ("container_formats", "bogus", "bare"),
+        ("enabled_import_methods", "[carrier-pigeon]", "web-download"),
+        ("import_allowed_ports", "[80,http]", "list"),
+    ],
+)
+def test_values_that_mean_nothing_stop_the_start(tmp_path, option, value, known):
+    with pytest.raises(BadStoreConfiguration, match=option) as raised:
+        Deployment(tmp_path, **{option: value})
+    assert known in str(raised.value).lower()
 
 
 class TestWithoutStaging(Deployed):
@@ -445,6 +720,31 @@ delete = @
         api.admin.create(owner="alpha", secret_key="x")
         found = [caller.get("/v2/images?secret_key=x").json["images"] for caller in (api.alice, api.admin)]
         assert [len(images) for images in found] == [0, 1]
+
+    @pytest.mark.parametrize("name", ["SECRET_key", "secret-key", "Secret-Key", "\u017fecret_key"])
+    def test_names_that_are_one_in_v1_have_one_rule(self, api, name):
+        """Or else what somebody calls so would be there, for clients of v1, in the place of what is protected."""
+        image = api.alice.create()
+        change = {"op": "add", "path": f"/{name}", "value": "mine"}
+        assert api.alice.patch(image, change).status_code == 403
+        assert api.alice.post("/v2/images", {name: "mine"}).status_code == 403
+        assert api.admin.patch(image, change).status_code == 200
+        assert name not in api.alice.show(image)
+        assert api.alice.get(f"/v2/images?{urlencode({name: 'mine'})}").json["images"] == []
+
+    def test_a_rule_is_for_names_however_it_writes_them(self, tmp_path):
+        path = tmp_path / "rules.conf"
+        others = "read=@\nupdate=@\ndelete=@\n"
+        path.write_text(f"[^X-Team$]\ncreate=admin\n{others}[.*]\ncreate=@\n{others}")
+        api = Deployment(tmp_path, property_protection_file=path)
+        try:
+            for name in ("x-team", "X_TEAM", "X-Team"):
+                assert api.alice.post("/v2/images", {name: "mine"}).status_code == 403
+            headers = {"x-image-meta-name": "x", "x-image-meta-property-x-team": "mine"}
+            assert api.alice.request("POST", "/v1/images", headers).status_code == 403
+            assert api.alice.post("/v2/images", {"x_teams": "mine"}).status_code == 201
+        finally:
+            api.close()
 
     def test_what_one_may_not_create_is_refused_when_creating(self, api):
         assert api.alice.post("/v2/images", {"secret_key": "x"}).status_code == 403

@@ -32,6 +32,31 @@ READ_ONLY = [
 ]
 
 
+class TestTooMuch(Deployed):
+    """More than there may be is refused before all of it is looked at, which would take seconds."""
+
+    @pytest.fixture
+    def unchecked(self, monkeypatch):
+        for name in ("check", "check_new"):
+            monkeypatch.setattr(self.api.service.core.schema, name, None)
+
+    @pytest.mark.parametrize("body", [{f"p{number}": "x" for number in range(129)}, {"tags": ["t"] * 129}])
+    def test_of_a_new_image(self, body, unchecked):
+        assert self.api.alice.post("/v2/images", body).status_code == 413
+
+    @pytest.fixture
+    def image(self):
+        return self.api.alice.create()
+
+    def test_of_tags(self, image, unchecked):
+        tags = {"op": "replace", "path": "/tags", "value": ["t"] * 129}
+        assert self.api.alice.patch(image, tags).status_code == 413
+
+    def test_of_operations(self, image, unchecked):
+        many = [{"op": "add", "path": "/p", "value": "x"}] * 5001
+        assert self.api.alice.patch(image, *many).status_code == 413
+
+
 class TestCreate(Deployed):
     def test_a_new_image_is_queued_and_belongs_to_the_callers_project(self):
         image = self.api.alice.post("/v2/images", {}).json

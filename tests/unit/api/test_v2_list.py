@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 from urllib.parse import quote
 
 import pytest
 from deployment import Deployed
 
+from storelib.api import json_response
 from storelib.api.errors import BadRequest
 from storelib.api.v2.query import parse, parse_time
 
@@ -101,6 +103,11 @@ class TestFilters(Listed):
         seen = set(self.names("visibility=all", caller=self.api.admin))
         assert seen == {"one", "two", "three, 3", "private", "everybody's", "bob's"}
 
+    @pytest.mark.parametrize("value", ["true", "False", "1", "perhaps", ""])
+    def test_deleted_images_cannot_be_asked_for(self, value):
+        """Clients do; it is no name of a property, and changes nothing."""
+        assert set(self.names(f"deleted={value}")) == set(self.names())
+
     @pytest.mark.parametrize(
         "query",
         [
@@ -188,6 +195,13 @@ class TestPaging(Listed):
         pages = list(self.pages(f"/v2/images{query}"))
         assert [len(page) for page in pages] == sizes
         assert sorted(name for page in pages for name in page) == [f"n{number}" for number in range(10)]
+
+    def test_pages_of_large_images_are_shorter(self, monkeypatch):
+        [one] = self.api.alice.get("/v2/images?limit=1").json["images"]
+        monkeypatch.setattr(json_response, "LARGEST_PAGE", 3 * len(json.dumps(one)))
+        pages = list(self.pages("/v2/images?limit=4&sort=name:asc"))
+        assert max(map(len, pages)) == 3
+        assert [name for page in pages for name in page] == [f"n{number}" for number in range(10)]
 
     def test_next_keeps_filters_and_order(self):
         pages = list(self.pages("/v2/images?limit=4&sort=name:asc&colour=red%20%26%20blue&name=in:n1,n3,n5,n7,n9"))

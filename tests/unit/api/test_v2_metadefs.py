@@ -322,6 +322,11 @@ class TestWhatEnters(Metadefs):
             {"namespace": "x", "properties": {"p": {"title": "P"}}},
             {"namespace": "x", "properties": {"p": {"title": "P", "type": "text"}}},
             {"namespace": "x", "properties": {"p": {"title": "P", "type": "string", "pattern": "("}}},
+            {
+                "namespace": "x",
+                "properties": {"p": {"title": "P", "type": "string", "pattern": "(?:" * 900 + ")" * 900}},
+            },
+            {"namespace": "x", "properties": {"p": {"title": "P", "type": "string", "pattern": "x" * 4001}}},
             {"namespace": "x", "properties": {"p" * 81: {"title": "P", "type": "string"}}},
             {"namespace": "x", "objects": [{"description": "no name"}]},
             {"namespace": "x", "tags": [{"name": "t" * 81}]},

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import sqlite3
 import uuid
 from urllib.parse import quote
 
@@ -327,6 +329,16 @@ class TestLocationsByPatch(WithPlaces):
         answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
         assert answer.json["locations"] == [{"url": url, "metadata": {"store": "mem", "shelf": "7"}}]
 
+    def test_nor_is_it_given_where_none_was_known(self):
+        image, url = self.api.alice.create(), self.data_in("mem")
+        self.add(image, url)
+        with contextlib.closing(sqlite3.connect(self.api.directory / "images.sqlite")) as connection, connection:
+            connection.execute("UPDATE image_locations SET metadata = '{}' WHERE image_id = ?", (image,))
+            connection.execute("UPDATE images SET version = version + 1 WHERE id = ?", (image,))
+        value = [{"url": url, "metadata": {"store": "fast", "shelf": "7"}}]
+        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert answer.json["locations"] == [{"url": url, "metadata": {"shelf": "7"}}]
+
     def test_places_of_a_queued_image_are_set_as_a_whole(self):
         image = self.api.alice.create()
         value = [{"url": self.data_in("mem"), "metadata": {}} for _ in range(2)]
@@ -392,6 +404,15 @@ class TestStorageQuota(WithPlaces):
         assert self.add(image, self.data_in("mem")).status_code == 200
         assert self.add(image, self.data_in("mem")).status_code == 413
         assert self.add(self.api.alice.create(), self.data_in("mem")).status_code == 413
+
+    def test_nobody_is_asked_for_data_that_there_is_no_room_for(self, monkeypatch):
+        carol = self.api.caller("carol", "admin", "member", "reader")
+        carol.active(DATA)
+        place = self.data_in("mem")
+        monkeypatch.setattr(self.api.registry["mem"], "get_size", None)
+        image = carol.create()
+        assert self.add(image, place, carol).status_code == 413
+        assert carol.post(f"/v2/images/{image}/locations", {"url": place}).status_code == 413
 
 
 class TestLocationSecrecy(WithPlaces):

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import http.server
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 from unittest import mock
 from urllib.parse import quote
@@ -101,19 +98,6 @@ class Web(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def web_server() -> Iterator[str]:
-    """The URL of a running Web."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 class WithWeb(Deployed):
     """A deployment that may read from ``self.web``, and from nowhere else that is not public."""
 
@@ -124,7 +108,8 @@ class WithWeb(Deployed):
     def _deployed(cls, tmp_path_factory):
         stores = deployment.FILE.replace("spare:memory\n", "spare:memory, http\n", 1)
         stores = stores.replace("[fast]", "http_allowed_networks = 127.0.0.1/32\n[fast]", 1)
-        with web_server() as cls.web, mock.patch.object(deployment, "FILE", stores):
+        with deployment.web_server(Web) as cls.web, mock.patch.object(deployment, "FILE", stores):
             cls.api = deployment.Deployment(tmp_path_factory.mktemp("api"), **cls.options)
             yield
             cls.api.close()
+            del cls.api

@@ -9,6 +9,7 @@ import uuid
 import warnings
 
 import pytest
+from empty_database import make_empty_database
 
 with warnings.catch_warnings():
     # WebOb, which oslo.middleware stands on, still imports cgi.
@@ -50,6 +51,7 @@ class Place:
         self.directory = directory
         self.config = directory / "my.ini"
         self.config.write_text(INI.format(directory=directory))
+        make_empty_database(directory / "images.sqlite")
         conf = storelib.config.load_file(self.config)
         self.registry = Registry.from_conf(conf)
         self.repository: Repository = open_repository(conf)

@@ -212,7 +212,7 @@ def test_an_add_that_is_interrupted_leaves_nothing(places, number, code):
     assert not (places / "fast").exists() or not os.listdir(places / "fast")
 
 
-@pytest.mark.parametrize("words", [[], ["metadefs"], ["db"], ["config"], ["image"], ["image", "member"]])
+@pytest.mark.parametrize("words", [[], ["metadefs"], ["cache"], ["db"], ["config"], ["image"], ["image", "member"]])
 def test_a_group_alone_prints_its_help_as_it_is(storelib, words):
     alone = storelib(*words)
     asked = storelib(*words, "--help")

@@ -118,3 +118,14 @@ class TestTable:
         terminal = self.terminal(monkeypatch)
         Output("auto").many(("name", "size"), [])
         assert terminal.getvalue().split()[:2] == ["name", "size"]
+
+
+def test_counts_are_shown_on_a_terminal_now_and_then_elsewhere_and_never_with_json(monkeypatch):
+    monkeypatch.setattr("storelib.cli.output.INTERVAL", 0)
+    for stderr, form, expected in ((Terminal(), "auto", "3/7"), (io.StringIO(), "auto", "images: 3 of 7\n")):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with Output(form).counting("images") as counting:
+            counting(3, 7)
+        assert expected in stderr.getvalue()
+    with Output("json").counting("images") as counting:
+        assert counting is None

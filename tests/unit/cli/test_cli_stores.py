@@ -92,6 +92,23 @@ def test_gc_removes_what_failed_adds_left(storelib, leftover):
     assert not leftover.uploads
 
 
+@pytest.mark.parametrize("form", ["json", "plain"])
+def test_gc_tells_what_it_removed_before_it_goes_on(storelib, leftover, monkeypatch, form):
+    for name in ("img-2", "img-3"):
+        writer = Registry.from_file("")["quick"].open_writer(name, None, None)
+        writer.write(Part(0, 0, memoryview(b"1")))
+        leftover.uploads[writer.token].modified = 0.0
+        del writer
+    gc.collect()
+    flushed: list[int] = []
+    monkeypatch.setattr(
+        "storelib.cli.output.print_line", lambda text: flushed.append(len(leftover.uploads)), raising=True
+    )
+    assert storelib("gc", "--format", form).code == 0
+    # One is gone when the first line comes, and so on.
+    assert flushed == [2, 1, 0]
+
+
 def test_a_dry_run_of_gc_only_tells(storelib, leftover):
     [found] = storelib("gc", "--dry-run", "--format", "json").documents
     assert (found["id"], found["removed"]) == ("img-1", False)

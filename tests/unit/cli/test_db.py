@@ -11,6 +11,7 @@ import pytest
 from storelib.api.db import Repository
 from storelib.api.db.engine import Database
 from storelib.api.db.records import NewImage, NewLocation
+from storelib.api.db.schema import holders
 from storelib.api.errors import ImageNotFound
 
 
@@ -99,6 +100,20 @@ class TestPurge:
         image_id = self.deleted(repository, locations=(place,))
         assert storelib("db", "purge", "--older-than", "0s", "--format", "json").document == {"purged": 0}
         assert repository.images.get(image_id, deleted=True).deleted
+
+    def test_sums_are_counted_anew_and_mistakes_told(self, storelib, repository):
+        image = NewImage(
+            str(uuid.uuid4()), owner="me", status="active", size=7, locations=(NewLocation("memory://x/y"),)
+        )
+        repository.images.create(image)
+        assert repository.images.stored("me") == 7
+        recount = ("db", "recount", "--format", "json")
+        assert storelib(*recount).document == {"owners": 1, "wrong": 0}
+        spoil = holders.update().values(stored=holders.c.stored + 1)
+        repository.database.write(lambda connection: connection.execute(spoil))
+        answer = storelib("db", "recount")
+        assert (answer.code, b"owner me: 8 bytes were on record, 7 are there" in answer.out) == (1, True)
+        assert storelib(*recount).document == {"owners": 1, "wrong": 0}
 
     def test_tables_of_another_version_are_left_alone(self, storelib, database):
         answer = storelib("db", "purge")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,9 +12,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from storelib.cli import files
 from storelib.cli.image import data
 from storelib.cli.image.connection import DEFAULT_URL, Options, find
 from storelib.exceptions import MissingDependency
@@ -333,6 +336,11 @@ def test_save_leaves_an_existing_file_alone(image, made, name, places):
     assert (places / "out").read_bytes() == DATA
 
 
+def test_save_names_a_directory_that_is_missing(image, made, name, places):
+    answer = image("save", name, "-o", "missing/out")
+    assert answer.err == f"storelib: {places.resolve() / 'missing'}: No such file or directory\n"
+
+
 def test_save_of_an_image_without_data(image, name, places):
     image("create", name)
     assert image("save", name, "-o", "out").code == 3
@@ -347,11 +355,19 @@ def test_save_of_an_empty_image(image, name, places):
 
 
 class Proxy:
-    """Between client and API: cuts each answer to a download after so many bytes, or changes one byte of it."""
+    """Between client and API: cuts each answer to a download after so many bytes, or changes one byte of it.
 
-    def __init__(self, upstream: str, cut: int | None = None, spoil: bool = False, ranges: bool = True) -> None:
+    With ``stall`` nothing more comes, and the connection stays.
+    """
+
+    def __init__(
+        self, upstream: str, cut: int | None = None, spoil: bool = False, ranges: bool = True, *, stall: bool = False
+    ) -> None:
         host, port = upstream.removeprefix("http://").split(":")
         self.upstream, self.cut, self.spoil, self.ranges = (host, int(port)), cut, spoil, ranges
+        self.stall = stall
+        self.release = threading.Event()
+        self.on_download = lambda count: None
         self.downloads: list[bytes | None] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -364,7 +380,8 @@ class Proxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
-            with client:
+            # A client may go away at any moment: some of these tests kill it.
+            with client, contextlib.suppress(ConnectionError):
                 self.serve(client)
 
     def serve(self, client: socket.socket) -> None:
@@ -376,10 +393,11 @@ class Proxy:
             request += got
         download = b"/file " in request.partition(b"\r\n")[0]
         if download:
-            found = re.search(rb"[Rr]ange: (\S+)", request)
+            found = re.search(rb"\r\n[Rr]ange: (\S+)", request)
             self.downloads.append(found and found[1])
+            self.on_download(len(self.downloads))
             if not self.ranges:
-                request = re.sub(rb"[Rr]ange: \S+\r\n", b"", request)
+                request = re.sub(rb"\r\n[Rr]ange: \S+", b"", request)
         with socket.create_connection(self.upstream) as server:
             server.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
             answer = b"".join(iter(lambda: server.recv(65536), b""))
@@ -389,11 +407,20 @@ class Proxy:
                 body = body[:-1] + b"?"
             answer = head + b"\r\n\r\n" + (body if self.cut is None else body[: self.cut])
         client.sendall(answer)
+        if download and self.stall and self.cut is not None:
+            client.settimeout(0.1)
+            while not self.release.is_set():
+                try:
+                    if not client.recv(1):
+                        return
+                except TimeoutError:
+                    pass
 
     def __enter__(self) -> Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release.set()
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join()
@@ -425,6 +452,96 @@ def test_a_download_that_gets_nowhere_leaves_nothing(image, made, api, places):
         assert image("--url", proxy.url, "save", made["id"], "-o", "out").code == 7
     assert len(proxy.downloads) == data.ATTEMPTS + 1
     assert [path.name for path in places.iterdir() if "out" in path.name] == []
+
+
+@pytest.fixture
+def gives_up(monkeypatch):
+    """A download is tried once."""
+    monkeypatch.setattr(data, "ATTEMPTS", 0)
+
+
+def parts(places):
+    return [path for path in places.iterdir() if path.name.endswith(".part")]
+
+
+def test_what_arrived_is_kept_and_the_same_command_goes_on_with_it(image, made, api, places, gives_up):
+    with Proxy(api, cut=2_000_001) as proxy:
+        answer = image("--url", proxy.url, "save", made["id"], "-o", "out")
+        assert (answer.code, "the same command goes on with them" in answer.err) == (7, True)
+        [part] = parts(places)
+        assert (part.stat().st_size, part.stat().st_mode & 0o777) == (2_000_001, 0o600)
+        assert image("--url", proxy.url, "save", made["id"], "-o", "out").code == 0
+    assert proxy.downloads == [None, b"bytes=2000001-"]
+    assert ((places / "out").read_bytes(), parts(places)) == (DATA, [])
+
+
+def test_a_range_is_asked_for_of_the_same_data_only(image, made, api, places, gives_up):
+    with Proxy(api, cut=2_000_001) as proxy:
+        image("--url", proxy.url, "save", made["id"], "-o", "out")
+        [part] = parts(places)
+        assert os.getxattr(part, files._TAG).decode() in (f'"{made["checksum"]}"', f'"{SHA512}"')
+        os.setxattr(part, files._TAG, b'"of-other-data"')
+        proxy.cut = None
+        # The server then sends everything, and what is here already is left out.
+        assert image("--url", proxy.url, "save", made["id"], "-o", "out").code == 0
+    assert proxy.downloads == [None, b"bytes=2000001-"]
+    assert (places / "out").read_bytes() == DATA
+
+
+def test_bytes_before_a_stall_count(image, made, api, places):
+    """Few enough that they would fit in one block, and no more come before the time is over."""
+    with Proxy(api, cut=70_001, stall=True) as proxy:
+        proxy.on_download = lambda count: count == 3 and setattr(proxy, "cut", None)
+        assert image("--url", proxy.url, "--timeout", "0.5", "save", made["id"], "-o", "out").code == 0
+    assert proxy.downloads == [None, b"bytes=70001-", b"bytes=140002-"]
+    assert (places / "out").read_bytes() == DATA
+
+
+def test_a_command_that_is_killed_is_gone_on_with(image, made, api, places):
+    arguments = ["--format", "json", "image", "save", made["id"], "-o", "out", "--timeout", "60"]
+    with Proxy(api, cut=1_500_000, stall=True) as proxy:
+        command = [sys.executable, "-c", "from storelib.cli.main import main; main()", *arguments, "--url", proxy.url]
+        with subprocess.Popen(command, cwd=places) as process:
+            deadline = time.monotonic() + 60
+            while not any(part.stat().st_size for part in parts(places)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.kill()
+        [part] = parts(places)
+        proxy.cut = None
+        proxy.release.set()
+        kept = part.stat().st_size
+        assert image("--url", proxy.url, "save", made["id"], "-o", "out").code == 0
+    assert proxy.downloads[-1] == b"bytes=%d-" % kept
+    assert ((places / "out").read_bytes(), parts(places)) == (DATA, [])
+
+
+def test_a_part_that_is_not_of_this_image_is_dropped(image, made, api, places, gives_up):
+    with Proxy(api, cut=2_000_000) as proxy:
+        image("--url", proxy.url, "save", made["id"], "-o", "out")
+    [part] = parts(places)
+    part.write_bytes(b"x" * 2_000_000)
+    assert image("save", made["id"], "-o", "out").code == 9
+    assert ((places / "out").exists(), parts(places)) == (False, [])
+    assert image("save", made["id"], "-o", "out").code == 0
+
+
+def test_two_at_once_do_not_write_the_same_part(image, made, places):
+    with files.Part("out", made["id"]):
+        answer = image("save", made["id"], "-o", "out")
+    assert (answer.code, "another process" in answer.err) == (4, True)
+    assert image("save", made["id"], "-o", "out").code == 0
+
+
+def test_a_saved_file_has_the_usual_mode_and_holes(image, name, places):
+    (places / "disk.raw").write_bytes(b"x" * 65536 + bytes(8 << 20) + b"y")
+    made = image("create", name, "--file", "disk.raw").document
+    assert image("save", made["id"], "-o", "out").code == 0
+    status = (places / "out").stat()
+    assert status.st_mode & 0o777 == 0o666 & ~files._umask()
+    assert status.st_blocks * 512 < 1 << 20
+    assert (places / "out").read_bytes() == (places / "disk.raw").read_bytes()
+    assert os.listxattr(places / "out") == []
 
 
 def test_other_bytes_than_the_image_has_are_not_saved(image, made, api, places):

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from empty_database import make_empty_database
 
 ONE = {"namespace": "One", "visibility": "public", "protected": True, "tags": [{"name": "first"}, {"name": "second"}]}
 
 
 @pytest.fixture(autouse=True)
 def database(places):
+    make_empty_database(places / "images.sqlite")
     with (places / "storelib.ini").open("a") as file:
         file.write(f"[database]\nconnection = sqlite:///{places}/images.sqlite\nsqlite_synchronous = false\n")
 

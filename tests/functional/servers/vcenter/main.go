@@ -46,6 +46,7 @@ type gate struct {
 	user   string
 	routed bool
 	inner  http.Handler
+	wsdl   http.Handler
 
 	mutex    sync.Mutex
 	sessions map[string]bool
@@ -67,6 +68,10 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if strings.HasPrefix(r.URL.Path, "/folder") {
 		g.serveFile(w, r)
+		return
+	}
+	if g.wsdl != nil && r.Method == http.MethodGet {
+		g.wsdl.ServeHTTP(w, r)
 		return
 	}
 	// The session of a login is in the answer only.
@@ -294,6 +299,7 @@ func main() {
 	password := flag.String("password", "", "and how")
 	routed := flag.Bool("routed", true, "want a second cookie, as a proxy before several vCenters does")
 	rename := flag.String("rename", "", "names for DC0 and its LocalDS_0, with a tab between them")
+	wsdl := flag.String("wsdl", "", "directory of what is to be read at /sdk/")
 	flag.Parse()
 
 	model := simulator.VPX()
@@ -330,6 +336,9 @@ func main() {
 		sessions: map[string]bool{},
 		cut:      make(chan struct{}),
 		refused:  map[string]int{},
+	}
+	if *wsdl != "" {
+		handler.wsdl = http.StripPrefix("/sdk/", http.FileServer(http.Dir(*wsdl)))
 	}
 	log.Fatal(http.Serve(tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{pair}}), handler))
 }

@@ -7,8 +7,8 @@ What an older version inserts meanwhile gets an empty token and no such clock, a
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 
+from storelib.api.db.migrations.indexes import add_column
 from storelib.api.db.schema import Name
 
 revision = "0002"
@@ -19,6 +19,6 @@ depends_on = None
 
 def upgrade() -> None:
     """A token for each upload, and the boot and clock of each process."""
-    op.add_column("uploads", sa.Column("token", Name(36), nullable=False, server_default=""))
-    op.add_column("processes", sa.Column("boot", Name(128)))
-    op.add_column("processes", sa.Column("ticks", sa.BigInteger))
+    add_column("uploads", sa.Column("token", Name(36), nullable=False, server_default=""))
+    add_column("processes", sa.Column("boot", Name(128)))
+    add_column("processes", sa.Column("ticks", sa.BigInteger))

@@ -7,8 +7,8 @@ What an older version deletes meanwhile is not claimed, and is treated as it was
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 
+from storelib.api.db.migrations.indexes import add_column
 from storelib.api.db.schema import Name
 
 revision = "0003"
@@ -19,5 +19,5 @@ depends_on = None
 
 def upgrade() -> None:
     """The process that deletes the data at a location, and the token of its claim."""
-    op.add_column("image_locations", sa.Column("claimed_by", Name(36)))
-    op.add_column("image_locations", sa.Column("claim", Name(36)))
+    add_column("image_locations", sa.Column("claimed_by", Name(36)))
+    add_column("image_locations", sa.Column("claim", Name(36)))

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import op
 
+from storelib.api.db.migrations.indexes import create_index, create_table
 from storelib.api.db.schema import Name, Serial, Text
 
 revision = "0004"
@@ -21,7 +21,7 @@ _BY_KEY: dict[str, Any] = {**_OPTIONS, "sqlite_with_rowid": False}
 
 def upgrade() -> None:
     """Namespaces, what is in them, and the resource types they are about."""
-    op.create_table(
+    create_table(
         "metadef_namespaces",
         sa.Column("id", Serial, primary_key=True, autoincrement=True),
         sa.Column("namespace", Name(80), nullable=False),
@@ -35,15 +35,15 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **_OPTIONS,
     )
-    op.create_index("ix_metadef_namespaces_namespace", "metadef_namespaces", ["namespace"], unique=True)
-    op.create_table(
+    create_index("ix_metadef_namespaces_namespace", "metadef_namespaces", ["namespace"], unique=True)
+    create_table(
         "metadef_resource_types",
         sa.Column("name", Name(80), primary_key=True),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
         **_BY_KEY,
     )
-    op.create_table(
+    create_table(
         "metadef_associations",
         sa.Column("namespace_id", Serial, _namespace(), primary_key=True),
         sa.Column("resource_type", Name(80), primary_key=True),
@@ -53,8 +53,8 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.BigInteger, nullable=False),
         **_BY_KEY,
     )
-    op.create_index("ix_metadef_associations_type", "metadef_associations", ["resource_type", "namespace_id"])
-    op.create_table(
+    create_index("ix_metadef_associations_type", "metadef_associations", ["resource_type", "namespace_id"])
+    create_table(
         "metadef_definitions",
         sa.Column("namespace_id", Serial, _namespace(), primary_key=True),
         sa.Column("kind", Name(16), primary_key=True),

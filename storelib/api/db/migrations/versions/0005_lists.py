@@ -11,6 +11,8 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
+from storelib.api.db.migrations.indexes import add_index
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -23,7 +25,7 @@ c = _properties.c
 
 def upgrade() -> None:
     """Make the index, and the keys of the tasks there are, a batch at a time."""
-    op.create_index("ix_image_members_member_image", "image_members", ["member", "image_id"])
+    add_index("ix_image_members_member_image", "image_members", ["member", "image_id"])
     connection, after = op.get_bind(), ""
     records = sa.select(c.image_id, c.value).where(c.name == "os_glance_task_record").order_by(c.image_id).limit(_BATCH)
     while rows := connection.execute(records.where(c.image_id > after)).all():

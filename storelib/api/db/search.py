@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the first images of a list, in a time that depends on the page and not on how many images there are.
+
+Each set of images that a caller may see is gone through in one of two ways. It is walked along an index in the order of
+the list, until the page is full: right where many of the images that come by are wanted. Or one begins with what a
+filter leaves and sorts that: right where it is little. Which of the two is fast differs by thousands, and no database
+knows it for every value, so that what filters leave is counted first, up to a limit. Where none of them leaves little,
+a sample of what one leaves tells whether a walk would meet any of it: filters may leave much each and nothing together,
+or only images that stand at the other end of the list. A walk that has gone far for nothing all the same is given up
+for the filter that leaves the least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from storelib.api.db import ways
+from storelib.api.db.filters import Column, Condition, Filter, Rows, Visible
+from storelib.api.db.records import SortKey
+from storelib.api.db.rows import SELECT_IMAGES
+from storelib.api.db.schema import images
+from storelib.api.db.ways import Part
+
+#: So many images are sorted, rather than walking along an index until enough of them came by.
+FEW = 5_000
+#: Images that a walk looks at, for each image of the page, and for the shortest page.
+WALK, SHORTEST_WALK = 400, 10_000
+#: What filters leave is counted so far where a walk was given up.
+MANY = 100_000
+#: Images of a filter that are looked at before a walk.
+SAMPLE = 400
+#: What a filter leaves is sorted if it is so many at most and none of its sample is where the walk would go; and it is
+#: intersected with others rather than looked for among them if it is more.
+SOME = 20_000
+
+
+class Way(NamedTuple):
+    """How one set is gone through: from what filters leave together, or for none by walking, not behind ``end``."""
+
+    visible: Visible
+    beginning: tuple[Filter, ...] = ()
+    #: A walk that may look at very many images.
+    long: bool = False
+    #: Where it is given up.
+    end: Any = None
+
+
+class Search:
+    """Some sets of images and filters, in one transaction."""
+
+    def __init__(self, connection: Connection, sets: Sequence[Visible], filters: Sequence[Filter]) -> None:
+        self._connection = connection
+        self._kind = connection.dialect.name
+        self._sets = sets
+        self._filters = tuple(filters)
+        self._counts: dict[tuple[object, ...], int] = {}
+
+    def first(self, part: Part, limit: int | None) -> list[Any]:
+        """The first rows of SELECT_IMAGES of a part of the list, at most ``limit``."""
+        begun = self._short_ways(part)
+        if all(way.beginning for way in begun):
+            # What is sorted is sorted by all keys at once.
+            return self._run(begun, part, limit)
+        rows: list[Any] = []
+        for each in _by_null(part):
+            left = None if limit is None else limit - len(rows)
+            rows += self._first_of_many_keys(each, left)
+            if limit is not None and len(rows) >= limit:
+                break
+        return rows
+
+    def _first_of_many_keys(self, part: Part, limit: int | None) -> list[Any]:
+        """By the first key alone; and those with the same value as the last one found, by the other keys.
+
+        So an index for each key is enough.
+        """
+        key, *others = part.keys
+        alike = all(other.key == "id" and other.direction == key.direction for other in others)
+        if alike or limit is None:
+            return self._rows(part, limit)
+        found = self._rows(Part(part.filters, (key, SortKey("id", key.direction))), limit)
+        if len(found) < limit:
+            return _in_order(found, part.keys)
+        last = getattr(found[-1], key.key)
+        before = [row for row in found if getattr(row, key.key) != last]
+        same = Column(images.c[key.key] == last, key.key, exact=True)
+        return _in_order(before, part.keys) + self.first(
+            Part((*part.filters, same), tuple(others)), limit - len(before)
+        )
+
+    def _rows(self, part: Part, limit: int | None) -> list[Any]:
+        chosen = self._short_ways(part)
+        if limit is None or not any(way.long for way in chosen):
+            return self._run(chosen, part, limit)
+        steps = max(WALK * limit, SHORTEST_WALK)
+        near = self._bounded(chosen, part, steps // 10)
+        rows = self._run(near, part, limit)
+        if _is_all(rows, near, part, limit):
+            return rows
+        few = {way.visible for way in near if way.end is not None and _met(rows, way, part) * 10 < limit}
+        far = self._bounded(chosen, part, steps)
+        far = [(self._instead(way, part) if way.visible in few else None) or way for way in far]
+        rows = self._run(far, part, limit)
+        if _is_all(rows, far, part, limit):
+            return rows
+        # What was gone through to its end is short.
+        given_up = iter(self._any_ways([way.visible for way in far if way.end is not None], part))
+        return self._run([way if way.end is None else next(given_up) for way in far], part, limit)
+
+    # -- which way
+
+    def _short_ways(self, part: Part) -> list[Way]:
+        """For each set from a filter that leaves few, or a walk; none where nothing is left."""
+        chosen: list[Way] = []
+        asked = [(visible, self._narrowing(visible, part)) for visible in self._sets]
+        self._count(((visible, each) for visible, found in asked for each in (*found, *_whole(visible, found))), FEW)
+        for visible, found in asked:
+            counts = {each: self._counts[_key(visible, each)] for each in found}
+            least = min(found, key=lambda each: counts[each], default=None)
+            if least is None:
+                chosen.append(Way(visible))
+            elif counts[least] <= FEW:
+                chosen += [Way(visible, (least,))] if counts[least] else []
+            else:
+                # What is small is walked to its end.
+                short = any(self._counts[_key(visible, whole)] <= FEW for whole in _whole(visible, found))
+                chosen.append(Way(visible, long=not short))
+        return chosen
+
+    def _any_ways(self, sets: Sequence[Visible], part: Part) -> list[Way]:
+        """For each set from the filter that leaves the least, however much that is; a walk where no index helps."""
+        # What nearly all images have is looked at only where there is nothing else.
+        asked = [
+            (visible, self._narrowing(visible, part, all_of=True) or self._narrowing(visible, part, usual=True))
+            for visible in sets
+        ]
+        counts = self._count_anew(((visible, each) for visible, found in asked for each in found), MANY)
+        return [Way(visible, self._least(visible, found, counts)) for visible, found in asked]
+
+    def _least(
+        self, visible: Visible, found: Sequence[Filter], counts: Mapping[tuple[object, ...], int]
+    ) -> tuple[Filter, ...]:
+        """What to begin with: the filter that leaves the least, or several of which each leaves much."""
+        least = min(found, key=lambda each: counts[_key(visible, each)], default=None)
+        if least is None:
+            return ()
+        together = _exact(found) if counts[_key(visible, least)] > SOME else ()
+        return together if self._kind in ways.MERGING and len(together) > 1 else (least,)
+
+    def _narrowing(self, visible: Visible, part: Part, *, all_of: bool = False, usual: bool = False) -> list[Filter]:
+        """The filters that a set may be begun with: not what is walked along, but with ``all_of``."""
+        filters = self._all(visible, part)
+        _, _, beside = ways.along(visible, filters, part.keys[0].key)
+        return [
+            each
+            for each in (filters if all_of or usual else beside)
+            if isinstance(each, Rows)
+            or (each.name != visible.prefix and (usual or not each.usual) and ways.lookup(visible, each) is not None)
+        ]
+
+    def _all(self, visible: Visible, part: Part) -> list[Filter]:
+        return [*visible.filters, *self._filters, *part.filters]
+
+    def _count(self, asked: Iterable[tuple[Visible, Filter | None]], most: int) -> None:
+        """Count what is not yet known."""
+        self._counts.update(
+            self._count_anew(
+                ((visible, each) for visible, each in asked if _key(visible, each) not in self._counts), most
+            )
+        )
+
+    def _count_anew(self, asked: Iterable[tuple[Visible, Filter | None]], most: int) -> dict[tuple[object, ...], int]:
+        """In one statement."""
+        statements = {_key(visible, each): ways.count(self._kind, visible, each, most) for visible, each in asked}
+        if not statements:
+            return {}
+        found = self._connection.execute(sa.select(*statements.values())).one()
+        return dict(zip(statements, found, strict=True))
+
+    def _bounded(self, chosen: Sequence[Way], part: Part, steps: int) -> list[Way]:
+        """The same ways with an end of each long walk, so many steps from its beginning."""
+        bounded: list[Way] = []
+        key = part.keys[0].key
+        selected = sa.select(*(images.c[name] for name in dict.fromkeys((key, "id"))))
+        for way in chosen:
+            end = None
+            if way.long:
+                _, answered, _ = ways.along(way.visible, self._all(way.visible, part), key)
+                walk = ways.walk(self._kind, selected, way.visible, answered, part).limit(1).offset(steps)
+                end = self._connection.execute(walk).one_or_none()
+            bounded.append(way._replace(end=end))
+        return bounded
+
+    def _instead(self, way: Way, part: Part) -> Way | None:
+        """A better way than a walk that met little and is not likely to meet much before its end; None if it is."""
+        if way.end is None:
+            return None
+        visible, found = way.visible, self._narrowing(way.visible, part)
+        counts = self._count_anew(((visible, each) for each in found), SOME)
+        least = min(found, key=lambda each: counts[_key(visible, each)])
+        if not _exact([least]):
+            # The first of a range are no sample of it.
+            return None
+        until = _until(way.end, part.keys, self._kind)
+        sample = ways.sample(self._kind, visible, least, self._all(visible, part), until, SAMPLE)
+        there, on_the_way = self._connection.execute(sample).one()
+        together = _exact(self._narrowing(visible, part, all_of=True))
+        if self._kind in ways.MERGING and len(together) > 1 and there <= SAMPLE // 10:
+            return Way(visible, together)
+        if counts[_key(visible, least)] <= SOME:
+            return None if on_the_way else Way(visible, (least,))
+        return None if there else self._any_ways([visible], part)[0]
+
+    # -- on the way
+
+    def _run(self, chosen: Sequence[Way], part: Part, limit: int | None) -> list[Any]:
+        if not chosen:
+            return []
+        if len(chosen) == 1 and not chosen[0].beginning:
+            return list(self._connection.execute(self._walk(SELECT_IMAGES, chosen[0], part, limit)).all())
+        each = [sa.select(self._ids(way, part, limit).subquery().c.id) for way in chosen]
+        found = (sa.union(*each) if len(each) > 1 else each[0]).subquery()
+        statement = SELECT_IMAGES.join(found, found.c.id == images.c.id).order_by(*ways.order(self._kind, part.keys))
+        return list(self._connection.execute(statement.limit(limit)).all())
+
+    def _ids(self, way: Way, part: Part, limit: int | None) -> sa.Select[Any]:
+        if not way.beginning:
+            return self._walk(sa.select(images.c.id), way, part, limit)
+        filters = self._all(way.visible, part)
+        return ways.begin(self._kind, way.visible, way.beginning, filters, part, limit)
+
+    def _walk(self, select: sa.Select[Any], way: Way, part: Part, limit: int | None) -> sa.Select[Any]:
+        filters = self._all(way.visible, part)
+        end = () if way.end is None else (_until(way.end, part.keys, self._kind),)
+        return ways.walk(self._kind, select, way.visible, filters, part, end).limit(limit)
+
+
+def _by_null(part: Part) -> Iterator[Part]:
+    """The part in several, where keys may be not set: that comes first, and databases sort it in different ways."""
+    key = part.keys[0]
+    column = images.c[key.key]
+    if not column.nullable or any(each.name == key.key for each in part.filters):
+        yield part
+        return
+    unset = Part((*part.filters, Column(column.is_(None), key.key, exact=True)), part.keys[1:])
+    rest = Part((*part.filters, Column(column.is_not(None), key.key, usual=True)), part.keys)
+    if key.direction == "desc":
+        yield rest
+    yield from _by_null(unset)
+    if key.direction == "asc":
+        yield rest
+
+
+def _whole(visible: Visible, found: Sequence[Filter]) -> list[None]:
+    """What stands for the whole set, which is worth counting only where something is to be chosen."""
+    return [None] if found and visible.prefix else []
+
+
+def _key(visible: Visible, each: Filter | None) -> tuple[object, ...]:
+    return (each,) if isinstance(each, Rows) else (visible, each)
+
+
+def _in_order(rows: list[Any], keys: Sequence[SortKey]) -> list[Any]:
+    for key in reversed(keys):
+        rows = sorted(rows, key=lambda row: _place(getattr(row, key.key)), reverse=key.direction == "desc")
+    return rows
+
+
+def _place(value: Any) -> tuple[bool, Any]:
+    return (value is not None, value)
+
+
+def _is_all(rows: Sequence[Any], gone: Iterable[Way], part: Part, limit: int) -> bool:
+    """Whether these are the first, though some ways were not gone to their ends."""
+    ends = [way.end for way in gone if way.end is not None]
+    return not ends or (len(rows) >= limit and not any(_is_behind(rows[-1], end, part.keys) for end in ends))
+
+
+def _met(rows: Iterable[Any], way: Way, part: Part) -> int:
+    """How many rows were found before the end of a walk."""
+    return sum(not _is_behind(row, way.end, part.keys) for row in rows)
+
+
+def _exact(found: Iterable[Filter]) -> tuple[Filter, ...]:
+    """The filters that leave images in the order of their ids."""
+    return tuple(each for each in found if isinstance(each, Rows) or each.exact)
+
+
+def _is_behind(row: Any, end: Any, keys: Sequence[SortKey]) -> bool:
+    at, last = (tuple(getattr(each, key.key) for key in keys) for each in (row, end))
+    return at > last if keys[0].direction == "asc" else at < last
+
+
+def _until(end: Any, keys: Sequence[SortKey], kind: str) -> Condition:
+    """What is not behind an end of a walk."""
+    names = [key.key for key in keys]
+    ascending = keys[0].direction == "asc"
+    values = [getattr(end, name) for name in names]
+    if len(names) == 1:
+        reached: Condition = images.c.id <= values[0] if ascending else images.c.id >= values[0]
+        return reached
+    return ways.row_comparison(kind, names, values, "<=" if ascending else ">=")

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statements that go through one set of images: along an index in the list's order, or from what a filter leaves.
+
+The databases are made to go the way that is chosen: MariaDB and SQLite by hints, SQLite also by conditions that it uses
+no index for (a + before them), PostgreSQL by common table expressions that it evaluates by themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from storelib.api.db.filters import Column, Condition, Filter, Rows, Visible
+from storelib.api.db.records import SortKey
+from storelib.api.db.schema import ORDERS, images
+
+#: Databases that intersect what filters leave without looking for each of one in the other, which on MySQL and MariaDB
+#: is faster than the table of all of it that they make for this.
+MERGING = frozenset({"sqlite", "postgresql"})
+_Any = sa.ColumnElement[Any]
+
+
+class Part(NamedTuple):
+    """A part of a list: the conditions that make it one, and the keys that are left to sort it by."""
+
+    filters: tuple[Column, ...]
+    keys: tuple[SortKey, ...]
+
+
+class Lookup(NamedTuple):
+    """An index of the images with the conditions that it answers, and those of a set that it does not."""
+
+    name: str
+    answered: list[Condition]
+    left: list[Condition]
+
+
+class Looked(FunctionElement[Any]):
+    """A condition or a column that is looked at, and not looked up in an index."""
+
+    inherit_cache = True
+
+
+@compiles(Looked)
+def _looked(element: Looked, compiler: Any, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)})"
+
+
+@compiles(Looked, "sqlite")
+def _looked_sqlite(element: Looked, compiler: Any, **options: Any) -> str:
+    return f"+({compiler.process(element.clauses, **options)})"
+
+
+def lookup(visible: Visible, column: Column) -> Lookup | None:
+    """How those of a set are found that have this value, or are in this range; None: by no index."""
+    name, (*prefix, deleted) = column.name, visible.within
+    if name == "id":
+        return Lookup("PRIMARY", [column.holds], visible.within)
+    if name in ("owner", "visibility"):
+        return Lookup(f"ix_images_{name}_id", [column.holds, deleted], prefix)
+    if visible.prefix and _index(visible.prefix, name) in ORDERS:
+        return Lookup(_index(visible.prefix, name), [*visible.within, column.holds], [])
+    return Lookup(_index("", name), [deleted, column.holds], prefix) if _index("", name) in ORDERS else None
+
+
+def along(visible: Visible, filters: Sequence[Filter], key: str) -> tuple[Lookup, list[Column], list[Filter]]:
+    """The index that has a set in the order of a key, the filters that it answers, and the others."""
+    on_key = [each for each in filters if isinstance(each, Column) and each.name == key]
+    exact = [each for each in filters if isinstance(each, Column) and each.exact and each.name]
+    found = Lookup(_index(visible.prefix, key), visible.within, [])
+    # The images of one value may be in this order in an index of theirs; in that of their ids they are.
+    for each in exact:
+        name = _index(visible.prefix, each.name) if key == "id" else _index(each.name, key)
+        if name in ORDERS and (key == "id" or not visible.prefix):
+            found, on_key = Lookup(name, visible.within, []), [*on_key, each]
+            break
+    else:
+        if key == "id" and not visible.prefix:
+            found = Lookup("PRIMARY", [], visible.within)
+    answered = [*found.answered, *(each.holds for each in on_key)]
+    others = [each for each in filters if not any(each is other for other in on_key)]
+    return Lookup(found.name, answered, found.left), on_key, others
+
+
+def count(kind: str, visible: Visible, wanted: Filter | None, most: int) -> sa.ScalarSelect[Any]:
+    """How many one filter leaves of a set, or for None how many it is: counted to one more than ``most``.
+
+    Without what no index tells.
+    """
+    exact = True
+    if isinstance(wanted, Rows):
+        ids, key = wanted.ids(), wanted.table.c.image_id
+    else:
+        found = _found_by(visible, wanted) if wanted is not None else along(visible, (), "id")[0]
+        ids, key = _hinted(sa.select(images.c.id).where(*found.answered), found.name), images.c.id
+        exact = wanted is None or wanted.exact
+    if kind == "postgresql" and exact:
+        # It might read a large table from its beginning, hoping to come across enough of them.
+        ids = ids.order_by(key)
+    counted = sa.select(sa.func.count()).select_from(ids.limit(most + 1).subquery())
+    return counted.scalar_subquery()
+
+
+def walk(
+    kind: str,
+    select: sa.Select[Any],
+    visible: Visible,
+    filters: Sequence[Filter],
+    part: Part,
+    end: Iterable[Condition] = (),
+) -> sa.Select[Any]:
+    """``select`` of the images in order, for which all filters hold and that are not behind ``end``."""
+    found, _, others = along(visible, filters, part.keys[0].key)
+    looked = [Looked(each) for each in found.left] + [_looked_at(each, images.c.id) for each in others]
+    select = select.where(*found.answered, *end, *looked).order_by(*order(kind, part.keys))
+    return _hinted(select, found.name)
+
+
+def begin(
+    kind: str,
+    visible: Visible,
+    beginning: Sequence[Filter],
+    filters: Sequence[Filter],
+    part: Part,
+    limit: int | None,
+) -> sa.Select[Any]:
+    """The ids of the first images for which all filters hold, of which those of ``beginning`` leave few together.
+
+    If these are several, each is Rows or exact, and the database is one of MERGING.
+    """
+    others = [each for each in filters if not any(each is other for other in beginning)]
+    if kind == "postgresql":
+        return _evaluated_apart(visible, beginning, others, part, limit)
+    first = beginning[0]
+    if isinstance(first, Column) and len(beginning) == 1 and not any(isinstance(each, Rows) for each in others):
+        by = _found_by(visible, first)
+        looked = [*map(Looked, by.left), *(_looked_at(each, images.c.id) for each in others)]
+        found = _hinted(sa.select(images.c.id).where(*by.answered, *looked), by.name)
+    else:
+        found = _with_ids(sa.select(images.c.id), _ids(visible, beginning), visible, others)
+    return found.order_by(*order(kind, part.keys, Looked)).limit(limit)
+
+
+def sample(
+    kind: str, visible: Visible, wanted: Filter, filters: Sequence[Filter], near: Condition, size: int
+) -> sa.Select[Any]:
+    """Of so many images that one filter leaves: for how many all filters hold, and how many of these are ``near``.
+
+    ``wanted`` is Rows, or exact.
+    """
+    others = [each for each in filters if each is not wanted]
+    ids = _ids_of(visible, wanted)
+    if kind == "postgresql":
+        ids = ids.order_by(ids.selected_columns[0])
+    counted: list[_Any] = [sa.func.count(), sa.func.count(sa.case((near, 1)))]
+    return _with_ids(sa.select(*counted), ids.limit(size).subquery(), visible, others)
+
+
+def _ids(visible: Visible, beginning: Sequence[Filter]) -> sa.Subquery:
+    """The ids of the images that all of these leave."""
+    each = [_ids_of(visible, one) for one in beginning]
+    if len(each) == 1:
+        return each[0].subquery()
+    # SQLite merges the indexes in the order of the ids; but it drops an order without a limit.
+    return sa.intersect(*each).order_by("image_id").limit(sys.maxsize).subquery()
+
+
+def _ids_of(visible: Visible, wanted: Filter) -> sa.Select[tuple[str]]:
+    if isinstance(wanted, Rows):
+        return wanted.ids()
+    by = _found_by(visible, wanted)
+    return _hinted(sa.select(images.c.id.label("image_id")).where(*by.answered), by.name)
+
+
+def _found_by(visible: Visible, wanted: Column) -> Lookup:
+    found = lookup(visible, wanted)
+    if found is None:
+        raise ValueError("no index tells that")
+    return found
+
+
+def _with_ids(select: sa.Select[Any], begun: sa.Subquery, visible: Visible, others: Sequence[Filter]) -> sa.Select[Any]:
+    """``select`` of the images with these ids for which the other filters hold."""
+    found = select.join_from(begun, images, images.c.id == Looked(begun.c.image_id))
+    # Other rows are looked up before the image is.
+    found = found.where(*(Looked(each.has(begun.c.image_id)) for each in others if isinstance(each, Rows)))
+    for server in ("mysql", "mariadb"):
+        found = found.prefix_with("STRAIGHT_JOIN", dialect=server)
+    columns = [each for each in others if isinstance(each, Column)]
+    return found.where(*(Looked(each) for each in visible.within), *(Looked(each.holds) for each in columns))
+
+
+def order(kind: str, keys: Sequence[SortKey], column: Callable[[_Any], _Any] = lambda column: column) -> list[_Any]:
+    """What a statement is ordered by."""
+    return [_directed(kind, column(images.c[key.key]), key) for key in keys]
+
+
+def row_comparison(kind: str, names: Sequence[str], values: Sequence[Any], operator: str) -> Condition:
+    """Two columns, compared as one row with two values that are set: ``operator`` is >, >=, < or <=."""
+    (first, second), (one, two) = (images.c[name] for name in names), values
+    if kind in ("sqlite", "postgresql"):
+        pairs = zip(names, values, strict=True)
+        row = sa.tuple_(*(sa.bindparam(None, value, images.c[name].type) for name, value in pairs))
+        compared: Condition = sa.tuple_(first, second).op(operator, is_comparison=True)(row)
+        return compared
+    # MySQL reads everything from the start of the index for a comparison of rows.
+    beyond: Condition = first > one if operator.startswith(">") else first < one
+    level: Condition = second.op(operator, is_comparison=True)(two)
+    either: Condition = beyond | ((first == one) & level)
+    return either
+
+
+def _directed(kind: str, column: _Any, key: SortKey) -> _Any:
+    directed = column.asc() if key.direction == "asc" else column.desc()
+    if kind != "postgresql" or not images.c[key.key].nullable:
+        return directed
+    # PostgreSQL alone sorts what is not set last, and its indexes are made so that they can be walked in this order.
+    return directed.nulls_first() if key.direction == "asc" else directed.nulls_last()
+
+
+def _evaluated_apart(
+    visible: Visible, beginning: Sequence[Filter], others: Sequence[Filter], part: Part, limit: int | None
+) -> sa.Select[Any]:
+    keys = [images.c[key.key] for key in part.keys]
+    found = sa.select(*keys)
+    first, *more = sorted(beginning, key=lambda each: isinstance(each, Column))
+    if isinstance(first, Rows):
+        rows = first.ids().subquery()
+        found = found.join_from(rows, images, images.c.id == rows.c.image_id)
+    else:
+        found = found.where(first.holds)
+    # Of many it chooses how they are intersected. Few are looked up: it might take a common value for a rare one.
+    together = [each.holds if isinstance(each, Column) else images.c.id.in_(each.ids()) for each in more]
+    looked = [_looked_at(each, images.c.id) for each in others]
+    begun = found.where(*visible.within, *together, *looked).cte().prefix_with("MATERIALIZED")
+    by = [_directed("postgresql", begun.c[key.key], key) for key in part.keys]
+    return sa.select(begun.c.id).order_by(*by).limit(limit)
+
+
+def _looked_at(each: Filter, image_id: sa.ColumnElement[str]) -> Condition:
+    return Looked(each.holds if isinstance(each, Column) else each.has(image_id))
+
+
+def _hinted(select: sa.Select[Any], index: str) -> sa.Select[Any]:
+    for server in ("mysql", "mariadb"):
+        select = select.with_hint(images, f"FORCE INDEX ({index})", server)
+    # Without statistics, all indexes that begin with the same column are the same to it, and sorting costs nothing.
+    known = "sqlite_autoindex_images_1" if index == "PRIMARY" else index
+    return select.with_hint(images, f"INDEXED BY {known}", "sqlite")
+
+
+def _index(prefix: str, column: str) -> str:
+    return f"ix_images_{prefix}_{column}" if prefix else f"ix_images_{column}"

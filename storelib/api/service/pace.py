@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pace: a limit to the bytes per second that background work takes from the requests of others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+#: Seconds of one wait at most, so that those who wait notice soon that they shall stop.
+STEP = 1.0
+
+
+class Pace:
+    """At most ``rate`` bytes per second over all threads that share it; None is no limit.
+
+    ``pause`` waits for so many seconds, or less when it is woken.
+    """
+
+    def __init__(self, rate: float | None, pause: Callable[[float], object] = time.sleep) -> None:
+        self._rate = rate
+        self._pause = pause
+        self._lock = threading.Lock()
+        # When everything that was told so far may have been done.
+        self._due = time.monotonic()
+
+    def spend(self, count: int, check: Callable[[], object] = lambda: None) -> None:
+        """Wait until ``count`` bytes more may have passed. ``check`` is called meanwhile; what it raises passes."""
+        if self._rate is None:
+            return
+        with self._lock:
+            due = self._due = max(self._due, time.monotonic()) + count / self._rate
+        while (left := due - time.monotonic()) > 0:
+            check()
+            self._pause(min(left, STEP))

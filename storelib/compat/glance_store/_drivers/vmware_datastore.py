@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vmware driver of storelib."""
+
+from __future__ import annotations
+
+from storelib.compat import options
+from storelib.compat.glance_store._drivers.native import NativeLocation, NativeStore
+
+
+class StoreLocation(NativeLocation):
+    """A URI of it."""
+
+    DRIVER = "vmware"
+
+
+class Store(NativeStore):
+    """Images in datastores of a vCenter."""
+
+    DRIVER = "vmware"
+    NAME = "vmware_datastore"
+    OPTIONS = options.known_options("vmware")
+
+    def prefix(self) -> str:
+        """Server and directory; datacenter and datastore come at the end."""
+        datastores = self._store().datastores
+        uri = self.shown_uri(datastores.location(datastores.targets[0], "image").uri)
+        return uri.partition("?")[0].rpartition("/")[0]
+
+    def shown_uri(self, uri: str) -> str:
+        """The directory as it is: glance_store reads another spelling of it, but deletes nothing there."""
+        return self.plain(uri)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RangeCutter: parts too large to be held, for a writer that reads them from the local file that the image comes from.
+
+The bytes pass through here once, to be hashed, and are read again when their part is sent, as often as it is: so a part
+is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+
+from storelib.exceptions import StoreError
+from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
+from storelib.transfer.contract import MiB
+from storelib.transfer.digests import BLOCK, HOLE, ZEROS
+from storelib.transfer.memory import MemoryBudget
+from storelib.transfer.partfile import RangeFile
+from storelib.transfer.writing import PartWriter
+
+#: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then.
+LARGE = 32 * MiB
+
+
+class RangeCutter:
+    """Takes the bytes in order, in the caller's thread, as PartCutter does; for an image of ``size`` bytes."""
+
+    def __init__(
+        self, target: PartWriter, size: int, read: Callable[[int, memoryview], int], memory: MemoryBudget
+    ) -> None:
+        #: What holds the bytes of ``block()``.
+        self.buffer: Buffer | None = None
+        self._target = target
+        self._calls = target.calls
+        self._read = read
+        self._size = size
+        # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their CRC.
+        self._number = 0
+        self._offset = 0
+        self._window = min(target.part_size(0), size)
+        self._filled = 0
+        self._crc = 0
+        self._under_way = 0
+        self._pool = Pool(self._calls.monitor.changed, IN_ORDER, memory)
+
+    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
+        """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
+        self._calls.check()
+        if self.buffer is None:
+            self.buffer = self._pool.take(BLOCK, self._calls, let_go)
+        # One byte more than there are, so that a source that is too long is found out.
+        return self.buffer.memory[: min(BLOCK, max(self._window - self._filled, 1))]
+
+    def push(self, count: int) -> None:
+        """``count`` bytes of ``block()`` have been filled."""
+        buffer, self.buffer = self.buffer, None
+        assert buffer is not None  # noqa: S101  (block() gave it)
+        self.take(buffer.memory[:count])
+        buffer.release()
+
+    def take(self, data: memoryview) -> None:
+        """Note what passes, and have each part sent once it has passed."""
+        self._calls.check()
+        while data:
+            piece = data[: self._window - self._filled]
+            self._crc = zlib.crc32(piece, self._crc)
+            self._filled += len(piece)
+            data = data[len(piece) :]
+            if self._filled == self._window:
+                self._end_window()
+
+    def stretch(self, length: int) -> int:
+        """How much of a hole to go over at once."""
+        return min(length, HOLE)
+
+    def skip(self, length: int) -> None:
+        """``length`` zero bytes follow, which are read from the file like others."""
+        while length:
+            count = min(length, BLOCK)
+            self.take(memoryview(ZEROS)[:count])
+            length -= count
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def only_part(self) -> None:
+        """There are several."""
+
+    def clear(self) -> None:
+        """Let go of all memory."""
+        self.buffer = None
+        self._pool.close()
+
+    def _end_window(self) -> None:
+        writer = self._target.writer
+        # What passes is not far ahead of what is sent, so that the system still has it in memory.
+        self._calls.wait_for(lambda: self._under_way < writer.concurrency)
+        self._target.make_room(self._offset + self._window)
+        self._under_way += 1
+        self._calls.start(
+            functools.partial(self._send, self._number, self._offset, self._window, self._crc),
+            at_once=writer.concurrency,
+            repeatable=writer.retryable,
+            release=self._sent,
+        )
+        self._number += 1
+        self._offset += self._window
+        self._filled = self._crc = 0
+        self._window = min(self._target.part_size(self._number), max(self._size - self._offset, 1))
+
+    def _sent(self) -> None:
+        with self._calls.monitor.changed:
+            self._under_way -= 1
+
+    def _source_failed(self, error: OSError) -> None:
+        """It passes through as it is, before the driver takes it for one of its back end and tries again."""
+        if self._calls.error is None:
+            self._calls.fail(error)
+        self._calls.monitor.beat()
+
+    def _send(self, number: int, offset: int, length: int, crc: int) -> None:
+        write_range = self._target.writer.write_range
+        assert write_range is not None  # noqa: S101  (whoever chose this class has looked)
+        part = RangeFile(self._read, offset, length)
+        try:
+            write_range(number, part)
+        except Exception:
+            # Client libraries make a passing error of the connection of whatever comes out of a body.
+            if part.error is None:
+                raise
+            if isinstance(part.error, OSError):
+                self._source_failed(part.error)
+            raise part.error from None
+        if part.crcs != {crc}:
+            raise StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""storelib preload against a real server, and nodes that say what a test has them say."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from storelib.cli.output import Output, percentage
+
+INI = """
+[storelib]
+stores = fast:file
+[fast]
+filesystem_store_datadir = {directory}/fast
+[database]
+connection = sqlite:///{directory}/images.sqlite
+sqlite_synchronous = false
+[preload]
+enabled = true
+interval = 0.1
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def api(directory):
+    """The URL of an image API."""
+    (directory / "my.ini").write_text(INI.format(directory=directory))
+    arguments = ["--format", "json", "--config", "my.ini", "serve", "--bind", "127.0.0.1:0", "--workers", "1"]
+    arguments += ["--access-log", "access.log"]
+    command = [sys.executable, "-c", "from storelib.cli.main import main; main()", *arguments]
+    with (
+        open(directory / "log", "wb") as log,
+        subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=log) as server,
+    ):
+        try:
+            yield json.loads(server.stdout.readline())["url"]
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture
+def run(storelib, api, monkeypatch):
+    """``run("list")`` is ``storelib preload list`` with JSON for an answer."""
+    for name in list(os.environ):
+        if name.startswith("OS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OS_IMAGE_URL", api)
+    return lambda *arguments: storelib("--format", "json", "preload", *arguments)
+
+
+@pytest.fixture
+def plain(storelib, run):
+    return lambda *arguments: storelib("--format", "plain", "preload", *arguments)
+
+
+@pytest.fixture
+def image(storelib, run, tmp_path, request):
+    """The name of an image of this test."""
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"x" * 1000)
+    name = request.node.name[:200]
+    formats = ("--disk-format", "raw", "--container-format", "bare")
+    made = storelib("--format", "json", "image", "create", name, *formats, "--file", path)
+    assert made.code == 0, made.err
+    return name
+
+
+@pytest.fixture
+def node(run, api, request):
+    """``node("n1")`` registers a node; what it returns sends a heartbeat and returns what is told."""
+
+    def post(path, document, secret=None):
+        headers = {"Content-Type": "application/json"} | ({"X-Node-Secret": secret} if secret else {})
+        asked = urllib.request.Request(api + path, json.dumps(document).encode(), headers)
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return json.load(answer)
+
+    def make(name, group="racks"):
+        place = {"address": "192.0.2.1", "port": 7000}
+        token = run("enrol", "--group", group).document["token"]
+        made = post("/v2/nodes", {"name": name, "token": token, **place})
+
+        def says(preload=None, state="queued", **more):
+            time.sleep(0.02)
+            states = [] if preload is None else [{"preload": preload, "state": state, **more}]
+            return post(f"/v2/nodes/{made['id']}/heartbeat", {**place, "states": states}, made["secret"])
+
+        return says
+
+    yield make
+    for found in run("nodes").documents:
+        run("remove", found["id"])
+    for found in run("list", "--status", "active").documents:
+        run("cancel", found["id"])
+
+
+def test_a_token_is_printed_alone(plain):
+    answer = plain("enrol", "--group", "racks", "--uses", 3, "--expires-in", "2h")
+    assert answer.code == 0
+    assert len(answer.out.decode().split()) == 1
+
+
+def test_an_image_is_started_and_shown(run, plain, node, image):
+    says = node("n1")
+    [started] = run("start", image, "--group", "racks").documents
+    says(started["id"], "fetching", done=435, from_source=435)
+    [line] = plain("status").out.decode().splitlines()
+    assert line.split("\t")[0::2][:1] == ["n1"]
+    assert "fetching 43 %" in line
+    [state] = run("status", started["id"]).documents
+    assert (state["state"], state["done"], state["image"]) == ("fetching", 435, started["image"])
+
+
+def test_a_watch_ends_when_all_are_ready(run, plain, node, image, directory):
+    says = node("n1")
+    [started] = run("start", image, "--node", "n1").documents
+    says(started["id"], "fetching", done=10)
+
+    def finish():
+        # Only when the watch has looked once.
+        deadline = time.monotonic() + 60
+        while f"GET /v2/preloads/{started['id']}" not in (directory / "access.log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        says(started["id"], "ready", done=1000)
+
+    waits = threading.Thread(target=finish)
+    waits.start()
+    answer = plain("status", "--watch", "--every", "0.2")
+    waits.join()
+    assert answer.code == 0
+    assert [line.split("\t")[2] for line in answer.out.decode().splitlines()] == ["fetching 1 %", "ready"]
+
+
+def test_a_watch_of_one_that_failed_is_code_1(run, node, image):
+    says = node("n1")
+    [started] = run("start", image, "--all", "--pin").documents
+    assert started["pinned"] is True
+    says(started["id"], "failed", reason="the disk is full")
+    answer = run("status", started["id"], "--watch")
+    assert answer.code == 1
+    assert [line["reason"] for line in answer.documents] == ["the disk is full"]
+
+
+def test_a_watch_of_one_that_was_cancelled_ends_too(run, plain, node, image):
+    says = node("n1")
+    [started] = run("start", image, "--all").documents
+    says(started["id"], "fetching", done=10)
+    assert run("cancel", started["id"]).code == 0
+    answer = plain("status", started["id"], "--watch")
+    assert answer.code == 1
+    [line] = answer.out.decode().splitlines()
+    assert line.split("\t")[2] == "cancelled"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--group", "racks", "--all"), ("--node", "n1", "--group", "racks")])
+def test_nodes_are_named_in_one_way(run, image, arguments):
+    assert run("start", image, *arguments).code == 2
+
+
+def test_a_preload_is_listed_and_cancelled(run, node, image):
+    [started] = run("start", image, "--group", "racks").documents
+    assert run("cancel", started["id"]).code == 0
+    found = {each["id"]: each["status"] for each in run("list", "--group", "racks").documents}
+    assert found[started["id"]] == "cancelled"
+    assert run("cancel", started["id"]).code != 0
+
+
+def test_nodes_are_listed_drained_and_removed(run, node):
+    says = node("n1")
+    assert [each["name"] for each in run("nodes", "--group", "racks").documents] == ["n1"]
+    assert run("drain", "n1").code == 0
+    assert says()["draining"] is True
+    assert run("drain", "n1", "--undo").code == 0
+    assert says()["draining"] is False
+    assert run("remove", "n1").code == 0
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        says()
+    refused.value.close()
+    assert run("drain", "n1").code == 3
+
+
+def test_a_group_keeps_an_image(run, node, image):
+    says = node("n1")
+    said = run("group", "set", "racks", "--image", image, "--property", "a=b", "--visibility", "shared")
+    assert said.code == 0, said.err
+    assert said.document["properties"] == {"a": "b"}
+    assert run("group", "show", "racks").document == said.document
+    assert [each["name"] for each in run("group", "list").documents] == ["racks"]
+    assert len(says()["jobs"]) == 1
+    assert run("group", "unset", "racks").code == 0
+    assert says()["jobs"] == []
+    assert run("group", "set", "racks", "--property", "=b").code == 2
+
+
+def test_tickets_and_secrets_are_not_in_the_logs_of_the_server(run, node, image, api, directory):
+    says = node("n1")
+    run("start", image, "--group", "racks")
+    url = says()["jobs"][0]["source"]["url"]
+    with urllib.request.urlopen(api + url, timeout=60) as answer:
+        assert answer.read() == b"x" * 1000
+    # What is no request of HTTP is logged as it is.
+    with socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(api).port), 20) as connection:
+        connection.sendall(f"GET {url}\r\n\r\n".encode())
+        assert b"400" in connection.recv(1000)
+    deadline = time.monotonic() + 20
+    while "/v2/preloads/sources/***/" not in (directory / "access.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    logs = (directory / "access.log").read_text() + (directory / "log").read_text()
+    assert url.split("/")[-2] not in logs
+    assert "Invalid HTTP request line: 'GET /v2/preloads/sources/***/" in logs
+
+
+def test_what_changes_is_told_once(capsys):
+    first, second = {"node": "n1", "state": "queued"}, {"node": "n1", "state": "ready"}
+    Output("plain").watch(("node", "state"), [[first], [first], [second]], key=("node",), told="state")
+    assert capsys.readouterr().out == "n1\tqueued\nn1\tready\n"
+
+
+def test_a_terminal_has_a_live_table(capsys):
+    output = Output("plain")
+    output.fancy = True
+    looks = [[{"node": "n1\x1b[2J", "state": "queued"}], [{"node": "n1\x1b[2J", "state": "ready"}]]
+    output.watch(("node", "state"), looks, key=("node",), told="state")
+    out = capsys.readouterr().out
+    assert "ready" in out
+    assert "\x1b[2J" not in out
+
+
+@pytest.mark.parametrize(("done", "whole", "text"), [(0, 3, "0 %"), (999, 1000, "99 %"), (7, 7, "100 %")])
+def test_a_part_is_told_for_people(done, whole, text):
+    assert percentage(done, whole) == text

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on web servers, as those who import glance_store get to see them."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import os
+import threading
+
+import pytest
+from oslo_config import cfg
+
+from storelib.compat.glance_store import backend, driver, exceptions, location
+
+DATA = os.urandom(200_000)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """/uncounted is of no known size, /secret for one user only."""
+
+    def do_GET(self):
+        known = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:s:ecret@").decode()
+        self.send_response(401 if self.path == "/secret" and not known else 200)
+        if self.path != "/uncounted":
+            self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(DATA)
+
+    do_HEAD = do_GET  # noqa: N815  (the name is http.server's)
+
+    def log_message(self, *arguments):
+        """Says nothing."""
+
+
+@pytest.fixture
+def server():
+    """``host:port`` of it."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def web(monkeypatch):
+    """A store without a name."""
+    monkeypatch.setattr(location, "SCHEME_TO_CLS_MAP", {})
+    conf = cfg.ConfigOpts()
+    conf(args=[], default_config_files=[], default_config_dirs=[])
+    for module in (backend, location, driver):
+        monkeypatch.setattr(module, "CONF", conf)
+    backend.register_opts(conf)
+    conf.set_override("stores", ["http"], "glance_store")
+    assert backend.create_stores(conf) == 1
+
+
+def test_what_the_server_does_not_count_has_a_wrong_uri(server):
+    """Its size is 0 to glance_store, and Glance refuses such a location as a wrong one."""
+    with pytest.raises(exceptions.BadStoreUri, match="size"):
+        backend.get_size_from_backend(f"http://{server}/uncounted")
+    assert b"".join(backend.get_from_backend(f"http://{server}/uncounted")[0]) == DATA
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+def test_credentials_in_a_uri_are_those_that_the_server_gets(server, scheme):
+    uri = f"{scheme}://me:s%3Aecret%40@{server}/secret"
+    assert backend.get_size_from_backend(uri) == len(DATA)
+    chunks, size = backend.get_from_backend(uri)
+    assert (b"".join(chunks), size) == (DATA, len(DATA))
+    with pytest.raises(exceptions.Forbidden):
+        backend.get_from_backend(f"http://{server}/secret")

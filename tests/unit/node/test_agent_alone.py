@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What keeps one image on a node from coming forward, and none of the others: its disk, or nobody who has it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import lone_agent
+import pytest
+
+from storelib.node import agent as module
+from storelib.node import identity
+from storelib.node.api import Api
+from storelib.node.copies import STANDSTILL, Phase
+from storelib.node.engine import Broken, Progress
+from storelib.node.publishing import Target
+from storelib.preload import torrent
+from storelib.preload.pieces import PieceHasher
+
+DATA = b"x" * 5000
+
+
+class World:
+    """An agent that is called by hand, and what it told an API that answers what it is told to."""
+
+    def __init__(self, directory, monkeypatch):
+        self.state, self.images = directory / "state", directory / "images"
+        self.heard, self.answer, self.now = [], {"jobs": []}, 0.0
+        load = lone_agent.enrolled(directory, monkeypatch)
+        monkeypatch.setattr(Api, "heartbeat", lambda api, node, secret, document: self._hear(document))
+        self.agent = load()
+        self.agent._identity = identity.load(self.state)
+
+    def _hear(self, document):
+        self.heard.append(document)
+        return self.answer
+
+    def publish(self, image):
+        """Have an image on the node, as if it had come."""
+        target = self.agent._target
+        record = module.jobs.read(document_of(image), None).record()
+        disk = self.agent._disk
+        disk.save(record)
+        disk.data(image).write_bytes(DATA)
+        target.publish(record, disk.data(image), lambda: None, lambda: disk.save(record))
+        copy = self.agent._copies[image] = module.Copy(record, self.agent._workshop)
+        assert copy.phase is Phase.READY
+        return copy
+
+    def know(self, document):
+        """Have an agent know a job, and its torrent."""
+        job = self.agent._jobs[document["preload"]] = module.jobs.read(document, None)
+        hasher = PieceHasher()
+        hasher.update(DATA)
+        job.torrent = torrent.torrent(job.image, hasher.finish())
+        return job
+
+    def beat(self):
+        self.agent._next_heartbeat = 0.0
+        self.agent._next_look = 0.0
+        self.agent._tick()
+
+    def until(self, done):
+        for _ in range(1000):
+            self.beat()
+            if done():
+                return
+            # What its thread does takes as long as it takes.
+            self.agent._executor.submit(bool).result()
+        raise AssertionError([copy.reason for copy in self.agent._copies.values()])
+
+
+class Nothing:
+    """An engine to which nothing comes."""
+
+    has_peers = False
+
+    def __init__(self):
+        self.held, self.added, self.events = set(), [], []
+        self.holds = self.held.__contains__
+        self.remove = self.held.discard
+
+    def add(self, part):
+        self.held.add(part.preload)
+        self.added.append(part.have)
+
+    def progress(self, preload):
+        return Progress()
+
+    def poll(self):
+        found, self.events = self.events, []
+        return found
+
+    def __getattr__(self, name):
+        return lambda *given: ()
+
+
+class Refusing(Nothing):
+    """One that finds fault with each image that it is given whole."""
+
+    has_peers = True
+
+    def add(self, part):
+        super().add(part)
+        if all(part.have):
+            self.events.append(Broken(part.preload, "libtorrent: mismatching file size"))
+
+
+def document_of(image, preload="p1", **more):
+    digest = hashlib.sha256(DATA).hexdigest()
+    return {
+        "preload": preload,
+        "image": image,
+        "size": len(DATA),
+        "os_hash_algo": "sha256",
+        "os_hash_value": digest,
+        "disk_format": "raw",
+        "container_format": "bare",
+        **more,
+    }
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    made = World(tmp_path, monkeypatch)
+    yield made
+    made.agent.close()
+
+
+def refuse(*given):
+    raise PermissionError(1, "Operation not permitted", "/images/first")
+
+
+def test_an_image_that_cannot_be_removed_keeps_none_of_the_others_waiting(world, monkeypatch):
+    world.publish("first")
+    world.publish("second")
+    withdraw = Target.withdraw
+    monkeypatch.setattr(
+        Target, "withdraw", lambda target, record: refuse() if record.image == "first" else withdraw(target, record)
+    )
+
+    world.answer = {"jobs": [], "drop": ["first", "second"]}
+    world.beat()
+    world.beat()
+
+    assert world.agent._copies.keys() == {"first"}
+    assert os.listdir(world.images) == ["first"]
+    monkeypatch.setattr(Target, "withdraw", withdraw)
+    world.beat()
+    assert not world.agent._copies
+    assert os.listdir(world.images) == []
+
+
+def test_what_cannot_make_room_is_a_reason(world, monkeypatch):
+    world.publish("old")
+    monkeypatch.setattr(Target, "withdraw", refuse)
+    monkeypatch.setattr(module.Room, "for_one", lambda room, copy, copies: [world.agent._copies["old"]])
+    world.answer = {"jobs": [document_of("new", size=0)]}
+
+    world.beat()
+    world.beat()
+
+    assert world.agent._copies["old"].phase is Phase.READY
+    [state] = world.heard[-1]["states"]
+    assert (state["state"], state["reason"]) == ("failed", "Operation not permitted: /images/first")
+
+
+def test_an_agent_whose_disk_says_nothing_is_heard_of(world, monkeypatch):
+    world.publish("first")
+    monkeypatch.setattr(module.Disk, "free", refuse)
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: refuse() if path.name == "data" else stat(path, **more))
+
+    world.beat()
+
+    assert [document["free"] for document in world.heard] == [None]
+
+
+def test_the_directory_of_images_is_made_again(world):
+    image = world.publish("first")
+    world.answer = {"jobs": [document_of("first")]}
+    shutil.rmtree(world.state / "images")
+
+    world.beat()
+
+    assert (world.state / "images").stat().st_mode & 0o777 == 0o700
+    assert image.phase is Phase.READY
+    assert world.heard[-1]["holds"] == ["first"]
+
+
+def test_that_the_target_directory_is_gone_is_told_by_its_name(world):
+    image = world.publish("first")
+    world.answer = {"jobs": [document_of("first")]}
+    shutil.rmtree(world.images)
+
+    world.until(lambda: image.phase is Phase.FAILED)
+
+    assert image.reason == f"No such file or directory: {world.images / 'first'}"
+
+
+def test_jobs_that_cannot_be_kept_are_worked_on(world, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    world.agent._refused = True
+    monkeypatch.setattr(module.jobs, "save", full)
+    world.answer = {"jobs": [document_of("first", size=0)]}
+
+    world.beat()
+
+    assert world.agent._jobs.keys() == {"p1"}
+    assert not world.agent._refused
+
+
+def test_images_that_come_no_further_let_others_go(world):
+    agent = world.agent
+    agent._direct = Nothing()
+    documents = [document_of(f"image-{number}", f"p{number}") for number in range(5)]
+    for document in documents:
+        world.know(document)
+    world.answer = {"jobs": documents}
+    most = agent._settings.max_fetching
+
+    def fetched():
+        return [image for image, copy in agent._copies.items() if copy.phase is Phase.FETCHING]
+
+    world.until(lambda: len(agent._direct.held) == most)
+    assert fetched() == [f"image-{number}" for number in range(most)]
+
+    agent._copies["image-1"]._moved_at -= 2 * STANDSTILL
+    world.until(lambda: "image-4" in fetched() and len(agent._direct.held) == most)
+
+    assert list(agent._copies)[-1] == "image-1"
+    assert agent._copies["image-1"].reason == "nothing came of it for a while: others go first"
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_image_that_cannot_be_passed_on_is_looked_at_once(world, monkeypatch, lost):
+    monkeypatch.setattr(module.jobs.Job, "wanted_csr", lambda *given: None)
+    image = world.publish("first")
+    engine = world.agent._swarm = Refusing()
+    job = world.know(document_of("first", ca="PEM", certificate="PEM"))
+    job.key = "PEM"
+    world.answer = {"jobs": [document_of("first", ca="PEM", certificate="PEM")]}
+    if lost:
+        world.agent._disk.data("first").unlink()
+
+    world.until(lambda: engine.added)
+    for _ in range(10):
+        world.until(lambda: image.phase is (Phase.FETCHING if lost else Phase.READY))
+
+    # What is lacking is fetched, and what is right is not given to it again and again.
+    assert engine.added == ([[True], [False]] if lost else [[True]])

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a token with which a node enrols, which counts once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable
+from storelib.node import identity, options
+from storelib.node.api import Api
+
+INI = """
+[node]
+api_url = http://127.0.0.1:9
+name = n1
+enrolment_token = t
+state_dir = state
+target_dir = images
+"""
+
+
+@pytest.fixture
+def enrol(tmp_path, monkeypatch):
+    asked = []
+
+    def register(api, document, headers):
+        asked.append(headers["X-Node-Secret"])
+        if enrol.lost:
+            raise RemoteServiceUnavailable("the image API does not answer")
+        return {"id": "1", "name": document["name"], "secret": headers["X-Node-Secret"]}
+
+    monkeypatch.setattr(Api, "register", register)
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "node.ini").write_text(INI)
+    settings, conf = options.load(tmp_path / "node.ini")
+    api = Api(settings.api_url)
+
+    def enrol():
+        return identity.enrol(settings, conf, api, "192.0.2.1", 9293)
+
+    enrol.asked, enrol.state, enrol.lost = asked, tmp_path / "state", False
+    yield enrol
+    api.close()
+
+
+def test_a_node_is_known_from_its_file(enrol):
+    found = enrol()
+
+    assert identity.load(enrol.state) == found == identity.Identity("1", "n1", *enrol.asked)
+    assert os.listdir(enrol.state) == ["identity.json"]
+    assert json.loads((enrol.state / "identity.json").read_bytes()) == dataclasses.asdict(found)
+    assert (enrol.state / "identity.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_token_is_not_used_up_where_nothing_can_be_kept(enrol, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(BadStoreConfiguration, match=r"state_dir: .*No space left on device"):
+        enrol()
+
+    assert enrol.asked == []
+
+
+def test_after_a_lost_answer_the_node_is_still_the_same(enrol):
+    enrol.lost = True
+    with pytest.raises(RemoteServiceUnavailable):
+        enrol()
+    enrol.lost = False
+
+    assert enrol().secret == enrol.asked[0] == enrol.asked[1]
+    assert len(enrol.asked[0]) > 40
+
+
+def test_what_is_left_of_another_attempt_is_in_nobodys_way(enrol):
+    (enrol.state / "identity.json.new").write_bytes(b"half of it")
+
+    assert enrol() == identity.load(enrol.state)

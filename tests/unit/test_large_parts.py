@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts too large to be held are read again from the file that the image comes from, and are what was hashed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+
+import pytest
+from recording import recording_store
+from s3_server import S3Server, error, open_at
+
+from storelib.exceptions import Invalid, StoreError
+from storelib.registry import open_store
+from storelib.transfer import MiB, copy, fan_out, ranges, store_upload
+from storelib.transfer.memory import MemoryBudget
+from storelib.transfer.partfile import RangeFile
+from storelib.transfer.source import FileAgain
+
+PART = 5 * MiB
+SIZE = 2 * PART + 3 * MiB + 3
+OPTIONS = {"s3_store_large_object_chunk_size": PART // MiB, "s3_store_thread_pools": 2}
+
+
+@pytest.fixture(autouse=True)
+def large_from_five(monkeypatch):
+    """Parts of 5 MiB count as large."""
+    monkeypatch.setattr(store_upload, "LARGE", 4 * MiB)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    made = tmp_path_factory.mktemp("large") / "image"
+    unit = os.urandom(MiB)
+    with made.open("wb") as file:
+        for number in range(SIZE // MiB):
+            file.write(number.to_bytes(4, "big") + unit[4:])
+        # It ends in a hole.
+        file.truncate(SIZE)
+    return made
+
+
+@pytest.fixture(scope="module")
+def digest(path):
+    return hashlib.sha512(path.read_bytes()).hexdigest()
+
+
+def added(store, path, **options):
+    """Adds the file; returns what was stored, and the most that was held meanwhile."""
+    store.memory, most = MemoryBudget(1 << 40), []
+    stored = store.add("image", path, progress=lambda done, total: most.append(store.memory._total), **options)
+    assert store.memory._total == 0
+    return stored, max(most)
+
+
+def test_parts_of_the_size_that_a_tebibyte_needs_are_not_held(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    whole = tmp_path / "whole"
+    with whole.open("wb") as file:
+        file.truncate(105 * MiB + 1)
+        file.write(b"begin")
+    with S3Server() as server:
+        _, most = added(open_at(server, s3_store_large_object_chunk_size=105), str(whole))
+        assert len(server.objects["image"][0]) == 105 * MiB + 1
+    assert most <= 12 * MiB
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "crc32", "none", "sha256"])
+def test_large_parts_of_a_file_are_not_held(path, digest, algorithm):
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm=algorithm, **OPTIONS)
+        stored, most = added(store, str(path))
+        assert stored.multihash == digest
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+        assert server.operations.count("part") == 3
+        assert most <= 12 * MiB
+        # What comes only once has to be held.
+        with path.open("rb") as file:
+            store.add("piped", iter(lambda: file.read(MiB), b""), SIZE)
+        assert server.objects["piped"][0] == server.objects["image"][0]
+
+
+def test_a_large_part_is_sent_again_though_nothing_of_it_was_kept(path, digest):
+    failed = []
+
+    def after(operation, request):
+        if operation == "part" and len(failed) < 2:
+            failed.append(1)
+            return error(503, "SlowDown")
+        return None
+
+    with S3Server(after=after) as server:
+        stored, _ = added(open_at(server, transfer_retries=3, **OPTIONS), str(path))
+        assert len(failed) == 2
+        assert stored.multihash == digest
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+
+
+@pytest.mark.parametrize("change", ["other bytes", "shorter"])
+def test_a_file_that_changes_while_it_is_added_is_not_stored(tmp_path, path, change):
+    changing = tmp_path / "changing"
+    changing.write_bytes(path.read_bytes())
+
+    def progress(done, total):
+        if done == PART + MiB:
+            with changing.open("r+b") as file:
+                if change == "other bytes":
+                    file.seek(PART + 3)
+                    file.write(b"changed")
+                else:
+                    file.truncate(PART + 2 * MiB)
+
+    with S3Server() as server:
+        store = open_at(server, **OPTIONS)
+        with pytest.raises(StoreError) as caught:
+            store.add("image", str(changing), progress=progress)
+        assert ("changed" if change == "other bytes" else "ended after") in str(caught.value)
+        assert server.objects == {}
+        assert server.uploads == {}
+
+
+@pytest.mark.parametrize("stores", [1, 2])
+def test_a_file_that_cannot_be_read_again_is_no_fault_of_the_store(path, monkeypatch, stores):
+    def unreadable(file, offset, view):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FileAgain, "read", unreadable)
+    with S3Server() as server:
+        targets = [open_at(server, **OPTIONS), recording_store()][:stores]
+        with pytest.raises(OSError, match="Input/output error"):
+            fan_out(targets, "image", str(path))
+        assert server.objects == {}
+        assert server.uploads == {}
+
+
+def test_several_stores_get_it_from_one_read_and_a_file_store_is_a_file(tmp_path, path, digest):
+    with S3Server() as server:
+        store, other = open_at(server, **OPTIONS), recording_store(has_put=False)
+        results = fan_out([store, other], "image", str(path))
+        assert [each.multihash for each in results] == [digest] * 2
+        files = open_store("file", filesystem_store_datadir=tmp_path / "files")
+        uri = files.add("image", str(path)).uri
+        read = []
+        plain = FileAgain.read
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FileAgain, "read", lambda self, *where: read.append(where[0]) or plain(self, *where))
+            assert copy(files, uri, store, "copied").multihash == digest
+        assert len({offset // PART for offset in read}) == 3
+        assert hashlib.sha512(server.objects["copied"][0]).hexdigest() == digest
+
+
+def test_small_parts_and_sizes_that_are_not_known_are_held_as_ever(path, monkeypatch):
+    monkeypatch.setattr(ranges.RangeCutter, "__init__", lambda *arguments: pytest.fail("not for these"))
+    with S3Server() as server:
+        monkeypatch.setattr(store_upload, "LARGE", 5 * MiB)
+        open_at(server, s3_store_large_object_chunk_size=5).add("small parts", str(path))
+        monkeypatch.setattr(store_upload, "LARGE", 4 * MiB)
+        store = open_at(server, **OPTIONS)
+        store.add("one part", os.urandom(MiB))
+        with path.open("rb") as file:
+            store.add("not known", iter(lambda: file.read(MiB), b""))
+        assert {name: len(data) for name, (data, _) in server.objects.items()} == {
+            "small parts": SIZE,
+            "one part": MiB,
+            "not known": SIZE,
+        }
+
+
+def test_a_range_of_a_file_is_a_file():
+    data = os.urandom(3 * MiB)
+
+    def read(offset, view):
+        piece = data[offset : offset + min(len(view), 100_000)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    file = RangeFile(read, 1000, 2 * MiB)
+    assert len(file) == 2 * MiB
+    assert file.seekable()
+    assert file.readable()
+    assert b"".join(file.pieces()) == data[1000 : 1000 + 2 * MiB]
+    assert file.seek(-5, os.SEEK_END) == 2 * MiB - 5
+    assert file.read(1) == data[1000 + 2 * MiB - 5 : 1000 + 2 * MiB]
+    assert file.read() == b""
+    file.seek(0)
+    assert file.read() == data[1000 : 1000 + 2 * MiB]
+    assert len(file.crcs) == 1
+    short = RangeFile(read, 2 * MiB, 2 * MiB)
+    with pytest.raises(Invalid, match="shrank"):
+        short.read()
+    assert isinstance(short.error, Invalid)
