@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two cores are what this is meant for, and three processes: functional tests wait part of their time, and with four of them
 # at a time loaded machines come near to time limits. Files go to
 # them whole, so that each server is started once, and in the order of tests/conftest.py.
-PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+THREE := -n 3 --dist loadfile --no-loadscope-reorder
 EXTRAS := parallel,blake3,castellan,zstd,s3,swift,gridfs,cinder,brick,vmware,api,client,postgresql,mysql,notifications,node
 VERSIONS := 3.10 3.11 3.12 3.13
 # Left to `full` under the other interpreters, since none of these can come out otherwise there: the tests of the suite
@@ -34,7 +34,7 @@ ELSEWHERE := tests/unit tests/functional/test_filesystem_conformance.py::TestDef
 	--deselect tests/unit/api/test_import_plugins.py::TestConversion \
 	--deselect tests/unit/api/test_db_listing.py::TestLists \
 	$(addprefix --ignore=tests/unit/test_,$(addsuffix .py,\
-		example_driver minimal_driver conformance_live conformance_rejects conformance_plugin no_skips))
+		example_driver minimal_driver conformance_live conformance_rejects conformance_plugin no_skips run_again))
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
 
@@ -107,7 +107,7 @@ servers: environment
 full: environment servers
 	$(call heading,all tests)
 	@echo "-- $$($(BIN)/python -V): $$($(BIN)/python -c 'import sys; print(sys._base_executable)')"
-	@$(BIN)/python $(PYTEST) -q tests/unit tests/functional </dev/null
+	@.ci/tests $(BIN)/python .cache/tests $(THREE) tests/unit tests/functional
 
 # Some of these suites look only at times and at what others do on the same server: one after the other.
 test-clients: packages environment servers
