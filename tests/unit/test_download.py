@@ -18,7 +18,7 @@ from recording import eventually, recording_store
 from storelib.driver import Reader
 from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
 from storelib.testing.threads import started_threads
-from storelib.transfer import Digest, Extent, KiB, MiB, threads
+from storelib.transfer import Digest, Extent, KiB, MiB, tasks, threads
 
 DATA = os.urandom(3 * MiB + 17)
 
@@ -355,13 +355,17 @@ class Cycle:
 
 def test_a_stream_is_collected_while_this_thread_starts_another(monkeypatch):
     """The collector comes whenever something is made, under the lock of the threads as well."""
-    reader = FakeReader(**PARALLEL)
+    pool, go_on = threads.ThreadPool("of these two"), threading.Event()
+    monkeypatch.setattr(tasks, "pool_of", lambda name: pool)
+    # Its threads are busy with what it reads ahead, so that they do not serve the next one.
+    reader = FakeReader(before=lambda offset: None if not offset or go_on.wait(60) else 0, **PARALLEL)
     stream = opened(reader)
     stream.read(1)
     make, dropped = threads._Worker.__init__, [Cycle(stream)]
     del stream
 
     def collecting(*arguments):
+        go_on.set()
         dropped.clear()
         gc.collect()
         make(*arguments)
