@@ -15,6 +15,8 @@ export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export TMPDIR := $(CURDIR)/.cache/tmp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+export PIP_RETRIES := 10
+export PIP_TIMEOUT := 60
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # Each process of the tests would compile everything again: without this, half of their time.
