@@ -27,7 +27,7 @@ sys.path.append(sys.path.pop(0))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/functional"))
 
 import gridfs
-from pairs import MiB, Stored, compare, expect_pieces, peak_growth, pieces_of, received, workplace
+from pairs import MiB, Stored, argument, compare, expect_pieces, peak_growth, pieces_of, received, workplace
 from servers.mongod import Mongod
 
 from storelib.driver import Digests
@@ -36,7 +36,7 @@ from storelib.registry import open_store
 from storelib.testing.faults import FaultyProxy, Slow
 from storelib.transfer import fan_out
 
-SIZE = (int(sys.argv[sys.argv.index("--size") + 1]) if "--size" in sys.argv else 512) * MiB
+SIZE = argument("--size", 512) * MiB
 #: GiB that the server may keep in memory: enough not to be busy with making room.
 CACHE = 2.0
 #: On the slow line every 64 KiB of a connection take as many seconds.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How time and memory grow with the size of an image, with what is done at once, with distance, with what is there.
 
-python benchmarks/growth.py [--json] [--full]
+python benchmarks/growth.py [--json] [--full] [--size MiB]
 
 Each line is one point of one curve: seconds, or seconds for each image or GiB, so that what grows as it should is flat.
 ``slope`` in the last line of a curve is the exponent of its growth, 0 where it is flat.

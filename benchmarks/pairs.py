@@ -13,9 +13,11 @@ how much of one core the client takes, which other work on the machine hardly ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import resource
 import statistics
 import sys
@@ -328,7 +330,30 @@ def workplace() -> str:
 
 def argument(name: str, default: T) -> T:
     """What follows ``name`` on the command line, as what the default is."""
-    return type(default)(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
+    _check_options()
+    if name not in sys.argv:
+        return default
+    try:
+        return type(default)(sys.argv[sys.argv.index(name) + 1])
+    except (IndexError, ValueError):
+        raise SystemExit(f"{name} needs {'a whole number' if isinstance(default, int) else 'a value'}") from None
+
+
+@functools.cache
+def _check_options() -> None:
+    """What a program says of itself names its options: ``--help`` shows it, and no other option is one."""
+    main = sys.modules["__main__"]
+    if os.path.dirname(os.path.abspath(getattr(main, "__file__", None) or "")) != os.path.dirname(__file__):
+        # It is not one of these programs that runs, but a test of them.
+        return
+    said = (main.__doc__ or "").strip()
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(said)
+        raise SystemExit
+    known = {"--json", "--processor", *re.findall("--[a-z-]+", said)}
+    for option in sys.argv[1:]:
+        if option.startswith("-") and option not in known:
+            raise SystemExit(f"There is no option {option}.\n\n{said}")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from oslo_config import cfg  # noqa: E402
 from pairs import (  # noqa: E402
     MiB,
     Stored,
+    argument,
     compare,
     expect,
     pieces_of,
@@ -43,11 +44,6 @@ from storelib import open_store  # noqa: E402
 from storelib.driver import Digests  # noqa: E402
 from storelib.drivers.rbd import RbdStore  # noqa: E402
 from storelib.transfer import copy  # noqa: E402
-
-
-def argument(name: str, default: int) -> int:
-    return int(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
-
 
 SIZE = argument("--size", 512) * MiB
 SPARSE = argument("--sparse", 10) * 1024 * MiB

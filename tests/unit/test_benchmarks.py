@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -159,3 +162,27 @@ def test_a_file_that_only_memory_has_cannot_be_forgotten(pairs):
         file.write(b"x" * 4096)
         file.flush()
         assert not pairs.forget(file.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "python benchmarks/memory.py [--json] [--size MiB]"),
+        (["--sise", "1"], 1, "There is no option --sise.\n\n"),
+        (["--size"], 1, "--size needs a whole number"),
+        (["--size", "1G"], 1, "--size needs a whole number"),
+    ],
+)
+def test_options_are_those_that_a_program_says_it_has(arguments, status, said):
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_option_that_is_read_is_named(path):
+    source = path.read_text()
+    read = re.findall(r'(?<!_)argument\("(--[a-z-]+)"|"(--[a-z-]+)" (?:not )?in sys.argv', source)
+    named = {"--help", "--json", "--processor", *re.findall("--[a-z-]+", ast.get_docstring(ast.parse(source)) or "")}
+    assert not {one or other for one, other in read} - named
