@@ -52,14 +52,39 @@ def assert_untouched(store):
 
 
 @pytest.fixture(scope="module")
-def sound():
-    """A store that keeps all promises, and what its run gave."""
+def sound(tmp_path_factory):
+    """A store that keeps all promises, what its run gave, and where: settings of pytest there would break all tests."""
+    store, directory = used_store(), tmp_path_factory.mktemp("operator")
+    (directory / "conftest.py").write_text("raise RuntimeError")
+    (directory / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("PYTEST_ADDOPTS", "--no-such-option")
+        path = list(sys.path)
+        outcome = run(store)
+        assert os.environ["PYTEST_ADDOPTS"] == "--no-such-option"
+        assert sys.path == path
+    return store, outcome, directory
+
+
+@pytest.fixture(scope="module")
+def broken():
+    """A store that breaks a promise and keeps some images whatever happens, and what its run gave."""
     store = used_store()
-    return store, run(store)
+    store.measure = lambda location, context: 7
+    plain = store.remove
+
+    def remove(location, context):
+        if "-kept" in location.image_id:
+            raise OSError("the back end is read-only now")
+        plain(location, context)
+
+    store.remove = remove
+    return store, run(store, keep_part_size=True)
 
 
 def test_sound_store_passes(sound):
-    store, (status, passed, absent, failed, lines) = sound
+    store, (status, passed, absent, failed, lines), _ = sound
     assert (status, failed) == (0, 0), "\n".join(lines)
     assert passed > 200
     assert absent > 0
@@ -67,32 +92,34 @@ def test_sound_store_passes(sound):
 
 
 def test_what_is_not_promised_is_not_counted_as_passed(store, sound):
-    _, (_, passed, absent, *_) = sound
+    _, (_, passed, absent, *_), _ = sound
     store.capabilities &= ~Capability.GC
     _, passed_without_gc, absent_without_gc, *_ = run(store)
     assert passed_without_gc < passed
     assert absent_without_gc > absent
 
 
-def test_broken_promise_is_reported(store):
-    store.measure = lambda location, context: 7
-    status, _, _, failed, lines = run(store)
+def test_broken_promise_is_reported(broken):
+    _, (status, _, _, failed, lines) = broken
     assert status == 1
     assert failed > 0
     assert any("BROKEN  ``get_size`` returns the size in bytes" in line for line in lines)
+
+
+def test_image_that_cannot_be_removed_is_a_failure_and_all_others_are_removed(broken):
+    store, (_, _, _, failed, lines) = broken
+    left = [line for line in lines if line.startswith("could not be removed: memory://")]
+    assert left
+    assert failed == len(left) + len([line for line in lines if line.startswith("  BROKEN  ")])
+    for image_id in [image_id for image_id in store.backend.images if "-kept" in image_id]:
+        del store.backend.images[image_id]
     assert_untouched(store)
 
 
-def test_operator_settings_of_pytest_do_not_matter(store, monkeypatch, tmp_path):
-    (tmp_path / "conftest.py").write_text("raise RuntimeError")
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
-    path = list(sys.path)
-    assert run(store)[0] == 0
-    assert sorted(os.listdir(tmp_path)) == ["conftest.py", "pytest.ini"]
-    assert os.environ["PYTEST_ADDOPTS"] == "--no-such-option"
-    assert sys.path == path
+def test_operator_settings_of_pytest_do_not_matter(sound):
+    _, (status, *_), directory = sound
+    assert status == 0
+    assert sorted(os.listdir(directory)) == ["conftest.py", "pytest.ini"]
 
 
 def test_interrupted_run_cleans_up(store, monkeypatch):
@@ -132,20 +159,6 @@ def test_store_that_cannot_delete_is_left_alone(store):
     with pytest.raises(OperationNotSupported, match="would stay"):
         live.run(store)
     assert_untouched(store)
-
-
-def test_image_that_cannot_be_removed_is_a_failure(store):
-    plain = store.remove
-
-    def remove(location, context):
-        if "-kept" in location.image_id:
-            raise OSError("the back end is read-only now")
-        plain(location, context)
-
-    store.remove = remove
-    status, *_, lines = run(store, keep_part_size=True)
-    assert status == 1
-    assert any(line.startswith("could not be removed: memory://") for line in lines)
 
 
 def test_terminated_run_cleans_up(tmp_path):
