@@ -227,14 +227,21 @@ class Registry:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
 
 
+def common_areas(
+    areas: Iterable[tuple[AnyStore, Area]],
+) -> Iterator[tuple[tuple[AnyStore, Area], tuple[AnyStore, Area]]]:
+    """Every two stores that keep images in one place, or one within the other's, and where."""
+    for one, other in itertools.combinations(areas, 2):
+        if one[0] is not other[0] and one[1].overlaps(other[1]):
+            yield one, other
+
+
 def _refuse_common_areas(areas: Iterable[tuple[AnyStore, Area]]) -> None:
-    """Raise BadStoreConfiguration if two stores keep images in one place, or one within the other's."""
-    for (one, its), (other, others) in itertools.combinations(areas, 2):
-        if one is not other and its.overlaps(others):
-            raise BadStoreConfiguration(
-                f"stores {one.name} and {other.name} would keep images in the same place: {one.conf.where(its.option)} "
-                f"and {other.conf.where(others.option)}; give each a place of its own, neither within the other's"
-            )
+    for (one, its), (other, others) in common_areas(areas):
+        raise BadStoreConfiguration(
+            f"stores {one.name} and {other.name} would keep images in the same place: {one.conf.where(its.option)} "
+            f"and {other.conf.where(others.option)}; give each a place of its own, neither within the other's"
+        )
 
 
 def _explain(error: BadStoreConfiguration, options: config.StoreOptions) -> str:

@@ -48,7 +48,10 @@ class Finder(MetaPathFinder):
         found = importlib.util.find_spec(name)
         if found is None:
             return None
-        return ModuleSpec(fullname, _Alias(name), origin=found.origin, is_package=False)
+        spec = ModuleSpec(fullname, _Alias(name), origin=found.origin)
+        # A package is known as one before it is imported, too.
+        spec.submodule_search_locations = found.submodule_search_locations
+        return spec
 
 
 def install() -> None:

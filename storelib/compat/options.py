@@ -170,7 +170,11 @@ class Given(NamedTuple):
                 # It is there, and its value refers to another one.
                 raise
             return False
-        return location is not None and location.location not in (cfg.Locations.opt_default,)
+        if location is None:
+            return False
+        # The default of a place is None in the group of a named store, unless that is one of the service's own.
+        own_place = name in OLD_DEFAULTS and len(self.groups) > 1 and group == self.groups[0]
+        return own_place or location.location is not cfg.Locations.opt_default
 
     def _set_nowhere(self, name: str) -> bool:
         return not any(self._is_set(name, group) and self.conf[group][name] is not None for group in self.groups)

@@ -89,28 +89,35 @@ def register_opts(conf: Any) -> None:
 
 
 class Indexable:
-    """An iterator of bytes with a length; ``another`` gives the next chunk."""
+    """An iterator of bytes with a length, of which a client takes slices to the end: it gets a chunk, or its rest."""
 
     def __init__(self, wrapped: Any, size: Any) -> None:
         self.size = int(size) if size else (wrapped.len if hasattr(wrapped, "len") else 0)
         self.wrapped = wrapped
+        #: The last chunk, and where in the image it ends.
+        self.chunk: Any = None
+        self.cursor = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self.wrapped
+        for chunk in self.wrapped:
+            self.chunk = chunk
+            yield chunk
 
-    def __getitem__(self, i: Any) -> bytes:
-        if isinstance(i, slice):
-            assert i.start is None, "only slices from the start"  # noqa: S101
-            return bytes(self.another())
-        return bytes([self.getvalue()[i]])
+    def __getitem__(self, i: Any) -> Any:
+        start = (i.start or 0) if isinstance(i, slice) else i
+        if start < self.cursor:
+            return self.chunk[start - self.cursor :]
+        self.chunk = self.another()
+        self.cursor += len(self.chunk or b"")
+        return self.chunk
 
-    def another(self) -> bytes:
+    def another(self) -> Any:
         """The next chunk."""
         raise NotImplementedError
 
-    def getvalue(self) -> bytes:
-        """All bytes."""
-        return b"".join(self.wrapped)
+    def getvalue(self) -> Any:
+        """All bytes, where what is wrapped has them."""
+        return self.wrapped.getvalue()
 
     def __len__(self) -> int:
         return self.size

@@ -174,6 +174,7 @@ class BackendGroupConfiguration:
     def __init__(self, store_opts: Sequence[cfg.Opt], config_group: str | None = None, conf: Any = None) -> None:
         self.conf = conf or CONF
         self.config_group = config_group or SHARED_CONF_GROUP
+        self._defaults: dict[str, Any] = {}
         self.append_config_values(store_opts)
 
     def append_config_values(self, store_opts: Sequence[cfg.Opt]) -> None:
@@ -185,8 +186,8 @@ class BackendGroupConfiguration:
                 self.conf.set_default(option.dest, None, group=self.config_group)
 
     def set_default(self, opt_name: str, default: Any) -> None:
-        """Another default of the store's own group."""
-        self.conf.set_default(opt_name, default, group=self.config_group)
+        """Another default for this store, where neither group sets the option."""
+        self._defaults[opt_name] = default
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of an option, ``default`` where there is no such option."""
@@ -200,4 +201,12 @@ class BackendGroupConfiguration:
                 # It is there, and its value refers to another one.
                 raise
             raise AttributeError(opt_name) from error
-        return getattr(self.conf[SHARED_CONF_GROUP], opt_name) if value is None else value
+        if value is not None:
+            return value
+        if opt_name in self._defaults and not self._is_shared(opt_name):
+            return self._defaults[opt_name]
+        return getattr(self.conf[SHARED_CONF_GROUP], opt_name)
+
+    def _is_shared(self, opt_name: str) -> bool:
+        found = self.conf.get_location(opt_name, group=SHARED_CONF_GROUP)
+        return found is not None and found.location is not cfg.Locations.opt_default

@@ -69,7 +69,8 @@ class GlanceStoreException(Exception):
     def __init__(self, message: str | None = None, **kwargs: Any) -> None:
         text = message or self.message
         if kwargs:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
+            # Whatever an argument does when it is shown: the error that is raised here matters more.
+            with contextlib.suppress(Exception):
                 text = text % kwargs
         self.msg = text
         super().__init__(text)

@@ -118,4 +118,6 @@ class StoreLocation:
     def validate_schemas(uri: str, valid_schemas: Sequence[str]) -> None:
         """Raise BadStoreUri unless ``uri`` begins with one of these."""
         if not uri.startswith(tuple(valid_schemas)):
-            raise exceptions.BadStoreUri(message=f"URI must start with one of the following schemas: {valid_schemas}")
+            raise exceptions.BadStoreUri(
+                message=f"Location URI must start with one of the following schemas: {', '.join(valid_schemas)}"
+            )

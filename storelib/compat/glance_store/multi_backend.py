@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, KeysView, Mapping
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from typing import Any
 
 from oslo_config import cfg
@@ -17,6 +18,8 @@ from storelib.compat.glance_store.backend import (
     store_add_to_backend,
     store_add_to_backend_with_multihash,
 )
+from storelib.exceptions import StoreError
+from storelib.registry import common_areas
 
 __all__ = [
     "CONF",
@@ -116,12 +119,29 @@ def _load_multi_stores(conf: Any, reserved_stores: Mapping[str, str] | None = No
 def create_multi_stores(conf: Any = CONF, reserved_stores: Mapping[str, str] | None = None) -> int:
     """Make and configure the stores that are listed; returns how many schemes they serve, each counted."""
     count = 0
+    made = []
     for entry, name, store in _load_multi_stores(conf, reserved_stores):
         schemes, found = single.configured(store, entry)
+        made.append(store)
         for scheme in schemes:
             location.register_scheme_backend_map({scheme: {name: dict(found)}})
             count += 1
+    _warn_of_common_places(made)
     return count
+
+
+def _warn_of_common_places(made: Iterable[Any]) -> None:
+    """Not refused as storelib does: old files have such stores, and glance_store serves them."""
+    areas = []
+    for native in filter(None, (getattr(store, "native", None) for store in made)):
+        with contextlib.suppress(StoreError):
+            areas += [(native, area) for area in native.areas()]
+    for (one, its), (other, others) in common_areas(areas):
+        LOG.warning(
+            "Stores %s and %s keep images in the same place (%s, %s): an image that is deleted in one is lost to the "
+            "other. Give each a place of its own, neither within the other's.",
+            *(one.name, other.name, its.option, others.option),
+        )
 
 
 def verify_store() -> None:

@@ -246,6 +246,16 @@ class TestStoresWithNames:
         assert multi_backend.get_store_from_store_identifier("slow").get_schemes() == ("http", "https")
         assert "slow" not in location.SCHEME_TO_CLS_BACKEND_MAP["file"]
 
+    def test_two_stores_in_one_place_work_and_are_warned_of(self, several, tmp_path, caplog):
+        several.set_override("filesystem_store_datadir", f"{tmp_path}/fast/below", "slow")
+        multi_backend.create_multi_stores(several)
+        assert multi_backend.add(several, "image", io.BytesIO(DATA), 0, "slow")[1] == len(DATA)
+        assert "Stores fast and slow keep images in the same place" in caplog.text
+
+    def test_stores_in_places_of_their_own_are_not_warned_of(self, several, caplog):
+        multi_backend.create_multi_stores(several)
+        assert "same place" not in caplog.text
+
     def test_a_store_that_is_not_there(self, several):
         for ask in (multi_backend.get_store_weight, multi_backend.get_store_from_store_identifier):
             with pytest.raises(exceptions.UnknownScheme):
@@ -271,6 +281,12 @@ class TestStoresWithNames:
         store = filesystem.Store(conf, backend="os_glance_tasks_store")
         assert conf.os_glance_tasks_store.filesystem_store_datadir == "/var/lib/glance/os_glance_tasks_store"
         assert store.options.filesystem_store_datadir == "/var/lib/glance/os_glance_tasks_store"
+        # Nor when the others have one in common: Glance looks for what it staged where its own group says.
+        conf.set_override("filesystem_store_datadir", "/images", "backend_defaults")
+        places = {"os_glance_tasks_store": "/var/lib/glance/os_glance_tasks_store", "fast": "/images"}
+        for name, where in places.items():
+            given = options.Given(conf, (name, "backend_defaults")).values(options.all_options("file"))
+            assert given["filesystem_store_datadir"] == where
 
     def test_what_a_group_does_not_set_comes_from_the_shared_one(self, several, tmp_path):
         several.set_override("filesystem_thin_provisioning", True, "backend_defaults")
@@ -425,6 +441,14 @@ class TestErrors:
         assert str(exceptions.NotFound("it %(is)s", wrong=1)) == "it %(is)s"
         assert str(exceptions.TimeoutError(timeout=5)).startswith("Operation timed out after 5s")
         assert exceptions.RedirectException("http://host/x").url.path == "/x"
+
+    def test_an_argument_that_cannot_be_shown_is_no_other_error(self):
+        class Unshowable:
+            def __str__(self):
+                raise RuntimeError
+
+        assert exceptions.NotFound(image=Unshowable()).msg == exceptions.NotFound.message
+        assert exceptions.TimeoutError(timeout=float("inf")).msg == exceptions.TimeoutError.message
 
 
 class TestCapabilities:

@@ -256,6 +256,28 @@ def test_one_that_reads_its_group_itself_finds_its_defaults_there(conf, tmp_path
         assert store.WRITE_CHUNKSIZE == (size or 7000)
 
 
+def test_a_default_of_its_own_stands_behind_what_an_operator_says(several):
+    given = [
+        driver.BackendGroupConfiguration([cfg.IntOpt("shelf_chunk_size", default=7000, min=1)], name, conf=several)
+        for name in ("top", "bottom")
+    ]
+    given[0].set_default("shelf_chunk_size", 5)
+    assert [each.shelf_chunk_size for each in given] == [5, 9000]
+    several.set_override("shelf_chunk_size", 6, "backend_defaults")
+    assert [each.shelf_chunk_size for each in given] == [6, 9000]
+
+
+def test_an_old_client_takes_slices_to_the_end(several):
+    class Bytes(backend.Indexable):
+        def another(self):
+            return self.wrapped.read(2)
+
+    data = Bytes(io.BytesIO(b"abcde"), 5)
+    assert len(data) == 5
+    assert [data[start:] for start in (0, 1, 2, 4, 5)] == [b"ab", b"b", b"cd", b"e", b""]
+    assert data.getvalue() == b"abcde"
+
+
 def test_metadata_that_glance_could_not_keep_is_refused(several):
     with pytest.raises(exceptions.BackendException, match="metadata"):
         multi_backend.add_with_multihash(several, "bad-metadata", io.BytesIO(DATA), 0, "top", "sha256")

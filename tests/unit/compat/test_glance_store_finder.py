@@ -83,6 +83,14 @@ def test_a_module_is_one_object_under_both_names(name):
     assert switched(code) == "True"
 
 
+def test_what_is_a_package_is_known_before_it_is_imported():
+    code = (
+        "from importlib.util import find_spec\n"
+        "print(*(bool(find_spec(name).submodule_search_locations) for name in ('glance_store', 'glance_store.i18n')))"
+    )
+    assert switched(code) == "True False"
+
+
 def test_attributes_of_the_package_are_those_that_callers_know():
     code = (
         "import glance_store\n"
