@@ -17,11 +17,12 @@ DATA = os.urandom(200_000)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/uncounted is of no known size, /secret for one user only."""
+    """/uncounted is of no known size, /secret for one user only, and /%... there only in one spelling."""
 
     def do_GET(self):
         known = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:s:ecret@").decode()
-        self.send_response(401 if self.path == "/secret" and not known else 200)
+        missing = "%" in self.path and self.path != "/%5Cmy%20image?of%20mine"
+        self.send_response(401 if self.path == "/secret" and not known else 404 if missing else 200)
         if self.path != "/uncounted":
             self.send_header("Content-Length", str(len(DATA)))
         self.end_headers()
@@ -63,6 +64,15 @@ def test_what_the_server_does_not_count_has_a_wrong_uri(server):
     with pytest.raises(exceptions.BadStoreUri, match="size"):
         backend.get_size_from_backend(f"http://{server}/uncounted")
     assert b"".join(backend.get_from_backend(f"http://{server}/uncounted")[0]) == DATA
+
+
+@pytest.mark.parametrize("path", [r"\my image?of mine", "%5Cmy%20image?of%20mine"])
+def test_what_nobody_encoded_is_encoded_for_the_server(server, path):
+    """Glance keeps such a location as a user gave it, and glance_store reads it."""
+    uri = f"http://{server}/{path}"
+    assert backend.get_size_from_backend(uri) == len(DATA)
+    assert b"".join(backend.get_from_backend(uri)[0]) == DATA
+    assert location.get_location_from_uri(uri, conf=backend.CONF).get_store_uri() == uri
 
 
 @pytest.mark.parametrize("scheme", ["http", "HTTP"])

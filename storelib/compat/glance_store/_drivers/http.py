@@ -16,6 +16,13 @@ class StoreLocation(NativeLocation):
 
     DRIVER = "http"
 
+    def parse_uri(self, uri: str) -> None:
+        """What requests encoded for glance_store on its way to the server is encoded here, too."""
+        start, mark, rest = uri.partition("://")
+        host, slash, target = rest.partition("/")
+        super().parse_uri(start + mark + host + slash + target.replace(" ", "%20").replace("\\", "%5C"))
+        self._uri = uri
+
 
 class Store(NativeStore):
     """Images on web servers, for reading only."""
