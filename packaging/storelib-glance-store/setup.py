@@ -19,5 +19,9 @@ class WithLine(build_py):
             self.mkpath(self.build_lib)
             shutil.copy(LINE, os.path.join(self.build_lib, LINE))
 
+    def get_source_files(self):
+        # Of these a source distribution is made, of which distributions make packages.
+        return [*super().get_source_files(), LINE]
+
 
 setup(cmdclass={"build_py": WithLine})

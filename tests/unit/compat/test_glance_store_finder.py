@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,24 @@ def test_the_real_one_that_is_imported_already_is_not_replaced():
         "except RuntimeError as error:\n    print(error)"
     )
     assert "imported already" in run(code)
+
+
+def test_the_line_is_in_a_source_distribution_too(monkeypatch):
+    """Of which distributions make their packages. Not every environment has setuptools."""
+
+    class BuildPy:
+        def get_source_files(self):
+            return ["storelib_glance_store.py"]
+
+    told = {}
+    module = types.ModuleType("setuptools.command.build_py")
+    module.build_py = BuildPy
+    monkeypatch.setitem(sys.modules, "setuptools", types.SimpleNamespace(setup=told.update))
+    monkeypatch.setitem(sys.modules, "setuptools.command", types.ModuleType("setuptools.command"))
+    monkeypatch.setitem(sys.modules, "setuptools.command.build_py", module)
+    runpy.run_path(str(PACKAGE / "setup.py"))
+    files = told["cmdclass"]["build_py"]().get_source_files()
+    assert files == ["storelib_glance_store.py", "storelib-glance-store.pth"]
 
 
 def test_a_command_runs_on_storelib(tmp_path):
