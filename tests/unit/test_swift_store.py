@@ -146,6 +146,13 @@ def test_reference_file_is_read(references):
     assert found["ref3x"].identity_url == "https://three/v3"
 
 
+def test_reference_file_is_read_as_glance_store_does(references):
+    """A file that works there has percent signs twice, and may share values; https goes without saying."""
+    text = "[DEFAULT]\nproject = p\n[a]\nuser = %(project)s:u\nkey = 10%% ä\nauth_address = host:5000/v3\n"
+    found = from_file(references(text), "cold")["a"]
+    assert (found.user, found.key, found.auth_address) == ("p:u", "10% ä", "https://host:5000/v3")
+
+
 def test_secrets_are_in_no_repr(references):
     shown = repr(from_file(references(REFERENCES), "cold"))
     assert not [secret for secret in ("p%(a)s", "secret =", "hidden", "'secret'") if secret in shown]
@@ -210,7 +217,7 @@ def test_default_reference_that_no_uri_can_name_leaves_reading(references, name)
     "options",
     [
         {"swift_store_auth_address": None},
-        {"swift_store_auth_address": "keystone:5000"},
+        {"swift_store_auth_address": "ftp://keystone:5000"},
         {"swift_store_auth_address": "https://keystone:99999"},
         {"swift_store_auth_address": "https://schl\u00fcssel:5000"},
         {"swift_store_auth_address": "https://keystone/../v3"},

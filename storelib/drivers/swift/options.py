@@ -173,6 +173,9 @@ class Credentials:
     project_domain_name: str | None = None
 
     def __post_init__(self) -> None:
+        if self.auth_address and "://" not in self.auth_address:
+            # As glance_store takes it.
+            object.__setattr__(self, "auth_address", f"https://{self.auth_address}")
         for kind in ("user", "project"):
             if not getattr(self, f"{kind}_domain_name") and not getattr(self, f"{kind}_domain_id"):
                 object.__setattr__(self, f"{kind}_domain_id", "default")
@@ -241,7 +244,7 @@ def from_options(conf: Options, store_name: str) -> Credentials:
 
 def from_file(path: str, store_name: str) -> dict[str, Credentials]:
     """The accounts in a reference file, by section; raises BadStoreConfiguration, which quotes no line of it."""
-    parser, option = configparser.ConfigParser(interpolation=None, strict=True), "swift_store_config_file"
+    parser, option = configparser.ConfigParser(strict=True), "swift_store_config_file"
     try:
         with open(path, encoding="utf-8") as file:
             parser.read_file(file)
@@ -255,12 +258,20 @@ def from_file(path: str, store_name: str) -> dict[str, Credentials]:
     found: dict[str, Credentials] = {}
     for name in parser.sections():
         try:
-            found[name] = _section(dict(parser[name]))
+            found[name] = _section({key: _value(parser, name, key) for key in parser[name]})
         except BadStoreConfiguration as error:
             raise misconfigured(store_name, option, f"{path}, [{name}]: {error}") from None
     if not found:
         raise misconfigured(store_name, option, f"{path} has no section")
     return found
+
+
+def _value(parser: configparser.ConfigParser, section: str, key: str) -> str:
+    """As glance_store reads it: ``%%`` is a ``%``, ``%(name)s`` another value. What makes no sense so is as it is."""
+    try:
+        return parser.get(section, key)
+    except configparser.InterpolationError:
+        return parser.get(section, key, raw=True)
 
 
 def _section(values: dict[str, str]) -> Credentials:
