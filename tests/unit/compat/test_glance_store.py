@@ -682,6 +682,15 @@ class TestWhatUrisLookLike:
         # And it is read again.
         assert store.native.owns(store.native.locate(f"{expected}/7"))
 
+    @pytest.mark.parametrize(
+        ("host", "scheme"), [("gateway:7480", "s3+http"), ("http://s3", "s3+http"), ("https://s3", "s3+https")]
+    )
+    def test_s3_is_http_where_nothing_else_is_said(self, conf, host, scheme):
+        """As glance_store has it: there are gateways that speak nothing else."""
+        pytest.importorskip("boto3")
+        keys = {"s3_store_access_key": "a", "s3_store_secret_key": "b", "s3_store_bucket": "images"}
+        assert self.store(conf, "s3", s3_store_host=host, **keys).native.bucket.scheme == scheme
+
     def test_lists_in_s3_stay_what_they_are(self, conf):
         """Glance calls it whenever an image changes; in glance_store only Swift has lists."""
         pytest.importorskip("boto3")

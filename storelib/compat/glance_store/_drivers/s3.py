@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from storelib.compat import options
 from storelib.compat.glance_store._drivers.native import NativeLocation, NativeStore
 from storelib.transfer.contract import MiB
@@ -20,6 +22,13 @@ class Store(NativeStore):
     DRIVER = "s3"
     NAME = "s3"
     OPTIONS = options.known_options("s3")
+
+    def adjusted(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A server without a scheme speaks http, which it may be the only thing to do."""
+        host = str(given.get("s3_store_host") or "").strip()
+        if host and "://" not in host:
+            given["s3_store_host"] = f"http://{host}"
+        return given
 
     def prefix(self) -> str:
         """Server and bucket as configured: glance_store says ``s3`` where storelib does ``s3+http``."""
