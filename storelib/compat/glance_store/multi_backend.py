@@ -118,16 +118,17 @@ def _load_multi_stores(conf: Any, reserved_stores: Mapping[str, str] | None = No
 
 def create_multi_stores(conf: Any = CONF, reserved_stores: Mapping[str, str] | None = None) -> int:
     """Make and configure the stores that are listed; returns how many schemes they serve, each counted."""
-    count = 0
     made = []
     for entry, name, store in _load_multi_stores(conf, reserved_stores):
         schemes, found = single.configured(store, entry)
-        made.append(store)
+        made.append((store, name, schemes, found))
+    _warn_of_common_places(store for store, *_ in made)
+    # Where drivers of others say nothing, in the order of the configuration.
+    made.sort(key=lambda each: -getattr(each[0], "precedence", 0))
+    for _, name, schemes, found in made:
         for scheme in schemes:
             location.register_scheme_backend_map({scheme: {name: dict(found)}})
-            count += 1
-    _warn_of_common_places(made)
-    return count
+    return sum(len(schemes) for _, _, schemes, _ in made)
 
 
 def _warn_of_common_places(made: Iterable[Any]) -> None:

@@ -246,6 +246,16 @@ class TestStoresWithNames:
         assert multi_backend.get_store_from_store_identifier("slow").get_schemes() == ("http", "https")
         assert "slow" not in location.SCHEME_TO_CLS_BACKEND_MAP["file"]
 
+    def test_a_uri_without_a_store_is_not_taken_for_that_of_a_shorter_name(self, several, tmp_path):
+        """Glance takes the first store whose prefix it begins with, and writes that into the location."""
+        several.set_override("filesystem_store_datadir", f"{tmp_path}/fast2", "slow")
+        location.SCHEME_TO_CLS_BACKEND_MAP.clear()
+        multi_backend.create_multi_stores(several)
+        for name, directory in (("fast", "fast"), ("slow", "fast2")):
+            uri = f"file://{tmp_path}/{directory}/7"
+            known = location.SCHEME_TO_CLS_BACKEND_MAP["file"]
+            assert next(each for each in known if uri.startswith(known[each]["store"].url_prefix)) == name
+
     def test_two_stores_in_one_place_work_and_are_warned_of(self, several, tmp_path, caplog):
         several.set_override("filesystem_store_datadir", f"{tmp_path}/fast/below", "slow")
         multi_backend.create_multi_stores(several)

@@ -55,6 +55,7 @@ class Store(NativeStore):
 
     DRIVER = "file"
     NAME = "filesystem"
+    PREFIX_IS_OPEN = True
     OPTIONS = options.known_options("file")
 
     @property

@@ -115,6 +115,8 @@ class NativeStore(driver.Store):
     DRIVER: ClassVar[str]
     #: What it is called in messages.
     NAME: ClassVar[str] = ""
+    #: Whether nothing ends the prefix, so that the one of ``images`` is that of ``images2``, too.
+    PREFIX_IS_OPEN: ClassVar[bool] = False
     _CAPABILITIES = BitMasks.READ_RANDOM | BitMasks.WRITE_ACCESS | BitMasks.DRIVER_REUSABLE
 
     def __init__(self, conf: Any, backend: str | None = None) -> None:
@@ -187,6 +189,11 @@ class NativeStore(driver.Store):
     def prefix(self) -> str | None:
         """The same, found out; asked again where it is None."""
         return None
+
+    @property
+    def precedence(self) -> int:
+        """Glance takes the first store that has the prefix of a URI: those with longer ones come before others."""
+        return len(self.url_prefix or "") if self.PREFIX_IS_OPEN else 0
 
     def _store(self) -> Any:
         if self.native is None:

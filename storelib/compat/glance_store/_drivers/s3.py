@@ -21,6 +21,7 @@ class Store(NativeStore):
 
     DRIVER = "s3"
     NAME = "s3"
+    PREFIX_IS_OPEN = True
     OPTIONS = options.known_options("s3")
 
     def adjusted(self, given: dict[str, Any]) -> dict[str, Any]:

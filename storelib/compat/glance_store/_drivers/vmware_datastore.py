@@ -18,6 +18,7 @@ class Store(NativeStore):
 
     DRIVER = "vmware"
     NAME = "vmware_datastore"
+    PREFIX_IS_OPEN = True
     OPTIONS = options.known_options("vmware")
 
     def prefix(self) -> str:
