@@ -20,6 +20,7 @@ from storelib.compat.glance_store import backend, capabilities, driver, exceptio
 from storelib.compat.glance_store._drivers import filesystem
 from storelib.plugins import driver_class
 
+VOLUME = "12345678-9012-3456-7890-123456789012"
 DATA = os.urandom(200_000)
 
 
@@ -691,6 +692,52 @@ class TestWhatUrisLookLike:
         assert store.shown_uri(written) == f"{expected}/7"
         # And it is read again.
         assert store.native.owns(store.native.locate(f"{expected}/7"))
+
+    @pytest.mark.parametrize(
+        ("entry", "specs", "uri"),
+        [
+            ("cinder", {"volume_id": VOLUME}, f"cinder://one/{VOLUME}"),
+            ("rbd", {"fsid": "f", "pool": "p", "image": "i j", "snapshot": "s"}, "rbd://f/p/i%20j/s"),
+            ("rbd", {"pool": "p", "image": "i", "snapshot": "s"}, "rbd://i"),
+            ("file", {"path": "/a/b c"}, "file:///a/b c"),
+            (
+                "http",
+                {"netloc": "h:80", "path": "/x", "query": "a=b", "user": "u", "password": "p"},
+                "http://u:p@h:80/x?a=b",
+            ),
+            ("s3", {"s3serviceurl": "http://h:80/", "bucket": "b", "key": "k"}, "s3://h:80/b/k"),
+            ("s3", {"s3serviceurl": "https://h", "bucket": "b", "key": "k"}, "s3+https://h/b/k"),
+            (
+                "swift",
+                {"user": "t:u", "key": "k@", "auth_or_store_url": "https://h/v3/", "container": "c", "obj": "o"},
+                "swift+https://t%3Au:k%40@h/v3/c/o",
+            ),
+            (
+                "vmware",
+                {
+                    "server_host": "h",
+                    "image_dir": "/d",
+                    "image_id": "i",
+                    "datacenter_path": "a/b",
+                    "datastore_name": "x y",
+                },
+                "vsphere://h/folder/d/i?dsName=x+y&dcPath=a%2Fb",
+            ),
+        ],
+    )
+    def test_a_location_of_fields_has_the_uri_that_they_make(self, conf, entry, specs, uri):
+        kind = sys.modules[backend.store_class(entry).__module__].StoreLocation
+        assert kind(specs, conf, backend_group="one").get_uri() == uri
+        # And it is a place, as one that was parsed.
+        parsed = kind({}, conf, backend_group="one")
+        parsed.parse_uri(uri)
+        assert kind(specs, conf, backend_group="one").native == parsed.native
+
+    @pytest.mark.parametrize("entry", sorted(options.KNOWN))
+    def test_a_location_of_too_few_fields_has_no_uri(self, conf, entry):
+        kind = sys.modules[backend.store_class(entry).__module__].StoreLocation
+        found = kind({"container": "c"}, conf)
+        assert (found.get_uri(), found.native) == ("", None)
 
     @pytest.mark.parametrize(
         ("host", "scheme"), [("gateway:7480", "s3+http"), ("http://s3", "s3+http"), ("https://s3", "s3+https")]

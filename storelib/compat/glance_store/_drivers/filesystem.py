@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from storelib.compat import options
@@ -23,6 +23,10 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "file"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """The path as it is."""
+        return f"file://{specs['path']}"
 
     def parse_uri(self, uri: str) -> None:
         """The path is as it stands there, nothing in it is encoded."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from storelib.compat import options
@@ -15,6 +16,12 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "http"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """The URL, with credentials if there are any."""
+        credentials = f"{specs['user']}:{specs.get('password')}@" if specs.get("user") else ""
+        query = f"?{specs['query']}" if specs.get("query") else ""
+        return f"{specs.get('scheme', 'http')}://{credentials}{specs['netloc']}{specs.get('path') or ''}{query}"
 
     def parse_uri(self, uri: str) -> None:
         """What requests encoded for glance_store on its way to the server is encoded here, too."""

@@ -79,8 +79,16 @@ class NativeLocation(location.StoreLocation):
         super().__init__(store_specs, conf, backend_group)
 
     def process_specs(self) -> None:
-        """Fields by name."""
+        """Fields by glance_store's names, and the URI that they make; without one where some are missing."""
         self.__dict__.update(self.specs)
+        with contextlib.suppress(KeyError):
+            self._uri = self.composed(self.specs)
+        with contextlib.suppress(exceptions.BadStoreUri):
+            self.parse_uri(self._uri)
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """The URI of these fields; raises KeyError."""
+        raise KeyError
 
     def parse_uri(self, uri: str) -> None:
         """Take a URI apart, also one that glance_store wrote; raises BadStoreUri."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from storelib.drivers.rbd.publication import is_being_deleted
 from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.store import RbdStore
 from storelib.transfer.contract import MiB
+from storelib.uris import quote
 
 
 class RbdStoreWithOldImages(RbdStore):
@@ -55,6 +57,11 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "rbd"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """All four parts, or the image alone."""
+        parts = [str(specs.get(name) or "") for name in ("fsid", "pool", "image", "snapshot")]
+        return f"rbd://{'/'.join(map(quote, parts))}" if all(parts) else f"rbd://{specs['image']}"
 
 
 class Store(NativeStore):

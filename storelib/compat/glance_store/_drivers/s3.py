@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from storelib.compat import options
@@ -14,6 +15,12 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "s3"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """Server, bucket and key."""
+        scheme, _, host = str(specs["s3serviceurl"]).rpartition("://")
+        known = "s3+https" if scheme == "https" else specs.get("scheme", "s3")
+        return f"{known}://{host.strip('/')}/{specs['bucket']}/{specs['key']}"
 
 
 class Store(NativeStore):

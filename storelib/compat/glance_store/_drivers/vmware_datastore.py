@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
 from storelib.compat import options
 from storelib.compat.glance_store._drivers.native import NativeLocation, NativeStore
 
@@ -11,6 +15,12 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "vmware"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """Server, directory and datastore."""
+        path = "/".join(filter(None, (specs["image_dir"].strip("/"), specs["image_id"])))
+        query = urllib.parse.urlencode({"dsName": specs["datastore_name"], "dcPath": specs["datacenter_path"]})
+        return f"vsphere://{specs['server_host']}/folder/{path}?{query}"
 
 
 class Store(NativeStore):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,11 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "cinder"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """The volume, in the store of this name."""
+        store = f"{self.backend_group}/" if self.backend_group else ""
+        return f"cinder://{store}{specs['volume_id']}"
 
 
 class Store(NativeStore):

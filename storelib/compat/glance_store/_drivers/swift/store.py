@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storelib.compat import options
@@ -18,6 +18,14 @@ class StoreLocation(NativeLocation):
     """A URI of it."""
 
     DRIVER = "swift"
+
+    def composed(self, specs: Mapping[str, Any]) -> str:
+        """The account by its service, with credentials if there are any, container and object."""
+        user, key = specs.get("user"), specs.get("key")
+        credentials = f"{quote(user)}:{quote(key)}@" if user and key else ""
+        place = str(specs["auth_or_store_url"]).rpartition("://")[2].strip("/")
+        names = "/".join(str(specs[name]).strip("/") for name in ("container", "obj"))
+        return f"{specs.get('scheme', 'swift+https')}://{credentials}{place}/{names}"
 
 
 class Store(NativeStore):
