@@ -877,6 +877,12 @@ class TestWhatUrisLookLike:
         given = {"filesystem_store_datadir": one, "filesystem_store_datadirs": places}
         assert self.store(conf, "file", **given).url_prefix == f"file://{tmp_path}/b"
 
+    def test_an_empty_priority_is_none(self, conf, tmp_path):
+        """As a template writes it that has none."""
+        store = self.store(conf, "file", filesystem_store_datadirs=[f"{tmp_path}/a:", f"{tmp_path}/b:-1"])
+        assert store.url_prefix == f"file://{tmp_path}/a"
+        assert store.add("7", io.BytesIO(DATA), 0, "sha256")[0] == f"file://{tmp_path}/a/7"
+
     def test_rbd_asks_the_cluster_when_glance_does(self, conf, tmp_path, monkeypatch, bindings):
         """A cluster that does not answer keeps no service from starting."""
 

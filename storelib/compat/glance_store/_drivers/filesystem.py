@@ -49,9 +49,9 @@ class StoreLocation(NativeLocation):
 
 
 def _parted(entry: str) -> tuple[str, str]:
-    """A directory, in whose name a colon may be, and its priority."""
+    """A directory, in whose name a colon may be, and its priority, which may be empty."""
     path, colon, priority = entry.rpartition(":")
-    return (path.strip(), priority) if colon else (entry.strip(), "0")
+    return (path.strip(), priority.strip() or "0") if colon else (entry.strip(), "0")
 
 
 class Store(NativeStore):
@@ -102,11 +102,12 @@ class Store(NativeStore):
         return sorted(self.priority_data_map, reverse=True)
 
     def adjusted(self, given: dict[str, Any]) -> dict[str, Any]:
-        """A directory that is listed twice with one priority counts once."""
+        """A directory that is listed twice with one priority counts once, and an empty priority is none."""
         if "filesystem_store_chunk_size" in given:
             self.READ_CHUNKSIZE = self.WRITE_CHUNKSIZE = self.chunk_size
         if given.get("filesystem_store_datadirs"):
-            given["filesystem_store_datadirs"] = list(dict.fromkeys(given["filesystem_store_datadirs"]))
+            entries = (entry.strip().removesuffix(":") for entry in given["filesystem_store_datadirs"])
+            given["filesystem_store_datadirs"] = list(dict.fromkeys(entries))
         return given
 
     def configure_add(self) -> None:
