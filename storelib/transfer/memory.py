@@ -42,7 +42,9 @@ class MemoryBudget:
 
     def forget_parent(self) -> None:
         """In a forked child: nothing is held, and no lock."""
-        self._changed = threading.Condition()
+        # Taken without code of Python's own, in which Ctrl-C could come when it is held and would never be let go.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # By thread, whatever it is for.
         self._held: dict[object, int] = {}
         self._total = 0
@@ -82,30 +84,38 @@ class MemoryBudget:
 
     def wait(self, account: Account, size: int, check: Callable[[], None]) -> None:
         """The first ``size`` bytes of an account. Those who wait get theirs in turn; ``check`` may end the waiting."""
-        with self._changed:
-            # Where this thread holds some for another stage of its transfer, that one waits for this.
-            if account.owner in self._held:
-                self._count(account, size)
-                return
-            if not self._waiting and self._has_room(size):
-                self._serve(account, size)
-                return
-            ticket = object()
-            self._waiting.append(ticket)
-            if len(self._waiting) == 1:
-                self._served = time.monotonic()
+        ticket = object()
         try:
+            if self._has_at_once(account, size, ticket):
+                return
             while not self._is_next(account, size, ticket):
                 check()
                 check_wanted()
                 progress()
         finally:
-            with self._changed:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
+            # Wherever Ctrl-C came: behind a ticket that stays, nobody is ever served again.
+            with self._lock:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._changed.notify_all()
+
+    def _has_at_once(self, account: Account, size: int, ticket: object) -> bool:
+        """Whether the bytes are granted without waiting; else ``ticket`` stands behind those who wait."""
+        with self._lock:
+            # Where this thread holds some for another stage of its transfer, that one waits for this.
+            if account.owner in self._held:
+                self._count(account, size)
+                return True
+            if not self._waiting and self._has_room(size):
+                self._serve(account, size)
+                return True
+            self._waiting.append(ticket)
+            if len(self._waiting) == 1:
+                self._served = time.monotonic()
+        return False
 
     def _is_next(self, account: Account, size: int, ticket: object) -> bool:
-        with self._changed:
+        with self._lock:
             for wait in (LOOK, 0.0):
                 late = time.monotonic() - self._served >= self._patience
                 if self._waiting[0] is ticket and (self._has_room(size) or late):
@@ -120,7 +130,7 @@ class MemoryBudget:
 
     def more(self, account: Account, size: int) -> bool:
         """Whether an account that holds some gets ``size`` bytes more: nobody waits, and it has not its share yet."""
-        with self._changed:
+        with self._lock:
             if self._waiting or self._total + size > self.limit or account.held + size > self._share():
                 return False
             self._count(account, size)
@@ -128,7 +138,7 @@ class MemoryBudget:
 
     def give_back(self, account: Account, size: int) -> None:
         """``size`` bytes are free again."""
-        with self._changed:
+        with self._lock:
             if account.process is not self._process:
                 # A forked child counts nothing that its parent took.
                 account.held -= size
@@ -158,10 +168,12 @@ class MemoryBudget:
     def _count(self, account: Account, size: int) -> None:
         """``size`` bytes more are held, or less."""
         owner, held = account.owner, account.held + size
-        owned = self._held.pop(owner, 0) + size
+        owned = self._held.get(owner, 0) + size
         # Nothing is called from here on, so that Ctrl-C comes before or after it.
         if owned:
             self._held[owner] = owned
+        elif owner in self._held:
+            del self._held[owner]
         self._holding += (held > 0) - (account.held > 0)
         self._total += size
         account.held = held

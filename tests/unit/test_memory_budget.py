@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
+import sys
 import threading
 import time
 
@@ -38,6 +40,25 @@ def in_thread(function, *arguments):
 
     threading.Thread(target=run, daemon=True).start()
     return done
+
+
+@contextlib.contextmanager
+def interrupted_in(kind, number):
+    """Ctrl-C comes in the methods of ``kind``, there where Python looks for it: after the call of that number."""
+    methods = {each.__code__ for each in vars(kind).values() if hasattr(each, "__code__")}
+    called = []
+
+    def look(frame, event, argument):
+        if event in ("call", "c_return") and frame.f_code in methods:
+            called.append(frame.f_lineno)
+            if len(called) == number:
+                raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
 
 
 class Held:
@@ -223,6 +244,28 @@ class TestTurns:
             budget.account().take(PART, cancelled)
         assert not budget._waiting
         holder.end()
+
+    @pytest.mark.parametrize("full", [False, True])
+    def test_wherever_ctrl_c_comes_nothing_stays_held_and_nobody_waits_in_vain(self, monkeypatch, full):
+        monkeypatch.setattr(memory, "LOOK", 0.001)
+        number = seen = 0
+        while seen == number:
+            number += 1
+            budget = MemoryBudget(10 * PART)
+            others = Held(budget, 10) if full else None
+            account = budget.account()
+            with contextlib.suppress(KeyboardInterrupt), interrupted_in(MemoryBudget, number) as called:
+                # Where all is held, it is until this has waited for one look.
+                account.take(PART, others.end if others else nothing)
+                account.give_back(PART)
+            seen = len(called)
+            del account
+            if others:
+                others.end()
+            assert budget.held == 0
+            assert not budget._held
+            assert in_thread(budget.account().take, PART, nothing).wait(30)
+        assert number > 10
 
     def test_a_forked_child_begins_with_nothing_held(self, budget):
         holder = Held(budget, 10)
