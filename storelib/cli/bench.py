@@ -87,7 +87,7 @@ def bench(
             f"this would write {size_text(total)}, which is more than --limit {size_text(limit)}: "
             "choose smaller or fewer --size, --at-once or --rounds, or a higher limit"
         )
-    session.output.many(_COLUMNS, _rows(session, store, plan, rounds, seconds))
+    session.output.many(_COLUMNS, _rows(session, store, plan, rounds, seconds), at_once=True)
 
 
 def _rows(session: Session, store: Store[Any], plan: Sequence[Any], rounds: int, seconds: int) -> Iterator[Any]:

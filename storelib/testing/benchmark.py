@@ -224,7 +224,8 @@ class _Images:
 
     def __init__(self, store: Store[Any]) -> None:
         self.store = store
-        self.uris: dict[int, str] = {}
+        #: Of each image that there is or, where an add has not told yet, may be.
+        self.uris: dict[int, str | None] = {}
         self._prefix = f"{PREFIX}{secrets.token_hex(6)}-"
         self._ended = threading.Event()
         self._numbers = 0
@@ -237,9 +238,12 @@ class _Images:
         try:
             for number in list(self.uris):
                 try:
-                    self.delete(number)
+                    # Ctrl-C may have come between what the store did and the note of it.
+                    with contextlib.suppress(NotFound):
+                        self.delete(number)
                 except StoreError as failure:
-                    LOG.warning("store %s: image %s is left: %s", self.store.name, self.name(number), failure)
+                    left = "is left" if self.uris[number] else "may be left"
+                    LOG.warning("store %s: image %s %s: %s", self.store.name, self.name(number), left, failure)
             if Capability.GC in self.store.capabilities:
                 # An add that was interrupted has ended, whether its rollback could remove all or not.
                 with contextlib.suppress(StoreError):
@@ -272,12 +276,13 @@ class _Images:
     def add(self, case: Case, source: tuple[int, Any, Digests | None]) -> None:
         number, data, digests = source
         size = case.size if case.known_size else None
+        self.uris[number] = None
         self.uris[number] = upload.add(self.store, self.name(number), data, size, digests=digests).uri
 
     def get(self, case: Case, number: int) -> None:
         buffer = bytearray(min(MiB, case.size))
         view = memoryview(buffer)
-        with self.store.get(self.uris[number]).data as stream:
+        with self.store.get(self._uri(number)).data as stream:
             for block in self._interruptible(_Pattern(number, case.size, case.sparse)):
                 filled = 0
                 while filled < len(block):
@@ -289,11 +294,21 @@ class _Images:
                     raise StoreError(f"store {self.store.name}: image {self.name(number)} reads back as other bytes")
 
     def look(self, number: int) -> None:
-        self.store.get_size(self.uris[number])
+        self.store.get_size(self._uri(number))
 
     def delete(self, number: int) -> None:
-        self.store.delete(self.uris[number])
+        self.store.delete(self._uri(number))
         del self.uris[number]
+
+    def _uri(self, number: int) -> str:
+        """Raises NotFound for an image that there is not, or whose add was interrupted where images cannot be found."""
+        uri = self.uris[number]
+        if uri is None:
+            found = self.store.find_image(self.name(number)) if Capability.LIST in self.store.capabilities else None
+            if found is None:
+                raise NotFound(f"store {self.store.name}: there is no image {self.name(number)}")
+            uri = found.uri
+        return uri
 
     def _interruptible(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         for block in blocks:

@@ -82,6 +82,25 @@ def test_an_interrupted_run_leaves_nothing(store, at_once):
     assert left(store) == []
 
 
+@pytest.mark.parametrize("operation", ["add", "delete"])
+def test_nothing_is_left_where_ctrl_c_comes_just_after_the_store_is_done(store, monkeypatch, caplog, operation):
+    module, name = (benchmark.upload, "add") if operation == "add" else (store, "delete")
+    work = getattr(module, name)
+    calls = []
+
+    def interrupted(*arguments, **options):
+        work(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(benchmark.run(store, [Case(MiB)]))
+    assert left(store) == []
+    assert not caplog.records
+
+
 def test_a_run_whose_reader_has_seen_enough_leaves_nothing(store):
     found = benchmark.run(store, [Case(MiB), Case(2 * MiB)], rounds=1)
     assert isinstance(next(found), Measurement)

@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from storelib.testing import benchmark
+
 
 def test_a_store_is_measured_and_left_as_it_was(storelib, places):
     answer = storelib("bench", "--format", "json", "--size", "64K", "--size", "2M", "--at-once", "1", "--rounds", "1")
@@ -30,6 +32,21 @@ def test_plain_rows_are_for_people(storelib):
     rows = [line.split("\t") for line in answer.out.decode().splitlines()]
     assert rows[2][:4] == ["add", "1.0 MiB", "2", ""]
     assert rows[2][4] == rows[2][5].split("-")[0]
+
+
+def test_each_row_is_written_when_it_is_there_also_into_a_pipe(storelib, places, monkeypatch, capfdbinary):
+    written: list[int] = []
+    images = benchmark._Images
+    sources = images.sources
+
+    def begins(self, case):
+        written.append(len(capfdbinary.readouterr().out.splitlines()))
+        return sources(self, case)
+
+    monkeypatch.setattr(images, "sources", begins)
+    storelib("bench", "--size", "64K", "--size", "1M", "--at-once", "1", "--rounds", "1")
+    # How fast this machine hashes; then what each case found, before the first round of the next.
+    assert written == [2, 0, 5, 0, 5, 0, 5, 0, 5, 0]
 
 
 def test_a_store_that_nobody_adds_to_is_refused_at_once(storelib, places):
