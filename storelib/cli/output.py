@@ -195,6 +195,8 @@ def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
 
     console = Console()
     widths = [len(name) for name in columns]
+    # In less, columns would be left out: lines that the terminal breaks can still be read.
+    console.width = max(console.width, sum(widths) + 3 * len(widths) + 1)
     for number, rows in enumerate(_batches(records)):
         table = Table(box=SIMPLE_HEAD, show_header=not number)
         for name, width in zip(columns, widths, strict=True):
@@ -207,7 +209,8 @@ def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
         if sum(widths) > console.width:
             widths = [0] * len(columns)
         with console.capture() as captured:
-            console.print(table)
+            # The table may still come out too wide by a character, of a URI for one.
+            console.print(table, crop=False)
         # One blank line before the whole, and one behind it.
         lines = [line for line in captured.get().split("\n") if line.strip()]
         sys.stdout.write("\n".join(["", *lines, ""] if not number else [*lines, ""]))

@@ -114,6 +114,19 @@ class TestTable:
         gc.collect()
         assert sum(reference() is not None for reference in made) <= 1
 
+    @pytest.mark.parametrize("width", [1, 10, 39, 40, 41, 60, 80])
+    def test_a_narrow_terminal_is_shown_all_of_each_row(self, monkeypatch, width):
+        monkeypatch.setenv("COLUMNS", str(width))
+        # Of a dumb terminal rich takes the width for 80.
+        monkeypatch.setenv("TERM", "xterm")
+        terminal = self.terminal(monkeypatch)
+        uri = "".join(map(chr, range(0x3A9, 0x3E0)))
+        row = {"store": "a", "size": 1000, "modified": "2026-11-29T19:54:54+00:00", "id": "x" * 31, "uri": uri}
+        Output("auto").many(tuple(row), [row])
+        shown = terminal.getvalue()
+        assert [letter for letter in uri if letter not in shown] == []
+        assert shown.count("x") == 31
+
     def test_an_empty_list_has_its_heading(self, monkeypatch):
         terminal = self.terminal(monkeypatch)
         Output("auto").many(("name", "size"), [])
