@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from db_contract import ADMIN, ME, RepositoryContract, ids, make
+from db_contract import ADMIN, ME, RepositoryContract, ids, make, make_active
 from db_lists import PlanContract, RandomListContract
 from db_migrations import MigrationContract, OldClient
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
 
-from storelib.api.db import Repository
+from storelib.api.db import Repository, holdings
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import Version, _sync, check, prepare, sync, version
-from storelib.api.db.records import Query
+from storelib.api.db.records import NewLocation, Query
 from storelib.api.db.schema import images, metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, OutcomeUnknown, SchemaOutOfDate
 
@@ -95,6 +95,22 @@ class ServerContract(RepositoryContract):
         with pytest.raises(SchemaOutOfDate, match="newer"):
             check(database)
         database.close()
+
+    def test_what_others_change_while_a_sum_is_made_anew_is_no_mistake_in_it(self, server, repository, monkeypatch):
+        image = make_active(repository, NewLocation("file:///fast", {"store": "fast"}), size=10)
+        count = holdings.count
+
+        def beside_others(connection, owner):
+            counted = count(connection, owner)
+            if counted:
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(repository.images.bury, image.id, from_={"active"}).result(60)
+            return counted
+
+        monkeypatch.setattr(holdings, "count", beside_others)
+        before, now = repository.images.recount("me")
+        assert before == now
+        assert repository.images.stored("me") == 0
 
     def test_a_transition_meets_an_image_that_comes_into_its_status_meanwhile(self, server, repository, database):
         image = make(repository)
