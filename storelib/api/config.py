@@ -15,7 +15,7 @@ from oslo_config import cfg, types
 from storelib.api import import_options, preload_options
 from storelib.config import OptionReader, Setting, did_you_mean, option_names
 from storelib.exceptions import BadStoreConfiguration
-from storelib.option_types import LocalPath, Names
+from storelib.option_types import LONGEST, LocalPath, Names
 from storelib.transfer.contract import MiB
 
 #: The group of what concerns the API.
@@ -268,6 +268,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "lease_timeout",
         default=30.0,
         min=1.0,
+        max=LONGEST,
         help="Seconds after which a process that does not renew its lease counts as dead, and the others undo its "
         "uploads. The same for all processes of the API.",
     ),
@@ -277,14 +278,25 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="Keep the data of deleted images, and of locations that were taken away, for scrub_time; storelib scrub "
         "--restore gives such an image back.",
     ),
-    cfg.IntOpt("scrub_time", default=0, min=0, help="With delayed_delete: seconds for which the data stays."),
     cfg.IntOpt(
-        "wakeup_time", default=300, min=1, help="Seconds between two looks at what of the data is still to be deleted."
+        "scrub_time",
+        default=0,
+        min=0,
+        max=LONGEST,
+        help="With delayed_delete: seconds for which the data stays.",
+    ),
+    cfg.IntOpt(
+        "wakeup_time",
+        default=300,
+        min=1,
+        max=LONGEST,
+        help="Seconds between two looks at what of the data is still to be deleted.",
     ),
     cfg.FloatOpt(
         "audit_interval",
         default=0.0,
         min=0.0,
+        max=LONGEST,
         help="Seconds after which the data of all images is read again and compared with its digests, in the "
         "background of one process of all; 0: never.",
     ),
@@ -293,6 +305,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "purge_after",
         default=0.0,
         min=0.0,
+        max=LONGEST,
         help="Seconds after which images that were deleted are forgotten, with their properties, tags and members, in "
         "the background of one process of all; 0: never, but by storelib db purge.",
     ),

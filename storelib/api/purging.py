@@ -41,7 +41,7 @@ class Purging(Looking):
         while batch := self._core.repository.images.purge(before, BATCH):
             purged += batch
             mine = rounds.note(NAME, process_id, "", {"images": purged})
-            self._pace.spend(batch, lambda: None)
+            self._pace.spend(batch)
             if self._stop.is_set() or not mine:
                 rounds.leave(NAME, process_id)
                 return purged

@@ -14,7 +14,7 @@ STEP = 1.0
 class Pace:
     """At most ``rate`` bytes per second over all threads that share it; None is no limit.
 
-    ``pause`` waits for so many seconds, or less when it is woken.
+    ``pause`` waits for so many seconds, or returns True sooner: nothing more is waited for.
     """
 
     def __init__(self, rate: float | None, pause: Callable[[float], object] = time.sleep) -> None:
@@ -32,4 +32,6 @@ class Pace:
             due = self._due = max(self._due, time.monotonic()) + count / self._rate
         while (left := due - time.monotonic()) > 0:
             check()
-            self._pause(min(left, STEP))
+            if self._pause(min(left, STEP)):
+                # Else it would go round here, and at once, for as long as it had to wait.
+                return

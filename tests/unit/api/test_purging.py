@@ -14,6 +14,7 @@ from storelib.api.db.records import Caller, NewImage, Query
 from storelib.api.errors import ImageNotFound
 from storelib.api.purging import NAME, Purging
 from storelib.config import load_file
+from storelib.exceptions import BadStoreConfiguration
 
 
 @pytest.fixture
@@ -75,9 +76,32 @@ def test_it_goes_as_slowly_as_it_is_asked_to(api, deleted, monkeypatch):
         slow.stop()
 
     monkeypatch.setattr(slow._pace, "_pause", wait)
-    monkeypatch.setattr(slow._pace, "spend", lambda count, check: wait(count / 0.001))
+    monkeypatch.setattr(slow._pace, "spend", lambda count: wait(count / 0.001))
     assert slow.look() == 1
     assert waited == [1000]
+
+
+def test_stopping_ends_a_wait_of_its_own_pace_at_once(api, deleted, monkeypatch):
+    monkeypatch.setattr(purging, "BATCH", 1)
+    slow, waits = Purging(api.service, 0, 0.001), []
+
+    def wait(seconds):
+        waits.append(seconds)
+        slow.stop()
+        return slow._stop.is_set()
+
+    monkeypatch.setattr(slow._pace, "_pause", wait)
+    # 1000 seconds for an image.
+    assert slow.look() == 1
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("option", ["purge_after", "audit_interval", "lease_timeout", "scrub_time", "wakeup_time"])
+def test_times_that_no_calendar_has_are_refused_at_the_start(tmp_path, option):
+    path = tmp_path / "storelib.ini"
+    path.write_text(FILE.format(directory=tmp_path) + f"[api]\n{option} = 1000000000000\n")
+    with pytest.raises(BadStoreConfiguration, match=option):
+        create_app(load_file(path))
 
 
 def test_servers_do_it_by_themselves(tmp_path, monkeypatch):
