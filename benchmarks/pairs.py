@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -351,9 +352,11 @@ def _check_options() -> None:
         print(said)
         raise SystemExit
     known = {"--json", "--processor", *re.findall("--[a-z-]+", said)}
-    for option in sys.argv[1:]:
-        if option.startswith("-") and option not in known:
-            raise SystemExit(f"There is no option {option}.\n\n{said}")
+    for before, word in itertools.pairwise(sys.argv):
+        if word.startswith("-") and word not in known:
+            raise SystemExit(f"There is no option {word}.\n\n{said}")
+        if not word.startswith("-") and not before.startswith("-"):
+            raise SystemExit(f"What is {word} for?\n\n{said}")
 
 
 @contextlib.contextmanager

@@ -86,6 +86,8 @@ PROGRAMS = [
 
 
 def main() -> None:
+    # As Ctrl-C does, so that the program under way ends, and its servers with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     wanted = [name for name in argument("--only", "").split(",") if name]
     unknown = set(wanted) - {program.name for program in PROGRAMS}
     if unknown:

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,31 @@ def test_every_program_of_make_bench_is_there(run):
     assert [program.name for program in run.PROGRAMS if not (BENCHMARKS / f"{program.name}.py").exists()] == []
 
 
+def test_a_run_that_is_terminated_ends_its_program(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("BENCH_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setattr(run, "check_disk", lambda: None)
+
+    def measure(program, result):
+        with run.started([sys.executable, "-c", PROGRAM, "usual"], sys.stderr, dict(os.environ), 600) as process:
+            servers.append(int(process.stdout.readline()))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    servers = []
+    monkeypatch.setattr(run, "measure", measure)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            run.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    deadline = time.monotonic() + 30
+    while is_running(servers[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 #: Starts a server, and ends it when it is interrupted, or is deaf to that.
 PROGRAM = """
 import signal, subprocess, sys, time
@@ -165,16 +191,22 @@ def test_a_file_that_only_memory_has_cannot_be_forgotten(pairs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("words", "status", "said"),
     [
-        (["--help"], 0, "python benchmarks/memory.py [--json] [--size MiB]"),
-        (["--sise", "1"], 1, "There is no option --sise.\n\n"),
-        (["--size"], 1, "--size needs a whole number"),
-        (["--size", "1G"], 1, "--size needs a whole number"),
+        ("memory.py --help", 0, "python benchmarks/memory.py [--json] [--size MiB]"),
+        ("memory.py --sise 1", 1, "There is no option --sise.\n\n"),
+        ("memory.py --size", 1, "--size needs a whole number"),
+        ("memory.py --size 1G", 1, "--size needs a whole number"),
+        ("run.py -h", 0, "make bench"),
+        ("run.py --olny s3", 1, "There is no option --olny."),
+        ("run.py s3", 1, "What is s3 for?"),
+        ("run.py --only", 1, "--only needs a value"),
+        ("run.py --only nothing", 1, "there is no benchmark nothing; known are: filesystem"),
     ],
 )
-def test_options_are_those_that_a_program_says_it_has(arguments, status, said):
-    command = [sys.executable, str(BENCHMARKS / "memory.py"), *arguments]
+def test_nothing_is_measured_that_was_not_asked_for(words, status, said):
+    program, *arguments = words.split()
+    command = [sys.executable, str(BENCHMARKS / program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == status
     assert said in done.stdout + done.stderr
