@@ -47,6 +47,22 @@ class TooSlow(ValueError):
     """An expression that neither way can look for in bounded time."""
 
 
+def is_expression(text: str) -> bool:
+    """Whether ``text`` is a regular expression.
+
+    It is read and not compiled: that looks at each character of each range, of which a short text can have millions.
+
+    >>> is_expression("a+"), is_expression("(")
+    (True, False)
+    """
+    try:
+        parser.parse(text)
+    # ValueError is for flags that exclude each other.
+    except (re.error, ValueError, RecursionError, OverflowError):
+        return False
+    return True
+
+
 class Pattern:
     """An expression to be looked for, in any case with ``re.IGNORECASE``. Raises re.error for what is none, TooSlow."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,7 @@ from deployment import Deployed
 from jsonschema import Draft4Validator
 
 from storelib.api.db import metadefs
+from storelib.api.schemas import FORMATS
 
 ROOT = "/v2/metadefs/namespaces"
 WATCHDOG = {"title": "Watchdog", "description": "What it does", "type": "string", "enum": ["reset", "none"]}
@@ -327,6 +329,7 @@ class TestWhatEnters(Metadefs):
                 "properties": {"p": {"title": "P", "type": "string", "pattern": "(?:" * 900 + ")" * 900}},
             },
             {"namespace": "x", "properties": {"p": {"title": "P", "type": "string", "pattern": "x" * 4001}}},
+            {"namespace": "x", "properties": {"p": {"title": "P", "type": "string", "pattern": "(?a)(?u)x"}}},
             {"namespace": "x", "properties": {"p" * 81: {"title": "P", "type": "string"}}},
             {"namespace": "x", "objects": [{"description": "no name"}]},
             {"namespace": "x", "tags": [{"name": "t" * 81}]},
@@ -340,6 +343,15 @@ class TestWhatEnters(Metadefs):
         answer = self.api.admin.request("POST", ROOT, {"Content-Type": "application/json"}, body=json.dumps(body))
         assert answer.status_code == 400, answer.text
         assert self.api.admin.get(ROOT).json["namespaces"] == []
+
+    def test_patterns_are_not_compiled(self, monkeypatch):
+        def compiled(*arguments):
+            raise AssertionError("compiling this one takes seconds")
+
+        monkeypatch.setattr(re, "compile", compiled)
+        pattern = "(?i)" + "[!-\uffff]" * 799
+        assert FORMATS.conforms(pattern, "regex")
+        assert not FORMATS.conforms(pattern + "(", "regex")
 
     def test_number_without_a_form_in_json_is_refused(self, namespace):
         body = '{"name": "n", "title": "N", "type": "number", "maximum": 1e999}'
