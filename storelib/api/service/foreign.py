@@ -23,6 +23,8 @@ HEAD = FARTHEST
 TAIL = 4 * 512
 #: Seconds for both, while the client waits: whose server it is may want to keep this thread for ever.
 LOOK = 30.0
+#: Schemes of which every caller may name data; the others are the services' own.
+PUBLIC_SCHEMES = ("http", "https")
 
 
 class Found(NamedTuple):

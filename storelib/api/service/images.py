@@ -35,7 +35,7 @@ from storelib.api.service.keys import delete_key
 from storelib.api.service.lease import Lease
 from storelib.api.service.locations import locate
 from storelib.api.service.signatures import check_unsigned
-from storelib.api.service.tasks import TASK, UNSAFE, Tasks
+from storelib.api.service.tasks import HIDDEN, TASK, UNSAFE, Tasks
 
 #: How often a change is begun again because another request was faster.
 ATTEMPTS = 12
@@ -172,8 +172,10 @@ class Images:
         """
         core = self._core
         core.policy.require(context, "get_images", {"project_id": context.project_id or ""})
-        # Whether a list is empty would tell what the caller may not read.
-        if not all(core.protection.allows(context, "read", name) for name in query.properties):
+        # Whether a list is empty would tell what the caller may not read, or nobody may.
+        if not HIDDEN.isdisjoint(query.properties) or not all(
+            core.protection.allows(context, "read", name) for name in query.properties
+        ):
             return Listing([], None)
         page = core.repository.images.list(
             replace(query, caller=Caller(context.project_id, context.is_admin and not as_user))

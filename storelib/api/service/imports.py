@@ -22,10 +22,10 @@ from storelib.api.service.background import Background
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data
 from storelib.api.service.filling import Filling
+from storelib.api.service.foreign import PUBLIC_SCHEMES
 from storelib.api.service.import_jobs import Job, Request
 from storelib.api.service.inspection import Body
 from storelib.api.service.lease import remove_leftovers
-from storelib.api.service.locations import PUBLIC_SCHEMES
 from storelib.api.service.material import Material, Opener, material_of
 from storelib.api.service.sources import web_store
 from storelib.api.service.staging import Staging

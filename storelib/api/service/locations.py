@@ -27,7 +27,7 @@ from storelib.api.service.background import Background
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source, check_formats
 from storelib.api.service.deletion import delete_dropped
-from storelib.api.service.foreign import LOOK, Found
+from storelib.api.service.foreign import LOOK, PUBLIC_SCHEMES, Found
 from storelib.api.service.hashing import Hashing
 from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
@@ -48,8 +48,6 @@ from storelib.uris import redact, scheme_of
 LONGEST_URI = 8192
 #: Schemes that would let a client name files of the server or the credentials of others.
 RESTRICTED = frozenset({"file", "filesystem", "swift+config"})
-#: Schemes of which every caller may name data; the others are the services' own.
-PUBLIC_SCHEMES = ("http", "https")
 
 #: What a client may say of data.
 DIGESTS = frozenset({"checksum", "os_hash_algo", "os_hash_value"})

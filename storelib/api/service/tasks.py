@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from storelib.api.context import Context
@@ -15,6 +16,7 @@ from storelib.api.db.tasks import OLD_PROPERTIES, NewTask
 from storelib.api.errors import ApiError
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.elsewhere import HOST, TOKEN
+from storelib.api.service.foreign import PUBLIC_SCHEMES
 from storelib.transfer.contract import MiB, Progress
 
 #: Properties of an import that clients see: the stores still to be filled, those that failed, and the task at work.
@@ -28,6 +30,8 @@ OF_STAGE = (STAGED, STAGED_DIGESTS, HOST, TOKEN)
 #: Set in an image whose data was found not to be safe when it was active already.
 UNSAFE = "os_glance_unsafe_data"
 HIDDEN = OLD_PROPERTIES | {*OF_STAGE, REFUSED, UNSAFE, STATUS_BEFORE}
+#: What in the input of a task says where data is.
+PLACE = "loc_url"
 #: Seconds between two notes of how far a task is.
 TELL = 5.0
 #: Seconds after which a task without an upload is one of a process that died or was of an older version.
@@ -130,13 +134,16 @@ class Tasks:
     def of_image(self, context: Context, image_id: str) -> Sequence[Task]:
         """The tasks of an image, the latest first: all for the image's project and for those who may see any task.
 
-        To others, who may see the image, they would tell who imported it from where.
+        To others, who may see the image, they would tell who imported it from where. Where in a store its data is,
+        which a service has said, they tell those who may know it.
         """
         image, project = self._core.get_visible(context, image_id), context.project_id
         found = self._core.repository.tasks.of_image(image_id)
-        if self._core.policy.allows(context, "tasks_api_access", {}) or (project and project == image.owner):
+        if self._core.policy.allows(context, "tasks_api_access", {}):
             return found
-        return [task for task in found if project and task.owner == project]
+        if not self._core.may_see_places(context, image):
+            found = [_without_place(task) for task in found]
+        return [task for task in found if project and project in (task.owner, image.owner)]
 
     def list(self, context: Context, query: TaskQuery) -> TaskPage:
         """One page of all tasks; raises NotPermitted, and what the table's ``list`` raises."""
@@ -159,6 +166,14 @@ def shown_properties(properties: Mapping[str, str | None]) -> dict[str, str | No
     if HIDDEN.isdisjoint(properties):
         return dict(properties)
     return {name: value for name, value in properties.items() if name not in HIDDEN}
+
+
+def _without_place(task: Task) -> Task:
+    """The task without a URI that none but services may name."""
+    scheme = str(task.given.get(PLACE, "")).partition(":")[0].lower()
+    if scheme in ("", *PUBLIC_SCHEMES):
+        return task
+    return replace(task, given={name: value for name, value in task.given.items() if name != PLACE})
 
 
 def _joined(stores: Iterable[str]) -> str:

@@ -10,10 +10,11 @@ import socket
 import sqlite3
 import time
 import uuid
+from urllib.parse import quote
 
 import bcrypt
 import pytest
-from deployment import PATCH, READY, Deployed
+from deployment import OCTETS, PATCH, READY, Deployed
 
 from storelib.api.db.listing import MOST_VALUES
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown
@@ -114,6 +115,14 @@ class TestWhatIsTold(Deployed):
         assert ("srv" in message, "10.1.2.3" in message, "fe80" in message, "fsid" in message) == (False,) * 4
         assert message.startswith("no room for 5 GiB/s at ")
         assert message.endswith(" and/or 1.5 MiB in 1.2.3 parts")
+
+    def test_a_list_does_not_tell_whether_a_guess_of_what_is_hidden_was_right(self):
+        image = self.api.alice.create()
+        staged = self.api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"data")
+        assert staged.status_code == 204
+        for name, value in self.api.repository.images.get(image).properties.items():
+            for path in (f"/v2/images?{name}=", f"/v1/images?property-{name}="):
+                assert self.api.alice.get(path + quote(value)).json["images"] == []
 
     def test_what_the_caller_did_wrong_is_told_in_full(self):
         assert told(Invalid("the source ended after 3 of 5 bytes")) == "the source ended after 3 of 5 bytes"

@@ -223,6 +223,25 @@ class TestWithoutValidation(Located):
         assert (self.api.nova.show(image)["status"], self.task(image)["status"]) == ("queued", "failure")
 
 
+class TestTasks(Located):
+    def task_of(self, url):
+        """As the image's project sees it, of whose user a service has named the URL."""
+        image = self.api.alice.create()
+        answer = self.api.alice.post(f"/v2/images/{image}/locations", {"url": url}, X_Service_Roles="service")
+        assert answer.status_code == 202, answer.text
+        self.api.settle()
+        assert self.task(image)["input"]["loc_url"] == url
+        return self.api.colleague.get(f"/v2/images/{image}/tasks").json["tasks"][0]["input"]
+
+    def test_users_are_not_told_where_in_a_store_the_data_is(self, monkeypatch):
+        assert "loc_url" not in self.task_of(self.data_in("mem"))
+        monkeypatch.setattr(self.api.service.core, "show_direct_url", True)
+        assert "loc_url" in self.task_of(self.data_in("mem"))
+
+    def test_users_are_told_what_they_may_have_named(self):
+        assert self.task_of(self.url)["loc_url"] == self.url
+
+
 class TestWithValidation(Located):
     def test_an_image_is_importing_until_its_data_is_hashed(self, held):
         image = self.api.nova.create()
