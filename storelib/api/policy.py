@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from oslo_config import cfg
@@ -28,6 +28,8 @@ LOG = logging.getLogger(__name__)
 RELOAD = 1.0
 #: Decisions remembered at most.
 MEMORY = 20_000
+#: Classes of oslo.policy's checks that look at nothing but credentials and what of the target they name.
+_REMEMBERED = frozenset({"TrueCheck", "FalseCheck", "RuleCheck", "RoleCheck", "GenericCheck"})
 
 ADMIN = "role:admin"
 _READER = "role:reader and project_id:%(project_id)s"
@@ -326,10 +328,11 @@ class _Loaded:
         self._scopes = {rule.name: rule.scope_types for rule in enforcer.registered_rules.values()}
         self.text = text
         self.decisions: BoundedCache[tuple[Any, ...], bool] = BoundedCache(MEMORY)
-        # A remote check sees the whole target, so that nothing is known to be the same question.
-        remote = re.search(r"\b(?:http|https|remote_http|remote_https):", text)
+        # Any other check, of a remote server or from a package of the operator's, sees the whole target and may look at
+        # more than that, so that nothing is known to be the same question.
+        others = {type(leaf).__name__ for check in self.rules.values() for leaf in _leaves(check)} - _REMEMBERED
         #: What of a target the rules mention; None where no decision may be remembered.
-        self.keys = None if remote else tuple(sorted(set(re.findall(r"%\((\w+)\)s", text))))
+        self.keys = None if others else tuple(sorted(set(re.findall(r"%\(([^)]*)\)", text))))
 
     def decide(self, context: Context, action: str, target: Mapping[str, Any]) -> bool:
         """What the rules say."""
@@ -405,6 +408,17 @@ class Policy:
 
     def _text(self) -> str:
         return " ".join(f"{name}={rule}" for name, rule in self.enforcer.rules.items())
+
+
+def _leaves(check: Any) -> Iterator[Any]:
+    """The checks that ``check`` combines, itself if it is none of that kind."""
+    if isinstance(check, policy.NotCheck):
+        yield from _leaves(check.rule)
+    elif isinstance(check, (policy.AndCheck, policy.OrCheck)):
+        for each in check.rules:
+            yield from _leaves(each)
+    else:
+        yield check
 
 
 def _scope(context: Context) -> str:

@@ -15,6 +15,7 @@ import falcon.testing
 import pytest
 from deployment import FILE, Deployed, Deployment
 from empty_database import make_empty_database
+from oslo_policy import _checks, policy
 
 import storelib.config
 from storelib.api import config as api_config
@@ -112,6 +113,32 @@ class TestPolicyFile:
         answers = [api.alice.delete(f"/v2/images/{image}").status_code for image in (queued, active)]
         api.close()
         assert answers == [204, 403]
+
+    @pytest.mark.parametrize("form", ["%(status)s", "%(status).6s", "%(status)1s"])
+    def test_a_decision_is_of_what_the_rule_names_in_whichever_form(self, tmp_path, form):
+        (tmp_path / "policy.yaml").write_text(f"download_image: \"'active':{form}\"\n")
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n")
+        alice, allows = Context("u", "alpha", ["member"]), api.service.core.policy.allows
+        allowed = [allows(alice, "download_image", {"status": status}) for status in ("active", "deactivated")]
+        assert allowed == [True, False]
+        api.close()
+
+    def test_what_checks_of_others_decide_is_not_remembered(self, tmp_path, monkeypatch):
+        """Those of other packages are entry points (oslo.policy.rule_checks)."""
+        asked = []
+
+        class Odd(policy.Check):
+            def __call__(self, target, creds, enforcer, current_rule=None):
+                asked.append(target["image_id"])
+                return len(asked) % 2 == 1
+
+        monkeypatch.setitem(_checks.registered_checks, "odd", Odd)
+        (tmp_path / "policy.yaml").write_text('download_image: "role:reader and not (not odd:x or !)"\n')
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n")
+        reader = Context("u", "alpha", ["reader"])
+        allowed = [api.service.core.policy.allows(reader, "download_image", {"image_id": n}) for n in (1, 2, 2)]
+        assert (allowed, asked) == ([True, False, True], [1, 2, 2])
+        api.close()
 
 
 class TestScope(Deployed):
