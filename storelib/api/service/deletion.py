@@ -129,7 +129,8 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         if not repository.locations.claim(image_id, location.id, core.process_id(), token, unsure):
             return
         try:
-            core.delete_data(location, context)
+            if not _is_of_others(core, image_id, location):
+                core.delete_data(location, context)
         except BaseException:
             repository.locations.release(image_id, location.id, token)
             raise
@@ -138,6 +139,14 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         # It may be there or not, so the next attempt has to know it for its own.
         core.unsure_claims[location.id] = (*unsure, token)
         raise
+
+
+def _is_of_others(core: Core, image_id: str, location: ImageLocation) -> bool:
+    """Whether another image has the same data, which services and administrators may have named for several.
+
+    Not asked of what a store was given for this image, which is called like it: every location is looked at for it.
+    """
+    return image_id not in location.uri and core.repository.locations.is_shared(location.uri, image_id)
 
 
 def finish_if_deleting(core: Core, image_id: str) -> None:

@@ -223,6 +223,27 @@ class TestWithoutValidation(Located):
         assert (self.api.nova.show(image)["status"], self.task(image)["status"]) == ("queued", "failure")
 
 
+class TestSharedData(Located):
+    def test_the_last_of_several_images_takes_its_data_along(self):
+        url, several = self.data_in("mem"), [self.api.nova.create() for _ in range(2)]
+        for image in several:
+            self.post(image, url)
+            self.api.settle()
+        assert self.api.nova.delete(f"/v2/images/{several[0]}").status_code == 204
+        assert self.api.nova.download(several[1]).content == DATA
+        assert self.api.nova.delete(f"/v2/images/{several[1]}").status_code == 204
+        assert url not in [found.uri for found in self.api.registry["mem"].list_images()]
+        assert list(self.api.repository.locations.pending()) == []
+
+    def test_an_image_keeps_the_data_that_it_was_given(self):
+        first, second = self.api.nova.create(), self.api.nova.create()
+        assert self.api.nova.upload(first, DATA, X_Image_Meta_Store="mem").status_code == 204
+        self.post(second, self.api.nova.get(f"/v2/images/{first}/locations").json[0]["url"])
+        self.api.settle()
+        assert self.api.nova.delete(f"/v2/images/{second}").status_code == 204
+        assert self.api.nova.download(first).content == DATA
+
+
 class TestTasks(Located):
     def task_of(self, url):
         """As the image's project sees it, of whose user a service has named the URL."""
