@@ -76,10 +76,16 @@ def read_body(req: falcon.Request) -> bytes:
 
 
 def body_length(req: falcon.Request) -> int | None:
-    """Bytes of the body, None when it is sent in chunks (RFC 9112, 6.3: without either there is none)."""
+    """Bytes of the body, None when it is sent in chunks (RFC 9112, 6.3: without either there is none).
+
+    Raises HTTPNotImplemented for other transfer codings, which nothing here decodes (6.1).
+    """
     if req.content_length is not None:
         return req.content_length
-    return None if "chunked" in (req.get_header("Transfer-Encoding") or "").lower() else 0
+    coding = (req.get_header("Transfer-Encoding") or "").strip().lower()
+    if coding not in ("", "chunked"):
+        raise falcon.HTTPNotImplemented(description=f"bodies come in chunks, not in the coding {coding[:80]!r}")
+    return None if coding else 0
 
 
 def refuse_body(req: falcon.Request) -> None:

@@ -80,6 +80,13 @@ class TestUpload(Deployed):
         assert self.api.alice.upload(image, DATA, **headers).status_code == status
         assert self.api.alice.show(image)["status"] == "queued"
 
+    def test_chunks_that_are_packed_are_refused_since_nothing_unpacks_them(self):
+        image, sent = self.api.alice.create(), OCTETS | {"Transfer-Encoding": "gzip, chunked"}
+        for path in (f"/v2/images/{image}/file", f"/v2/images/{image}/stage", f"/v1/images/{image}"):
+            answer = self.api.alice.request("PUT", path, sent, extras={"wsgi.input": io.BytesIO(DATA)})
+            assert (answer.status_code, "gzip" in answer.json["error"]["message"]) == (501, True)
+        assert self.api.alice.show(image)["status"] == "queued"
+
     def test_an_image_has_its_formats_before_its_data(self):
         image = self.api.alice.post("/v2/images", {"disk_format": "raw"}).json["id"]
         assert self.api.alice.upload(image, DATA).status_code == 400
