@@ -354,6 +354,11 @@ class Agent:
             if copy.trouble != why(error):
                 LOG.error("image %s: %s", copy.image, why(error))
             copy.trouble = why(error)
+        except Exception as error:
+            # As in a step of the image itself.
+            if copy.trouble != type(error).__name__:
+                LOG.exception("image %s", copy.image)
+            copy.trouble = type(error).__name__
         else:
             copy.trouble = None
 
@@ -382,7 +387,8 @@ class Agent:
                 if copy.phase is Phase.READY:
                     # Given to the engine again as it is it would be refused again, at each look.
                     job.is_refused = True
-                    copy.doubt(event.reason)
+                    with self._alone(copy):
+                        copy.doubt(event.reason)
         elif isinstance(event, Remark) and copy.is_fetched_by(event.preload):
             copy.reason = event.reason
 

@@ -62,7 +62,7 @@ class Copy:
     def __init__(self, record: Record, workshop: Workshop) -> None:
         self.record = record
         self.jobs: dict[str, Job] = {}
-        in_place = record.published is not None and workshop.target.identity(record.image) == record.published
+        in_place = record.published is not None and _has_place(record, workshop.target)
         self.phase = Phase.READY if in_place else Phase.QUEUED
         self.reason: str | None = None
         self.leaving = False
@@ -184,10 +184,15 @@ class Copy:
             self.phase = Phase.QUEUED
 
     def doubt(self, why: str) -> None:
-        """Look which bytes of an image that is ready are on disk, and fetch the others."""
-        LOG.warning("image %s cannot be passed on, its bytes are looked at again: %s", self.image, why)
+        """Look which bytes of an image that is ready are on disk, and fetch the others; raises OSError.
+
+        Until then nobody is to use the published file, which may have the same bytes.
+        """
+        LOG.warning("image %s is doubted, its bytes are looked at again: %s", self.image, why)
         self._stop_fetching()
         self.phase, self.reason = Phase.QUEUED, why
+        self._rescue()
+        self._workshop.target.withdraw(self.record)
 
     def evict(self) -> None:
         """Make room: remove the bytes of an image that is ready, although jobs may want it."""
@@ -283,6 +288,19 @@ class Copy:
                     job.is_refused = True
                     LOG.warning("image %s cannot be passed on: %s", self.image, error)
 
+    def _rescue(self) -> None:
+        """Have the bytes of a published file again where somebody removed their other name: they may be right."""
+        target, record = self._workshop.target, self.record
+        if record.foreign or target.converts(record.disk_format) or target.identity(self.image) != record.published:
+            return
+        try:
+            os.link(target.path(self.image), self._workshop.disk.data(self.image))
+        except OSError:
+            # They are there, or are fetched again.
+            return
+        for job in self.jobs.values():
+            job.is_refused = False
+
     def part_of(self, job: Job, have: Sequence[bool]) -> Part:
         """One job's share, for an engine."""
         data = self._workshop.disk.data(self.image)
@@ -294,6 +312,8 @@ class Copy:
         if pinned:
             target.refresh(self.image)
         if target.identity(self.image) is not None or self.phase is not Phase.READY:
+            if self.phase is Phase.READY and self._workshop.disk.is_cut(self.record):
+                self.doubt("somebody changed the length of its file")
             return True
         if not self.jobs and not pinned:
             return False
@@ -352,6 +372,9 @@ class Copy:
         """Have a file of the right size; returns which pieces it has."""
         self._check()
         disk = self._workshop.disk
+        # What is written to from now on is not what was published: after a kill, too, it is none that is ready.
+        self._workshop.target.withdraw(self.record)
+        self.record.published = None
         disk.save(self.record)
         data = disk.data(self.image)
         checking.reserve(data, self.record.size)
@@ -367,6 +390,16 @@ class Copy:
         checking.verify(data, record.os_hash_algo, record.os_hash_value, self._check)
         checking.inspect(data, record.disk_format, record.container_format)
         self._workshop.target.publish(record, data, self._check_room, lambda: disk.save(record))
+
+
+def _has_place(record: Record, target: Target) -> bool:
+    """Whether the image's place has the file that was published."""
+    try:
+        return target.identity(record.image) == record.published
+    except OSError as error:
+        # It is verified and published again, or fails by that.
+        LOG.warning("image %s: %s", record.image, why(error))
+        return False
 
 
 def why(error: Exception) -> str:

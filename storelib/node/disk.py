@@ -135,6 +135,13 @@ class Disk:
                 found[status.st_dev, status.st_ino] = status.st_blocks * 512
         return sum(found.values())
 
+    def is_cut(self, record: Record) -> bool:
+        """Whether the bytes of a complete image are there, and fewer or more than it has."""
+        try:
+            return self.data(record.image).stat().st_size != record.size
+        except FileNotFoundError:
+            return False
+
     def last_used(self, image: str, target: Path) -> float:
         """When somebody last read an image or, as nova does, touched it; seconds since the epoch."""
         times = [0.0]

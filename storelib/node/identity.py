@@ -44,10 +44,12 @@ def load(directory: Path) -> Identity | None:
     """Who the node is since it enrolled; None before that. Raises BadStoreConfiguration for a file that is damaged."""
     try:
         found = json.loads((directory / FILE).read_bytes())
+        if not all(isinstance(value, str) and value.isprintable() for value in found.values()):
+            raise ValueError("these are no texts")
         return Identity(**found)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BadStoreConfiguration(
             f"{directory / FILE} cannot be read; remove it, have the node removed from the API and enrol it again"
         ) from error

@@ -5,6 +5,7 @@ the API is away goes on with the others.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -199,5 +200,10 @@ def _torrent(job: Job, place: Path) -> bytes | None:
         data = place.read_bytes()
         check_torrent(job, data)
         return data
-    except (OSError, Invalid):
+    except Invalid:
+        # Or what comes in its stead would not be kept.
+        with contextlib.suppress(OSError):
+            place.unlink()
+        return None
+    except OSError:
         return None

@@ -82,6 +82,8 @@ class Target:
         found = self.identity(record.image)
         ours = part.stat()
         record.foreign = self._settings.layout == "nova" and found not in (None, record.published, _identity(ours))
+        if record.foreign and not self.path(record.image).is_file():
+            raise Invalid(f"what has the image's place is no file: {self.path(record.image)}")
         record.published = found if record.foreign else _identity(ours)
         save()
         if not record.foreign:

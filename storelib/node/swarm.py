@@ -34,6 +34,8 @@ _FLUSH = 2.0
 _AWAY, _WRONG = 8.0, 600.0
 #: Numbers of errors of libtorrent: a web seed is banned, or its address is.
 _BANNED = (91, 89)
+#: Bytes per second: libtorrent counts them in 32 bits.
+_HIGHEST = 2**31 - 1
 #: Connections that others made and that are remembered.
 _MOST_INCOMING = 1000
 
@@ -135,8 +137,8 @@ class Swarm:
                 "listen_interfaces": f"{bind}:{settings.port}s",
                 # Where it listens on all addresses, the system chooses the one to connect from.
                 "outgoing_interfaces": "" if settings.bind in ("0.0.0.0", "::") else settings.bind,  # noqa: S104
-                "download_rate_limit": settings.down_limit,
-                "upload_rate_limit": settings.up_limit,
+                "download_rate_limit": min(settings.down_limit, _HIGHEST),
+                "upload_rate_limit": min(settings.up_limit, _HIGHEST),
                 "alert_mask": category.error_notification
                 | category.status_notification
                 | category.peer_notification
@@ -239,8 +241,8 @@ class Swarm:
     def limit(self, preload: str, down: int, up: int) -> None:
         """Bytes per second of one torrent."""
         if (found := self._torrents.get(preload)) is not None:
-            found.handle.set_download_limit(down)
-            found.handle.set_upload_limit(up)
+            found.handle.set_download_limit(min(down, _HIGHEST))
+            found.handle.set_upload_limit(min(up, _HIGHEST))
             if found.reading is not None:
                 found.reading.limit = down
 

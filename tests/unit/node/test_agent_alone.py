@@ -237,20 +237,88 @@ def test_images_that_come_no_further_let_others_go(world):
     assert agent._copies["image-1"].reason == "nothing came of it for a while: others go first"
 
 
-@pytest.mark.parametrize("lost", [True, False])
-def test_an_image_that_cannot_be_passed_on_is_looked_at_once(world, monkeypatch, lost):
+@pytest.mark.parametrize("wrong", [True, False])
+def test_an_image_that_cannot_be_passed_on_is_looked_at_once(world, monkeypatch, wrong):
     monkeypatch.setattr(module.jobs.Job, "wanted_csr", lambda *given: None)
     image = world.publish("first")
     engine = world.agent._swarm = Refusing()
     job = world.know(document_of("first", ca="PEM", certificate="PEM"))
     job.key = "PEM"
     world.answer = {"jobs": [document_of("first", ca="PEM", certificate="PEM")]}
-    if lost:
-        world.agent._disk.data("first").unlink()
+    if wrong:
+        world.agent._disk.data("first").write_bytes(b"y" * len(DATA))
 
     world.until(lambda: engine.added)
     for _ in range(10):
-        world.until(lambda: image.phase is (Phase.FETCHING if lost else Phase.READY))
+        world.until(lambda: image.phase is (Phase.FETCHING if wrong else Phase.READY))
 
     # What is lacking is fetched, and what is right is not given to it again and again.
-    assert engine.added == ([[True], [False]] if lost else [[True]])
+    assert engine.added == ([[True], [False]] if wrong else [[True]])
+    assert os.listdir(world.images) == ([] if wrong else ["first"])
+
+
+def test_bytes_whose_own_name_is_gone_are_found_by_the_published_one(world):
+    image = world.publish("first")
+    job = world.know(document_of("first"))
+    world.answer = {"jobs": [document_of("first")]}
+    world.agent._direct = engine = Nothing()
+    world.agent._disk.data("first").unlink()
+    job.is_refused = True
+
+    image.want(job)
+    image.doubt("libtorrent: no such file")
+    world.until(lambda: image.phase is Phase.READY)
+
+    assert not engine.added
+    assert not job.is_refused
+    assert os.path.samefile(world.images / "first", world.agent._disk.data("first"))
+
+
+def test_a_published_file_that_was_cut_is_mended_out_of_sight_also_after_a_kill(world):
+    image = world.publish("first")
+    world.know(document_of("first"))
+    world.answer = {"jobs": [document_of("first")]}
+    world.agent._direct = Nothing()
+    os.truncate(world.images / "first", 100)
+
+    world.until(lambda: image.phase is Phase.FETCHING)
+
+    assert os.listdir(world.images) == []
+    # As a kill leaves it: of the right length, with the bytes not there yet, and by the name that nova knows.
+    os.link(world.agent._disk.data("first"), world.images / "first")
+    [record] = world.agent._disk.records()
+    assert module.Copy(record, world.agent._workshop).phase is Phase.QUEUED
+
+
+def test_an_agent_starts_although_a_place_cannot_be_looked_at(world):
+    world.publish("first")
+    (world.images / "first").unlink()
+    (world.images / "first").symlink_to("first")
+    world.agent._copies.clear()
+
+    world.agent._remember()
+
+    assert world.agent._copies["first"].phase is not Phase.READY
+
+
+def test_what_is_no_file_in_the_place_of_an_image_is_a_reason(world):
+    object.__setattr__(world.agent._settings, "layout", "nova")
+    place = world.agent._target.path("first")
+    place.mkdir()
+    world.answer = {"jobs": [document_of("first", size=0, os_hash_value=hashlib.sha256().hexdigest())]}
+
+    world.until(lambda: world.agent._copies["first"].phase is Phase.FAILED)
+
+    assert world.agent._copies["first"].reason == f"what has the image's place is no file: {place}"
+
+
+def test_an_engine_that_nobody_thought_of_is_not_the_end_of_the_agent(world, monkeypatch):
+    world.publish("first")
+    world.know(document_of("first"))
+    world.answer = {"jobs": [document_of("first")]}
+    monkeypatch.setattr(world.agent, "_introduce", lambda *given: 1 / 0)
+
+    world.beat()
+    world.beat()
+
+    assert len(world.heard) == 2

@@ -82,3 +82,13 @@ def test_what_is_left_of_another_attempt_is_in_nobodys_way(enrol):
     (enrol.state / "identity.json.new").write_bytes(b"half of it")
 
     assert enrol() == identity.load(enrol.state)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", '{"id": 5, "name": "n1", "secret": "s"}', '{"id": "1", "name": "n1", "secret": "\\n"}'],
+)
+def test_a_file_that_is_damaged_is_named(tmp_path, text):
+    (tmp_path / "identity.json").write_text(text)
+    with pytest.raises(BadStoreConfiguration, match="identity.json cannot be read"):
+        identity.load(tmp_path)

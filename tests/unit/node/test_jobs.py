@@ -136,6 +136,9 @@ def test_a_torrent_on_disk_that_is_another_ones_is_fetched_again(tmp_path):
     [found] = jobs.load(tmp_path)
 
     assert found.torrent is None
+    found.torrent = torrent_of()
+    jobs.save(tmp_path, [found])
+    assert jobs.load(tmp_path)[0].torrent == torrent_of()
 
 
 def test_a_certificate_is_wanted_for_the_name_of_the_torrent():
