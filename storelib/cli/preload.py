@@ -84,7 +84,7 @@ def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, eve
                 return
             time.sleep(every)
 
-    session.output.watch(_STATE, look(), key=("node", "image"), told="state")
+    session.output.watch(_STATE, look(), key=("node_id", "preload"), told="state")
     return 0 if all(state["state"] == "ready" for state in found) else exits.FAILED
 
 
@@ -268,9 +268,15 @@ def _node(api: Api, name_or_id: str) -> str:
     """The id of a node by its id or its name; raises NotFound."""
     from storelib.exceptions import NotFound
 
+    named = None
     for node in _pages(api, "/v2/nodes", "nodes", {}):
-        if name_or_id in (node["id"], node["name"]):
-            return str(node["id"])
+        if name_or_id == node["id"]:
+            return name_or_id
+        if name_or_id == node["name"]:
+            # A node chooses its name, which may be the id of another one.
+            named = str(node["id"])
+    if named is not None:
+        return named
     raise NotFound(f"there is no node with the id or name {name_or_id!r}")
 
 

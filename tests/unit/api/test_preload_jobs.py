@@ -77,6 +77,13 @@ class TestPreloads:
         preload(api, image, nodes=[first.name, second.id])
         assert [images_of(node) for node in (first, second, third)] == [[image], [image], []]
 
+    def test_an_id_is_no_others_name(self, api):
+        image = api.alice.active()
+        first = FakeNode(api, "n1")
+        other = FakeNode(api, first.id)
+        preload(api, image, nodes=[first.id])
+        assert [images_of(node) for node in (first, other)] == [[image], []]
+
     def test_who_joins_later_gets_what_its_group_has(self, api):
         image, everywhere = api.alice.active(), api.alice.active()
         preload(api, image)

@@ -197,6 +197,28 @@ def test_nodes_are_listed_drained_and_removed(run, node):
     assert run("drain", "n1").code == 3
 
 
+def test_an_id_is_no_others_name(run, node):
+    node("n2")
+    [other] = run("nodes").documents
+    node(other["id"])
+    assert run("remove", other["id"]).code == 0
+    assert [each["name"] for each in run("nodes").documents] == [other["id"]]
+
+
+def test_a_watch_tells_preloads_of_one_image_apart(run, plain, node, image):
+    says = node("n1")
+    first, second = (run("start", image, "--all").documents[0]["id"] for _ in range(2))
+    says(first, "ready")
+    run("cancel", second)
+    third = run("start", image, "--all").documents[0]["id"]
+    later = threading.Timer(0.5, says, [third, "ready"])
+    later.start()
+    answer = plain("status", first, second, third, "--watch", "--every", "0.1")
+    later.join()
+    states = [line.split("\t")[2] for line in answer.out.decode().splitlines()]
+    assert states == ["ready", "cancelled", "queued", "ready"]
+
+
 def test_a_group_keeps_an_image(run, node, image):
     says = node("n1")
     said = run("group", "set", "racks", "--image", image, "--property", "a=b", "--visibility", "shared")

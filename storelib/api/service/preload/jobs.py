@@ -228,11 +228,12 @@ class Jobs:
             raise BadRequest(f"at most {MOST_NODES} nodes can be named; use a group")
         wanted = [saying.name("the name of a node", name) for name in names]
         found = self._core.repository.nodes.by_names(wanted)
-        known = {node.id for node in found} | {node.name for node in found}
+        # A node chooses its name, which may be the id of another one.
+        known = {node.name: node.id for node in found} | {node.id: node.id for node in found}
         for name in wanted:
             if name not in known:
                 raise ResourceNotFound(f"there is no node {name}")
-        return [node.id for node in found]
+        return list(dict.fromkeys(known[name] for name in wanted))
 
 
 def payload(preload: Preload) -> dict[str, Any]:
