@@ -370,7 +370,8 @@ class Agent:
         if isinstance(event, BadPeer):
             LOG.warning("the node at %s port %d sent wrong bytes and is banned", *event.address)
             if len(self._bad_peers) < _MOST_BAD_PEERS:
-                place = {"address": event.address.host, "port": event.address.port}
+                # What stands behind a % means something on this machine only: the API would refuse all that is told.
+                place = {"address": event.address.host.partition("%")[0], "port": event.address.port}
                 self._bad_peers.append({"preload": event.preload, **place})
                 self._told = []
         elif isinstance(event, SourceLost):

@@ -5,6 +5,7 @@ long as the API says that it is this node's turn.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ class _Fetch:
         return not self.have[number]
 
     def _put(self, number: int, piece: bytes) -> None:
-        os.pwrite(self.descriptor, piece, number * self.reading.pieces.piece_length)
+        at = number * self.reading.pieces.piece_length
+        # Of the last bytes that a disk has room for it says how many there were.
+        if os.pwrite(self.descriptor, piece, at) != len(piece):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.have[number] = True
         self.done += len(piece)
 

@@ -15,8 +15,10 @@ from storelib.node import agent as module
 from storelib.node import identity
 from storelib.node.api import Api
 from storelib.node.copies import STANDSTILL, Phase
-from storelib.node.engine import Broken, Progress
+from storelib.node.direct import Direct
+from storelib.node.engine import Address, BadPeer, Broken, Part, Progress
 from storelib.node.publishing import Target
+from storelib.node.reading import Reader
 from storelib.preload import torrent
 from storelib.preload.pieces import PieceHasher
 
@@ -322,3 +324,23 @@ def test_an_engine_that_nobody_thought_of_is_not_the_end_of_the_agent(world, mon
     world.beat()
 
     assert len(world.heard) == 2
+
+
+def test_a_peer_of_the_local_link_is_reported_as_the_api_takes_it(world):
+    world.know(document_of("first"))
+    world.agent._copies["first"] = module.Copy(world.agent._jobs["p1"].record(), world.agent._workshop)
+    world.agent._hear(BadPeer("p1", Address("fe80::1%eth0", 6881)), 0.0)
+    world.beat()
+    assert world.heard[-1]["bad_peers"] == [{"preload": "p1", "address": "fe80::1", "port": 6881}]
+
+
+def test_a_piece_for_which_there_was_no_room_is_not_there(world, monkeypatch, tmp_path):
+    job = world.know(document_of("first"))
+    (tmp_path / "data").write_bytes(b"")
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: len(data) - 1)
+    direct = Direct(Reader(lambda url, offset, length: DATA, 0, 1))
+    direct.add(Part("p1", job.torrent, tmp_path / "data", [False]))
+    direct.source("p1", "x")
+    direct._reader._executor.shutdown()
+    assert direct.poll() == [Broken("p1", "No space left on device")]
+    assert direct.progress("p1").done == 0
