@@ -389,7 +389,9 @@ def places_of(connection: Connection, preload_ids: Collection[str]) -> Sequence[
 def _claim(connection: Connection, node_id: str, claim: Claim, moment: int) -> Place | None:
     place = claim.place
     mine = (s.preload_id == place.preload_id, s.place == place.place)
-    free = sa.or_(s.node_id == node_id, s.expires_at < moment)
+    # Or it is as it was when it was found to be free.
+    same = sa.and_(s.node_id == place.node_id, s.expires_at == place.expires_at)
+    free = sa.or_(s.node_id == node_id, s.expires_at < moment, same)
     values = {"granted_at": claim.granted_at, "expires_at": claim.expires_at}
     taken = preload_sources.update().where(*mine, free)
     if not connection.execute(taken.values(node_id=node_id, ticket_digest=claim.ticket_digest, **values)).rowcount:

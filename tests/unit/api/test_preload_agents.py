@@ -529,6 +529,18 @@ class TestSources:
         assert api.nobody.get(first["url"]).status_code == 404
         assert found[3].job(one)["source"] is not None
 
+    def test_a_place_is_not_kept_for_a_time_before_the_clock_was_set_back(self, api, image):
+        found = [FakeNode(api, f"n{number}") for number in range(4)]
+        [one] = preload(api, image)
+        assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+        with api.repository.database.engine.begin() as connection:
+            later = preload_sources.c.expires_at + 86400 * 1_000_000
+            connection.execute(preload_sources.update().where(preload_sources.c.node_id != "").values(expires_at=later))
+        # Two that are there have theirs corrected, the first is gone.
+        assert all(node.job(one)["source"] is not None for node in found[1:3])
+        assert found[3].job(one)["source"] is not None
+        assert found[0].job(one)["source"] is None
+
     def test_a_node_that_gets_nothing_makes_room_for_others(self, api, image):
         found = [FakeNode(api, f"n{number}") for number in range(4)]
         [one] = preload(api, image)

@@ -19,6 +19,8 @@ MISSED = 3
 #: Seconds without a new byte after which a node may read from the API although others have the image, and after which
 #: another one may in its place.
 STALLED = 60
+#: Seconds for which a place is granted, even where so many nodes ask that they do it seldom.
+LONGEST_HELD = 3600
 #: Places from which one node reads at a time, of all its images.
 MOST_PLACES = 4
 #: How much faster than it was told to a node may send heartbeats, and the seconds between two in any case: whatever
@@ -113,7 +115,7 @@ def places(
     found = []
     for each in of.values():
         mine = [place for place in each if place.node_id == node.id and place.expires_at >= now]
-        free = [place for place in _allowed(node, each) if place.expires_at < now]
+        free = [place for place in _allowed(node, each) if not _is_held(limits, place, now)]
         if mine:
             found.append(mine[0])
         elif free:
@@ -147,6 +149,13 @@ def some(limits: Limits, peers: Sequence[Peer], node_id: str, chance: random.Ran
 def is_over(totals: Mapping[str, int]) -> bool:
     """Whether all nodes have an image, by their states."""
     return bool(totals) and set(totals) == {"ready"}
+
+
+def _is_held(limits: Limits, place: Place, now: int) -> bool:
+    """Whether a place is some node's. One that is for longer than any was granted before a clock was set back, and its
+    node, if it is still there, has it corrected with its next heartbeat.
+    """
+    return now <= place.expires_at <= now + int(max(2 * limits.ticket_lifetime, LONGEST_HELD) * SECOND)
 
 
 def _allowed(node: Node, there: Sequence[Place]) -> list[Place]:
