@@ -87,6 +87,8 @@ class Copy:
         self._retry_at = 0.0
         self._seen, self._moved_at = -1, 0.0
         self._mended = False
+        #: Of the published file, when it was looked at last.
+        self._length: int | None = None
 
     @property
     def image(self) -> str:
@@ -312,7 +314,7 @@ class Copy:
         if pinned:
             target.refresh(self.image)
         if target.identity(self.image) is not None or self.phase is not Phase.READY:
-            if self.phase is Phase.READY and self._workshop.disk.is_cut(self.record):
+            if self.phase is Phase.READY and self._is_cut():
                 self.doubt("somebody changed the length of its file")
             return True
         if not self.jobs and not pinned:
@@ -320,6 +322,13 @@ class Copy:
         LOG.info("image %s: its file is gone and is published again", self.image)
         self.completed()
         return True
+
+    def _is_cut(self) -> bool:
+        """Whether what is passed on has another length than the image, or what is published than at the last look."""
+        length = None if self.record.foreign else self._workshop.target.length(self.image)
+        before, self._length = self._length, length
+        is_other = before is not None and length is not None and before != length
+        return is_other or self._workshop.disk.is_cut(self.record)
 
     def _see_progress(self, engine: Engine) -> None:
         job = self.jobs[str(self._fetching_for)]
@@ -339,6 +348,7 @@ class Copy:
     def _be_ready(self) -> None:
         # The torrent by which it came goes on for others.
         self.phase, self.reason, self._failures, self._mended = Phase.READY, None, 0, False
+        self._length = None
         LOG.info("image %s is ready", self.image)
 
     def _mend(self, why: str, now: float) -> None:

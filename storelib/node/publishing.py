@@ -104,6 +104,13 @@ class Target:
             return None
         return _identity(found)
 
+    def length(self, image: str) -> int | None:
+        """Bytes of the file that has the image's place; None: there is none."""
+        try:
+            return self.path(image).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def refresh(self, image: str) -> None:
         """Have the file of a pinned image look used, so that nova does not clean it away."""
         place = self.path(image)

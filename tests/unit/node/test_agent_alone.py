@@ -12,7 +12,7 @@ import lone_agent
 import pytest
 
 from storelib.node import agent as module
-from storelib.node import identity
+from storelib.node import checking, identity, raw
 from storelib.node.api import Api
 from storelib.node.copies import STANDSTILL, Phase
 from storelib.node.direct import Direct
@@ -290,6 +290,26 @@ def test_a_published_file_that_was_cut_is_mended_out_of_sight_also_after_a_kill(
     os.link(world.agent._disk.data("first"), world.images / "first")
     [record] = world.agent._disk.records()
     assert module.Copy(record, world.agent._workshop).phase is Phase.QUEUED
+
+
+def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch):
+    object.__setattr__(world.agent._settings, "convert_to_raw", True)
+    monkeypatch.setattr(raw, "convert", lambda data, kind, part, check: part.write_bytes(b"y" * 9000))
+    monkeypatch.setattr(checking, "inspect", lambda *given: None)
+    qcow2 = document_of("first", disk_format="qcow2")
+    image = world.publish("first")
+    image.record.disk_format = "qcow2"
+    world.know(qcow2)
+    world.answer = {"jobs": [qcow2]}
+    image.completed()
+    world.until(lambda: (world.images / "first").stat().st_size == 9000 and image.phase is Phase.READY)
+    world.beat()
+
+    os.truncate(world.images / "first", 100)
+    world.until(lambda: image.phase is not Phase.READY)
+    world.until(lambda: image.phase is Phase.READY)
+
+    assert (world.images / "first").read_bytes() == b"y" * 9000
 
 
 def test_an_agent_starts_although_a_place_cannot_be_looked_at(world):
