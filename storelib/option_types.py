@@ -46,6 +46,10 @@ class Bytes(types.ConfigType):
         """The same for all."""
         return hash(type(self))
 
+    def __repr__(self) -> str:
+        """What people are told that the option may be."""
+        return str(self.type_name)
+
     def _formatter(self, value: Any) -> str:
         return str(value)
 

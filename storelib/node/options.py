@@ -62,7 +62,11 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="Directory of the agent's own: its secret, and images as they come. It has to be in the file system of "
         "target_dir, so that complete images get their place there by a rename.",
     ),
-    cfg.Opt("target_dir", type=LocalPath(), help="Directory in which images appear when they are complete. Required."),
+    cfg.Opt(
+        "target_dir",
+        type=LocalPath(),
+        help="Directory in which images appear when they are complete, not in state_dir. Required.",
+    ),
     cfg.StrOpt(
         "layout",
         default="directory",
@@ -165,6 +169,9 @@ def _settings(values: dict[str, Any]) -> Settings:
     if not valid:
         raise BadStoreConfiguration(f"[{GROUP}] api_url has to name a host, and a port from 1 to 65535 if any")
     values["state_dir"], values["target_dir"] = Path(values["state_dir"]), Path(values["target_dir"])
+    if Path(os.path.realpath(values["target_dir"])).is_relative_to(os.path.realpath(values["state_dir"])):
+        # It removes there what it does not know.
+        raise BadStoreConfiguration(f"[{GROUP}] target_dir cannot be in state_dir, which is the agent's own")
     values["pinned"] = frozenset(values["pinned"])
     try:
         mode = int(values["mode"], 8)

@@ -61,9 +61,11 @@ def test_the_token_may_be_in_a_file_that_is_gone_later(load, tmp_path):
         (f"{LEAST}layout = libvirt", "layout"),
         (f"{LEAST}mode = rw", "mode"),
         (f"{LEAST}mode = 4755", "mode"),
-        (f"{LEAST}budget = much", "bytes"),
+        (f"{LEAST}budget = much", "expected bytes, such as 512"),
         (f"{LEAST}budgets = 1G", "did you mean budget"),
         (f"{LEAST}port = 0", "port"),
+        (f"{LEAST}state_dir = images", "target_dir cannot be in state_dir"),
+        (f"{LEAST}state_dir = images/../.", "target_dir cannot be in state_dir"),
     ],
 )
 def test_what_cannot_be_is_named(load, text, why):
