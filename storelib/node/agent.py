@@ -336,12 +336,19 @@ class Agent:
                     data = self._api.torrent(job.torrent_url, self._identity.secret)
                     jobs.check_torrent(job, data)
                     job.torrent = data
+                    self._say_of_queued(job, None)
                     self._keep()
                 except StoreError as error:
                     LOG.warning("the torrent of image %s: %s", job.image, error)
+                    self._say_of_queued(job, f"the digests of its parts do not come: {error}")
                     # Not again before the API has been asked again.
                     job.torrent_url = None
                 return
+
+    def _say_of_queued(self, job: Job, reason: str | None) -> None:
+        copy = self._copies.get(job.image)
+        if copy is not None and copy.phase is Phase.QUEUED and copy.startable in (None, job):
+            copy.reason = reason
 
     # -- images
 

@@ -86,6 +86,7 @@ class Copy:
         self._failures = 0
         self._retry_at = 0.0
         self._seen, self._moved_at = -1, 0.0
+        self._is_still = False
         self._mended = False
         #: Of the published file, when it was looked at last.
         self._length: int | None = None
@@ -100,6 +101,16 @@ class Copy:
         """What the API is told."""
         # Looking which pieces are there is a part of fetching the others.
         return Phase.FETCHING.value if self.phase is Phase.CHECKING else self.phase.value
+
+    @property
+    def told_reason(self) -> str | None:
+        """What the API is told of why it is as it is."""
+        if not self._is_still:
+            return self.reason
+        job = self.jobs.get(str(self._fetching_for))
+        if job is not None and job.ca and not job.certificate and self._engine is not None and self._engine.has_peers:
+            return "the image API gives the node no certificate to exchange it with"
+        return "nothing comes, neither from the image API nor from other nodes"
 
     @property
     def needed(self) -> int:
@@ -267,6 +278,7 @@ class Copy:
             self.fail(f"the agent failed: {type(error).__name__}", now)
         if self.phase is not Phase.FETCHING or self.progress.done != self._seen:
             self._seen, self._moved_at = self.progress.done, now
+        self._is_still = self.stands_still(now)
 
     def _go_on(self, future: Future[Any]) -> None:
         if self.phase is Phase.CHECKING:

@@ -45,6 +45,6 @@ def _state(job: Job, copy: Copy | None, name: str | None, now: float) -> Documen
         "done": progress.done,
         "from_source": progress.from_source,
         "from_peers": progress.from_peers,
-        "reason": copy.reason if copy is not None else None,
+        "reason": copy.told_reason if copy is not None else None,
         "wanted_csr": None if name is None else job.wanted_csr(name, now),
     }

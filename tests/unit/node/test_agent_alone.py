@@ -364,3 +364,38 @@ def test_a_piece_for_which_there_was_no_room_is_not_there(world, monkeypatch, tm
     direct._reader._executor.shutdown()
     assert direct.poll() == [Broken("p1", "No space left on device")]
     assert direct.progress("p1").done == 0
+
+
+def test_why_nothing_comes_is_told(world):
+    world.know(document_of("first"))
+    world.answer = {"jobs": [document_of("first")]}
+    world.agent._direct = Nothing()
+    world.until(lambda: "first" in world.agent._copies and world.agent._copies["first"].phase is Phase.FETCHING)
+    image = world.agent._copies["first"]
+    world.beat()
+    assert world.heard[-1]["states"][0]["reason"].startswith("libtorrent is not installed")
+
+    image._moved_at -= 2 * STANDSTILL
+    world.beat()
+    world.beat()
+
+    assert world.heard[-1]["states"][0]["reason"] == "nothing comes, neither from the image API nor from other nodes"
+    image._engine.has_peers, image.jobs["p1"].ca = True, "PEM"
+    assert image.told_reason == "the image API gives the node no certificate to exchange it with"
+
+
+def test_why_an_image_is_not_begun_is_told(world, monkeypatch):
+    monkeypatch.setattr(Api, "torrent", lambda api, path, secret: b"de")
+    world.answer = {"jobs": [document_of("first", torrent_url="/torrent")]}
+
+    world.beat()
+    world.beat()
+
+    [state] = world.heard[-1]["states"]
+    assert state["state"] == "queued"
+    assert state["reason"] == "the digests of its parts do not come: this is no torrent of one image"
+
+    job = world.know(document_of("first"))
+    monkeypatch.setattr(Api, "torrent", lambda api, path, secret: job.torrent)
+    world.beat()
+    assert world.agent._copies["first"].reason != state["reason"]
