@@ -393,11 +393,12 @@ class Copy:
     def _prepare(self, job: Job) -> list[bool]:
         """Have a file of the right size; returns which pieces it has."""
         self._check()
-        disk = self._workshop.disk
-        # What is written to from now on is not what was published: after a kill, too, it is none that is ready.
-        self._workshop.target.withdraw(self.record)
-        self.record.published = None
-        disk.save(self.record)
+        disk, target = self._workshop.disk, self._workshop.target
+        target.withdraw(self.record)
+        if target.identity(self.image) != self.record.published:
+            self.record.published = None
+        # One on which an instance stands stays, and is exchanged later; after a kill it is none that is ready.
+        disk.save(replace(self.record, published=None))
         data = disk.data(self.image)
         checking.reserve(data, self.record.size)
         return checking.present(data, torrent.read(job.torrent).pieces, self._check) if job.torrent else []

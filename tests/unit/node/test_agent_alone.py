@@ -292,24 +292,28 @@ def test_a_published_file_that_was_cut_is_mended_out_of_sight_also_after_a_kill(
     assert module.Copy(record, world.agent._workshop).phase is Phase.QUEUED
 
 
-def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch):
+@pytest.mark.parametrize("layout", ["directory", "nova"])
+def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout):
+    object.__setattr__(world.agent._settings, "layout", layout)
+    monkeypatch.setattr(Target, "in_use", lambda target, image: layout == "nova")
     object.__setattr__(world.agent._settings, "convert_to_raw", True)
     monkeypatch.setattr(raw, "convert", lambda data, kind, part, check: part.write_bytes(b"y" * 9000))
     monkeypatch.setattr(checking, "inspect", lambda *given: None)
     qcow2 = document_of("first", disk_format="qcow2")
     image = world.publish("first")
+    place = world.agent._target.path("first")
     image.record.disk_format = "qcow2"
     world.know(qcow2)
     world.answer = {"jobs": [qcow2]}
     image.completed()
-    world.until(lambda: (world.images / "first").stat().st_size == 9000 and image.phase is Phase.READY)
+    world.until(lambda: place.stat().st_size == 9000 and image.phase is Phase.READY)
     world.beat()
 
-    os.truncate(world.images / "first", 100)
+    os.truncate(place, 100)
     world.until(lambda: image.phase is not Phase.READY)
     world.until(lambda: image.phase is Phase.READY)
 
-    assert (world.images / "first").read_bytes() == b"y" * 9000
+    assert place.read_bytes() == b"y" * 9000
 
 
 def test_an_agent_starts_although_a_place_cannot_be_looked_at(world):
