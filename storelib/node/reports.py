@@ -39,12 +39,18 @@ def _state(job: Job, copy: Copy | None, name: str | None, now: float) -> Documen
     # One that is being removed comes again afterwards.
     copy = None if copy is None or copy.leaving else copy
     progress = copy.told(job.preload) if copy is not None else Progress()
+    reason = copy.told_reason if copy is not None else None
     return {
         "preload": job.preload,
         "state": copy.state if copy is not None else Phase.QUEUED.value,
         "done": progress.done,
         "from_source": progress.from_source,
         "from_peers": progress.from_peers,
-        "reason": copy.told_reason if copy is not None else None,
+        "reason": None if reason is None else _readable(reason),
         "wanted_csr": None if name is None else job.wanted_csr(name, now),
     }
+
+
+def _readable(text: str) -> str:
+    """A text with names of files in it, which may be any bytes: the API refuses a heartbeat that is no Unicode."""
+    return text.encode(errors="backslashreplace").decode()

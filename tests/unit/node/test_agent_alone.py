@@ -403,3 +403,12 @@ def test_why_an_image_is_not_begun_is_told(world, monkeypatch):
     monkeypatch.setattr(Api, "torrent", lambda api, path, secret: job.torrent)
     world.beat()
     assert world.agent._copies["first"].reason != state["reason"]
+
+
+def test_a_file_whose_name_is_no_text_keeps_no_heartbeat_from_being_heard(world):
+    world.answer = {"jobs": [document_of("first")]}
+    world.beat()
+    world.agent._copies["first"].fail("Permission denied: /images/\udcff", 0.0)
+    world.beat()
+    [state] = world.heard[-1]["states"]
+    assert state["reason"] == "Permission denied: /images/\\udcff"
