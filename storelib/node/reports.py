@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from storelib._version import __version__
+from storelib.exceptions import Invalid, MissingDependency
 from storelib.node.api import Document
 from storelib.node.copies import Copy, Phase
 from storelib.node.engine import Progress
@@ -40,6 +41,11 @@ def _state(job: Job, copy: Copy | None, name: str | None, now: float) -> Documen
     copy = None if copy is None or copy.leaving else copy
     progress = copy.told(job.preload) if copy is not None else Progress()
     reason = copy.told_reason if copy is not None else None
+    try:
+        request = None if name is None else job.wanted_csr(name, now)
+    except (Invalid, MissingDependency) as error:
+        # The API is to hear of the node, and of that.
+        request, reason = None, str(error)
     return {
         "preload": job.preload,
         "state": copy.state if copy is not None else Phase.QUEUED.value,
@@ -47,7 +53,7 @@ def _state(job: Job, copy: Copy | None, name: str | None, now: float) -> Documen
         "from_source": progress.from_source,
         "from_peers": progress.from_peers,
         "reason": None if reason is None else _readable(reason),
-        "wanted_csr": None if name is None else job.wanted_csr(name, now),
+        "wanted_csr": request,
     }
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import lone_agent
 import pytest
 
 from storelib.node import agent as module
-from storelib.node import checking, identity, raw
+from storelib.node import checking, identity, raw, reports
 from storelib.node.api import Api
 from storelib.node.copies import STANDSTILL, Phase
 from storelib.node.direct import Direct
@@ -412,3 +413,11 @@ def test_a_file_whose_name_is_no_text_keeps_no_heartbeat_from_being_heard(world)
     world.beat()
     [state] = world.heard[-1]["states"]
     assert state["reason"] == "Permission denied: /images/\\udcff"
+
+
+def test_a_node_that_can_ask_for_no_certificate_is_heard_of(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    job = world.know(document_of("first", ca="PEM"))
+    [state] = reports.everything([job], {}, "n1")["states"]
+    assert state["wanted_csr"] is None
+    assert "needs cryptography" in state["reason"]
