@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import functools
+
 from storelib.extras import needing
+
+_imports = functools.partial(needing, "exchanging images between nodes", "node")
 
 
 def new_key() -> str:
-    """A private key, in PEM, that never leaves the node."""
-    with needing("exchanging images between nodes", "node"):
+    """A private key, in PEM, that never leaves the node; raises MissingDependency."""
+    with _imports():
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
     key = ec.generate_private_key(ec.SECP256R1())
@@ -16,12 +20,16 @@ def new_key() -> str:
 
 
 def request(key: str, node: str, torrent_name: str) -> str:
-    """A certificate signing request in PEM, whose alternative name is the torrent's: libtorrent wants to see that."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-    from cryptography.x509.oid import NameOID
+    """A certificate signing request in PEM, whose alternative name is the torrent's: libtorrent wants to see that.
+
+    Raises MissingDependency, and ValueError or TypeError for a key that is none of ours.
+    """
+    with _imports():
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+        from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+        from cryptography.x509.oid import NameOID
 
     private = load_pem_private_key(key.encode(), None)
     if not isinstance(private, EllipticCurvePrivateKey):
@@ -33,8 +41,12 @@ def request(key: str, node: str, torrent_name: str) -> str:
 
 
 def validity(certificate: str) -> tuple[float, float]:
-    """From when to when a certificate is valid, in seconds since the epoch; raises ValueError for what is none."""
-    from cryptography import x509
+    """From when to when a certificate is valid, in seconds since the epoch.
+
+    Raises MissingDependency, and ValueError for what is none.
+    """
+    with _imports():
+        from cryptography import x509
 
     found = x509.load_pem_x509_certificate(certificate.encode())
     return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()

@@ -74,21 +74,18 @@ class Job:
         )
 
     def wanted_csr(self, node: str, now: float) -> str | None:
-        """The request for a certificate, if there is none, or its time is nearly over."""
+        """The request for a certificate, if there is none, or its time is nearly over; raises MissingDependency."""
         if not self.ca:
             return None
         if self.certificate and not _is_old(self.certificate, now):
             return None
+        self.key = self.key or certificates.new_key()
         try:
-            self.key = self.key or certificates.new_key()
-            try:
-                return certificates.request(self.key, node, self.image)
-            except (ValueError, TypeError):
-                # A disk made something else of it: without this no heartbeat would be sent any more.
-                self.key, self.certificate = certificates.new_key(), None
-                return certificates.request(self.key, node, self.image)
-        except ImportError as error:
-            raise Invalid("cryptography is not installed") from error
+            return certificates.request(self.key, node, self.image)
+        except (ValueError, TypeError):
+            # A disk made something else of it: without this no heartbeat would be sent any more.
+            self.key, self.certificate = certificates.new_key(), None
+            return certificates.request(self.key, node, self.image)
 
 
 def _is_old(certificate: str, now: float) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from storelib._version import __version__
-from storelib.exceptions import Invalid, MissingDependency
+from storelib.exceptions import MissingDependency
 from storelib.node.api import Document
 from storelib.node.copies import Copy, Phase
 from storelib.node.engine import Progress
@@ -43,7 +43,7 @@ def _state(job: Job, copy: Copy | None, name: str | None, now: float) -> Documen
     reason = copy.told_reason if copy is not None else None
     try:
         request = None if name is None else job.wanted_csr(name, now)
-    except (Invalid, MissingDependency) as error:
+    except MissingDependency as error:
         # The API is to hear of the node, and of that.
         request, reason = None, str(error)
     return {
