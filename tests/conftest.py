@@ -108,7 +108,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    return _refuse_skip(item.config, (yield))
+    report = _refuse_skip(item.config, (yield))
+    # One process tells another in UTF-8 what a test printed and logged: all would end with one lone surrogate in that.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

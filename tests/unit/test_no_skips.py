@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In CI nothing may be skipped, and the run says what was."""
+"""What conftest.py sees to: in CI nothing may be skipped, and the run says what was."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def test_skip_is_allowed_elsewhere(tmp_path, test):
 
 def test_expected_failure_is_no_skip(tmp_path):
     assert run(tmp_path, EXPECTED_TO_FAIL, CI="true").returncode == 0
+
+
+def test_what_is_no_unicode_may_be_printed_where_several_processes_run_tests(tmp_path):
+    test = "import logging\ndef test_it():\n    logging.getLogger().error('a file called \\udcff')\n"
+    assert "1 passed" in run(tmp_path, test, "-n", "1").stdout
