@@ -13,68 +13,12 @@ from typing import Any
 from storelib.exceptions import Invalid, StoreError
 
 
-class PartFile(io.RawIOBase):
-    """A read-only file over a memoryview; ``read`` hands out views of it, valid as long as the part is."""
+class _Seekable(io.RawIOBase):
+    """A read-only file of a length that is known, and where it is."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        """The position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; returns the new one."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int | None = -1) -> memoryview:
-        """Up to ``size`` bytes, all that is left for None or -1, as a view; empty at the end."""
-        end = len(self._data) if size is None or size < 0 else self._position + size
-        piece = self._data[self._position : end]
-        self._position += len(piece)
-        return piece
-
-    def readinto(self, buffer: Any) -> int:
-        """Copy bytes into ``buffer``; returns how many."""
-        piece = self.read(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-
-#: Bytes that a RangeFile hands out at once, and at least where more of them are there.
-PIECE = 512 * 1024
-
-
-class RangeFile(io.RawIOBase):
-    """A read-only file over ``length`` bytes of another from ``offset`` on, read anew each time.
-
-    ``read(offset, view)`` fills memory with bytes of that file and returns how many.
-    """
-
-    def __init__(self, read: Callable[[int, memoryview], int], offset: int, length: int) -> None:
-        self._read = read
-        self._offset = offset
+    def __init__(self, length: int) -> None:
         self._length = length
         self._position = 0
-        #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
-        self.crcs: set[int] = set()
-        self._crc: int | None = 0
-        #: Why it could not be read; an OSError is the source's own.
-        self.error: StoreError | OSError | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -95,6 +39,53 @@ class RangeFile(io.RawIOBase):
         if base + offset < 0:
             raise ValueError(f"negative position {base + offset}")
         self._position = base + offset
+        return self._position
+
+
+class PartFile(_Seekable):
+    """A read-only file over a memoryview; ``read`` hands out views of it, valid as long as the part is."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__(len(data))
+        self._data = data
+
+    def read(self, size: int | None = -1) -> memoryview:
+        """Up to ``size`` bytes, all that is left for None or -1, as a view; empty at the end."""
+        end = self._length if size is None or size < 0 else self._position + size
+        piece = self._data[self._position : end]
+        self._position += len(piece)
+        return piece
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy bytes into ``buffer``; returns how many."""
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+#: Bytes that a RangeFile hands out at once, and at least where more of them are there.
+PIECE = 512 * 1024
+
+
+class RangeFile(_Seekable):
+    """A read-only file over ``length`` bytes of another from ``offset`` on, read anew each time.
+
+    ``read(offset, view)`` fills memory with bytes of that file and returns how many.
+    """
+
+    def __init__(self, read: Callable[[int, memoryview], int], offset: int, length: int) -> None:
+        super().__init__(length)
+        self._read = read
+        self._offset = offset
+        #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
+        self.crcs: set[int] = set()
+        self._crc: int | None = 0
+        #: Why it could not be read; an OSError is the source's own.
+        self.error: StoreError | OSError | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; returns the new one."""
+        super().seek(offset, whence)
         # Only what is read from the beginning on, without a jump, is all of it.
         self._crc = None if self._position else 0
         return self._position
