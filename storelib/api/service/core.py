@@ -170,12 +170,15 @@ class Core:
         """Raise NotPermitted unless the caller may do ``action`` to ``image``."""
         self.policy.require(context, action, self.target(context, image))
 
-    def may_see_places(self, context: Context, image: Image) -> bool:
-        """Whether the caller may know where the data of the image is."""
-        if self.policy.allows(context, "fetch_image_location", self.target(context, image)):
-            return True
+    def shows_places(self, context: Context, image: Image) -> bool:
+        """Whether the image as it is shown to the caller says where its data is."""
         shown = self.show_locations or self.show_direct_url
         return shown and self.policy.allows(context, "get_image_location", self.target(context, image))
+
+    def may_see_places(self, context: Context, image: Image) -> bool:
+        """Whether the caller may know where the data of the image is, shown or asked for."""
+        asked = self.policy.allows(context, "fetch_image_location", self.target(context, image))
+        return asked or self.shows_places(context, image)
 
     def _is_member(self, context: Context, image: Judged) -> bool:
         if context.project_id is None:

@@ -153,9 +153,7 @@ def _add_places(core: Core, context: Context, image: Image, document: dict[str, 
     stores = [location.metadata["store"] for location in locations if "store" in location.metadata]
     if stores:
         document["stores"] = ",".join(stores)
-    if not (core.show_locations or core.show_direct_url):
-        return
-    if not core.policy.allows(context, "get_image_location", core.target(context, image)):
+    if not core.shows_places(context, image):
         return
     if core.show_locations:
         document["locations"] = [location_document(location) for location in locations]
