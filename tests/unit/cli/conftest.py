@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -66,3 +69,32 @@ def storelib(places: Path, capfdbinary, monkeypatch):
         return Answer(code, out, err.decode())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def serving():
+    """``with serving(directory) as url`` is an image API of the ``my.ini`` there, in a process of its own."""
+
+    @contextlib.contextmanager
+    def serving(directory: Path, *options: str):
+        arguments = ["--format", "json", "--config", "my.ini", "serve", "--bind", "127.0.0.1:0", "--workers", "1"]
+        command = [sys.executable, "-c", "from storelib.cli.main import main; main()", *arguments, *options]
+        with (
+            open(directory / "log", "wb") as log,
+            subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=log) as server,
+        ):
+            try:
+                yield json.loads(server.stdout.readline())["url"]
+            finally:
+                server.terminate()
+                server.wait(30)
+
+    return serving
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    """Nothing in the environment says which image API is meant."""
+    for name in list(os.environ):
+        if name.startswith("OS_"):
+            monkeypatch.delenv(name)

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -38,29 +35,16 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def api(directory):
+def api(directory, serving):
     """The URL of an image API."""
     (directory / "my.ini").write_text(INI.format(directory=directory))
-    arguments = ["--format", "json", "--config", "my.ini", "serve", "--bind", "127.0.0.1:0", "--workers", "1"]
-    arguments += ["--access-log", "access.log"]
-    command = [sys.executable, "-c", "from storelib.cli.main import main; main()", *arguments]
-    with (
-        open(directory / "log", "wb") as log,
-        subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=log) as server,
-    ):
-        try:
-            yield json.loads(server.stdout.readline())["url"]
-        finally:
-            server.terminate()
-            server.wait(30)
+    with serving(directory, "--access-log", "access.log") as url:
+        yield url
 
 
 @pytest.fixture
-def run(storelib, api, monkeypatch):
+def run(storelib, api, no_variables, monkeypatch):
     """``run("list")`` is ``storelib preload list`` with JSON for an answer."""
-    for name in list(os.environ):
-        if name.startswith("OS_"):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("OS_IMAGE_URL", api)
     return lambda *arguments: storelib("--format", "json", "preload", *arguments)
 

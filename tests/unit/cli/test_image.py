@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import socket
@@ -20,6 +19,8 @@ from storelib.cli import files
 from storelib.cli.image import data
 from storelib.cli.image.connection import DEFAULT_URL, Options, find
 from storelib.exceptions import MissingDependency
+
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 DATA = b"a disk image, for all we know " * 100_000
 SHA512 = hashlib.sha512(DATA).hexdigest()
@@ -42,28 +43,12 @@ show_multiple_locations = true
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory):
+def api(tmp_path_factory, serving):
     """The URL of an image API."""
     directory = tmp_path_factory.mktemp("api")
     (directory / "my.ini").write_text(INI.format(directory=directory))
-    arguments = ["--format", "json", "--config", "my.ini", "serve", "--bind", "127.0.0.1:0", "--workers", "1"]
-    command = [sys.executable, "-c", "from storelib.cli.main import main; main()", *arguments]
-    with (
-        open(directory / "log", "wb") as log,
-        subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=log) as server,
-    ):
-        try:
-            yield json.loads(server.stdout.readline())["url"]
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OS_"):
-            monkeypatch.delenv(name)
+    with serving(directory) as url:
+        yield url
 
 
 @pytest.fixture
