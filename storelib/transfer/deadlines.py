@@ -150,6 +150,12 @@ def bytes_came() -> None:
         deadline.move()
 
 
+def is_moved_by_bytes() -> bool:
+    """Whether any byte is progress and nothing else ends this thread's wait: a socket's own time limit is enough."""
+    deadline = _thread.deadline
+    return _thread.check is None and _thread.limit is None and (deadline is None or deadline.of_stream)
+
+
 def within(seconds: Any) -> Any:
     """``seconds`` of a socket's time limit, None for no limit, or what is left to this thread if that is less.
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all HTTP clients share: open responses, what headers hold, and what statuses and failures mean."""
 
+import contextlib
+import io
 import itertools
+import random
+import socket
 import threading
 
 import pytest
@@ -11,9 +15,13 @@ from scripted_server import ScriptedServer, reply
 from storelib.drivers.http import HttpStore
 from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable
 from storelib.registry import open_store
+from storelib.transfer import deadlines
+from storelib.transfer.contract import KiB, MiB
+from storelib.transfer.deadlines import Deadline, while_wanted
 from storelib.transfer.http import reading
 from storelib.transfer.http.errors import caused_by, error_of_failure, error_of_status
 from storelib.transfer.http.headers import ContentRange, content_range, range_header, whole_number
+from storelib.transfer.http.responses import WholeResponse
 
 
 @pytest.fixture
@@ -53,6 +61,54 @@ def test_rest_of_a_body_is_not_waited_for_long(web, monkeypatch):
         with web.get(f"{server.url}/image").data as stream:
             stream.read(1)
         closed.set()
+
+
+class Records(io.BytesIO):
+    """A socket whose bytes come 16 KiB at a time, as those of TLS do."""
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def gettimeout(self):
+        return 30.0
+
+    def readinto(self, buffer):
+        return super().readinto(memoryview(buffer)[: 16 * KiB])
+
+    recv_into = readinto
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["", "while wanted"])
+def test_deadline_of_an_image_is_looked_at_for_each_block_not_for_each_record_of_tls(monkeypatch, wanted):
+    body = random.Random(1).randbytes(MiB)
+    looks = []
+    monkeypatch.setattr(deadlines, "within", lambda seconds: looks.append(seconds) or seconds)
+    monkeypatch.setattr(deadlines, "await_bytes", lambda sock, seconds: None)
+    response = WholeResponse(Records(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body))
+    response.begin()
+    looks.clear()
+    buffer = bytearray(MiB)
+    with Deadline(60, stream=True), while_wanted(int) if wanted else contextlib.nullcontext():
+        assert response.readinto(buffer) == MiB
+    assert buffer == body
+    assert (len(looks) <= 2) is not wanted
+
+
+def test_body_that_is_cut_gives_what_came_of_it():
+    response = WholeResponse(Records(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000)))
+    response.begin()
+    assert [response.readinto(bytearray(100_000)) for _ in range(2)] == [50_000, 0]
+
+
+def test_part_of_a_body_is_not_waited_for_until_it_is_whole():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(20_000))
+        response = WholeResponse(ours)
+        response.begin()
+        ours.settimeout(10)
+        assert response.read1(100_000)
+        response.close()
 
 
 # -- Headers ----------------------------------------------------------------------------------------------------------
