@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from typing import NamedTuple
@@ -191,6 +192,45 @@ def test_a_file_is_read_and_written_once_in_large_blocks(tmp_path, mode):
         if count > getattr(CEILINGS[operation], what)
     }
     assert not above
+
+
+#: Prints how many pages of memory are new while 64 MiB come from readers of readers, each with memory of its own.
+READERS = """
+import resource, sys
+from storelib import open_store
+
+MiB = 1024 * 1024
+
+class Socket:
+    left = 64 * MiB
+
+    def read(self, size):
+        size = min(size, self.left)
+        self.left -= size
+        return b"".join([bytes(64 * 1024)] * (size // (64 * 1024)))
+
+class Copying:
+    def __init__(self, file):
+        self.file = file
+
+    def read(self, size):
+        return bytes(bytearray(self.file.read(size)))
+
+store = open_store("file", filesystem_store_datadir=sys.argv[1])
+for image in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    store.add(f"image-{image}", Copying(Socket()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory of another libc")
+def test_what_readers_give_is_read_into_memory_that_was_used_before(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", READERS, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+    )
+    # Of 16 384 in the image; it was twice as many.
+    assert int(ran.stdout) < 4096
 
 
 class TestS3Requests:
