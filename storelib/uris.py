@@ -28,8 +28,10 @@ _TELLING = re.compile(r"[@?&;#]")
 _AUTHORITY_ENDS = re.compile(r"[/?#]")
 #: JSON may hold them, but no encoding of a URI, a path or a request can.
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
-# RFC 3986, 3.2.2 and 3.2.3
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+# RFC 3986, 3.2.2 and 3.2.3. Where a part of a host name is empty or longer (RFC 1035, 2.3.4), looking it up fails with
+# an error that nobody expects.
+_NAME = r"[A-Za-z0-9_-]{1,63}"
+_ENDPOINT = re.compile(rf"(\[[0-9A-Fa-f:.]+\]|{_NAME}(?:\.{_NAME})*\.?)(?::([0-9]{{1,5}}))?")
 
 _L = TypeVar("_L", bound="StoreLocation")
 

@@ -15,7 +15,7 @@ from storelib.exceptions import BadStoreUri
 
 PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in "\\#")
 
-names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,20}\.){0,3}[A-Za-z0-9]{1,10}", fullmatch=True)
+names = st.from_regex(r"([A-Za-z0-9][A-Za-z0-9_-]{0,20}\.){0,3}[A-Za-z0-9]{1,10}", fullmatch=True)
 hosts = names | st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map(lambda address: f"[{address}]")
 ports = st.just("") | st.just(":") | st.integers(1, 65535).map(lambda port: f":{port}")
 targets = st.just("") | st.text(PRINTABLE + "é€😀", max_size=40).map(lambda text: "/" + text)

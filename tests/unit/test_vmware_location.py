@@ -23,6 +23,7 @@ READ = {
     f"vsphere://host/folder/d/an old ü{QUERY}": ("host", 443, "d", "an old ü", "dc", "ds"),
     "vsphere://host/folder/d/id?dsName=my+ds%2B&dcPath=%2FF0%2Fdc+1": ("host", 443, "d", "id", "F0/dc 1", "my ds+"),
     "vsphere://host/folder/d/id?dcPath=F0%2F%2Fdc&dsName=ds": ("host", 443, "d", "id", "F0/dc", "ds"),
+    f"vsphere://host/folder/a//b/id{QUERY}": ("host", 443, "a/b", "id", "dc", "ds"),
     "vsphere://host/folder/d/id?dcPath=F0/dc&dsName=ds": ("host", 443, "d", "id", "F0/dc", "ds"),
 }
 REFUSED = [
@@ -56,6 +57,8 @@ REFUSED = [
     f"vsphere://host:65536/folder/d/id{QUERY}",
     f"vsphere://host:/folder/d/id{QUERY}",
     f"vsphere://ho st/folder/d/id{QUERY}",
+    f"vsphere://a..b/folder/d/id{QUERY}",
+    f"vsphere://{'a' * 64}/folder/d/id{QUERY}",
     f"vsphere://[::g]/folder/d/id{QUERY}",
     f"http://host/folder/d/id{QUERY}",
 ]
@@ -167,6 +170,9 @@ def test_server_is_a_host_with_a_port(host, port, found):
         ("vmware_datastores", ["dc1:"]),
         ("vmware_datastores", ["dc1:ds1:heavy"]),
         ("vmware_datastores", ["dc1:ds1:-1"]),
+        ("vmware_datastores", ["dc1:ds1:" + "9" * 5000]),
+        ("vmware_datastores", ["dc1:ds\x01"]),
+        ("vmware_datastores", ["dc\ufffe:ds1"]),
         ("vmware_datastores", ["dc1:ds1", "/dc1:ds1:3"]),
         ("vmware_datastores", ["f/dc1:ds1", "f//dc1:ds1:3"]),
         ("vmware_datastores", ["/:ds1"]),

@@ -42,6 +42,8 @@ class VmwareLocation(StoreLocation):
         authority, path, query = match.groups()
         host, port = split_endpoint(authority, uri)
         *directory, image_id = (unquote(name, uri) for name in path.split("/"))
+        # As glance_store writes it where vmware_store_image_dir has two slashes, which vCenter takes for one.
+        directory = [*directory[:1], *filter(None, directory[1:])]
         # Clients and servers resolve dots in paths: such a file would be looked for in another place.
         if {"", ".", ".."}.intersection((*directory, image_id)) or any("/" in name for name in (*directory, image_id)):
             raise BadStoreUri(f"not the path of a file: {redact(uri)!r}")

@@ -149,7 +149,9 @@ def _targets(conf: Options, store_name: str) -> tuple[Target, ...]:
         parts = [part.strip() for part in value.rsplit(":", 2)]
         weight = parts[2] if len(parts) == 3 else "0"
         datacenter = inventory_path(parts[0])
-        if len(parts) < 2 or not datacenter or not parts[1] or not re.fullmatch("[0-9]*", weight, re.ASCII):
+        if _NOT_IN_XML.search(value):
+            raise misconfigured(store_name, "vmware_datastores", f"{value!r} has characters that cannot be sent")
+        if len(parts) < 2 or not datacenter or not parts[1] or not re.fullmatch("[0-9]{0,18}", weight, re.ASCII):
             why = f"{value!r} is not datacenter path:datastore name[:weight]"
             raise misconfigured(store_name, "vmware_datastores", why)
         if (datacenter, parts[1]) in targets:

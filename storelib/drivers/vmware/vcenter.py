@@ -24,6 +24,7 @@ from urllib.parse import unquote as decoded
 
 from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
+from pyVmomi.VmomiSupport import F_OPTIONAL, ManagedObject
 
 from storelib.drivers.vmware.errors import NothingTold, NotSoap, is_fault, is_session_lost
 from storelib.drivers.vmware.location import VmwareLocation
@@ -57,6 +58,8 @@ _SPECIAL = re.compile(r"[*?\[\]\\\uFFFE\uFFFF]")
 #: What every vCenter since 5.5 speaks, newer ones too.
 _VERSION = "vim.version.version9"
 _SOAP = ("text/xml", "application/xml", "application/soap+xml")
+#: What of a vCenter is asked.
+_MANAGERS = ("fileManager", "propertyCollector", "searchIndex", "sessionManager")
 #: Seconds between the first two looks at a task; each pause is twice the one before.
 _FIRST_PAUSE = 0.02
 #: All of a task would include what it is about, which the simulator of govmomi gives a wrong type.
@@ -237,6 +240,8 @@ class Datastores:
             found = self._run(start, target)
         except vim.fault.FileNotFound:
             return []
+        if not isinstance(found, vim.host.DatastoreBrowser.SearchResults) or not all(each.path for each in found.file):
+            raise NotSoap("something else than files")
         return [_file(each) for each in found.file]
 
     def _in_directory(self, target: Target, names: Sequence[str], ask: Callable[[], T]) -> T:
@@ -424,7 +429,7 @@ class Session:
             if told["info.state"] == "success":
                 return told.get("info.result")
             if told["info.state"] == "error":
-                raise told["info.error"]
+                raise told.get("info.error") or NothingTold("info.error")
             if told.get("info.progress") != progress:
                 progress, end = told.get("info.progress"), time.monotonic() + longest
                 deadlines.progress()
@@ -435,7 +440,10 @@ class Session:
             pause = min(2 * pause, self._conf.vmware_task_poll_interval)
 
     def properties(self, objects: Sequence[Any], *paths: str) -> list[dict[str, Any]]:
-        """Properties of managed objects of one kind; raises NothingTold where the first of them is left out."""
+        """Properties of managed objects of one kind; raises NothingTold where the first of them is left out.
+
+        And NotSoap where one is something else than it has to be.
+        """
         collector = vmodl.query.PropertyCollector
         spec = collector.FilterSpec(
             objectSet=[collector.ObjectSpec(obj=each) for each in objects],
@@ -448,6 +456,9 @@ class Session:
             ordered = [values.get(each._moId, {}) for each in objects]
             if not all(paths[0] in told for told in ordered):
                 raise NothingTold(paths[0])
+            kinds = {path: _kind_of(type(objects[0]), path) for path in paths}
+            if not all(_is_a(value, kinds.get(path)) for told in ordered for path, value in told.items()):
+                raise NotSoap("a property of another kind")
             return ordered
 
         return self.call(retrieve)
@@ -534,6 +545,8 @@ class Login:
         self.stub = _Stub(connections, self._jar)
         self.instance: Any = vim.ServiceInstance("ServiceInstance", self.stub)
         self.content: Any = self.instance.RetrieveContent()
+        if not all(getattr(self.content, name) for name in _MANAGERS):
+            raise NotSoap("a service without what every vCenter has")
         self.content.sessionManager.Login(user, password)
 
     @property
@@ -573,6 +586,18 @@ class _Stub(SoapStubAdapter):  # type: ignore[misc]
         super().__init__(host="vcenter", version=_VERSION, acceptCompressedResponses=False)
         self._own = connections
         self._jar = jar
+
+    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
+        try:
+            result = super().InvokeMethod(mo, info, args, outerStub)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # So pyVmomi fails at XML that is no answer to the call.
+            if isinstance(error, OSError):  # that a certificate is not trusted is a ValueError, too
+                raise
+            raise NotSoap("XML that is no answer to the call") from error
+        if not (_is_a(result, info.result) or (result is None and info.resultFlags & F_OPTIONAL)):
+            raise NotSoap("an answer to another call")
+        return result
 
     def GetConnection(self) -> _SoapConnection:  # noqa: N802
         return _SoapConnection(self._own.take(), self._jar)
@@ -620,6 +645,23 @@ def _check_soap(response: http.client.HTTPResponse) -> None:
         raise HttpError("POST", response.status)
     if response.headers.get_content_type() not in _SOAP:
         raise NotSoap("a page, or something else that is no answer to a call")
+
+
+def _kind_of(managed: Any, path: str) -> Any:
+    """What a property of this kind of managed object is."""
+    for name in path.split("."):
+        managed = managed._GetPropertyInfo(name).type
+    return managed
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether it is of that kind. Of references in a list pyVmomi knows that they are some, and nothing more."""
+    if kind is None:
+        return False
+    wanted = getattr(kind, "Item", None)
+    if wanted is None or not issubclass(wanted, ManagedObject):
+        return isinstance(value, kind)
+    return isinstance(value, list) and all(isinstance(each, wanted) for each in value)
 
 
 def _cookie_header(jar: Mapping[str, str]) -> dict[str, str]:

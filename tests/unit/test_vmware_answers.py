@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the vmware driver believes of XML that a vCenter, or what stands in for it, answers, without any server."""
+
+import http.client
+import io
+import types
+
+import pytest
+from pyVmomi import vim, vmodl
+
+from storelib.drivers.vmware import VmwareStore
+from storelib.drivers.vmware import vcenter as backend
+from storelib.drivers.vmware.errors import NothingTold, NotSoap, storelib_error
+from storelib.exceptions import RemoteServiceUnavailable
+from storelib.registry import open_store
+
+ENVELOPE = (
+    '<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsd="http://www.w3.org/2001/XMLSchema" '
+    'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><e:Body>{}</e:Body></e:Envelope>'
+)
+TIME = '<CurrentTimeResponse xmlns="urn:vim25"><returnval>2026-11-28T14:43:29Z</returnval></CurrentTimeResponse>'
+FOUND = '<FindByInventoryPathResponse xmlns="urn:vim25">{}</FindByInventoryPathResponse>'
+TOLD = (
+    '<RetrievePropertiesResponse xmlns="urn:vim25"><returnval><obj type="Task">t</obj>{}</returnval>'
+    "</RetrievePropertiesResponse>"
+)
+STATE = '<propSet><name>info.state</name><val xsi:type="TaskInfoState">{}</val></propSet>'
+
+
+class Line:
+    """Connections on which every call gets this answer."""
+
+    def __init__(self, inner):
+        self.body = ENVELOPE.format(inner).encode()
+
+    def take(self):
+        return self
+
+    def give_back(self, connection):
+        pass
+
+    drop_idle = close = lambda self: None
+
+    def request(self, *arguments, **options):
+        pass
+
+    def getresponse(self):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n" % len(self.body)
+        response = http.client.HTTPResponse(
+            types.SimpleNamespace(makefile=lambda *arguments: io.BytesIO(head + self.body))
+        )
+        response.begin()
+        return response
+
+
+def answered(inner):
+    return backend._Stub(Line(inner), {})
+
+
+def now(stub):
+    return vim.ServiceInstance("ServiceInstance", stub).CurrentTime()
+
+
+def look_up(stub):
+    return vim.SearchIndex("SearchIndex", stub).FindByInventoryPath("DC0")
+
+
+def test_answer_to_a_call_is_believed():
+    assert now(answered(TIME)).year == 2026
+    assert look_up(answered(FOUND.format('<returnval type="Datacenter">d</returnval>')))._moId == "d"
+    assert look_up(answered(FOUND.format(""))) is None
+
+
+@pytest.mark.parametrize(
+    ("ask", "inner"),
+    [
+        (now, ""),
+        (now, "<x/>"),
+        (now, TIME.replace("2026-11-28T14:43:29Z", "now")),
+        (now, TIME.replace("2026", "99999999999")),
+        (now, "<e:Fault><faultcode>c</faultcode><faultstring>s</faultstring></e:Fault>"),
+        (
+            now,
+            "<e:Fault><faultcode>c</faultcode><faultstring>s</faultstring><detail>"
+            '<F xmlns="urn:vim25" xsi:type="NoSuchFault"/></detail></e:Fault>',
+        ),
+        (look_up, FOUND.format("<returnval>d</returnval>")),
+        (look_up, FOUND.format('<returnval type="NoSuchType">d</returnval>')),
+        (look_up, FOUND.format('<returnval type="Task">d</returnval>')),
+    ],
+)
+def test_xml_that_is_no_answer_to_the_call_is_an_error_of_storelib(ask, inner):
+    with pytest.raises(NotSoap) as caught:
+        ask(answered(inner))
+    assert isinstance(storelib_error(caught.value, "subject"), RemoteServiceUnavailable)
+
+
+def test_certificate_that_is_not_trusted_is_still_told():
+    """To Python it is a value that makes no sense, too."""
+
+    def refuse():
+        raise backend.http.client.ssl.SSLCertVerificationError("self-signed")
+
+    stub = answered(TIME)
+    stub._own.take = refuse
+    with pytest.raises(OSError, match="self-signed"):
+        now(stub)
+
+
+def session(inner):
+    store = open_store(
+        VmwareStore,
+        vmware_server_host="host",
+        vmware_server_username="u",
+        vmware_server_password="p",
+        vmware_datastores=["DC0:ds"],
+    )
+    found = store.datastores.session
+    collector = vmodl.query.PropertyCollector("collector", answered(inner))
+    found._logins[:] = [
+        types.SimpleNamespace(content=types.SimpleNamespace(propertyCollector=collector), process=0, end=print)
+    ]
+    return found
+
+
+def test_task_that_failed_without_a_reason_is_an_error_of_storelib():
+    asked = session(TOLD.format(STATE.format("error")))
+    with pytest.raises(NothingTold, match=r"info\.error"):
+        asked.run(lambda login: vim.Task("t", None), "subject")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '<propSet><name>info.state</name><val xsi:type="xsd:int">3</val></propSet>',
+        STATE.format("success") + '<propSet><name>info.progress</name><val xsi:type="xsd:string">half</val></propSet>',
+        STATE.format("success") + '<propSet><name>else</name><val xsi:type="xsd:string">x</val></propSet>',
+    ],
+)
+def test_property_of_another_kind_is_none(told):
+    with pytest.raises(NotSoap):
+        session(TOLD.format(told)).properties([vim.Task("t", None)], "info.state", "info.progress")
+
+
+def test_search_that_found_something_else_than_files_is_none(monkeypatch):
+    asked = open_store(
+        VmwareStore,
+        vmware_server_host="host",
+        vmware_server_username="u",
+        vmware_server_password="p",
+        vmware_datastores=["DC0:ds"],
+    ).datastores
+    nameless = vim.host.DatastoreBrowser.SearchResults(file=[vim.host.DatastoreBrowser.FileInfo()])
+    for found in (None, "text", nameless):
+        monkeypatch.setattr(asked, "_run", lambda start, target, found=found: found)
+        with pytest.raises(NotSoap):
+            asked.files(asked.targets[0], ())
