@@ -82,7 +82,7 @@ class Clusters:
     def _settings_of(self, info: Mapping[str, Any], pool: str, namespace: str) -> ClusterSettings:
         ours = self._settings
         hosts = tuple(
-            _address(host, port) for host, port in zip(info.get("hosts", ()), info.get("ports", ()), strict=False)
+            _address(host, port) for host, port in zip(info.get("hosts") or (), info.get("ports") or (), strict=False)
         )
         return ClusterSettings(
             pool,

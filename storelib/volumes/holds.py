@@ -64,7 +64,7 @@ class Hold:
                 if os.write(self._descriptor, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
-                raise _unwritable(os.path.dirname(self._path), error) from error
+                raise _unusable(os.path.dirname(self._path), "written to", error) from error
         # An id that is known stands for what was asked for.
         self._open.discard("")
         self._open.add(note.attachment)
@@ -76,7 +76,8 @@ class Hold:
     def release(self) -> None:
         """The transfer is over, and so are its attachments."""
         if self._descriptor is not None:
-            with contextlib.suppress(FileNotFoundError):
+            # What cannot be removed, as where the disk became read-only, nobody holds once it is closed: gc will look.
+            with contextlib.suppress(OSError):
                 os.unlink(self._path)
         self._close()
 
@@ -121,19 +122,26 @@ class Holds:
                 os.rename(f"{path}.new", path)
             except BaseException:
                 os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{path}.new")
                 raise
         except OSError as error:
-            raise _unwritable(self._directory, error) from error
+            raise _unusable(self._directory, "written to", error) from error
         return Hold(path, descriptor, self._owner)
 
     def is_alive(self, token: str) -> bool | None:
-        """Whether the transfer with that token is at work; None if this host knows nothing of it."""
+        """Whether the transfer with that token is at work; None if this user of this host knows nothing of it."""
         if not _TOKEN.fullmatch(token):
             return None
         try:
             with open(os.path.join(self._directory, token), encoding="utf-8") as file:
                 return not _lock(file)
         except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            if not os.access(self._directory, os.X_OK):
+                raise _unusable(self._directory, "read", error) from error
+            # One of another user, as of root, who tried something out: that user's gc looks after it.
             return None
 
     def dead(self) -> Iterator[tuple[str, float]]:
@@ -142,6 +150,8 @@ class Holds:
             names = sorted(os.listdir(self._directory))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise _unusable(self._directory, "read", error) from error
         for name in filter(_TOKEN.fullmatch, names):
             with contextlib.suppress(FileNotFoundError):
                 if self.is_alive(name) is False:
@@ -150,8 +160,10 @@ class Holds:
     def notes(self, token: str) -> list[Note]:
         """The attachments of one transfer, as last noted; a line that was cut short tells of none."""
         found: dict[str, Note] = {}
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self._directory, token), encoding="utf-8") as f:
-            for line in f:
+        path = os.path.join(self._directory, token)
+        # After a crash of the host there may be anything in it.
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
                 with contextlib.suppress(ValueError, TypeError):
                     note = Note(*map(str, json.loads(line)))
                     found.pop("", None)
@@ -163,13 +175,17 @@ class Holds:
         return note.owner in ("", self._owner)
 
     def forget(self, token: str) -> None:
-        """A dead one has left nothing any more."""
-        with contextlib.suppress(FileNotFoundError):
+        """A dead one has left nothing any more; raises BadStoreConfiguration where it cannot be removed."""
+        try:
             os.unlink(os.path.join(self._directory, token))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _unusable(self._directory, "written to", error) from error
 
 
-def _unwritable(directory: str, error: OSError) -> BadStoreConfiguration:
-    return BadStoreConfiguration(f"cinder_state_path: {directory} cannot be written to: {error.strerror}")
+def _unusable(directory: str, how: str, error: OSError) -> BadStoreConfiguration:
+    return BadStoreConfiguration(f"cinder_state_path: {directory} cannot be {how}: {error.strerror}")
 
 
 def _lock(file: IO[str]) -> bool:

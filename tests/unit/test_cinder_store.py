@@ -2,7 +2,9 @@
 """What the cinder driver makes of its configuration, of answers and of what is in volumes, without any server."""
 
 import json
+import math
 import ssl
+import time
 import types
 import urllib.parse
 
@@ -112,6 +114,46 @@ def test_request_is_answered_by_the_cinder_of_its_catalog(options, url):
     assert cinder(**options).service.user(context).api.endpoint == url
 
 
+def named(kind, name, url):
+    return {"type": kind, "name": name, "endpoints": [{"interface": "public", "url": url}]}
+
+
+@pytest.mark.parametrize(
+    ("catalog", "info", "url"),
+    [
+        ([named("block-storage", "cinder", "https://new")], "volumev3::publicURL", "https://new"),
+        ([named("volumev3", "cinder", "https://old")], "block-storage::public", "https://old"),
+        (
+            [named("block-storage", "cinder", "https://new"), named("volumev3", "cinder", "https://old")],
+            "volumev3::publicURL",
+            "https://old",
+        ),
+        (
+            [named("volumev3", "slow", "https://slow"), named("volumev3", "fast", "https://fast")],
+            "volumev3:fast:publicURL",
+            "https://fast",
+        ),
+    ],
+)
+def test_cinder_of_a_request_is_the_one_that_the_option_names(catalog, info, url):
+    """As keystoneauth finds it for a user of the store's own, by any of the names that the type has."""
+    context = types.SimpleNamespace(auth_token="token", project_id="p", service_catalog=catalog)
+    assert cinder(cinder_catalog_info=info).service.user(context).api.endpoint == url
+
+
+@pytest.mark.parametrize(
+    ("catalog", "info"),
+    [
+        ([named("volumev2", "cinder", "https://v2")], "volumev3::publicURL"),
+        ([named("volumev3", "slow", "https://slow")], "volumev3:fast:publicURL"),
+    ],
+)
+def test_other_service_of_the_catalog_is_not_asked(catalog, info):
+    context = types.SimpleNamespace(auth_token="token", project_id="p", service_catalog=catalog)
+    with pytest.raises(RemoteServiceUnavailable, match="cinder_catalog_info"):
+        cinder(cinder_catalog_info=info).get(f"cinder://{VOLUME}", context=context)
+
+
 def test_request_without_cinder_in_its_catalog_is_told_the_options():
     context = types.SimpleNamespace(auth_token="token", project_id="p", service_catalog=CATALOG[:2])
     with pytest.raises(RemoteServiceUnavailable, match="cinder_catalog_info"):
@@ -204,6 +246,41 @@ def test_requests_share_connections_and_no_token(tmp_path):
         assert [each.headers["x-auth-token"] for each in server.requests] == [f"token-{n}" for n in range(5)]
 
 
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_answer_that_comes_byte_by_byte_is_given_up(tmp_path, head):
+    """No time limit of a socket ends that."""
+    sent = []
+
+    def trickle(request):
+        yield head
+        for number in range(200):
+            sent.append(number)
+            time.sleep(0.02)
+            yield b" "
+
+    with ScriptedServer(trickle) as server:
+        store = cinder(
+            cinder_endpoint_template=f"{server.url}/v3/%(project_id)s",
+            cinder_state_path=str(tmp_path),
+            transfer_timeout=0.2,
+            transfer_retries=0,
+        )
+        context = types.SimpleNamespace(auth_token="token", project_id="p")
+        with pytest.raises(StoreError):
+            store.get_size(f"cinder://{VOLUME}", context=context)
+    assert len(sent) < 200
+
+
+def test_answer_that_is_cut_in_its_headers_is_none(tmp_path):
+    """http.client takes those that came for all there are, and what is missing for an empty body."""
+    with ScriptedServer(lambda request: iter([b"HTTP/1.1 202 Accepted\r\nContent-Le", b""])) as server:
+        store = cinder(
+            cinder_endpoint_template=f"{server.url}/v3/p", cinder_state_path=str(tmp_path), transfer_retries=0
+        )
+        user = store.service.user(types.SimpleNamespace(auth_token="token", project_id="p"))
+        assert isinstance(error_of(lambda: user.api.delete(VOLUME)), RemoteServiceUnavailable)
+
+
 # -- What is in a volume --------------------------------------------------------------------------------------------
 
 
@@ -227,9 +304,26 @@ def test_volume_of_glance_store_is_an_image():
     assert publication.is_image(found)
     assert publication.size_of(found) == 17
     shelf = publication.Shelf("fast", "shared")
-    assert shelf.holds(found)
+    assert shelf.holds(None, found)
     assert not shelf.is_own(found), "gc would take it for its own"
-    assert not publication.Shelf("fast", "single").holds(found)
+    assert not publication.Shelf("fast", "single").holds(None, found)
+
+
+@pytest.mark.parametrize("status", ["reserved", "attaching", "detaching", "backing-up", "maintenance", "in-use"])
+def test_volume_of_glance_store_is_an_image_whatever_is_done_with_it(status):
+    """While one client attaches it, others must not be told that there is none."""
+    assert publication.is_image(volume({"glance_image_id": "id", "image_size": "17"}, status=status))
+
+
+def test_type_may_be_given_by_its_id():
+    """Volumes tell the name of their type; those that glance_store made nothing else of their store."""
+    found = volume({"glance_image_id": "id", "image_size": "17"})
+    shelf = publication.Shelf("fast", OTHER)
+    asked = api((200, {"volume_type": {"id": OTHER, "name": "shared"}}))
+    assert shelf.holds(asked, found)
+    assert not shelf.holds(asked, volume({"glance_image_id": "id"}, volume_type="single"))
+    assert asked._client.asked == [("GET", f"/types/{OTHER}")]
+    assert not publication.Shelf("fast", OTHER).holds(api((404, NOT_FOUND)), found)
 
 
 @pytest.mark.parametrize("metadata", [{"image_owner": "p"}, {"image_owner": "p", "glance_image_id": "id"}])
@@ -263,7 +357,7 @@ def test_what_is_no_image(found):
     assert not publication.is_image(found)
 
 
-@pytest.mark.parametrize("size", [None, "", "-1", "1.5", "²", "1073741825", "many"])
+@pytest.mark.parametrize("size", [None, "", "-1", "1.5", "²", "1073741825", "many", "1" * 5000])
 def test_size_that_cannot_be_is_an_error(size):
     metadata = {"glance_image_id": "id"} | ({} if size is None else {"image_size": size})
     with pytest.raises(StoreError, match="image_size"):
@@ -337,6 +431,8 @@ def api(*answers):
         ((200, {"volume": []}), RemoteServiceUnavailable, True),
         ((200, {"volume": {**FOUND["volume"], "id": "../../etc"}}), RemoteServiceUnavailable, True),
         ((200, {"volume": {**FOUND["volume"], "size": "much"}}), RemoteServiceUnavailable, True),
+        ((200, {"volume": {**FOUND["volume"], "size": math.inf}}), RemoteServiceUnavailable, True),
+        ((406, {"computeFault": {"message": "Version 3.54 is not supported"}}), BadStoreConfiguration, False),
         ((200, {"volume": {**FOUND["volume"], "metadata": None}}), RemoteServiceUnavailable, True),
         ((302, None), RemoteServiceUnavailable, True),
         ((204, None), RemoteServiceUnavailable, True),
@@ -394,6 +490,26 @@ def test_missing_type_is_named():
     assert "'wrong'" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("key", "ask"),
+    [
+        ("attachment", lambda asked: asked.reserve(VOLUME, "ro")),
+        ("attachment", lambda asked: asked.connect(OTHER, {})),
+        ("attachment", lambda asked: asked.connection_info(OTHER)),
+        ("volume_type", lambda asked: asked.default_type()),
+        ("limits", lambda asked: asked.room()),
+        ("metadata", lambda asked: asked.set_metadata(VOLUME, {"a": "b"})),
+    ],
+)
+@pytest.mark.parametrize("told", [None, [], ["a"]])
+def test_answer_of_another_form_is_no_answer(key, ask, told):
+    assert isinstance(error_of(lambda: ask(api((200, {key: told})))), RemoteServiceUnavailable)
+
+
+def test_limits_of_nothing_are_none():
+    assert isinstance(error_of(lambda: api((200, {"limits": {"absolute": None}})).room()), RemoteServiceUnavailable)
+
+
 def test_success_page_in_place_of_a_deletion_is_no_success():
     assert isinstance(error_of(lambda: api((200, None)).delete(VOLUME)), RemoteServiceUnavailable)
 
@@ -411,6 +527,13 @@ def test_list_goes_on_after_its_mark_is_gone():
     assert [each.id for each in asked.volumes()] == [VOLUME, OTHER, third]
     markers = [path.partition("marker=")[2] for _, path in asked._client.asked]
     assert markers == ["", OTHER, VOLUME]
+
+
+def test_list_that_does_not_go_on_is_given_up():
+    """A proxy drops the query, so that each page is the first one."""
+    asked = api(*[listed(VOLUME, OTHER)] * 3)
+    assert isinstance(error_of(lambda: list(asked.volumes())), RemoteServiceUnavailable)
+    assert len(asked._client.asked) == 2
 
 
 def test_filter_that_cinder_ignores_is_kept():

@@ -501,6 +501,69 @@ def test_state_path_that_cannot_be_written_is_named(tmp_path):
         Holds(str(tmp_path / "file" / "x")).take()
 
 
+@pytest.mark.parametrize("what", ["a file", "another user's"])
+def test_state_path_that_cannot_be_read_is_named(tmp_path, monkeypatch, what):
+    directory = tmp_path / "state"
+    if what == "a file":
+        directory.touch()
+    else:
+        monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(BadStoreConfiguration, match="cinder_state_path.*cannot be read"):
+        list(Holds(str(directory)).dead())
+
+
+def refuse(*arguments, **options):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_hold_of_another_user_is_none_of_ours_to_judge(tmp_path, monkeypatch):
+    """Root has tried something out in a directory of the service's."""
+    holds = Holds(str(tmp_path))
+    ours, roots = holds.take(), holds.take()
+    for hold in (ours, roots):
+        hold.note(Note(VOLUME, OTHER, "id"))
+        hold.drop()
+    plain = open
+
+    def opened(path, *arguments, **options):
+        return refuse() if str(path).endswith(roots.token) else plain(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", opened)
+    assert [token for token, _ in holds.dead()] == [ours.token]
+    assert holds.is_alive(roots.token) is None
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BadStoreConfiguration, match="cinder_state_path.*cannot be read"):
+        holds.is_alive(roots.token)
+
+
+def test_hold_that_cannot_be_removed_is_let_go_and_its_disk_named(tmp_path, monkeypatch):
+    """The disk became read-only: what was read was read."""
+    holds = Holds(str(tmp_path))
+    hold = holds.take()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", refuse)
+        hold.release()
+        assert holds.is_alive(hold.token) is False
+        with pytest.raises(BadStoreConfiguration, match="cinder_state_path.*cannot be written to"):
+            holds.forget(hold.token)
+
+
+def test_hold_that_cannot_be_locked_leaves_no_file(tmp_path, monkeypatch):
+    """As on a share without locks, each time."""
+    monkeypatch.setattr("storelib.volumes.holds.fcntl.flock", refuse)
+    with pytest.raises(BadStoreConfiguration, match="cinder_state_path"):
+        Holds(str(tmp_path)).take()
+    assert os.listdir(tmp_path) == []
+
+
+def test_notes_may_be_anything_after_a_crash(tmp_path):
+    holds = Holds(str(tmp_path))
+    hold = holds.take()
+    (tmp_path / hold.token).write_bytes(b"\0\0\xff\xfe\n[]\n")
+    hold.note(Note(VOLUME, OTHER, "id"))
+    assert holds.notes(hold.token) == [Note(VOLUME, OTHER, "id")]
+
+
 class BlockStorageOfOne:
     """Cinder with one volume that can be attached once at a time, as its API says."""
 

@@ -16,6 +16,8 @@ from storelib.exceptions import (
 )
 from storelib.transfer.http.keystone import is_untrusted
 
+#: Attachments are completed (3.44), volumes grown while they are attached (3.42), attachments read-only (3.54).
+MICROVERSION = "3.54"
 #: Answers that say no more than that a service is busy, restarting, or gone from behind a proxy.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 
@@ -64,6 +66,11 @@ def _of_status(status: int, retry_after: float | None, subject: str) -> StoreErr
         return Forbidden(f"{subject}: Cinder does not allow that, or not any more ({status}); check user and project")
     if status == 404:
         return NotFound(f"{subject}: there is no such volume")
+    if status == 406:
+        return BadStoreConfiguration(
+            f"{subject}: this Cinder is too old, or offers less: the cinder driver needs version {MICROVERSION} of its "
+            "API, which came with Rocky"
+        )
     if status == 413 and not retry_after:
         return StorageFull(f"{subject}: the project's quota in Cinder is used up")
     if status in _PASSING or status == 413:

@@ -18,6 +18,7 @@ from storelib.drivers.cinder.errors import status_of
 from storelib.drivers.cinder.publication import Shelf
 from storelib.drivers.cinder.service import LEAVING, Api, User, Volume
 from storelib.exceptions import InUseByStore, NotFound
+from storelib.transfer.http.headers import whole_number
 from storelib.volumes.attachments import end_unanswered
 from storelib.volumes.holds import Holds, Note
 
@@ -55,8 +56,7 @@ def find(shelf: Shelf, user: User, older_than: float, prefix: str) -> Iterator[G
             continue
         if volume.updated <= latest and is_dead(api, holds, volume):
             volumes.add(volume.id)
-            size = volume.metadata.get(publication.SIZE, "")
-            known = int(size) if size.isascii() and size.isdigit() else 0
+            known = whole_number(volume.metadata.get(publication.SIZE)) or 0
             yield Garbage(f"volume {volume.id}", image_id, known, volume.updated, DeadVolume(volume.id))
     yield from _attachments(user, latest, prefix, volumes)
 

@@ -13,16 +13,19 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from storelib.drivers.cinder.location import CinderLocation
+from storelib.drivers.cinder.location import CinderLocation, is_volume_id
 from storelib.drivers.cinder.service import LEAVING, Api, Volume
 from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.transfer.contract import Digest, Digests
+from storelib.transfer.http.headers import whole_number
 
 #: Known to glance_store, too: the image's id, percent-encoded, and its size in bytes.
 IMAGE_ID, SIZE = "glance_image_id", "image_size"
 STORE, STATE, TOKEN, DIGEST = "storelib_store", "storelib_state", "storelib_token", "storelib_digest"
 _OWNER = "image_owner"
-_AT_REST = ("available", "in-use")
+#: States of a volume that is not there yet, or never came to be. In all others, as while it is attached or backed up,
+#: what is in it is in it.
+_UNMADE = ("creating", "downloading", "error", *LEAVING)
 WRITING, PENDING, COMPLETE = "writing", "pending", "complete"
 #: What a value in the metadata may be long; longer ids go on under further keys.
 _LONGEST = 255
@@ -52,9 +55,10 @@ def image_id_of(volume: Volume) -> str | None:
 def size_of(volume: Volume) -> int:
     """The exact size in bytes; raises StoreError where the volume does not tell."""
     text = volume.metadata.get(SIZE, "")
-    if not text.isascii() or not text.isdigit() or int(text) > volume.size << 30:
+    size = whole_number(text)
+    if size is None or size > volume.size << 30:
         raise StoreError(f"volume {volume.id} does not tell the size of its image (metadata {SIZE})")
-    return int(text)
+    return size
 
 
 def digest_of(volume: Volume) -> Digest | None:
@@ -68,7 +72,7 @@ def is_image(volume: Volume) -> bool:
     if volume.status in LEAVING or IMAGE_ID not in volume.metadata:
         return False
     state = volume.metadata.get(STATE)
-    return state == COMPLETE or (state is None and SIZE in volume.metadata and volume.status in _AT_REST)
+    return state == COMPLETE or (state is None and SIZE in volume.metadata and volume.status not in _UNMADE)
 
 
 def _is_cinders(volume: Volume) -> bool:
@@ -77,7 +81,7 @@ def _is_cinders(volume: Volume) -> bool:
     It notes the owner, as glance_store does, but neither a size nor, before Glance has the location, the image's id.
     """
     told = volume.metadata
-    return _OWNER in told and SIZE not in told and STATE not in told and volume.status in _AT_REST
+    return _OWNER in told and SIZE not in told and STATE not in told and volume.status not in _UNMADE
 
 
 class Shelf:
@@ -86,21 +90,33 @@ class Shelf:
     def __init__(self, store_name: str, volume_type: str | None) -> None:
         self._name = store_name
         self._type = volume_type
+        #: What volumes call it, where that was asked for.
+        self._type_name: str | None = None
 
     def entries(self, image_id: str, token: str, size: int | None) -> dict[str, str]:
         """The metadata of a new volume."""
         known = {} if size is None else {SIZE: str(size)}
         return {**id_entries(image_id), STORE: self._name, STATE: WRITING, TOKEN: token, **known}
 
-    def holds(self, volume: Volume) -> bool:
+    def holds(self, api: Api, volume: Volume) -> bool:
         """Whether it is of this store."""
         name = volume.metadata.get(STORE)
-        return name == self._name if name is not None else self._type in (None, volume.type)
+        return name == self._name if name is not None else self._is_of_type(api, volume)
+
+    def _is_of_type(self, api: Api, volume: Volume) -> bool:
+        if self._type in (None, volume.type):
+            return True
+        # The option may be the id of a type, of which volumes tell the name.
+        if not is_volume_id(self._type):
+            return False
+        if self._type_name is None:
+            self._type_name = api.type_name(str(self._type))
+        return volume.type is not None and volume.type == self._type_name
 
     def image(self, api: Api, location: CinderLocation) -> Volume:
         """The volume at a location; raises NotFound unless it is an image of this store."""
         found = api.volume(location.volume)
-        if self.holds(found):
+        if self.holds(api, found):
             if is_image(found):
                 return found
             if _is_cinders(found):
@@ -114,7 +130,7 @@ class Shelf:
     def of_image(self, api: Api, image_id: str) -> Iterator[Volume]:
         """All volumes that are, or are to become, the image with this id."""
         for volume in api.volumes({IMAGE_ID: id_entries(image_id)[IMAGE_ID]}):
-            if self.holds(volume) and image_id_of(volume) == image_id:
+            if self.holds(api, volume) and image_id_of(volume) == image_id:
                 yield volume
 
     def unfinished(self, api: Api) -> Iterator[Volume]:

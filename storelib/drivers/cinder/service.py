@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib._version import __version__
-from storelib.drivers.cinder.errors import is_explained, is_proven, status_of
+from storelib.drivers.cinder.errors import MICROVERSION, is_explained, is_proven, status_of
 from storelib.drivers.cinder.location import CinderLocation, is_volume_id
 from storelib.drivers.cinder.options import volume_settings
 from storelib.exceptions import (
@@ -44,10 +44,6 @@ from storelib.volumes.attachments import AttachmentState, SharedAttachments
 from storelib.volumes.connectors import Connectors
 from storelib.volumes.holds import Holds
 
-#: Attachments are completed (3.44), volumes grown while they are attached (3.42), attachments read-only (3.54).
-MICROVERSION = "3.54"
-#: Idle connections kept: several transfers at once.
-_KEPT_CONNECTIONS = 16
 _USER = (
     "cinder_store_auth_address",
     "cinder_store_user_name",
@@ -63,6 +59,8 @@ _APPLICATION = (
 _FIRST_LOOK, _LONGEST_LOOK = 0.05, 2.0
 #: Volumes in one page of a list, the most that Cinder gives unless it is told otherwise.
 _PAGE = 1000
+#: What the catalog may call Cinder whose API is version 3. (A volumev2 there is an older one.)
+_TYPES = ("volumev3", "block-storage", "block-store")
 #: States of a volume on its way out, in which nobody is to see it any more.
 LEAVING = ("deleting", "error_deleting")
 
@@ -198,11 +196,14 @@ class Api:
         more = True
         while more:
             page, more = self._page(query, seen)
-            for volume in page:
-                # Some Cinders ignore a filter that their policy does not allow.
-                if volume.id not in seen[-_PAGE:] and wanted <= volume.metadata.items():
-                    yield volume
-            seen += [volume.id for volume in page]
+            known = set(seen[-_PAGE:])
+            fresh = [volume for volume in page if volume.id not in known]
+            if page and more and not fresh:
+                # A proxy that drops the query would give the same page for ever.
+                raise _senseless("the next page of a list")
+            # Some Cinders ignore a filter that their policy does not allow.
+            yield from (volume for volume in fresh if wanted <= volume.metadata.items())
+            seen += [volume.id for volume in fresh]
             more = more and bool(page)
 
     def _page(self, query: Mapping[str, str], seen: list[str]) -> tuple[list[Volume], bool]:
@@ -244,6 +245,16 @@ class Api:
         # Of administrators Cinder thinks that they mean public types only, unless they say otherwise.
         found = _list(self._get("/types?is_public=None"), "volume_types")
         return any(volume_type in (each.get("name"), each.get("id")) for each in found if isinstance(each, Mapping))
+
+    def type_name(self, type_id: str) -> str | None:
+        """The name of the volume type with that id, as volumes tell it; None if there is none."""
+        try:
+            name = self._ask("GET", f"/types/{type_id}", 200, "volume_type").get("name")
+        except Exception as error:
+            if _is_missing(error):
+                return None
+            raise
+        return None if name is None else str(name)
 
     def default_type(self) -> str | None:
         """The name of the type of volumes that are made without any."""
@@ -325,7 +336,9 @@ class Api:
 
     def room(self) -> tuple[int, int] | None:
         """GiB of the project's quota that are free and that there are in all; None without a limit."""
-        absolute = self._ask("GET", "/limits", 200, "limits").get("absolute", {})
+        absolute = self._ask("GET", "/limits", 200, "limits").get("absolute")
+        if not isinstance(absolute, Mapping):
+            raise _senseless("limits")
         total, used = absolute.get("maxTotalVolumeGigabytes"), absolute.get("totalGigabytesUsed")
         if not isinstance(total, int) or not isinstance(used, int) or total < 0:
             return None
@@ -378,7 +391,7 @@ class Api:
     def detach(self, attachment_id: str) -> None:
         """End an attachment; nothing to do if there is none."""
         try:
-            self._ask("DELETE", f"/attachments/{attachment_id}", 200, "attachments")
+            _list(self._send("DELETE", f"/attachments/{attachment_id}", 200), "attachments")
         except Exception as error:
             if not _is_missing(error):
                 raise
@@ -409,7 +422,7 @@ class Api:
     def _ask(self, method: str, path: str, status: int, key: str, body: Any = None) -> Any:
         """What an answer has under ``key``."""
         answer = self._send(method, path, status, body)
-        if not isinstance(answer.get(key), Mapping | list):
+        if not isinstance(answer.get(key), Mapping):
             raise _senseless(f"what was asked for ({key})")
         return answer[key]
 
@@ -457,7 +470,7 @@ def _volume(found: Any) -> Volume:
             _posix(found["updated_at"]) if found.get("updated_at") else created,
             found.get("multiattach") is True,
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise _senseless("a volume") from None
     if not is_volume_id(volume.id):
         raise _senseless("a volume")
@@ -495,9 +508,14 @@ class Sessions:
         for old in ("%(tenant)s", "%(tenant_id)s"):
             template = template.replace(old, "%(project_id)s") if template else None
         self._endpoint = Endpoint(
-            parts[0], parts[2], conf.cinder_os_region_name, template, "cinder_catalog_info and cinder_os_region_name"
+            parts[0],
+            parts[2],
+            conf.cinder_os_region_name,
+            template,
+            "cinder_catalog_info and cinder_os_region_name",
+            service_name=parts[1] or None,
+            aliases=_TYPES if parts[0] in _TYPES else (),
         )
-        self._service_name = parts[1] or None
         self._conf = conf
         self._verify: bool | str = conf.cinder_ca_certificates_file or True
         if conf.cinder_api_insecure:
@@ -549,8 +567,14 @@ class Sessions:
             )
         url = self._endpoint.of_request(context)
         if self._http is None:
-            self._http = _http()
+            self._http = self._new_http()
         return self._client(token_endpoint.Token(url, str(token)), url, self._http)
+
+    def _new_http(self) -> Any:
+        """Below a session of keystoneauth: it keeps the deadline of the thread, which keystoneauth knows nothing of."""
+        from storelib.transfer.http.sessions import new_session
+
+        return new_session(self._verify)
 
     def _client(self, plugin: Any, url: str | None = None, below: Any = None) -> Any:
         from cinderclient import client
@@ -560,7 +584,7 @@ class Sessions:
             plugin,
             verify=self._verify,
             timeout=self._timeout,
-            session=below or _http(),
+            session=below or self._new_http(),
             # A token goes to the address it is for, not to where a captive portal redirects.
             redirect=False,
             user_agent=f"storelib/{__version__}",
@@ -573,26 +597,11 @@ class Sessions:
             MICROVERSION,
             session=opened,
             service_type=self._endpoint.service_type,
-            service_name=self._service_name,
+            service_name=self._endpoint.service_name,
             interface=self._endpoint.interface.removesuffix("URL"),
             region_name=self._endpoint.region,
             endpoint_override=url,
         ).client
-
-
-def _http() -> Any:
-    """The HTTP below: nothing from the environment, no cookies, several connections."""
-    import http.cookiejar
-
-    import requests
-    from requests.adapters import HTTPAdapter
-
-    made = requests.Session()
-    made.trust_env = False
-    made.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    for scheme in ("https://", "http://"):
-        made.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=_KEPT_CONNECTIONS))
-    return made
 
 
 def _with_version(url: str) -> str:

@@ -120,7 +120,7 @@ class CinderStore(Store[CinderLocation]):
     def _await_end(self, api: Api, location: CinderLocation) -> None:
         """What is on its way out, by an attempt whose answer was lost or another client's, may never get there."""
         found = api.look_at(location.volume)
-        if found is not None and found.status in LEAVING and self.shelf.holds(found):
+        if found is not None and found.status in LEAVING and self.shelf.holds(api, found):
             api.wait_until_gone(found.id)
 
     def _obstacle(self, api: Api, volume: str, location: CinderLocation) -> StoreError:
@@ -151,8 +151,9 @@ class CinderStore(Store[CinderLocation]):
 
     def images(self) -> Iterator[ImageInfo]:
         """Every image in the project that is this store's."""
-        for volume in self.service.user(None).api.volumes():
-            if publication.is_image(volume) and self.shelf.holds(volume):
+        api = self.service.user(None).api
+        for volume in api.volumes():
+            if publication.is_image(volume) and self.shelf.holds(api, volume):
                 try:
                     found = self._info(volume)
                 except StoreError as error:

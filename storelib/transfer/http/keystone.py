@@ -53,6 +53,10 @@ class Endpoint:
     fixed: str | None = None
     #: The options that say all this, for messages.
     options: str = ""
+    #: What the service is called, where the catalog has several of its type; one without a name is taken, too.
+    service_name: str | None = None
+    #: Other types under which a catalog may have it.
+    aliases: tuple[str, ...] = ()
 
     def of_token(self, found: Any) -> str:
         """The URL in the catalog of a token, as keystoneauth has read it."""
@@ -67,9 +71,7 @@ class Endpoint:
         """The URL in the catalog of a request's context, in the form of version 2 or 3."""
         if self.fixed:
             return _filled_in(self.fixed, project_of(context))
-        for service in _mappings(getattr(context, "service_catalog", None)):
-            if service.get("type") != self.service_type:
-                continue
+        for service in self._services(context):
             for endpoint in _mappings(service.get("endpoints")):
                 place = endpoint.get("region_id") or endpoint.get("region")
                 matches = endpoint.get("interface") in (self.interface, self.interface.removesuffix("URL"))
@@ -79,6 +81,15 @@ class Endpoint:
         raise RemoteServiceUnavailable(
             f"the catalog of the request has no such service; see {self.options}", transient=False
         )
+
+    def _services(self, context: Context | None) -> Iterator[Mapping[str, Any]]:
+        """What may be it, first all of its own type."""
+        found = _mappings(getattr(context, "service_catalog", None))
+        for wanted in dict.fromkeys((self.service_type, *self.aliases)):
+            for service in found:
+                named = self.service_name is None or service.get("name") in (None, "", self.service_name)
+                if service.get("type") == wanted and named:
+                    yield service
 
 
 class Identity(abc.ABC):

@@ -12,7 +12,7 @@ from storelib.compat import options
 from storelib.compat.glance_store._drivers.native import NativeLocation, NativeStore
 from storelib.drivers.cinder import CinderStore
 from storelib.drivers.cinder.publication import STORE, Shelf
-from storelib.drivers.cinder.service import Volume
+from storelib.drivers.cinder.service import Api, Volume
 
 LOG = logging.getLogger(__name__)
 #: What a store without a name calls itself in the metadata of its volumes.
@@ -22,12 +22,12 @@ _UNNAMED = "cinder"
 class ShelfWithOldImages(Shelf):
     """Has those, too, that the store made before it had a name."""
 
-    def holds(self, volume: Volume) -> bool:
+    def holds(self, api: Api, volume: Volume) -> bool:
         """By its type, if nobody's name is on it."""
         if volume.metadata.get(STORE) == _UNNAMED:
             told = {name: value for name, value in volume.metadata.items() if name != STORE}
             volume = replace(volume, metadata=told)
-        return super().holds(volume)
+        return super().holds(api, volume)
 
 
 class CinderStoreWithOldImages(CinderStore):
