@@ -117,9 +117,8 @@ def session(inner):
     )
     found = store.datastores.session
     collector = vmodl.query.PropertyCollector("collector", answered(inner))
-    found._logins[:] = [
-        types.SimpleNamespace(content=types.SimpleNamespace(propertyCollector=collector), process=0, end=print)
-    ]
+    login = types.SimpleNamespace(content=types.SimpleNamespace(propertyCollector=collector))
+    found._login = lambda instead_of=None: login
     return found
 
 
@@ -140,6 +139,12 @@ def test_task_that_failed_without_a_reason_is_an_error_of_storelib():
 def test_property_of_another_kind_is_none(told):
     with pytest.raises(NotSoap):
         session(TOLD.format(told)).properties([vim.Task("t", None)], "info.state", "info.progress")
+
+
+def test_properties_of_nothing_are_none():
+    nameless = TOLD.replace('<obj type="Task">t</obj>', "").format(STATE.format("success"))
+    with pytest.raises(NothingTold):
+        session(nameless).properties([vim.Task("t", None)], "info.state")
 
 
 def test_search_that_found_something_else_than_files_is_none(monkeypatch):

@@ -452,7 +452,7 @@ class Session:
 
         def retrieve(login: Login) -> list[dict[str, Any]]:
             found = login.content.propertyCollector.RetrieveContents([spec]) or ()
-            values = {each.obj._moId: {told.name: told.val for told in each.propSet} for each in found}
+            values = {each.obj._moId: {told.name: told.val for told in each.propSet} for each in found if each.obj}
             ordered = [values.get(each._moId, {}) for each in objects]
             if not all(paths[0] in told for told in ordered):
                 raise NothingTold(paths[0])
