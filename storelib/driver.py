@@ -421,7 +421,10 @@ class Store(abc.ABC, Generic[L]):
         """What adding needs; raises BadStoreConfiguration."""
 
     def prepare(self) -> None:
-        """Make now what the first add would make, such as a directory; ``open_store`` asks for it if the store adds."""
+        """Make now what the first add would make, such as a directory; ``open_store`` asks for it if the store adds.
+
+        A registry does not: a store that is only configured adds all the same, and has no image and no leftover before.
+        """
 
     def details(self) -> Mapping[str, str]:
         """What administrators are told of this store beside its options; may ask the back end, raises StoreError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -71,6 +72,15 @@ class FilesystemConformance(StoreConformance):
         paths = [str(root / name) for name in cls.directories]
         several = {"filesystem_store_datadirs": paths} if len(paths) > 1 else {"filesystem_store_datadir": paths[0]}
         return open_store("file", **several, **cls.settings)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_place(cls, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store[Any]]:
+        def opened(**options: Any) -> Store[Any]:
+            path = tmp_path_factory.mktemp("new") / "images"
+            return open_store("file", filesystem_store_datadir=path, **cls.settings, **options)
+
+        return opened
 
     @pytest.fixture(scope="class")
     @classmethod

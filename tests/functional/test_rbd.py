@@ -3,6 +3,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import re
 import signal
@@ -123,6 +124,18 @@ class TestConformance(StoreConformance):
     @classmethod
     def backend_access(cls, ceph):
         return Pool(ceph, "conformance")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_place(cls, ceph):
+        numbers = itertools.count()
+
+        def opened(**options):
+            pool = f"new{next(numbers)}"
+            ceph.add_pool(pool)
+            return open_rbd(ceph, rbd_store_pool=pool, **options)
+
+        return opened
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import hashlib
+import itertools
 import os
 import socket
 import threading
@@ -182,6 +183,12 @@ class TestRadosgwConformance(StoreConformance):
     @classmethod
     def backend_access(cls, gateway):
         return Bucket(gateway.s3_endpoint, gateway, "conformance", "images/")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_place(cls, gateway):
+        numbers = itertools.count()
+        return lambda **options: open_rados(gateway, s3_store_bucket=f"new-{next(numbers)}", **options)
 
     @pytest.fixture(scope="class", params=["s3_store_access_key", "s3_store_secret_key"])
     @classmethod

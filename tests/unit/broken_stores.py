@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import socket
+import sqlite3
 import struct
 import sys
 import threading
@@ -92,6 +93,19 @@ class TestBroken(StoreConformance):
     @classmethod
     def backend_access(cls, store):
         return MemoryAccess(store) if isinstance(store, MemoryStore) else None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def new_place(cls, store, tmp_path_factory):
+        new = tmp_path_factory.mktemp
+        return lambda **options: open_store(type(store), sqlite_store_file=new("new") / "images.db", **options)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def full_store(cls, store):
+        other = open_store(type(store), store.name, memory_store_part_size=64 * 1024)
+        other.room = 100_000
+        return other
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -2939,3 +2953,70 @@ class PublishesBeforeTheDataIsThere(Networked):
         def abort(self):
             self.store.exchange(b"may be removed")
             super().abort()
+
+
+# -- New places and full ones -----------------------------------------------------------------------------------------
+
+
+class Tableless(InAFile):
+    """Base of those that make their tables when they are prepared, which a registry does not do."""
+
+    @contextlib.contextmanager
+    def transaction(self):
+        with contextlib.closing(sqlite3.connect(self.file, timeout=60)) as connection, connection:
+            yield connection
+
+    def prepare(self):
+        with super().transaction():
+            pass
+
+
+@rejected_by("test_new_place_is_empty")
+class FindsNothingAtANewPlace(Tableless):
+    pass
+
+
+@rejected_by("test_first_add_makes_what_it_needs")
+class WantsToBePrepared(Tableless):
+    pass
+
+
+@rejected_by("test_read_only_is_read_only")
+class ForgetsThatItIsReadOnly(InAFile):
+    def configure(self):
+        self.configure_get()
+        self.configure_add()
+
+
+class Small(Faulty):
+    """Base of those that have no room for all. It is not broken itself."""
+
+    room = None
+
+    def full(self):
+        return StorageFull("there is no room")
+
+    class Writer(MemoryWriter):
+        def write(self, part):
+            if self.store.room is not None and part.offset + len(part.data) > self.store.room:
+                raise self.store.full()
+            super().write(part)
+
+
+@rejected_by("test_no_room_is_storage_full")
+class RunsOutOfLuck(Small):
+    def full(self):
+        return StoreError("error 28")
+
+
+@rejected_by("test_no_room_is_storage_full")
+class WaitsForRoom(Small):
+    def full(self):
+        return StorageFull("there is no room", transient=True)
+
+
+@rejected_by("test_no_room_is_storage_full")
+class KeepsWhatDidNotFit(Small):
+    class Writer(Small.Writer):
+        def abort(self):
+            pass

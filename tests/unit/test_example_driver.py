@@ -54,6 +54,13 @@ class TestSqliteStore(StoreConformance):
 
     @pytest.fixture(scope="class")
     @classmethod
+    def new_place(cls, tmp_path_factory):
+        """A file that is not there yet."""
+        new = tmp_path_factory.mktemp
+        return lambda **options: open_store(SqliteStore, sqlite_store_file=new("new") / "images.db", **options)
+
+    @pytest.fixture(scope="class")
+    @classmethod
     def backend_access(cls, store):
         """The same file."""
         return SqliteAccess(store.file)

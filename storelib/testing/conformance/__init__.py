@@ -16,9 +16,9 @@ A driver is tested by a class with a store and, better, a look at the back end b
         def backend_access(cls, store):
             return MyAccess(store.conf.my_store_folder)
 
-What only a store behind a network can be tried with are optional fixtures; see
-``storelib.testing.conformance.networking``. Needs pytest and hypothesis: ``pip install storelib[test]``. The same suite
-runs against a store in use by ``storelib.testing.live``.
+What only the author of a driver can set up, a new place, a full one, a broken line to a server, are optional fixtures;
+see ``placing`` and ``networking`` beside this. Needs pytest and hypothesis: ``pip install storelib[test]``. The same
+suite runs against a store in use by ``storelib.testing.live``.
 """
 
 from storelib.testing.conformance.adding import Adding
@@ -35,6 +35,7 @@ from storelib.testing.conformance.keeping import Keeping
 from storelib.testing.conformance.model import Modelled
 from storelib.testing.conformance.naming import Naming, NamingWhenAdding
 from storelib.testing.conformance.networking import FaultyLine, Networking, NetworkingWhenAdding
+from storelib.testing.conformance.placing import Placing
 from storelib.testing.conformance.racing import Racing
 from storelib.testing.conformance.reading import Reading
 from storelib.testing.conformance.replacing import Replacing
@@ -50,6 +51,7 @@ class ReadOnlyConformance(Networking, Capable, Naming, Holding, Holes, Reading):
 class StoreConformance(
     NetworkingWhenAdding,
     Networking,
+    Placing,
     Modelled,
     Capable,
     NamingWhenAdding,
