@@ -19,6 +19,7 @@ from storelib.location import Location
 from storelib.registry import Registry
 from storelib.transfer.digests import Verifier
 from storelib.transfer.source import Data
+from storelib.transfer.upload import a_store
 from storelib.transfer.verifying import Verify
 from storelib.uris import scheme_of
 
@@ -110,7 +111,7 @@ def store_add_to_backend(
     hashing_algo: str = "sha512",
 ) -> StoredImage:
     """Add an image to ``store``, which is a Store or the id of one; a size of 0 or None is unknown."""
-    target = default_registry()[store] if isinstance(store, str) else store
+    target = default_registry()[store] if isinstance(store, str) else a_store(store)
     added = target.add(image_id, data, size or None, hashing_algo=hashing_algo, context=context, verifier=verifier)
     check_location_metadata(added.metadata)
     return added

@@ -383,7 +383,7 @@ def convert(store: str, option: cfg.Opt, value: Any) -> Any:
         else:
             found = sound(option, option.type(value))
         return absolute(found, os.getcwd) if isinstance(option.type, LocalPath) else found
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = "" if option.secret else f" ({redact(str(error))})"
         raise BadStoreConfiguration(
             f"store {store}: {option.dest} = {_shown(option, value)} is not valid: expected {allowed(option)}{reason}"
@@ -422,10 +422,10 @@ def option_names(options: Iterable[cfg.Opt]) -> set[str]:
     return {name for option in options for name in _names(option)}
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The known name that is most like ``name``, or all of them if they are few, as the end of a sentence."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known are: {', '.join(known)}" if 0 < len(known) <= 12 else ""

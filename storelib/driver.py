@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import numbers
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -397,6 +398,10 @@ class Store(abc.ABC, Generic[L]):
 
     def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
         """What ``gc`` with the same arguments would remove."""
+        if isinstance(older_than, bool) or not isinstance(older_than, numbers.Real) or not older_than >= 0:
+            raise Invalid(f"older_than must be a number of seconds, 0 or more, not {older_than!r:.80}")
+        if prefix is not None and not isinstance(prefix, str):
+            raise Invalid(f"prefix must be the beginning of an id, or None, not {type(prefix).__name__}")
         self.require(Capability.GC)
         return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers", self._checked_garbage)
 

@@ -46,11 +46,16 @@ def open_store(driver: str | type[AnyStore], name: str | None = None, **options:
     """
     if isinstance(driver, str):
         known_as, found = driver, driver_class(driver)
+    elif not isinstance(driver, type) or not issubclass(driver, Store):
+        shown = driver.__name__ if isinstance(driver, type) else f"an object of the type {type(driver).__name__}"
+        raise BadStoreConfiguration(f"a driver is a subclass of Store, or the name of one, not {shown}")
     elif getattr(driver, "schemes", ()):
         known_as, found = driver.schemes[0], driver
     else:
         raise BadStoreConfiguration(f"driver {driver.__name__} has no schemes: those of the URIs that it serves")
-    store_id = name or known_as
+    store_id = known_as if name is None else name
+    if not isinstance(store_id, str) or not store_id:
+        raise BadStoreConfiguration(f"name must be the id of a store, a text that is not empty, not {name!r:.80}")
     values = config.given_options(store_id, known_as, [*STORE_OPTIONS, *found.options], options)
     store = found(store_id, values)
     store.configure()
@@ -78,8 +83,8 @@ class Registry:
         conf: cfg.ConfigOpts | None = None,
         memory: MemoryBudget | None = None,
     ) -> None:
-        self._stores = {store.name: store for store in stores}
-        self.reserved = {store.name: store for store in reserved}
+        self._stores = _by_name(stores)
+        self.reserved = _by_name(reserved, self._stores)
         self.disabled = {store.name: store for store in disabled}
         #: Id of the default store, which may be disabled.
         self.default_name = default or next(iter(self._stores), None)
@@ -208,7 +213,7 @@ class Registry:
         return str(uri if isinstance(uri, Location) else Location(uri, _schemes(self)))
 
     def _owners_for(self, scheme: str) -> Owners:
-        found = self._by_scheme.get(scheme.lower())
+        found = self._by_scheme.get(scheme.lower()) if isinstance(scheme, str) else None
         if not found:
             hint = config.did_you_mean(scheme, self.schemes) + self._disabled_hint()
             raise UnknownScheme(f"no store serves the scheme {scheme!r}{hint}")
@@ -225,6 +230,17 @@ class Registry:
 
     def _disabled_hint(self) -> str:
         return f"; disabled are: {', '.join(self.disabled)}" if self.disabled else ""
+
+
+def _by_name(stores: Iterable[AnyStore], others: Iterable[str] = ()) -> dict[str, AnyStore]:
+    found: dict[str, AnyStore] = {}
+    for store in stores:
+        if store.name in found or store.name in others:
+            raise BadStoreConfiguration(
+                f"two stores are called {store.name}: give each a name of its own, open_store(..., name='fast')"
+            )
+        found[store.name] = store
+    return found
 
 
 def common_areas(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
-from storelib.exceptions import StoreError
+from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import RangeFile
 from storelib.transfer.retry import HungCalls, RetryPolicy
@@ -141,6 +141,14 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int | None, /) -> object:
         """``done`` of ``total`` bytes were taken."""
+
+
+def check_given(progress: object, digests: object) -> None:
+    """Raise Invalid for a ``progress`` that cannot be called, and digests that are none, before anything is done."""
+    if progress is not None and not callable(progress):
+        raise Invalid(f"progress must be a function of two numbers, or None, not {type(progress).__name__}")
+    if digests is not None and not isinstance(digests, Digests):
+        raise Invalid(f"digests must be Digests, or None, not {type(digests).__name__}")
 
 
 class Committed(NamedTuple):

@@ -18,6 +18,7 @@ from storelib.transfer.contract import (
     ServerSideCopy,
     StoredImage,
     at_fault,
+    check_given,
     check_numbers,
     is_whole,
 )
@@ -36,6 +37,7 @@ def copy_within(
     ``progress`` runs in the caller's thread. Whatever it or the back end raises ends the copy and passes through, after
     what was made of it is removed.
     """
+    check_given(progress, digests)
     monitor = Monitor(store.retry_policy.timeout)
     subject = f"image {image_id!r} in store {store.name}, a copy of {source}"
     calls = DriverCalls(store, subject, monitor)

@@ -91,7 +91,8 @@ class ImageStream(io.RawIOBase):
     """A range of an image as a seekable file; ``size`` is its length in bytes.
 
     ``readinto`` allocates nothing; ``read(n)`` and iterating give fresh bytes and are filled up. Errors of the back end
-    surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``.
+    surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``. One
+    thread reads it at a time.
 
     A stream that is compared with a digest cannot seek and has no descriptor.
     """
@@ -108,6 +109,13 @@ class ImageStream(io.RawIOBase):
         self._scratch: bytearray | None = None
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
         self._data_end = end  # as far as is known: where a hole begins that will be skipped
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.size} bytes of {self.subject}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy would close the reader of this one.
+        raise TypeError(f"cannot copy or pickle an {type(self).__name__}; get the image once more")
 
     @property
     def subject(self) -> str:
@@ -244,7 +252,8 @@ class ImageStream(io.RawIOBase):
         self._check_open()
         before = self._position
         left = max(self._end - before, 0)
-        want = left if size is None or size < 0 else min(size, left)
+        asked = -1 if size is None else operator.index(size)
+        want = left if asked < 0 else min(asked, left)
         try:
             return b"".join(self._chunks(want)) if want > CHUNK else self._filled(want)
         except BaseException as error:

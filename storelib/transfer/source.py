@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import io
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, Protocol, Union
 
 from storelib.exceptions import Invalid
@@ -44,6 +46,9 @@ class SupportsReadInto(Protocol):
     def readinto(self, buffer: Any, /) -> int | None:
         """Fill ``buffer`` with the next bytes; returns how many, 0 at the end."""
 
+
+#: What can be iterated over, or has methods of files, but has no bytes in order.
+_NO_SOURCES = (type, Mapping, Set)
 
 Data = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, SupportsRead, SupportsReadInto, Iterable[bytes]]
 
@@ -78,13 +83,17 @@ def open_source(data: Data | GivenFile) -> Source:
         return DescriptorSource(data.fileno(), data.tell(), data)  # type: ignore[union-attr]
     if isinstance(data, io.TextIOBase):
         raise Invalid("the source is a text file; open it in binary mode")
-    if fills(data):
-        return ReadIntoSource(data)
-    if callable(getattr(data, "read", None)):
-        return ChunkSource(_reads(data))
-    if isinstance(data, Iterable):
-        return ChunkSource(_items(data))
-    raise Invalid(f"data must be a path, bytes, a file object or an iterator of bytes, not {type(data).__name__}")
+    if not isinstance(data, _NO_SOURCES):
+        if fills(data):
+            return ReadIntoSource(data)
+        if callable(getattr(data, "read", None)):
+            return ChunkSource(_reads(data))
+        if isinstance(data, Iterable):
+            return ChunkSource(_items(data))
+    if isinstance(data, AsyncIterable):
+        raise _asynchronous(data)
+    shown = f"the class {data.__name__} itself" if isinstance(data, type) else type(data).__name__
+    raise Invalid(f"data must be a path, bytes, a file object or an iterator of bytes, not {shown}")
 
 
 class Source:
@@ -160,6 +169,10 @@ class ReadIntoSource(Source):
 
     def __init__(self, file: Any) -> None:
         self._readinto = file.readinto
+        http = sys.modules.get("http.client")
+        if http is not None and isinstance(file, http.HTTPResponse):
+            # One that was cut ends like one that is whole: only what it announced tells.
+            self.size = file.length
 
     def read_into(self, view: memoryview) -> int:
         """Have the file fill ``view`` by one ``readinto``; raises Invalid for a number that cannot be."""
@@ -382,8 +395,13 @@ def _reads(file: Any) -> Iterator[memoryview]:
     # again as all else that an add takes of a processor (measured).
     bytearray(_KEPT)
     while True:
-        # Some wrappers ignore the number and give more, which does no harm.
-        chunk = file.read(_READ)
+        try:
+            # Some wrappers ignore the number and give more, which does no harm.
+            chunk = file.read(_READ)
+        except TypeError as error:
+            if _takes_a_number(file.read):
+                raise
+            raise Invalid(f"{type(file).__name__}.read cannot be told how much to read; give an iterator") from error
         if chunk is None:
             raise _non_blocking()
         view = _bytes_of(chunk)
@@ -392,6 +410,17 @@ def _reads(file: Any) -> Iterator[memoryview]:
             return
         yield view
         del view
+
+
+def _takes_a_number(read: Any) -> bool:
+    try:
+        inspect.signature(read, follow_wrapped=False).bind(_READ)
+    except TypeError:
+        return False
+    except ValueError:
+        # Some of C tell nothing.
+        return True
+    return True
 
 
 def _items(data: Iterable[Any]) -> Iterator[Any]:
@@ -404,11 +433,21 @@ def _items(data: Iterable[Any]) -> Iterator[Any]:
 def _bytes_of(data: Any) -> memoryview:
     """What a source gave, as plain bytes; raises Invalid for anything else."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
+        if inspect.isawaitable(data):
+            if inspect.iscoroutine(data):
+                # Or it is complained of once more, as one that nobody awaited.
+                data.close()
+            raise _asynchronous(data)
         raise Invalid(f"the source gives {type(data).__name__}, not bytes")
     try:
         return memoryview(data).cast("B")
     except (TypeError, ValueError) as error:
         raise Invalid(f"the source gives a memoryview that is no plain run of bytes: {error}") from error
+
+
+def _asynchronous(data: object) -> Invalid:
+    what = f"{type(data).__name__} has to be awaited"
+    return Invalid(f"the source is asynchronous, {what}; give one that is read without, and call from a thread")
 
 
 def _non_blocking() -> Invalid:

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from storelib.exceptions import Invalid, StoreError
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
-from storelib.transfer.contract import Backend, Context, Digest, Digests, Extent, MiB, Progress, StoredImage
+from storelib.transfer.contract import (
+    Backend,
+    Context,
+    Digest,
+    Digests,
+    Extent,
+    MiB,
+    Progress,
+    StoredImage,
+    check_given,
+)
 from storelib.transfer.cutting import PartCutter
 from storelib.transfer.digests import BLOCK, HOLE, Digesting, Verifier
 from storelib.transfer.download import ImageData, ImageStream
@@ -23,6 +34,9 @@ from storelib.transfer.ranges import RangeCutter
 from storelib.transfer.source import Data, GivenFile, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
 from storelib.transfer.verifying import Verify, compare
+
+_S = TypeVar("_S", bound="NullSink")
+_T = TypeVar("_T")
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
 CLONE = 128 * MiB
@@ -37,7 +51,7 @@ def add(store: Backend, image_id: str, data: Data | GivenFile, size: int | None 
 
 
 def fan_out(
-    stores: Sequence[Backend],
+    stores: Iterable[Backend],
     image_id: str,
     data: Data | GivenFile,
     size: int | None = None,
@@ -57,6 +71,10 @@ def fan_out(
     Raises Invalid when no store, or one store twice, is given.
     """
     _check_size(size)
+    check_given(progress, digests)
+    if verifier is not None and not callable(getattr(verifier, "update", None)):
+        raise Invalid(f"verifier must have a method update, which {type(verifier).__name__} has not")
+    stores = [a_store(store) for store in stores]
     if not stores:
         raise Invalid("fan_out needs at least one store")
     if twice := [store.name for number, store in enumerate(stores) if store in stores[:number]]:
@@ -117,7 +135,8 @@ def copy(
     """
     # What was recorded is compared below, in the same pass that hashes.
     late = verify is True and digests is None
-    with source.get(location, context=context, verify=None if late else verify).data as stream:
+    a_store(target)
+    with a_store(source).get(location, context=context, verify=None if late else verify).data as stream:
         return add_stream(
             target,
             image_id,
@@ -150,6 +169,13 @@ def add_stream(
 
 def _compare(expected: Digest, subject: str, digests: Digests) -> None:
     compare(expected, digests.multihash, subject)
+
+
+def a_store(given: _T) -> _T:
+    """``given``, unless it plainly is no store; raises Invalid then. An id is what is given for one most often."""
+    if given is None or isinstance(given, (str, bytes, int, float, os.PathLike)):
+        raise Invalid(f"expected a store, such as registry['fast'], not {type(given).__name__}")
+    return given
 
 
 def _check_size(size: int | None) -> None:
@@ -292,9 +318,6 @@ def _hand_over(
         progress(size, size)
     source.taken()
     return size
-
-
-_S = TypeVar("_S", bound="NullSink")
 
 
 class NullSink:

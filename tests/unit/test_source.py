@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import gzip
+import http.client
 import io
 import os
 import pathlib
@@ -236,6 +238,72 @@ def test_what_is_no_source_is_invalid(bad):
 def test_a_source_that_yields_no_bytes_is_invalid(chunk):
     with pytest.raises(Invalid, match="not bytes"):
         recording_store().add("x", iter([b"ok", chunk]))
+
+
+@pytest.mark.parametrize("bad", [io.BytesIO, {b"data": 1}, {b"data"}, frozenset([b"data"])])
+def test_what_has_no_bytes_in_order_is_invalid(bad):
+    with pytest.raises(Invalid, match="data must be a path, bytes, a file object or an iterator of bytes, not"):
+        recording_store().add("x", bad)
+
+
+class Awaited:
+    async def read(self, size):
+        return DATA
+
+
+async def awaited():
+    yield DATA
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [Awaited, awaited], ids=["file", "generator"])
+def test_what_has_to_be_awaited_is_named_as_such(bad):
+    with pytest.raises(Invalid, match="the source is asynchronous, .* has to be awaited"):
+        recording_store().add("x", bad())
+    gc.collect()
+
+
+class WithoutSize:
+    def read(self):
+        return DATA
+
+
+class WithABug:
+    def read(self, size):
+        raise TypeError("a bug")
+
+
+def test_a_read_that_takes_no_number_is_named_as_such():
+    with pytest.raises(Invalid, match="WithoutSize.read cannot be told how much to read; give an iterator"):
+        recording_store().add("x", WithoutSize())
+    with pytest.raises(TypeError, match="a bug"):
+        recording_store().add("x", WithABug())
+
+
+class Connection:
+    """What http.client takes for a socket."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def makefile(self, mode):
+        return io.BytesIO(self.answer)
+
+
+def answered(announced, data=DATA):
+    response = http.client.HTTPResponse(Connection(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (announced, data)))
+    response.begin()
+    return response
+
+
+def test_an_answer_of_http_that_was_cut_is_no_image():
+    store = recording_store()
+    store.add("whole", answered(b"Content-Length: %d" % len(DATA)))
+    store.add("closed at its end", answered(b"Connection: close"))
+    with pytest.raises(Invalid, match=f"ended after {len(DATA)}"):
+        store.add("cut", answered(b"Content-Length: %d" % (len(DATA) + 10)))
+    assert [image_of(store, image_id) for image_id in ("whole", "closed at its end")] == [DATA] * 2
+    assert [info.image_id for info in store.list_images()] == ["whole", "closed at its end"]
 
 
 def test_a_text_file_is_invalid(tmp_path):
