@@ -959,6 +959,32 @@ class TakesTheBeginningOfAnIdForIt(Faulty):
         return [self.location(each) for each in list(self.backend.images) if each.startswith(image_id)]
 
 
+def in_local_time(seconds):
+    """As if what UTC's clock shows were shown by the one on the wall."""
+    return time.mktime(time.gmtime(seconds))
+
+
+@rejected_by("test_stat_is_right")
+class TellsLocalTime(Faulty):
+    def inspect(self, location, context):
+        info = super().inspect(location, context)
+        return dataclasses.replace(info, modified=in_local_time(info.modified))
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class CollectsInLocalTime(Faulty):
+    def garbage(self, older_than, prefix):
+        now = time.time()
+        return super().garbage(now - in_local_time(now) + older_than, prefix)
+
+
+@rejected_by("test_gc_leaves_what_is_young")
+class CollectsInTheTimeOfOthers(Faulty):
+    def garbage(self, older_than, prefix):
+        now = time.time()
+        return super().garbage(in_local_time(now) - now + older_than, prefix)
+
+
 @rejected_by("test_stat_is_right")
 class StatIsWrong(Faulty):
     def inspect(self, location, context):

@@ -7,6 +7,7 @@ import itertools
 import random
 import socket
 import threading
+import time
 
 import pytest
 from botocore import exceptions as botocore
@@ -20,7 +21,7 @@ from storelib.transfer.contract import KiB, MiB
 from storelib.transfer.deadlines import Deadline, while_wanted
 from storelib.transfer.http import reading
 from storelib.transfer.http.errors import caused_by, error_of_failure, error_of_status
-from storelib.transfer.http.headers import ContentRange, content_range, range_header, whole_number
+from storelib.transfer.http.headers import ContentRange, content_range, posix_time, range_header, whole_number
 from storelib.transfer.http.responses import WholeResponse
 
 
@@ -193,3 +194,17 @@ def test_errors_that_wrap_each_other_come_to_an_end():
     one, other = OSError("x"), OSError("y")
     one.__cause__, other.__cause__ = other, one
     assert not caused_by(one, ConnectionResetError)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "IST-5:30", "EST5"])
+@pytest.mark.parametrize(
+    "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+def test_a_date_is_the_same_moment_in_every_time_zone(monkeypatch, zone, date):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert posix_time(date) == 784_111_777
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RbdStore without a cluster: options, errors by number, names under way, and what is said where Ceph is missing."""
 
+import datetime
 import errno
 import importlib.util
 import itertools
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from storelib.capabilities import Capability
 from storelib.drivers.rbd import RbdStore, errors, publication, reader
+from storelib.drivers.rbd.cluster import modified
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
@@ -262,3 +264,22 @@ def test_who_waits_for_a_connection_that_fails_does_not_try_again_in_turn(monkey
     with pytest.raises(RemoteServiceUnavailable):
         connection.get()
     assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("zone", ["UTC", "IST-5:30", "EST5"])
+def test_an_image_is_as_old_in_every_time_zone(monkeypatch, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+
+    class Image:
+        def create_timestamp(self):
+            return datetime.datetime.fromtimestamp(1_000_000, datetime.timezone.utc).replace(tzinfo=None)
+
+        def modify_timestamp(self):
+            return datetime.datetime.fromtimestamp(1_000_060)
+
+    try:
+        assert modified(Image()) == 1_000_060
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +27,8 @@ NEEDS = "storelib_needs"
 LACKS = "storelib_lacks"
 WANTS = "storelib_wants"
 SAMPLED = "storelib_sampled"
+#: India's time, five and a half hours ahead of UTC (POSIX writes that with a minus).
+FAR_FROM_UTC = "IST-5:30"
 
 
 def needs(capability: Capability) -> Callable[[T], T]:
@@ -134,6 +137,15 @@ class Promises:
         present = marks.get(LACKS, Capability(0)) & bench.store.capabilities
         if present:
             not_applicable("a promise of stores that cannot do what this one can")
+
+    @pytest.fixture
+    def far_from_utc(self) -> Iterator[None]:
+        """The clock on the wall shows another time than that of UTC, as it does for most who run a driver."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", FAR_FROM_UTC)
+            time.tzset()
+            yield
+        time.tzset()
 
     @pytest.fixture(autouse=True)
     def _tidied(self, bench: Bench) -> Iterator[None]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import re
 import time
@@ -52,7 +53,9 @@ def whole_number(text: str | None) -> int | None:
 def posix_time(date: str | None) -> float | None:
     """A date in POSIX seconds; None where there is none."""
     try:
-        return email.utils.parsedate_to_datetime(date or "").timestamp()
+        moment = email.utils.parsedate_to_datetime(date or "")
+        # Of the three forms (RFC 9110, 5.6.7) one names no zone, and means UTC, too.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
     except (ValueError, OverflowError, TypeError):
         return None
 
