@@ -321,6 +321,18 @@ class PlanContract(Limited):
         both = Query(Caller(None, is_admin=True), limit=3, tags=frozenset({"left", "many"}))
         assert len(Repository(filled).images.list(both).images) == 3
 
+    def test_what_is_no_more_than_a_walk_goes_through_is_begun_with(self, filled, limits):
+        query = Query(Caller(None, is_admin=True), limit=25, tags=frozenset({"left", "right"}))
+        # As many have each of both.
+        counting = sa.select(sa.func.count()).where(image_tags.c.tag == "left")
+        count = filled.read(lambda connection: connection.execute(counting).scalar())
+        for steps, intersected in ((count, False), (count - 1, True)):
+            limits(100, steps, some=count + 1)
+            statements = statements_of(filled, query)
+            assert any("count(CASE" in each for each in statements) == intersected
+            if filled.kind == "sqlite":
+                assert ("INTERSECT" in statements[-1]) == intersected
+
     @pytest.mark.parametrize("direction", ["asc", "desc"])
     def test_what_all_have_is_not_sorted_by(self, filled, direction):
         sort = (SortKey("disk_format", direction), SortKey("size", direction))
@@ -331,12 +343,14 @@ class PlanContract(Limited):
             assert all("disk_format" not in each.rpartition("ORDER BY")[2] for each in pages)
             assert all("disk_format IS NOT NULL" not in each for each in pages)
 
-    def test_a_set_that_was_gone_through_is_not_begun_in_another_way(self, filled, limits):
+    def test_a_set_that_was_gone_through_is_not_gone_through_again(self, filled, limits):
         limits(1800, 60, some=100, sample=1)
         # Of the public images, which are fewer than are few, and of the shared ones, of which none comes by.
         query = Query(Caller("many"), limit=25, tags=frozenset({"many"}), sort=(SortKey("created_at", "desc"),))
-        *_, last = (each for each in statements_of(filled, query) if _reads_page(each))
-        assert "image_tags.image_id = images.id" in last
+        first, *later = (values for statement, values in _sent(filled, query) if _reads_page(statement))
+        assert "public" in _values(first)
+        assert later
+        assert not any("public" in _values(values) for values in later)
 
     @pytest.mark.parametrize(
         ("key", "more"),

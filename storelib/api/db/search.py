@@ -39,14 +39,21 @@ SOME = 20_000
 
 
 class Way(NamedTuple):
-    """How one set is gone through: from what filters leave together, or for none by walking, not behind ``end``."""
+    """How one set is gone through: from what filters leave together, or for none by walking."""
 
     visible: Visible
     beginning: tuple[Filter, ...] = ()
-    #: A walk that may look at very many images.
+    #: A walk that may look at very many images; and one of a set that is FEW at most.
     long: bool = False
-    #: Where it is given up.
+    small: bool = False
+    #: What was gone through before, and where a walk is given up.
+    start: Any = None
     end: Any = None
+
+    @property
+    def ends_soon(self) -> bool:
+        """Whether all that is to be gone through is little, and may be sorted in any order."""
+        return bool(self.beginning) or self.small or (self.long and self.end is None)
 
 
 class Search:
@@ -58,11 +65,13 @@ class Search:
         self._sets = sets
         self._filters = tuple(filters)
         self._counts: dict[tuple[object, ...], int] = {}
+        # Of how many images of a sample a filter holds.
+        self._passed: dict[Filter, int] = {}
 
     def first(self, part: Part, limit: int | None) -> list[Any]:
         """The first rows of SELECT_IMAGES of a part of the list, at most ``limit``."""
         begun = self._short_ways(part)
-        if all(way.beginning for way in begun):
+        if all(way.beginning or way.small for way in begun):
             # What is sorted is sorted by all keys at once.
             return self._run(begun, part, limit)
         rows: list[Any] = []
@@ -81,9 +90,9 @@ class Search:
         key, *others = part.keys
         alike = all(other.key == "id" and other.direction == key.direction for other in others)
         if alike or limit is None:
-            return self._rows(part, limit)
-        found = self._rows(Part(part.filters, (key, SortKey("id", key.direction))), limit)
-        if len(found) < limit:
+            return self._rows(part, part, limit)[0]
+        found, in_order = self._rows(Part(part.filters, (key, SortKey("id", key.direction))), part, limit)
+        if in_order or len(found) < limit:
             return _in_order(found, part.keys)
         last = getattr(found[-1], key.key)
         before = [row for row in found if getattr(row, key.key) != last]
@@ -92,24 +101,42 @@ class Search:
             Part((*part.filters, same), tuple(others)), limit - len(before)
         )
 
-    def _rows(self, part: Part, limit: int | None) -> list[Any]:
+    def _rows(self, part: Part, whole: Part, limit: int | None) -> tuple[list[Any], bool]:
+        """The first by the keys of ``part``, or by all those of ``whole`` where nothing is walked along for them.
+
+        And whether they are the first by all keys.
+        """
         chosen = self._short_ways(part)
         if limit is None or not any(way.long for way in chosen):
-            return self._run(chosen, part, limit)
+            in_order = all(way.ends_soon for way in chosen)
+            return self._run(chosen, whole if in_order else part, limit), in_order
         steps = max(WALK * limit, SHORTEST_WALK)
         near = self._bounded(chosen, part, steps // 10)
         rows = self._run(near, part, limit)
         if _is_all(rows, near, part, limit):
-            return rows
-        few = {way.visible for way in near if way.end is not None and _met(rows, way, part) * 10 < limit}
-        far = self._bounded(chosen, part, steps)
-        far = [(self._instead(way, part) if way.visible in few else None) or way for way in far]
-        rows = self._run(far, part, limit)
+            return rows, False
+        # What was gone through is not gone through again.
+        short = [way for way in near if way.end is None]
+        left = [way for way in near if way.end is not None]
+        far = self._bounded([way._replace(start=way.end) for way in left], part, steps)
+        far = [
+            (self._instead(end, part, steps) if _met(rows, way, part) * 10 < limit else None) or end
+            for way, end in zip(left, far, strict=True)
+        ]
+        if part is not whole and all(way.ends_soon for way in (*short, *far)):
+            return self._run([*short, *(way._replace(start=None) for way in far)], whole, limit), True
+        rows = _merged([*rows, *self._run(far, part, limit)], part, limit)
         if _is_all(rows, far, part, limit):
-            return rows
-        # What was gone through to its end is short.
-        given_up = iter(self._any_ways([way.visible for way in far if way.end is not None], part))
-        return self._run([way if way.end is None else next(given_up) for way in far], part, limit)
+            return rows, False
+        short += (way._replace(start=None) for way in far if way.end is None)
+        left = [way for way in far if way.end is not None]
+        given_up = self._any_ways([way.visible for way in left], part)
+        if part is not whole and all(way.ends_soon for way in (*short, *given_up)):
+            return self._run([*short, *given_up], whole, limit), True
+        given_up = [
+            way if way.beginning else way._replace(start=end.end) for way, end in zip(given_up, left, strict=True)
+        ]
+        return _merged([*rows, *self._run(given_up, part, limit)], part, limit), False
 
     # -- which way
 
@@ -117,18 +144,18 @@ class Search:
         """For each set from a filter that leaves few, or a walk; none where nothing is left."""
         chosen: list[Way] = []
         asked = [(visible, self._narrowing(visible, part)) for visible in self._sets]
-        self._count(((visible, each) for visible, found in asked for each in (*found, *_whole(visible, found))), FEW)
+        # Of several keys each is another walk, but what is small is sorted.
+        several = len({key.key for key in part.keys} - {"id"}) > 1
+        wholes = {visible for visible, found in asked if visible.prefix and (found or several)}
+        self._count(((visible, each) for visible, found in asked for each in found), FEW, wholes)
         for visible, found in asked:
             counts = {each: self._counts[_key(visible, each)] for each in found}
             least = min(found, key=lambda each: counts[each], default=None)
-            if least is None:
-                chosen.append(Way(visible))
-            elif counts[least] <= FEW:
+            if least is not None and counts[least] <= FEW:
                 chosen += [Way(visible, (least,))] if counts[least] else []
             else:
-                # What is small is walked to its end.
-                short = any(self._counts[_key(visible, whole)] <= FEW for whole in _whole(visible, found))
-                chosen.append(Way(visible, long=not short))
+                small = visible in wholes and self._counts[_key(visible, None)] <= FEW
+                chosen.append(Way(visible, long=least is not None and not small, small=small))
         return chosen
 
     def _any_ways(self, sets: Sequence[Visible], part: Part) -> list[Way]:
@@ -148,8 +175,21 @@ class Search:
         least = min(found, key=lambda each: counts[_key(visible, each)], default=None)
         if least is None:
             return ()
-        together = _exact(found) if counts[_key(visible, least)] > SOME else ()
+        together = self._together(least, found) if counts[_key(visible, least)] > SOME else ()
         return together if self._kind in ways.MERGING and len(together) > 1 else (least,)
+
+    def _together(self, least: Filter, found: Sequence[Filter]) -> tuple[Filter, ...]:
+        """What to intersect with one filter, which costs what all of them have: those that leave out the most of it.
+
+        Not more than are needed to leave a twentieth.
+        """
+        chosen, passed = [least], 1.0
+        for each in sorted((each for each in found if each is not least), key=lambda each: self._passed.get(each, 0)):
+            of_sample = self._passed.get(each, 0)
+            if passed > 1 / 20 and of_sample <= SAMPLE // 4:
+                chosen.append(each)
+                passed *= of_sample / SAMPLE if each in self._passed else 1
+        return _exact(chosen)
 
     def _narrowing(self, visible: Visible, part: Part, *, all_of: bool = False, usual: bool = False) -> list[Filter]:
         """The filters that a set may be begun with: not what is walked along, but with ``all_of``."""
@@ -165,13 +205,11 @@ class Search:
     def _all(self, visible: Visible, part: Part) -> list[Filter]:
         return [*visible.filters, *self._filters, *part.filters]
 
-    def _count(self, asked: Iterable[tuple[Visible, Filter | None]], most: int) -> None:
-        """Count what is not yet known."""
-        self._counts.update(
-            self._count_anew(
-                ((visible, each) for visible, each in asked if _key(visible, each) not in self._counts), most
-            )
-        )
+    def _count(self, asked: Iterable[tuple[Visible, Filter]], most: int, wholes: Iterable[Visible]) -> None:
+        """Count what is not yet known of what filters leave, and of whole sets."""
+        every: list[tuple[Visible, Filter | None]] = [*asked, *((visible, None) for visible in wholes)]
+        unknown = [(visible, each) for visible, each in every if _key(visible, each) not in self._counts]
+        self._counts.update(self._count_anew(unknown, most))
 
     def _count_anew(self, asked: Iterable[tuple[Visible, Filter | None]], most: int) -> dict[tuple[object, ...], int]:
         """In one statement."""
@@ -182,7 +220,7 @@ class Search:
         return dict(zip(statements, found, strict=True))
 
     def _bounded(self, chosen: Sequence[Way], part: Part, steps: int) -> list[Way]:
-        """The same ways with an end of each long walk, so many steps from its beginning."""
+        """The same ways with an end of each long walk, so many steps from the beginning of its set."""
         bounded: list[Way] = []
         key = part.keys[0].key
         selected = sa.select(*(images.c[name] for name in dict.fromkeys((key, "id"))))
@@ -195,20 +233,27 @@ class Search:
             bounded.append(way._replace(end=end))
         return bounded
 
-    def _instead(self, way: Way, part: Part) -> Way | None:
-        """A better way than a walk that met little and is not likely to meet much before its end; None if it is."""
+    def _instead(self, way: Way, part: Part, steps: int) -> Way | None:
+        """A better way than a walk that met little and is not likely to meet much before its end; None if it is.
+
+        What leaves no more than the walk would go through is sorted in any case.
+        """
         if way.end is None:
             return None
         visible, found = way.visible, self._narrowing(way.visible, part)
         counts = self._count_anew(((visible, each) for each in found), SOME)
         least = min(found, key=lambda each: counts[_key(visible, each)])
+        if counts[_key(visible, least)] <= min(steps, SOME):
+            return Way(visible, (least,))
         if not _exact([least]):
             # The first of a range are no sample of it.
             return None
         until = _until(way.end, part.keys, self._kind)
-        sample = ways.sample(self._kind, visible, least, self._all(visible, part), until, SAMPLE)
-        there, on_the_way = self._connection.execute(sample).one()
-        together = _exact(self._narrowing(visible, part, all_of=True))
+        together = _exact(each for each in self._narrowing(visible, part, all_of=True) if each is not least)
+        sample = ways.sample(self._kind, visible, least, self._all(visible, part), until, SAMPLE, together)
+        there, on_the_way, *passing = self._connection.execute(sample).one()
+        self._passed.update(zip(together, passing, strict=True))
+        together = self._together(least, (least, *together))
         if self._kind in ways.MERGING and len(together) > 1 and there <= SAMPLE // 10:
             return Way(visible, together)
         if counts[_key(visible, least)] <= SOME:
@@ -235,8 +280,9 @@ class Search:
 
     def _walk(self, select: sa.Select[Any], way: Way, part: Part, limit: int | None) -> sa.Select[Any]:
         filters = self._all(way.visible, part)
-        end = () if way.end is None else (_until(way.end, part.keys, self._kind),)
-        return ways.walk(self._kind, select, way.visible, filters, part, end).limit(limit)
+        bounds = [] if way.start is None else [_behind(way.start, part.keys, self._kind)]
+        bounds += [] if way.end is None else [_until(way.end, part.keys, self._kind)]
+        return ways.walk(self._kind, select, way.visible, filters, part, bounds).limit(limit)
 
 
 def _by_null(part: Part) -> Iterator[Part]:
@@ -255,19 +301,23 @@ def _by_null(part: Part) -> Iterator[Part]:
         yield rest
 
 
-def _whole(visible: Visible, found: Sequence[Filter]) -> list[None]:
-    """What stands for the whole set, which is worth counting only where something is to be chosen."""
-    return [None] if found and visible.prefix else []
-
-
 def _key(visible: Visible, each: Filter | None) -> tuple[object, ...]:
-    return (each,) if isinstance(each, Rows) else (visible, each)
+    """The same for several sets where what a filter leaves is not counted for each."""
+    if isinstance(each, Rows):
+        return (each,)
+    found = ways.lookup(visible, each) if each is not None else None
+    return (visible.deleted, each) if found is not None and found.left else (visible, each)
 
 
 def _in_order(rows: list[Any], keys: Sequence[SortKey]) -> list[Any]:
     for key in reversed(keys):
         rows = sorted(rows, key=lambda row: _place(getattr(row, key.key)), reverse=key.direction == "desc")
     return rows
+
+
+def _merged(rows: list[Any], part: Part, limit: int) -> list[Any]:
+    """The first of rows that were found in several steps."""
+    return _in_order(list({row.id: row for row in rows}.values()), part.keys)[:limit]
 
 
 def _place(value: Any) -> tuple[bool, Any]:
@@ -297,10 +347,17 @@ def _is_behind(row: Any, end: Any, keys: Sequence[SortKey]) -> bool:
 
 def _until(end: Any, keys: Sequence[SortKey], kind: str) -> Condition:
     """What is not behind an end of a walk."""
+    return _compared(end, keys, kind, "<=" if keys[0].direction == "asc" else ">=")
+
+
+def _behind(end: Any, keys: Sequence[SortKey], kind: str) -> Condition:
+    return _compared(end, keys, kind, ">" if keys[0].direction == "asc" else "<")
+
+
+def _compared(end: Any, keys: Sequence[SortKey], kind: str, operator: str) -> Condition:
     names = [key.key for key in keys]
-    ascending = keys[0].direction == "asc"
     values = [getattr(end, name) for name in names]
     if len(names) == 1:
-        reached: Condition = images.c.id <= values[0] if ascending else images.c.id >= values[0]
-        return reached
-    return ways.row_comparison(kind, names, values, "<=" if ascending else ">=")
+        compared: Condition = images.c.id.op(operator, is_comparison=True)(values[0])
+        return compared
+    return ways.row_comparison(kind, names, values, operator)

@@ -117,8 +117,20 @@ def walk(
     """``select`` of the images in order, for which all filters hold and that are not behind ``end``."""
     found, _, others = along(visible, filters, part.keys[0].key)
     looked = [Looked(each) for each in found.left] + [_looked_at(each, images.c.id) for each in others]
+    if kind == "sqlite" and not found.left:
+        looked = _looked_at_in_turn(others)
     select = select.where(*found.answered, *end, *looked).order_by(*order(kind, part.keys))
     return _hinted(select, found.name)
+
+
+def _looked_at_in_turn(filters: Sequence[Filter]) -> list[Condition]:
+    """On SQLite: it reads the image first, for what nearly all have, and then looks for other rows, which few have."""
+    rows = [each for each in filters if isinstance(each, Rows)]
+    usual = [each for each in filters if isinstance(each, Column)]
+    if not rows or not usual or not all(each.usual for each in usual):
+        return [_looked_at(each, images.c.id) for each in filters]
+    has = sa.and_(*(each.has(images.c.id) for each in rows))
+    return [Looked(sa.case((has, sa.and_(*(each.holds for each in usual)))))]
 
 
 def begin(
@@ -142,23 +154,37 @@ def begin(
         looked = [*map(Looked, by.left), *(_looked_at(each, images.c.id) for each in others)]
         found = _hinted(sa.select(images.c.id).where(*by.answered, *looked), by.name)
     else:
-        found = _with_ids(sa.select(images.c.id), _ids(visible, beginning), visible, others)
+        begun = _ids(visible, beginning)
+        found = _with_ids(sa.select(images.c.id), begun)
+        # Other rows are looked up before the image is.
+        found = found.where(*(Looked(each.has(begun.c.image_id)) for each in others if isinstance(each, Rows)))
+        columns = [each for each in others if isinstance(each, Column)]
+        found = found.where(*(Looked(each) for each in visible.within), *(Looked(each.holds) for each in columns))
     return found.order_by(*order(kind, part.keys, Looked)).limit(limit)
 
 
 def sample(
-    kind: str, visible: Visible, wanted: Filter, filters: Sequence[Filter], near: Condition, size: int
+    kind: str,
+    visible: Visible,
+    wanted: Filter,
+    filters: Sequence[Filter],
+    near: Condition,
+    size: int,
+    each: Sequence[Filter],
 ) -> sa.Select[Any]:
     """Of so many images that one filter leaves: for how many all filters hold, and how many of these are ``near``.
 
-    ``wanted`` is Rows, or exact.
+    And for how many of them each of some other filters holds. ``wanted`` is Rows, or exact.
     """
-    others = [each for each in filters if each is not wanted]
     ids = _ids_of(visible, wanted)
     if kind == "postgresql":
         ids = ids.order_by(ids.selected_columns[0])
-    counted: list[_Any] = [sa.func.count(), sa.func.count(sa.case((near, 1)))]
-    return _with_ids(sa.select(*counted), ids.limit(size).subquery(), visible, others)
+    begun = ids.limit(size).subquery()
+    holding = [_looked_at(other, begun.c.image_id) for other in filters if other is not wanted]
+    every = sa.and_(*visible.within, *holding)
+    counted = [every, sa.and_(every, near), *(_looked_at(one, begun.c.image_id) for one in each)]
+    counts: list[_Any] = [sa.func.count(sa.case((one, 1))) for one in counted]
+    return _with_ids(sa.select(*counts), begun)
 
 
 def _ids(visible: Visible, beginning: Sequence[Filter]) -> sa.Subquery:
@@ -184,15 +210,12 @@ def _found_by(visible: Visible, wanted: Column) -> Lookup:
     return found
 
 
-def _with_ids(select: sa.Select[Any], begun: sa.Subquery, visible: Visible, others: Sequence[Filter]) -> sa.Select[Any]:
-    """``select`` of the images with these ids for which the other filters hold."""
+def _with_ids(select: sa.Select[Any], begun: sa.Subquery) -> sa.Select[Any]:
+    """``select`` of the images with these ids, in their order."""
     found = select.join_from(begun, images, images.c.id == Looked(begun.c.image_id))
-    # Other rows are looked up before the image is.
-    found = found.where(*(Looked(each.has(begun.c.image_id)) for each in others if isinstance(each, Rows)))
     for server in ("mysql", "mariadb"):
         found = found.prefix_with("STRAIGHT_JOIN", dialect=server)
-    columns = [each for each in others if isinstance(each, Column)]
-    return found.where(*(Looked(each) for each in visible.within), *(Looked(each.holds) for each in columns))
+    return found
 
 
 def order(kind: str, keys: Sequence[SortKey], column: Callable[[_Any], _Any] = lambda column: column) -> list[_Any]:
