@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import sync
-from storelib.api.db.schema import metadata
+from storelib.api.db.schema import indexes_of, metadata
 
 #: Numbers of images that one statement makes.
 BATCH = 50_000
@@ -33,7 +33,7 @@ _FACTORS = (
 
 def fill(database: Database, count: int) -> None:
     """Make so many images in an empty database, with properties, tags, members, locations, tasks, caches."""
-    indexes = [index for name in INDEXED_LATER for index in metadata.tables[name].indexes]
+    indexes = [index for name in INDEXED_LATER for index in indexes_of(metadata.tables[name], database.kind)]
     with database.engine.connect() as connection:
         _prepare(connection)
         for index in indexes:

@@ -40,7 +40,7 @@ from storelib.api.db.records import (
     Ticket,
     TimeFilter,
 )
-from storelib.api.db.schema import metadata, tasks
+from storelib.api.db.schema import indexes_of, metadata, tasks
 from storelib.api.db.statuses import ALLOWED, STATUSES
 from storelib.api.db.tasks import NewTask
 from storelib.api.errors import (
@@ -1861,7 +1861,8 @@ class RepositoryContract(PreloadContract):
         inspector = sa.inspect(database.engine)
         for table in metadata.sorted_tables:
             found = {index["name"]: index["column_names"] for index in inspector.get_indexes(table.name)}
-            described = {index.name: [column.name for column in index.columns] for index in table.indexes}
+            indexes = indexes_of(table, database.kind)
+            described = {index.name: [column.name for column in index.columns] for index in indexes}
             assert found == described, table.name
 
     def test_migrating_again_changes_nothing(self, database):

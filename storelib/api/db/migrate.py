@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL, Connection
 
 from storelib.api.db.engine import LOCK_TIMEOUT, VERSION_TABLE, Database, sqlite_path
-from storelib.api.db.schema import SORTED_BY, images, metadata
+from storelib.api.db.schema import SORTED_BY, images, indexes_of, metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, SchemaOutOfDate
 
 # Any number that other programs are unlikely to lock with.
@@ -178,7 +178,8 @@ def _missing_on_sqlite(connection: Connection) -> list[tuple[str, sa.Index]]:
 
 def _missing_indexes(connection: Connection, whole: set[str]) -> list[tuple[str, sa.Index]]:
     """The described indexes that are not among these, of columns that are there, each with the name of its table."""
-    described = {str(index.name) for table in metadata.sorted_tables for index in table.indexes}
+    kind = connection.dialect.name
+    described = {str(index.name) for table in metadata.sorted_tables for index in indexes_of(table, kind)}
     if described <= whole:
         return []
     inspector = sa.inspect(connection)
@@ -186,7 +187,7 @@ def _missing_indexes(connection: Connection, whole: set[str]) -> list[tuple[str,
     missing: list[tuple[str, sa.Index]] = []
     for table in metadata.sorted_tables:
         there = {column["name"] for column in inspector.get_columns(table.name)} if table.name in tables else set()
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        for index in sorted(indexes_of(table, kind), key=lambda index: str(index.name)):
             if str(index.name) not in whole and there.issuperset(column.name for column in index.columns):
                 missing.append((table.name, index))
     return missing

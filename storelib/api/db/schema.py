@@ -143,10 +143,23 @@ ORDERS: dict[str, tuple[str, ...]] = {
     },
     **{f"ix_images_{column}_{key}": ("deleted", column, key, "id") for column, key in ORDERED_WITHIN},
 }
+#: Nearly all that lists look at in images that they have the ids of. SQLite looks for an id in one tree and for its row
+#: in another, where what has neighbouring ids is far apart; the other databases have no use for this.
+LOOKED_AT = (
+    *("id", "deleted", "visibility", "owner", "os_hidden", "protected", "status", "created_at", "updated_at", "size"),
+    *("virtual_size", "min_disk", "min_ram", "disk_format", "container_format", "name"),
+)
 # Without the flag, lest SQLite takes it for a short way to all that is not deleted.
 sa.Index("ix_images_deleted_at", images.c.deleted_at)
 for _name, _columns in ORDERS.items():
     sa.Index(_name, *(images.c[column] for column in _columns))
+sa.Index("ix_images_looked_at", *(images.c[column] for column in LOOKED_AT), info={"only": "sqlite"})
+
+
+def indexes_of(table: sa.Table, kind: str) -> list[sa.Index]:
+    """The indexes of a table that one kind of database has."""
+    return [index for index in table.indexes if index.info.get("only", kind) == kind]
+
 
 image_properties = sa.Table(
     "image_properties",

@@ -213,6 +213,7 @@ def _found_by(visible: Visible, wanted: Column) -> Lookup:
 def _with_ids(select: sa.Select[Any], begun: sa.Subquery) -> sa.Select[Any]:
     """``select`` of the images with these ids, in their order."""
     found = select.join_from(begun, images, images.c.id == Looked(begun.c.image_id))
+    found = found.with_hint(images, "INDEXED BY ix_images_looked_at", "sqlite")
     for server in ("mysql", "mariadb"):
         found = found.prefix_with("STRAIGHT_JOIN", dialect=server)
     return found
