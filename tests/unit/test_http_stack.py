@@ -95,6 +95,28 @@ def test_deadline_of_an_image_is_looked_at_for_each_block_not_for_each_record_of
     assert (len(looks) <= 2) is not wanted
 
 
+@pytest.mark.parametrize("rest", [1, 4000, 8191, 8192, 8193, 20_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_nothing_is_waited_for_after_the_end_of_a_body(rest, chunked):
+    """What comes after the headers is read through a buffer, which is larger than what is left; the line stays open."""
+    body = random.Random(1).randbytes(1000 + rest)
+    length = b"Transfer-Encoding: chunked\r\n\r\n%x" if chunked else b"Content-Length: %d\r\n"
+    head = b"HTTP/1.1 200 OK\r\n" + length % len(body) + b"\r\n"
+    here, there = socket.socketpair()
+    with here, there:
+        here.settimeout(0.3)
+        there.sendall(head + body[:1000])
+        response = WholeResponse(here)
+        response.begin()
+        buffer = bytearray(len(body))
+        view = memoryview(buffer)
+        assert response.readinto(view[:1000]) == 1000
+        there.sendall(body[1000:] + (b"\r\n0\r\n\r\n" if chunked else b""))
+        with Deadline(60, stream=True):
+            assert response.readinto(view[1000:]) == rest
+        assert buffer == body
+
+
 def test_body_that_is_cut_gives_what_came_of_it():
     response = WholeResponse(Records(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000)))
     response.begin()

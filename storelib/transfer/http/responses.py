@@ -21,6 +21,8 @@ MOST_INTERIM = 1000
 _LONGEST = 256 * 1024
 #: A number of bytes, if it is told (RFC 9112, 6.3), of no more digits than 63 bits have.
 _LENGTH = re.compile(r"[0-9]{0,19}", re.ASCII)
+#: Bytes that io.BufferedReader asks for where less is wanted of it: of them fewer may come, and then nothing more.
+_BUFFER = io.DEFAULT_BUFFER_SIZE
 _SWITCHING = b"101"
 _CONTINUE = b"100"
 
@@ -63,7 +65,7 @@ class _PunctualFile(io.RawIOBase):
         self._received = received
         self._socket = sock
         self.headers_ended = False
-        #: Whoever reads wants all of the buffer, not only what comes first of it.
+        #: Whoever reads wants all of the buffer, not only what comes first of it, unless it is one of _BUFFER bytes.
         self.fills = False
 
     def readable(self) -> bool:
@@ -79,7 +81,7 @@ class _PunctualFile(io.RawIOBase):
                 count = self._received.readinto(buffer)
             finally:
                 self._socket.settimeout(own)
-        elif self.fills and self.headers_ended and deadlines.is_moved_by_bytes():
+        elif self.fills and len(buffer) > _BUFFER and self.headers_ended and deadlines.is_moved_by_bytes():
             count = self._fill(memoryview(buffer))
         else:
             count = self._received.readinto(buffer)
@@ -132,7 +134,7 @@ class WholeResponse(http.client.HTTPResponse):
         super().__init__(*arguments, **options)
         self._early = early or EarlyResponse()
         self._received = _PunctualFile(self.fp.detach(), arguments[0])
-        self.fp: Any = io.BufferedReader(self._received)
+        self.fp: Any = io.BufferedReader(self._received, _BUFFER)
 
     def begin(self) -> None:
         """Read status and headers; raises RemoteDisconnected where they were cut."""
