@@ -67,7 +67,10 @@ class Digests(NamedTuple):
 
 
 class Digest(NamedTuple):
-    """One digest of a whole image: ``value`` is hexadecimal, ``algorithm`` one of ``add``'s ``hashing_algo`` or md5."""
+    """One digest of a whole image: ``algorithm`` is one of ``add``'s ``hashing_algo`` or md5, ``value`` hexadecimal.
+
+    Both are written in lower case.
+    """
 
     algorithm: str
     value: str

@@ -56,7 +56,9 @@ def recorded(digest: Digest, subject: str) -> Digest:
         return normal(Digest(*digest))
     except UnknownHashingAlgo:
         raise
-    except (Invalid, TypeError, AttributeError):
+    except Invalid as error:
+        raise StoreError(f"{subject}: the digest that was recorded is none: {error}") from None
+    except (TypeError, AttributeError):
         raise StoreError(f"{subject}: the digest that was recorded is none, so nothing can be compared") from None
 
 

@@ -39,7 +39,18 @@ from oslo_config import cfg
 from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Extent, Garbage, Health, ImageData, ImageInfo, Part, ServerSideCopy, Store
+from storelib.driver import (
+    Committed,
+    Digest,
+    Extent,
+    Garbage,
+    Health,
+    ImageData,
+    ImageInfo,
+    Part,
+    ServerSideCopy,
+    Store,
+)
 from storelib.exceptions import (
     Duplicate,
     Forbidden,
@@ -2144,6 +2155,19 @@ class PresignsForEver(Faulty):
 
     def presign(self, location, expires):
         return serve_for_ever(self.image(self.locate(location)).data)
+
+
+@rejected_by("test_recorded_digest_verifies")
+class RecordsDigestsAsIfOfOneAlgorithm(Faulty):
+    class Writer(MemoryWriter):
+        def commit(self, size, digests):
+            vars(self.store).setdefault("digests", {})[self.image_id] = Digest("sha512", digests.multihash)
+            return super().commit(size, digests)
+
+    def open_reader(self, location, offset, length, context):
+        reader = super().open_reader(location, offset, length, context)
+        reader.digest = vars(self).get("digests", {}).get(location.image_id)
+        return reader
 
 
 @rejected_by("test_recorded_digest_is_that_of_the_image")

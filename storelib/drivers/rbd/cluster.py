@@ -140,7 +140,8 @@ def used(image: Any) -> int:
 def modified(image: Any) -> float:
     """When it was made or last written to, in POSIX seconds."""
     # The bindings tell this one time in the zone of the process, all others in UTC.
-    return max(posix_time(image.create_timestamp()), image.modify_timestamp().timestamp())
+    written: datetime.datetime = image.modify_timestamp()
+    return max(posix_time(image.create_timestamp()), written.timestamp())
 
 
 def posix_time(moment: datetime.datetime) -> float:

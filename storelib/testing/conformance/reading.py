@@ -14,7 +14,13 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Reader, Store
-from storelib.exceptions import IncompleteRead, Invalid, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import (
+    IncompleteRead,
+    Invalid,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
+)
 from storelib.testing.conformance.bench import (
     SEVERAL_BLOCKS,
     Bench,
@@ -213,6 +219,18 @@ class Reading(Promises):
                 known = [digest for reader in opened if (digest := getattr(reader, "digest", None)) is not None]
             for algorithm, value in known:
                 assert value == hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+
+    @needs(Capability.ADD)
+    @pytest.mark.parametrize("algorithm", ["sha512", "sha256", "md5"])
+    def test_recorded_digest_verifies(self, bench: Bench, algorithm: str) -> None:
+        """An image added with any algorithm can be read with ``verify=True``, unless nothing was recorded."""
+        data = payload(bench.part + 1)
+        stored = bench.add(bench.new_id("recorded"), data, hashing_algo=algorithm)
+        with bench.store.get(stored.uri).data as stream:
+            if stream.digest is None:
+                return
+            stream.verify_recorded()
+            assert_same_bytes(stream.read(), data)
 
     def test_descriptor_is_of_the_same_bytes(self, bench: Bench) -> None:
         """Where ``fileno`` is offered, the file holds the image, and reads from the stream's position on."""
