@@ -234,6 +234,25 @@ def test_certificate_that_is_not_trusted_is_told_at_once_with_the_option(cause, 
     assert error_of_keystone(caught.value, "subject", "swift").transient is transient
 
 
+@pytest.mark.parametrize("cause", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_trouble_of_this_host_is_not_put_down_to_cinder(cause):
+    def call():
+        raise cause
+
+    found = error_of(call)
+    assert not isinstance(found, RemoteServiceUnavailable)
+    assert "cinder_state_path" in str(found)
+    assert cause.strerror in str(found)
+
+
+@pytest.mark.parametrize("cause", [TimeoutError("slow"), ConnectionResetError()])
+def test_trouble_on_the_way_to_cinder_may_pass(cause):
+    def call():
+        raise cause
+
+    assert error_of(call).transient
+
+
 def test_requests_share_connections_and_no_token(tmp_path):
     """One for each request stayed open until Python came round to it."""
     with answering(b"200 OK", json.dumps({"volume": FOUND["volume"]}).encode()) as server:
@@ -273,7 +292,12 @@ def test_answer_that_comes_byte_by_byte_is_given_up(tmp_path, head):
 
 def test_answer_that_is_cut_in_its_headers_is_none(tmp_path):
     """http.client takes those that came for all there are, and what is missing for an empty body."""
-    with ScriptedServer(lambda request: iter([b"HTTP/1.1 202 Accepted\r\nContent-Le", b""])) as server:
+
+    def cut(request):
+        yield b"HTTP/1.1 202 Accepted\r\nContent-Le"
+        raise ConnectionError
+
+    with ScriptedServer(cut) as server:
         store = cinder(
             cinder_endpoint_template=f"{server.url}/v3/p", cinder_state_path=str(tmp_path), transfer_retries=0
         )

@@ -147,6 +147,27 @@ def test_properties_of_nothing_are_none():
         session(nameless).properties([vim.Task("t", None)], "info.state")
 
 
+@pytest.mark.parametrize("fault", [vmodl.fault.ManagedObjectNotFound, vim.fault.InvalidDatastorePath])
+def test_datastore_that_has_gone_or_was_renamed_is_looked_for_again(fault):
+    """Another one may have its name now."""
+    asked = open_store(
+        VmwareStore,
+        vmware_server_host="host",
+        vmware_server_username="u",
+        vmware_server_password="p",
+        vmware_datastores=["DC0:ds"],
+    ).datastores
+    [target] = asked.targets
+    asked._handles[target] = backend.Handles(None, None, None)
+
+    def ask():
+        raise fault
+
+    with pytest.raises(fault):
+        asked._asked(ask, target)
+    assert not asked._handles
+
+
 def test_search_that_found_something_else_than_files_is_none(monkeypatch):
     asked = open_store(
         VmwareStore,

@@ -54,6 +54,11 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     module = type(error).__module__
     if module.startswith("keystoneauth1."):
         return _of_keystone(error, subject)
+    if isinstance(error, OSError) and module == "builtins" and not isinstance(error, ConnectionError | TimeoutError):
+        return StoreError(
+            f"{subject}: something on this host, not in Cinder: {error.strerror or type(error).__name__}; check "
+            "cinder_state_path and cinder_mount_point_base"
+        )
     if module.startswith(("requests.", "urllib3.")) or (module == "builtins" and isinstance(error, OSError)):
         return RemoteServiceUnavailable(f"{subject}: no answer from Cinder or Keystone ({type(error).__name__})")
     if module.startswith("cinderclient."):

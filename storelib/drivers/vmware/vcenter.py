@@ -310,11 +310,14 @@ class Datastores:
         )
 
     def _asked(self, ask: Any, *targets: Target) -> Any:
-        """``ask()``; what is known of the datastores is forgotten where one has gone, as after it was mounted anew."""
+        """``ask()``; what is known of the datastores is forgotten where one has gone, or has another name now.
+
+        As after it was mounted anew, or where another one was given its name.
+        """
         try:
             return ask()
         except Exception as error:
-            if is_fault(error, "ManagedObjectNotFound"):
+            if is_fault(error, "ManagedObjectNotFound", "InvalidDatastore"):
                 for target in targets:
                     self._handles.pop(target, None)
             raise
