@@ -120,7 +120,7 @@ class Search:
         left = [way for way in near if way.end is not None]
         far = self._bounded([way._replace(start=way.end) for way in left], part, steps)
         far = [
-            (self._instead(end, part, steps) if _met(rows, way, part) * 10 < limit else None) or end
+            (self._instead(end, part, steps, limit) if _met(rows, way, part) * 10 < limit else None) or end
             for way, end in zip(left, far, strict=True)
         ]
         if part is not whole and all(way.ends_soon for way in (*short, *far)):
@@ -233,31 +233,32 @@ class Search:
             bounded.append(way._replace(end=end))
         return bounded
 
-    def _instead(self, way: Way, part: Part, steps: int) -> Way | None:
-        """A better way than a walk that met little and is not likely to meet much before its end; None if it is.
-
-        What leaves no more than the walk would go through is sorted in any case.
-        """
+    def _instead(self, way: Way, part: Part, steps: int, limit: int) -> Way | None:
+        """A better way than a walk that met little and is not likely to meet enough before its end; None if it is."""
         if way.end is None:
             return None
         visible, found = way.visible, self._narrowing(way.visible, part)
         counts = self._count_anew(((visible, each) for each in found), SOME)
         least = min(found, key=lambda each: counts[_key(visible, each)])
-        if counts[_key(visible, least)] <= min(steps, SOME):
-            return Way(visible, (least,))
+        count = counts[_key(visible, least)]
+        # What is no more than the walk would go through.
+        few = count <= min(steps, SOME)
         if not _exact([least]):
             # The first of a range are no sample of it.
-            return None
+            return Way(visible, (least,)) if few else None
         until = _until(way.end, part.keys, self._kind)
         together = _exact(each for each in self._narrowing(visible, part, all_of=True) if each is not least)
         sample = ways.sample(self._kind, visible, least, self._all(visible, part), until, SAMPLE, together)
         there, on_the_way, *passing = self._connection.execute(sample).one()
         self._passed.update(zip(together, passing, strict=True))
         together = self._together(least, (least, *together))
-        if self._kind in ways.MERGING and len(together) > 1 and there <= SAMPLE // 10:
+        if few and on_the_way * count >= limit * SAMPLE:
+            return None
+        cheap = not few or all(counts.get(_key(visible, each), SOME + 1) <= SOME for each in together)
+        if self._kind in ways.MERGING and len(together) > 1 and there <= SAMPLE // 10 and cheap:
             return Way(visible, together)
-        if counts[_key(visible, least)] <= SOME:
-            return None if on_the_way else Way(visible, (least,))
+        if count <= SOME:
+            return None if on_the_way and not few else Way(visible, (least,))
         return None if there else self._any_ways([visible], part)[0]
 
     # -- on the way
