@@ -79,7 +79,8 @@ class Cinder:
             return 404, {"itemNotFound": {"message": "no"}}
         if method == "GET":
             return 200, {"volume": self.volumes[which]}
-        if self.volumes[which]["status"] != "available" or any(a["volume_id"] == which for a in self.attachments):
+        is_attached = any(each["volume_id"] == which for each in self.attachments)
+        if self.volumes[which]["status"] not in ("available", "error") or is_attached:
             return 400, {"badRequest": {"message": "in use"}}
         del self.volumes[which]
         return 202, None
@@ -181,6 +182,24 @@ def test_volume_that_cinder_could_not_delete_is_not_gone(open_project):
     assert not isinstance(raised.value, NotFound)
     with pytest.raises(NotFound):
         store.get_size(f"cinder://fast/{VOLUME}")
+
+
+@pytest.mark.parametrize("metadata", [COMPLETE, {"glance_image_id": "image", "image_size": "5"}])
+def test_image_whose_volume_is_in_error_is_deleted(open_project, metadata):
+    """Told that there is none, an image API would forget it, and the volume would stay."""
+    store, cinder = open_project()
+    cinder.has(VOLUME, metadata, "error")
+    store.delete(f"cinder://{VOLUME}")
+    assert cinder.volumes == {}
+
+
+@pytest.mark.parametrize("metadata", [PENDING, {"glance_image_id": "image"}, {}])
+def test_volume_in_error_that_is_no_image_is_not_deleted(open_project, metadata):
+    store, cinder = open_project()
+    cinder.has(VOLUME, metadata, "error")
+    with pytest.raises(NotFound):
+        store.delete(f"cinder://{VOLUME}")
+    assert cinder.volumes
 
 
 def test_volume_of_others_that_could_not_be_deleted_is_none_of_ours(open_project):

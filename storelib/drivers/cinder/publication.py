@@ -115,7 +115,15 @@ class Shelf:
 
     def image(self, api: Api, location: CinderLocation) -> Volume:
         """The volume at a location; raises NotFound unless it is an image of this store."""
+        return self._image_in(api, api.volume(location.volume), location)
+
+    def removable(self, api: Api, location: CinderLocation) -> Volume:
+        """The same, or an image that nobody can read any more, since Cinder has its volume in error."""
         found = api.volume(location.volume)
+        is_broken = found.status == "error" and is_image(replace(found, status="available"))
+        return found if is_broken and self.holds(api, found) else self._image_in(api, found, location)
+
+    def _image_in(self, api: Api, found: Volume, location: CinderLocation) -> Volume:
         if self.holds(api, found):
             if is_image(found):
                 return found

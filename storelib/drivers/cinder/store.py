@@ -102,7 +102,7 @@ class CinderStore(Store[CinderLocation]):
         user = self.service.user(context)
         api = user.api
         try:
-            volume = self.shelf.image(api, location).id
+            volume = self.shelf.removable(api, location).id
         except NotFound:
             self._await_end(api, location)
             raise
