@@ -23,6 +23,7 @@ from storelib.drivers.cinder.service import Api, Volume
 from storelib.exceptions import (
     BadStoreConfiguration,
     BadStoreUri,
+    Duplicate,
     Forbidden,
     NotFound,
     OperationNotSupported,
@@ -31,6 +32,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.registry import open_store
+from storelib.transfer.contract import Digests
 from storelib.transfer.http.keystone import error_of_keystone
 from storelib.transfer.retry import mapped
 
@@ -379,6 +381,26 @@ def test_volume_that_cinder_itself_made_an_image_is_one_as_a_whole(metadata):
 )
 def test_what_is_no_image(found):
     assert not publication.is_image(found)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_add_that_withdraws_keeps_no_other_waiting(breaks):
+    """It is detached and deleted only afterwards, for which the other would not have the patience."""
+    found = {each: volume(publication.id_entries("image"), volume_id=each) for each in (VOLUME, OTHER)}
+    found[VOLUME].metadata[publication.STATE] = publication.PENDING
+
+    def set_metadata(volume_id, metadata):
+        if breaks and metadata == {publication.STATE: publication.WRITING}:
+            raise RemoteServiceUnavailable("away")
+        found[volume_id].metadata.update(metadata)
+
+    asked = types.SimpleNamespace(set_metadata=set_metadata, volumes=lambda metadata: iter(found.values()))
+    shelf = publication.Shelf("fast", None)
+    with pytest.raises(Duplicate):
+        shelf.publish(asked, OTHER, "image", 1, Digests(None, "ab"), again=False)
+    if not breaks:
+        shelf.publish(asked, VOLUME, "image", 1, Digests(None, "ab"), again=False)
+        assert found[VOLUME].metadata[publication.STATE] == publication.COMPLETE
 
 
 @pytest.mark.parametrize("size", [None, "", "-1", "1.5", "²", "1073741825", "many", "1" * 5000])

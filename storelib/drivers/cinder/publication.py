@@ -8,6 +8,7 @@ lowest waits for the others. Each is marked before it looks, so of two at least 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -161,7 +162,13 @@ class Shelf:
             return
         digest = f"{digests.algorithm}:{digests.multihash}"
         api.set_metadata(volume, {SIZE: str(size), STATE: PENDING, DIGEST: digest})
-        self._await_others(api, volume, image_id)
+        try:
+            self._await_others(api, volume, image_id)
+        except Duplicate:
+            # Who waits for this one would otherwise wait until it is detached and deleted, which may take minutes.
+            with contextlib.suppress(Exception):
+                api.set_metadata(volume, {STATE: WRITING})
+            raise
         api.set_metadata(volume, {STATE: COMPLETE})
 
     def _await_others(self, api: Api, volume: str, image_id: str) -> None:
