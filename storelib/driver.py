@@ -639,15 +639,28 @@ class Store(abc.ABC, Generic[L]):
             raise self._at_fault("the size of an image", info.size)
         if not isinstance(info.uri, str):
             raise self._at_fault("the URI of an image", info.uri)
+        for value, what in ((info.image_id, "the id of an image"), (info.version, "the version of an image")):
+            if value is not None and not isinstance(value, str):
+                raise self._at_fault(what, value)
+        if info.modified is not None and not _is_time(info.modified):
+            raise self._at_fault("when an image was modified", info.modified)
         return info
 
     def _checked_garbage(self, item: object) -> Garbage:
         if not isinstance(item, Garbage) or not isinstance(item.name, str):
             raise self._at_fault("what is left of an add", item)
+        if not is_whole(item.size) or item.size < 0:
+            raise self._at_fault("the size of what is left of an add", item.size)
+        if not _is_time(item.modified):
+            raise self._at_fault("when what is left of an add was modified", item.modified)
         return item
 
     def _discard(self, item: Garbage) -> bool:
         return bool(self._call(lambda: self.discard(item), item.name))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _nothing() -> None:

@@ -22,7 +22,7 @@ from storelib.driver import STORE_OPTIONS, Area, Context, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError, UnknownScheme
 from storelib.location import Location
 from storelib.owners import Owners
-from storelib.plugins import driver_class
+from storelib.plugins import checked_class, driver_class
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.retry import mapped
 from storelib.uris import scheme_of
@@ -46,13 +46,9 @@ def open_store(driver: str | type[AnyStore], name: str | None = None, **options:
     """
     if isinstance(driver, str):
         known_as, found = driver, driver_class(driver)
-    elif not isinstance(driver, type) or not issubclass(driver, Store):
-        shown = driver.__name__ if isinstance(driver, type) else f"an object of the type {type(driver).__name__}"
-        raise BadStoreConfiguration(f"a driver is a subclass of Store, or the name of one, not {shown}")
-    elif getattr(driver, "schemes", ()):
-        known_as, found = driver.schemes[0], driver
     else:
-        raise BadStoreConfiguration(f"driver {driver.__name__} has no schemes: those of the URIs that it serves")
+        found = checked_class(driver)
+        known_as = found.schemes[0]
     store_id = known_as if name is None else name
     if not isinstance(store_id, str) or not store_id:
         raise BadStoreConfiguration(f"name must be the id of a store, a text that is not empty, not {name!r:.80}")
@@ -153,7 +149,8 @@ class Registry:
         raise UnknownScheme(f"there is no store {name!r}{config.did_you_mean(name, self._stores)}")
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stores or name in self.reserved
+        # Iterating gives stores, so one of them is in it as its id is.
+        return name in self._stores or name in self.reserved or name in self._stores.values()
 
     def __iter__(self) -> Iterator[AnyStore]:
         return iter(self._stores.values())

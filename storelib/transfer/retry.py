@@ -105,6 +105,9 @@ def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         known = map_error(error, subject)
         if known is None:
             raise
+        if not isinstance(known, StoreError):
+            gave = f"map_error gave an object of the type {type(known).__name__} for {type(error).__name__}"
+            raise StoreError(f"{subject}: the driver is at fault: {gave}") from error
         _forget_requests(error)
         raise known from error
 

@@ -57,7 +57,7 @@ def recorded(digest: Digest, subject: str) -> Digest:
     except UnknownHashingAlgo:
         raise
     except Invalid as error:
-        raise StoreError(f"{subject}: the digest that was recorded is none: {error}") from None
+        raise StoreError(f"{subject}: what was recorded is no digest, so nothing can be compared: {error}") from None
     except (TypeError, AttributeError):
         raise StoreError(f"{subject}: the digest that was recorded is none, so nothing can be compared") from None
 

@@ -14,7 +14,6 @@ from storelib.exceptions import BadStoreConfiguration
 from storelib.option_types import Names
 from storelib.plugins import driver_classes
 from storelib.registry import Registry, open_store
-from storelib.testing.memory import MemoryStore
 
 
 def load_file_of(tmp_path: Path, text: str) -> cfg.ConfigOpts:
@@ -396,14 +395,6 @@ def test_a_null_character_in_a_file_is_refused_with_the_option(tmp_path):
     said = complaint(tmp_path, "[storelib]\nstores = rbd\nrbd_store_pool = a\0b\n")
     assert "rbd_store_pool" in said
     assert "null character" in said
-
-
-def test_a_driver_without_schemes_is_named():
-    class Unfinished(MemoryStore):
-        schemes = ()
-
-    with pytest.raises(BadStoreConfiguration, match="Unfinished has no schemes"):
-        open_store(Unfinished)
 
 
 def test_a_number_without_a_default_may_be_left_empty():

@@ -7,6 +7,7 @@ import array
 import contextlib
 import ctypes
 import dataclasses
+import datetime
 import io
 import math
 
@@ -462,6 +463,18 @@ NO_INFO = [
     object(),
     *(dataclasses.replace(INFO, size=size) for size in (None, -1, True, 1.5, "5", math.nan)),
     *(dataclasses.replace(INFO, uri=uri) for uri in (None, b"memory://x", 5)),
+    *(dataclasses.replace(INFO, image_id=image_id) for image_id in (b"x", 5)),
+    *(dataclasses.replace(INFO, version=version) for version in (b"x", 5)),
+    *(dataclasses.replace(INFO, modified=modified) for modified in ("2024-01-01", True, datetime.datetime.now())),
+]
+LEFT = Garbage("upload", "x", 5, 1e9)
+NOTHING_LEFT = [
+    None,
+    "x",
+    INFO,
+    *(dataclasses.replace(LEFT, name=name) for name in (None, 5)),
+    *(dataclasses.replace(LEFT, size=size) for size in (None, -1, 1.5, True)),
+    *(dataclasses.replace(LEFT, modified=modified) for modified in (None, "2024-01-01", datetime.datetime.now())),
 ]
 NO_LIST = [None, 5, True, "text", b"bytes", object()]
 
@@ -489,6 +502,11 @@ def test_what_is_known_of_an_image_has_to_be_that(lie):
     is_at_fault(lambda: asking_store(inspect=lie, candidate_locations=[location("x")]).find_image("x"))
     is_at_fault(lambda: list(asking_store(images=[INFO, lie]).list_images()))
     is_at_fault(lambda: asking_store(images=iter([lie, INFO]), candidate_locations=None).find_image("x"))
+
+
+@pytest.mark.parametrize("lie", NOTHING_LEFT, ids=shown)
+def test_what_is_left_of_an_add_has_to_be_that(lie):
+    is_at_fault(lambda: asking_store(garbage=[LEFT, lie], discard=True).gc(0))
 
 
 @pytest.mark.parametrize("lie", NO_LIST, ids=shown)

@@ -85,6 +85,11 @@ def test_ids_are_tested_with_in(three):
     assert "nowhere" not in three
 
 
+def test_the_stores_that_it_gives_are_in_it(three):
+    assert all(store in three for store in three)
+    assert open_store("memory", name="fast") not in three
+
+
 def test_the_default_store_is_the_configured_one(three):
     assert three.default.name == "slow"
 
