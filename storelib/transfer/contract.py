@@ -269,8 +269,9 @@ class Writer(abc.ABC):
     def abort(self) -> None:
         """Remove everything of this writer, also a commit that did go through, and nothing else's.
 
-        Like every other call it is made again after a transient error. What it raises then is logged, and the caller
-        gets the error that ended the add; what is left is for ``gc``.
+        There may be nothing yet: an add can fail before ``reserve``. Like every other call it is made again after a
+        transient error. What it raises then is logged, and the caller gets the error that ended the add; what is left
+        is for ``gc``.
         """
 
     def close(self) -> None:  # noqa: B027  (most writers hold nothing)

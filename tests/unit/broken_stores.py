@@ -485,6 +485,14 @@ class ForgetsToAbort(Faulty):
             pass
 
 
+@rejected_by("test_abort_is_harmless_again")
+class AbortsOnce(Faulty):
+    class Writer(MemoryWriter):
+        def abort(self):
+            del self.backend.uploads[self.token]
+            super().abort()
+
+
 @rejected_by("test_failed_commit_leaves_nothing")
 class AbortLeavesItsCommit(Faulty):
     class Writer(MemoryWriter):
@@ -1230,6 +1238,18 @@ class IgnoresFolders(Located):
 @rejected_by("test_credential_of_an_old_uri_is_not_shown")
 class ShowsOldCredentials(Located):
     location_class = TalkativeLocation
+
+
+@rejected_by("test_roots_lead_to_the_store")
+class HasRootsElsewhere(Faulty):
+    def roots(self):
+        return [f"{self.name}/"]
+
+
+@rejected_by("test_roots_lead_to_the_store")
+class HasLettersForRoots(Faulty):
+    def roots(self):
+        return self.name
 
 
 @rejected_by("test_foreign_uri_is_refused")
@@ -2446,6 +2466,34 @@ class PublishesCopiesOnce(Copier):
         def commit(self, digests):
             self.refuse_existing()
             return super().commit(digests)
+
+
+@rejected_by("test_step_of_a_copy_is_harmless_again")
+class BeginsCopiesOnce(Copier):
+    class Copy(MemoryCopy):
+        def begin(self):
+            if self.writer.token in self.store.backend.uploads:
+                raise StoreError("it was begun before")
+            super().begin()
+
+
+@rejected_by("test_step_of_a_copy_is_harmless_again")
+class AppendsPartsOfCopies(Copier):
+    class Copy(MemoryCopy):
+        copied = 0
+
+        def copy_part(self, number, offset, length):
+            data = memoryview(self.data[offset : offset + length])
+            self.writer.write(Part(number, self.copied, data))
+            self.copied += length
+
+
+@rejected_by("test_copying_leaves_nothing_open")
+class LeavesADescriptorForEachCopy(Copier):
+    class Copy(MemoryCopy):
+        def __init__(self, store, source, image_id):
+            super().__init__(store, source, image_id)
+            store.__dict__.setdefault("opened", []).append(open(os.devnull))
 
 
 @rejected_by("test_known_copy_with_wrong_digests")

@@ -92,6 +92,10 @@ class RbdWriter(Writer):
             raise ImageChanged(f"image {parent!r} was deleted and made anew while it was copied")
 
     def _new_name(self) -> tuple[str, str]:
+        # What an attempt made whose answer was lost would stay until gc, and a clone its parent with it.
+        self._close_image()
+        for earlier in self._names:
+            publication.take_back(self._cluster.get().freeing, earlier)
         name, token = publication.new_name(self._image_id)
         self._names.append(name)
         self._cluster.live.begin(name, self)

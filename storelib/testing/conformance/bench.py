@@ -393,7 +393,7 @@ class Bench:
         writer = self.store.open_writer(self.new_id("size"), None, None)
         self.part = writer.part_size(0, None)
         smallest = getattr(writer, "smallest_part", None)
-        writer.abort()
+        writer.close()
         if keep or smallest is None or self.part <= max(smallest, SMALL_PART):
             return
         self.part = part = max(smallest, SMALL_PART)

@@ -241,6 +241,38 @@ class Copying(Promises):
         if bench.can(Capability.DELETE):
             bench.assert_nothing_left(image_id)
 
+    @needs(Capability.COPY)
+    @pytest.mark.parametrize("step", ["begin", "copy_part", "abort"])
+    def test_step_of_a_copy_is_harmless_again(self, bench: Bench, step: str) -> None:
+        """Each step of a copy in the back end may be made again after a passing error, which may have come too late."""
+        data = payload(3 * bench.part + 1)
+        original = bench.add(bench.new_id(), data)
+        image_id = bench.new_id("copy")
+
+        def change(copying: ServerSideCopy) -> None:
+            plain = getattr(copying, step)
+
+            def twice(*arguments: Any) -> None:
+                plain(*arguments)
+                plain(*arguments)
+
+            vars(copying)[step] = twice
+
+        def progress(done: int, total: int | None) -> None:
+            if step == "abort" and done == total:
+                raise Cancelled
+
+        with _copies_changed(bench, change):
+            if step == "abort":
+                with self.refuses(bench, Cancelled):
+                    _copy(bench, original, image_id, progress=progress)
+            else:
+                copy = _copy(bench, original, image_id)
+                assert_same_bytes(bench.read(copy.uri), data)
+                bench.remove(copy.uri)
+        if bench.can(Capability.DELETE):
+            bench.assert_nothing_left(image_id)
+
     def test_known_copy_with_wrong_digests(self, bench: Bench) -> None:
         """Digests of another image give a copy of the right bytes, or an error and nothing: never other bytes."""
         data = payload(3 * bench.part + 1)
@@ -405,6 +437,21 @@ def _commits_changed(bench: Bench, change: Callable[[Callable[[], Any]], Any]) -
 
     with bench.writers_changed(change_writer), replaced(bench.store, "server_side_copy", server_side_copy):
         yield changed
+
+
+@contextmanager
+def _copies_changed(bench: Bench, change: Callable[[ServerSideCopy], None]) -> Iterator[None]:
+    """Every copy that the back end makes meanwhile passes through ``change`` first."""
+    plain = bench.store.server_side_copy
+
+    def changed(*arguments: Any) -> ServerSideCopy | None:
+        copying = plain(*arguments)
+        if copying is not None:
+            change(copying)
+        return copying
+
+    with replaced(bench.store, "server_side_copy", changed):
+        yield
 
 
 def _meet(barrier: threading.Barrier) -> None:

@@ -178,6 +178,18 @@ class Failing(Promises):
         _must_have_opened(bench, opened)
         bench.assert_nothing_left(image_id)
 
+    def test_abort_is_harmless_again(self, bench: Bench) -> None:
+        """``abort`` of a writer that has written nothing yet, or was aborted before, is no error."""
+        image_id = bench.new_id()
+        fresh = bench.store.open_writer(image_id, None, None)
+        fresh.abort()
+        fresh.close()
+        writer = bench.begin(bench.store, image_id, payload(bench.part))
+        writer.abort()
+        writer.abort()
+        writer.close()
+        bench.assert_nothing_left(image_id)
+
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
     @pytest.mark.parametrize("step", ["write", "last"])
     @sampled(lambda step, size: step == "last" or size != "1")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import Store
-from storelib.exceptions import NotFound
+from storelib.driver import Digests, Store
+from storelib.exceptions import Duplicate, NotFound
 from storelib.testing.conformance.bench import Bench, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import raising
@@ -96,6 +96,28 @@ class HoldingWhenAdding(Promises):
             else:
                 with self.refuses(bench, ZeroDivisionError):
                     bench.add(bench.new_id(), iter(data[:1] for _ in range(1)), verifier=_Refusing())
+
+        _leaves_nothing_open(bench, turn)
+
+    @needs(Capability.COPY)
+    @pytest.mark.parametrize("what", ["copied", "refused", "cancelled"])
+    def test_copying_leaves_nothing_open(self, bench: Bench, what: str) -> None:
+        """Nor does a copy that the back end makes, whatever becomes of it."""
+        original = bench.add(taken_id := bench.new_id(), payload(2 * bench.part + 1))
+        digests = Digests(original.checksum, original.multihash)
+
+        def cancel(done: int, total: int | None) -> None:
+            raise ZeroDivisionError
+
+        def turn() -> None:
+            if what == "copied":
+                bench.remove(bench.copy(original.uri, bench.new_id("copy"), digests=digests).uri)
+            elif what == "cancelled":
+                with self.refuses(bench, ZeroDivisionError):
+                    bench.copy(original.uri, bench.new_id("copy"), digests=digests, progress=cancel)
+            else:
+                with self.refuses(bench, Duplicate):
+                    bench.copy(original.uri, taken_id, digests=digests)
 
         _leaves_nothing_open(bench, turn)
 

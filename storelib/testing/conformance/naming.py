@@ -137,6 +137,19 @@ class Naming(Promises):
         with self.refuses(bench, BadStoreUri, NotFound):
             bench.read(f"{uri.rpartition('/')[0]}/%ff%fe")
 
+    def test_roots_lead_to_the_store(self, bench: Bench) -> None:
+        """A registry, which finds the store of a URI by what ``roots`` and ``possible_roots`` tell, finds this one."""
+        roots = bench.store.roots()
+        if roots is None:
+            return
+        assert not isinstance(roots, str), f"roots are several: [{roots!r}], not {roots!r}"
+        uri, _ = bench.image(1)
+        location = bench.store.locate(uri)
+        possible = type(bench.store).possible_roots(location)
+        assert not isinstance(possible, str), f"possible_roots are several: [{possible!r}], not {possible!r}"
+        meet = possible is None or set(possible) & set(roots)
+        assert meet, f"{location} leads to {possible}, and the store is at {roots}"
+
     def test_uri_comes_back_from_its_location(self, bench: Bench) -> None:
         """Parsing a URI and formatting it again gives the same URI, and an equal location."""
         uri, _ = bench.image(1)
