@@ -465,7 +465,7 @@ NO_INFO = [
     *(dataclasses.replace(INFO, uri=uri) for uri in (None, b"memory://x", 5)),
     *(dataclasses.replace(INFO, image_id=image_id) for image_id in (b"x", 5)),
     *(dataclasses.replace(INFO, version=version) for version in (b"x", 5)),
-    *(dataclasses.replace(INFO, modified=modified) for modified in ("2024-01-01", True, datetime.datetime.now())),
+    *(dataclasses.replace(INFO, modified=modified) for modified in ("2024-01-01", True, datetime.datetime(2024, 1, 1))),
 ]
 LEFT = Garbage("upload", "x", 5, 1e9)
 NOTHING_LEFT = [
@@ -474,7 +474,7 @@ NOTHING_LEFT = [
     INFO,
     *(dataclasses.replace(LEFT, name=name) for name in (None, 5)),
     *(dataclasses.replace(LEFT, size=size) for size in (None, -1, 1.5, True)),
-    *(dataclasses.replace(LEFT, modified=modified) for modified in (None, "2024-01-01", datetime.datetime.now())),
+    *(dataclasses.replace(LEFT, modified=modified) for modified in (None, "2024-01-01", datetime.datetime(2024, 1, 1))),
 ]
 NO_LIST = [None, 5, True, "text", b"bytes", object()]
 

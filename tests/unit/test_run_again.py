@@ -25,6 +25,14 @@ def test_unsteady():
     assert len(count.read_text()) not in {failing}
 """
 ENDING = "import os\ndef test_it():\n    os._exit(9)\n"
+#: Other tests in each process.
+DIFFERING = """
+import os, pytest
+
+@pytest.mark.parametrize("process", [os.getpid()])
+def test_it(process):
+    pass
+"""
 INTERRUPTED = "def test_it():\n    raise KeyboardInterrupt\n"
 
 
@@ -79,4 +87,11 @@ def test_process_that_ended_in_a_test_is_a_failure_of_that_test(tmp_path):
 def test_other_ends_are_not_forgiven(tmp_path, test, status):
     done = run(tmp_path, test)
     assert done.returncode == status
+    assert "alone" not in done.stdout
+
+
+def test_processes_that_find_other_tests_are_not_asked_again(tmp_path):
+    done = run(tmp_path, DIFFERING, "-n", "2")
+    assert done.returncode == 1
+    assert "Different tests were collected" in done.stdout
     assert "alone" not in done.stdout
