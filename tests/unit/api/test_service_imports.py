@@ -575,10 +575,10 @@ class TestWebDownload(Importing):
         [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
         assert task["message"].startswith(f"reading {web}/cut?signature=***")
 
-    def test_a_task_ends_however_long_what_is_to_be_told_of_it_is(self, monkeypatch):
+    def test_a_task_ends_however_long_what_is_to_be_told_of_it_is(self, monkeypatch, web):
         monkeypatch.setattr("storelib.api.service.locations.LONGEST_URI", 100_000)
         image = self.api.alice.create()
-        self.start(image, "web-download", uri=f"http://{'a' * 70_000}/image")
+        self.start(image, "web-download", uri=f"{web}/missing{'a' * 70_000}")
         [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
         assert task["status"] == "failure"
         assert "os_glance_import_task" not in self.api.alice.show(image)
