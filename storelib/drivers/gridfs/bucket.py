@@ -423,10 +423,15 @@ def understood(document: Mapping[str, Any]) -> Stored:
         image_id_of(document),
         size,
         chunk_size,
-        uploaded.timestamp() if isinstance(uploaded, datetime.datetime) else None,
+        posix_time(uploaded) if isinstance(uploaded, datetime.datetime) else None,
         uploaded,
         {**md5, **{str(name): value for name, value in extra.items() if name != "storelib"}},
     )
+
+
+def posix_time(moment: datetime.datetime) -> float:
+    """POSIX seconds of a time that PyMongo gives: it is in UTC and, unless the client was made otherwise, does not say so."""
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
 def image_id_of(document: Mapping[str, Any]) -> str | None:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -17,9 +18,7 @@ def install(name: str, requirements: Sequence[str]) -> Path:
     environment = CHECKOUT / f".venv-{name}"
     stamp = environment / "stamp"
     wanted = "\n".join((sys.version, str(environment), *requirements))
-    (CHECKOUT / ".cache").mkdir(exist_ok=True)
-    with open(CHECKOUT / ".cache" / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(name):
         if not stamp.exists() or stamp.read_text() != wanted:
             # Not the interpreter of the tests' own environment: what it has installed must not be seen.
             if environment.is_symlink():
@@ -31,3 +30,12 @@ def install(name: str, requirements: Sequence[str]) -> Path:
                 subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
             stamp.write_text(wanted)
     return environment / "bin"
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Nobody else changes that environment meanwhile."""
+    (CHECKOUT / ".cache").mkdir(exist_ok=True)
+    with open(CHECKOUT / ".cache" / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

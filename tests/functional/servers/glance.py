@@ -8,6 +8,7 @@ of both, which run here, too.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sqlite3
@@ -70,10 +71,20 @@ def install() -> Path:
     # Which print what is missing where Debian's are for another version of Python.
     bindings = [environments.CHECKOUT / ".ci" / "ceph-bindings", programs / "python"]
     subprocess.run(bindings, check=True, stdout=subprocess.DEVNULL)
-    pip = [str(programs / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
-    # Always, since no stamp tells what is in it; it takes two seconds.
-    subprocess.run([*pip, "--no-build-isolation", "--force-reinstall", str(PACKAGE)], check=True)
+    _install_package(programs)
     return programs
+
+
+def _install_package(programs: Path) -> None:
+    """The small package as it is now; not again where it is there, since another process may be using it."""
+    stamp = programs.parent / "package-stamp"
+    files = sorted(path for path in PACKAGE.iterdir() if path.is_file())
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    pip = [str(programs / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+    with environments.locked("glance"):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            subprocess.run([*pip, "--no-build-isolation", "--force-reinstall", str(PACKAGE)], check=True)
+            stamp.write_text(wanted)
 
 
 def run_tests(directory: Path, names: Sequence[str], environment: Mapping[str, str], timeout: float) -> dict[str, Any]:
