@@ -39,12 +39,10 @@ ELSEWHERE := tests/unit tests/functional/test_filesystem_conformance.py::TestDef
 	$(addprefix --ignore=tests/unit/,$(addsuffix .py,api/test_lost_commits api/test_service_lost_commits \
 		$(addprefix test_,example_driver minimal_driver conformance_live conformance_rejects conformance_plugin \
 			no_skips run_again benchmarks structure)))
-# Interpreters whose tests run at the same time.
-AT_ONCE := 3
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
 
-.PHONY: help demo test packages environment lint types imports docs resolve interpreters servers full tests test-clients test-glance \
+.PHONY: help demo test packages environment lint types imports docs resolve interpreters servers full test-clients test-glance \
 	bench bench-full clean
 
 help:
@@ -60,7 +58,7 @@ demo:
 	@.ci/venv .venv "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" api
 	@.venv/bin/storelib demo </dev/null
 
-test: packages environment lint types imports docs resolve tests
+test: packages environment lint types imports docs resolve interpreters full
 
 packages:
 	$(call heading,Debian packages)
@@ -102,7 +100,7 @@ resolve: environment
 # The version of .venv-ci is left to `full`, which runs these tests too.
 interpreters: environment
 	$(call heading,unit tests and one file store under every interpreter of $(VERSIONS) found here)
-	@.ci/interpreters $(AT_ONCE) '$(VERSIONS)' test,$(EXTRAS),dev $(ELSEWHERE)
+	@.ci/interpreters '$(VERSIONS)' test,$(EXTRAS),dev $(ELSEWHERE)
 
 servers: environment
 	$(call heading,servers that come from Python packages or are built)
@@ -114,15 +112,6 @@ full: environment servers
 	$(call heading,all tests)
 	@echo "-- $$($(BIN)/python -V): $$($(BIN)/python -c 'import sys; print(sys._base_executable)')"
 	@.ci/tests $(BIN)/python .cache/tests $(THREE) tests/unit tests/functional
-
-# Beside each other: functional tests wait for servers half of their time, and then the other interpreters have their
-# turn, one after the other and a little below, so that no test waits for its server longer than it does without them.
-tests: environment servers
-	$(call heading,interpreters and full beside each other)
-	@status=0; printf '%s\0' 'nice -n 5 $(MAKE) interpreters AT_ONCE=1 >.cache/interpreters.log 2>&1' '$(MAKE) full' | \
-		xargs --null --max-procs=2 -I COMMAND bash -c COMMAND || status=$$?; \
-	cat .cache/interpreters.log; \
-	exit $$status
 
 # Some of these suites look only at times and at what others do on the same server: one after the other.
 test-clients: packages environment servers

@@ -430,7 +430,7 @@ def understood(document: Mapping[str, Any]) -> Stored:
 
 
 def posix_time(moment: datetime.datetime) -> float:
-    """POSIX seconds of a time that PyMongo gives: it is in UTC and, unless the client was made otherwise, does not say so."""
+    """POSIX seconds of a time that PyMongo gives, which is in UTC and, as a rule, does not say so."""
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
