@@ -20,6 +20,7 @@ from storelib.node.disk import Record, is_sound, is_usable_id
 from storelib.node.engine import Address
 from storelib.node.files import write_private
 from storelib.preload import torrent
+from storelib.times import posix_seconds
 
 LOG = logging.getLogger(__name__)
 _FILE = "jobs.json"
@@ -156,7 +157,7 @@ def seconds(value: Any) -> float | None:
         found = datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00"))
     except ValueError:
         return None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    return posix_seconds(found)
 
 
 def save(directory: Path, jobs: Iterable[Job]) -> None:

@@ -107,15 +107,18 @@ def test_certificate_that_is_not_trusted_is_still_told():
         now(stub)
 
 
-def session(inner):
-    store = open_store(
+def opened():
+    return open_store(
         VmwareStore,
         vmware_server_host="host",
         vmware_server_username="u",
         vmware_server_password="p",
         vmware_datastores=["DC0:ds"],
     )
-    found = store.datastores.session
+
+
+def session(inner):
+    found = opened().datastores.session
     collector = vmodl.query.PropertyCollector("collector", answered(inner))
     login = types.SimpleNamespace(content=types.SimpleNamespace(propertyCollector=collector))
     found._login = lambda instead_of=None: login
@@ -150,13 +153,7 @@ def test_properties_of_nothing_are_none():
 @pytest.mark.parametrize("fault", [vmodl.fault.ManagedObjectNotFound, vim.fault.InvalidDatastorePath])
 def test_datastore_that_has_gone_or_was_renamed_is_looked_for_again(fault):
     """Another one may have its name now."""
-    asked = open_store(
-        VmwareStore,
-        vmware_server_host="host",
-        vmware_server_username="u",
-        vmware_server_password="p",
-        vmware_datastores=["DC0:ds"],
-    ).datastores
+    asked = opened().datastores
     [target] = asked.targets
     asked._handles[target] = backend.Handles(None, None, None)
 
@@ -169,13 +166,7 @@ def test_datastore_that_has_gone_or_was_renamed_is_looked_for_again(fault):
 
 
 def test_search_that_found_something_else_than_files_is_none(monkeypatch):
-    asked = open_store(
-        VmwareStore,
-        vmware_server_host="host",
-        vmware_server_username="u",
-        vmware_server_password="p",
-        vmware_datastores=["DC0:ds"],
-    ).datastores
+    asked = opened().datastores
     nameless = vim.host.DatastoreBrowser.SearchResults(file=[vim.host.DatastoreBrowser.FileInfo()])
     for found in (None, "text", nameless):
         monkeypatch.setattr(asked, "_run", lambda start, target, found=found: found)

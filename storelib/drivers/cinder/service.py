@@ -179,12 +179,8 @@ class Api:
 
     def look_at(self, volume_id: str) -> Volume | None:
         """One volume in whatever state; None if there is none."""
-        try:
-            return _volume(self._ask("GET", f"/volumes/{volume_id}", 200, "volume"))
-        except Exception as error:
-            if _is_missing(error):
-                return None
-            raise
+        found = self._find(f"/volumes/{volume_id}", "volume")
+        return None if found is None else _volume(found)
 
     def volumes(self, metadata: Mapping[str, str] | None = None) -> Iterator[Volume]:
         """All volumes of the project, or those that have all of this in their metadata; the oldest first."""
@@ -248,12 +244,7 @@ class Api:
 
     def type_name(self, type_id: str) -> str | None:
         """The name of the volume type with that id, as volumes tell it; None if there is none."""
-        try:
-            name = self._ask("GET", f"/types/{type_id}", 200, "volume_type").get("name")
-        except Exception as error:
-            if _is_missing(error):
-                return None
-            raise
+        name = (self._find(f"/types/{type_id}", "volume_type") or {}).get("name")
         return None if name is None else str(name)
 
     def default_type(self) -> str | None:
@@ -380,12 +371,7 @@ class Api:
 
     def connection_info(self, attachment_id: str) -> Mapping[str, Any] | None:
         """How the volume of an attachment is reached; None if there is no such attachment, or it is not connected."""
-        try:
-            found = self._ask("GET", f"/attachments/{attachment_id}", 200, "attachment").get("connection_info")
-        except Exception as error:
-            if _is_missing(error):
-                return None
-            raise
+        found = (self._find(f"/attachments/{attachment_id}", "attachment") or {}).get("connection_info")
         return found if isinstance(found, Mapping) and found.get("driver_volume_type") else None
 
     def detach(self, attachment_id: str) -> None:
@@ -415,6 +401,16 @@ class Api:
 
     def _get(self, path: str) -> Mapping[str, Any]:
         return self._send("GET", path, 200)
+
+    def _find(self, path: str, key: str) -> Mapping[str, Any] | None:
+        """What is there, None if there is nothing."""
+        try:
+            found: Mapping[str, Any] = self._ask("GET", path, 200, key)
+        except Exception as error:
+            if _is_missing(error):
+                return None
+            raise
+        return found
 
     def _act(self, path: str, action: str, what: Mapping[str, Any] | None, status: int) -> None:
         self._send("POST", f"{path}/action", status, {action: what})

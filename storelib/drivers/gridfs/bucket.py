@@ -22,6 +22,7 @@ from storelib.drivers.gridfs.errors import BAD_VALUE, UNAUTHORIZED
 from storelib.drivers.gridfs.location import GridfsLocation
 from storelib.exceptions import BadStoreConfiguration, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
+from storelib.times import posix_seconds
 from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import KiB, MiB, Options
 from storelib.transfer.forking import forget_in_child
@@ -423,15 +424,10 @@ def understood(document: Mapping[str, Any]) -> Stored:
         image_id_of(document),
         size,
         chunk_size,
-        posix_time(uploaded) if isinstance(uploaded, datetime.datetime) else None,
+        posix_seconds(uploaded) if isinstance(uploaded, datetime.datetime) else None,
         uploaded,
         {**md5, **{str(name): value for name, value in extra.items() if name != "storelib"}},
     )
-
-
-def posix_time(moment: datetime.datetime) -> float:
-    """POSIX seconds of a time that PyMongo gives, which is in UTC and, as a rule, does not say so."""
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
 def image_id_of(document: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib.driver import Garbage
-from storelib.drivers.gridfs.bucket import PAGE, PENDING, Bucket, posix_time
+from storelib.drivers.gridfs.bucket import PAGE, PENDING, Bucket
+from storelib.times import posix_seconds
 
 #: Whether a chunk holds bytes, unlike one that is damaged.
 _IS_BINARY = {"$eq": [{"$type": "$data"}, "binData"]}
@@ -70,7 +71,7 @@ def discard(bucket: Bucket, item: Garbage) -> bool:
 def _now(bucket: Bucket) -> float:
     """The server's time, which is also that of records and chunks."""
     now: datetime.datetime = bucket.files_at_primary.database.command("hello")["localTime"]
-    return posix_time(now)
+    return posix_seconds(now)
 
 
 def _records(bucket: Bucket, prefix: str | None) -> Iterator[tuple[Leftover, str | None]]:
@@ -108,13 +109,13 @@ def _described(bucket: Bucket, leftover: Leftover, image_id: str | None) -> Garb
     if leftover.files_id in bucket.live:
         return None
     first, last = (_chunk_at(bucket, leftover.files_id, end) for end in (1, -1))
-    begun = None if leftover.recorded is None else posix_time(leftover.recorded)
+    begun = None if leftover.recorded is None else posix_seconds(leftover.recorded)
     size, modified = 0, begun
     if first is not None and last is not None:
         # All but the last are of one size; those of parts that never arrived are counted as if they had.
         size = first["size"] * (last["n"] - first["n"]) + last["size"]
         if isinstance(last["_id"], ObjectId):
-            modified = max(posix_time(last["_id"].generation_time), begun or 0.0)
+            modified = max(posix_seconds(last["_id"].generation_time), begun or 0.0)
     if modified is None:
         return None
     recorded = leftover.recorded is not None

@@ -19,6 +19,7 @@ from storelib.exceptions import NotFound, StorageFull, StoreError, TransferTimeo
 from storelib.librbd.cluster import Cluster, Settings, require_bindings
 from storelib.librbd.errors import DISCONNECTED, code_of
 from storelib.librbd.images import runs_by_object_map
+from storelib.times import posix_seconds
 from storelib.transfer.contract import MiB, Options
 from storelib.transfer.live import LiveAdds
 
@@ -109,7 +110,7 @@ def _settings(conf: Options) -> Settings:
 def describe(location: RbdLocation, image: Any) -> ImageInfo:
     """What is known of an image that is open at no snapshot; raises NotFound where the location's is not there."""
     snapshot = _snapshot(image, location)
-    made = posix_time(image.get_snap_timestamp(snapshot["id"]))
+    made = posix_seconds(image.get_snap_timestamp(snapshot["id"]))
     return ImageInfo(location.uri, int(snapshot["size"]), location.image, made, str(image.id()))
 
 
@@ -141,7 +142,7 @@ def modified(image: Any) -> float:
     """When it was made or last written to, in POSIX seconds."""
     # The bindings tell this one time in the zone of the process, all others in UTC.
     written: datetime.datetime = image.modify_timestamp()
-    return max(posix_time(image.create_timestamp()), written.timestamp())
+    return max(posix_seconds(image.create_timestamp()), written.timestamp())
 
 
 def posix_time(moment: datetime.datetime) -> float:

@@ -14,13 +14,7 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Reader, Store
-from storelib.exceptions import (
-    IncompleteRead,
-    Invalid,
-    NotFound,
-    RemoteServiceUnavailable,
-    StoreError,
-)
+from storelib.exceptions import IncompleteRead, Invalid, NotFound, RemoteServiceUnavailable, StoreError
 from storelib.testing.conformance.bench import (
     SEVERAL_BLOCKS,
     Bench,

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import datetime
 import email.utils
 import re
 import time
 from typing import NamedTuple
+
+from storelib.times import posix_seconds
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
 
@@ -53,9 +54,8 @@ def whole_number(text: str | None) -> int | None:
 def posix_time(date: str | None) -> float | None:
     """A date in POSIX seconds; None where there is none."""
     try:
-        moment = email.utils.parsedate_to_datetime(date or "")
-        # Of the three forms (RFC 9110, 5.6.7) one names no zone, and means UTC, too.
-        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
+        # Of the three forms (RFC 9110, 5.6.7) one names no zone.
+        return posix_seconds(email.utils.parsedate_to_datetime(date or ""))
     except (ValueError, OverflowError, TypeError):
         return None
 
