@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the cinder driver makes of its configuration, of answers and of what is in volumes, without any server."""
 
+import datetime
+import email.utils
 import json
 import math
 import ssl
@@ -18,7 +20,7 @@ from scripted_server import ScriptedServer
 from urllib3.exceptions import MaxRetryError
 
 from storelib.capabilities import Capability
-from storelib.drivers.cinder import CinderStore, publication
+from storelib.drivers.cinder import CinderStore, garbage, publication
 from storelib.drivers.cinder.service import Api, Volume
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -36,6 +38,8 @@ from storelib.transfer.contract import Digests
 from storelib.transfer.http.keystone import error_of_keystone
 from storelib.transfer.retry import mapped
 
+#: How Cinder writes times.
+_TIMES = "%Y-%m-%dT%H:%M:%S.%f"
 APPLICATION = {
     "cinder_store_auth_address": "https://keystone:5000/v3",
     "cinder_store_application_credential_id": "id",
@@ -305,6 +309,34 @@ def test_answer_that_is_cut_in_its_headers_is_none(tmp_path):
         )
         user = store.service.user(types.SimpleNamespace(auth_token="token", project_id="p"))
         assert isinstance(error_of(lambda: user.api.delete(VOLUME)), RemoteServiceUnavailable)
+
+
+@pytest.mark.parametrize(("ahead", "found"), [(-86400.0, False), (86400.0, True)])
+def test_what_is_old_cinder_s_clock_tells(tmp_path, ahead, found):
+    """A host whose clock is wrong must not remove what others are writing."""
+    now = time.time() + ahead
+    entries = {**publication.id_entries("image"), publication.STORE: "fast", publication.STATE: publication.WRITING}
+    written = {
+        "id": VOLUME,
+        "status": "available",
+        "size": 1,
+        "metadata": entries,
+        # An hour ago by the clock of this host.
+        "created_at": datetime.datetime.fromtimestamp(time.time() - 3600, datetime.timezone.utc).strftime(_TIMES),
+    }
+
+    def listed(request):
+        what = "volumes" if "/volumes/" in request.target else "attachments"
+        body = json.dumps({what: [written] if what == "volumes" else []}).encode()
+        date = email.utils.formatdate(now, usegmt=True).encode()
+        head = b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        return head % (date, len(body)) + body
+
+    with ScriptedServer(listed) as server:
+        store = cinder(cinder_endpoint_template=f"{server.url}/v3/p", cinder_state_path=str(tmp_path))
+        user = store.service.user(types.SimpleNamespace(auth_token="token", project_id="p"))
+        dead = list(garbage.find(publication.Shelf("fast", "shared"), user, 60, ""))
+    assert [each.image_id for each in dead] == ["image"] * found
 
 
 # -- What is in a volume --------------------------------------------------------------------------------------------

@@ -46,19 +46,18 @@ class DeadAttachment:
 
 
 def find(shelf: Shelf, user: User, older_than: float, prefix: str) -> Iterator[Garbage]:
-    """Everything dead for ``older_than`` seconds."""
-    latest = time.time() - older_than
+    """Everything dead for ``older_than`` seconds: volumes by Cinder's clock, attachments by that of this host."""
     api, holds = user.api, user.holds
     volumes: set[str] = set()
     for volume in shelf.unfinished(api):
         image_id = publication.image_id_of(volume)
         if image_id is None or not image_id.startswith(prefix) or volume.id in volumes:
             continue
-        if volume.updated <= latest and is_dead(api, holds, volume):
+        if volume.updated <= api.now() - older_than and is_dead(api, holds, volume):
             volumes.add(volume.id)
             known = whole_number(volume.metadata.get(publication.SIZE)) or 0
             yield Garbage(f"volume {volume.id}", image_id, known, volume.updated, DeadVolume(volume.id))
-    yield from _attachments(user, latest, prefix, volumes)
+    yield from _attachments(user, time.time() - older_than, prefix, volumes)
 
 
 def is_dead(api: Api, holds: Holds, volume: Volume) -> bool:

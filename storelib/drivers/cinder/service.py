@@ -39,6 +39,7 @@ from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Context, Options
 from storelib.transfer.deadlines import within
 from storelib.transfer.forking import forget_in_child
+from storelib.transfer.http.headers import server_time
 from storelib.transfer.http.keystone import Endpoint, project_of, sensible
 from storelib.volumes.attachments import AttachmentState, SharedAttachments
 from storelib.volumes.connectors import Connectors
@@ -154,6 +155,16 @@ class Api:
         """``client``: cinderclient's; ``timeout``: seconds that a volume may take from one state to another."""
         self._client = client
         self._timeout = timeout
+        #: Headers of its last answer.
+        self._last: Mapping[str, str] = {}
+
+    def now(self) -> float:
+        """The latest that it was by Cinder's clock when it last answered, in POSIX seconds.
+
+        Raises RemoteServiceUnavailable where it did not tell.
+        """
+        # The date is cut to whole seconds.
+        return server_time(self._last, "Cinder") + 1.0
 
     @property
     def endpoint(self) -> str:
@@ -432,6 +443,7 @@ class Api:
         # A token may have to be got for it before.
         with sensible():
             response, answer = self._client.request(path, method, authenticated=True, raise_exc=False, **arguments)
+        self._last = response.headers
         if response.status_code == status:
             return answer if isinstance(answer, Mapping) else {}
         if not is_proven(response.status_code, answer):
