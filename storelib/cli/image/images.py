@@ -26,6 +26,8 @@ VISIBILITIES = ("public", "private", "community", "shared")
 COLUMNS = ("id", "name", "status", "size", "disk_format", "visibility", "stores")
 #: Of an image document: links that say nothing to people.
 _LINKS = ("self", "file", "schema")
+#: Of an image document: lists of stores, which the image API writes as one text, for Glance's clients.
+_JOINED = ("stores", "os_glance_importing_to_stores", "os_glance_failed_import")
 _REPEATABLE = "Repeatable."
 
 
@@ -330,13 +332,16 @@ def _take_back(api: Api, image: Document) -> None:
 
 
 def _shown(image: Document) -> Document:
-    return {name: value for name, value in image.items() if name not in _LINKS}
+    shown = {name: value for name, value in image.items() if name not in _LINKS}
+    joined = {name: shown[name] for name in _JOINED if isinstance(shown.get(name), str)}
+    return shown | {name: text.split(",") if text else [] for name, text in joined.items()}
 
 
 def _listed(session: Session, image: Document) -> Document:
-    if session.output.json:
-        return _shown(image)
-    return image | {"size": size_text(image["size"]) if session.output.fancy and image["size"] else image["size"]}
+    shown = _shown(image)
+    if session.output.fancy and shown["size"]:
+        shown["size"] = size_text(shown["size"])
+    return shown
 
 
 def _pointer(name: str) -> str:

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from storelib.cli import files
-from storelib.cli.image import data
+from storelib.cli.image import client, data
 from storelib.cli.image.connection import DEFAULT_URL, Options, find
 from storelib.exceptions import MissingDependency
 
@@ -82,7 +82,7 @@ def made(image, disk, name):
 
 def test_create_sends_the_data(made):
     assert (made["status"], made["size"], made["os_hash_value"]) == ("active", len(DATA), SHA512)
-    assert (made["disk_format"], made["container_format"], made["stores"]) == ("raw", "bare", "fast")
+    assert (made["disk_format"], made["container_format"], made["stores"]) == ("raw", "bare", ["fast"])
 
 
 def test_create_takes_all_there_is_to_say(image, name):
@@ -95,7 +95,7 @@ def test_create_takes_all_there_is_to_say(image, name):
 
 
 def test_create_into_another_store(image, disk, name):
-    assert image("create", name, "--file", disk, "--store", "slow").document["stores"] == "slow"
+    assert image("create", name, "--file", disk, "--store", "slow").document["stores"] == ["slow"]
 
 
 def test_create_from_stdin(image, name):
@@ -183,6 +183,15 @@ def test_list_sorts(image, name):
 def test_list_is_a_line_for_each_image(storelib, image, made, name):
     answer = storelib("image", "list", "--name", name)
     assert answer.out.decode().split("\t")[:4] == [made["id"], name, "active", str(len(DATA))]
+
+
+def test_lists_of_stores_are_lists(image, storelib, monkeypatch):
+    joined = {"stores": "fast,slow", "os_glance_importing_to_stores": "slow", "os_glance_failed_import": ""}
+    found = {"id": "i", "name": "n", "size": None, "a": "b,c", **joined}
+    monkeypatch.setattr(client.Api, "images", lambda self, filters, most: [found])
+    lists = {"stores": ["fast", "slow"], "os_glance_importing_to_stores": ["slow"], "os_glance_failed_import": []}
+    assert image("list").document == {"id": "i", "name": "n", "size": None, "a": "b,c", **lists}
+    assert storelib("image", "list").out.endswith(b"\tfast, slow\n")
 
 
 def test_show_takes_ids_and_names(image, made, name):
