@@ -393,8 +393,11 @@ class Store(abc.ABC, Generic[L]):
         return list(self.collect(older_than, prefix))
 
     def collect(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
-        """``gc`` as it goes: each is removed when it is asked for, and returned then."""
-        return (item for item in self.find_garbage(older_than, prefix) if self._discard(item))
+        """``gc`` as it goes: each is removed when it is asked for, and returned then.
+
+        What cannot be removed, or looked through, keeps nothing else: its error is raised when all others are removed.
+        """
+        return self._discarded(self.find_garbage(older_than, prefix))
 
     def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
         """What ``gc`` with the same arguments would remove."""
@@ -501,7 +504,10 @@ class Store(abc.ABC, Generic[L]):
         return None
 
     def images(self) -> Iterable[ImageInfo]:
-        """For Capability.LIST: all images, without holding all in memory."""
+        """For Capability.LIST: all images, without holding all in memory; of several places, ``everywhere`` in them.
+
+        What cannot be listed is an error, after all that can be: who left it out would have its images taken for gone.
+        """
         raise NotImplementedError
 
     def inspect(self, location: L, context: Context | None) -> ImageInfo:
@@ -655,8 +661,21 @@ class Store(abc.ABC, Generic[L]):
             raise self._at_fault("when what is left of an add was modified", item.modified)
         return item
 
-    def _discard(self, item: Garbage) -> bool:
-        return bool(self._call(lambda: self.discard(item), item.name))
+    def _discarded(self, found: Iterator[Garbage]) -> Iterator[Garbage]:
+        failure: StoreError | None = None
+        for item in found:
+            try:
+                removed = self._call(functools.partial(self.discard, item), item.name)
+            except StoreError as error:
+                if error.transient:
+                    # The whole back end may be away, and each item would be tried for long.
+                    raise
+                failure = failure or error
+            else:
+                if removed:
+                    yield item
+        if failure is not None:
+            raise failure
 
 
 def _is_time(value: object) -> bool:

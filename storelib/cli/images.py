@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import click
 from storelib.cli import exits
 from storelib.cli.output import size_text, warn
 from storelib.cli.parameters import DigestText, Name
-from storelib.cli.session import Session, about, command, complete_store, places_of
+from storelib.cli.session import Session, about, command, complete_store, fail_with, from_each
 
 if TYPE_CHECKING:
     from storelib.driver import Digest, ImageInfo, Store, StoredImage
@@ -53,7 +53,7 @@ def add(
     for result in results:
         if isinstance(result, StoredImage):
             session.output.one(_stored(result, algorithm))
-    _fail_with([result for result in results if not isinstance(result, StoredImage)])
+    fail_with([result for result in results if not isinstance(result, StoredImage)])
 
 
 @command("get")
@@ -105,7 +105,9 @@ def ls(session: Session, names: tuple[str, ...]) -> None:
     stores = session.stores(names)
     if not names:
         stores = [store for store in stores if Capability.LIST in store.capabilities]
-    session.output.many(("store", "size", "modified", "id", "uri"), _listed(stores))
+    failures: list[StoreError] = []
+    session.output.many(("store", "size", "modified", "id", "uri"), from_each(stores, _listed, failures))
+    fail_with(failures)
 
 
 @command("rm")
@@ -121,7 +123,7 @@ def rm(session: Session, uris: tuple[str, ...]) -> None:
                 session.registry.resolve(uri).delete(uri)
         except StoreError as error:
             failed.append(error)
-    _fail_with(failed)
+    fail_with(failed)
 
 
 @command("cp")
@@ -188,11 +190,8 @@ def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writ
         session.registry.resolve(uri).set_acls(uri, public, readers, writers)
 
 
-def _listed(stores: Iterable[Store[Any]]) -> Iterator[dict[str, Any]]:
-    for store in stores:
-        with about(store.name, places_of(store)):
-            for info in store.list_images():
-                yield _described(store, info)
+def _listed(store: Store[Any]) -> Iterator[dict[str, Any]]:
+    return (_described(store, info) for info in store.list_images())
 
 
 def _was_recorded(stream: Any) -> bool:
@@ -235,11 +234,3 @@ def _id_at(store: Store[Any], uri: str) -> str:
     if known is None:
         raise click.UsageError(f"store {store.name} does not tell the image's id: give the copy one with --id")
     return known
-
-
-def _fail_with(failures: list[StoreError]) -> None:
-    """Report all failures; the first one decides the exit code."""
-    for error in failures[1:]:
-        warn(str(error))
-    if failures:
-        raise failures[0]

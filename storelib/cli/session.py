@@ -8,15 +8,18 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from storelib.cli.output import Output
+from storelib.cli.output import Output, warn
 
 if TYPE_CHECKING:
     from storelib.driver import Store
+    from storelib.exceptions import StoreError
     from storelib.registry import Registry
+
+T = TypeVar("T")
 
 FORMATS = ("auto", "plain", "json")
 
@@ -126,6 +129,28 @@ def about(store: str = "", place: Iterable[str] = (), uri: str = "") -> Iterator
         if what:
             error.args = (f"{', '.join(what)}: {text}", *error.args[1:])
         raise
+
+
+def from_each(
+    stores: Iterable[Store[Any]], look: Callable[[Store[Any]], Iterable[T]], failures: list[StoreError]
+) -> Iterator[T]:
+    """What ``look`` finds in each store; one that fails keeps none of the others, and is added to ``failures``."""
+    from storelib.exceptions import StoreError
+
+    for store in stores:
+        try:
+            with about(store.name, places_of(store)):
+                yield from look(store)
+        except StoreError as error:
+            failures.append(error)
+
+
+def fail_with(failures: list[StoreError]) -> None:
+    """Report all failures; the first one decides the exit code."""
+    for error in failures[1:]:
+        warn(str(error))
+    if failures:
+        raise failures[0]
 
 
 def places_of(store: Store[Any]) -> list[str]:

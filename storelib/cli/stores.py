@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import click
 from storelib.cli import exits
 from storelib.cli.output import Finding, size_text, warn
 from storelib.cli.parameters import Age
-from storelib.cli.session import Session, about, command, complete_store, places_of
+from storelib.cli.session import Session, command, complete_store, fail_with, from_each
 
 if TYPE_CHECKING:
     from storelib.driver import Store
+    from storelib.exceptions import StoreError
 
 
 @command("stores")
@@ -53,9 +55,12 @@ def gc(session: Session, names: tuple[str, ...], older_than: float, prefix: str 
     found = session.stores(names)
     if not names:
         found = [store for store in found if Capability.GC in store.capabilities]
+    failures: list[StoreError] = []
     with session.output.finding("looking for leftovers") as note:
-        records = (record for store in found for record in _collected(store, older_than, prefix, dry_run))
+        collected = functools.partial(_collected, older_than=older_than, prefix=prefix, dry_run=dry_run)
+        records = from_each(found, collected, failures)
         session.output.many(("store", "size", "id", "name"), _noted(records, note), at_once=True)
+    fail_with(failures)
 
 
 def _noted(records: Iterator[dict[str, Any]], note: Finding | None) -> Iterator[dict[str, Any]]:
@@ -69,15 +74,14 @@ def _noted(records: Iterator[dict[str, Any]], note: Finding | None) -> Iterator[
 
 
 def _collected(store: Store[Any], older_than: float, prefix: str | None, dry_run: bool) -> Iterator[dict[str, Any]]:
-    with about(store.name, places_of(store)):
-        for item in store.find_garbage(older_than, prefix) if dry_run else store.collect(older_than, prefix):
-            yield {
-                "store": store.name,
-                "id": item.image_id,
-                "size": item.size,
-                "name": item.name,
-                "removed": not dry_run,
-            }
+    for item in store.find_garbage(older_than, prefix) if dry_run else store.collect(older_than, prefix):
+        yield {
+            "store": store.name,
+            "id": item.image_id,
+            "size": item.size,
+            "name": item.name,
+            "removed": not dry_run,
+        }
 
 
 def _all_stores(session: Session) -> Iterator[dict[str, Any]]:

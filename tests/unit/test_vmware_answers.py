@@ -107,13 +107,13 @@ def test_certificate_that_is_not_trusted_is_still_told():
         now(stub)
 
 
-def opened():
+def opened(*datastores):
     return open_store(
         VmwareStore,
         vmware_server_host="host",
         vmware_server_username="u",
         vmware_server_password="p",
-        vmware_datastores=["DC0:ds"],
+        vmware_datastores=[*datastores] or ["DC0:ds"],
     )
 
 
@@ -172,3 +172,20 @@ def test_search_that_found_something_else_than_files_is_none(monkeypatch):
         monkeypatch.setattr(asked, "_run", lambda start, target, found=found: found)
         with pytest.raises(NotSoap):
             asked.files(asked.targets[0], ())
+
+
+def test_datastore_that_is_away_keeps_none_of_the_others(monkeypatch):
+    store = opened("DC0:away", "DC0:ds")
+
+    def files(target, directory):
+        if target.name == "away":
+            raise vim.fault.InaccessibleDatastore
+        temporary = "image.000000000000000000000000"
+        return [backend.File(*((temporary, 3) if ".storelib-uploads" in directory else ("image", 7)), 1e9)]
+
+    monkeypatch.setattr(store.datastores, "files", files)
+    monkeypatch.setattr(store.datastores.session, "now", lambda: 2e9)
+    for items, size in ((store.list_images(), 7), (store.find_garbage(1), 3)):
+        assert next(items).size == size
+        with pytest.raises(RemoteServiceUnavailable, match="datastore away of DC0: vCenter cannot reach"):
+            next(items)

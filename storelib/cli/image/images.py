@@ -14,7 +14,7 @@ import click
 from storelib.cli.image.command import command
 from storelib.cli.output import size_text, warn
 from storelib.cli.parameters import Name
-from storelib.cli.session import Session
+from storelib.cli.session import Session, fail_with
 
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api, Document
@@ -297,10 +297,7 @@ def delete(session: Session, api: Api, names: tuple[str, ...], store: str | None
             api.ask("DELETE", path_of(image_id) if store is None else f"/v2/stores/{quote(store, safe='')}/{image_id}")
         except StoreError as error:
             failed.append(error)
-    for other in failed[1:]:
-        warn(str(other))
-    if failed:
-        raise failed[0]
+    fail_with(failed)
 
 
 def _document(values: dict[str, Any]) -> Document:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS, refusal
+from storelib.drivers.filesystem.errors import DENIED, NO_FLUSH, NO_STATVFS, refusal, storelib_error
 from storelib.drivers.filesystem.location import (
     ASIDE,
     DEEPEST_SHARD,
@@ -33,6 +33,7 @@ from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, Sto
 from storelib.system_calls import ONLY_READ, has_reflinks, let_go, released
 from storelib.transfer.contract import Options
 from storelib.transfer.guard import Guard, Held, bounded
+from storelib.transfer.places import everywhere
 from storelib.transfer.retry import HungCalls
 
 T = TypeVar("T")
@@ -238,10 +239,10 @@ class DataDirs:
     def files(self, look: Look[T]) -> Iterator[T]:
         """What ``look(directory, entry)`` returns for every file of every data directory and its shards, None left out.
 
-        ``look`` runs under the guard, as does everything else that touches the file system.
+        One that cannot be listed keeps none of the others, and is an error in the end. ``look`` runs under the guard,
+        as does everything else that touches the file system.
         """
-        for datadir in self.all:
-            yield from self.files_below(datadir.path, look)
+        return everywhere(functools.partial(self.files_below, datadir.path, look) for datadir in self.all)
 
     def files_below(self, path: str, look: Look[T]) -> Generator[T, None, None]:
         """The same for one data directory."""
@@ -270,16 +271,15 @@ class DataDirs:
         """Explains what keeps one data directory from being listed; one that was missing from the start is empty."""
         try:
             yield
-        except FileNotFoundError as error:
-            if path not in self.missing or error.filename != path:
-                raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and path in self.missing and error.filename == path:
+                return
             if error.errno in DENIED:
                 raise Forbidden(
                     f"{error.filename or path} cannot be listed: {error.strerror}; this process must be allowed to "
                     f"read what option {self.option} names"
                 ) from error
-            raise
+            raise storelib_error(error, f"store {self.store_name}: {path}") or error
 
     def _files_in(self, where: str, look: Look[T], inner: list[str]) -> Generator[T, None, None]:
         """The same for one directory; the shards in it are added to ``inner``."""

@@ -28,6 +28,7 @@ from storelib.drivers.filesystem.publication import (
     take_away,
 )
 from storelib.system_calls import ONLY_READ, released
+from storelib.transfer.places import everywhere
 
 LOG = logging.getLogger(__name__)
 
@@ -44,15 +45,20 @@ def find_garbage(datadirs: DataDirs, older_than: float, prefix: str | None) -> I
     def look(path: str, entry: os.DirEntry[str]) -> Garbage | None:
         return _looked_at(os.path.join(path, entry.name), older_than, prefix or "")
 
-    for datadir in datadirs.all:
-        yield from datadirs.files_aside(datadir.path, look)
-        if not prefix or datadir.path in datadirs.beside:
-            yield from datadirs.files_below(datadir.path, look)
+    def below(path: str) -> Iterator[Garbage]:
+        yield from datadirs.files_aside(path, look)
+        if not prefix or path in datadirs.beside:
+            yield from datadirs.files_below(path, look)
+
+    def at(path: str) -> Iterator[Garbage]:
+        found = datadirs.guard.call(functools.partial(_claim_at, path, older_than, prefix or ""), path)
+        if found is not None:
+            yield found
+
+    looks = [functools.partial(below, datadir.path) for datadir in datadirs.all]
     if prefix:
-        for path in _claims(datadirs, prefix):
-            found = datadirs.guard.call(functools.partial(_claim_at, path, older_than, prefix), path)
-            if found is not None:
-                yield found
+        looks += [functools.partial(at, path) for path in _claims(datadirs, prefix)]
+    return everywhere(looks)
 
 
 def _claims(datadirs: DataDirs, image_id: str) -> list[str]:

@@ -18,7 +18,8 @@ def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) 
     By the clock of vCenter, as the times of files are.
     """
     now = datastores.session.now()
-    for target in datastores.targets:
+
+    def look(target: Target) -> Iterator[Garbage]:
         for file in datastores.files(target, (*datastores.directory, UPLOADS)):
             named = split_temporary(file.name)
             # To a file without a time something may be written just now.
@@ -30,6 +31,8 @@ def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) 
             if image_id.startswith(prefix or ""):
                 name = f"{file.name} in {target}"
                 yield Garbage(name, image_id if whole else None, file.size, modified, (target, file))
+
+    return datastores.everywhere(look)
 
 
 def discard(datastores: Datastores, garbage: Garbage) -> bool:

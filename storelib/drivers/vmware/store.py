@@ -12,7 +12,7 @@ from storelib.capabilities import COMPLETE, Capability
 from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.vmware.errors import is_fault, storelib_error
 from storelib.drivers.vmware.location import SCHEME, VmwareLocation
-from storelib.drivers.vmware.options import OPTIONS, Settings, check_credentials
+from storelib.drivers.vmware.options import OPTIONS, Settings, Target, check_credentials
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError
 from storelib.extras import needing
 from storelib.rehearsal import rehearse
@@ -153,10 +153,15 @@ class VmwareStore(Store[VmwareLocation]):
 
     def images(self) -> Iterator[ImageInfo]:
         """Every file of the directory in each datastore, whoever made it."""
-        for target in self.datastores.targets:
+
+        def look(target: Target) -> Iterator[ImageInfo]:
             for file in self.datastores.files(target, self.datastores.directory):
                 if not file.is_folder:
                     yield _info(self.datastores.location(target, file.name), file)
+
+        # A vCenter that cannot be asked, or refuses the user, is told at once, and not asked for each datastore.
+        self.datastores.session.now()
+        return self.datastores.everywhere(look)
 
     def inspect(self, location: VmwareLocation, context: Context | None) -> ImageInfo:
         """What the datastore tells of the file."""

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote as decoded
@@ -26,7 +26,7 @@ from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
 from pyVmomi.VmomiSupport import F_OPTIONAL, ManagedObject
 
-from storelib.drivers.vmware.errors import NothingTold, NotSoap, is_fault, is_session_lost
+from storelib.drivers.vmware.errors import NothingTold, NotSoap, is_fault, is_session_lost, storelib_error
 from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Settings, Target
 from storelib.exceptions import (
@@ -42,6 +42,8 @@ from storelib.transfer.contract import MiB, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.server import Answer, Connection, Connections, FileUpload, HttpError, Server
 from storelib.transfer.live import LiveAdds
+from storelib.transfer.places import everywhere
+from storelib.transfer.retry import mapped
 from storelib.uris import quote
 
 T = TypeVar("T")
@@ -243,6 +245,14 @@ class Datastores:
         if not isinstance(found, vim.host.DatastoreBrowser.SearchResults) or not all(each.path for each in found.file):
             raise NotSoap("something else than files")
         return [_file(each) for each in found.file]
+
+    def everywhere(self, look: Callable[[Target], Iterable[T]]) -> Iterator[T]:
+        """What ``look`` finds in all datastores; one that is away keeps none of the others, and is told in the end."""
+
+        def found(target: Target) -> list[T]:
+            return mapped(lambda: list(look(target)), storelib_error, f"store {self.store_name}: {target}")
+
+        return everywhere(functools.partial(found, target) for target in self.targets)
 
     def _in_directory(self, target: Target, names: Sequence[str], ask: Callable[[], T]) -> T:
         """``ask()`` for a new file, whose directory is made; once more where another client has removed that since."""

@@ -134,3 +134,18 @@ def test_ages_have_units(text, seconds):
 @pytest.mark.parametrize("text", ["", "d", "-1d", "1y", "soon"])
 def test_what_is_not_an_age_is_code_2(storelib, text):
     assert storelib("gc", "--older-than", text).code == 2
+
+
+@pytest.mark.parametrize(("command", "method"), [("ls", "images"), ("gc", "garbage")])
+def test_a_store_that_is_away_keeps_none_of_the_others(storelib, leftover, monkeypatch, command, method):
+    registry = Registry.from_file("")
+    registry["fast"].add("a", b"data")
+    registry["quick"].add("b", b"data")
+
+    def away(*arguments):
+        raise RemoteServiceUnavailable("no answer")
+
+    monkeypatch.setattr(registry["fast"], method, away)
+    answer = storelib(command, "--format", "json")
+    assert [found["store"] for found in answer.documents] == ["quick"]
+    assert (answer.code, answer.err.count("no answer")) == (7, 1)
