@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import click
 
 from storelib.cli import exits
 from storelib.cli.image.command import command, connection_options
-from storelib.cli.output import percentage, size_text
+from storelib.cli.output import percentage, size_text, warn
 from storelib.cli.parameters import Age, Seconds
 from storelib.cli.session import Session
 
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api, Document
+
+T = TypeVar("T")
 
 _STARTED = ("id", "image", "group")
 _LISTED = ("id", "image", "status", "origin", "group", "nodes", "created_at")
@@ -26,6 +28,8 @@ _NODE = ("id", "name", "group", "address", "version", "free", "draining", "seen_
 _GROUP = ("name", "images", "properties", "visibility", "projects")
 #: What a node is that has come to an end with an image.
 _OVER = ("ready", "failed")
+#: Seconds between two looks at most, where an API that is away is waited for.
+_LONGEST_PAUSE = 30.0
 
 
 @click.group("preload")
@@ -69,22 +73,29 @@ def start(
 def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, every: float) -> int:
     """Show how far each node is with these preloads, or all that are active.
 
-    With --watch the exit code is 1 if a node failed, or has not got an image when its preload is over.
+    With --watch the exit code is 1 if a node failed, or has not got an image when its preload is over. An image API
+    that goes away meanwhile is waited for.
     """
     if not watch:
-        session.output.many(_STATE, (_row(session, state) for state in _states(api, preloads)))
+        session.output.many(_STATE, (_row(session, state) for state in _states(api, preloads or _active(api))))
         return 0
+    # Those that are over leave the list of active ones, and are still to be told.
+    watched = dict.fromkeys(preloads)
     found: list[Document] = []
 
-    def look() -> Iterator[list[Document]]:
-        while True:
-            found[:] = _states(api, preloads)
-            yield [_row(session, state) for state in found]
+    def look() -> list[Document]:
+        if not preloads:
+            watched.update(dict.fromkeys(_active(api)))
+        return _states(api, watched)
+
+    def looks() -> Iterator[list[Document]]:
+        for states in _as_long_as_it_takes(look, every):
+            found[:] = states
+            yield [_row(session, state) for state in states]
             if all(map(_is_over, found)):
                 return
-            time.sleep(every)
 
-    session.output.watch(_STATE, look(), key=("node_id", "preload"), told="state")
+    session.output.watch(_STATE, looks(), key=("node_id", "preload"), told="state")
     return 0 if all(state["state"] == "ready" for state in found) else exits.FAILED
 
 
@@ -217,11 +228,39 @@ def _pages(api: Api, path: str, key: str, filters: dict[str, str | None]) -> Ite
         url = page.get("next")
 
 
-def _states(api: Api, preloads: Sequence[str]) -> list[Document]:
-    """How far each node is with each preload, these or all active ones."""
-    ids = preloads or [each["id"] for each in _pages(api, "/v2/preloads", "preloads", {"status": "active"})]
+def _as_long_as_it_takes(look: Callable[[], T], every: float) -> Iterator[T]:
+    """What each ``look`` finds. An API that went away is told of once, and waited for; it may be restarted.
+
+    One that was never there may be the wrong one, and no waiting changes a refusal: those are raised.
+    """
+    from storelib.exceptions import StoreError
+
+    reached, failures = False, 0
+    while True:
+        try:
+            found = look()
+        except StoreError as error:
+            if not (reached and error.transient):
+                raise
+            failures += 1
+            if failures == 1:
+                warn(f"waiting for the image API: {error}")
+        else:
+            if failures:
+                warn("the image API answers again")
+            reached, failures = True, 0
+            yield found
+        time.sleep(max(every, min(every * 2 ** min(failures, 10), _LONGEST_PAUSE)))
+
+
+def _active(api: Api) -> list[str]:
+    return [each["id"] for each in _pages(api, "/v2/preloads", "preloads", {"status": "active"})]
+
+
+def _states(api: Api, preloads: Iterable[str]) -> list[Document]:
+    """How far each node is with each of these preloads."""
     found = []
-    for preload_id in ids:
+    for preload_id in preloads:
         path = _path("/v2/preloads", preload_id)
         facts = api.ask("GET", path)
         size = None if facts["status"] != "active" else _size(api, facts["image"])

@@ -13,7 +13,9 @@ import urllib.request
 
 import pytest
 
+from storelib.cli.image import client
 from storelib.cli.output import Output, percentage
+from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StoreError
 
 INI = """
 [storelib]
@@ -152,6 +154,53 @@ def test_a_watch_of_one_that_was_cancelled_ends_too(run, plain, node, image):
     assert answer.code == 1
     [line] = answer.out.decode().splitlines()
     assert line.split("\t")[2] == "cancelled"
+
+
+class Flaky:
+    """An image API of one preload, whose answers are these states or refusals, in order."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.answers = list(answers)
+        monkeypatch.setattr(client.Api, "ask", self.ask)
+
+    def ask(self, method, path):
+        if path.startswith("/v2/images/"):
+            return {"size": 1000}
+        if path.endswith("?status=active"):
+            # One that is over is in no list of active ones.
+            return {"preloads": [{"id": "p"}] if self.answers[0] == "fetching" else []}
+        answer = self.answers.pop(0)
+        if isinstance(answer, StoreError):
+            raise answer
+        states = [{"node_id": "n", "node": "n1", "state": answer, "done": 1, "from_source": 1, "from_peers": 0}]
+        return {"id": "p", "status": "active", "image": "i", "states": states}
+
+
+AWAY = RemoteServiceUnavailable("nothing responds")
+
+
+def test_a_watch_waits_for_an_api_that_is_away(storelib, no_variables, monkeypatch):
+    Flaky(monkeypatch, "fetching", AWAY, AWAY, "fetching", AWAY, "ready")
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    answer = storelib("preload", "status", "--watch", "--format", "plain")
+    assert (answer.code, [line.split(b"\t")[2] for line in answer.out.splitlines()]) == (0, [b"fetching 0 %", b"ready"])
+    assert [line.partition(": ")[2] for line in answer.err.splitlines()] == [
+        "waiting for the image API: nothing responds",
+        "the image API answers again",
+    ] * 2
+    assert pauses == [2, 4, 8, 2, 4]
+
+
+@pytest.mark.parametrize(("refusal", "code"), [(Forbidden("no"), 6), (NotFound("gone"), 3), (StoreError("?"), 1)])
+def test_a_watch_ends_where_waiting_changes_nothing(storelib, no_variables, monkeypatch, refusal, code):
+    Flaky(monkeypatch, "fetching", refusal)
+    assert storelib("preload", "status", "p", "--watch", "--every", "0.1").code == code
+
+
+def test_a_watch_does_not_wait_for_an_api_that_was_never_there(storelib, no_variables, monkeypatch):
+    Flaky(monkeypatch, AWAY)
+    assert storelib("preload", "status", "p", "--watch").code == 7
 
 
 @pytest.mark.parametrize("arguments", [(), ("--group", "racks", "--all"), ("--node", "n1", "--group", "racks")])
