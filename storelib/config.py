@@ -56,8 +56,8 @@ TRANSFER_MEMORY = cfg.IntOpt(
 )
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-# Groups with a meaning of their own, and options of oslo.config that a group of the same name would hide.
-_NOT_IDS = (
+#: Groups with a meaning of their own, and options of oslo.config that a group of the same name would hide.
+NOT_IDS = (
     *(SHARED, "default", "config_file", "config_dir", "config_source"),
     *("api", "database", "healthcheck", "keystone_authtoken", "oslo_middleware", "oslo_policy"),
     *("key_manager", "barbican", "barbican_service_user"),
@@ -284,7 +284,7 @@ class Configuration(OptionReader):
             group = setting.group
             if group in seen or group.startswith(_RESERVED_PREFIX):
                 continue
-            near = [] if group.lower() in _NOT_IDS else difflib.get_close_matches(group, [*stores, SHARED], n=1)
+            near = [] if group.lower() in NOT_IDS else difflib.get_close_matches(group, [*stores, SHARED], n=1)
             if setting.key not in drivers and not (near and setting.key in general):
                 continue
             seen.add(group)
@@ -567,7 +567,7 @@ def _check_entries(entries: Sequence[StoreEntry], where: str) -> None:
             raise BadStoreConfiguration(
                 f"{where}: {name!r} is not a store id; expected 1 to 64 letters, digits, '_', '.' or '-'"
             )
-        if name.lower() in _NOT_IDS:
+        if name.lower() in NOT_IDS:
             raise BadStoreConfiguration(f"{where}: a store cannot be called {name}, that name has a meaning already")
         if name.lower() in seen:
             # oslo.config takes [Fast] and [fast] for one group.

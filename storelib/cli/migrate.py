@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from oslo_config import cfg
 
 from storelib.cli.migrate_api import MARK, api_lines, assignment, remark
-from storelib.config import DEFAULT_STORE, SHARED, STORES, Setting
+from storelib.config import DEFAULT_STORE, NOT_IDS, SHARED, STORES, Setting
 from storelib.driver import STORE_OPTIONS
 from storelib.exceptions import BadStoreConfiguration
 from storelib.plugins import driver_classes
@@ -49,10 +49,10 @@ RESERVED = ("os_glance_staging_store", "os_glance_tasks_store")
 def migrated(settings: Sequence[Setting], name: str) -> tuple[str, int]:
     """The text of the new file, and how many remarks it has about what could not be migrated."""
     groups = {setting.group for setting in settings}
-    if SHARED in groups:
-        raise BadStoreConfiguration(f"{name} has a group [{SHARED}]: it is in storelib's form already")
     # Glance takes an empty list for none, too.
     backends = (_last(settings, "DEFAULT", "enabled_backends") or "").strip() or None
+    if SHARED in groups and SHARED not in [store for store, _ in _entries(backends or "")]:
+        raise BadStoreConfiguration(f"{name} has a group [{SHARED}]: it is in storelib's form already")
     if backends is None and OLD not in groups:
         raise BadStoreConfiguration(f"{name} has neither a group [{OLD}] nor enabled_backends: nothing to migrate")
     lines = [f"# Made from {name} by storelib config migrate.", *_Migration(settings, backends).lines()]
@@ -67,7 +67,9 @@ class _Migration:
         self.several = backends is not None
         self.installed = driver_classes()
         listed = backends if backends is not None else _last(settings, OLD, "stores") or "file,http"
-        self.stores = [_entry(item) for item in listed.split(",") if item.strip()]
+        self.stores = _entries(listed)
+        #: What each store is called here, which is not always what it was called there.
+        self.ids = {name: _free_id(name, self.stores) for name, _ in self.stores}
 
     def lines(self) -> Iterator[str]:
         """The lines of the new file."""
@@ -76,7 +78,8 @@ class _Migration:
         yield from self._head()
         yield from self._options(shared, self.stores, {"stores", "default_store", "default_backend"})
         for name, driver in self.stores:
-            yield from ("", f"[{name}]" if driver in self.installed else f"# [{name}]")
+            group = f"[{self.ids[name]}]"
+            yield from ("", group if driver in self.installed else f"# {group}")
             yield from self._group(name, driver, shared)
         for name in RESERVED:
             if any(setting.group == name for setting in self.settings):
@@ -95,12 +98,16 @@ class _Migration:
         for name, driver in self.stores:
             if driver not in self.installed:
                 yield f"{MARK}store {name} is left out: there is no driver {driver} here"
-        yield f"{STORES.dest} = " + ", ".join(name if name == driver else f"{name}:{driver}" for name, driver in usable)
+        for name in (name for name, _ in usable if self.ids[name] != name):
+            yield f"{MARK}store {name} is called {self.ids[name]} here, since [{name}] has a meaning of its own;"
+            yield "# 'storelib db import-glance' goes by that, but clients that name the store have to be told"
+        listed = [(self.ids[name], driver) for name, driver in usable]
+        yield f"{STORES.dest} = " + ", ".join(name if name == driver else f"{name}:{driver}" for name, driver in listed)
         wanted = _last(self.settings, OLD, "default_backend" if self.several else "default_store")
         if not self.several:
             wanted = DRIVERS.get(wanted or "file", wanted or "file")
-        if wanted in [name for name, _ in usable]:
-            yield f"{DEFAULT_STORE.dest} = {wanted}"
+        if wanted is not None and wanted in [name for name, _ in usable]:
+            yield f"{DEFAULT_STORE.dest} = {self.ids[wanted]}"
         else:
             yield f"{MARK}the default store {wanted or ''} is not among the stores; now the first of them is it"
 
@@ -129,6 +136,18 @@ class _Migration:
 
 def _names(option: cfg.Opt) -> list[str]:
     return [option.dest, option.name, *(old.name for old in option.deprecated_opts if old.name)]
+
+
+def _entries(listed: str) -> list[tuple[str, str]]:
+    return [_entry(item) for item in listed.split(",") if item.strip()]
+
+
+def _free_id(name: str, stores: Iterable[tuple[str, str]]) -> str:
+    """The name, or one like it where that is none for a store here."""
+    taken = {*NOT_IDS, *(other.lower() for other, _ in stores if other != name)}
+    while name.lower() in taken:
+        name += "-store"
+    return name
 
 
 def _entry(item: str) -> tuple[str, str]:

@@ -115,6 +115,20 @@ def test_the_groups_of_reserved_stores_are_kept(migrate, places):
     assert "[os_glance_staging_store]\nfilesystem_store_datadir = /srv/staging\n" in (places / "new.ini").read_text()
 
 
+@pytest.mark.parametrize("name", ["storelib", "api", "DATABASE"])
+def test_a_store_whose_group_has_a_meaning_here_gets_another_name(migrate, places, name):
+    datadir = f"filesystem_store_datadir = {places}"
+    answer = migrate(
+        f"[DEFAULT]\nenabled_backends = {name}:file, {name}-store:file\n[glance_store]\ndefault_backend = {name}\n"
+        f"[{name}]\n{datadir}/a\n[{name}-store]\n{datadir}/b\n"
+    )
+    found = Configuration(load_file("new.ini"))
+    assert [entry.name for entry in found.entries] == [f"{name}-store-store", f"{name}-store"]
+    assert found.default == f"{name}-store-store"
+    assert f"[{name}-store-store]\n{datadir}/a\n" in (places / "new.ini").read_text()
+    assert "look at 1 comments" in answer.err
+
+
 def test_an_old_default_that_changed_is_written_down(migrate, places):
     migrate("[glance_store]\nstores = file\n")
     assert "filesystem_store_datadir = /var/lib/glance/images" in (places / "new.ini").read_text()
