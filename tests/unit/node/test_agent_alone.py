@@ -293,6 +293,21 @@ def test_a_published_file_that_was_cut_is_mended_out_of_sight_also_after_a_kill(
     assert module.Copy(record, world.agent._workshop).phase is Phase.QUEUED
 
 
+def test_a_file_that_was_changed_in_place_is_mended_once_it_is_removed(world):
+    image = world.publish("first")
+    world.know(document_of("first"))
+    world.answer = {"jobs": [document_of("first")]}
+    world.agent._direct = engine = Nothing()
+    with open(world.images / "first", "r+b") as file:
+        file.write(b"y")
+    (world.images / "first").unlink()
+
+    world.until(lambda: engine.added)
+
+    assert (image.phase, engine.added) == (Phase.FETCHING, [[False]])
+    assert os.listdir(world.images) == []
+
+
 @pytest.mark.parametrize("layout", ["directory", "nova"])
 def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout):
     object.__setattr__(world.agent._settings, "layout", layout)
