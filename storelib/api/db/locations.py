@@ -105,7 +105,7 @@ class Locations(Table):
 
     @reads
     def is_shared(self, connection: Connection, uri: str, image_id: str) -> bool:
-        """Whether another image has a location with this URI; looks at every location."""
+        """Whether another image has a location with this URI."""
         others = sa.select(c.id).where(c.uri == uri, c.image_id != image_id, _ACTIVE).limit(1)
         return connection.execute(others).first() is not None
 

@@ -159,7 +159,8 @@ def _build_indexes(connection: Connection) -> None:
             else quote(column.name)
             for column in index.columns
         ]
-        place = f"{quote(table)} ({', '.join(columns)})"
+        method = index.dialect_options["postgresql"]["using"] or "btree"
+        place = f"{quote(table)} USING {method} ({', '.join(columns)})"
         connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(name)}")
         connection.exec_driver_sql(f"CREATE {kind} CONCURRENTLY {quote(name)} ON {place}")
 

@@ -144,7 +144,7 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
 def _is_of_others(core: Core, image_id: str, location: ImageLocation) -> bool:
     """Whether another image has the same data, which services and administrators may have named for several.
 
-    Not asked of what a store was given for this image, which is called like it: every location is looked at for it.
+    Not asked of what a store was given for this image, which is called like it.
     """
     return image_id not in location.uri and core.repository.locations.is_shared(location.uri, image_id)
 

@@ -13,7 +13,15 @@ from storelib.api.db import Repository, holdings, search
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import sync
 from storelib.api.db.records import Caller, Query, SortKey, TaskQuery
-from storelib.api.db.schema import SORTED_BY, image_members, image_properties, image_tags, images, tasks
+from storelib.api.db.schema import (
+    SORTED_BY,
+    image_locations,
+    image_members,
+    image_properties,
+    image_tags,
+    images,
+    tasks,
+)
 
 FEW, MANY = 1000, 4000
 CALLERS = {
@@ -74,6 +82,8 @@ def made(directory, count: int) -> Database:
     def insert(connection):
         connection.execute(images.insert(), rows)
         connection.execute(image_tags.insert(), [{"image_id": key, "tag": tag} for tag, key in tags])
+        locations = [{"image_id": key, "position": 0, "uri": f"x://{key}", "metadata": "{}"} for key in keys]
+        connection.execute(image_locations.insert(), locations)
         properties = [{"image_id": key, "name": "distro", "value": "ubuntu", "head": "ubuntu"} for key in keys]
         connection.execute(image_properties.insert(), properties)
         connection.execute(
@@ -173,6 +183,11 @@ class TestWork:
             query = TaskQuery(**more, sort_key=key, sort_dir=direction, limit=10)
             few, many = steps(lambda repository, query=query: repository.tasks.list(query))
             assert is_flat(few, many), (more, key, direction, few, many)
+
+
+def test_who_else_has_a_location_takes_as_much_out_of_many_as_out_of_few(steps):
+    few, many = steps(lambda repository: repository.locations.is_shared("x://nothing", "another"))
+    assert is_flat(few, many), (few, many)
 
 
 def test_a_quota_is_checked_with_as_much_for_an_owner_of_many_images_as_of_few(steps):

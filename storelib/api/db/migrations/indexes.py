@@ -17,12 +17,12 @@ _WAIT, _PAUSE, _ATTEMPTS = 2, 0.5, 60
 _BUSY = frozenset({1205, 1213})
 
 
-def add_index(name: str, table: str, columns: Sequence[str]) -> None:
+def add_index(name: str, table: str, columns: Sequence[str], *, prefix: int | None = None) -> None:
     """Index a table that exists already, and is described so in ``schema.py``.
 
     PostgreSQL would keep all who write it waiting, and SQLite all others until the whole migration is done, so that
     ``migrate.sync`` builds it there behind the migration. MySQL and MariaDB build it beside those who write; as they
-    commit each, one that is there is of a migration that was interrupted.
+    commit each, one that is there is of a migration that was interrupted. There it has ``prefix`` characters of a text.
     """
     connection = op.get_bind()
     kind = connection.dialect.name
@@ -36,10 +36,12 @@ def add_index(name: str, table: str, columns: Sequence[str]) -> None:
     if kind == "sqlite":
         op.create_index(name, table, list(columns))
     else:
-        _add_between_others(connection, name, table, columns)
+        _add_between_others(connection, name, table, columns, prefix)
 
 
-def _add_between_others(connection: sa.Connection, name: str, table: str, columns: Sequence[str]) -> None:
+def _add_between_others(
+    connection: sa.Connection, name: str, table: str, columns: Sequence[str], prefix: int | None
+) -> None:
     """Make the index on MySQL or MariaDB, which needs a moment without others' transactions at its beginning and end.
 
     All others wait for it while it waits for one of them; and MariaDB does not notice when that one waits for it, too.
@@ -48,7 +50,7 @@ def _add_between_others(connection: sa.Connection, name: str, table: str, column
     connection.execute(sa.text(f"SET SESSION lock_wait_timeout = {_WAIT}, innodb_lock_wait_timeout = {_WAIT}"))
     for attempt in itertools.count(1):
         try:
-            op.create_index(name, table, list(columns))
+            op.create_index(name, table, list(columns), mysql_length=prefix, mariadb_length=prefix)
             return
         except sa.exc.OperationalError as error:
             code = error.orig.args[0] if error.orig is not None and error.orig.args else None
