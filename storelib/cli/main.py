@@ -157,4 +157,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if type(error).__module__ == "builtins" and not isinstance(error, OSError):
+        # A mistake of ours or of a library: its text alone may be a mere word, such as the key that is missing.
+        return f"unexpected {type(error).__name__}: {error}; --verbose tells more"
     return str(error) or type(error).__name__

@@ -36,7 +36,7 @@ class Output:
         if self.json:
             print_line(json.dumps(record, default=str))
             return
-        width = max(map(len, record)) + 2
+        width = max(map(len, record), default=0) + 2
         for name, value in record.items():
             print_line(f"{name + ':':{width}}{_plain(value)}")
 

@@ -56,6 +56,13 @@ _ERRORS: dict[int, type[StoreError]] = {
 Document = dict[str, Any]
 
 
+class Told(dict[str, Any]):
+    """An object that an image API told of. What it should have in it, and has not, is an error of storelib."""
+
+    def __missing__(self, name: str) -> Any:
+        raise StoreError(f"what responds is no image API, or another one than this command knows: it tells no {name}")
+
+
 class Api:
     """One image API. ``timeout`` is how many seconds it may be silent."""
 
@@ -134,15 +141,20 @@ class Api:
             raise RemoteServiceUnavailable(f"{self.url} was lost: {_reason(error)}") from error
 
     def ask(self, method: str, path: str, document: Any = None, kind: str = "application/json") -> Any:
-        """Send a JSON document, or none; returns the decoded one that comes back, or None."""
+        """Send a JSON document, or none; returns the decoded one that comes back, or None where there is no body."""
         body = None if document is None else json.dumps(document).encode()
         response = self.send(method, path, body=body, headers={"Content-Type": kind} if body is not None else None)
-        if not response.data or "json" not in response.headers.get("Content-Type", ""):
+        if not response.data and method != "GET":
             return None
         try:
-            return json.loads(response.data)
+            found = json.loads(response.data, object_hook=Told)
         except ValueError as error:
-            raise StoreError(f"{self.url} responds to {method} with what is not JSON") from error
+            raise StoreError(
+                f"what responds at {self.url} is no image API: not with JSON to {method} {path}"
+            ) from error
+        if not isinstance(found, Told):
+            raise StoreError(f"what responds at {self.url} is no image API: with no object to {method} {path}")
+        return found
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -179,8 +191,8 @@ class Api:
         if not found:
             raise NotFound(f"there is no image with the id or name {name_or_id!r}")
         if len(found) > 1:
-            ids = ", ".join(image["id"] for image in found[:8])
-            raise Invalid(f"there are {len(found)} images with the name {name_or_id!r}: say which by id ({ids}...)")
+            ids = ", ".join(image["id"] for image in found[:8]) + ", ..." * (len(found) > 8)
+            raise Invalid(f"there are {len(found)} images with the name {name_or_id!r}: say which by id ({ids})")
         return found[0]
 
     def patch(self, image_id: str, operations: list[Document]) -> Document:

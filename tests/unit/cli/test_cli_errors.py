@@ -68,3 +68,12 @@ def test_what_names_itself_is_not_named_twice(storelib, uri, places):
     assert answer.code == 3
     assert answer.err.count("store archive") == 1
     assert f"{places}/archive" in answer.err
+
+
+def test_what_nobody_thought_of_is_told_with_its_type(storelib, monkeypatch):
+    def fail(self):
+        raise KeyError("images")
+
+    monkeypatch.setattr(FilesystemStore, "images", fail)
+    answer = storelib("ls")
+    assert (answer.code, answer.err) == (1, "storelib: unexpected KeyError: 'images'; --verbose tells more\n")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -600,6 +601,14 @@ def test_a_server_that_is_silent_is_given_up(storelib):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         answer = storelib("image", "--url", url, "--timeout", "0.2", "list")
     assert answer.code == 7
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b""])
+@pytest.mark.parametrize("command", [["image", "list"], ["image", "stores"], ["preload", "list"]])
+def test_what_is_no_image_api_is_told(storelib, monkeypatch, answer, command):
+    monkeypatch.setattr(client.Api, "send", lambda *arguments, **options: SimpleNamespace(data=answer))
+    found = storelib(*command)
+    assert (found.code, "is no image API" in found.err, found.err.count("\n")) == (1, True, 1)
 
 
 def test_keystone_that_does_not_answer_is_code_7_without_the_password(storelib, monkeypatch):
