@@ -131,6 +131,7 @@ class _Visible(logging.Formatter):
 
 def main() -> NoReturn:
     """Run the command line and exit; the console script ``storelib``."""
+    _open_closed_streams()
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible("storelib: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -139,6 +140,18 @@ def main() -> NoReturn:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _terminate)
     sys.exit(run())
+
+
+def _open_closed_streams() -> None:
+    """Have stdin, stdout and stderr where whoever started this has closed them.
+
+    The next file that is opened would get the number of one, and print() writes to stdout where there is no stderr.
+    Reading the one and writing results to the other still fail.
+    """
+    for name, mode, way in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, way)
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115  (open as long as the process)
 
 
 def _drop_stdout() -> None:

@@ -119,8 +119,9 @@ def print_line(text: str) -> None:
 
 
 def warn(sentence: str) -> None:
-    """One line on stderr, under the command's name."""
-    print(f"storelib: {visible(' '.join(sentence.split()))}", file=sys.stderr)  # noqa: T201
+    """One line on stderr, under the command's name; none where that takes none, as a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(f"storelib: {visible(' '.join(sentence.split()))}", file=sys.stderr)  # noqa: T201
 
 
 def visible(text: str) -> str:

@@ -186,6 +186,19 @@ def test_output_that_finds_no_room_is_a_failure(places):
     assert (answer.returncode, answer.stderr) == (1, b"storelib: No space left on device\n")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_or_full_changes_nothing_else(places, closed):
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "stat", f"file://{places}/fast/x"]
+    answer = subprocess.run(command, cwd=places, capture_output=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr.count(b"\n")) == (3, b"", "2>" not in closed)
+
+
+def test_results_that_stdout_is_closed_for_are_a_failure(places):
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "stores"]
+    answer = subprocess.run(command, cwd=places, capture_output=True, check=False)
+    assert (answer.returncode, answer.stderr) == (1, b"storelib: Bad file descriptor\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_add_that_is_interrupted_leaves_nothing(places, number, code):
     reader, writer = os.pipe()
