@@ -39,11 +39,11 @@ def audit(session: Session, deep: bool, older_than: float, rate: float | None) -
         from storelib.api.auditing import KINDS, Audit
         from storelib.api.config import read_options
         from storelib.api.service.pace import Pace
-        from storelib.registry import open_store
+        from storelib.api.service.staging import open_staging
 
         conf = configuration(session)
         directory = read_options(conf).staging_dir
-        staging = open_store("file", "staging", filesystem_store_datadir=directory) if directory else None
+        staging = open_staging(directory) if directory else None
         with repository(session) as tables, _progress(session, deep) as progress:
             work = Audit(
                 tables,

@@ -42,7 +42,7 @@ class Target:
             self._directory.mkdir(parents=True, exist_ok=True)
             same = own.stat().st_dev == self._directory.stat().st_dev
         except OSError as error:
-            raise BadStoreConfiguration(f"[node] state_dir, target_dir: {error.strerror}") from error
+            raise BadStoreConfiguration(f"[node] state_dir, target_dir: {error.strerror}: {error.filename}") from error
         if not same:
             raise BadStoreConfiguration("[node] state_dir has to be in the file system of target_dir")
 

@@ -33,13 +33,21 @@ from storelib.api.service.material import Material, material_of
 from storelib.api.service.tasks import STAGED, STAGED_DIGESTS
 from storelib.driver import ImageData, Store
 from storelib.drivers.filesystem.location import FileLocation
-from storelib.exceptions import Invalid, NotFound, StoreError
+from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
 from storelib.registry import open_store
 from storelib.system_calls import has_reflinks
 from storelib.transfer.contract import Digests
 
 #: Directory for work on images, within that of staged data.
 WORK = ".work"
+
+
+def open_staging(directory: str) -> Store[Any]:
+    """The store in ``staging_dir``; raises BadStoreConfiguration where there cannot be one."""
+    try:
+        return open_store("file", "os_glance_staging_store", filesystem_store_datadir=directory)
+    except StoreError as error:
+        raise BadStoreConfiguration(f"[api] staging_dir = {directory}: {error}") from error
 
 
 class Staging:
@@ -52,7 +60,7 @@ class Staging:
         self._work: str | None = None
         directory = core.options.staging_dir
         if directory:
-            self._store = open_store("file", "os_glance_staging_store", filesystem_store_datadir=directory)
+            self._store = open_staging(directory)
             # No image is called like this, and none is looked for in there.
             self._work = os.path.join(directory, WORK)
 

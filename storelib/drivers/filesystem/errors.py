@@ -59,7 +59,12 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     """The error of storelib for an OSError; what cannot be read or removed has a ``refusal`` before."""
     if not isinstance(error, OSError):
         return None
-    number, text = error.errno or 0, f"{subject}: {error.strerror or error}"
+    number, place = error.errno or 0, str(error.filename or "")
+    # Most files are opened by names in a directory that is open, which tell nobody where that is.
+    where = (
+        f": {place}" if place.startswith("/") and not place.startswith("/proc/self/") and place not in subject else ""
+    )
+    text = f"{subject}: {error.strerror or error}{where}"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return NotFound(f"{text}; is the data directory there?")
     return next((kind for numbers, kind in _KINDS if number in numbers), StoreError)(text)

@@ -77,3 +77,17 @@ def test_what_nobody_thought_of_is_told_with_its_type(storelib, monkeypatch):
     monkeypatch.setattr(FilesystemStore, "images", fail)
     answer = storelib("ls")
     assert (answer.code, answer.err) == (1, "storelib: unexpected KeyError: 'images'; --verbose tells more\n")
+
+
+def test_a_directory_that_cannot_be_made_is_named(storelib, places):
+    (places / "storelib.ini").write_text("[storelib]\nstores = file\nfilesystem_store_datadir = /proc/images\n")
+    assert "No such file or directory: /proc/images" in storelib("add", "storelib.ini").err
+
+
+@pytest.mark.parametrize("command", ["audit", "serve"])
+def test_a_staging_dir_that_cannot_be_made_is_named(storelib, places, command):
+    with (places / "storelib.ini").open("a") as file:
+        file.write(f"[database]\nconnection = sqlite:///{places}/db\n[api]\nstaging_dir = /proc/staging\n")
+    storelib("db", "sync")
+    answer = storelib(command)
+    assert (answer.code, "[api] staging_dir = /proc/staging: " in answer.err) == (2, True)

@@ -240,4 +240,5 @@ def _enqueue(keeper: Keeper, image_id: str) -> Keeper:
 
 
 def _unusable(error: OSError) -> Unavailable:
-    return Unavailable(f"the image cache cannot be used now: {error.strerror or 'no reason is known'}")
+    why = error.strerror or "no reason is known"
+    return Unavailable(f"the image cache ([api] image_cache_dir) cannot be used now: {why}")
