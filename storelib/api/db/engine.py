@@ -112,6 +112,9 @@ class Database:
     def __repr__(self) -> str:
         return f"Database({shown(self.url)!r})"
 
+    def __str__(self) -> str:
+        return shown(self.url)
+
     def read(self, work: Callable[[Connection], _T]) -> _T:
         """Return what ``work`` finds; every statement in it sees the same moment. It may be run again.
 

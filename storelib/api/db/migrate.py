@@ -77,20 +77,20 @@ def version(url: str | URL) -> Version:
 def check(database: Database) -> None:
     """Raise SchemaOutOfDate unless the tables are what this storelib needs."""
     if _absent(database):
-        raise SchemaOutOfDate(f"{database!r} does not exist; run: storelib db sync")
+        raise SchemaOutOfDate(f"{database} does not exist; run: storelib db sync")
     current, head = database.read(_version)
     if current == head:
         # Its lists name their indexes.
         if database.kind == "sqlite" and database.read(_missing_on_sqlite):
-            raise SchemaOutOfDate(f"{database!r} has not all indexes that this storelib needs; run: storelib db sync")
+            raise SchemaOutOfDate(f"{database} has not all indexes that this storelib needs; run: storelib db sync")
         return
     if current is None:
-        raise SchemaOutOfDate(f"{database!r} has no tables of storelib; run: storelib db sync")
+        raise SchemaOutOfDate(f"{database} has no tables of storelib; run: storelib db sync")
     if current not in {script.revision for script in _script().walk_revisions()}:
         raise SchemaOutOfDate(
-            f"{database!r} is at revision {current}, which this storelib does not know: a newer one made it"
+            f"{database} is at revision {current}, which this storelib does not know: a newer one made it"
         )
-    raise SchemaOutOfDate(f"{database!r} is at revision {current}, this storelib needs {head}; run: storelib db sync")
+    raise SchemaOutOfDate(f"{database} is at revision {current}, this storelib needs {head}; run: storelib db sync")
 
 
 def prepare(database: Database) -> None:
@@ -235,7 +235,7 @@ def _refuse_foreign_tables(connection: Connection, database: Database) -> None:
     ours = set(metadata.tables) & set(sa.inspect(connection).get_table_names())
     if ours:
         raise BadDatabase(
-            f"{database!r} has tables of another program or of a broken migration: {', '.join(sorted(ours))}; "
+            f"{database} has tables of another program or of a broken migration: {', '.join(sorted(ours))}; "
             "give storelib a database of its own"
         )
 

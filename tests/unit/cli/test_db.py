@@ -43,7 +43,7 @@ def test_version_makes_nothing(storelib, database):
 
 def test_check_says_what_to_run(storelib, database):
     answer = storelib("db", "check")
-    assert (answer.code, "storelib db sync" in answer.err) == (2, True)
+    assert (answer.code, f"{database} does not exist; run: storelib db sync" in answer.err) == (2, True)
     assert not database.exists()
 
 
