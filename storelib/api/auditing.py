@@ -20,7 +20,7 @@ from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
 from storelib.api.service.pace import Pace
 from storelib.capabilities import Capability
-from storelib.driver import Store
+from storelib.driver import ImageInfo, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
 from storelib.registry import Registry
 from storelib.transfer.digests import new_hasher
@@ -154,17 +154,17 @@ class Audit:
     # -- listings -----------------------------------------------------------------------------------------------------
 
     def _list(self, found: sqlite3.Connection, store: Store[Any], name: str) -> Iterator[Finding]:
-        try:
-            images = iter(store.list_images())
-            while batch := list(islice(images, _BATCH)):
-                rows = ((name, _plain(store, info.uri), info.size, info.image_id) for info in batch)
-                found.execute("BEGIN")
-                found.executemany("INSERT OR REPLACE INTO found (store, uri, size, image_id) VALUES (?, ?, ?, ?)", rows)
-                found.execute("COMMIT")
-                self.counts.stored += len(batch) if name != STAGING else 0
-        except StoreError as error:
+        failures: list[StoreError] = []
+        images = _until_failure(store, failures)
+        while batch := list(islice(images, _BATCH)):
+            rows = [(name, uri, info.size, info.image_id) for uri, info in batch]
+            found.execute("BEGIN")
+            found.executemany("INSERT OR REPLACE INTO found (store, uri, size, image_id) VALUES (?, ?, ?, ?)", rows)
+            found.execute("COMMIT")
+            self.counts.stored += len(batch) if name != STAGING else 0
+        for error in failures:
             yield Finding("unchecked", None, name, None, f"its images cannot be listed: {error}")
-        else:
+        if not failures:
             self._listed.add(name)
 
     # -- images -------------------------------------------------------------------------------------------------------
@@ -376,6 +376,15 @@ class Audit:
                     yield Finding("leftover", item.image_id, store.name, None, f"{item.name}, {item.size} bytes")
         except StoreError as error:
             yield Finding("unchecked", None, store.name, None, f"its leftovers cannot be listed: {error}")
+
+
+def _until_failure(store: Store[Any], failures: list[StoreError]) -> Iterator[tuple[str, ImageInfo]]:
+    """The images of a store with their URIs; an error ends them, behind all that were listed before."""
+    try:
+        for info in store.list_images():
+            yield _plain(store, info.uri), info
+    except StoreError as error:
+        failures.append(error)
 
 
 def _rows(found: sqlite3.Connection) -> Iterable[tuple[str, str, int, str | None]]:

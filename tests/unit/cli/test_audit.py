@@ -226,6 +226,18 @@ def test_a_store_that_does_not_answer(place, monkeypatch):
     assert found == [("unchecked", None, "fast"), ("unchecked", image_id, "fast")]
 
 
+def test_what_was_listed_before_a_place_that_is_away_counts(place, monkeypatch):
+    place.registry["fast"].add("nobody", DATA)
+    images = place.registry["fast"].images
+
+    def list_then_fail():
+        yield from images()
+        raise RemoteServiceUnavailable("the other directory is away")
+
+    monkeypatch.setattr(place.registry["fast"], "images", list_then_fail)
+    assert place.findings() == [("unchecked", None, "fast"), ("orphan", "nobody", "fast")]
+
+
 def test_data_that_is_cut_while_it_is_read(place, monkeypatch):
     image_id = place.image()
 
