@@ -202,8 +202,8 @@ def test_gc_of_one_id_costs_the_same_among_few_images_and_many(tmp_path, levels)
 
         calls.append(sum(calls_of(collect).values()))
         assert len(list(store.list_images())) == count
-    # The loops of other threads that are waited for differ a little.
-    assert calls[1] < calls[0] + 20
+    # The loops of other threads that are waited for differ a little; one call for each image would be 297 more.
+    assert calls[1] < calls[0] + 100
 
 
 def test_gc_finds_what_lies_beside_images_and_the_room_for_what_lies_aside_goes_with_the_last(datadir):
