@@ -111,7 +111,10 @@ class Place:
     def move(self, source: str = "old", target: str = "new", **options) -> dict[str, str]:
         """What became of each image."""
         work = Move(self.service, source, target, **{"linger": 0, **options})
-        return {each.image_id: each.state for each in work.run()}
+        results = list(work.run())
+        # Shown where a test failed.
+        print(*results, sep="\n")
+        return {each.image_id: each.state for each in results}
 
     def where(self, image_id: str) -> list[str]:
         return [location.metadata["store"] for location in self.repository.images.get(image_id).locations]
