@@ -127,7 +127,7 @@ class S3Server(ScriptedServer):
         upload = f"upload{len(self.uploads)}"
         kept = {name: value for name, value in request.headers.items() if name.startswith("x-amz-meta-")}
         self.uploads[upload] = (key, kept, {})
-        return document("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>")
+        return document("InitiateMultipartUploadResult", f"<Key>{escape(key)}</Key><UploadId>{upload}</UploadId>")
 
     def _part(self, request, key, query):
         if query["uploadId"] not in self.uploads:
@@ -143,14 +143,15 @@ class S3Server(ScriptedServer):
         refused = self._store(request, key, body, kept)
         if refused is None:
             del self.uploads[query["uploadId"]]
-        return refused or document("CompleteMultipartUploadResult", "<ETag>&quot;abc-2&quot;</ETag>")
+        told = f"<Key>{escape(key)}</Key><ETag>&quot;abc-2&quot;</ETag>"
+        return refused or document("CompleteMultipartUploadResult", told)
 
     def _abort(self, request, key, query):
         return reply(204, OWN) if self.uploads.pop(query["uploadId"], None) else error(404, "NoSuchUpload")
 
     def _get(self, request, key, query):
         if key not in self.objects:
-            return reply(404) if request.method == "HEAD" else error(404, "NoSuchKey")
+            return reply(404) if request.method == "HEAD" else error(404, "NoSuchKey", escape(key))
         body, kept = self.objects[key]
         headers = {"ETag": etag(body), "Last-Modified": DATE, **kept}
         if request.method == "HEAD":
@@ -189,7 +190,8 @@ class S3Server(ScriptedServer):
         parts = self.uploads[query["uploadId"]][2]
         return document(
             "ListPartsResult",
-            "".join(
+            f"<Key>{escape(key)}</Key>"
+            + "".join(
                 f"<Part><PartNumber>{number}</PartNumber><Size>{len(body)}</Size><LastModified>{ISO}</LastModified></Part>"
                 for number, body in parts.items()
             ),

@@ -4,10 +4,11 @@
 import base64
 import hashlib
 import threading
+from urllib.parse import unquote
 
 import pytest
 import s3_server
-from s3_server import DATE, PAGE, S3Server, document, entry, error, etag
+from s3_server import DATE, ISO, PAGE, S3Server, document, entry, error, etag
 from scripted_server import reply
 
 from storelib.driver import Digests
@@ -644,6 +645,42 @@ def test_server_that_knows_neither_prefix_nor_delimiter_lists_and_loses_nothing_
         assert [info.image_id for info in store.list_images()] == ["a"]
         assert [item.image_id for item in store.gc(0)] == ["a"]
         assert set(server.uploads) == {"u pre/deeper/b", "u of others", "u prefix"}
+
+
+@pytest.mark.parametrize("image_id", ["not\ufffe", "nor\uffff", "but\U000ffffe"])
+def test_id_that_xml_cannot_write_is_one_like_any_other(image_id):
+    with S3Server() as server:
+        store = open_at(server)
+        for data in (b"data", LARGE):
+            uri = store.add(image_id, data).uri
+            assert [info.image_id for info in store.list_images()] == [image_id]
+            assert read(store, uri) == data
+            store.delete(uri)
+            with pytest.raises(NotFound):
+                read(store, uri)
+        assert not server.uploads
+
+
+@pytest.mark.parametrize("written", ["{}", "&#{:d};", "&#x{:X};"], ids=["plain", "decimal", "hexadecimal"])
+@pytest.mark.parametrize("code", [0x1, 0x1F, 0xFFFE])
+def test_leftovers_whose_names_xml_cannot_write_are_removed_with_all_others(code, written):
+    uploads = [f"a{chr(code)}", "b\t&\U0001f600"]
+    with S3Server() as server:
+        for key in uploads:
+            server.uploads[f"u {key[0]}"] = (key, {}, {})
+        told = written.format(chr(code)) if written == "{}" else written.format(code)
+        server._list_uploads = lambda *_: document(
+            "ListMultipartUploadsResult",
+            "".join(
+                f"<Upload><Key>{key}</Key><UploadId>u {key[0]}</UploadId><Initiated>{ISO}</Initiated></Upload>"
+                for key in (f"a{told}", "b&#9;&amp;&#x1F600;")
+            ),
+        )
+        assert [item.image_id for item in open_at(server).gc(0)] == uploads
+        assert not server.uploads
+        assert {unquote(request.target).partition("?")[0] for request in server.requests[1:]} == {
+            f"/images/{key}" for key in uploads
+        }
 
 
 def test_incomplete_image_is_an_error():

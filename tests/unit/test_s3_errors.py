@@ -85,6 +85,10 @@ def test_passing_error_of_the_server(code, status):
     assert found.transient
 
 
+def test_status_is_told_where_there_is_no_code():
+    assert "answered 502 to" in str(storelib_error(client_error("", 502), "the image"))
+
+
 def test_server_says_when_to_try_again():
     found = storelib_error(client_error("SlowDown", 503, headers={"retry-after": "7"}), "the image")
     assert found.retry_after == 7.0

@@ -289,6 +289,8 @@ class Bucket:
         # Behind botocore's own, which asks the server to say that a body is welcome: those of one operation come first.
         client.meta.events.register_last("before-call.s3", _expect_nothing)
         client.meta.events.register("before-parse.s3.GetObject", self._note_body)
+        # What is for all services comes before botocore's own, which parses as well.
+        client.meta.events.register("before-parse.*.*", _let_parse)
         client.meta.events.register("after-call.s3", self._check_answer)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client
@@ -374,6 +376,37 @@ def _expect_nothing(model: Any, params: dict[str, Any], **kwargs: object) -> Non
         params["headers"].pop("Expect", None)
 
 
+# -- Names that XML has no way to write -----------------------------------------------------------------------
+
+#: Characters that may be in keys and not in XML (XML 1.0, 2.2): servers write them all the same, plain or by number.
+_NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]|&#(?:x[0-9a-fA-F]{1,6}|[0-9]{1,7});")
+_NO_CHARACTERS = (*(set(range(0x20)) - set(b"\t\n\r")), 0xFFFE, 0xFFFF)
+#: What stands for them while an answer is parsed: characters for private use, 15 planes further up.
+_STAND_INS = {code: chr(0xF0000 + code) for code in _NO_CHARACTERS}
+_STOOD_FOR = {ord(stand_in): code for code, stand_in in _STAND_INS.items()}
+#: Says of a parsed answer that it has some.
+_HAS_STAND_INS = "StorelibStandIns"
+
+
+def _let_parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Keep one such name from making an answer unreadable, with all others that are in it."""
+    body = response_dict.get("body")
+    legal = _NOT_XML.sub(_stand_in, body) if isinstance(body, bytes) else body
+    if legal is not body and legal != body:
+        response_dict["body"] = legal
+        customized_response_dict[_HAS_STAND_INS] = True
+
+
+def _stand_in(match: re.Match[bytes]) -> bytes:
+    found = match[0]
+    if found.startswith(b"&#x"):
+        code = int(found[3:-1], 16)
+    else:
+        code = int(found[2:-1]) if found.startswith(b"&#") else ord(found.decode())
+    stand_in = _STAND_INS.get(code)
+    return found if stand_in is None else stand_in.encode()
+
+
 # -- Listings -------------------------------------------------------------------------------------------------
 
 #: Of each listing: its entries, what they must have, and where to go on, as the answer says it and as it is asked for.
@@ -406,6 +439,8 @@ def _listed(send: Callable[..., Any], operation: str) -> Iterator[dict[str, Any]
     while True:
         page = send(**where)
         entries = page.get(field) or ()
+        if page.get(_HAS_STAND_INS):
+            page, entries = _restored(page), [_restored(entry) for entry in entries]
         for entry in entries:
             if not all(isinstance(entry.get(name), kind) for name, kind in needed.items()):
                 raise BadAnswer(operation, f"an entry without {', '.join(needed)}")
@@ -421,6 +456,11 @@ def _listed(send: Callable[..., Any], operation: str) -> Iterator[dict[str, Any]
         places.pass_by(where)
         if entries:
             firsts.pass_by(entries[0])
+
+
+def _restored(told: Mapping[str, Any]) -> dict[str, Any]:
+    """With the characters that were in its texts."""
+    return {name: value.translate(_STOOD_FOR) if isinstance(value, str) else value for name, value in told.items()}
 
 
 class _Circle:

@@ -247,7 +247,7 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     code, operation = error_code(error), error.operation_name
     metadata = error.response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode") or 0)
-    text = f"{subject}: the server answered {code} to {operation}"
+    text = f"{subject}: the server answered {code or status} to {operation}"
     if refuses_extras(error):
         text += _option_at_fault(error, status)
     if status in (301, 400) and code in ("301", "400") and "x-amz-bucket-region" in metadata.get("HTTPHeaders", {}):
