@@ -86,7 +86,9 @@ __all__ = [
     "StoredImage",
     "Writer",
     "WriterCopy",
+    "check_expires",
     "check_image_id",
+    "tenants_of",
 ]
 
 LOG = logging.getLogger(__name__)
@@ -315,7 +317,10 @@ class Store(abc.ABC, Generic[L]):
         write_tenants: Sequence[str] = (),
         context: Context | None = None,
     ) -> None:
-        """Let everybody or these tenants read or write an image; raises AclsNotSupported."""
+        """Let everybody or these tenants read or write an image; raises AclsNotSupported.
+
+        A driver begins with ``tenants_of``.
+        """
         raise AclsNotSupported(f"store {self.name} has no access control lists")
 
     def copy(
@@ -405,6 +410,8 @@ class Store(abc.ABC, Generic[L]):
             raise Invalid(f"older_than must be a number of seconds, 0 or more, not {older_than!r:.80}")
         if prefix is not None and not isinstance(prefix, str):
             raise Invalid(f"prefix must be the beginning of an id, or None, not {type(prefix).__name__}")
+        if "Cs" in map(unicodedata.category, prefix or ""):
+            raise Invalid(f"no id begins with half a character, as in prefix {redact(repr(prefix))[:80]}")
         self.require(Capability.GC)
         return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers", self._checked_garbage)
 
@@ -417,7 +424,10 @@ class Store(abc.ABC, Generic[L]):
         return health
 
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
-        """A URL that reads the image without credentials for ``expires`` seconds."""
+        """A URL that reads the image without credentials for ``expires`` seconds.
+
+        A driver begins with ``check_expires``.
+        """
         raise OperationNotSupported(f"store {self.name} cannot presign")
 
     # -- What a driver writes ---------------------------------------------------------------------------------
@@ -698,3 +708,29 @@ def check_image_id(image_id: str) -> None:
         raise Invalid(f"image id {shown} is not allowed: it has control characters or lone surrogates")
     if len(image_id.encode()) > 255:
         raise Invalid(f"image id {shown}... is not allowed: it has more than 255 bytes of UTF-8")
+
+
+def tenants_of(
+    public: bool, read_tenants: Sequence[str] | None, write_tenants: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Who may read and who may write, as ``set_acls`` is told; raises Invalid where that could mean somebody else.
+
+    A single name is several to whoever iterates over it, and the text "false" is true.
+    """
+    if not isinstance(public, bool):
+        raise Invalid(f"public must be True or False, not {public!r:.80}")
+    return _names(read_tenants, "read_tenants"), _names(write_tenants, "write_tenants")
+
+
+def _names(tenants: Any, what: str) -> list[str]:
+    several = isinstance(tenants, Iterable) and not isinstance(tenants, (str, bytes, Mapping))
+    names = list(tenants) if several else []
+    if (tenants is not None and not several) or not all(isinstance(name, str) and name for name in names):
+        raise Invalid(f"{what} must be a list of names, not {tenants!r:.80}")
+    return names
+
+
+def check_expires(expires: float, longest: float) -> None:
+    """Raise Invalid unless ``presign`` was told a number of seconds, from one to ``longest``."""
+    if isinstance(expires, bool) or not isinstance(expires, numbers.Real) or not 1 <= expires <= longest:
+        raise Invalid(f"expires must be a number of seconds, 1 to {longest}, not {expires!r:.80}")

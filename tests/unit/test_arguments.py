@@ -18,6 +18,27 @@ from storelib.transfer import copy, fan_out
 
 DIGESTS = Digests(None, "0" * 128)
 NO_STORES = [None, "fast", b"fast", 7, 0.5]
+#: Stores at which nobody listens, and an image of each.
+NOBODY = {
+    "s3": {
+        "s3_store_host": "http://127.0.0.1:1",
+        "s3_store_bucket": "images",
+        "s3_store_access_key": "access",
+        "s3_store_secret_key": "secret",
+    },
+    "swift": {
+        "swift_store_auth_address": "http://127.0.0.1:1/v1.0",
+        "swift_store_auth_version": "1",
+        "swift_store_user": "user",
+        "swift_store_key": "key",
+        "swift_store_temp_url_key": "sign",
+        "swift_store_container_per_image": True,
+    },
+}
+AT_NOBODY = {
+    "s3": "s3+http://127.0.0.1:1/images/id",
+    "swift": "swift+http://127.0.0.1:1/v1.0/glance_id/id",
+}
 
 
 class OneOfBytes:
@@ -49,6 +70,41 @@ def test_an_age_that_is_none_is_refused_though_there_is_nothing_to_collect(store
     for call in (store.gc, store.collect, store.find_garbage):
         with pytest.raises(Invalid, match="older_than must be a number of seconds, 0 or more, not"):
             call(older_than)
+
+
+def test_a_prefix_that_no_id_begins_with_is_refused(store):
+    for call in (store.gc, store.collect, store.find_garbage):
+        with pytest.raises(Invalid, match="half a character"):
+            call(0, "x\ud800")
+
+
+SHARING = [
+    ("public", "false"),
+    ("public", None),
+    ("read_tenants", "acme"),
+    ("read_tenants", b"acme"),
+    ("read_tenants", 7),
+    ("read_tenants", [7]),
+    ("read_tenants", [""]),
+    ("read_tenants", {"acme": True}),
+    ("write_tenants", "acme"),
+    ("write_tenants", [None]),
+]
+
+
+@pytest.mark.parametrize("driver", ["s3", "swift"])
+@pytest.mark.parametrize(("argument", "value"), SHARING)
+def test_what_could_share_an_image_with_somebody_else_is_refused(driver, argument, value):
+    store = open_store(driver, **NOBODY[driver])
+    with pytest.raises(Invalid, match=f"{argument} must be"):
+        store.set_acls(AT_NOBODY[driver], **{argument: value})
+
+
+@pytest.mark.parametrize("driver", ["s3", "swift"])
+@pytest.mark.parametrize("expires", [None, "60", True, 0, float("nan"), float("inf"), 1j, []])
+def test_a_signed_url_expires_after_a_number_of_seconds(driver, expires):
+    with pytest.raises(Invalid, match="expires must be a number of seconds"):
+        open_store(driver, **NOBODY[driver]).presign(AT_NOBODY[driver], expires)
 
 
 @pytest.mark.parametrize("prefix", [b"x", 7, [], os.sep.encode()])

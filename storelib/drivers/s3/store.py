@@ -13,7 +13,18 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import READ_WRITE, Capability
-from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Part, Store, web_server
+from storelib.driver import (
+    Area,
+    Digests,
+    Garbage,
+    Health,
+    ImageInfo,
+    Part,
+    Store,
+    check_expires,
+    tenants_of,
+    web_server,
+)
 from storelib.drivers.s3.bucket import AMAZON_SERVICE, Bucket, PartChecksums
 from storelib.drivers.s3.errors import BadAnswer, names_itself
 from storelib.drivers.s3.garbage import discard, find_garbage
@@ -22,7 +33,7 @@ from storelib.drivers.s3.options import OPTIONS, object_settings
 from storelib.drivers.s3.publication import CHECKSUMS, version_of
 from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Copy, S3Writer
-from storelib.exceptions import BadStoreUri, Duplicate, Invalid, NotFound, OperationNotSupported, StoreError
+from storelib.exceptions import BadStoreUri, Duplicate, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
 from storelib.transfer.contract import Context, Options
 from storelib.transfer.retry import mapped
@@ -245,9 +256,8 @@ class S3Store(Store[S3Location]):
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do."""
         self.require(Capability.PRESIGN, OperationNotSupported)
+        check_expires(expires, _LONGEST_SIGNATURE)
         found = self.locate(location)
-        if not 1 <= expires <= _LONGEST_SIGNATURE:
-            raise Invalid(f"a signed URL can be valid for 1 to {_LONGEST_SIGNATURE} seconds, not {expires!r}")
         target = {"Bucket": found.bucket, "Key": found.key}
 
         def sign() -> str:
@@ -264,10 +274,10 @@ class S3Store(Store[S3Location]):
         context: Context | None = None,
     ) -> None:
         """Replace the object's access control list; the owner keeps full control."""
+        readers, writers = tenants_of(public, read_tenants, write_tenants)
         found = self.locate(location)
-        readers = [*read_tenants, *(["*"] if public else [])]
-        grants = [_grant(tenant, "READ") for tenant in dict.fromkeys(readers)]
-        grants += [_grant(tenant, "FULL_CONTROL") for tenant in dict.fromkeys(write_tenants)]
+        grants = [_grant(tenant, "READ") for tenant in dict.fromkeys([*readers, *(["*"] if public else [])])]
+        grants += [_grant(tenant, "FULL_CONTROL") for tenant in dict.fromkeys(writers)]
         target = {"Bucket": found.bucket, "Key": found.key}
 
         def replace() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import READ_WRITE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
+from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_expires, tenants_of, web_server
 from storelib.drivers.swift import garbage as leftovers
 from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
@@ -335,11 +335,12 @@ class SwiftStore(Store[SwiftLocation]):
     ) -> None:
         """Set who may use the container of an image; what the lists do not name is taken away."""
         self.require(Capability.ACLS, AclsNotSupported)
+        readers, writers = tenants_of(public, read_tenants, write_tenants)
         found = self.locate(location)
-        writers = [*write_tenants, *self.conf.swift_store_admin_tenants]
-        readers = [*read_tenants, *(self.conf.swift_store_admin_tenants if not public else ())]
+        writers += self.conf.swift_store_admin_tenants
+        readers += self.conf.swift_store_admin_tenants if not public else ()
         for tenant in (*readers, *writers):
-            if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+            if not _TENANT.fullmatch(tenant):
                 raise Invalid(f"{tenant!r} is no name of a project")
         old = not self.service.multi_tenant and self.service.credentials[self.service.reference].auth_version == "1"
         everybody = ".r:*" if old else "*:*"
@@ -353,8 +354,7 @@ class SwiftStore(Store[SwiftLocation]):
     def presign(self, location: Any, expires: float) -> str:
         """A temporary URL, signed with the key of the account or container."""
         self.require(Capability.PRESIGN, OperationNotSupported)
-        if not 0 < expires <= LONGEST:
-            raise Invalid(f"expires must be a number of seconds above 0 and of at most {LONGEST}, not {expires!r}")
+        check_expires(expires, LONGEST)
         found = self.locate(location)
         return self._call(lambda: self._temporary_url(found, expires), found)
 
