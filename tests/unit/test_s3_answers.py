@@ -2,6 +2,7 @@
 """Answers that are not what S3 promises: no success is believed without its proof."""
 
 import base64
+import gzip
 import hashlib
 import threading
 from urllib.parse import unquote
@@ -413,6 +414,35 @@ def test_weak_etag_of_a_proxy_pins_the_same_version():
         assert server.requests[-1].headers["if-match"] == HEADERS["ETag"]
 
 
+def test_encoding_that_a_proxy_made_is_no_image():
+    """Neither whole nor from where it was cut, and nothing of it is copied; what others keep encoded is read so."""
+    data = bytes(100_000)
+
+    def squeeze(operation, request):
+        if operation != "get":
+            return None
+        made = gzip.compress(data)
+        told = {"ETag": etag(data), "Content-Encoding": "gzip", **server.objects["id"][1]}
+        if "range" in request.headers:
+            return reply(206, told | {"Content-Range": f"bytes 5-{len(made) + 4}/{len(data)}"}, made)
+        return reply(200, told, made)
+
+    with S3Server() as server:
+        store = open_at(server)
+        uri = store.add("id", data).uri
+        stream = store.get(uri).data
+        server.instead = squeeze
+        for call in (lambda: read(store, uri), lambda: read(store, uri, 5), lambda: store.copy(uri, "copy")):
+            with pytest.raises(RemoteServiceUnavailable, match="encoding"):
+                call()
+        stream.seek(5)
+        with stream, pytest.raises(RemoteServiceUnavailable, match="encoding"):
+            stream.read()
+        assert set(server.objects) == {"id"}
+        server.objects["id"] = (data, {"x-amz-meta-of": "others"})
+        assert gzip.decompress(read(store, uri)) == data
+
+
 @pytest.mark.parametrize("refusal", [error(501, "NotImplemented"), error(400, "InvalidArgument")])
 def test_server_that_knows_no_checksums_is_read_without(refusal):
     def instead(operation, request):
@@ -632,6 +662,12 @@ def test_long_list_is_read_to_its_end():
 
     with S3Server(pages) as server:
         assert [info.image_id for info in open_at(server).list_images()] == [f"k{number}" for number in range(21)]
+
+
+def test_name_of_others_that_no_uri_can_hold_hides_no_image():
+    told = "<EncodingType>url</EncodingType>" + entry("a%00b") + entry("id")
+    with S3Server(lambda operation, request: document("ListBucketResult", told)) as server:
+        assert [info.image_id for info in open_at(server).list_images()] == ["id"]
 
 
 def test_server_that_knows_neither_prefix_nor_delimiter_lists_and_loses_nothing_of_others():

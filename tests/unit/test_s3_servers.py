@@ -173,6 +173,15 @@ def test_endpoint_below_a_path():
         assert not server.objects
 
 
+def test_uri_without_bucket_or_key_below_a_path_is_of_no_store():
+    with S3Server(base="/storage/s3") as server:
+        store = open_at(server, s3_store_host=f"{server.url}/storage/s3")
+        for rest in ("/id", "images/", "images", "images//"):
+            with pytest.raises(BadStoreUri):
+                store.get_size(f"s3+{server.url}/storage/s3/{rest}")
+        assert not server.requests
+
+
 @pytest.mark.parametrize("host", ["https://host/a?b", "https://host/../a", "https://host/a//b", "https://host/a b"])
 def test_path_that_cannot_be_is_named(host):
     with pytest.raises(BadStoreConfiguration, match="s3_store_host"):

@@ -63,6 +63,7 @@ def test_host_says_how_it_is_reached(host, uri):
         ({"s3_store_host": "host:99999"}, "s3_store_host"),
         ({"s3_store_bucket": None}, "s3_store_bucket"),
         ({"s3_store_bucket": "a/b"}, "s3_store"),
+        ({"s3_store_bucket": "", "s3_store_host": "https://host/below/a/path"}, "s3_store_bucket"),
         ({"s3_store_key_prefix": "../"}, "s3_store_key_prefix"),
         ({"s3_store_secret_key": None}, "s3_store_secret_key"),
         ({"s3_store_access_key": None}, "s3_store_secret_key"),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is not Swift's answer is never a success of the swift driver, never a Duplicate, and never removes anything."""
 
+import gzip
+import hashlib
 import json
 
 import pytest
@@ -304,6 +306,29 @@ def test_bulk_delete_that_failed_is_an_error_whatever_its_status(swift, body):
 @pytest.mark.parametrize("status", ["200 OK", "201 Created"])
 def test_bulk_delete_without_errors_went_well(status):
     assert errors.nothing_failed(json.dumps({"Errors": [], "Response Status": status}).encode())
+
+
+def test_encoding_that_a_proxy_made_is_no_image(swift):
+    """Nor is one asked for. What others keep encoded is read so."""
+    data = bytes(4096)
+
+    def squeeze(request):
+        if request.method != "GET" or not request.target.endswith("/id"):
+            return None
+        return reply(200, {**told, **MARK, "Content-Encoding": "gzip"}, gzip.compress(data))
+
+    store = swift.open()
+    uri = store.add("id", data).uri
+    assert read(store, uri) == data
+    assert {request.headers.get("accept-encoding") for request in swift.server.requests} == {"identity"}
+    told = {**swift.kept["glance", "id"][0], "ETag": hashlib.md5(data).hexdigest()}
+    swift.instead = squeeze
+    for call in (lambda: read(store, uri), lambda: store.copy(uri, "copy")):
+        with pytest.raises(RemoteServiceUnavailable, match="encoding"):
+            call()
+    assert swift.names("glance") == ["id"]
+    told = {"ETag": told["ETag"]}
+    assert gzip.decompress(read(store, uri)) == data
 
 
 def test_object_that_a_later_one_has_replaced_is_not_this_adds(swift):

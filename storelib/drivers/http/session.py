@@ -31,7 +31,7 @@ from storelib.transfer.certificates import check_certificates, tls_context
 from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import Connection, pool_classes
-from storelib.transfer.http.headers import content_range, posix_time, whole_number
+from storelib.transfer.http.headers import content_range, is_coded, names_in, posix_time, whole_number
 from storelib.transfer.http.reading import discard, discarding_on_error
 
 LOG = logging.getLogger(__name__)
@@ -46,9 +46,6 @@ _KEPT_SERVERS = 16
 # Idle connections kept for each of them: several transfers at once, however few ranges each has in flight.
 _KEPT_CONNECTIONS = 16
 
-# What servers call a body that is not encoded. S3 keeps the framing of some uploads as if it were an encoding; others
-# mistake the name for that of a character set or of a MIME encoding.
-_NO_CODING = frozenset({"", "identity", "none", "binary", "aws-chunked", "7bit", "8bit", "utf-8"})
 _FRAMING = frozenset({"", "identity", "chunked"})
 _PAGES = ("text/html", "application/xhtml+xml")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|script|title|meta|\?xml|!--)", re.IGNORECASE)
@@ -251,8 +248,7 @@ class Answer:
     @property
     def serves_ranges(self) -> bool:
         """Whether the server says that it can answer with a range."""
-        units = self.response.headers.get("Accept-Ranges", "").lower()
-        return self.status == 206 or "bytes" in [unit.strip() for unit in units.split(",")]
+        return self.status == 206 or "bytes" in names_in(self.response.headers.get("Accept-Ranges"))
 
     @property
     def may_be_page(self) -> bool:
@@ -278,7 +274,8 @@ class Answer:
         if self.status == 416:
             self.size = content_range(headers.get("Content-Range")).size
             return
-        if not (_names(headers, "Content-Encoding") <= _NO_CODING and _names(headers, "Transfer-Encoding") <= _FRAMING):
+        framed = names_in(headers.get("Transfer-Encoding")) <= _FRAMING
+        if is_coded(headers.get("Content-Encoding")) or not framed:
             raise self._garbage("sent the image in an encoding although none was asked for")
         if self.status == 200:
             self.size = self.stop = self._content_length(headers)
@@ -293,7 +290,7 @@ class Answer:
 
     def _content_length(self, headers: Mapping[str, str]) -> int | None:
         value = headers.get("Content-Length")
-        if value is None or "chunked" in _names(headers, "Transfer-Encoding"):
+        if value is None or "chunked" in names_in(headers.get("Transfer-Encoding")):
             return None
         # RFC 9110, 8.6: some servers repeat the header; only equal values make sense.
         values = {item.strip() for item in value.split(",")}
@@ -304,11 +301,6 @@ class Answer:
 
     def _garbage(self, what: str) -> RemoteServiceUnavailable:
         return RemoteServiceUnavailable(f"the server of {self.location} {what}", transient=False)
-
-
-def _names(headers: Mapping[str, str], name: str) -> set[str]:
-    """The items of a header that is a list, in lower case."""
-    return {item.strip().lower() for item in headers.get(name, "").split(",")}
 
 
 class _Connection(Connection, HTTPConnection):  # type: ignore[misc]

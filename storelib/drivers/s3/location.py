@@ -71,7 +71,7 @@ class S3Location(StoreLocation):
         if self.base or path[: len(names)] != names or len(path) < len(names) + 2:
             return None
         bucket, *key = path[len(names) :]
-        return replace(self, base=base, bucket=bucket, key="/".join(key))
+        return replace(self, base=base, bucket=bucket, key="/".join(key)) if bucket and any(key) else None
 
 
 def configured_endpoint(value: str) -> tuple[str, str, int | None, str]:

@@ -12,10 +12,10 @@ from typing import Any
 from storelib.drivers.s3.bucket import Bucket, Crc, find_crc, is_md5
 from storelib.drivers.s3.errors import BadAnswer, error_code, refuses_extras, size_of
 from storelib.drivers.s3.location import S3Location
-from storelib.drivers.s3.publication import DIGEST
+from storelib.drivers.s3.publication import DIGEST, token_of
 from storelib.exceptions import ImageChanged, IncompleteRead, RemoteServiceUnavailable
 from storelib.transfer.contract import Digest, MiB
-from storelib.transfer.http.headers import content_range, range_header
+from storelib.transfer.http.headers import content_range, is_coded, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
 
 _RECORDED = re.compile(r"([a-z0-9][a-z0-9_-]{1,19}):((?:[0-9a-f]{2}){16,64})")
@@ -68,6 +68,7 @@ class S3Reader(ResponseReader):
             self.digest = digest_of(answer)
             return None
         with discarding_on_error(_response_of(answer)):
+            _refuse_encoding(answer)
             self._etag = _strong(answer.get("ETag"))
             self.digest = digest_of(answer)
             if not parameters:
@@ -110,6 +111,7 @@ class S3Reader(ResponseReader):
                 raise ImageChanged(f"{self._location} changed while it was read: it is shorter now") from error
             raise
         with discarding_on_error(_response_of(answer)):
+            _refuse_encoding(answer)
             if _strong(answer.get("ETag")) != self._etag:
                 raise ImageChanged(f"{self._location} changed while it was read")
             last, total = _range_of(answer, offset)
@@ -121,6 +123,13 @@ class S3Reader(ResponseReader):
 def _response_of(answer: dict[str, Any]) -> Any:
     """The response of urllib3 below the stream that botocore makes of a body."""
     return getattr(answer["Body"], "_raw_stream", answer["Body"])
+
+
+def _refuse_encoding(answer: dict[str, Any]) -> None:
+    """Raise BadAnswer where a proxy encoded the image: storelib stores none so, and the ETags of S3 are strong."""
+    theirs = token_of(answer) is None and not str(answer.get("ETag", "")).startswith("W/")
+    if is_coded(answer.get("ContentEncoding")) and not theirs:
+        raise BadAnswer("GetObject", "the image in an encoding that nobody asked for")
 
 
 def _range_of(answer: dict[str, Any], offset: int) -> tuple[int, int]:

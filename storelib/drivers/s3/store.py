@@ -185,8 +185,8 @@ class S3Store(Store[S3Location]):
         """Every object directly below the prefix."""
         for found in self.bucket.listed("list_objects_v2", Prefix=self.bucket.prefix, Delimiter="/"):
             image_id = self.bucket.image_id(found["Key"])
-            # Some tools put an empty object where they show a folder.
-            if image_id not in (None, "", ".", ".."):
+            # Some tools put an empty object where they show a folder. A NUL is in no URI.
+            if image_id not in (None, "", ".", "..") and "\0" not in found["Key"]:
                 uri, modified = self.bucket.location(image_id).uri, found["LastModified"].timestamp()
                 yield ImageInfo(uri, found["Size"], image_id, modified, found.get("ETag"))
 

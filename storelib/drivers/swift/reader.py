@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from storelib.drivers.swift.errors import check_proof, digest_in, error_of_status, etag_in, length_of
+from storelib.drivers.swift.errors import TOKEN_HEADER, check_proof, digest_in, error_of_status, etag_in, length_of
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.service import Account, Service
 from storelib.exceptions import ImageChanged, RemoteServiceUnavailable
 from storelib.transfer.contract import MiB
-from storelib.transfer.http.headers import ContentRange, content_range, range_header
+from storelib.transfer.http.headers import ContentRange, content_range, is_coded, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discard, discarding_on_error
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class SwiftReader(ResponseReader):
         if not 200 <= status < 300:
             raise error_of_status("GET", status, headers, str(self._location))
         check_proof("GET", status, headers, 2, str(self._location))
+        # Objects of others may be kept in an encoding; those of storelib are not, and Swift's ETags are strong.
+        ours = TOKEN_HEADER in headers or headers.get("Etag", "").startswith("W/")
+        if ours and is_coded(headers.get("Content-Encoding")):
+            raise RemoteServiceUnavailable(
+                f"{self._location} came in an encoding that nobody asked for, of a proxy perhaps", transient=False
+            )
         if status == 200:
             return
         part = _part(answer)

@@ -7,7 +7,7 @@ from storelib.drivers.vmware.location import VmwareLocation
 from storelib.drivers.vmware.options import Target
 from storelib.drivers.vmware.vcenter import Datastores, File
 from storelib.exceptions import ImageChanged, IncompleteRead, NotFound, RemoteServiceUnavailable
-from storelib.transfer.http.headers import content_range, posix_time, range_header
+from storelib.transfer.http.headers import content_range, is_coded, posix_time, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
 from storelib.transfer.http.server import Answer, HttpError
 
@@ -87,7 +87,7 @@ class VmwareReader(ResponseReader):
         else:
             start, stop, size = content_range(answer.headers.get("Content-Range"))
             right = start == offset and stop is not None and size is not None
-        if not right:
+        if not right or is_coded(answer.headers.get("Content-Encoding")):
             raise RemoteServiceUnavailable(f"vCenter answered with something else than {self._location}")
 
     def _size_of(self, answer: Answer) -> int:

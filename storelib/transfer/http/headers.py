@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What headers hold: ranges, numbers, dates, and how long to wait before asking again."""
+"""What headers hold: ranges, numbers, dates, encodings, and how long to wait before asking again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from storelib.exceptions import RemoteServiceUnavailable
 from storelib.times import posix_seconds
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
+
+# What servers call a body that is not encoded. S3 keeps the framing of some uploads as if it were an encoding; others
+# mistake the name for that of a character set or of a MIME encoding.
+_NO_CODING = frozenset({"", "identity", "none", "binary", "aws-chunked", "7bit", "8bit", "utf-8"})
 
 
 class ContentRange(NamedTuple):
@@ -45,6 +49,16 @@ def range_header(offset: int, length: int | None) -> dict[str, str]:
         return {}
     last = "" if length is None else offset + max(length, 1) - 1
     return {"Range": f"bytes={offset}-{last}"}
+
+
+def names_in(text: str | None) -> set[str]:
+    """The items of a header that is a list, in lower case."""
+    return {item.strip().lower() for item in (text or "").split(",")}
+
+
+def is_coded(content_encoding: str | None) -> bool:
+    """Whether a body with that Content-Encoding is other bytes than it stands for; some proxies send that unasked."""
+    return not names_in(content_encoding) <= _NO_CODING
 
 
 def whole_number(text: str | None) -> int | None:

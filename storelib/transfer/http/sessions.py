@@ -36,10 +36,12 @@ class _Adapter(HTTPAdapter):
 def new_session(verify: bool | str) -> requests.Session:
     """A session without retries, redirects, cookies and anything from the environment.
 
+    It asks for bytes as they are: requests itself asks for gzip, and what is read of images is not decoded.
     ``verify`` is a file of certificates to trust, True for those of the system, False for all.
     """
     session = _Session()
     session.trust_env = False
+    session.headers["Accept-Encoding"] = "identity"
     session.verify = verify
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("https://", "http://"):
