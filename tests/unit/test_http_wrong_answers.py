@@ -291,6 +291,29 @@ def test_transfer_timeout_bounds_what_the_clients_wait():
             store.get(f"http://127.0.0.1:{deaf.getsockname()[1]}/image")
 
 
+def test_image_of_unknown_length_may_take_any_time_while_it_comes(monkeypatch):
+    """Its bytes are progress also while they are counted."""
+    from storelib.transfer import deadlines
+    from storelib.transfer.http.reading import Body
+
+    def answer(request):
+        if request.method == "HEAD":
+            return reply(405)
+        return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+
+    def slow(self, view):
+        count = plain(self, view)
+        now[0] += 200
+        return count
+
+    data, now, plain = bytes(5 * 256 * 1024), [0.0], Body.read_into
+    monkeypatch.setattr(Body, "read_into", slow)
+    monkeypatch.setattr(deadlines, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with ScriptedServer(answer) as server:
+        assert read(web(transfer_timeout=300), f"{server.url}/image") == data
+    assert now[0] > 1000
+
+
 def test_addresses_of_one_name_share_the_time_to_connect(monkeypatch):
     """Ten that do not answer take no longer than one."""
     from storelib.drivers.http import session

@@ -8,6 +8,7 @@ import contextlib
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.session import Answer, Session
 from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, Invalid, NotFound, RemoteServiceUnavailable
+from storelib.transfer.deadlines import progress
 from storelib.transfer.http.headers import range_header
 from storelib.transfer.http.reading import BLOCK, Body, ResponseReader, discarding_on_error
 
@@ -76,6 +77,8 @@ class HttpReader(ResponseReader):
         with contextlib.closing(_body(self._fetch({}))) as body:
             scratch, longest = memoryview(bytearray(BLOCK)), self._longest
             while body.read_into(scratch):
+                # However long the image takes, each block is progress; a byte now and then is none.
+                progress()
                 if longest is not None and body.position > longest:
                     raise Invalid(f"{self._location} has more than the {longest} bytes that are allowed")
             return body.position
