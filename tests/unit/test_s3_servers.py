@@ -103,6 +103,27 @@ def test_option_that_the_server_refuses_is_named(options, refused, named):
         assert (server.objects, server.uploads) == ({}, {})
 
 
+@pytest.mark.parametrize("refusal", [reply(400), reply(501), error(400, "SomethingElse")])
+@pytest.mark.parametrize("operation", ["head", "create_bucket"])
+def test_refusal_of_a_request_without_newer_headers_teaches_nothing(operation, refusal):
+    """As where a token has expired just when an id is looked for."""
+
+    def instead(asked, request):
+        if (operation, asked) == ("create_bucket", "create") and server.operations.count(operation) < 2:
+            return error(404, "NoSuchBucket")
+        return refusal if asked == operation and server.operations.count(operation) == 1 else None
+
+    with S3Server(instead) as server:
+        store = open_at(server, s3_store_create_bucket_on_put=True)
+        with pytest.raises(StoreError):
+            store.add("id", LARGE)
+        store.add("id", LARGE)
+        parts = [request.headers for request in server.requests if "partNumber" in request.target]
+        assert all("x-amz-checksum-crc32" in headers for headers in parts)
+        assert server.operations[-1] == "complete"
+        assert server.requests[-1].headers["if-none-match"] == "*"
+
+
 def test_refusal_of_what_nothing_helps_is_told_as_it_came():
     with S3Server(refusing("authorization", status=400, code="SomethingElse")) as server:
         with pytest.raises(StoreError, match="SomethingElse"):

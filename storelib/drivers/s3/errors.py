@@ -250,6 +250,9 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     text = f"{subject}: the server answered {code or status} to {operation}"
     if refuses_extras(error):
         text += _option_at_fault(error, status)
+    elif (operation, code) == ("HeadObject", "400"):
+        # There is no body to say more: expired tokens come so, and objects with a key of their own asked for without.
+        text += ", which may be about credentials, the clock or s3_store_customer_key"
     if status in (301, 400) and code in ("301", "400") and "x-amz-bucket-region" in metadata.get("HTTPHeaders", {}):
         code = "PermanentRedirect"
     known = _BY_CODE.get(code)
@@ -264,8 +267,17 @@ def _of_answer(error: Any, subject: str) -> StoreError:
     return by_status(text, operation) if by_status else StoreError(text)
 
 
+#: Requests without such parts, on the way to one that has some.
+_PLAIN = {"HeadObject", "CreateBucket"}
+
+
 def refuses_extras(error: Exception) -> bool:
     """The server may have refused a part of the request that it could do without, or may miss one that it demands."""
+    return refuses_plainly(error) and getattr(error, "operation_name", "") not in _PLAIN
+
+
+def refuses_plainly(error: Exception) -> bool:
+    """The server says of the request, whatever is in it, that it cannot be or be done."""
     code = error_code(error)
     status = status_of(error) if code else 0
     return (

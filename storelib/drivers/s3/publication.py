@@ -23,6 +23,7 @@ from storelib.drivers.s3.errors import (
     is_kept,
     is_missing,
     refuses_extras,
+    refuses_plainly,
     speaks_of,
     status_of,
 )
@@ -189,6 +190,8 @@ def adapting(bucket: Bucket, send: Callable[[bool, PartChecksums], T], condition
         except Exception as error:
             if refuses_extras(error):
                 continue
+            if refuses_plainly(error):
+                raise refusal from error
             raise
         bucket.checksums = checksums
         if conditional != usual[0]:
