@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import threading
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class S3Server(ScriptedServer):
         self._base = base
         self._honours = honours
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
 
     def _answer_one(self, request: Request) -> bytes:
         url = urlsplit(request.target)
@@ -124,7 +126,7 @@ class S3Server(ScriptedServer):
         return document("CopyObjectResult", f"<ETag>{escape(etag(self.objects[key][0]))}</ETag>")
 
     def _create(self, request, key, query):
-        upload = f"upload{len(self.uploads)}"
+        upload = f"upload{next(self._numbers)}"
         kept = {name: value for name, value in request.headers.items() if name.startswith("x-amz-meta-")}
         self.uploads[upload] = (key, kept, {})
         return document("InitiateMultipartUploadResult", f"<Key>{escape(key)}</Key><UploadId>{upload}</UploadId>")

@@ -539,6 +539,19 @@ def test_upload_that_was_not_removed_is_not_told_as_removed(wrong):
         assert set(server.uploads) == {"dead"}
 
 
+def test_upload_that_ends_just_before_it_is_removed_ends_no_gc():
+    """By its own add, or by another gc."""
+
+    def instead(operation, request):
+        if operation == "abort" and server.operations.count("abort") == 1:
+            del server.uploads["first"]
+
+    with S3Server(instead) as server:
+        server.uploads.update({"first": ("a", {}, {}), "second": ("b", {}, {})})
+        assert [item.image_id for item in open_at(server).gc(0)] == ["b"]
+        assert not server.uploads
+
+
 NONSENSE = {
     "a length in words": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: many\r\n\r\n',
     "a length beyond all": b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: ' + b"9" * 30 + b"\r\n\r\n",

@@ -26,12 +26,17 @@ def find_garbage(bucket: Bucket, older_than: float, prefix: str | None) -> Itera
 
 
 def discard(bucket: Bucket, garbage: Garbage) -> bool:
-    """Abort the upload; False if something has happened in it since."""
+    """Abort the upload; False if something has happened in it since, or it is gone."""
     key, upload_id, initiated = garbage.handle
     now = _dead(bucket, key, upload_id, initiated)
     if now is None or now.modified > garbage.modified:
         return False
-    answer = bucket.call("abort_multipart_upload", Bucket=bucket.name, Key=key, UploadId=upload_id)
+    try:
+        answer = bucket.call("abort_multipart_upload", Bucket=bucket.name, Key=key, UploadId=upload_id)
+    except Exception as error:
+        if error_code(error) in GONE:
+            return False
+        raise
     if not names_itself(answer) and _dead(bucket, key, upload_id, initiated) is not None:
         raise BadAnswer("AbortMultipartUpload", "no content")
     return True
