@@ -212,6 +212,30 @@ def test_cause_is_found_however_a_library_wraps_it(error):
     assert "cut" in str(error_of_failure(error, "image", "option"))
 
 
+@pytest.mark.parametrize(("status", "transient"), [(407, False), (403, False), (502, True), (429, True)])
+@pytest.mark.parametrize("driver", ["http", "s3"])
+def test_proxy_that_refuses_is_told_with_its_status_and_none_of_its_words(driver, status, transient):
+    def answer(request):
+        return f"HTTP/1.1 {status} Secret Words\r\nContent-Length: 5\r\n\r\nwords".encode()
+
+    with ScriptedServer(answer) as proxy:
+        options = {
+            "http": {"http_proxy_information": {"https": proxy.url}},
+            "s3": {
+                "s3_store_host": "https://s3.example.org",
+                "s3_store_bucket": "images",
+                "s3_store_access_key": "access",
+                "s3_store_secret_key": "secret",
+                "s3_store_proxy": proxy.url,
+            },
+        }
+        store = open_store(driver, transfer_retries=0, **options[driver])
+        uri = {"http": "https://s3.example.org/images/id", "s3": "s3+https://s3.example.org/images/id"}[driver]
+        with pytest.raises(RemoteServiceUnavailable, match=f"the proxy answered {status}$") as raised:
+            store.get_size(uri)
+        assert raised.value.transient is transient
+
+
 def test_errors_that_wrap_each_other_come_to_an_end():
     one, other = OSError("x"), OSError("y")
     one.__cause__, other.__cause__ = other, one

@@ -389,7 +389,8 @@ def _of_connection(error: Exception, subject: str, botocore: Any) -> StoreError 
     if http_errors.caused_by(error, ResponseParserError):
         return RemoteServiceUnavailable(f"{subject}: what came is not the answer of an S3 server, or not all of it")
     known = http_errors.error_of_failure(error, subject, "s3_store_cacert")
-    if isinstance(error, botocore.ProxyConnectionError) and (known is None or known.transient):
+    reached = http_errors.proxy_refusal(error) is not None
+    if isinstance(error, botocore.ProxyConnectionError) and not reached and (known is None or known.transient):
         return RemoteServiceUnavailable(f"{subject}: the proxy cannot be reached (s3_store_proxy)")
     if known is None and isinstance(error, (botocore.HTTPClientError, botocore.IncompleteReadError)):
         return RemoteServiceUnavailable(f"{subject}: the connection was refused or cut")

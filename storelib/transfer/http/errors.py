@@ -7,6 +7,7 @@ A driver states what its protocol says otherwise, and has the last word.
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 from collections.abc import Iterator, Mapping
 
@@ -20,6 +21,9 @@ _KINDS: Mapping[int, type[StoreError]] = {
     410: NotFound,
     451: Forbidden,
 }
+
+#: What http.client says of a proxy that opens no way to the server; the words of the proxy come after it.
+_NO_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})\b")
 
 
 def may_pass(status: int) -> bool:
@@ -58,6 +62,9 @@ def error_of_failure(
     if caused_by(error, socket.gaierror):
         busy = any(getattr(link, "errno", None) == socket.EAI_AGAIN for link in chain(error))
         return found("the host name of the server does not resolve", transient=busy)
+    refused = proxy_refusal(error)
+    if refused is not None:
+        return found(f"the proxy answered {refused}", transient=may_pass(refused))
     # Before time-outs: to urllib3, a connection that was refused is one of them.
     if caused_by(error, http.client.IncompleteRead, ConnectionError):
         return found("the connection was refused or cut")
@@ -68,6 +75,12 @@ def error_of_failure(
     if caused_by(error, urllib3.HTTPError, OSError):
         return found("the connection failed")
     return None
+
+
+def proxy_refusal(error: BaseException) -> int | None:
+    """The status with which a proxy refused to open a way to the server; None if it was something else."""
+    found = (_NO_TUNNEL.match(str(link)) for link in chain(error) if isinstance(link, OSError))
+    return next((int(match[1]) for match in found if match), None)
 
 
 def caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:
