@@ -312,6 +312,20 @@ def test_uris_that_lead_out_of_the_data_directory_are_refused(store, datadir, ou
     assert outside.read_bytes() == b"secret"
 
 
+def test_a_directory_written_with_two_slashes_is_the_one_with_one(tmp_path):
+    (tmp_path / "metadata.json").write_text(json.dumps([{"id": "nfs1", "mountpoint": f"/{tmp_path}"}]))
+    for options in (
+        {"filesystem_store_datadir": f"/{tmp_path}/a"},
+        {"filesystem_store_datadirs": [f"/{tmp_path}/b:1"]},
+    ):
+        store = open_store("file", filesystem_store_metadata_file=f"{tmp_path}/metadata.json", **options)
+        added = store.add("id", b"data")
+        assert added.metadata["id"] == "nfs1"
+        assert [info.uri for info in store.list_images()] == [added.uri]
+        assert store.get_size(added.uri) == 4
+        store.delete(added.uri)
+
+
 def test_a_directory_that_only_begins_alike_is_another_place(store, datadir):
     os.makedirs(f"{datadir}2")
     with open(f"{datadir}2/x", "w") as file:

@@ -119,7 +119,7 @@ class DataDirs:
         if not path.strip() or "\0" in path:
             raise misconfigured(self.store_name, self.option, "a directory is needed", entry)
         try:
-            return DataDir(os.path.abspath(os.path.expanduser(path.strip())), int(priority))
+            return DataDir(_absolute(os.path.expanduser(path.strip())), int(priority))
         except ValueError:
             what = "the priority after ':' is a whole number"
             raise misconfigured(self.store_name, self.option, what, entry) from None
@@ -183,7 +183,7 @@ class DataDirs:
     def metadata_for(self, path: str) -> dict[str, Any]:
         """The entry of the metadata file whose mountpoint ``path`` lies under."""
         for entry in self.metadata:
-            if path.startswith(os.path.abspath(entry["mountpoint"]).rstrip("/") + "/"):
+            if path.startswith(_absolute(entry["mountpoint"]).rstrip("/") + "/"):
                 return copy.deepcopy(dict(entry))
         return {}
 
@@ -314,6 +314,11 @@ def _batch(
         if number == BATCH or (end is not None and time.monotonic() > end):
             return found, inner, True
     return found, inner, False
+
+
+def _absolute(path: str) -> str:
+    """With one slash at its beginning, as URIs have it; POSIX leaves open what two mean, so abspath() keeps them."""
+    return "/" + os.path.abspath(path).lstrip("/")
 
 
 def only_files(status: os.stat_result, location: FileLocation) -> None:
