@@ -190,6 +190,9 @@ ENTRY = {"name": "id", "bytes": 4, "hash": "h", "last_modified": "2026-11-20T17:
         {"a": 1},
         [1],
         [{}],
+        [{"name": "id", "hash": "h"}],
+        [{"name": "id", "bytes": 4}],
+        [{"bytes": 4, "hash": "h"}],
         [ENTRY | {"name": None}],
         [ENTRY | {"name": ""}],
         [ENTRY | {"bytes": "4"}],
@@ -210,6 +213,19 @@ def test_listing_of_other_things_is_an_error(swift, wrong):
     )
     with pytest.raises(RemoteServiceUnavailable):
         list(store.list_images())
+
+
+def test_listing_with_folders_that_were_not_asked_for_is_an_error(swift):
+    store = swift.open()
+    uri = store.add("id", bytes(20 * KiB)).uri
+    folders = reply(200, MARK, b'[{"subdir": "id/"}]')
+    swift.instead = lambda request: (
+        folders
+        if request.method == "GET" and "format" in request.target and "delimiter" not in request.target
+        else None
+    )
+    with pytest.raises(RemoteServiceUnavailable, match="no listing"):
+        store.delete(uri)
 
 
 def test_server_that_sends_the_same_page_again_is_not_asked_for_ever(swift):

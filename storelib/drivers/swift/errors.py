@@ -133,10 +133,11 @@ def unproven(method: str, status: int, subject: str) -> RemoteServiceUnavailable
     )
 
 
-def entries(page: Any, subject: str) -> list[dict[str, Any]]:
+def entries(page: Any, subject: str, *, of_objects: bool, delimited: bool) -> list[dict[str, Any]]:
     """One page of a listing of an account or a container, each entry as it should be; None is an empty one."""
     found = [] if page is None else page
-    if not isinstance(found, list) or not all(map(_is_entry, found)):
+    needed = {"name", "bytes", "hash"} if of_objects else {"name", "bytes"}
+    if not isinstance(found, list) or not all(_is_entry(entry, needed, delimited) for entry in found):
         raise RemoteServiceUnavailable(f"Swift sent no listing for {subject}")
     return found
 
@@ -150,14 +151,16 @@ def nothing_failed(content: bytes) -> bool:
     return isinstance(told, dict) and told.get("Errors") == [] and str(told.get("Response Status"))[:1] == "2"
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: Any, needed: set[str], delimited: bool) -> bool:
     if not isinstance(entry, dict):
         return False
+    if delimited and "name" not in entry:
+        return isinstance(entry.get("subdir"), str)
     size = entry.get("bytes", 0)
-    named = isinstance(entry.get("name"), str) and bool(entry["name"])
+    named = entry.keys() >= needed and isinstance(entry["name"], str) and bool(entry["name"])
     sized = isinstance(size, int) and not isinstance(size, bool) and size >= 0
     texts = all(isinstance(entry.get(key, ""), str) for key in ("hash", "last_modified", "content_type"))
-    return (named or isinstance(entry.get("subdir"), str)) and sized and texts
+    return named and sized and texts
 
 
 # -- What headers hold ------------------------------------------------------------------------------------------------

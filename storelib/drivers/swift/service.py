@@ -546,7 +546,8 @@ class Account:
         query = {"format": "json", "prefix": prefix, "delimiter": delimiter}
         query = {name: value for name, value in query.items() if value}
         while True:
-            page = errors.entries(self.load(*names, query=urllib.parse.urlencode(query)), _shown(names))
+            loaded = self.load(*names, query=urllib.parse.urlencode(query))
+            page = errors.entries(loaded, _shown(names), of_objects=bool(names), delimited=bool(delimiter))
             yield from page
             if not page:
                 return
