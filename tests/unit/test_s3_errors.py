@@ -45,6 +45,8 @@ BY_CODE = {
     ("MethodNotAllowed", 405, "PutObjectAcl"): storelib.OperationNotSupported,
     ("AccessControlListNotSupported", 400, "PutObjectAcl"): storelib.AclsNotSupported,
     ("InvalidStorageClass", 400, "PutObject"): storelib.BadStoreConfiguration,
+    ("507", 507, "PutObject"): storelib.StorageFull,
+    ("507", 507, "UploadPartCopy"): storelib.StorageFull,
     ("SomethingNew", 400, "PutObject"): storelib.StoreError,
 }
 PASSING = [
@@ -58,6 +60,7 @@ PASSING = [
     ("BadDigest", 400),
     ("TooManyRequests", 429),
     ("429", 429),
+    ("507", 507),
     ("502", 502),
     ("504", 504),
     ("SomethingNew", 500),

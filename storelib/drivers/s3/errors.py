@@ -343,6 +343,11 @@ def _exists(text: str, operation: str) -> StoreError:
     return ImageChanged(f"{text}: it was replaced while it was read")
 
 
+def _full(text: str, operation: str) -> StoreError:
+    needs_room = operation in _WRITES or operation == "UploadPartCopy"
+    return StorageFull(text) if needs_room else RemoteServiceUnavailable(text)
+
+
 def _hinting(kind: type[StoreError], hint: str) -> Callable[[str, str], StoreError]:
     return lambda text, operation: kind(f"{text}; {hint}")
 
@@ -378,7 +383,7 @@ _BY_STATUS: dict[int, Callable[[str, str], StoreError]] = {
     405: _plain(OperationNotSupported),
     412: _exists,
     501: _plain(OperationNotSupported),
-    507: _plain(StorageFull),
+    507: _full,
 }
 
 

@@ -59,9 +59,6 @@ _MEANINGS: _Meanings = {
     403: (Forbidden, "check roles, access control lists and quotas"),
     405: (Forbidden, "check roles, access control lists and quotas"),
     412: (ImageChanged, "it changed while it was read"),
-    413: (StorageFull, "it is too large, or over the quota"),
-    507: (StorageFull, "over the quota, or the disks are full"),
-    422: (RemoteServiceUnavailable, "the bytes did not arrive as they were sent"),
 }
 _NO_CONTAINER = (ContainerMissing, "its container does not exist: make it, or set swift_store_create_container_on_put")
 _WRITING: _Meanings = {
@@ -69,6 +66,10 @@ _WRITING: _Meanings = {
     **dict.fromkeys((403, 405), (StorageWriteDenied, "check roles, access control lists and quotas")),
     **dict.fromkeys((404, 410), _NO_CONTAINER),
     412: (Duplicate, "it exists"),
+    413: (StorageFull, "it is too large, or over the quota"),
+    422: (RemoteServiceUnavailable, "the bytes did not arrive as they were sent"),
+    # To who reads or deletes, a server of objects says so of a disk that is not mounted, which others stand in for.
+    507: (StorageFull, "over the quota, or the disks are full"),
 }
 _READING: _Meanings = {**_MEANINGS, 409: (IncompleteRead, "a segment is missing or was replaced")}
 #: Beside those that pass everywhere: how a login page or a captive portal gets between for a while (302, 303, 307), a
