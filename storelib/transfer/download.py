@@ -106,7 +106,9 @@ class ImageStream(io.RawIOBase):
         self._start = start
         self._end = end
         self._position = start
-        self._scratch: bytearray | None = None
+        # One buffer, taken out while it is read into: what two threads, which are not allowed, or a signal make of a
+        # stream must not have one buffer end up in two streams.
+        self._scratch: list[bytearray] = []
         self._streaming = feed.reader.concurrency > 1 and self.size > feed.reader.part_size
         self._data_end = end  # as far as is known: where a hole begins that will be skipped
 
@@ -264,10 +266,12 @@ class ImageStream(io.RawIOBase):
         """``want`` bytes."""
         if not want:
             self._check_end()
+            return b""
         # Read into memory used before and copied once: fresh pages cost more than the copy (measured: ten times).
-        if self._scratch is None or len(self._scratch) < want:
-            self._scratch = self._feed.memory.scratch(want)
-        view = memoryview(self._scratch)[:want]
+        scratch = self._scratch.pop() if self._scratch else bytearray()
+        if len(scratch) < want:
+            scratch = self._feed.memory.scratch(want)
+        view = memoryview(scratch)[:want]
         filled = 0
         while filled < want:
             count = self.readinto(view[filled:])
@@ -276,8 +280,9 @@ class ImageStream(io.RawIOBase):
             filled += count
         data = bytes(view)
         if self._position >= self._end:
-            self._feed.memory.keep_scratch(self._scratch)
-            self._scratch = None
+            self._feed.memory.keep_scratch(scratch)
+        else:
+            self._scratch = [scratch]
         return data
 
     def _chunks(self, want: int) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from storelib.driver import Reader
 from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
 from storelib.testing.threads import started_threads
 from storelib.transfer import Digest, Extent, KiB, MiB, tasks, threads
+from storelib.transfer.memory import MemoryBudget
 
 DATA = os.urandom(3 * MiB + 17)
 
@@ -337,6 +338,47 @@ def test_a_compared_stream_of_which_bytes_were_lost_never_ends_well():
     for _ in range(2):
         with pytest.raises(LookupError, match="once"):
             stream.read()
+
+
+def test_a_buffer_that_is_kept_for_other_streams_is_no_longer_this_ones(monkeypatch):
+    """Not even where an interruption comes just then: bytes of one image would be read as those of another."""
+
+    def interrupted(self, memory):
+        kept(self, memory)
+        raise KeyboardInterrupt
+
+    def read_into(offset, view):
+        assert all(memory is not view.obj for memory in stream._feed.memory._scratch)
+        return plain(offset, view)
+
+    reader, kept = FakeReader(), MemoryBudget.keep_scratch
+    plain, reader.read_into = reader.read_into, read_into
+    stream = opened(reader)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryBudget, "keep_scratch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.read()
+    assert stream.read() == DATA
+
+
+def test_a_stream_that_two_threads_read_leaves_nothing_that_is_no_buffer():
+    """Which is not allowed, but must harm no other stream of the process."""
+
+    def before(offset):
+        # The other thread comes between the reading and the end.
+        if not nested:
+            nested.append(True)
+            stream.seek(0)
+            stream.read()
+
+    nested = []
+    stream = opened(FakeReader(before=before))
+    budget = stream._feed.memory
+    with contextlib.suppress(IncompleteRead):
+        stream.read()
+    kept = list(budget._scratch)
+    assert all(isinstance(memory, bytearray) for memory in kept)
+    assert len({id(memory) for memory in kept}) == len(kept)
 
 
 def test_a_position_is_a_whole_number():
