@@ -183,9 +183,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    # Ids cannot have line breaks or tabs, but reasons and descriptions might.
-    return " ".join(json.dumps(value).split()) if isinstance(value, Mapping) else " ".join(str(value).splitlines())
+        value = ", ".join(map(str, value))
+    # Ids have no line breaks and tabs, but reasons, descriptions and what others call their objects might: what follows
+    # would be taken for other columns and records.
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    return " ".join(text.replace("\t", " ").splitlines())
 
 
 def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:

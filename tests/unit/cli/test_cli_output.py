@@ -45,6 +45,16 @@ def test_a_terminal_is_shown_no_commands(monkeypatch, write):
     assert not {"\u202e", "\u2066", "\x9b", "\x07"} & set(shown)
 
 
+@pytest.mark.parametrize("between", ["\t", "\n", "\r\n", "\x0b", "\x1c", "\x85", "\u2028"])
+def test_what_others_call_their_objects_makes_no_columns_and_records(monkeypatch, between):
+    """Of a list that a script takes apart."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    name = f"id{between}file:///srv/another"
+    Output("plain").many(("id", "tags", "uri"), [{"id": name, "tags": [name], "uri": "file:///srv/id"}])
+    (line,) = sys.stdout.getvalue().splitlines()
+    assert line.split("\t") == ["id file:///srv/another", "id file:///srv/another", "file:///srv/id"]
+
+
 def test_messages_and_the_log_are_shown_no_commands(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     warn(f"no image {HOSTILE}")
