@@ -283,6 +283,10 @@ class TestPostgreSQL(ServerContract):
     def opened(self, postgresql_database):
         return postgresql_database
 
+    def test_nothing_is_compiled_for_a_statement(self, database):
+        # Which takes longer than what it is for, also where no limit is set.
+        assert database.read(lambda connection: connection.exec_driver_sql("SHOW jit").scalar()) == "off"
+
 
 class TestMariaDB(ServerContract):
     @pytest.fixture

@@ -260,11 +260,12 @@ def _connect_args(url: URL, statement_timeout: int | None) -> dict[str, Any]:
     defaults: dict[str, Any]
     if kind == "postgresql":
         defaults = {"connect_timeout": _CONNECT_TIMEOUT, "tcp_user_timeout": _STATEMENT_TIMEOUT * 1000}
+        # What it compiles for a list takes longer than the list: 65 of 530 ms in one that is read for very long.
+        settings = ["jit=off"]
         if statement_timeout is not None:
-            defaults["options"] = (
-                f"-c statement_timeout={statement_timeout}s -c lock_timeout={statement_timeout // 2}s "
-                f"-c idle_in_transaction_session_timeout={statement_timeout}s"
-            )
+            settings += [f"statement_timeout={statement_timeout}s", f"lock_timeout={statement_timeout // 2}s"]
+            settings += [f"idle_in_transaction_session_timeout={statement_timeout}s"]
+        defaults["options"] = " ".join(f"-c {setting}" for setting in settings)
     else:
         defaults = {"connect_timeout": _CONNECT_TIMEOUT, "charset": "utf8mb4"}
         if statement_timeout is not None:

@@ -101,7 +101,7 @@ def count(kind: str, visible: Visible, wanted: Filter | None, most: int) -> sa.S
         exact = wanted is None or wanted.exact
     if kind == "postgresql" and exact:
         # It might read a large table from its beginning, hoping to come across enough of them.
-        ids = ids.order_by(key)
+        ids = ids.order_by(*_unset_first([wanted], "asc"), key)
     counted = sa.select(sa.func.count()).select_from(ids.limit(most + 1).subquery())
     return counted.scalar_subquery()
 
@@ -115,12 +115,14 @@ def walk(
     end: Iterable[Condition] = (),
 ) -> sa.Select[Any]:
     """``select`` of the images in order, for which all filters hold and that are not behind ``end``."""
-    found, _, others = along(visible, filters, part.keys[0].key)
+    found, on_key, others = along(visible, filters, part.keys[0].key)
     looked = [Looked(each) for each in found.left] + [_looked_at(each, images.c.id) for each in others]
     if kind == "sqlite" and not found.left:
         looked = _looked_at_in_turn(others)
-    select = select.where(*found.answered, *end, *looked).order_by(*order(kind, part.keys))
-    return _hinted(select, found.name)
+    select = select.where(*found.answered, *end, *looked)
+    if kind == "postgresql":
+        select = select.order_by(*_unset_first(on_key, part.keys[0].direction))
+    return _hinted(select.order_by(*order(kind, part.keys)), found.name)
 
 
 def _looked_at_in_turn(filters: Sequence[Filter]) -> list[Condition]:
@@ -178,7 +180,7 @@ def sample(
     """
     ids = _ids_of(visible, wanted)
     if kind == "postgresql":
-        ids = ids.order_by(ids.selected_columns[0])
+        ids = ids.order_by(*_unset_first([wanted], "asc"), ids.selected_columns[0])
     begun = ids.limit(size).subquery()
     holding = [_looked_at(other, begun.c.image_id) for other in filters if other is not wanted]
     every = sa.and_(*visible.within, *holding)
@@ -225,13 +227,20 @@ def order(kind: str, keys: Sequence[SortKey], column: Callable[[_Any], _Any] = l
 
 
 def row_comparison(kind: str, names: Sequence[str], values: Sequence[Any], operator: str) -> Condition:
-    """Two columns, compared as one row with two values that are set: ``operator`` is >, >=, < or <=."""
+    """Two columns, compared as one row with two values that are set: ``operator`` is >, >=, < or <=.
+
+    The second is the id.
+    """
     (first, second), (one, two) = (images.c[name] for name in names), values
     if kind in ("sqlite", "postgresql"):
         pairs = zip(names, values, strict=True)
         row = sa.tuple_(*(sa.bindparam(None, value, images.c[name].type) for name, value in pairs))
-        compared: Condition = sa.tuple_(first, second).op(operator, is_comparison=True)(row)
-        return compared
+        if kind == "sqlite" or operator.endswith("="):
+            compared: Condition = sa.tuple_(first, second).op(operator, is_comparison=True)(row)
+            return compared
+        # PostgreSQL judges by the first column how many these are: by < as if none were level there, which all may be.
+        level_too: Condition = sa.tuple_(first, second).op(f"{operator}=", is_comparison=True)(row)
+        return sa.and_(level_too, second != two)
     # MySQL reads everything from the start of the index for a comparison of rows.
     beyond: Condition = first > one if operator.startswith(">") else first < one
     level: Condition = second.op(operator, is_comparison=True)(two)
@@ -245,6 +254,16 @@ def _directed(kind: str, column: _Any, key: SortKey) -> _Any:
         return directed
     # PostgreSQL alone sorts what is not set last, and its indexes are made so that they can be walked in this order.
     return directed.nulls_first() if key.direction == "asc" else directed.nulls_last()
+
+
+def _unset_first(filters: Iterable[Filter | None], direction: str) -> list[_Any]:
+    """What is ordered by on PostgreSQL before all else: columns that have one value, which it knows but of NULL.
+
+    Without them it takes no index with such a column for one in the order of what follows it there.
+    """
+    exact = [images.c[each.name] for each in filters if isinstance(each, Column) and each.exact]
+    columns = [column for column in exact if column.nullable]
+    return [column.asc().nulls_first() if direction == "asc" else column.desc().nulls_last() for column in columns]
 
 
 def _evaluated_apart(
