@@ -287,6 +287,18 @@ class PlanContract(Limited):
         statements = statements_of(filled, query)
         assert [_begins(statement) for statement in statements if _reads_page(statement)] == [begun]
 
+    def test_rows_are_looked_for_in_the_index_of_the_filter(self, filled):
+        if filled.kind == "postgresql":
+            return  # it has all of these rows in either index, and takes one by itself
+        query = Query(Caller("many"), limit=25, visibility="shared", tags=frozenset({"many"}))
+        found = zip(statements_of(filled, query), plans_of(filled, query), strict=True)
+        walks = [plan for statement, plan in found if _reads_page(statement) and not _begins(statement)]
+        assert walks
+        for table, index in (("image_tags", "ix_image_tags_tag"), ("image_members", "ix_image_members_member")):
+            looked = [line for plan in walks for line in plan.splitlines() if re.search(rf"\b{table} ", line)]
+            assert looked
+            assert all(index in line and "PRIMARY," not in line for line in looked), looked
+
     @pytest.mark.parametrize(("project", "begun"), [("few", True), ("many", False)])
     def test_shares_of_few_are_begun_with_and_more_are_looked_for(self, filled, project, begun):
         query = Query(Caller(project), limit=25, visibility="shared")

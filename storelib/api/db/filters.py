@@ -53,7 +53,11 @@ class Rows:
         In the index, where those rows are side by side, which is two to three times faster than among all by the key.
         """
         one = sa.select(self.table.c.image_id).where(self.table.c.image_id == image_id, *self.found).limit(1)
-        return one.with_hint(self.table, f"INDEXED BY {self.index}", "sqlite").scalar_subquery().is_not(None)
+        one = one.with_hint(self.table, f"INDEXED BY {self.index}", "sqlite")
+        # These two would take the key of the table, whose rows are as far apart as the ids.
+        for server in ("mysql", "mariadb"):
+            one = one.with_hint(self.table, f"FORCE INDEX ({self.index})", server)
+        return one.scalar_subquery().is_not(None)
 
 
 Filter = Column | Rows
