@@ -113,7 +113,7 @@ class Place:
         work = Move(self.service, source, target, **{"linger": 0, **options})
         results = list(work.run())
         # Shown where a test failed.
-        print(*results, sep="\n")
+        sys.stdout.writelines(f"{each}\n" for each in results)
         return {each.image_id: each.state for each in results}
 
     def where(self, image_id: str) -> list[str]:
