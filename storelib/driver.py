@@ -241,7 +241,7 @@ class Store(abc.ABC, Generic[L]):
         expected = asked_for(verify)
         for value, what in ((offset, "offset"), (0 if length is None else length, "length")):
             if not is_whole(value) or value < 0:
-                raise Invalid(f"{what} must be a whole number of bytes, 0 or more, not {value!r}")
+                raise Invalid(f"{what} must be a whole number of bytes, 0 or more, not {value!r:.80}")
         self.require(Capability.READ, StoreGetNotSupported)
         if offset or length is not None:
             self.require(Capability.RANGE, StoreRandomGetNotSupported)

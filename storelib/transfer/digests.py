@@ -66,7 +66,7 @@ def new_hasher(algorithm: str) -> Hasher:
     except (TypeError, ValueError):
         pass
     usable = sorted({name.lower() for name in hashlib.algorithms_available if not name.startswith("shake")})
-    raise UnknownHashingAlgo(f"unusable hashing algorithm {algorithm!r}; usable are: blake3, {', '.join(usable)}")
+    raise UnknownHashingAlgo(f"unusable hashing algorithm {algorithm!r:.80}; usable are: blake3, {', '.join(usable)}")
 
 
 class Digesting:

@@ -180,7 +180,7 @@ def a_store(given: _T) -> _T:
 
 def _check_size(size: int | None) -> None:
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
-        raise Invalid(f"size must be a whole number of bytes, 0 or more, or None, not {size!r}")
+        raise Invalid(f"size must be a whole number of bytes, 0 or more, or None, not {size!r:.80}")
 
 
 def _agreed_size(declared: int | None, known: int | None) -> int | None:

@@ -12,7 +12,7 @@ import pytest
 
 from storelib import backend
 from storelib.driver import Digests
-from storelib.exceptions import BadStoreConfiguration, Invalid, UnknownScheme
+from storelib.exceptions import BadStoreConfiguration, Invalid, StoreError, UnknownScheme
 from storelib.registry import Registry, open_store
 from storelib.transfer import copy, fan_out
 
@@ -76,6 +76,22 @@ def test_a_prefix_that_no_id_begins_with_is_refused(store):
     for call in (store.gc, store.collect, store.find_garbage):
         with pytest.raises(Invalid, match="half a character"):
             call(0, "x\ud800")
+
+
+def test_a_very_long_argument_is_told_by_its_beginning(store):
+    uri, long = store.add("image", b"data").uri, "x" * 100_000
+    wrong = [
+        lambda: store.add("other", b"data", long),
+        lambda: store.add("other", b"data", hashing_algo=long),
+        lambda: store.get(uri, offset=long),
+        lambda: store.get(uri, verify=long),
+        lambda: store.find_image(long),
+        lambda: store.gc(long),
+    ]
+    for call in wrong:
+        with pytest.raises(StoreError, match="xxx") as caught:
+            call()
+        assert len(str(caught.value)) < 1000
 
 
 SHARING = [

@@ -341,7 +341,7 @@ class SwiftStore(Store[SwiftLocation]):
         readers += self.conf.swift_store_admin_tenants if not public else ()
         for tenant in (*readers, *writers):
             if not _TENANT.fullmatch(tenant):
-                raise Invalid(f"{tenant!r} is no name of a project")
+                raise Invalid(f"{tenant!r:.80} is no name of a project")
         old = not self.service.multi_tenant and self.service.credentials[self.service.reference].auth_version == "1"
         everybody = ".r:*" if old else "*:*"
         form = "{}" if old else "{}:*"
