@@ -39,7 +39,7 @@ from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Context, Options
 from storelib.transfer.deadlines import within
 from storelib.transfer.forking import forget_in_child
-from storelib.transfer.http.headers import server_time
+from storelib.transfer.http.headers import posix_time
 from storelib.transfer.http.keystone import Endpoint, project_of, sensible
 from storelib.volumes.attachments import AttachmentState, SharedAttachments
 from storelib.volumes.connectors import Connectors
@@ -161,10 +161,11 @@ class Api:
     def now(self) -> float:
         """The latest that it was by Cinder's clock when it last answered, in POSIX seconds.
 
-        Raises RemoteServiceUnavailable where it did not tell.
+        Where its answers have no date, as behind nothing but uWSGI, what it is by this host's.
         """
-        # The date is cut to whole seconds.
-        return server_time(self._last, "Cinder") + 1.0
+        date = posix_time(self._last.get("Date"))
+        # It is cut to whole seconds.
+        return time.time() if date is None else date + 1.0
 
     @property
     def endpoint(self) -> str:

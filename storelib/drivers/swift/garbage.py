@@ -20,7 +20,8 @@ from storelib.drivers.swift.errors import (
     number,
 )
 from storelib.drivers.swift.service import Account, Service, present
-from storelib.transfer.http.headers import server_time
+from storelib.exceptions import RemoteServiceUnavailable
+from storelib.transfer.http.headers import posix_time
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def find(service: Service, account: Account, older_than: float, prefix: str) -> 
     if asked is None:
         return
     # The date is cut to whole seconds.
-    before = server_time(asked, "Swift") + 1.0 - older_than
+    before = server_time(asked) + 1.0 - older_than
     if layout.own:
         for container in list(service.containers(account, prefix)):
             yield from _in_own(service, account, container, before, prefix)
@@ -92,6 +93,14 @@ def _unmark(service: Service, account: Account, dead: Dead) -> None:
         account.remove(dead.container, f"{dead.prefix}{DEAD}")
 
 
+def server_time(headers: Any) -> float:
+    """The server's clock when it answered, in POSIX seconds."""
+    date = posix_time(headers.get("Date"))
+    if date is None:
+        raise RemoteServiceUnavailable("Swift does not tell the time: nothing is surely old", transient=False)
+    return date
+
+
 def _changed(entry: dict[str, Any]) -> float:
     """When something was changed, in POSIX seconds; what does not tell is never old."""
     modified = changed_at(entry)
@@ -133,7 +142,7 @@ def _in_own(service: Service, account: Account, container: str, before: float, p
 
 def _made(headers: Any) -> float:
     made = number(headers.get("X-Timestamp"))
-    return server_time(headers, "Swift") if made is None else made
+    return server_time(headers) if made is None else made
 
 
 def _is_alive(service: Service, account: Account, dead: Dead, image_id: str) -> bool:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from storelib.exceptions import RemoteServiceUnavailable
 from storelib.times import posix_seconds
 
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)", re.ASCII | re.IGNORECASE)
@@ -74,17 +72,6 @@ def posix_time(date: str | None) -> float | None:
         return posix_seconds(email.utils.parsedate_to_datetime(date or ""))
     except (ValueError, OverflowError, TypeError):
         return None
-
-
-def server_time(headers: Mapping[str, str], server: str) -> float:
-    """The server's clock when it sent these headers, in POSIX seconds, cut to whole ones.
-
-    Raises RemoteServiceUnavailable where they do not tell.
-    """
-    date = posix_time(headers.get("Date"))
-    if date is None:
-        raise RemoteServiceUnavailable(f"{server} does not tell the time: nothing is surely old", transient=False)
-    return date
 
 
 def retry_after(value: str | None) -> float | None:
