@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+import types
 
 import pytest
 from deployment import Deployment
 
 from storelib.api.scrutiny import NAME, Scrutiny, ScrutinyMetrics, _Stopped
+from storelib.api.service import pace
 from storelib.api.service.lease import this_host
 
 DATA = b"some data " * 100
@@ -144,7 +146,7 @@ def test_it_reads_no_faster_than_it_may(api, monkeypatch):
     slept = []
     start = time.monotonic()
     scrutiny._pace._pause = slept.append
-    monkeypatch.setattr("storelib.api.service.pace.time.monotonic", lambda: start + sum(slept))
+    monkeypatch.setattr(pace, "time", types.SimpleNamespace(monotonic=lambda: start + sum(slept)))
     scrutiny._pace._due = start
     assert scrutiny.look()
     assert sum(slept) == pytest.approx(len(DATA) / 500)

@@ -7,12 +7,14 @@ import json
 import socket
 import threading
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
 
+from storelib.cli import preload
 from storelib.cli.image import client
 from storelib.cli.output import Output, percentage
 from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StoreError
@@ -182,7 +184,8 @@ AWAY = RemoteServiceUnavailable("nothing responds")
 def test_a_watch_waits_for_an_api_that_is_away(storelib, no_variables, monkeypatch):
     Flaky(monkeypatch, "fetching", AWAY, AWAY, "fetching", AWAY, "ready")
     pauses = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    # Not time.sleep itself, which threads of other tests may call.
+    monkeypatch.setattr(preload, "time", types.SimpleNamespace(sleep=pauses.append))
     answer = storelib("preload", "status", "--watch", "--format", "plain")
     assert (answer.code, [line.split(b"\t")[2] for line in answer.out.splitlines()]) == (0, [b"fetching 0 %", b"ready"])
     assert [line.partition(": ")[2] for line in answer.err.splitlines()] == [

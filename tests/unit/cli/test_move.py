@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import uuid
 import warnings
 from contextlib import closing
@@ -32,6 +33,7 @@ from storelib.api.db import open_repository
 from storelib.api.db.records import Changes, NewImage, NewLocation
 from storelib.api.errors import UploadLost
 from storelib.api.service import Service
+from storelib.api.service import pace as pacing
 from storelib.api.service.moving import Move
 from storelib.api.service.pace import Pace
 from storelib.exceptions import (
@@ -433,7 +435,7 @@ class TestPace:
         moment = [0.0]
         clock = pytest.MonkeyPatch()
         with clock.context() as patch:
-            patch.setattr("storelib.api.service.pace.time.monotonic", lambda: moment[0] + sum(slept))
+            patch.setattr(pacing, "time", types.SimpleNamespace(monotonic=lambda: moment[0] + sum(slept)))
             pace._due = 0.0
             for _ in range(5):
                 pace.spend(50)
