@@ -76,7 +76,7 @@ class TestServing:
     @pytest.mark.parametrize("store", ["fast", "archive"])
     def test_an_image_travels_there_and_back(self, served, disk, store, tmp_path):
         created = served.image("create", f"in-{store}", "--file", disk, "--store", store).document
-        assert (created["status"], created["disk_format"], created["stores"]) == ("active", "qcow2", store)
+        assert (created["status"], created["disk_format"], created["stores"]) == ("active", "qcow2", [store])
         assert created["os_hash_value"] == sha512(disk)
         listed = served.image("list", "--name", f"in-{store}").document
         assert listed["id"] == created["id"]
