@@ -16,9 +16,6 @@ with contextlib.suppress(ImportError):
     import rados  # noqa: F401
     import rbd  # noqa: F401
 
-# Objects between two looks for garbage. With Python's own 700 these are a seventh of the time of the unit tests.
-gc.set_threshold(50_000)
-
 # No example is wrong for being slow: machines are shared.
 hypothesis.settings.register_profile(
     "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
