@@ -406,7 +406,7 @@ class Store(abc.ABC, Generic[L]):
 
     def find_garbage(self, older_than: float, prefix: str | None = None) -> Iterator[Garbage]:
         """What ``gc`` with the same arguments would remove."""
-        if isinstance(older_than, bool) or not isinstance(older_than, numbers.Real) or not older_than >= 0:
+        if not _is_number(older_than) or not older_than >= 0:
             raise Invalid(f"older_than must be a number of seconds, 0 or more, not {older_than!r:.80}")
         if prefix is not None and not isinstance(prefix, str):
             raise Invalid(f"prefix must be the beginning of an id, or None, not {type(prefix).__name__}")
@@ -692,6 +692,11 @@ def _is_time(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_number(given: object) -> bool:
+    """One that a caller gave, of any kind; to Python, True is one, too."""
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+
+
 def _nothing() -> None:
     """What ends an iterator that is no generator."""
 
@@ -732,5 +737,5 @@ def _names(tenants: Any, what: str) -> list[str]:
 
 def check_expires(expires: float, longest: float) -> None:
     """Raise Invalid unless ``presign`` was told a number of seconds, from one to ``longest``."""
-    if isinstance(expires, bool) or not isinstance(expires, numbers.Real) or not 1 <= expires <= longest:
+    if not _is_number(expires) or not 1 <= expires <= longest:
         raise Invalid(f"expires must be a number of seconds, 1 to {longest}, not {expires!r:.80}")

@@ -24,8 +24,8 @@ def everywhere(looks: Iterable[Callable[[], Iterable[T]]]) -> Iterator[T]:
         try:
             yield from look()
         except Exception as error:  # noqa: BLE001  (raised below)
-            errors.append(error)
+            if not errors:
+                errors.append(error)
     if errors:
-        # They refer to frames that refer to the list.
-        del errors[1:]
+        # Taken out: it refers to frames that refer to the list.
         raise errors.pop()

@@ -235,12 +235,11 @@ def row_comparison(kind: str, names: Sequence[str], values: Sequence[Any], opera
     if kind in ("sqlite", "postgresql"):
         pairs = zip(names, values, strict=True)
         row = sa.tuple_(*(sa.bindparam(None, value, images.c[name].type) for name, value in pairs))
-        if kind == "sqlite" or operator.endswith("="):
-            compared: Condition = sa.tuple_(first, second).op(operator, is_comparison=True)(row)
-            return compared
         # PostgreSQL judges by the first column how many these are: by < as if none were level there, which all may be.
-        level_too: Condition = sa.tuple_(first, second).op(f"{operator}=", is_comparison=True)(row)
-        return sa.and_(level_too, second != two)
+        widened = kind == "postgresql" and not operator.endswith("=")
+        used = f"{operator}=" if widened else operator
+        compared: Condition = sa.tuple_(first, second).op(used, is_comparison=True)(row)
+        return sa.and_(compared, second != two) if widened else compared
     # MySQL reads everything from the start of the index for a comparison of rows.
     beyond: Condition = first > one if operator.startswith(">") else first < one
     level: Condition = second.op(operator, is_comparison=True)(two)

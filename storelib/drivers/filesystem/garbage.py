@@ -42,22 +42,24 @@ def find_garbage(datadirs: DataDirs, older_than: float, prefix: str | None) -> I
     With a prefix no image is passed on the way: what lies aside is looked at, and the claims on that very id.
     """
 
+    start = prefix or ""
+
     def look(path: str, entry: os.DirEntry[str]) -> Garbage | None:
-        return _looked_at(os.path.join(path, entry.name), older_than, prefix or "")
+        return _looked_at(os.path.join(path, entry.name), older_than, start)
 
     def below(path: str) -> Iterator[Garbage]:
         yield from datadirs.files_aside(path, look)
-        if not prefix or path in datadirs.beside:
+        if not start or path in datadirs.beside:
             yield from datadirs.files_below(path, look)
 
     def at(path: str) -> Iterator[Garbage]:
-        found = datadirs.guard.call(functools.partial(_claim_at, path, older_than, prefix or ""), path)
+        found = datadirs.guard.call(functools.partial(_claim_at, path, older_than, start), path)
         if found is not None:
             yield found
 
     looks = [functools.partial(below, datadir.path) for datadir in datadirs.all]
-    if prefix:
-        looks += [functools.partial(at, path) for path in _claims(datadirs, prefix)]
+    if start:
+        looks += [functools.partial(at, path) for path in _claims(datadirs, start)]
     return everywhere(looks)
 
 

@@ -143,8 +143,3 @@ def modified(image: Any) -> float:
     # The bindings tell this one time in the zone of the process, all others in UTC.
     written: datetime.datetime = image.modify_timestamp()
     return max(posix_seconds(image.create_timestamp()), written.timestamp())
-
-
-def posix_time(moment: datetime.datetime) -> float:
-    """The bindings give UTC without saying so."""
-    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()

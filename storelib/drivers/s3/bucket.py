@@ -391,8 +391,7 @@ _HAS_STAND_INS = "StorelibStandIns"
 def _let_parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     """Keep one such name from making an answer unreadable, with all others that are in it."""
     body = response_dict.get("body")
-    legal = _NOT_XML.sub(_stand_in, body) if isinstance(body, bytes) else body
-    if legal is not body and legal != body:
+    if isinstance(body, bytes) and (legal := _NOT_XML.sub(_stand_in, body)) != body:
         response_dict["body"] = legal
         customized_response_dict[_HAS_STAND_INS] = True
 
