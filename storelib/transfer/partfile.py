@@ -73,10 +73,14 @@ class RangeFile(_Seekable):
     ``read(offset, view)`` fills memory with bytes of that file and returns how many.
     """
 
-    def __init__(self, read: Callable[[int, memoryview], int], offset: int, length: int) -> None:
+    def __init__(
+        self, read: Callable[[int, memoryview], int], offset: int, length: int, *, with_crc: bool = True
+    ) -> None:
         super().__init__(length)
         self._read = read
         self._offset = offset
+        self._with_crc = with_crc
+        self._memory: bytearray | None = None
         #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
         self.crcs: set[int] = set()
         self._crc: int | None = 0
@@ -90,14 +94,20 @@ class RangeFile(_Seekable):
         self._crc = None if self._position else 0
         return self._position
 
-    def read(self, size: int | None = -1) -> bytes:
-        """The next bytes, empty at the end; a piece, or what is left, where less is asked for. Raises Invalid."""
+    def read(self, size: int | None = -1) -> memoryview:
+        """The next bytes, empty at the end; a piece, or what is left, where less is asked for. Raises Invalid.
+
+        They are there until the next call.
+        """
         left = max(self._length - self._position, 0)
-        memory = bytearray(left if size is None or size < 0 else min(max(size, PIECE), left))
+        wanted = left if size is None or size < 0 else min(max(size, PIECE), left)
+        if self._memory is None or len(self._memory) < wanted:
+            self._memory = bytearray(wanted)
+        memory = memoryview(self._memory)[:wanted]
         filled = 0
         while filled < len(memory):
             try:
-                count = self._read(self._offset + self._position + filled, memoryview(memory)[filled:])
+                count = self._read(self._offset + self._position + filled, memory[filled:])
             except OSError as error:
                 self.error = error
                 raise
@@ -106,18 +116,18 @@ class RangeFile(_Seekable):
                 raise self.error
             filled += count
         self._position += filled
-        if self._crc is not None:
+        if self._with_crc and self._crc is not None:
             self._crc = zlib.crc32(memory, self._crc)
             if self._position == self._length:
                 self.crcs.add(self._crc)
-        return bytes(memory)
+        return memory
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` with the next bytes; returns how many."""
         raise io.UnsupportedOperation("read() hands out more than is asked for")
 
-    def pieces(self) -> Iterator[bytes]:
-        """All its bytes; afterwards it is at its beginning again."""
+    def pieces(self) -> Iterator[memoryview]:
+        """All its bytes, each piece there until the next; afterwards it is at its beginning again."""
         self.seek(0)
         while piece := self.read(PIECE):
             yield piece

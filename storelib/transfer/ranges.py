@@ -2,7 +2,8 @@
 """RangeCutter: parts too large to be held, for a writer that reads them from the local file that the image comes from.
 
 The bytes pass through here once, to be hashed, and are read again when their part is sent, as often as it is: so a part
-is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells.
+is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells. Where
+nothing is hashed, parts are only sent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from storelib.exceptions import StoreError
 from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import MiB, Progress
 from storelib.transfer.digests import BLOCK, HOLE, ZEROS
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import RangeFile
@@ -68,7 +69,17 @@ class RangeCutter:
             self._filled += len(piece)
             data = data[len(piece) :]
             if self._filled == self._window:
-                self._end_window()
+                self._end_window(self._crc)
+
+    def send_all(self, progress: Progress | None) -> int:
+        """Have all parts of a file sent of which nothing is hashed; returns how many bytes it has."""
+        while self._offset < self._size:
+            if progress is not None:
+                progress(self._offset, self._size)
+            self._end_window(None)
+        if progress is not None:
+            progress(self._size, self._size)
+        return self._size
 
     def stretch(self, length: int) -> int:
         """How much of a hole to go over at once."""
@@ -92,14 +103,15 @@ class RangeCutter:
         self.buffer = None
         self._pool.close()
 
-    def _end_window(self) -> None:
+    def _end_window(self, crc: int | None) -> None:
+        """Have the part sent; ``crc`` is that of its bytes, None where they have not passed."""
         writer = self._target.writer
         # What passes is not far ahead of what is sent, so that the system still has it in memory.
         self._calls.wait_for(lambda: self._under_way < writer.concurrency)
         self._target.make_room(self._offset + self._window)
         self._under_way += 1
         self._calls.start(
-            functools.partial(self._send, self._number, self._offset, self._window, self._crc),
+            functools.partial(self._send, self._number, self._offset, self._window, crc),
             at_once=writer.concurrency,
             repeatable=writer.retryable,
             release=self._sent,
@@ -119,10 +131,10 @@ class RangeCutter:
             self._calls.fail(error)
         self._calls.monitor.beat()
 
-    def _send(self, number: int, offset: int, length: int, crc: int) -> None:
+    def _send(self, number: int, offset: int, length: int, crc: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (whoever chose this class has looked)
-        part = RangeFile(self._read, offset, length)
+        part = RangeFile(self._read, offset, length, with_crc=crc is not None)
         try:
             write_range(number, part)
         except Exception:
@@ -132,5 +144,5 @@ class RangeCutter:
             if isinstance(part.error, OSError):
                 self._source_failed(part.error)
             raise part.error from None
-        if part.crcs != {crc}:
+        if crc is not None and part.crcs != {crc}:
             raise StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")

@@ -237,6 +237,7 @@ class _SourceWithHoles(Source):
     def taken(self) -> None:
         """Stand at the end."""
         self._position = self._origin + (self.size or 0)
+        self._hole_start = None
 
     def _next_hole(self) -> None:
         """Find the next hole that still has a whole grain in it once its ends are aligned inwards."""

@@ -85,8 +85,11 @@ def fan_out(
     source = open_source(data)
     try:
         size = _agreed_size(size, source.size)
+        unread = digesting.idle and len(stores) == 1
         uploads = [
-            StoreUpload(store, image_id, size, max(store.window // len(stores), 1), monitor, context, source)
+            StoreUpload(
+                store, image_id, size, max(store.window // len(stores), 1), monitor, context, source, unread=unread
+            )
             for store in stores
         ]
         try:
@@ -204,10 +207,15 @@ def _transfer(
     """Everything between opening the writers and their results."""
     live = _LiveUploads(uploads)
     live.each(StoreUpload.open)
-    if len(uploads) == 1 and uploads[0].target.takes_files and source.descriptor is not None and size is not None:
-        done = _hand_over(uploads[0], source, digesting, size, progress)
-    else:
-        done = None
+    done = None
+    if len(uploads) == 1 and source.descriptor is not None and size is not None:
+        parts = uploads[0].parts
+        if uploads[0].target.takes_files:
+            done = _hand_over(uploads[0], source, digesting, size, progress)
+        elif digesting.idle and isinstance(parts, RangeCutter):
+            done = parts.send_all(progress)
+            source.taken()
+            _check_ended(source, size)
     if done is None:
         if len(uploads) == 1:
             done = _pump(source, uploads[0].parts, digesting, size, progress)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts too large to be held are read again from the file that the image comes from, and are what was hashed."""
+"""Parts too large to be held are read again from the file that the image comes from, and are what was hashed; those of
+an image of which nothing is hashed and nothing computed are read only when they are sent.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -11,12 +14,15 @@ import pytest
 from recording import recording_store
 from s3_server import S3Server, error, open_at
 
+from storelib.driver import Digests
 from storelib.exceptions import Invalid, StoreError
 from storelib.registry import open_store
 from storelib.transfer import MiB, copy, fan_out, ranges, store_upload
 from storelib.transfer.memory import MemoryBudget
+from storelib.transfer.partfile import PIECE as RANGE_PIECE
 from storelib.transfer.partfile import RangeFile
 from storelib.transfer.source import FileAgain
+from storelib.transfer.upload import add
 
 PART = 5 * MiB
 SIZE = 2 * PART + 3 * MiB + 3
@@ -49,7 +55,7 @@ def digest(path):
 def added(store, path, **options):
     """Adds the file; returns what was stored, and the most that was held meanwhile."""
     store.memory, most = MemoryBudget(1 << 40), []
-    stored = store.add("image", path, progress=lambda done, total: most.append(store.memory._total), **options)
+    stored = add(store, "image", path, progress=lambda done, total: most.append(store.memory._total), **options)
     assert store.memory._total == 0
     return stored, max(most)
 
@@ -150,6 +156,115 @@ def test_several_stores_get_it_from_one_read_and_a_file_store_is_a_file(tmp_path
         assert hashlib.sha512(server.objects["copied"][0]).hexdigest() == digest
 
 
+@pytest.fixture
+def known(path, digest):
+    return Digests(hashlib.md5(path.read_bytes()).hexdigest(), digest)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of 5 MiB are held, if nothing else is against it."""
+    monkeypatch.setattr(store_upload, "LARGE", PART)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Offsets and lengths of what is read from files a second time."""
+    found, plain = [], FileAgain.read
+
+    def read(file, offset, view):
+        count = plain(file, offset, view)
+        found.append((offset, count))
+        return count
+
+    monkeypatch.setattr(FileAgain, "read", read)
+    return found
+
+
+def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(small_parts, reads, path, digest, known):
+    told = []
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        stored, most = added(store, str(path), digests=known)
+        assert (stored.size, stored.multihash) == (SIZE, digest)
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+        assert most == 0
+        assert sorted(reads)[0] == (0, RANGE_PIECE)
+        assert sum(count for _, count in reads) == SIZE
+        with path.open("rb") as file:
+            add(store, "again", file, digests=known, progress=lambda *numbers: told.append(numbers))
+            assert file.tell() == SIZE
+    assert told == [(0, SIZE), (PART, SIZE), (2 * PART, SIZE), (SIZE, SIZE)]
+
+
+@pytest.mark.parametrize(("algorithm", "hashed"), [("crc32", False), ("none", True)])
+def test_what_is_hashed_or_has_a_checksum_is_read_for_both_at_once(small_parts, reads, path, known, algorithm, hashed):
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm=algorithm, **OPTIONS)
+        add(store, "image", str(path), digests=None if hashed else known)
+    assert reads == []
+
+
+def test_two_stores_share_one_read_though_nothing_is_computed(small_parts, reads, path, digest, known):
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        fan_out([store, recording_store()], "image", str(path), digests=known)
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+    assert reads == []
+
+
+def test_a_part_of_which_nothing_is_computed_is_sent_again(small_parts, path, digest, known):
+    failed = []
+
+    def after(operation, request):
+        if operation == "part" and len(failed) < 2:
+            failed.append(1)
+            return error(503, "SlowDown")
+        return None
+
+    with S3Server(after=after) as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", transfer_retries=3, **OPTIONS)
+        add(store, "image", str(path), digests=known)
+        assert len(failed) == 2
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("end", "said"), [(-1, "shrank"), (0, None), (1, "has more")])
+def test_a_file_of_which_nothing_is_computed_keeps_its_length(small_parts, tmp_path, path, known, end, said):
+    changing = tmp_path / "changing"
+    changing.write_bytes(path.read_bytes())
+
+    def progress(done, total):
+        if done == PART:
+            os.truncate(changing, SIZE + end)
+
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        with contextlib.ExitStack() as stack:
+            if said:
+                stack.enter_context(pytest.raises(Invalid, match=said))
+            add(store, "image", str(changing), digests=known, progress=progress)
+        assert list(server.objects) == ([] if said else ["image"])
+        assert server.uploads == {}
+
+
+@pytest.mark.parametrize("at", [0, PART, SIZE])
+def test_a_file_of_which_nothing_is_computed_is_not_stored_when_it_is_cancelled(small_parts, path, known, at):
+    class CancelledError(Exception):
+        pass
+
+    def progress(done, total):
+        if done == at:
+            raise CancelledError
+
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        with pytest.raises(CancelledError):
+            add(store, "image", str(path), digests=known, progress=progress)
+        assert server.objects == {}
+        assert server.uploads == {}
+
+
 def test_small_parts_and_sizes_that_are_not_known_are_held_as_ever(path, monkeypatch):
     monkeypatch.setattr(ranges.RangeCutter, "__init__", lambda *arguments: pytest.fail("not for these"))
     with S3Server() as server:
@@ -179,7 +294,7 @@ def test_a_range_of_a_file_is_a_file():
     assert len(file) == 2 * MiB
     assert file.seekable()
     assert file.readable()
-    assert b"".join(file.pieces()) == data[1000 : 1000 + 2 * MiB]
+    assert b"".join(map(bytes, file.pieces())) == data[1000 : 1000 + 2 * MiB]
     assert file.seek(-5, os.SEEK_END) == 2 * MiB - 5
     assert file.read(1) == data[1000 + 2 * MiB - 5 : 1000 + 2 * MiB]
     assert file.read() == b""

@@ -615,7 +615,7 @@ class PartChecksums:
         raise Damaged("the upload", "its ETag")
 
 
-def _pieces(data: memoryview | RangeFile) -> Iterable[memoryview | bytes]:
+def _pieces(data: memoryview | RangeFile) -> Iterable[memoryview]:
     return data.pieces() if isinstance(data, RangeFile) else [data]
 
 
