@@ -31,13 +31,13 @@ VERSIONS := 3.10 3.11 3.12 3.13
 # Left to `full` under the other interpreters, since none of these can come out otherwise there: the tests of the suite
 # itself and of conftest.py (one set-up of the suite shows what depends on the interpreter as well as all do), of the
 # benchmarks and of who imports whom, what qemu-img does, and what is about SQL: random lists, whose like is in
-# db_lists.py, and every transaction whose end is not heard of.
+# db_lists.py, every transaction whose end is not heard of, and what is counted, whose ceilings are those of one.
 ELSEWHERE := tests/unit tests/functional/test_filesystem_conformance.py::TestDefaults \
 	--deselect tests/unit/test_conformance_memory.py::TestMemoryStoreInOrder \
 	--deselect tests/unit/api/test_import_plugins.py::TestConversion \
 	--deselect tests/unit/api/test_db_listing.py::TestLists \
-	$(addprefix --ignore=tests/unit/,$(addsuffix .py,api/test_lost_commits api/test_service_lost_commits \
-		$(addprefix test_,example_driver minimal_driver conformance_live conformance_rejects conformance_plugin \
+	$(addprefix --ignore=tests/unit/,$(addsuffix .py,api/test_lost_commits api/test_service_lost_commits api/test_db_list_work \
+		$(addprefix test_,example_driver minimal_driver conformance_live conformance_rejects conformance_plugin counted_work \
 			no_skips run_again benchmarks structure)))
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
