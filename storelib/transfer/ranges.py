@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """RangeCutter: parts too large to be held, for a writer that reads them from the local file that the image comes from.
 
-The bytes pass through here once, to be hashed, and are read again when their part is sent, as often as it is: so a part
-is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells. Where
-nothing is hashed, parts are only sent.
+The bytes pass through here once, to be hashed, and are read again when their part is sent, as often as it is: so a
+part is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells.
+Where nothing is hashed, parts are only sent.
 """
 
 from __future__ import annotations

@@ -214,6 +214,7 @@ class _SourceWithHoles(Source):
 
     def __init__(self, extents: Iterator[Extent] | None, position: int) -> None:
         self._holes = _holes(extents or ())
+        self._hole_start: int | None = None
         self._position = self._origin = position
         self._next_hole()
 
@@ -241,7 +242,7 @@ class _SourceWithHoles(Source):
 
     def _next_hole(self) -> None:
         """Find the next hole that still has a whole grain in it once its ends are aligned inwards."""
-        self._hole_start: int | None = None
+        self._hole_start = None
         for extent in self._holes:
             end = self._origin + extent.offset + extent.length
             start = self._origin + -(-extent.offset // GRAIN) * GRAIN
