@@ -298,7 +298,8 @@ class Store(abc.ABC, Generic[L]):
         def attempt() -> None:
             nonlocal failed
             try:
-                remove()
+                # A driver's "not there" may be a native error.
+                mapped(remove, self.map_error, str(found))
             except NotFound:
                 # After an attempt whose answer was lost, "not there" is what was wanted.
                 if not failed:

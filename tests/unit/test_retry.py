@@ -10,6 +10,7 @@ import pytest
 
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout, causes
 from storelib.registry import open_store
+from storelib.testing import MemoryStore
 from storelib.transfer.guard import Guard
 from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
 
@@ -173,3 +174,25 @@ def test_causes_of_an_error_are_told_once_each():
     assert list(causes(second)) == [second, first, beside]
     beside.__cause__ = second
     assert list(causes(second)) == [second, first, beside]
+
+
+def test_a_delete_whose_answer_was_lost_is_done_though_the_driver_says_not_there_in_its_own_words():
+    class Gone(Exception):
+        pass
+
+    class Store(MemoryStore):
+        def remove(self, location, context):
+            try:
+                super().remove(location, context)
+            except NotFound as error:
+                raise Gone from error
+            raise TimeoutError
+
+        def map_error(self, error, subject):
+            return NotFound(subject) if isinstance(error, Gone) else RemoteServiceUnavailable(subject)
+
+    store = open_store(Store)
+    uri = store.add("image", b"data").uri
+    store.delete(uri)
+    with pytest.raises(NotFound):
+        store.delete(uri)

@@ -247,9 +247,10 @@ def take_back(connection: Connection, name: str, image_id: str | None = None) ->
 # -- Deleting ---------------------------------------------------------------------------------------------------
 
 
-def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_trash: bool) -> None:
+def remove(connection: Connection, location: RbdLocation, met: list[str], *, protect: bool, to_trash: bool) -> None:
     """Remove one image; ``to_trash``: move it there if it has clones.
 
+    ``met``, empty at first, gets its id for the next attempt, which leaves alone an image that took its place.
     What keeps it is looked at before anything is touched, and what was touched is put back. The snapshot goes first:
     from then on the image cannot be read, and is known to be on its way out.
     """
@@ -263,6 +264,9 @@ def remove(connection: Connection, location: RbdLocation, *, protect: bool, to_t
         raise
     with opened as image:
         image_id = str(image.id())
+        met[:] = met or [image_id]
+        if met != [image_id]:
+            raise NotFound(f"{location} was removed; there is another image now")
         known = snapshots(image)
         if location.snapshot not in known:
             # Otherwise an earlier attempt came as far as this.

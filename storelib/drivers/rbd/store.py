@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from oslo_config import cfg
@@ -101,9 +101,13 @@ class RbdStore(Store[RbdLocation]):
 
     def remove(self, location: RbdLocation, context: Context | None) -> None:
         """Remove snapshot and image, or move it to the trash: see publication.py."""
-        conf = self.conf
-        to_trash = conf.rbd_store_delete_in_use == "trash"
-        publication.remove(self.cluster.get().freeing, location, protect=self.cluster.protect, to_trash=to_trash)
+        self.removal(location, context)()
+
+    def removal(self, location: RbdLocation, context: Context | None) -> Callable[[], None]:
+        """The same, of the image alone that was met first."""
+        met: list[str] = []
+        protect, to_trash = self.cluster.protect, self.conf.rbd_store_delete_in_use == "trash"
+        return lambda: publication.remove(self.cluster.get().freeing, location, met, protect=protect, to_trash=to_trash)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of the bindings: see errors.py."""
