@@ -328,6 +328,10 @@ class ImageStream(io.RawIOBase):
         whole = self._start == 0 and self._end == self._feed.reader.size and self._check is None
         return self._feed.fileno() if whole else None
 
+    def mapped(self, read: Callable[[], T]) -> T:
+        """``read()`` of that file; raises what reading this stream does."""
+        return self._feed.mapped(read)
+
     def close(self) -> None:
         """Stop reading ahead, wait for the threads, free the reader; harmless when done twice."""
         if self.closed:
@@ -448,7 +452,11 @@ class _Feed:
 
     def fileno(self) -> int | None:
         """The descriptor of a local file, if it is one."""
-        return mapped(self.reader.fileno, self._map_error, self.subject)
+        return self.mapped(self.reader.fileno)
+
+    def mapped(self, function: Callable[[], T]) -> T:
+        """``function()``, once, with its errors as this store tells them."""
+        return mapped(function, self._map_error, self.subject)
 
     def close(self) -> None:
         """Close the reader, or leave that to a read that still hangs in it."""

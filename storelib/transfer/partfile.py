@@ -84,7 +84,7 @@ class RangeFile(_Seekable):
         #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
         self.crcs: set[int] = set()
         self._crc: int | None = 0
-        #: Why it could not be read; an OSError is the source's own.
+        #: Why it could not be read; an OSError is that of a file of the caller's.
         self.error: StoreError | OSError | None = None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -108,7 +108,7 @@ class RangeFile(_Seekable):
         while filled < len(memory):
             try:
                 count = self._read(self._offset + self._position + filled, memory[filled:])
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 self.error = error
                 raise
             if not count:

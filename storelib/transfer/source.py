@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import inspect
 import io
 import itertools
@@ -17,7 +18,7 @@ import sys
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, Protocol, Union
 
-from storelib.exceptions import Invalid
+from storelib.exceptions import IncompleteRead, Invalid
 from storelib.readables import fills
 from storelib.system_calls import let_go
 from storelib.transfer.contract import Extent, KiB, MiB
@@ -143,6 +144,21 @@ class FileAgain:
             let_go(descriptor)
 
     __del__ = close
+
+
+class _ImageAgain(FileAgain):
+    """The file of an image in a store, whose errors are those of that store."""
+
+    def __init__(self, descriptor: int, stream: ImageStream) -> None:
+        super().__init__(descriptor, 0)
+        self._stream = stream
+
+    def read(self, offset: int, view: memoryview) -> int:
+        """See FileAgain; raises what reading the stream does."""
+        count = self._stream.mapped(functools.partial(super().read, offset, view))
+        if not count:
+            raise IncompleteRead(f"{self._stream.subject} shrank: it had {self._stream.size} bytes, now {offset}")
+        return count
 
 
 class BytesSource(Source):
@@ -299,6 +315,10 @@ class StreamSource(_SourceWithHoles):
         if length:
             self._stream.skip_zeros(length)
         return length
+
+    def again(self) -> FileAgain | None:
+        """The same, with the errors of the store."""
+        return None if self.descriptor is None else _ImageAgain(self.descriptor, self._stream)
 
     def _next_hole(self) -> None:
         super()._next_hole()

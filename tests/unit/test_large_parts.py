@@ -15,7 +15,7 @@ from recording import recording_store
 from s3_server import S3Server, error, open_at
 
 from storelib.driver import Digests
-from storelib.exceptions import Invalid, StoreError
+from storelib.exceptions import IncompleteRead, Invalid, StoreError
 from storelib.registry import open_store
 from storelib.transfer import MiB, copy, fan_out, ranges, store_upload
 from storelib.transfer.memory import MemoryBudget
@@ -261,6 +261,42 @@ def test_a_file_of_which_nothing_is_computed_is_not_stored_when_it_is_cancelled(
         store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
         with pytest.raises(CancelledError):
             add(store, "image", str(path), digests=known, progress=progress)
+        assert server.objects == {}
+        assert server.uploads == {}
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_part_whose_checksums_are_all_refused_is_sent_from_its_beginning(path, digest, known, hashed):
+    def refuse(operation, request):
+        if operation == "part" and {"content-md5", "x-amz-checksum-crc32"} & set(request.headers):
+            return error(400, "InvalidRequest")
+        return None
+
+    with S3Server(instead=refuse) as server:
+        store = open_at(server, transfer_timeout=5.0, **OPTIONS)
+        add(store, "image", str(path), digests=None if hashed else known)
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+        assert store.bucket.checksums.algorithm == "none"
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StoreError), (None, IncompleteRead)])
+def test_an_image_of_a_file_store_that_cannot_be_read_again_is_a_fault_of_that_store(
+    tmp_path, path, known, monkeypatch, number, kind
+):
+    def broken(file, offset, view):
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    files = open_store("file", filesystem_store_datadir=tmp_path)
+    uri = files.add("image", str(path)).uri
+    monkeypatch.setattr(FileAgain, "read", broken)
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        with pytest.raises(kind) as caught:
+            copy(files, uri, store, "image", digests=known)
+        assert type(caught.value) is kind
+        assert str(caught.value).startswith(uri)
         assert server.objects == {}
         assert server.uploads == {}
 

@@ -144,6 +144,8 @@ class S3Writer(Writer):
         self, number: int, body: Body | RangeFile, data: memoryview | RangeFile, checksums: PartChecksums
     ) -> None:
         sent = checksums.of_part(data)
+        # The server may have refused another checksum of the same file before.
+        body.seek(0)
         answer = self._call(
             "upload_part",
             **self._upload,
