@@ -39,7 +39,7 @@ from storelib.exceptions import (
     TransferTimeout,
 )
 from storelib.registry import open_store
-from storelib.transfer import MiB, copy
+from storelib.transfer import MiB, copy, retry
 
 DATA = os.urandom(MiB + 123)
 #: More than goes out in one piece.
@@ -552,6 +552,37 @@ def test_a_delete_carried_out_and_denied_is_done_where_names_cannot_be_moved(mou
     mount.fault("unlink", number, after=True, times=1)
     store.delete(uri)
     assert names(datadir) == []
+
+
+@pytest.mark.parametrize("added_again", [False, True])
+def test_a_delete_that_is_tried_again_spares_a_newer_image(tmp_path, monkeypatch, added_again):
+    """The server does it, then says nothing for a while, in which another client adds the id again."""
+    store, other = (open_store("file", filesystem_store_datadir=tmp_path) for _ in range(2))
+    uri = store.add("image", b"old").uri
+    plain = os.stat
+
+    def away(name, *arguments, **options):
+        if name == "image" and not options.get("follow_symlinks", True):
+            return plain(name, *arguments, **options)
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    def rename(*arguments, **options):
+        monkeypatch.undo()
+        os.rename(*arguments, **options)
+        monkeypatch.setattr(os, "stat", away)
+        monkeypatch.setattr(retry, "pause", pause)
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    def pause(*_):
+        monkeypatch.undo()
+        if added_again:
+            other.add("image", b"new")
+
+    monkeypatch.setattr(os, "rename", rename)
+    store.delete(uri)
+    assert (tmp_path / "image").exists() == added_again
+    if added_again:
+        assert (tmp_path / "image").read_bytes() == b"new"
 
 
 def test_a_hung_listing_that_comes_back_crashes_nothing(mount, datadir):

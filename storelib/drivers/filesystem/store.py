@@ -129,20 +129,37 @@ class FilesystemStore(Store[FileLocation]):
 
     def remove(self, location: FileLocation, context: Context | None) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
-        guard = self.datadirs.guard
-        # After that long no caller waits for this call any more, whose name may be another image's by then.
-        end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
-        guard.call(lambda: self.remove_now(location, end), str(location))
+        self.removal(location, context)()
 
-    def remove_now(self, location: FileLocation, end: float = math.inf) -> None:
-        """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found."""
+    def removal(self, location: FileLocation, context: Context | None) -> Callable[[], None]:
+        """The same, of the image alone that was met first: a server of files may do it and not answer."""
+        guard = self.datadirs.guard
+        met: list[Identity] = []
+
+        def remove() -> None:
+            # After that long no caller waits for this call any more, whose name may be another image's by then.
+            end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
+            guard.call(lambda: self.remove_now(location, end, met), str(location))
+
+        return remove
+
+    def remove_now(self, location: FileLocation, end: float = math.inf, met: list[Identity] | None = None) -> None:
+        """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found.
+
+        And unless it is another one than ``met`` has, which gets what is found where it is empty.
+        """
         with self.datadirs.directory_of(location) as (directory, name):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             only_files(status, location)
+            this = Identity.of(status)
+            if met and met != [this]:
+                raise NotFound(f"{location} was removed; there is another image now")
             if time.monotonic() > end:
                 raise TransferTimeout(f"{location}: the file system answered too late; nothing was removed")
+            if met is not None:
+                met[:] = [this]
             try:
-                self._take_away(location, directory, name, Identity.of(status))
+                self._take_away(location, directory, name, this)
             except Replaced:
                 what = "was replaced while it was being deleted; the newer image was left"
                 raise StoreError(f"{location} {what}") from None
