@@ -939,6 +939,12 @@ class DeletesNothing(Faulty):
         self.image(location)
 
 
+@rejected_by("test_delete_that_is_tried_again_spares_a_newer_image")
+class DeletesWhateverIsThereByNow(Faulty):
+    def removal(self, location, context):
+        return lambda: self.remove(location, context)
+
+
 @rejected_by("test_delete_removes_one_image")
 class DeletesByPrefix(Faulty):
     def remove(self, location, context):
@@ -2724,12 +2730,17 @@ class LeaksPerLeftover(Leaky):
 
 @rejected_by("test_deleting_leaves_nothing_open")
 class LeaksPerMissingImage(Leaky):
-    def remove(self, location, context):
-        try:
-            super().remove(location, context)
-        except NotFound:
-            self.leak()
-            raise
+    def removal(self, location, context):
+        remove = super().removal(location, context)
+
+        def leaking():
+            try:
+                remove()
+            except NotFound:
+                self.leak()
+                raise
+
+        return leaking
 
 
 # -- What others see ------------------------------------------------------------------------------------------------

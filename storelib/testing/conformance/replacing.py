@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +17,7 @@ from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import chunks
+from storelib.transfer.retry import mapped
 
 #: Seconds in which a time in whole seconds moves on.
 A_SECOND = 1.05
@@ -91,6 +93,24 @@ class Replacing(Promises):
         if before.get("version") is not None:
             assert after["version"] != before["version"], "the new image has the version of the one that was deleted"
         assert_same_bytes(bench.read(new.uri), data)
+
+    @needs(Capability.STAT)
+    def test_delete_that_is_tried_again_spares_a_newer_image(self, bench: Bench) -> None:
+        """What removes an image, called again since its answer was lost, leaves one that took its place meanwhile.
+
+        Where ``version`` tells the two apart. See ``Store.removal``.
+        """
+        image_id = bench.new_id("deleted")
+        old = bench.add(image_id, b"old")
+        version = bench.store.stat(old.uri).version
+        location = bench.store.locate(old.uri)
+        remove = bench.store.removal(location, None)
+        mapped(remove, bench.store.map_error, old.uri)
+        new = bench.add(image_id, b"the newer one")
+        if new.uri == old.uri and version not in (None, bench.store.stat(new.uri).version):
+            with contextlib.suppress(StoreError):
+                mapped(remove, bench.store.map_error, old.uri)
+        assert_same_bytes(bench.read(new.uri), b"the newer one")
 
     @needs(Capability.STAT)
     def test_reading_changes_nothing(self, bench: Bench) -> None:
