@@ -344,6 +344,25 @@ class KeepsViews(Faulty):
             self.backend.uploads[self.token].parts[part.offset] = part.data
 
 
+@rejected_by("test_file_that_is_read_as_it_is_sent_comes_back")
+class KeepsPiecesOfAFile(Faulty):
+    class Writer(MemoryWriter):
+        reads_once = True
+
+        def write_range(self, number, file):
+            offset = number * self.part_size(number, None)
+            self.write(Part(number, offset, b"".join(list(file.pieces()))))
+
+
+@rejected_by("test_file_that_is_read_as_it_is_sent_comes_back")
+class SendsOnePieceOfAFile(Faulty):
+    class Writer(MemoryWriter):
+        reads_once = True
+
+        def write_range(self, number, file):
+            self.write(Part(number, number * self.part_size(number, None), file.read(1)))
+
+
 @rejected_by("test_parts_may_arrive_in_any_order")
 class IgnoresOffsets(Faulty):
     class Writer(MemoryWriter):

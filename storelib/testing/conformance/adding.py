@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import Part, Writer
+from storelib.driver import Digests, Part, Writer
 from storelib.exceptions import Invalid
 from storelib.testing.conformance.bench import SEVERAL_BLOCKS, Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs, sampled
 from storelib.testing.conformance.sources import KINDS, chunks
+from storelib.transfer import partfile, store_upload, upload
 
 SIZES = ("0", "1", "part-1", "part", "part+1", "3 parts+1")
 ALGORITHMS = ("md5", "sha1", "sha256", "sha512", "blake2b", "sha3_256")
@@ -81,6 +82,24 @@ class Adding(Promises):
         with bench.writers_changed(change):
             stored = bench.add(bench.new_id(), data)
         assert_same_bytes(bench.read(stored.uri), data)
+
+    @pytest.mark.parametrize("hashed", [True, False])
+    def test_file_that_is_read_as_it_is_sent_comes_back(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: bool
+    ) -> None:
+        """So does a file whose parts are not held: ``write_range`` gets a piece at a time, in the same memory."""
+        monkeypatch.setattr(store_upload, "LARGE", 0)
+        monkeypatch.setattr(partfile, "PIECE", max(bench.part // 3, 1))
+        data = payload(3 * bench.part + 1)
+        path = tmp_path / "file"
+        path.write_bytes(data)
+        image_id = bench.new_id()
+        if hashed:
+            stored = bench.add(image_id, path)
+        else:
+            stored = upload.add(bench.store, image_id, path, digests=Digests(None, hashlib.sha512(data).hexdigest()))
+        assert_same_bytes(bench.read(stored.uri), data)
+        bench.remove(stored.uri)
 
     def test_parts_may_arrive_in_any_order(self, bench: Bench) -> None:
         """Where several parts are in flight, it does not matter which arrives first."""
