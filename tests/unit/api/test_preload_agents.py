@@ -518,6 +518,14 @@ class TestSources:
         assert all(node.job(one)["peers"] == [] for node in alone)
         assert all(node.job(one) is not None for node in others)
 
+    @pytest.mark.parametrize("port", [0, 6881], ids=["alone", "exchanging"])
+    def test_who_has_lost_an_image_reads_it_again(self, api, image, port):
+        node = FakeNode(api, "n1", port=port)
+        [one] = preload(api, image)
+        node.says(one, "ready", done=1000)
+        node.says(one, "queued")
+        assert node.job(one)["source"]
+
     def test_a_place_is_free_when_its_node_is_gone(self, api, image):
         found = [FakeNode(api, f"n{number}") for number in range(4)]
         [one] = preload(api, image)

@@ -113,7 +113,8 @@ def places(
         if place.preload_id in of:
             of[place.preload_id].append(place)
     found = []
-    for each in of.values():
+    # Of what the node had, and has no more, they are not known: it asks again soon.
+    for each in filter(None, of.values()):
         mine = [place for place in each if place.node_id == node.id and place.expires_at >= now]
         free = [place for place in _allowed(node, each) if not _is_held(limits, place, now)]
         if mine:
