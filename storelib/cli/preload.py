@@ -73,8 +73,8 @@ def start(
 def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, every: float) -> int:
     """Show how far each node is with these preloads, or all that are active.
 
-    With --watch the exit code is 1 if a node failed, or has not got an image when its preload is over. An image API
-    that goes away meanwhile is waited for.
+    With --watch the exit code is 1 if a node failed, or has not got an image when its preload is over, or no node is
+    to have it. An image API that goes away meanwhile is waited for.
     """
     if not watch:
         session.output.many(_STATE, (_row(session, state) for state in _states(api, preloads or _active(api))))
@@ -96,7 +96,10 @@ def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, eve
                 return
 
     session.output.watch(_STATE, looks(), key=("node_id", "preload"), told="state")
-    return 0 if all(state["state"] == "ready" for state in found) else exits.FAILED
+    nobody = _for_nobody(api, watched.keys() - {state["preload"] for state in found})
+    for each in nobody:
+        warn(f"preload {each}: there is no node (yet) that is to have it; see storelib preload nodes")
+    return 0 if not nobody and all(state["state"] == "ready" for state in found) else exits.FAILED
 
 
 @command("list")
@@ -268,6 +271,11 @@ def _states(api: Api, preloads: Iterable[str]) -> list[Document]:
         more = {"preload": facts["id"], "preload_status": facts["status"], "image": facts["image"], "size": size}
         found += [{**state, **more} for state in (*facts["states"], *rest)]
     return found
+
+
+def _for_nobody(api: Api, preloads: Iterable[str]) -> list[str]:
+    """Those of these preloads, which no node has, that somebody asked for. A group without nodes may have a rule."""
+    return [each for each in sorted(preloads) if api.ask("GET", _path("/v2/preloads", each))["origin"] != "rule"]
 
 
 def _is_over(state: Document) -> bool:

@@ -17,12 +17,15 @@ import urllib3
 
 from storelib._version import __version__
 from storelib.exceptions import Duplicate, Forbidden, Invalid, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.transfer.deadlines import at_most
 from storelib.transfer.http.connections import pool_classes
 from storelib.transfer.http.headers import retry_after
 
 Document = dict[str, Any]
 #: Seconds to connect, and between two bytes of a response.
 CONNECT, READ = 5.0, 20.0
+#: Seconds for all of a request: who sends a byte now and then is not waited for until the end.
+WHOLE = 60.0
 #: The digests of an image of 1 TiB have 32 MiB.
 _LONGEST = 64 * 1024 * 1024
 USER_AGENT = f"storelib-node/{__version__}"
@@ -133,22 +136,23 @@ class Api:
         longest: int = _LONGEST,
     ) -> bytes:
         try:
-            response = self._pool.request(
-                method,
-                url,
-                body=body,
-                headers={"User-Agent": USER_AGENT, **headers},
-                preload_content=False,
-                redirect=False,
-            )
-            with response:
-                # A whole image instead of the range would be read for nothing.
-                whole = longest if response.status in expected else 64 * 1024
-                data: bytes = response.read(whole + 1, decode_content=True)
-                if len(data) <= whole:
-                    data += response.read(whole + 1 - len(data))
-                if len(data) > whole:
-                    response.close()
+            with at_most(WHOLE):
+                response = self._pool.request(
+                    method,
+                    url,
+                    body=body,
+                    headers={"User-Agent": USER_AGENT, **headers},
+                    preload_content=False,
+                    redirect=False,
+                )
+                with response:
+                    # A whole image instead of the range would be read for nothing.
+                    whole = longest if response.status in expected else 64 * 1024
+                    data: bytes = response.read(whole + 1, decode_content=True)
+                    if len(data) <= whole:
+                        data += response.read(whole + 1 - len(data))
+                    if len(data) > whole:
+                        response.close()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise RemoteServiceUnavailable(f"the image API does not answer: {type(error).__name__}") from error
         if response.status in expected and len(data) <= whole:

@@ -17,7 +17,7 @@ from oslo_config import cfg
 from storelib._version import __version__
 from storelib.exceptions import BadStoreConfiguration, Duplicate, Forbidden
 from storelib.extras import needing
-from storelib.node.api import Api
+from storelib.node.api import READ, Api
 from storelib.node.files import rename, write_private
 from storelib.node.options import Settings
 
@@ -120,6 +120,8 @@ def _keystone(conf: cfg.ConfigOpts) -> Mapping[str, str]:
     try:
         plugin = loading.load_auth_from_conf_options(conf, "keystone")
         session = loading.load_session_from_conf_options(conf, "keystone", auth=plugin)
+        # Else it waits for ever.
+        session.timeout = session.timeout or READ
         return {"X-Auth-Token": str(session.get_token())}
     except exceptions.Unauthorized as error:
         raise Forbidden("Keystone refuses the user of [keystone]") from error

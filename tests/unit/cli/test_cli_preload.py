@@ -158,6 +158,23 @@ def test_a_watch_of_one_that_was_cancelled_ends_too(run, plain, node, image):
     assert line.split("\t")[2] == "cancelled"
 
 
+def test_a_watch_of_what_no_node_is_to_have_is_code_1(run, node, image):
+    says = node("n1")
+    [right], [mistyped] = (run("start", image, "--group", group).documents for group in ("racks", "rakcs"))
+    says(right["id"], "ready")
+    answer = run("status", "--watch")
+    assert answer.code == 1
+    assert f"preload {mistyped['id']}: there is no node" in answer.err
+    assert run("status", right["id"], "--watch").code == 0
+
+
+def test_a_watch_does_not_mind_that_a_group_keeps_images_and_has_no_nodes(run, node, image):
+    run("group", "set", "racks", "--image", image)
+    assert [each["origin"] for each in run("list", "--status", "active").documents] == ["rule"]
+    assert run("status", "--watch").code == 0
+    run("group", "unset", "racks")
+
+
 class Flaky:
     """An image API of one preload, whose answers are these states or refusals, in order."""
 
