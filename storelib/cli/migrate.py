@@ -48,6 +48,8 @@ RESERVED = ("os_glance_staging_store", "os_glance_tasks_store")
 
 def migrated(settings: Sequence[Setting], name: str) -> tuple[str, int]:
     """The text of the new file, and how many remarks it has about what could not be migrated."""
+    # As oslo.config does: [Fast] and [fast] are one group.
+    settings = [each._replace(group=each.group if each.group == "DEFAULT" else each.group.lower()) for each in settings]
     groups = {setting.group for setting in settings}
     # Glance takes an empty list for none, too.
     backends = (_last(settings, "DEFAULT", "enabled_backends") or "").strip() or None
@@ -63,11 +65,13 @@ class _Migration:
     """The stores of one old file and the options they may have."""
 
     def __init__(self, settings: Sequence[Setting], backends: str | None) -> None:
-        self.settings = settings
         self.several = backends is not None
         self.installed = driver_classes()
         listed = backends if backends is not None else _last(settings, OLD, "stores") or "file,http"
-        self.stores = _entries(listed)
+        # One that is listed twice, as http and https, is one store.
+        self.stores = list(dict(_entries(listed)).items())
+        names = {name.lower(): name for name, _ in self.stores} if self.several else {}
+        self.settings = [each._replace(group=names.get(each.group, each.group)) for each in settings]
         #: What each store is called here, which is not always what it was called there.
         self.ids = {name: _free_id(name, self.stores) for name, _ in self.stores}
 

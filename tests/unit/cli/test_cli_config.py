@@ -110,6 +110,21 @@ def test_a_file_of_several_stores_is_migrated(migrate, places):
     assert "[fast]\nfilesystem_store_datadir = /srv/images\ndescription = NVMe in rack 4\nweight = 7\n" in text
 
 
+def test_groups_are_found_however_they_are_written(migrate, places):
+    text = "[DEFAULT]\nenabled_backends = Fast:file\n[GLANCE_STORE]\ndefault_backend = Fast\n"
+    answer = migrate(f"{text}[fast]\nfilesystem_store_datadir = {places}/images\n")
+    assert answer.code == 0, answer.err
+    registry = Registry.from_file(places / "new.ini")
+    assert (registry.default.name, registry.default.conf.filesystem_store_datadir) == ("Fast", f"{places}/images")
+
+
+def test_a_store_that_is_listed_twice_is_one(migrate, places):
+    text = "[glance_store]\nstores = filesystem, http, https, file\n"
+    answer = migrate(f"{text}filesystem_store_datadir = {places}/images\n")
+    assert answer.code == 0, answer.err
+    assert [store.name for store in Registry.from_file(places / "new.ini")] == ["file", "http"]
+
+
 def test_the_groups_of_reserved_stores_are_kept(migrate, places):
     migrate(SEVERAL)
     assert "[os_glance_staging_store]\nfilesystem_store_datadir = /srv/staging\n" in (places / "new.ini").read_text()
