@@ -15,8 +15,6 @@ from storelib.cli.session import Session, command
 
 #: Images forgotten in one transaction.
 _BATCH = 200
-#: Seconds; longer ago than any image was deleted.
-_LONG_AGO = 100 * 365.0 * 86400
 
 
 @click.group("db")
@@ -75,8 +73,7 @@ def purge(session: Session, older_than: float, pause: float) -> None:
     May run beside servers: it goes in small batches, and may be interrupted and begun again.
     """
     with image_api("db"):
-        age = datetime.timedelta(seconds=min(older_than, _LONG_AGO))
-        before = datetime.datetime.now(datetime.timezone.utc) - age
+        before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=older_than)
         purged = 0
         with repository(session) as tables:
             while batch := tables.images.purge(before, _BATCH):

@@ -12,6 +12,10 @@ import click
 if TYPE_CHECKING:
     from storelib.driver import Digest
 
+#: Seconds; longer ago than anything was. Of more, Python may have no time.
+_LONG_AGO = 100 * 365 * 86400.0
+#: Seconds that a command may be told to wait: Python waits for no more than about nine times as many.
+_LONGEST = 1_000_000_000
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -28,16 +32,16 @@ class Age(click.ParamType):  # type: ignore[type-arg]
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw]?)", value.strip().lower())
         if match is None:
             self.fail(f"{value!r} is not an age; write 90, 15m, 12h, 1d or 2w", parameter, context)
-        return float(match[1]) * _UNITS[match[2]]
+        return min(float(match[1]) * _UNITS[match[2]], _LONG_AGO)
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds; neither nan, which no comparison refuses, nor infinite."""
+    """A number of seconds; neither nan, which no comparison refuses, nor more than can be waited."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """The number, if it is finite."""
+        """The number, if it is one that can be waited."""
         number: float = super().convert(value, parameter, context)
-        if not math.isfinite(number):
+        if not math.isfinite(number) or number > _LONGEST:
             self.fail(f"{value!r} is not a number of seconds", parameter, context)
         return number
 

@@ -16,7 +16,15 @@ from typing import Any
 import urllib3
 
 from storelib._version import __version__
-from storelib.exceptions import Duplicate, Forbidden, Invalid, NotFound, RemoteServiceUnavailable, StoreError
+from storelib.exceptions import (
+    BadStoreConfiguration,
+    Duplicate,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
+)
 from storelib.transfer.deadlines import at_most
 from storelib.transfer.http.connections import pool_classes
 from storelib.transfer.http.headers import retry_after
@@ -45,16 +53,23 @@ class _Elsewhere(Invalid):
 
 
 class Api:
-    """The image API at ``url``; ``ca_file`` are the authorities to trust, the system's if None."""
+    """The image API at ``url``; ``ca_file`` are the authorities to trust, the system's if None.
+
+    Raises BadStoreConfiguration for a file that has none.
+    """
 
     def __init__(self, url: str, ca_file: str | None = None) -> None:
         self.url = url
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            raise BadStoreConfiguration(f"[node] ca_file = {ca_file} cannot be used: {error.strerror}") from error
         self._pool = urllib3.PoolManager(
             retries=False,
             # Heartbeats and data go at a time.
             maxsize=4,
             timeout=urllib3.Timeout(connect=CONNECT, read=READ),
-            ssl_context=ssl.create_default_context(cafile=ca_file),
+            ssl_context=context,
             headers={"User-Agent": USER_AGENT},
         )
         self._pool.pool_classes_by_scheme = pool_classes()

@@ -143,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Settings, cfg.ConfigOpts]:
     reader = OptionReader(conf)
     names = option_names(OPTIONS)
     for setting in reader.settings:
-        if setting.group == GROUP and setting.key not in names:
+        if setting.group.lower() == GROUP and setting.key not in names:
             hint = did_you_mean(setting.key, names)
             raise BadStoreConfiguration(f"[{GROUP}] {setting.key} ({setting.place}): there is no such option{hint}")
     values = {option.dest: reader.value(GROUP, option) for option in OPTIONS}

@@ -315,6 +315,7 @@ def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
         ("image", "create", "name", "--id", ""),
         ("image", "upload", "name", "disk.raw", "--store", ""),
         ("image", "--timeout", "nan", "list"),
+        ("image", "--timeout", "1e300", "list"),
         ("serve", "--grace", "inf"),
         ("gc", "--older-than", "nan"),
     ],

@@ -125,7 +125,12 @@ def test_gc_leaves_what_is_young(storelib, leftover):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("1.5m", 90), ("12h", 43200), ("1d", 86400), ("2W", 1209600), ("30s", 30)]
+    ("text", "seconds"),
+    [
+        *(("90", 90), ("1.5m", 90), ("12h", 43200), ("1d", 86400), ("2W", 1209600), ("30s", 30)),
+        # Before that there was nothing, and no year 1.
+        ("999999999w", 100 * 365 * 86400),
+    ],
 )
 def test_ages_have_units(text, seconds):
     assert Age().convert(text, None, None) == seconds

@@ -9,6 +9,7 @@ import pytest
 
 from storelib.exceptions import BadStoreConfiguration
 from storelib.node import options
+from storelib.node.api import Api
 
 LEAST = "api_url = https://images.example:9292/\ntarget_dir = images\n"
 
@@ -63,6 +64,7 @@ def test_the_token_may_be_in_a_file_that_is_gone_later(load, tmp_path):
         (f"{LEAST}mode = 4755", "mode"),
         (f"{LEAST}budget = much", "expected bytes, such as 512"),
         (f"{LEAST}budgets = 1G", "did you mean budget"),
+        (f"{LEAST}[Node]\nbudgets = 1G", "did you mean budget"),
         (f"{LEAST}port = 0", "port"),
         (f"{LEAST}state_dir = images", "target_dir cannot be in state_dir"),
         (f"{LEAST}state_dir = images/../.", "target_dir cannot be in state_dir"),
@@ -71,3 +73,13 @@ def test_the_token_may_be_in_a_file_that_is_gone_later(load, tmp_path):
 def test_what_cannot_be_is_named(load, text, why):
     with pytest.raises(BadStoreConfiguration, match=why):
         load(text)
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_authorities_that_cannot_be_had_are_named(load, tmp_path, text):
+    if text is not None:
+        (tmp_path / "ca.pem").write_text(text)
+    settings = load(f"{LEAST}ca_file = ca.pem\n")
+
+    with pytest.raises(BadStoreConfiguration, match=r"ca_file = .*/ca.pem cannot be used: \S+"):
+        Api(settings.api_url, settings.ca_file)
