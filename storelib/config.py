@@ -507,11 +507,21 @@ class _Parser(iniparser.BaseParser):
 
 
 def _files(conf: cfg.ConfigOpts) -> Iterator[str]:
-    # A ConfigOpts that was never called has neither option.
-    for name in getattr(conf, "config_file", None) or ():
-        yield os.path.expanduser(name)
-    for directory in conf.config_dirs or getattr(conf, "config_dir", None) or ():
-        yield from sorted(glob.glob(os.path.join(os.path.expanduser(directory), "*.conf")))
+    """In the order in which oslo.config reads them, of which the last counts: what the command line names comes after
+    what it does not, and in its own order.
+    """
+    # A ConfigOpts that was never called has none of these.
+    files = getattr(conf, "config_file", None) or ()
+    directories = conf.config_dirs or getattr(conf, "config_dir", None) or ()
+    found = {
+        "--config-file": [[os.path.expanduser(name)] for name in files],
+        "--config-dir": [sorted(glob.glob(os.path.join(os.path.expanduser(name), "*.conf"))) for name in directories],
+    }
+    words = [word.partition("=")[0] for word in getattr(conf, "_args", None) or ()]
+    for kind in [kind for kind in found if kind not in words]:
+        yield from itertools.chain(*found.pop(kind))
+    for kind in [word for word in words if word in found]:
+        yield from found[kind].pop(0) if found[kind] else ()
 
 
 def _read_again(name: str) -> list[Setting]:

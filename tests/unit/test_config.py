@@ -423,6 +423,29 @@ def test_a_relative_directory_is_in_that_of_the_file(tmp_path, monkeypatch):
     assert stores["b"].conf.filesystem_store_datadirs == [str(tmp_path / "etc/one:1"), str(tmp_path / "etc/../two")]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "counts"),
+    [
+        (["--config-file", "a/my.ini", "--config-dir", "b"], "b/images"),
+        (["--config-dir", "b", "--config-file", "a/my.ini"], "a/images"),
+        (["--config-dir=b", "--config-file=a/my.ini"], "a/images"),
+        # What is there by default is read before what the command line names.
+        (["--config-file", "a/my.ini"], "a/images"),
+        (["--config-dir", "b"], "b/images"),
+        ([], "b/images"),
+    ],
+)
+def test_a_relative_directory_is_in_that_of_the_file_that_counts(tmp_path, monkeypatch, arguments, counts):
+    for place in ("a/my.ini", "b/more.conf"):
+        (tmp_path / place).parent.mkdir()
+        text = "[storelib]\nstores = file\nfilesystem_store_datadir = images\n"
+        (tmp_path / place).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    conf = cfg.ConfigOpts()
+    conf(arguments, project="test", default_config_files=["a/my.ini"], default_config_dirs=["b"])
+    assert Registry.from_conf(conf)["file"].conf.filesystem_store_datadir == str(tmp_path / counts)
+
+
 def test_a_relative_directory_without_a_file_is_in_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = open_store("file", filesystem_store_datadir="images")
