@@ -88,8 +88,6 @@ class Copy:
         self._seen, self._moved_at = -1, 0.0
         self._is_still = False
         self._mended = False
-        #: Of the published file, when it was looked at last.
-        self._length: int | None = None
 
     @property
     def image(self) -> str:
@@ -336,11 +334,12 @@ class Copy:
         return True
 
     def _is_cut(self) -> bool:
-        """Whether what is passed on has another length than the image, or what is published than at the last look."""
+        """Whether what is passed on has another length than the image, or what is published than when it was."""
         length = None if self.record.foreign else self._workshop.target.length(self.image)
-        before, self._length = self._length, length
-        is_other = before is not None and length is not None and before != length
-        return is_other or self._workshop.disk.is_cut(self.record)
+        if self.record.length is None:
+            # Published by an agent that did not note it.
+            self.record.length = length
+        return length not in (None, self.record.length) or self._workshop.disk.is_cut(self.record)
 
     def _see_progress(self, engine: Engine) -> None:
         job = self.jobs[str(self._fetching_for)]
@@ -360,7 +359,6 @@ class Copy:
     def _be_ready(self) -> None:
         # The torrent by which it came goes on for others.
         self.phase, self.reason, self._failures, self._mended = Phase.READY, None, 0, False
-        self._length = None
         LOG.info("image %s is ready", self.image)
 
     def _mend(self, why: str, now: float) -> None:

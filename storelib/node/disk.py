@@ -30,7 +30,7 @@ class Record:
     """What is known of an image on this node.
 
     ``published`` is device and inode of the verified file that has, or is about to get, the image's place in the target
-    directory; ``foreign`` if that is a file of another program's.
+    directory, ``length`` how many bytes it has; ``foreign`` if that is a file of another program's.
     """
 
     image: str
@@ -43,6 +43,7 @@ class Record:
     pinned: bool = False
     published: tuple[int, int] | None = None
     foreign: bool = False
+    length: int | None = None
 
 
 def is_usable_id(image: str) -> bool:
@@ -53,7 +54,7 @@ def is_usable_id(image: str) -> bool:
 def is_sound(record: Record) -> bool:
     """Whether what is said of an image is what it says it is: files may be damaged, and an API may lie."""
     texts = (record.os_hash_algo, record.os_hash_value, record.disk_format or "", record.container_format or "")
-    sizes = (record.size, record.virtual_size or 0)
+    sizes = (record.size, record.virtual_size or 0, record.length or 0)
     return (
         is_usable_id(record.image)
         and all(isinstance(text, str) for text in texts)

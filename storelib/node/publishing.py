@@ -85,6 +85,7 @@ class Target:
         if record.foreign and not self.path(record.image).is_file():
             raise Invalid(f"what has the image's place is no file: {self.path(record.image)}")
         record.published = found if record.foreign else _identity(ours)
+        record.length = None if record.foreign else ours.st_size
         save()
         if not record.foreign:
             files.rename(part, self.path(record.image))

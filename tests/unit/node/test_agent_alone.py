@@ -309,7 +309,8 @@ def test_a_file_that_was_changed_in_place_is_mended_once_it_is_removed(world):
 
 
 @pytest.mark.parametrize("layout", ["directory", "nova"])
-def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout):
+@pytest.mark.parametrize("agent", ["there", "away"])
+def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout, agent):
     object.__setattr__(world.agent._settings, "layout", layout)
     monkeypatch.setattr(Target, "in_use", lambda target, image: layout == "nova")
     object.__setattr__(world.agent._settings, "convert_to_raw", True)
@@ -326,6 +327,10 @@ def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout)
     world.beat()
 
     os.truncate(place, 100)
+    if agent == "away":
+        world.agent._copies.clear()
+        world.agent._remember()
+        image = world.agent._copies["first"]
     world.until(lambda: image.phase is not Phase.READY)
     world.until(lambda: image.phase is Phase.READY)
 
