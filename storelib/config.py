@@ -134,9 +134,14 @@ class OptionReader:
                 why = f" ({redact(str(error).rpartition('is not valid: ')[2])})"
             where = source.shown(group, option)
             raise BadStoreConfiguration(f"{where} is not valid: expected {allowed(option)}{why}") from None
-        if isinstance(option.type, LocalPath):
-            return absolute(found, lambda: self.directory(group, option))
-        return found
+        if not isinstance(option.type, LocalPath):
+            return found
+        if option.multi and not all(path.startswith("/") for path in found or ()):
+            given = [each for each in self.settings if _sets(each, group, option)]
+            if [each.value for each in given] == found:
+                # Several files may have given them.
+                return [absolute(each.value, each.directory) for each in given]
+        return absolute(found, lambda: self.directory(group, option))
 
     def is_set(self, group: str, option: cfg.Opt) -> bool:
         """Whether a file, the environment or the program gives the option a value in this very group."""
@@ -163,7 +168,7 @@ class OptionReader:
     def directory(self, group: str, option: cfg.Opt) -> str:
         """The directory of the file that sets the option; the current one where no file does."""
         setting = self._source(group, option).setting
-        return os.path.dirname(os.path.abspath(setting.file)) if setting else os.getcwd()
+        return setting.directory() if setting else os.getcwd()
 
     def _source(self, group: str, option: cfg.Opt) -> _Source:
         if self._set_by_program(group, option):
@@ -171,9 +176,8 @@ class OptionReader:
         variable = f"OS_{group}__{option.dest}".upper()  # oslo.config's, which goes before the files
         if variable in os.environ:
             return _Source(option.dest, os.environ[variable], f"environment: {variable}")
-        names = _names(option)
         for setting in reversed(self.settings):
-            if setting.group.lower() == group.lower() and setting.key in names:
+            if _sets(setting, group, option):
                 return _Source(setting.key, setting.value, setting.place, setting)
         return _Source(option.dest, "", None)
 
@@ -462,6 +466,10 @@ class Setting(NamedTuple):
         """The file and the line, for people to read."""
         return f"{self.file}, line {self.line}"
 
+    def directory(self) -> str:
+        """The directory of the file."""
+        return os.path.dirname(os.path.abspath(self.file))
+
     def __str__(self) -> str:
         return f"[{self.group}] {self.key} ({self.place})"
 
@@ -562,6 +570,10 @@ def _shown(option: cfg.Opt, value: object) -> str:
     # Behind a '$' may stand what was meant to be a part of a password.
     before, dollar, _ = str(value).encode(errors="backslashreplace").decode().partition("$")
     return redact(before) + (f"{dollar}..." if dollar else "")
+
+
+def _sets(setting: Setting, group: str, option: cfg.Opt) -> bool:
+    return setting.group.lower() == group.lower() and setting.key in _names(option)
 
 
 def _names(option: cfg.Opt) -> list[str]:

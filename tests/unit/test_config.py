@@ -446,6 +446,17 @@ def test_a_relative_directory_is_in_that_of_the_file_that_counts(tmp_path, monke
     assert Registry.from_conf(conf)["file"].conf.filesystem_store_datadir == str(tmp_path / counts)
 
 
+def test_relative_directories_of_several_files_are_each_in_its_own(tmp_path):
+    for place, text in (("a/my.ini", "[storelib]\nstores = file\n"), ("b/more.conf", "[storelib]\n")):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_text(f"{text}filesystem_store_datadirs = images:1\n")
+    conf = cfg.ConfigOpts()
+    files, directories = [str(tmp_path / "a/my.ini")], [str(tmp_path / "b")]
+    conf([], project="test", default_config_files=files, default_config_dirs=directories)
+    found = Registry.from_conf(conf)["file"].conf.filesystem_store_datadirs
+    assert found == [str(tmp_path / "a/images:1"), str(tmp_path / "b/images:1")]
+
+
 def test_a_relative_directory_without_a_file_is_in_the_current_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = open_store("file", filesystem_store_datadir="images")
