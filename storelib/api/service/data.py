@@ -146,11 +146,12 @@ class Data:
         begun, ticket = self.begin(image, from_=("queued",), to="saving", stores=[target.name])
         stored: StoredImage | None = None
         try:
+            # They may have been changed before it was begun, and cannot be any more.
+            check_formats(begun)
             # This one counts already, so that of uploads that begin at once none slips through.
             core.limits.check_uploading(image.owner)
             core.notify.image("prepare", image)
             body = Body(source.stream, source.length, room)
-            # Its formats may have been changed before it was begun, and cannot be any more.
             checked = self.inspected(begun, body)
             with self.watching(ticket) as progress, core.under_way.one_of("uploads"):
                 stored = add(

@@ -92,6 +92,8 @@ class Draft:
         if properties is None and tags is None and locations is None and not values:
             return image
         if self._activates:
+            # Operations after that of the location may have taken them away.
+            self._require_formats()
             check_unsigned(self._properties)
         # What only becomes less may still be more than a quota that was lowered.
         if properties is not None and properties.keys() - image.properties.keys():
@@ -279,7 +281,7 @@ class Draft:
 
     def _require_formats(self) -> None:
         for name in ("disk_format", "container_format"):
-            if not (getattr(self._image, name) or self._values.get(name)):
+            if self._values.get(name, getattr(self._image, name)) is None:
                 raise BadRequest("disk_format and container_format must be set before the image gets a location")
 
     def _take_over(self, values: Sequence[Mapping[str, Any]]) -> None:

@@ -96,8 +96,7 @@ class Imports:
         if request.kind == "api_image_import" and request.method not in self.methods:
             raise BadRequest(f"the import method {request.method!r} is not one of {', '.join(self.methods)}")
         stores = self._stores(image, request)
-        if image.disk_format is None or image.container_format is None:
-            raise Conflict("disk_format and container_format must be set before an import")
+        _check_formats(image)
         expected = _EXPECTED[request.method]
         again = request.method == "glance-direct" and image.status == "queued" and STAGED in image.properties
         if image.status != expected and not again:
@@ -112,11 +111,12 @@ class Imports:
         core.limits.check_uploading(image.owner, 1 if image.status == "queued" else 0)
         signature = core.signatures.of(context, image.properties)
         names = [store.name for store in stores]
-        # Its formats may have been changed before it was begun, and cannot be any more.
         image, ticket = self._data.begin(
             image, from_=(image.status,), to=None if copying else "importing", stores=names
         )
         try:
+            # They may have been changed before it was begun, and cannot be any more.
+            _check_formats(image)
             if copying:
                 image = self._with_room(image_id, names)
             given = request.given or {"image_id": image_id, "import_req": request.shown(), "backend": names}
@@ -368,6 +368,11 @@ class Imports:
             self._data.discard(context, ticket, good)
             raise
         self._core.tell_end(ended.get("task"))
+
+
+def _check_formats(image: Image) -> None:
+    if image.disk_format is None or image.container_format is None:
+        raise Conflict("disk_format and container_format must be set before an import")
 
 
 def _is_elsewhere(image: Image) -> bool:

@@ -91,6 +91,8 @@ class Locations:
         core.limits.check_data(image.owner, size)
         begun, ticket = self._data.begin(image, from_=("queued",), to="importing", stores=())
         try:
+            # They may have been changed before it was begun, and cannot be any more.
+            check_formats(begun)
             given = {"image_id": image_id, "loc_url": redact(url), "validation_data": dict(validation or {})}
             task = self._tasks.begin(context, image_id, "location_import", given)
         except BaseException:

@@ -379,6 +379,40 @@ class TestEveryWayIn(WithWeb):
         monkeypatch.setattr(self.api.repository.uploads, "begin", change_first)
         assert self.api.nova.upload(image, b"no qcow2 at all").status_code == 415
 
+    @pytest.mark.parametrize("name", ["disk_format", "container_format"])
+    def test_a_place_for_an_image_whose_format_is_taken_away_at_once(self, name):
+        image = self.api.nova.create()
+        place = {"op": "add", "path": "/locations/-", "value": {"url": f"{self.web}/image", "metadata": {}}}
+        away = {"op": "replace", "path": f"/{name}", "value": None}
+        assert self.api.nova.patch(image, place, away).status_code == 400
+        assert self.api.nova.patch(image, away, place).status_code == 400
+        old = {"x-image-meta-location": f"{self.web}/image", f"x-image-meta-{name}": ""}
+        assert self.api.nova.request("PUT", f"/v1/images/{image}", old).status_code == 400
+        assert self.api.nova.show(image)["status"] == "queued"
+
+    @pytest.mark.parametrize("way", ["upload", "import", "location"])
+    def test_formats_that_are_taken_away_when_it_has_begun(self, way, monkeypatch):
+        image, begin = self.api.nova.create(), self.api.repository.uploads.begin
+
+        def change_first(*given, **more):
+            monkeypatch.undo()
+            away = {"op": "replace", "path": "/disk_format", "value": None}
+            assert self.api.nova.patch(image, away).status_code == 200
+            return begin(*given, **more)
+
+        monkeypatch.setattr(self.api.repository.uploads, "begin", change_first)
+        path, url = f"/v2/images/{image}", f"{self.web}/image"
+        if way == "upload":
+            answer = self.api.nova.upload(image, b"data")
+        elif way == "import":
+            answer = self.api.nova.post(f"{path}/import", {"method": {"name": "web-download", "uri": url}})
+        else:
+            answer = self.api.nova.post(f"{path}/locations", {"url": url})
+        assert answer.status_code in (400, 409), answer.text
+        self.api.settle()
+        self.api.service.lease.beat()
+        assert self.api.nova.show(image)["status"] == "queued"
+
     @pytest.mark.parametrize("data", [disks.luks(3 << 20), disks.qcow2(), disks.ISO, disks.vmdk(disks.DESCRIPTOR)])
     def test_what_guests_write_to_raw_disks_is_raw_at_a_location_too(self, data, monkeypatch):
         monkeypatch.setattr(Web, "data", data)
