@@ -190,9 +190,10 @@ class Draft:
         self._properties[name] = schemas.stored(self._core.schema.plain(name, value))
 
     def _remove_property(self, name: str) -> None:
+        # Before anything is said of whether the image has it: the caller may not be allowed to know.
+        self._core.protection.require(self._context, "delete", name)
         if name not in self._properties:
             raise Conflict(f"the image has no property {name!r} that could be removed")
-        self._core.protection.require(self._context, "delete", name)
         if name in self._core.schema.required:
             raise NotPermitted(f"the property {name!r} may not be removed: every image has to have it here")
         del self._properties[name]

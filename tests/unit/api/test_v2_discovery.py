@@ -716,6 +716,12 @@ delete = @
         [listed] = api.alice.get("/v2/images").json["images"]
         assert "secret_key" not in listed
 
+    @pytest.mark.parametrize("op", ["add", "replace", "remove"])
+    def test_a_refused_change_does_not_tell_whether_it_is_there(self, api, op):
+        image = api.admin.create(owner="alpha", secret_key="x")
+        changes = [{"op": op, "path": f"/{name}", "value": "y"} for name in ("secret_key", "secret_other")]
+        assert [api.alice.patch(image, change).status_code for change in changes] == [403, 403]
+
     def test_lists_do_not_tell_what_one_may_not_read(self, api):
         api.admin.create(owner="alpha", secret_key="x")
         found = [caller.get("/v2/images?secret_key=x").json["images"] for caller in (api.alice, api.admin)]
