@@ -209,6 +209,19 @@ class Core:
             return self.registry[name]
         return self.registry.resolve(location.uri, context)
 
+    def possible_stores(self, location: ImageLocation) -> list[str]:
+        """The ids of the stores that a location may be in: the one its metadata names, or else all that its URI fits.
+
+        The metadata may name none, or one that is called otherwise by now.
+        """
+        name = location.metadata.get("store")
+        if isinstance(name, str) and name in self.registry:
+            return [name]
+        try:
+            return [store.name for store in self.registry.owners(location.uri)]
+        except StoreError:
+            return []
+
     def by_weight(self, locations: Iterable[ImageLocation]) -> list[ImageLocation]:
         """Locations in the order they are read: those in stores of the highest weight first, else as listed."""
         found = list(locations)

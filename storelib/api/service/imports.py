@@ -174,19 +174,24 @@ class Imports:
         """
         repository = self._core.repository
         image = repository.images.get(image_id)
-        for location in image.locations:
-            if location.metadata.get("store") in names:
-                raise BadRequest(f"image {image_id} is in store {location.metadata['store']} already")
+        if there := self._having(image).intersection(names):
+            raise BadRequest(f"image {image_id} is in store {min(there)} already")
         for location in repository.locations.pending_for(image_id):
             # That deletion would take the new copy with it, which is in the same place.
-            if location.metadata.get("store") in names:
-                raise Conflict(f"store {location.metadata['store']} still deletes its copy of image {image_id}")
+            for name in self._core.possible_stores(location):
+                if name in names:
+                    raise Conflict(f"store {name} still deletes its copy of image {image_id}")
         return image
+
+    def _having(self, image: Image) -> set[str]:
+        """The stores that surely have the data of an image."""
+        found = map(self._core.possible_stores, image.locations)
+        return {stores[0] for stores in found if len(stores) == 1}
 
     def _stores(self, image: Image, request: Request) -> list[Store[Any]]:
         registry = self._core.registry
         copying = request.method == "copy-image"
-        has = {location.metadata.get("store") for location in image.locations}
+        has = self._having(image)
         if request.all_stores:
             found = [store for store in registry if _takes_data(store) and not (copying and store.name in has)]
             if not found and not copying:

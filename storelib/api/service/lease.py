@@ -421,7 +421,7 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     except ImageNotFound:
         locations = ()
     # Its URI may be spelled in another way than the store does.
-    if any(location.metadata.get("store") == store.name for location in locations):
+    if any(store.name in core.possible_stores(location) for location in locations):
         return
     found = store.find_image(image_id)
     if found is not None and all(location.uri != found.uri for location in locations):

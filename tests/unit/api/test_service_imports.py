@@ -13,6 +13,7 @@ import uuid
 import pytest
 from deployment import OCTETS, Deployed, web_server
 
+from storelib.api.db.records import Changes, NewLocation
 from storelib.api.db.schema import images
 from storelib.api.db.tasks import NewTask
 from storelib.api.errors import OutcomeUnknown
@@ -657,6 +658,37 @@ class TestCopyImage(Importing):
 
     def test_a_store_that_has_it_is_refused(self, image):
         assert self.start(image, "copy-image", self.api.admin, stores=["fast"]).status_code == 400
+
+    def spell_otherwise(self, image, metadata):
+        """As an image from elsewhere: its store does not write URIs like that, and was called otherwise, if at all."""
+        found = self.api.repository.images.get(image)
+        new = NewLocation(found.locations[0].uri.replace("file:", "filesystem:"), metadata)
+        self.api.repository.images.update(found, Changes(locations=(new,)))
+        for location in self.api.repository.locations.pending_for(image):
+            self.api.repository.locations.forget(image, location.id)
+
+    def is_whole(self, image):
+        content = self.api.alice.get(f"/v2/images/{image}/file").content
+        return hashlib.sha256(content).digest() == hashlib.sha256(DATA).digest()
+
+    @pytest.mark.parametrize("metadata", [{}, {"store": "former"}])
+    @pytest.mark.parametrize("stores", [{"all_stores": True}, {"stores": ["fast"]}])
+    def test_a_store_that_has_it_by_another_name_keeps_it(self, image, metadata, stores):
+        self.spell_otherwise(image, metadata)
+        accepted = self.start(image, "copy-image", self.api.admin, **stores).status_code
+        assert accepted == (202 if "all_stores" in stores else 400)
+        assert self.is_whole(image)
+        assert len(self.api.repository.images.get(image).locations) == (3 if "all_stores" in stores else 1)
+
+    def test_a_store_that_may_have_it_keeps_it(self, image, monkeypatch):
+        """Its URI fits several stores, so that nobody says which of them has it."""
+        self.spell_otherwise(image, {})
+        registry = self.api.registry
+        monkeypatch.setattr(registry, "owners", lambda uri: [registry["mem"], registry["fast"]])
+        assert self.start(image, "copy-image", self.api.admin, stores=["fast"]).status_code == 202
+        assert self.is_whole(image)
+        assert self.start(image, "copy-image", self.api.admin, stores=["mem"]).status_code == 202
+        assert len(self.api.repository.images.get(image).locations) == 2
 
     @pytest.mark.parametrize("known", ["sha512", "sha256", "md5"])
     def test_data_that_has_changed_in_its_store_is_not_copied(self, image, known):
