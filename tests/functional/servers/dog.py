@@ -444,8 +444,9 @@ class Sheepdog:
         binaries.mkdir()
         program = binaries / name
         # Not that of the environment, which looks for its packages first; none are needed.
+        python = getattr(sys, "_base_executable", sys.executable)
         program.write_text(
-            f"#!{getattr(sys, '_base_executable', sys.executable)} -IS\nimport sys\nsys.path.append({os.path.dirname(os.path.abspath(__file__))!r})\n"
+            f"#!{python} -IS\nimport sys\nsys.path.append({os.path.dirname(os.path.abspath(__file__))!r})\n"
             f"import dog\ndog.main({str(self.directory)!r}, {address!r}, {port!r}, {shift!r})\n"
         )
         program.chmod(0o755)
