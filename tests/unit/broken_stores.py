@@ -1193,6 +1193,23 @@ class UsesItsClientInTheChild(Faulty):
         return super().open_reader(location, offset, length, context)
 
 
+@rejected_by("test_forked_child_and_parent_read_at_the_same_time")
+class SharesItsConnectionWithTheChild(Faulty):
+    """What goes through it comes back, one thread at a time; another process has the same one."""
+
+    def open_reader(self, location, offset, length, context):
+        line, lock = self.__dict__.setdefault("line", (os.pipe(), threading.Lock()))
+
+        class Reader(MemoryReader):
+            def read_into(self, offset, view):
+                with lock:
+                    os.write(line[1], self.data[offset : offset + min(len(view), 1000)])
+                    time.sleep(0.001)
+                    return os.readv(line[0], [view[:1000]])
+
+        return Reader(self.image(location).data)
+
+
 # -- Naming ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,8 @@ from storelib.transfer import retry
 EARLY = (0, 300, 1000, 2500)
 #: Of what a server says, no byte of an image: reading goes on where it was cut, and every byte is progress.
 IN_HEADERS = 100
+#: How often each of two processes reads an image.
+TIMES = 5
 FAULTS = {"cut": Cut, "reset": Reset}
 
 
@@ -99,6 +102,24 @@ class Networking(Promises):
             assert_same_bytes(_read(store, uri), data)
             assert process.ask(uri)
         assert_same_bytes(_read(store, uri), data)
+
+    def test_forked_child_and_parent_read_at_the_same_time(self, bench: Bench) -> None:
+        """Neither gets what the other asked for, as over a connection that they share."""
+        size = 3 * bench.part + 1
+        uri, data = bench.image(size)
+        other = payload(size, "for the parent")
+        its_uri = bench.put(other)
+        store = bench.reopened() if bench.has_second_store else bench.store
+        assert_same_bytes(_read(store, uri), data)
+
+        def serving() -> Serve:
+            return lambda words: all(_read(store, words[0]) == data for _ in range(TIMES))
+
+        with ThreadPoolExecutor(1) as pool, child(serving) as process:
+            asked = pool.submit(process.ask, uri)
+            for _ in range(TIMES):
+                assert_same_bytes(_read(store, its_uri), other)
+            assert asked.result(), "the child read other bytes than were stored"
 
     @wants("denied_store")
     def test_wrong_credentials_are_forbidden_and_not_shown(self, bench: Bench, denied_store: Store[Any]) -> None:
