@@ -41,7 +41,10 @@ class Identity:
 
 
 def load(directory: Path) -> Identity | None:
-    """Who the node is since it enrolled; None before that. Raises BadStoreConfiguration for a file that is damaged."""
+    """Who the node is since it enrolled; None before that.
+
+    Raises BadStoreConfiguration for a file that is damaged, or cannot be read.
+    """
     try:
         found = json.loads((directory / FILE).read_bytes())
         if not all(isinstance(value, str) and value.isprintable() for value in found.values()):
@@ -49,9 +52,12 @@ def load(directory: Path) -> Identity | None:
         return Identity(**found)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        # It may well be whole: as for who may not read it, being another user than the agent.
+        raise BadStoreConfiguration(f"{directory / FILE} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise BadStoreConfiguration(
-            f"{directory / FILE} cannot be read; remove it, have the node removed from the API and enrol it again"
+            f"{directory / FILE} is damaged; remove it, have the node removed from the API and enrol it again"
         ) from error
 
 

@@ -84,11 +84,17 @@ def test_what_is_left_of_another_attempt_is_in_nobodys_way(enrol):
     assert enrol() == identity.load(enrol.state)
 
 
+def test_a_file_that_may_be_whole_is_not_to_be_removed(tmp_path):
+    (tmp_path / "identity.json").mkdir()
+    with pytest.raises(BadStoreConfiguration, match="identity.json cannot be read: Is a directory$"):
+        identity.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", "null", '{"id": 5, "name": "n1", "secret": "s"}', '{"id": "1", "name": "n1", "secret": "\\n"}'],
 )
 def test_a_file_that_is_damaged_is_named(tmp_path, text):
     (tmp_path / "identity.json").write_text(text)
-    with pytest.raises(BadStoreConfiguration, match="identity.json cannot be read"):
+    with pytest.raises(BadStoreConfiguration, match="identity.json is damaged; remove it"):
         identity.load(tmp_path)
