@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from storelib.api.db.records import Usage
 from storelib.api.db.rows import now
-from storelib.api.db.schema import holders, image_locations, images, stored_bytes
+from storelib.api.db.schema import holders, image_locations, image_properties, images, stored_bytes
 from storelib.api.db.statuses import GONE, UPLOADING
 from storelib.api.errors import QuotaExceeded
 
@@ -31,7 +31,10 @@ LATE = 15 * 60 * 1_000_000
 # Changes that are looked at each time until the sum is brought up to now, and changes that are more than all of it.
 _FEW, _MANY = 200, 5_000
 
-c, s, h = images.c, stored_bytes.c, holders.c
+#: The property of an image with the bytes that stay staged for it after an import that failed, when it has no size.
+KEPT = "os_glance_stage_size"
+
+c, s, h, p = images.c, stored_bytes.c, holders.c, image_properties.c
 _PLACES = (
     sa.select(sa.func.count())
     .where(image_locations.c.image_id == c.id, image_locations.c.pending_since.is_(None))
@@ -45,8 +48,12 @@ _STORED: sa.ColumnElement[Any] = sa.case(
 
 def staged(connection: Connection, owner: str | None) -> int:
     """Bytes that this owner has staged."""
-    mine = (c.owner == owner, c.deleted == sa.false(), c.status.in_(["uploading", "importing"]))
-    return int(connection.execute(sa.select(sa.func.sum(c.size)).where(*mine)).scalar() or 0)
+    mine = (c.owner == owner, c.deleted == sa.false())
+    first = sa.select(sa.func.sum(c.size)).where(*mine, c.status.in_(["uploading", "importing"])).scalar_subquery()
+    kept = sa.select(sa.func.sum(sa.cast(p.value, sa.BigInteger))).join(images, c.id == p.image_id)
+    again = kept.where(p.name == KEPT, *mine, c.status.in_(["queued", "importing"])).scalar_subquery()
+    row = connection.execute(sa.select(first, again)).one()
+    return int(row[0] or 0) + int(row[1] or 0)
 
 
 def stored(connection: Connection, owner: str | None) -> int:

@@ -36,6 +36,7 @@ from storelib.api.service.foreign import is_foreign, known_digest
 from storelib.api.service.inspection import Body, inspected
 from storelib.api.service.lease import Lease
 from storelib.api.service.signatures import Signature
+from storelib.api.service.tasks import staged_bytes
 from storelib.api.service.workers import check_time
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.exceptions import Duplicate as AlreadyThere
@@ -133,7 +134,7 @@ class Data:
         try:
             check_formats(image)
             size = source.agreed_size(image.size)
-            room = core.quota.room(image.owner, size)
+            room = core.quota.room(image.owner, size, staged=staged_bytes(image))
             core.limits.check_data(image.owner, size)
             signature = core.signatures.of(context, image.properties)
         except ApiError:
@@ -197,7 +198,7 @@ class Data:
 
     def check_quota(self, image: Image, stored: Sequence[StoredImage]) -> None:
         """Raise QuotaExceeded if other data of the owner has taken the room meanwhile; ``record`` is sure of it."""
-        staged = (image.size or 0) if image.status == "importing" else 0
+        staged = staged_bytes(image) if image.status == "importing" else 0
         self._core.quota.room(image.owner, stored[0].size, len(stored), staged)
 
     def begin(

@@ -29,7 +29,7 @@ from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.material import Material, Opener, material_of
 from storelib.api.service.sources import web_store
 from storelib.api.service.staging import Staging
-from storelib.api.service.tasks import STAGED, Tasks
+from storelib.api.service.tasks import STAGED, Tasks, staged_bytes
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
 from storelib.exceptions import BadStoreConfiguration, StoreError, UnknownScheme
@@ -104,7 +104,7 @@ class Imports:
         if not stores:
             return None  # it is everywhere already
         opener = None if copying else self._opener(context, image, request)
-        staged = (image.size or 0) if image.status == "uploading" else 0
+        staged = staged_bytes(image)
         core.quota.room(image.owner, image.size, len(stores), staged)
         core.limits.check_data(image.owner, image.size)
         # Staged data is counted already, and a copy leaves the image active.
@@ -253,7 +253,7 @@ class Imports:
             with self._data.watching(ticket):
                 material = opener(image)
             with self._until_recorded(job) as good, material.cleanup:
-                room = self._core.quota.room(image.owner, material.size, len(job.stores), image.size or 0)
+                room = self._core.quota.room(image.owner, material.size, len(job.stores), staged_bytes(image))
                 self._prepare(job, material, room)
                 if not material.properties.keys().isdisjoint(SIGNATURE):
                     # A source, or a plug-in, says what the data has to be.

@@ -30,7 +30,7 @@ from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body
 from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.material import Material, material_of
-from storelib.api.service.tasks import STAGED, STAGED_DIGESTS
+from storelib.api.service.tasks import OF_STAGE, STAGED, STAGED_DIGESTS, staged_bytes
 from storelib.driver import ImageData, Store
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
@@ -84,12 +84,14 @@ class Staging:
         if image.status != "queued":
             raise StatusConflict(f"image {image_id} is {image.status}, data is staged for queued images")
         size = source.agreed_size()
-        room = core.quota.room(image.owner, size)
+        room = core.quota.room(image.owner, size, staged=staged_bytes(image))
         core.limits.check_stage(image.owner, size)
         _, ticket = self._data.begin(image, from_=("queued",), to="uploading", stores=())
+        forgotten: dict[str, None] = {}
         try:
             core.limits.check_uploading(image.owner)
             self._remove(ticket)
+            forgotten = dict.fromkeys(OF_STAGE)
             with (
                 self._data.watching(ticket, "staged") as watch,
                 core.under_way.bytes_of("staging_bytes", watch) as progress,
@@ -104,7 +106,7 @@ class Staging:
                     progress=progress,
                 )
         except BaseException:
-            self._data.give_up(ticket, "queued")
+            self._data.give_up(ticket, "queued", properties=forgotten)
             raise
         try:
             return core.repository.uploads.finish(
@@ -113,6 +115,7 @@ class Staging:
                 token=ticket.token,
                 to="uploading",
                 properties={
+                    **forgotten,
                     STAGED: stored.uri,
                     STAGED_DIGESTS: json.dumps([stored.checksum, stored.multihash, core.hashing_algorithm]),
                     **elsewhere.place(core.options.worker_self_reference_url),
@@ -129,7 +132,7 @@ class Staging:
             if isinstance(error, ApiError) and not isinstance(error, Unavailable):
                 # The database does not take it, so nothing was changed.
                 self.drop(ticket)
-                self._data.give_up(ticket, "queued")
+                self._data.give_up(ticket, "queued", properties=forgotten)
             else:
                 self._data.undo_later(ticket)
             raise

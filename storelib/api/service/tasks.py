@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from storelib.api.context import Context
+from storelib.api.db.holdings import KEPT
 from storelib.api.db.images import STATUS_BEFORE
-from storelib.api.db.records import Task, TaskEnd, TaskPage, TaskQuery
+from storelib.api.db.records import Image, Task, TaskEnd, TaskPage, TaskQuery
 from storelib.api.db.tasks import OLD_PROPERTIES, NewTask
 from storelib.api.errors import ApiError
 from storelib.api.service.core import LOG, Core
@@ -26,7 +27,7 @@ STAGED, STAGED_DIGESTS = "os_glance_stage_uri", "os_glance_stage_digests"
 #: The store of data that an image was to have and did not get.
 REFUSED = "os_glance_refused_store"
 #: What goes with the staged data.
-OF_STAGE = (STAGED, STAGED_DIGESTS, HOST, TOKEN)
+OF_STAGE = (STAGED, STAGED_DIGESTS, KEPT, HOST, TOKEN)
 #: Set in an image whose data was found not to be safe when it was active already.
 UNSAFE = "os_glance_unsafe_data"
 HIDDEN = OLD_PROPERTIES | {*OF_STAGE, REFUSED, UNSAFE, STATUS_BEFORE}
@@ -101,11 +102,15 @@ class Tasks:
         """
         try:
             task = self._core.repository.tasks.unfinished(image_id)
-            properties = self._core.repository.images.get(image_id, deleted=True).properties
+            image = self._core.repository.images.get(image_id, deleted=True)
         except ApiError as error:
             LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
             return {}
+        properties = image.properties
         values: dict[str, str | None] = {}
+        if keep_stage and STAGED in properties and image.size is not None:
+            # Queued again, it has no size, and its owner still holds the data.
+            values[KEPT] = str(image.size)
         for name in (TASK,) if keep_stage else (TASK, *OF_STAGE):
             if name in properties:
                 values[name] = None
@@ -159,6 +164,13 @@ class Tasks:
         """Forget the tasks that ended long ago, and end those that nobody works on any more; raises ApiError."""
         self._core.repository.tasks.purge()
         self._core.repository.tasks.fail_abandoned(ABANDONED, "the process that worked on it ended", self._kept)
+
+
+def staged_bytes(image: Image) -> int:
+    """Bytes of the image that count as staged by its owner."""
+    if image.status not in ("queued", "uploading", "importing"):
+        return 0
+    return (image.size or 0) if image.status != "queued" and image.size else int(image.properties.get(KEPT) or 0)
 
 
 def shown_properties(properties: Mapping[str, str | None]) -> dict[str, str | None]:

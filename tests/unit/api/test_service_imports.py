@@ -42,11 +42,11 @@ class Importing(Deployed):
         staging = self.api.directory / "staging"
         return sorted(path.name for path in staging.iterdir()) if staging.exists() else []
 
-    def break_store(self, monkeypatch, name):
-        def fail(*arguments):
-            raise StorageFull("no room")
+    def fail(self, *arguments):
+        raise StorageFull("no room")
 
-        monkeypatch.setattr(self.api.registry[name], "open_writer", fail)
+    def break_store(self, monkeypatch, name):
+        monkeypatch.setattr(self.api.registry[name], "open_writer", self.fail)
 
     def delete_while_it_is_stored(self, monkeypatch, image, name):
         """Delete the image when its data is about to be written into the store."""
@@ -634,6 +634,56 @@ class TestWebDownloadCapped(Importing):
         image = self.api.alice.create()
         self.start(image, "web-download", uri=f"{web}/image")
         assert self.failed(image) == ("queued", "fast", "")
+
+
+class TestKeptAfterAFailure(Importing):
+    options = {"user_storage_quota": str(2 * len(DATA) + 100)}  # noqa: RUF012
+
+    @pytest.fixture(autouse=True)
+    def nothing_held(self):
+        yield
+        for image in self.api.alice.get("/v2/images").json["images"]:
+            self.api.alice.delete(f"/v2/images/{image['id']}")
+
+    def kept(self, monkeypatch):
+        image = self.api.alice.create()
+        self.stage(image)
+        with monkeypatch.context() as broken:
+            self.break_store(broken, "mem")
+            self.start(image, "glance-direct", stores=["mem"])
+        assert self.api.alice.show(image)["status"] == "queued"
+        return image
+
+    def held(self):
+        return self.api.repository.images.held("alpha")
+
+    def test_what_stays_staged_counts_in_the_quota(self, monkeypatch):
+        images = [self.kept(monkeypatch) for _ in range(2)]
+        assert self.held() == 2 * len(DATA)
+        path = f"/v2/images/{self.api.alice.create()}/stage"
+        assert self.api.alice.request("PUT", path, OCTETS, body=DATA).status_code == 413
+        assert self.api.alice.delete(f"/v2/images/{images[0]}").status_code == 204
+        assert self.held() == len(DATA)
+
+    def test_it_does_not_count_twice(self, monkeypatch):
+        image, other = self.kept(monkeypatch), self.api.alice.active(DATA)
+        assert self.held() == 2 * len(DATA)
+        self.stage(image)
+        assert self.held() == 2 * len(DATA)
+        assert self.api.alice.delete(f"/v2/images/{other}").status_code == 204
+        with monkeypatch.context() as broken:
+            self.break_store(broken, "mem")
+            self.start(image, "glance-direct", stores=["mem"])
+        self.start(image, "glance-direct", stores=["fast", "mem"])
+        assert (self.api.alice.show(image)["status"], self.held()) == ("active", 2 * len(DATA))
+
+    def test_new_data_that_fails_leaves_none_of_it(self, monkeypatch):
+        image = self.kept(monkeypatch)
+        with monkeypatch.context() as broken:
+            broken.setattr(self.api.service.imports.staging.store, "open_writer", self.fail)
+            answer = self.api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"other")
+        assert (answer.status_code, self.held()) == (413, 0)
+        assert self.start(image, "glance-direct", stores=["mem"]).status_code == 409
 
 
 class TestCopyImage(Importing):
