@@ -19,6 +19,7 @@ from storelib.api.db import Repository
 from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
 from storelib.api.service.pace import Pace
+from storelib.api.service.tasks import STAGED
 from storelib.capabilities import Capability
 from storelib.driver import ImageInfo, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
@@ -365,7 +366,9 @@ class Audit:
             return True
         image = self._again(image_id)
         if store == STAGING:
-            return image is not None and image.status in ("uploading", "importing")
+            # After an import that failed it waits for another one.
+            again = image is not None and image.status == "queued" and STAGED in image.properties
+            return again or (image is not None and image.status in ("uploading", "importing"))
         locations = [*(image.locations if image else ()), *self._repository.locations.pending_for(image_id)]
         return any(_is_at(self._registry[store], location, uri) for location in locations)
 

@@ -293,13 +293,16 @@ class Data:
         self._core.tell_end(task)
         return updated
 
-    def remove(self, context: Context, stored: Sequence[StoredImage]) -> None:
-        """Remove data that no image will have."""
+    def _remove(self, context: Context, image_id: str, stored: Sequence[StoredImage]) -> None:
         for item in stored:
+            name = item.metadata["store"]
             try:
-                self._core.registry[item.metadata["store"]].delete(item.uri, context)
+                self._core.registry[name].delete(item.uri, context)
+            except NoData:
+                pass
             except StoreError as error:
-                LOG.error("data that no image has is left in store %s: %s", item.metadata["store"], error)
+                LOG.warning("image %s: data it will not have is removed from store %s later: %s", image_id, name, error)
+                self._lease.remove_later(image_id, item)
 
     def lost(self, image_id: str, doing: str) -> ApiError:
         """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
@@ -356,7 +359,7 @@ class Data:
         dead has removed the data, and another upload may have used the same place since: only a claim tells.
         """
         if self.holds(ticket):
-            self.remove(context, stored)
+            self._remove(context, ticket.image_id, stored)
         else:
             # Also when that is not known: then this is tried again, until it is.
             self._lease.remove_lost(ticket.image_id, stored)

@@ -268,9 +268,13 @@ class Lease:
     def remove_lost(self, image_id: str, stored: Iterable[StoredImage]) -> None:
         """Remove what an upload stored that was given up by others, now or later, but none that is the image's now."""
         for item in stored:
-            lost = image_id, str(item.metadata["store"]), item.uri
-            self._lost.add(lost)
-            self._remove_lost(*lost)
+            self._remove_lost(*self.remove_later(image_id, item))
+
+    def remove_later(self, image_id: str, item: StoredImage) -> tuple[str, str, str]:
+        """``remove_lost`` with the next beat, and again until the store does it."""
+        lost = image_id, str(item.metadata["store"]), item.uri
+        self._lost.add(lost)
+        return lost
 
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
@@ -363,10 +367,14 @@ class Lease:
             claimed = repository.uploads.begin(
                 image_id, ticket.process_id, from_=(image.status,), to=None, stores=(), token=ticket.token
             )
-            # Another process may have finished between the two.
-            if all(location.uri != uri for location in claimed.locations):
-                self._remove_from(name, uri)
-            self._lost.discard(lost)
+            try:
+                # Another process may have finished between the two.
+                if all(location.uri != uri for location in claimed.locations):
+                    self._remove_from(name, uri)
+                self._lost.discard(lost)
+            except StoreError as error:
+                # The claim ends all the same: if it were undone, what is staged for the image would go with it.
+                LOG.warning("image %s: what it does not have stays in store %s for now: %s", image_id, name, error)
             repository.uploads.finish(image_id, ticket.process_id, to=None, token=ticket.token)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: what an upload left that was given up is removed later: %s", image_id, error)

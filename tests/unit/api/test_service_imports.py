@@ -636,6 +636,25 @@ class TestWebDownloadCapped(Importing):
         assert self.failed(image) == ("queued", "fast", "")
 
 
+class TestNotRemovedAtOnce(Importing):
+    def test_what_no_image_gets_is_removed_once_its_store_does_it(self, monkeypatch):
+        image, spare = self.api.alice.create(), self.api.registry["spare"]
+        self.stage(image)
+        with monkeypatch.context() as broken:
+            self.break_store(broken, "mem")
+            broken.setattr(spare, "remove", self.fail)
+            self.start(image, "glance-direct", stores=["spare", "mem"])
+            assert image in spare.backend.images
+            self.api.service.lease.beat()
+        self.api.service.lease.beat()
+        self.api.service.lease.beat()
+        assert image not in spare.backend.images
+        self.start(image, "glance-direct", stores=["spare", "mem"])
+        self.api.service.lease.beat()
+        assert self.api.alice.show(image)["status"] == "active"
+        assert image in spare.backend.images
+
+
 class TestKeptAfterAFailure(Importing):
     options = {"user_storage_quota": str(2 * len(DATA) + 100)}  # noqa: RUF012
 

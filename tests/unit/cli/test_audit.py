@@ -21,6 +21,7 @@ from storelib import open_store
 from storelib.api.auditing import KINDS, Audit
 from storelib.api.db import Repository, open_repository
 from storelib.api.db.records import NewImage, NewLocation
+from storelib.api.service.tasks import STAGED
 from storelib.exceptions import IncompleteRead, RemoteServiceUnavailable
 from storelib.registry import Registry
 
@@ -306,6 +307,13 @@ def test_an_image_whose_staged_data_is_gone(place, staging):
 def test_staged_data_of_an_image_that_waits_for_it(place, staging):
     image_id = place.image(stores=(), status="uploading")
     staging.add(image_id, DATA)
+    assert place.findings(staging=staging) == []
+
+
+def test_staged_data_that_waits_for_another_import(place, staging):
+    image_id = place.image(stores=(), status="queued")
+    stored = staging.add(image_id, DATA)
+    place.repository.images.set_properties(image_id, {STAGED: stored.uri})
     assert place.findings(staging=staging) == []
 
 
