@@ -272,7 +272,7 @@ class TestTrouble:
         def refuse(*arguments):
             raise InUseByStore("it has clones")
 
-        monkeypatch.setattr(place.registry["old"], "remove", refuse)
+        monkeypatch.setattr(place.registry["old"], "removal", lambda *arguments: refuse)
         assert place.move() == {image: "in use"}
         assert place.where(image) == ["new", "old"]
         monkeypatch.undo()
