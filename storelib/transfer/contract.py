@@ -238,9 +238,6 @@ class Writer(abc.ABC):
     #: ``write_range(number, file)``: store one part of more than 32 MiB that is not held, the ``RangeFile`` of a local
     #: file, which is read to its end, once or again from its beginning.
     write_range: Callable[[int, RangeFile], None] | None = None
-    #: ``write_range`` reads its file once, unless it fails. Parts of any size are given to it, then, of a local file of
-    #: which nothing has to be hashed: no byte waits in memory between being read and being sent.
-    reads_once: bool = False
 
     def part_size(self, number: int, size: int | None) -> int:
         """Bytes in part ``number`` of an image of ``size`` bytes; a pure function, a multiple of 4096."""

@@ -35,10 +35,7 @@ class StoreUpload:
         monitor: Monitor,
         context: Context | None,
         source: Source,
-        *,
-        unread: bool = False,
     ) -> None:
-        """``unread``: nothing but this upload needs the bytes of the source."""
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
         #: What the transfers of its store may hold together.
         self.memory = store.memory
@@ -47,7 +44,6 @@ class StoreUpload:
         self._size = size
         self._budget = budget
         self._source = source
-        self._unread = unread
         self._commit: Task | None = None
         self._abort: Callable[[], None] | None = None
         self._ends = contextlib.ExitStack()
@@ -67,11 +63,10 @@ class StoreUpload:
         self._ends.callback(self.parts.clear)
 
     def _cutter(self) -> PartCutter | RangeCutter:
-        """What cuts the parts; it does not hold them where they are large, or read by the writer alone."""
-        size, writer = self._size, self.target.writer
-        if writer.write_range is not None and size is not None and size > self.target.part_size(0):
-            wanted = self.target.part_size(0) > LARGE or (self._unread and writer.reads_once)
-            again = self._source.again() if wanted else None
+        """What cuts the parts; it does not hold large ones where they can be read again."""
+        size = self._size
+        if self.target.writer.write_range is not None and size is not None and size > self.target.part_size(0) > LARGE:
+            again = self._source.again()
             if again is not None:
                 self._ends.callback(self.calls.close, again.close)
                 return RangeCutter(self.target, size, again.read, self.memory)

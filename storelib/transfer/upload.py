@@ -85,11 +85,8 @@ def fan_out(
     source = open_source(data)
     try:
         size = _agreed_size(size, source.size)
-        unread = digesting.idle and len(stores) == 1
         uploads = [
-            StoreUpload(
-                store, image_id, size, max(store.window // len(stores), 1), monitor, context, source, unread=unread
-            )
+            StoreUpload(store, image_id, size, max(store.window // len(stores), 1), monitor, context, source)
             for store in stores
         ]
         try:

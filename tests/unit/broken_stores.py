@@ -347,8 +347,6 @@ class KeepsViews(Faulty):
 @rejected_by("test_file_that_is_read_as_it_is_sent_comes_back")
 class KeepsPiecesOfAFile(Faulty):
     class Writer(MemoryWriter):
-        reads_once = True
-
         def write_range(self, number, file):
             offset = number * self.part_size(number, None)
             self.write(Part(number, offset, b"".join(list(file.pieces()))))
@@ -357,8 +355,6 @@ class KeepsPiecesOfAFile(Faulty):
 @rejected_by("test_file_that_is_read_as_it_is_sent_comes_back")
 class SendsOnePieceOfAFile(Faulty):
     class Writer(MemoryWriter):
-        reads_once = True
-
         def write_range(self, number, file):
             self.write(Part(number, number * self.part_size(number, None), file.read(1)))
 

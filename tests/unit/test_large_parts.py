@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts too large to be held are read again from the file that the image comes from, and are what was hashed; those of
-an image of which nothing is hashed and nothing computed are read only when they are sent.
+"""Parts too large to be held are read again from the file that the image comes from, and are what was hashed; where
+nothing is hashed, they are read only when they are sent.
 """
 
 from __future__ import annotations
@@ -162,12 +162,6 @@ def known(path, digest):
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of 5 MiB are held, if nothing else is against it."""
-    monkeypatch.setattr(store_upload, "LARGE", PART)
-
-
-@pytest.fixture
 def reads(monkeypatch):
     """Offsets and lengths of what is read from files a second time."""
     found, plain = [], FileAgain.read
@@ -181,7 +175,7 @@ def reads(monkeypatch):
     return found
 
 
-def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(small_parts, reads, path, digest, known):
+def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(reads, path, digest, known):
     told = []
     with S3Server() as server:
         store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
@@ -197,23 +191,7 @@ def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(small_p
     assert told == [(0, SIZE), (PART, SIZE), (2 * PART, SIZE), (SIZE, SIZE)]
 
 
-@pytest.mark.parametrize(("algorithm", "hashed"), [("crc32", False), ("none", True)])
-def test_what_is_hashed_or_has_a_checksum_is_read_for_both_at_once(small_parts, reads, path, known, algorithm, hashed):
-    with S3Server() as server:
-        store = open_at(server, s3_store_checksum_algorithm=algorithm, **OPTIONS)
-        add(store, "image", str(path), digests=None if hashed else known)
-    assert reads == []
-
-
-def test_two_stores_share_one_read_though_nothing_is_computed(small_parts, reads, path, digest, known):
-    with S3Server() as server:
-        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
-        fan_out([store, recording_store()], "image", str(path), digests=known)
-        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
-    assert reads == []
-
-
-def test_a_part_of_which_nothing_is_computed_is_sent_again(small_parts, path, digest, known):
+def test_a_part_of_which_nothing_is_computed_is_sent_again(path, digest, known):
     failed = []
 
     def after(operation, request):
@@ -230,7 +208,7 @@ def test_a_part_of_which_nothing_is_computed_is_sent_again(small_parts, path, di
 
 
 @pytest.mark.parametrize(("end", "said"), [(-1, "shrank"), (0, None), (1, "has more")])
-def test_a_file_of_which_nothing_is_computed_keeps_its_length(small_parts, tmp_path, path, known, end, said):
+def test_a_file_of_which_nothing_is_computed_keeps_its_length(tmp_path, path, known, end, said):
     changing = tmp_path / "changing"
     changing.write_bytes(path.read_bytes())
 
@@ -249,7 +227,7 @@ def test_a_file_of_which_nothing_is_computed_keeps_its_length(small_parts, tmp_p
 
 
 @pytest.mark.parametrize("at", [0, PART, SIZE])
-def test_a_file_of_which_nothing_is_computed_is_not_stored_when_it_is_cancelled(small_parts, path, known, at):
+def test_a_file_of_which_nothing_is_computed_is_not_stored_when_it_is_cancelled(path, known, at):
     class CancelledError(Exception):
         pass
 

@@ -77,8 +77,6 @@ class S3Writer(Writer):
         self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.write_range = self.write_large
-        # A checksum goes before the bytes that it is of.
-        self.reads_once = bucket.checksums.algorithm == "none"
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
         self.recorded: dict[str, str] = {}
