@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from storelib.compat.glance_store import exceptions
 from storelib.compat.glance_store._drivers.native import NativeLocation, NativeStore
 from storelib.drivers.rbd.cluster import snapshots
 from storelib.drivers.rbd.location import RbdLocation
-from storelib.drivers.rbd.publication import is_being_deleted
+from storelib.drivers.rbd.publication import id_of, is_being_deleted
 from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.store import RbdStore
+from storelib.exceptions import NotFound
 from storelib.transfer.contract import MiB
 from storelib.uris import quote
 
@@ -34,14 +35,31 @@ class RbdStoreWithOldImages(RbdStore):
         with self.cluster.get().open(location.image, read_only=True) as image:
             return int(image.size())
 
-    def remove(self, location: RbdLocation, context: Any) -> None:
-        """There is no snapshot that others could have cloned."""
-        import rbd
+    def removal(self, location: RbdLocation, context: Any) -> Callable[[], None]:
+        """The same for an old image, of which there is no snapshot that others could have cloned."""
+        usual = super().removal(location, context)
+        chosen: Callable[[], None] | None = None
 
-        if self._as_it_is(location) is None:
-            super().remove(location, context)
-        else:
-            rbd.RBD().remove(self.cluster.get().freeing.ioctx, location.image)
+        def remove() -> None:
+            nonlocal chosen
+            if chosen is None:
+                chosen = usual if self._as_it_is(location) is None else self._removal_as_it_is(location)
+            chosen()
+
+        return remove
+
+    def _removal_as_it_is(self, location: RbdLocation) -> Callable[[], None]:
+        met = id_of(self.cluster.get().freeing, location.image)
+
+        def remove() -> None:
+            import rbd
+
+            connection = self.cluster.get().freeing
+            if met is None or id_of(connection, location.image) != met:
+                raise NotFound(f"{location} was removed")
+            rbd.RBD().remove(connection.ioctx, location.image)
+
+        return remove
 
     def _as_it_is(self, location: RbdLocation) -> RbdLocation | None:
         """Where an image without any snapshot is; None for all others, and those that are being deleted."""
