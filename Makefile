@@ -42,12 +42,12 @@ ELSEWHERE := tests/unit tests/functional/test_filesystem_conformance.py::TestDef
 BIN := .venv-ci/bin
 heading = @printf '\n== %s\n' '$(1)'
 
-.PHONY: help demo test packages environment lint types imports docs resolve tests interpreters servers full test-clients test-glance \
+.PHONY: help demo test packages environment lint types imports docs resolve interpreters servers full test-clients test-glance \
 	bench bench-full clean
 
 help:
 	@echo 'make demo    install into .venv and run the main job on real disk images'
-	@echo 'make test    everything CI runs: lint types imports docs resolve, then interpreters and full (each is a target)'
+	@echo 'make test    everything CI runs: lint types imports docs resolve interpreters full (each is a target)'
 	@echo 'make test-clients    the suites of tempest and of the clients, whole: half an hour'
 	@echo 'make test-glance     the tests of Glance and glance_store, on storelib: a quarter of an hour'
 	@echo 'make bench           all benchmarks, half an hour; bench-full: large images and long curves, hours'
@@ -58,7 +58,7 @@ demo:
 	@.ci/venv .venv "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" api
 	@.venv/bin/storelib demo </dev/null
 
-test: packages environment lint types imports docs resolve tests
+test: packages environment lint types imports docs resolve interpreters full
 
 packages:
 	$(call heading,Debian packages)
@@ -96,12 +96,6 @@ resolve: environment
 		echo "$$stamp" >.cache/resolved; \
 	fi
 	@echo 'resolved'
-
-# Beside each other: `full` waits for servers, disks and clocks a good tenth of its time, which is then the other
-# interpreters', one after the other and behind it.
-tests: environment servers
-	@printf '%s\n' 'nice -n 5 env AT_ONCE=1 make interpreters' 'make full' \
-		| xargs --delimiter='\n' --max-procs=2 -I COMMAND bash -c COMMAND
 
 # The version of .venv-ci is left to `full`, which runs these tests too.
 interpreters: environment
