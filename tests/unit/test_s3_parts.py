@@ -2,6 +2,7 @@
 """How large the parts of an upload are, and their checksums."""
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import zlib
@@ -157,3 +158,17 @@ def test_bytes_read_twice_are_not_taken_for_the_whole():
 )
 def test_what_is_no_checksum_of_the_whole_is_not_used(answer):
     assert Verification.of_answer(answer, 1, "the image") is None
+
+
+def test_a_part_has_its_checksum_though_another_finds_meanwhile_that_the_server_ignores_it():
+    checksums = PartChecksums("crc32")
+    plain = checksums._crc
+
+    def update(piece, value):
+        # As ``compare`` does in another thread.
+        checksums.algorithm, checksums._crc = "md5", None
+        return plain.update(piece, value)
+
+    checksums._crc = dataclasses.replace(plain, update=update)
+    assert checksums.of_part(memoryview(b"data")) == PartChecksums("crc32").of_part(memoryview(b"data"))
+    assert list(checksums.of_part(memoryview(b"data"))) == ["ContentMD5"]

@@ -567,15 +567,17 @@ class PartChecksums:
 
     def of_part(self, data: memoryview | RangeFile, known: Digests | None = None) -> dict[str, str]:
         """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
-        if self.algorithm == "none":
+        # Once: another part may find meanwhile that the server ignores it.
+        algorithm, crc = self.algorithm, self._crc
+        if algorithm == "none":
             return {}
-        if self._crc is not None:
-            crc = 0
+        if crc is not None:
+            value = 0
             for piece in _pieces(data):
-                crc = self._crc.update(piece, crc)
-            return {self._crc.name: self._crc.encode(crc)}
-        digest = _known(self.algorithm, known) or _hash(self.algorithm, data).digest()
-        name = "ContentMD5" if self.algorithm == "md5" else self.field
+                value = crc.update(piece, value)
+            return {crc.name: crc.encode(value)}
+        digest = _known(algorithm, known) or _hash(algorithm, data).digest()
+        name = "ContentMD5" if algorithm == "md5" else f"Checksum{algorithm.upper()}"
         return {name: base64.b64encode(digest).decode("ascii")}
 
     def compare(
