@@ -366,9 +366,11 @@ class Audit:
             return True
         image = self._again(image_id)
         if store == STAGING:
+            if image is None:
+                return False
             # After an import that failed it waits for another one.
-            again = image is not None and image.status == "queued" and STAGED in image.properties
-            return again or (image is not None and image.status in ("uploading", "importing"))
+            waits = image.status == "queued" and STAGED in image.properties
+            return waits or image.status in ("uploading", "importing")
         locations = [*(image.locations if image else ()), *self._repository.locations.pending_for(image_id)]
         return any(_is_at(self._registry[store], location, uri) for location in locations)
 

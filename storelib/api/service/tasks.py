@@ -170,7 +170,9 @@ def staged_bytes(image: Image) -> int:
     """Bytes of the image that count as staged by its owner."""
     if image.status not in ("queued", "uploading", "importing"):
         return 0
-    return (image.size or 0) if image.status != "queued" and image.size else int(image.properties.get(KEPT) or 0)
+    if image.status != "queued" and image.size:
+        return image.size
+    return int(image.properties.get(KEPT) or 0)
 
 
 def shown_properties(properties: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -554,7 +554,7 @@ class PartChecksums:
                 f"option s3_store_checksum_algorithm = {algorithm} needs an extra package: pip install botocore[crt]"
             )
         #: Where answers have the checksum of a part, for the request that completes an upload.
-        self.field = self._crc.name if self._crc else f"Checksum{algorithm.upper()}"
+        self.field = self._crc.name if self._crc else _field(algorithm)
 
     @property
     def of_upload(self) -> dict[str, str]:
@@ -567,8 +567,8 @@ class PartChecksums:
 
     def of_part(self, data: memoryview | RangeFile, known: Digests | None = None) -> dict[str, str]:
         """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
-        # Once: another part may find meanwhile that the server ignores it.
-        algorithm, crc = self.algorithm, self._crc
+        # In the other order than ``compare`` sets them: another part may find meanwhile that the CRC is ignored.
+        crc, algorithm = self._crc, self.algorithm
         if algorithm == "none":
             return {}
         if crc is not None:
@@ -577,7 +577,7 @@ class PartChecksums:
                 value = crc.update(piece, value)
             return {crc.name: crc.encode(value)}
         digest = _known(algorithm, known) or _hash(algorithm, data).digest()
-        name = "ContentMD5" if algorithm == "md5" else f"Checksum{algorithm.upper()}"
+        name = "ContentMD5" if algorithm == "md5" else _field(algorithm)
         return {name: base64.b64encode(digest).decode("ascii")}
 
     def compare(
@@ -615,6 +615,10 @@ class PartChecksums:
             return
         self.algorithm, self._crc, self.field = "md5", None, "ChecksumMD5"
         raise Damaged("the upload", "its ETag")
+
+
+def _field(algorithm: str) -> str:
+    return f"Checksum{algorithm.upper()}"
 
 
 def _pieces(data: memoryview | RangeFile) -> Iterable[memoryview]:
