@@ -39,6 +39,7 @@ from storelib.transfer import copying, download, parallel, upload
 from storelib.transfer.contract import (
     Committed,
     Context,
+    Deletion,
     Digest,
     Digests,
     Extent,
@@ -71,6 +72,7 @@ __all__ = [
     "Area",
     "Committed",
     "Context",
+    "Deletion",
     "Digest",
     "Digests",
     "Extent",
@@ -292,14 +294,14 @@ class Store(abc.ABC, Generic[L]):
         """Remove an image; raises NotFound, Forbidden, InUseByStore or HasSnapshot."""
         self.require(Capability.DELETE, StoreDeleteNotSupported)
         found = self.locate(location)
-        remove = self.removal(found, context)
+        deletion = Deletion()
         failed = False
 
         def attempt() -> None:
             nonlocal failed
             try:
                 # A driver's "not there" may be a native error.
-                mapped(remove, self.map_error, str(found))
+                mapped(lambda: self.remove(found, context, deletion), self.map_error, str(found))
             except NotFound:
                 # After an attempt whose answer was lost, "not there" is what was wanted.
                 if not failed:
@@ -493,17 +495,13 @@ class Store(abc.ABC, Generic[L]):
         """A Writer for a new image; may raise Duplicate, makes nothing in the back end yet."""
         raise StoreAddDisabled(f"driver {type(self).__name__} cannot add")
 
-    def remove(self, location: L, context: Context | None) -> None:
-        """Remove one image; raises NotFound."""
-        raise StoreDeleteNotSupported(f"driver {type(self).__name__} cannot delete")
+    def remove(self, location: L, context: Context | None, deletion: Deletion) -> None:
+        """Remove one image; raises NotFound. Called again, with the same ``deletion``, after a transient error.
 
-    def removal(self, location: L, context: Context | None) -> Callable[[], None]:
-        """One ``delete``: what removes the image when it is called, and is called again after a transient error.
-
-        Where an id can be used again, the image that the first attempt met may be gone and another one stand there:
-        a driver that can tell them apart notes which it was, and raises NotFound for any other.
+        Where an id can be used again, another image may stand there by then: a driver that can tell them apart gives
+        what it found to ``deletion.meet``, before it removes anything.
         """
-        return lambda: self.remove(location, context)
+        raise StoreDeleteNotSupported(f"driver {type(self).__name__} cannot delete")
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The storelib error for a native one, the only place that knows; None passes it on unchanged.

@@ -15,7 +15,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import Committed, Context, Digests, Part, Reader, Store, StoreLocation, Writer
+from storelib.driver import Committed, Context, Deletion, Digests, Part, Reader, Store, StoreLocation, Writer
 from storelib.exceptions import BadStoreUri, Duplicate, NotFound, RemoteServiceUnavailable
 from storelib.uris import quote, redact, unquote
 
@@ -100,7 +100,7 @@ class MinimalStore(Store[MinimalLocation]):
         """Makes nothing yet."""
         return MinimalWriter(self, MinimalLocation(self.name, image_id))
 
-    def remove(self, location: MinimalLocation, context: Context | None) -> None:
+    def remove(self, location: MinimalLocation, context: Context | None, deletion: Deletion) -> None:
         """The image first, so that nobody finds it without its parts."""
         token, _ = self.image(location)
         gone = self.run(("DELETE FROM images WHERE token = ? RETURNING id", (token,)))

@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from oslo_config import cfg
@@ -22,6 +22,7 @@ from storelib.capabilities import COMPLETE
 from storelib.driver import (
     Committed,
     Context,
+    Deletion,
     Digests,
     Garbage,
     Health,
@@ -167,26 +168,16 @@ class SqliteStore(Store[SqliteLocation]):
                 raise Duplicate(f"image {image_id!r} exists in store {self.name}")
         return SqliteWriter(self, image_id)
 
-    def remove(self, location: SqliteLocation, context: Context | None) -> None:
-        """The image and its parts go together."""
+    def remove(self, location: SqliteLocation, context: Context | None, deletion: Deletion) -> None:
+        """The image and its parts go together; tried again, not those of an image that took the place of the first."""
         with self.transaction() as db:
-            gone = db.execute("DELETE FROM images WHERE id = ? RETURNING token", (location.image_id,)).fetchall()
-            if not gone:
+            db.execute("BEGIN IMMEDIATE")
+            found = db.execute("SELECT token FROM images WHERE id = ?", (location.image_id,)).fetchone()
+            if found is None:
                 raise NotFound(f"no image at {location}")
-            db.execute("DELETE FROM parts WHERE token = ?", gone[0])
-
-    def removal(self, location: SqliteLocation, context: Context | None) -> Callable[[], None]:
-        """``remove`` for one delete: called again, it leaves an image that took the place of the first one alone."""
-        met: list[str | None] = []
-
-        def remove() -> None:
-            version = self.inspect(location, context).version
-            met[:] = met or [version]
-            if met != [version]:
-                raise NotFound(f"{location} was removed; there is another image now")
-            self.remove(location, context)
-
-        return remove
+            deletion.meet(*found, location)
+            db.execute("DELETE FROM images WHERE token = ?", found)
+            db.execute("DELETE FROM parts WHERE token = ?", found)
 
     # [gc]
     def garbage(self, older_than: float, prefix: str | None) -> Iterable[Garbage]:

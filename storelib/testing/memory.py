@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from oslo_config import cfg
 from storelib.capabilities import COMPLETE
 from storelib.driver import (
     Committed,
+    Deletion,
     Digests,
     Garbage,
     Health,
@@ -136,25 +137,14 @@ class MemoryStore(Store[MemoryLocation]):
         """A reader of the bytes as they are now."""
         return MemoryReader(self.image(location).data)
 
-    def remove(self, location: MemoryLocation, context: Context | None) -> None:
+    def remove(self, location: MemoryLocation, context: Context | None, deletion: Deletion) -> None:
         """Remove the image from memory."""
         with self.backend.lock:
-            if self.backend.images.pop(location.image_id, None) is None:
-                raise NotFound(f"no image at {location}")
-
-    def removal(self, location: MemoryLocation, context: Context | None) -> Callable[[], None]:
-        """The same, of the image alone that was met first."""
-        met: list[str] = []
-
-        def remove() -> None:
             image = self.backend.images.get(location.image_id)
-            if image is not None:
-                met[:] = met or [image.token]
-                if met != [image.token]:
-                    raise NotFound(f"{location} was removed; there is another image now")
-            self.remove(location, context)
-
-        return remove
+            if image is None:
+                raise NotFound(f"no image at {location}")
+            deletion.meet(image.token, location)
+            del self.backend.images[location.image_id]
 
     def candidate_locations(self, image_id: str) -> list[MemoryLocation]:
         """The one place where an image with this id can be."""

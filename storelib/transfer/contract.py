@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
-from storelib.exceptions import Invalid, StoreError
+from storelib.exceptions import Invalid, NotFound, StoreError
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import RangeFile
 from storelib.transfer.retry import HungCalls, RetryPolicy
@@ -276,6 +276,23 @@ class Writer(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  (most writers hold nothing)
         """Free what the writer holds; called once, last, whatever became of the image."""
+
+
+class Deletion:
+    """One ``delete``, whose ``remove`` is called again after a transient error: of the image that it met first alone.
+
+    An id may be used again, so by then that image may be gone and another one stand in its place.
+    """
+
+    #: What tells the image that was met first from every other, such as its version; None before it is known.
+    image: Any = None
+
+    def meet(self, image: object, location: object) -> None:
+        """What is there now; raises NotFound if it is not what an earlier attempt met there."""
+        if self.image is None:
+            self.image = image
+        elif self.image != image:
+            raise NotFound(f"{location} was removed; there is another image now")
 
 
 W = TypeVar("W", bound=Writer)

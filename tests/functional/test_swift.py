@@ -382,8 +382,8 @@ class AsUser(SwiftStore):
         self.service.account_of = lambda location, context: account_of(location, context or self.request)
         self.service.own_account = lambda context=None: own_account(context or self.request)
 
-    def removal(self, location, context):
-        return super().removal(location, self.request)
+    def remove(self, location, context, deletion):
+        super().remove(location, self.request, deletion)
 
     def add(self, *arguments, context=None, **options):
         return super().add(*arguments, context=context or self.request, **options)

@@ -41,6 +41,7 @@ from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 from storelib.capabilities import Capability
 from storelib.driver import (
     Committed,
+    Deletion,
     Digest,
     Extent,
     Garbage,
@@ -281,9 +282,9 @@ class Networked(Faulty):
         self.ask()
         return super().image(location)
 
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         self.ask()
-        super().remove(location, context)
+        super().remove(location, context, deletion)
 
     def images(self):
         self.ask()
@@ -944,25 +945,25 @@ class ListsUploads(Faulty):
 
 @rejected_by("test_deleted_image_is_gone")
 class DeletesWhatIsNotThere(Faulty):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         self.backend.images.pop(location.image_id, None)
 
 
 @rejected_by("test_deleted_image_is_gone")
 class DeletesNothing(Faulty):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         self.image(location)
 
 
 @rejected_by("test_delete_that_is_tried_again_spares_a_newer_image")
 class DeletesWhateverIsThereByNow(Faulty):
-    def removal(self, location, context):
-        return lambda: self.remove(location, context)
+    def remove(self, location, context, deletion):
+        super().remove(location, context, Deletion())
 
 
 @rejected_by("test_delete_removes_one_image")
 class DeletesByPrefix(Faulty):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         self.image(location)
         for image_id in [name for name in self.backend.images if name.startswith(location.image_id)]:
             del self.backend.images[image_id]
@@ -1451,7 +1452,7 @@ class DeletesWithoutSayingSo(Faulty):
     capabilities = MemoryStore.capabilities & ~Capability.DELETE
 
     def delete(self, location, context=None):
-        self.remove(self.locate(location), context)
+        self.remove(self.locate(location), context, Deletion())
 
 
 # -- All of it --------------------------------------------------------------------------------------------------------
@@ -1567,18 +1568,18 @@ class ReadingIsModifying(Faulty):
 
 @rejected_by("test_delete_does_not_stop_an_add")
 class DeletesUploads(Faulty):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         uploads = self.backend.uploads
         for token in [token for token, upload in uploads.items() if upload.image_id == location.image_id]:
             del uploads[token]
-        super().remove(location, context)
+        super().remove(location, context, deletion)
 
 
 @rejected_by("test_delete_does_not_stop_an_add")
 class DeletesWhatIsUnderWay(Faulty):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         if not any(upload.image_id == location.image_id for upload in self.backend.uploads.values()):
-            super().remove(location, context)
+            super().remove(location, context, deletion)
 
 
 @rejected_by("test_image_comes_and_goes_during_an_add")
@@ -1598,8 +1599,8 @@ class KeepsPartsById(Faulty):
             parts = self.store.__dict__.setdefault("parts", {})
             parts.setdefault(self.image_id, {})[part.offset] = bytes(part.data)
 
-    def remove(self, location, context):
-        super().remove(location, context)
+    def remove(self, location, context, deletion):
+        super().remove(location, context, deletion)
         self.__dict__.setdefault("parts", {}).pop(location.image_id, None)
 
 
@@ -2434,9 +2435,9 @@ class CopiesAreLinks(Copier):
 
 @rejected_by("test_known_copy_outlives_its_original")
 class CopiesDieTogether(Copier):
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         data = self.image(location).data
-        super().remove(location, context)
+        super().remove(location, context, deletion)
         for image_id, image in list(self.backend.images.items()):
             if image.data == data:
                 del self.backend.images[image_id]
@@ -2762,17 +2763,12 @@ class LeaksPerLeftover(Leaky):
 
 @rejected_by("test_deleting_leaves_nothing_open")
 class LeaksPerMissingImage(Leaky):
-    def removal(self, location, context):
-        remove = super().removal(location, context)
-
-        def leaking():
-            try:
-                remove()
-            except NotFound:
-                self.leak()
-                raise
-
-        return leaking
+    def remove(self, location, context, deletion):
+        try:
+            super().remove(location, context, deletion)
+        except NotFound:
+            self.leak()
+            raise
 
 
 # -- What others see ------------------------------------------------------------------------------------------------
@@ -2785,8 +2781,8 @@ class RemembersWhatOthersDeleted(InAFile):
         known.setdefault(location, super().inspect(location, context) if location not in known else None)
         return known[location]
 
-    def remove(self, location, context):
-        super().remove(location, context)
+    def remove(self, location, context, deletion):
+        super().remove(location, context, deletion)
         self.__dict__.get("known", {}).pop(location, None)
 
 
@@ -2802,9 +2798,9 @@ class ListsFromMemory(InAFile):
             self.listed = list(super().images())
         return iter(self.listed)
 
-    def remove(self, location, context):
+    def remove(self, location, context, deletion):
         vars(self).pop("listed", None)
-        super().remove(location, context)
+        super().remove(location, context, deletion)
 
 
 # -- What changes, and what differs ---------------------------------------------------------------------------------

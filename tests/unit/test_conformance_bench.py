@@ -46,10 +46,10 @@ def test_image_that_cannot_be_removed_is_told_of_at_the_end(tested, monkeypatch)
     stuck, *_ = (tested.put(b"old") for _ in range(bench.FEW + 1))
     remove = tested.store.remove
 
-    def refuse(location, context):
+    def refuse(location, context, deletion):
         if tested.location(stuck).store_location == location:
             raise PermissionError("stuck")
-        remove(location, context)
+        remove(location, context, deletion)
 
     monkeypatch.setattr(tested.store, "remove", refuse)
     tested.tidy()

@@ -74,10 +74,10 @@ def broken():
     store.measure = lambda location, context: 7
     plain = store.remove
 
-    def remove(location, context):
+    def remove(location, context, deletion):
         if "-kept" in location.image_id:
             raise OSError("the back end is read-only now")
-        plain(location, context)
+        plain(location, context, deletion)
 
     store.remove = remove
     return store, run(store, keep_part_size=True)

@@ -241,7 +241,7 @@ def test_the_early_end_of_a_list_is_the_drivers_too():
 def test_progress_of_other_threads_counts():
     store = recording_store(timeout=TIMEOUT)
 
-    def remove(location, context):
+    def remove(location, context, deletion):
         store.for_each(lambda item: time.sleep(TIMEOUT / 2), range(3), "segments", concurrency=1)
         assert within(None) > 0
 

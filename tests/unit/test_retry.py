@@ -91,8 +91,8 @@ def test_deleting_again_after_a_lost_answer_is_no_error():
     remove = store.remove
     lost = [RemoteServiceUnavailable("no answer")]
 
-    def remove_and_lose_the_answer(location, context):
-        remove(location, context)
+    def remove_and_lose_the_answer(location, context, deletion):
+        remove(location, context, deletion)
         if lost:
             raise lost.pop()
 
@@ -181,9 +181,9 @@ def test_a_delete_whose_answer_was_lost_is_done_though_the_driver_says_not_there
         pass
 
     class Store(MemoryStore):
-        def remove(self, location, context):
+        def remove(self, location, context, deletion):
             try:
-                super().remove(location, context)
+                super().remove(location, context, deletion)
             except NotFound as error:
                 raise Gone from error
             raise TimeoutError

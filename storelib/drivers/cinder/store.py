@@ -21,7 +21,7 @@ from storelib.drivers.cinder.service import LEAVING, Api, Service, Volume, impor
 from storelib.drivers.cinder.writer import CinderCopy, CinderWriter, GiB
 from storelib.exceptions import HasSnapshot, InUseByStore, NotFound, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class CinderStore(Store[CinderLocation]):
         size = publication.size_of(volume)
         return ImageInfo(self.service.location(volume.id).uri, size, image_id, volume.created, volume.id)
 
-    def remove(self, location: CinderLocation, context: Context | None) -> None:
+    def remove(self, location: CinderLocation, context: Context | None, deletion: Deletion) -> None:
         """Have it deleted, and wait for that."""
         user = self.service.user(context)
         api = user.api

@@ -28,7 +28,7 @@ from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import Invalid, NotFound, StorageFull, StoreError, TransferTimeout
 from storelib.rehearsal import PREFIX
 from storelib.system_calls import PAGE, let_go
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 from storelib.transfer.guard import bounded
 
 #: Bytes of the image of a check: a page that can go out by direct I/O, and a byte that cannot.
@@ -127,37 +127,22 @@ class FilesystemStore(Store[FileLocation]):
             late=lambda reader: let_go(reader.file),
         )
 
-    def remove(self, location: FileLocation, context: Context | None) -> None:
+    def remove(self, location: FileLocation, context: Context | None, deletion: Deletion) -> None:
         """Unlink the file that is there now, and no newer one, should the file system carry it out late."""
-        self.removal(location, context)()
-
-    def removal(self, location: FileLocation, context: Context | None) -> Callable[[], None]:
-        """The same, of the image alone that was met first: a server of files may do it and not answer."""
         guard = self.datadirs.guard
-        met: list[Identity] = []
+        # After that long no caller waits for this call any more, whose name may be another image's by then.
+        end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
+        guard.call(lambda: self.remove_now(location, deletion, end), str(location))
 
-        def remove() -> None:
-            # After that long no caller waits for this call any more, whose name may be another image's by then.
-            end = time.monotonic() + (guard.timeout or self.retry_policy.timeout)
-            guard.call(lambda: self.remove_now(location, end, met), str(location))
-
-        return remove
-
-    def remove_now(self, location: FileLocation, end: float = math.inf, met: list[Identity] | None = None) -> None:
-        """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found.
-
-        And unless it is another one than ``met`` has, which gets what is found where it is empty.
-        """
+    def remove_now(self, location: FileLocation, deletion: Deletion, end: float = math.inf) -> None:
+        """Unlink the file unless it is later than ``end`` on the monotonic clock when it is found."""
         with self.datadirs.directory_of(location) as (directory, name):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             only_files(status, location)
             this = Identity.of(status)
-            if met and met != [this]:
-                raise NotFound(f"{location} was removed; there is another image now")
             if time.monotonic() > end:
                 raise TransferTimeout(f"{location}: the file system answered too late; nothing was removed")
-            if met is not None:
-                met[:] = [this]
+            deletion.meet(this, location)
             try:
                 self._take_away(location, directory, name, this)
             except Replaced:
@@ -250,7 +235,7 @@ class FilesystemStore(Store[FileLocation]):
                 what = "an image that was added is missing in the listing; check the storage behind it"
                 raise StoreError(f"{path}: {what}")
         finally:
-            self.remove(location, None)
+            self.remove(location, None, Deletion())
         self._collect(path, image_id, replace(settings, unnamed=False))
 
     def _add_small(self, path: str, image_id: str, settings: WriteSettings) -> FileLocation:
@@ -270,7 +255,7 @@ class FilesystemStore(Store[FileLocation]):
                 writer.publication.free()
             return writer.publication.location
 
-        return bounded(self.datadirs.guard, add, path, late=self.remove_now)
+        return bounded(self.datadirs.guard, add, path, late=lambda added: self.remove_now(added, Deletion()))
 
     def _advised(self, error: Exception, path: str, image_id: str, settings: WriteSettings) -> Exception:
         """The error of an add, with the option that makes adds work if there is one."""
@@ -279,7 +264,7 @@ class FilesystemStore(Store[FileLocation]):
             return known or error
         for option, value, changes in _ALTERNATIVES:
             try:
-                self.remove(self._add_small(path, image_id, replace(settings, **changes)), None)
+                self.remove(self._add_small(path, image_id, replace(settings, **changes)), None, Deletion())
             except (StoreError, OSError):
                 continue
             return type(known)(f"{known}; with option {option} = {value} it works")

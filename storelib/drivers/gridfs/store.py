@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from oslo_config import cfg
@@ -20,7 +20,7 @@ from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsCopy, GridfsWriter
 from storelib.exceptions import Invalid, NotFound, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 
@@ -76,24 +76,18 @@ class GridfsStore(Store[GridfsLocation]):
         """Find the document of the image; its chunks are asked for when they are read."""
         return GridfsReader(self.bucket, self.bucket.find(location), str(location))
 
-    def removal(self, location: GridfsLocation, context: Context | None) -> Callable[[], None]:
+    def remove(self, location: GridfsLocation, context: Context | None, deletion: Deletion) -> None:
         """Delete the document that the first attempt met, then its chunks; ``gc`` finds those of a delete that dies."""
-        met: Stored | None = None
-        tried = False
-
-        def remove() -> None:
-            nonlocal met, tried
-            files = self.bucket.files_at_primary
-            met = met or self.bucket.find(location, files)
-            may_be_done, tried = tried, True
-            # Other clients use an _id again; the time tells their files apart.
-            deleted = files.delete_one({"_id": met.files_id, "uploadDate": met.uploaded}).deleted_count
-            if deleted or (may_be_done and files.find_one({"_id": met.files_id}, {"_id": 1}) is None):
-                self.bucket.remove_chunks(met.files_id)
-            if not deleted:
-                raise NotFound(f"there is no image {location}")
-
-        return remove
+        files = self.bucket.files_at_primary
+        may_be_done = deletion.image is not None
+        met: Stored = deletion.image or self.bucket.find(location, files)
+        deletion.image = met
+        # Other clients use an _id again; the time tells their files apart.
+        deleted = files.delete_one({"_id": met.files_id, "uploadDate": met.uploaded}).deleted_count
+        if deleted or (may_be_done and files.find_one({"_id": met.files_id}, {"_id": 1}) is None):
+            self.bucket.remove_chunks(met.files_id)
+        if not deleted:
+            raise NotFound(f"there is no image {location}")
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of pymongo: see errors.py."""

@@ -23,7 +23,7 @@ from storelib.drivers.rbd.location import SNAPSHOT, RbdLocation
 from storelib.exceptions import Duplicate, HasSnapshot, InUseByStore, NotFound, StoreError
 from storelib.librbd import directory
 from storelib.librbd.cluster import Connection
-from storelib.transfer.contract import Digest, Digests
+from storelib.transfer.contract import Deletion, Digest, Digests
 
 #: The token of the add that made an image, and RBD's id of that image.
 TOKEN = "storelib.token"  # noqa: S105  (a name)
@@ -247,10 +247,9 @@ def take_back(connection: Connection, name: str, image_id: str | None = None) ->
 # -- Deleting ---------------------------------------------------------------------------------------------------
 
 
-def remove(connection: Connection, location: RbdLocation, met: list[str], *, protect: bool, to_trash: bool) -> None:
+def remove(connection: Connection, location: RbdLocation, deletion: Deletion, *, protect: bool, to_trash: bool) -> None:
     """Remove one image; ``to_trash``: move it there if it has clones.
 
-    ``met``, empty at first, gets its id for the next attempt, which leaves alone an image that took its place.
     What keeps it is looked at before anything is touched, and what was touched is put back. The snapshot goes first:
     from then on the image cannot be read, and is known to be on its way out.
     """
@@ -264,9 +263,7 @@ def remove(connection: Connection, location: RbdLocation, met: list[str], *, pro
         raise
     with opened as image:
         image_id = str(image.id())
-        met[:] = met or [image_id]
-        if met != [image_id]:
-            raise NotFound(f"{location} was removed; there is another image now")
+        deletion.meet(image_id, location)
         known = snapshots(image)
         if location.snapshot not in known:
             # Otherwise an earlier attempt came as far as this.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 from oslo_config import cfg
@@ -19,7 +19,7 @@ from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.writer import RbdCopy, RbdWriter
 from storelib.exceptions import Forbidden, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 
@@ -99,15 +99,10 @@ class RbdStore(Store[RbdLocation]):
         """The size at the snapshot."""
         return self.cluster.size_and_id(location)[0]
 
-    def remove(self, location: RbdLocation, context: Context | None) -> None:
+    def remove(self, location: RbdLocation, context: Context | None, deletion: Deletion) -> None:
         """Remove snapshot and image, or move it to the trash: see publication.py."""
-        self.removal(location, context)()
-
-    def removal(self, location: RbdLocation, context: Context | None) -> Callable[[], None]:
-        """The same, of the image alone that was met first."""
-        met: list[str] = []
         protect, to_trash = self.cluster.protect, self.conf.rbd_store_delete_in_use == "trash"
-        return lambda: publication.remove(self.cluster.get().freeing, location, met, protect=protect, to_trash=to_trash)
+        publication.remove(self.cluster.get().freeing, location, deletion, protect=protect, to_trash=to_trash)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of the bindings: see errors.py."""

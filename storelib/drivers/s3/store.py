@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from oslo_config import cfg
@@ -35,7 +35,7 @@ from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Copy, S3Writer
 from storelib.exceptions import BadStoreUri, Duplicate, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Options
+from storelib.transfer.contract import Context, Deletion, Options
 from storelib.transfer.retry import mapped
 from storelib.uris import ParsedLocation
 
@@ -146,31 +146,17 @@ class S3Store(Store[S3Location]):
         """Send the first request."""
         return S3Reader(self.bucket, location, offset, length)
 
-    def remove(self, location: S3Location, context: Context | None) -> None:
+    def remove(self, location: S3Location, context: Context | None, deletion: Deletion) -> None:
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
-        self.removal(location, context)()
-
-    def removal(self, location: S3Location, context: Context | None) -> Callable[[], None]:
-        """What removes the object that its first HEAD has seen, and no other of the same key."""
-        met: tuple[object, ...] = ()
-
-        def remove() -> None:
-            nonlocal met
-            found = self.bucket.head(location)
-            this = version_of(found)
-            met = met or this
-            if this != met:
-                raise NotFound(f"{location} was removed; there is another image now")
-            try:
-                answer = self.bucket.call("delete_object", Bucket=location.bucket, Key=location.key)
-                if not names_itself(answer):
-                    raise BadAnswer("DeleteObject", "no content")
-            except BadAnswer:
-                with contextlib.suppress(NotFound):
-                    mapped(lambda: self.bucket.head(location), self.map_error, str(location))
-                    raise
-
-        return remove
+        deletion.meet(version_of(self.bucket.head(location)), location)
+        try:
+            answer = self.bucket.call("delete_object", Bucket=location.bucket, Key=location.key)
+            if not names_itself(answer):
+                raise BadAnswer("DeleteObject", "no content")
+        except BadAnswer:
+            with contextlib.suppress(NotFound):
+                mapped(lambda: self.bucket.head(location), self.map_error, str(location))
+                raise
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         return self.bucket.map_error(error, subject)

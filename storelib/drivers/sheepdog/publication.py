@@ -23,7 +23,7 @@ from storelib.drivers.sheepdog.cluster import SheepdogCluster, Vdi, not_deleted
 from storelib.drivers.sheepdog.errors import CommandFailed, meaning_of
 from storelib.drivers.sheepdog.location import SheepdogLocation, Temporary, name_of
 from storelib.exceptions import Duplicate, NotFound, StoreError
-from storelib.transfer.contract import Digest, MiB
+from storelib.transfer.contract import Deletion, Digest, MiB
 from storelib.transfer.digests import new_hasher
 
 #: The attribute's name.
@@ -283,20 +283,14 @@ def delete_vdi(cluster: SheepdogCluster, vdi: Vdi) -> None:
     _delete_marked(cluster, vdi.name, _mark(cluster, vdi))
 
 
-def removal(cluster: SheepdogCluster, location: SheepdogLocation) -> Callable[[], None]:
+def remove(cluster: SheepdogCluster, location: SheepdogLocation, deletion: Deletion) -> None:
     """The same, of the vdi alone that was first deleted: commands know only names, and it may be another's soon."""
-    mark: Claim | None = None
-
-    def remove() -> None:
-        nonlocal mark
-        found = cluster.existing(location)
-        # Another one, made in the same second, has the same number, but not the mark.
-        if mark is not None and not _is_marked(cluster, found, mark):
-            raise NotFound(f"{location} was removed; there is another image now")
-        mark = mark or _mark(cluster, found)
-        _delete_marked(cluster, found.name, mark)
-
-    return remove
+    found = cluster.existing(location)
+    # Another one, made in the same second, has the same number, but not the mark.
+    if deletion.image is not None and not _is_marked(cluster, found, deletion.image):
+        raise NotFound(f"{location} was removed; there is another image now")
+    deletion.image = deletion.image or _mark(cluster, found)
+    _delete_marked(cluster, found.name, deletion.image)
 
 
 def _mark(cluster: SheepdogCluster, vdi: Vdi) -> Claim:

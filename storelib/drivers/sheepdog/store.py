@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from storelib.drivers.sheepdog.reader import SheepdogReader
 from storelib.drivers.sheepdog.writer import SheepdogCopy, SheepdogWriter
 from storelib.exceptions import RemoteServiceUnavailable, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 
 
 class SheepdogStore(Store[SheepdogLocation]):
@@ -84,9 +84,9 @@ class SheepdogStore(Store[SheepdogLocation]):
         """The size of the vdi."""
         return self.cluster.existing(location).size
 
-    def removal(self, location: SheepdogLocation, context: Context | None) -> Callable[[], None]:
+    def remove(self, location: SheepdogLocation, context: Context | None, deletion: Deletion) -> None:
         """Delete the vdi, however often that is tried no other one: see publication.py."""
-        return publication.removal(self.cluster, location)
+        publication.remove(self.cluster, location, deletion)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for a command that failed: see errors.py."""

@@ -43,7 +43,7 @@ from storelib.extras import needing
 from storelib.option_types import LONGEST
 from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.certificates import check_certificates
-from storelib.transfer.contract import Context, Digests, Options, Part
+from storelib.transfer.contract import Context, Deletion, Digests, Options, Part
 from storelib.transfer.http.headers import whole_number
 
 if TYPE_CHECKING:
@@ -166,25 +166,17 @@ class SwiftStore(Store[SwiftLocation]):
         """What the headers tell."""
         return info_of(location, self.service.account_of(location, context).head(location.container, location.obj))
 
-    def remove(self, location: SwiftLocation, context: Context | None) -> None:
+    def remove(self, location: SwiftLocation, context: Context | None, deletion: Deletion) -> None:
         """The image first, so that nobody reads half of it; then its segments, which gc finds if this is cut short."""
-        self._remove(location, context, [])
-
-    def removal(self, location: SwiftLocation, context: Context | None) -> Callable[[], None]:
-        """What removes the image that it meets first, and none that takes its place when a response is lost."""
-        met: list[Mapping[str, str]] = []
-        return lambda: self._remove(location, context, met)
-
-    def _remove(self, location: SwiftLocation, context: Context | None, met: list[Mapping[str, str]]) -> None:
         account = self.service.account_of(location, context)
         found = account.find(location.container, location.obj)
-        again = bool(met)
-        met += [] if again or found is None else [found]
-        removed = again and (found is None or _which(found) != _which(met[0]))
+        again = deletion.image is not None
+        headers: Mapping[str, str] | None = deletion.image if again else found
+        removed = again and (found is None or _which(found) != _which(deletion.image))
         # What an earlier attempt has left of it is this one's to remove only if no other image can have that name.
-        if not met or (removed and TOKEN_HEADER not in met[0]):
+        if headers is None or (removed and TOKEN_HEADER not in headers):
             raise NotFound(f"there is nothing at {location}")
-        headers = met[0]
+        deletion.image = headers
         place = segment_place(location.obj, headers)
         if place is None and not removed:
             # Segments of a static manifest from elsewhere may lie anywhere: its server knows.

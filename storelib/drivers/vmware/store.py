@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oslo_config import cfg
@@ -16,7 +16,7 @@ from storelib.drivers.vmware.options import OPTIONS, Settings, Target, check_cre
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError
 from storelib.extras import needing
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context
+from storelib.transfer.contract import Context, Deletion
 
 if TYPE_CHECKING:
     from storelib.drivers.vmware.reader import VmwareReader
@@ -107,29 +107,15 @@ class VmwareStore(Store[VmwareLocation]):
         # A proxy that has lost its vCenter says of every image that there is none.
         return self._find(location).size if size is None else size
 
-    def remove(self, location: VmwareLocation, context: Context | None) -> None:
-        """Delete the file."""
-        self.removal(location, context)()
-
-    def removal(self, location: VmwareLocation, context: Context | None) -> Callable[[], None]:
-        """The same, of the file alone that the first look has seen; a folder would be deleted with all in it."""
-        target, names = self._place(location)
-        met: File | None = None
-
-        def remove() -> None:
-            nonlocal met
-            found = self._find(location)
-            met = met or found
-            if found != met:
-                raise NotFound(f"{location} was removed; there is another image now")
-            try:
-                self.datastores.delete(target, names)
-            except Exception as error:
-                if is_fault(error, "FileNotFound"):
-                    raise NotFound(f"there is no image at {location}") from error
-                raise
-
-        return remove
+    def remove(self, location: VmwareLocation, context: Context | None, deletion: Deletion) -> None:
+        """Delete the file, once it was seen to be one: a folder would be deleted with all in it."""
+        deletion.meet(self._find(location), location)
+        try:
+            self.datastores.delete(*self._place(location))
+        except Exception as error:
+            if is_fault(error, "FileNotFound"):
+                raise NotFound(f"there is no image at {location}") from error
+            raise
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of vCenter, http.client or the socket: see errors.py."""

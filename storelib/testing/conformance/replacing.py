@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import StoredImage
+from storelib.driver import Deletion, StoredImage
 from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs
@@ -98,18 +98,22 @@ class Replacing(Promises):
     def test_delete_that_is_tried_again_spares_a_newer_image(self, bench: Bench) -> None:
         """What removes an image, called again since its answer was lost, leaves one that took its place meanwhile.
 
-        Where ``version`` tells the two apart. See ``Store.removal``.
+        Where ``version`` tells the two apart. See ``Store.remove``.
         """
         image_id = bench.new_id("deleted")
         old = bench.add(image_id, b"old")
         version = bench.store.stat(old.uri).version
         location = bench.store.locate(old.uri)
-        remove = bench.store.removal(location, None)
-        mapped(remove, bench.store.map_error, old.uri)
+        deletion = Deletion()
+
+        def remove() -> None:
+            mapped(lambda: bench.store.remove(location, None, deletion), bench.store.map_error, old.uri)
+
+        remove()
         new = bench.add(image_id, b"the newer one")
         if new.uri == old.uri and version not in (None, bench.store.stat(new.uri).version):
             with contextlib.suppress(StoreError):
-                mapped(remove, bench.store.map_error, old.uri)
+                remove()
         assert_same_bytes(bench.read(new.uri), b"the newer one")
 
     @needs(Capability.STAT)

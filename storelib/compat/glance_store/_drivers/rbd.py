@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from storelib.compat import options
 from storelib.compat.errors import translating
@@ -16,9 +16,14 @@ from storelib.drivers.rbd.location import RbdLocation
 from storelib.drivers.rbd.publication import id_of, is_being_deleted
 from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.store import RbdStore
-from storelib.exceptions import NotFound
-from storelib.transfer.contract import MiB
+from storelib.transfer.contract import Deletion, MiB
 from storelib.uris import quote
+
+
+class OldImage(NamedTuple):
+    """Which image without a snapshot a deletion met first."""
+
+    id: str | None
 
 
 class RbdStoreWithOldImages(RbdStore):
@@ -35,31 +40,17 @@ class RbdStoreWithOldImages(RbdStore):
         with self.cluster.get().open(location.image, read_only=True) as image:
             return int(image.size())
 
-    def removal(self, location: RbdLocation, context: Any) -> Callable[[], None]:
+    def remove(self, location: RbdLocation, context: Any, deletion: Deletion) -> None:
         """The same for an old image, of which there is no snapshot that others could have cloned."""
-        usual = super().removal(location, context)
-        chosen: Callable[[], None] | None = None
-
-        def remove() -> None:
-            nonlocal chosen
-            if chosen is None:
-                chosen = usual if self._as_it_is(location) is None else self._removal_as_it_is(location)
-            chosen()
-
-        return remove
-
-    def _removal_as_it_is(self, location: RbdLocation) -> Callable[[], None]:
-        met = id_of(self.cluster.get().freeing, location.image)
-
-        def remove() -> None:
+        is_old = isinstance(deletion.image, OldImage)
+        if not is_old and (deletion.image is not None or self._as_it_is(location) is None):
+            super().remove(location, context, deletion)
+        else:
             import rbd
 
             connection = self.cluster.get().freeing
-            if met is None or id_of(connection, location.image) != met:
-                raise NotFound(f"{location} was removed")
+            deletion.meet(OldImage(id_of(connection, location.image)), location)
             rbd.RBD().remove(connection.ioctx, location.image)
-
-        return remove
 
     def _as_it_is(self, location: RbdLocation) -> RbdLocation | None:
         """Where an image without any snapshot is; None for all others, and those that are being deleted."""
