@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A part as the seekable file that many client libraries want: PartFile without copying its bytes, RangeFile without
-holding them.
+holding them, UnreadFile without reading them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,14 +72,24 @@ PIECE = 512 * 1024
 class RangeFile(_Seekable):
     """A read-only file over ``length`` bytes of another from ``offset`` on, read anew each time.
 
-    ``read(offset, view)`` fills memory with bytes of that file and returns how many.
+    ``read(offset, view)`` fills memory with bytes of that file and returns how many, ``send(socket, offset, count)``
+    sends some of ``count`` bytes of it into a socket that takes some, and returns how many.
     """
 
     def __init__(
-        self, read: Callable[[int, memoryview], int], offset: int, length: int, *, with_crc: bool = True
+        self,
+        read: Callable[[int, memoryview], int],
+        offset: int,
+        length: int,
+        *,
+        with_crc: bool = True,
+        send: Callable[[int, int, int], int] | None = None,
     ) -> None:
         super().__init__(length)
         self._read = read
+        self._send = send
+        #: An UnreadFile can send it without reading it.
+        self.sendable = send is not None
         self._offset = offset
         self._with_crc = with_crc
         self._memory: bytearray | None = None
@@ -126,9 +138,69 @@ class RangeFile(_Seekable):
         """Fill ``buffer`` with the next bytes; returns how many."""
         raise io.UnsupportedOperation("read() hands out more than is asked for")
 
+    def send(self, connection: socket.socket, position: int, length: int) -> int:
+        """Send some of ``length`` bytes from ``position`` on, unread, into a connection that takes some.
+
+        Returns how many; 0 where they have to be read.
+        """
+        if self._send is not None:
+            # Of this file, its file system or the connection: what reads and sends them then finds out.
+            with contextlib.suppress(OSError):
+                return self._send(connection.fileno(), self._offset + position, length)
+        return 0
+
     def pieces(self) -> Iterator[memoryview]:
         """All its bytes, each piece there until the next; afterwards it is at its beginning again."""
         self.seek(0)
         while piece := self.read(PIECE):
             yield piece
         self.seek(0)
+
+
+#: Bytes that an UnreadFile hands out at once. Where a connection is encrypted they are held after all.
+STRETCH = 8 * 1024 * 1024
+
+
+class UnreadFile(_Seekable):
+    """A RangeFile whose ``read`` hands out bytes that are not read, for the connections of ``transfer.http``."""
+
+    def __init__(self, file: RangeFile) -> None:
+        super().__init__(len(file))
+        self._file = file
+
+    def read(self, size: int | None = -1) -> Unread:
+        """The next bytes, none at the end; more of them than ``size`` says."""
+        piece = Unread(self._file, self._position, min(STRETCH, max(self._length - self._position, 0)))
+        self._position += len(piece)
+        return piece
+
+
+class Unread:
+    """``length`` bytes of a RangeFile from ``position`` on; fewer, as they are sent."""
+
+    def __init__(self, file: RangeFile, position: int, length: int) -> None:
+        self._file = file
+        self._position = position
+        self._length = length
+        # The next of them, where they have to be read.
+        self._read = memoryview(b"")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def send_to(self, connection: socket.socket) -> None:
+        """Send some of them into a connection that takes some."""
+        count = 0 if self._read else self._file.send(connection, self._position, self._length)
+        if not count:
+            if not self._read:
+                self._file.seek(self._position)
+                self._read = self._file.read(PIECE)[: self._length]
+            count = connection.send(self._read)
+            self._read = self._read[count:]
+        self._position += count
+        self._length -= count
+
+    def read(self) -> memoryview:
+        """All of them."""
+        self._file.seek(self._position)
+        return self._file.read(self._length)[: self._length]

@@ -18,6 +18,7 @@ from storelib.transfer.contract import MiB, Progress
 from storelib.transfer.digests import BLOCK, HOLE, ZEROS
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import RangeFile
+from storelib.transfer.source import FileAgain
 from storelib.transfer.writing import PartWriter
 
 #: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then.
@@ -27,14 +28,12 @@ LARGE = 32 * MiB
 class RangeCutter:
     """Takes the bytes in order, in the caller's thread, as PartCutter does; for an image of ``size`` bytes."""
 
-    def __init__(
-        self, target: PartWriter, size: int, read: Callable[[int, memoryview], int], memory: MemoryBudget
-    ) -> None:
+    def __init__(self, target: PartWriter, size: int, file: FileAgain, memory: MemoryBudget) -> None:
         #: What holds the bytes of ``block()``.
         self.buffer: Buffer | None = None
         self._target = target
         self._calls = target.calls
-        self._read = read
+        self._file = file
         self._size = size
         # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their CRC.
         self._number = 0
@@ -134,7 +133,8 @@ class RangeCutter:
     def _send(self, number: int, offset: int, length: int, crc: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (whoever chose this class has looked)
-        part = RangeFile(self._read, offset, length, with_crc=crc is not None)
+        hashed = crc is not None
+        part = RangeFile(self._file.read, offset, length, with_crc=hashed, send=None if hashed else self._file.send)
         try:
             write_range(number, part)
         except Exception:

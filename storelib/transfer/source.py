@@ -137,6 +137,10 @@ class FileAgain:
         """Fill ``view`` with bytes from ``offset`` on; returns how many, 0 at the end."""
         return os.preadv(self._descriptor, [view], self._origin + offset)
 
+    def send(self, socket: int, offset: int, count: int) -> int:
+        """Send some of ``count`` bytes from ``offset`` on into a socket that takes some; raises OSError."""
+        return os.sendfile(socket, self._descriptor, self._origin + offset, count)
+
     def close(self) -> None:
         """Close the descriptor, once."""
         descriptor, self._descriptor = self._descriptor, -1

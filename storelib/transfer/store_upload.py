@@ -35,6 +35,8 @@ class StoreUpload:
         monitor: Monitor,
         context: Context | None,
         source: Source,
+        *,
+        hashed: bool,
     ) -> None:
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
         #: What the transfers of its store may hold together.
@@ -44,6 +46,7 @@ class StoreUpload:
         self._size = size
         self._budget = budget
         self._source = source
+        self._hashed = hashed
         self._commit: Task | None = None
         self._abort: Callable[[], None] | None = None
         self._ends = contextlib.ExitStack()
@@ -63,13 +66,14 @@ class StoreUpload:
         self._ends.callback(self.parts.clear)
 
     def _cutter(self) -> PartCutter | RangeCutter:
-        """What cuts the parts; it does not hold large ones where they can be read again."""
-        size = self._size
-        if self.target.writer.write_range is not None and size is not None and size > self.target.part_size(0) > LARGE:
+        """What cuts the parts; those are not held that are large and can be read again, or need not be read at all."""
+        size, writer, part = self._size, self.target.writer, self.target.part_size(0)
+        by_range = part > LARGE or (writer.sends_files and not self._hashed)
+        if writer.write_range is not None and size is not None and size > part and by_range:
             again = self._source.again()
             if again is not None:
                 self._ends.callback(self.calls.close, again.close)
-                return RangeCutter(self.target, size, again.read, self.memory)
+                return RangeCutter(self.target, size, again, self.memory)
         return PartCutter(self.target, self._budget, self.memory)
 
     def flush(self) -> None:

@@ -86,7 +86,16 @@ def fan_out(
     try:
         size = _agreed_size(size, source.size)
         uploads = [
-            StoreUpload(store, image_id, size, max(store.window // len(stores), 1), monitor, context, source)
+            StoreUpload(
+                store,
+                image_id,
+                size,
+                max(store.window // len(stores), 1),
+                monitor,
+                context,
+                source,
+                hashed=len(stores) > 1 or not digesting.idle,
+            )
             for store in stores
         ]
         try:

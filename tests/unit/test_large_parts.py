@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts too large to be held are read again from the file that the image comes from, and are what was hashed; where
-nothing is hashed, they are read only when they are sent.
+nothing is hashed, they are read only when they are sent, and parts of any size not even then, if the system can send
+files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from storelib.registry import open_store
 from storelib.transfer import MiB, copy, fan_out, ranges, store_upload
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import PIECE as RANGE_PIECE
-from storelib.transfer.partfile import RangeFile
+from storelib.transfer.partfile import RangeFile, UnreadFile
 from storelib.transfer.source import FileAgain
 from storelib.transfer.upload import add
 
@@ -178,8 +179,9 @@ def reads(monkeypatch):
     return found
 
 
-def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(reads, path, digest, known):
+def test_bytes_of_which_nothing_is_computed_are_read_once_and_never_held(reads, path, digest, known, monkeypatch):
     told = []
+    monkeypatch.setattr(FileAgain, "send", lambda *arguments: 0)
     with S3Server() as server:
         store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
         stored, most = added(store, str(path), digests=known)
@@ -256,6 +258,7 @@ def test_an_image_of_a_file_store_that_cannot_be_read_again_is_a_fault_of_that_s
     files = open_store("file", filesystem_store_datadir=tmp_path)
     uri = files.add("image", str(path)).uri
     monkeypatch.setattr(FileAgain, "read", broken)
+    monkeypatch.setattr(FileAgain, "send", lambda file, socket, offset, count: broken(file, offset, None))
     with S3Server() as server:
         store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
         with pytest.raises(kind) as caught:
@@ -264,6 +267,64 @@ def test_an_image_of_a_file_store_that_cannot_be_read_again_is_a_fault_of_that_s
         assert str(caught.value).startswith(uri)
         assert server.objects == {}
         assert server.uploads == {}
+
+
+@pytest.mark.parametrize("size", [SIZE, PART, PART + 1])
+def test_a_file_of_which_nothing_is_computed_is_sent_and_not_read(tmp_path, path, monkeypatch, size):
+    monkeypatch.undo()
+    monkeypatch.setattr(FileAgain, "read", lambda *arguments: pytest.fail("was read"))
+    data = path.read_bytes()[:size]
+    files = open_store("file", filesystem_store_datadir=tmp_path)
+    stored = files.add("image", data)
+    known = Digests(stored.checksum, stored.multihash)
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        store.memory, most = MemoryBudget(1 << 40), []
+        copy(files, stored.uri, store, "image", digests=known, progress=lambda *_: most.append(store.memory._total))
+        assert hashlib.sha512(server.objects["image"][0]).digest() == hashlib.sha512(data).digest()
+        assert server.operations.count("part") == (0 if size == PART else -(-size // PART))
+        assert max(most) == 0 or size == PART
+
+
+@pytest.mark.parametrize("outcome", [OSError(errno.EINVAL, "no such call here"), 0])
+def test_a_file_that_the_system_cannot_send_is_read(path, digest, known, monkeypatch, outcome):
+    asked = []
+
+    def send(file, socket, offset, count):
+        asked.append(offset)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.undo()
+    monkeypatch.setattr(FileAgain, "send", send)
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", **OPTIONS)
+        _, most = added(store, str(path), digests=known)
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
+        assert most == 0
+    assert {0, PART, 2 * PART} <= set(asked)
+
+
+def test_what_is_encrypted_has_to_be_read():
+    secure, plain = (
+        open_store("s3", s3_store_host=f"{scheme}://localhost:1", s3_store_bucket="images", s3_store_access_key="a",
+                   s3_store_secret_key="b", s3_store_checksum_algorithm="none")
+        for scheme in ("https", "http")
+    )  # fmt: skip
+    assert not secure.open_writer("image", SIZE, None).sends_files
+    assert plain.open_writer("image", SIZE, None).sends_files
+    data = os.urandom(3 * MiB)
+
+    def read(offset, view):
+        view[:] = data[offset : offset + len(view)]
+        return len(view)
+
+    file = UnreadFile(RangeFile(read, 0, 3 * MiB, send=lambda *_: pytest.fail("was sent")))
+    file.seek(MiB)
+    # As a connection to a proxy does that is encrypted.
+    assert hashlib.sha512(file.read().read()).digest() == hashlib.sha512(data[MiB:]).digest()
+    assert not file.read()
 
 
 def test_small_parts_and_sizes_that_are_not_known_are_held_as_ever(path, monkeypatch):

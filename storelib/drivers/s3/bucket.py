@@ -32,7 +32,7 @@ from storelib.transfer.contract import Digests, Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import ListeningConnection, pool_classes
 from storelib.transfer.live import LiveAdds
-from storelib.transfer.partfile import PartFile, RangeFile
+from storelib.transfer.partfile import RangeFile
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ class Bucket:
             with self._lock:
                 if self._client is client:
                     self._client = None
-            if isinstance(parameters.get("Body"), (PartFile, RangeFile)):
+            if isinstance(parameters.get("Body"), io.RawIOBase):
                 parameters["Body"].seek(0)
             _, answer, refusal = ask()
         if refusal is not None:

@@ -22,7 +22,7 @@ from storelib.exceptions import (
     StoreError,
 )
 from storelib.transfer.contract import KiB, MiB, equal_parts
-from storelib.transfer.partfile import PartFile, RangeFile
+from storelib.transfer.partfile import PartFile, RangeFile, UnreadFile
 
 LOG = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class S3Writer(Writer):
         self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.write_range = self.write_large
+        self.sends_files = self._in_clear and bucket.checksums.algorithm == "none"
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
         self.recorded: dict[str, str] = {}
@@ -136,10 +137,11 @@ class S3Writer(Writer):
 
     def write_large(self, number: int, file: RangeFile) -> None:
         """The same for a part that is read from a file: for its checksum, and when it is sent."""
-        adapting(self._bucket, lambda _, checksums: self._send(number, file, file, checksums))
+        body = UnreadFile(file) if self.sends_files and file.sendable else file
+        adapting(self._bucket, lambda _, checksums: self._send(number, body, file, checksums))
 
     def _send(
-        self, number: int, body: Body | RangeFile, data: memoryview | RangeFile, checksums: PartChecksums
+        self, number: int, body: Body | RangeFile | UnreadFile, data: memoryview | RangeFile, checksums: PartChecksums
     ) -> None:
         sent = checksums.of_part(data)
         # The server may have refused another checksum of the same file before.

@@ -14,6 +14,7 @@ from typing import Any
 
 from storelib.transfer.deadlines import within
 from storelib.transfer.http.responses import EarlyResponse, WholeResponse
+from storelib.transfer.partfile import Unread
 
 
 class Connection:
@@ -83,19 +84,21 @@ class ListeningConnection(Connection):
             return
         # With TLS, what can be read need not be a response; there each send has a time limit of its own.
         if type(self.sock) is not socket.socket:
-            self._send_encrypted(data)
+            self._send_encrypted(data.read() if isinstance(data, Unread) else data)
             return
         poll = select.poll()
         poll.register(self.sock, select.POLLIN | select.POLLOUT)
-        view = memoryview(data)
-        while view and not self._early.final:
+        left = data if isinstance(data, Unread) else memoryview(data)
+        while left and not self._early.final:
             ready = poll.poll(self.stall_timeout * 1000)
             if not ready:
                 raise TimeoutError("the server takes no more bytes")
             if ready[0][1] & select.POLLIN:
                 self._take_byte(self.stall_timeout)
+            elif isinstance(left, Unread):
+                left.send_to(self.sock)
             else:
-                view = view[self.sock.send(view) :]
+                left = left[self.sock.send(left) :]
 
     def _send_encrypted(self, data: Any) -> None:
         self._listen()
