@@ -94,8 +94,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of collected tests outlive the run: a collection of garbage takes half a second if it looks at them."""
+    """Thousands of collected tests outlive the run: a collection of garbage takes half a second if it looks at them.
+
+    It is made less often, too: a tenth of the unit tests' time on Python 3.12 was that.
+    """
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
