@@ -119,7 +119,7 @@ class Simulation:
             )
             self.peers = sorted(there, key=lambda peer: peer.state != "ready")[:1000]
         complete = plan.seeds(self.peers, member.node.id)
-        wanted = ["p"] if plan.wants_source(self.limits, member.node, work, complete, moment) else []
+        wanted = ["p"] if plan.wants_source(member.node, work, complete, moment) else []
         holds = any(place.node_id == member.node.id and place.expires_at >= moment for place in self.places)
         if holds and state != "ready":
             wanted = ["p"]

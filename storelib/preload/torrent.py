@@ -7,7 +7,6 @@ certificates all who take part must show.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -55,11 +54,6 @@ def _torrent(name: str, pieces: Pieces, authority: str | None, root: bytes) -> b
     layers: Value = {root: pieces.layer} if pieces.count > 1 else {}
     # Names in a dictionary are in order.
     return b"d4:info" + info + b"12:piece layers" + encode(layers) + b"e"
-
-
-def info_hash(info: bytes) -> str:
-    """The info-hash of version 2 of an encoded ``info`` dictionary, in hexadecimal."""
-    return hashlib.sha256(info).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,7 +355,7 @@ def _fill(connection: Connection, namespace_id: int, new: NewNamespace, moment: 
 
 
 def _associate(connection: Connection, namespace_id: int, associations: Sequence[Association], moment: int) -> None:
-    _check_room(connection, namespace_id, associations, _a.resource_type, (_a.namespace_id == namespace_id,))
+    _check_room(connection, associations, _a.resource_type, (_a.namespace_id == namespace_id,))
     for number, association in enumerate(associations):
         check_text("a resource type", association.name, 80)
         check_text("prefix", association.prefix, 80)
@@ -389,7 +389,7 @@ def _associations(connection: Connection, namespace_ids: Collection[int]) -> Map
 def _define(
     connection: Connection, namespace_id: int, kind: Kind, definitions: Sequence[Definition], moment: int
 ) -> None:
-    _check_room(connection, namespace_id, definitions, _d.name, (_d.namespace_id == namespace_id, _d.kind == kind))
+    _check_room(connection, definitions, _d.name, (_d.namespace_id == namespace_id, _d.kind == kind))
     rows = [
         {**_row(namespace_id, kind, definition), "created_at": moment + number, "updated_at": moment + number}
         for number, definition in enumerate(definitions)
@@ -404,7 +404,6 @@ def _define(
 
 def _check_room(
     connection: Connection,
-    namespace_id: int,
     new: Iterable[Association | Definition],
     column: sa.Column[str],
     mine: tuple[Any, ...],

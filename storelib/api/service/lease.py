@@ -197,7 +197,7 @@ class Lease:
         self._look_for_work()
         self._take_over(process_id)
         for ticket in list(self._unfinished):
-            self._finish_late(ticket, process_id)
+            self._finish_late(ticket)
         for image_id, name, uri in list(self._lost):
             self._remove_lost(image_id, name, uri)
         for image_id in list(self._deleting):
@@ -326,7 +326,7 @@ class Lease:
             except (ApiError, StoreError) as error:
                 LOG.warning("what was staged and is not needed cannot be removed yet: %s", error)
 
-    def _finish_late(self, ticket: Ticket, process_id: str) -> None:
+    def _finish_late(self, ticket: Ticket) -> None:
         """If it is not noted any more, its end was recorded, or others undid it; a later upload is none of this."""
         upload = self._core.repository.uploads.get(ticket.image_id)
         self._unfinished.discard(ticket)

@@ -143,7 +143,7 @@ def test_libtorrent_reads_our_torrents(size):
     # What pads the last piece counts as a file there.
     assert (read.name(), read.layout().file_size(0), read.piece_length()) == ("image", size, SMALL)
     assert read.priv()
-    assert str(read.info_hashes().v2) == torrent.info_hash(torrent.info_dictionary("image", pieces))
+    assert str(read.info_hashes().v2) == hashlib.sha256(torrent.info_dictionary("image", pieces)).hexdigest()
     assert not read.info_hashes().has_v1()
 
 
@@ -222,8 +222,7 @@ def test_the_encoding_is_that_of_bep_3():
     assert torrent.decode(torrent.encode(value)) == value
 
 
-def test_the_info_hash_is_the_digest_of_the_info_dictionary():
+def test_a_torrent_holds_the_info_dictionary_as_it_is_hashed():
     info = torrent.info_dictionary("image", pieces_of([b"x"]))
 
-    assert torrent.info_hash(info) == hashlib.sha256(info).hexdigest()
     assert b"4:info" + info in torrent.torrent("image", pieces_of([b"x"]))

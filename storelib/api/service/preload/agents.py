@@ -230,7 +230,7 @@ class Agents:
             complete = 0
             if not holds and node.port and each.state not in ("ready", "failed"):
                 complete = plan.seeds(self._swarms.peers(each.preload_id), node.id)
-            if plan.wants_source(self._limits, node, each, complete, moment):
+            if plan.wants_source(node, each, complete, moment):
                 wanted.append(each.preload_id)
         found = []
         expires = plan.expiry(self._limits, self._swarms.nodes(), moment) if wanted else 0

@@ -79,7 +79,7 @@ def seeds(peers: Iterable[Peer], node_id: str) -> int:
     return sum(peer.state == "ready" and peer.node_id != node_id for peer in peers)
 
 
-def wants_source(limits: Limits, node: Node, work: Work, complete: int, now: int) -> bool:
+def wants_source(node: Node, work: Work, complete: int, now: int) -> bool:
     """Whether a node is to read an image from the API while ``complete`` others have all of it.
 
     Those that take part in the exchange read from it until one has all of it, and when they come no further; those
