@@ -83,7 +83,7 @@ DATABASES = {"sqlite": sqlite, "postgresql": postgresql, "mariadb": mariadb}
 
 
 def measure(url: str, many: int) -> int:
-    """Print both tables for one database; answers 1 if a page is too slow."""
+    """Print both tables for one database; returns 1 if a page is too slow."""
     sync(url)
     # What a commit costs is the disk's affair.
     database = Database(url, sqlite_synchronous=False)
@@ -237,7 +237,7 @@ def rate(work: Callable[[], object], seconds: float = 2.0) -> float:
 
 
 def fastest(work: Callable[[], object]) -> tuple[float, int]:
-    """Seconds of the fastest of many calls, as others use the machine too, and how many images one answers.
+    """Seconds of the fastest of many calls, as others use the machine too, and how many images one responses.
 
     Each call is that of a repository that remembers nothing.
     """

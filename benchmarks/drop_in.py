@@ -154,10 +154,10 @@ class Side:
             http.client.HTTPConnection("127.0.0.1", self.glance.port, timeout=TIMEOUT)
         ) as connection:
             connection.request(method, f"/v2{path}", None if body is None else json.dumps(body), sent)
-            answer = connection.getresponse()
-            text = answer.read()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
+            response = connection.getresponse()
+            text = response.read()
+        if response.status >= 300:
+            raise RuntimeError(f"{method} {path}: {response.status} {text[:500]!r}")
         return json.loads(text) if text else None
 
     def create(self) -> str:
@@ -181,11 +181,11 @@ class Side:
                     while data := file.read(64 * 1024):
                         connection.send(b"%x\r\n%b\r\n" % (len(data), data))
                     connection.send(b"0\r\n\r\n")
-            answer = connection.getresponse()
-            text = answer.read()
-        if answer.status != 204:
+            response = connection.getresponse()
+            text = response.read()
+        if response.status != 204:
             log = (self.glance.directory / "glance-api.log").read_text()[-3000:]
-            raise RuntimeError(f"PUT {target}: {answer.status} {text[:500]!r}\n{log}")
+            raise RuntimeError(f"PUT {target}: {response.status} {text[:500]!r}\n{log}")
 
     def upload(self, path: str, store: str, sized: bool = True) -> Made:
         image_id = self.create()
@@ -200,9 +200,9 @@ class Side:
             http.client.HTTPConnection("127.0.0.1", self.glance.port, timeout=TIMEOUT)
         ) as connection:
             connection.request("GET", f"/v2/images/{image_id}/file", headers=ADMIN)
-            answer = connection.getresponse()
+            response = connection.getresponse()
             buffer, got = memoryview(bytearray(MiB)), 0
-            while count := answer.readinto(buffer):
+            while count := response.readinto(buffer):
                 got += count
         if got != SIZE:
             raise RuntimeError(f"{got} bytes of {SIZE} came")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP clients that cost next to nothing, so that a benchmark measures the server.
 
-Requests are bytes made beforehand, connections are kept, bodies of answers are thrown away in the kernel and those of
+Requests are bytes made beforehand, connections are kept, bodies of responses are thrown away in the kernel and those of
 requests leave it by sendfile. Each call of ``run`` is a process of its own with a thread for each client.
 """
 
@@ -28,7 +28,7 @@ PATIENCE = 120.0
 
 
 class Load(NamedTuple):
-    """What several clients did: how often, how many bytes of answers and requests, in how many seconds."""
+    """What several clients did: how often, how many bytes of responses and requests, in how many seconds."""
 
     requests: int
     received: int
@@ -55,7 +55,7 @@ def run(
     """Send requests for ``paths`` in turn, each client one after the other.
 
     For ``seconds``, or without them until each path was asked for once. ``body`` is a file; ``slowly`` are the bytes a
-    second at most of one client's requests and answers. Raises RuntimeError for an answer that is not a success.
+    second at most of one client's requests and responses. Raises RuntimeError for a response that is not a success.
     """
     told = {
         "url": url,
@@ -74,10 +74,10 @@ def run(
         text=True,
         check=True,
     )
-    answer = json.loads(done.stdout)
-    if "failed" in answer:
-        raise RuntimeError(f"{method} {url}: {answer['failed']}")
-    return Load(**answer)
+    response = json.loads(done.stdout)
+    if "failed" in response:
+        raise RuntimeError(f"{method} {url}: {response['failed']}")
+    return Load(**response)
 
 
 class _Clients:
@@ -150,7 +150,7 @@ class _Clients:
         return connection
 
     def _one(self, connection: socket.socket, request: bytes) -> bool:
-        """One request and its answer; whether the connection may be used again."""
+        """One request and its response; whether the connection may be used again."""
         connection.sendall(request)
         if self.body:
             with open(self.body, "rb") as file:
@@ -167,7 +167,7 @@ class _Clients:
         found = _LENGTH.search(head)
         length = int(found[1]) if found else 0
         if found is None and head[9:12] != b"204":
-            raise RuntimeError(f"an answer without length: {head!r}")
+            raise RuntimeError(f"a response without length: {head!r}")
         self._discard(connection, length - len(rest))
         with self.lock:
             self.done += 1

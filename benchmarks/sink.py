@@ -80,10 +80,10 @@ class Server:
                         return
                     pending += data
                 head, _, pending = pending.partition(b"\r\n\r\n")
-                pending = self.answer(connection, head.decode("latin-1"), pending)
+                pending = self.response(connection, head.decode("latin-1"), pending)
 
-    def answer(self, connection: socket.socket, head: str, pending: bytes) -> bytes:
-        """One request; answers what was received of the next one."""
+    def response(self, connection: socket.socket, head: str, pending: bytes) -> bytes:
+        """Serve one request; returns what was received of the next one."""
         request, *lines = head.split("\r\n")
         method, target, _ = request.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -190,7 +190,7 @@ def take(connection: socket.socket, pending: bytes, length: int) -> tuple[bytes,
 
 
 def drop(connection: socket.socket, pending: bytes, length: int) -> bytes:
-    """Read a body away without copying it into this process; answers what came after it."""
+    """Read a body away without copying it into this process; returns what came after it."""
     left = length - len(pending)
     scratch = bytearray(MiB)
     while left > 0:

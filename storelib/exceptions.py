@@ -105,7 +105,7 @@ class AclsNotSupported(OperationNotSupported):
 
 
 class RemoteServiceUnavailable(StoreError):
-    """The back end does not answer or answers with an error of its own."""
+    """The back end does not respond, or responds with an error of its own."""
 
     transient = True
 

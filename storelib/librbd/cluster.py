@@ -95,9 +95,9 @@ class Connection:
         return _at(snapshot, _tracked_image()(self.ioctx, image_id=image_id, read_only=read_only))
 
     def ask(self, **command: str) -> Any:
-        """The answer of the monitors to a command; None if they give none."""
-        status, answer, _ = self.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
-        return None if status else json.loads(answer)
+        """The response of the monitors to a command; None if they give none."""
+        status, response, _ = self.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
+        return None if status else json.loads(response)
 
 
 def require_bindings(driver: str) -> None:

@@ -194,9 +194,9 @@ class Agent:
         try:
             document = self._document()
             began = time.time()
-            answer = self._api.heartbeat(self._identity.id, self._identity.secret, document)
-            self._compare_clocks(answer, (began + time.time()) / 2)
-            self._obey(answer)
+            response = self._api.heartbeat(self._identity.id, self._identity.secret, document)
+            self._compare_clocks(response, (began + time.time()) / 2)
+            self._obey(response)
         except (Forbidden, NotFound) as error:
             self._be_refused(str(error))
             return
@@ -231,8 +231,8 @@ class Agent:
             LOG.error("%s", why(error))
             return None
 
-    def _compare_clocks(self, answer: Document, here: float) -> None:
-        there = jobs.seconds(answer.get("time"))
+    def _compare_clocks(self, response: Document, here: float) -> None:
+        there = jobs.seconds(response.get("time"))
         difference = 0.0 if there is None else here - there
         wrong = abs(difference) > CLOCK
         if wrong and not self._clock_is_wrong:
@@ -256,20 +256,20 @@ class Agent:
             for engine in self._engines:
                 engine.remove(job)
 
-    def _obey(self, answer: Document) -> None:
-        interval = answer.get("interval")
+    def _obey(self, response: Document) -> None:
+        interval = response.get("interval")
         if isinstance(interval, (int, float)) and interval > 0:
             self._interval = float(interval)
             self._next_heartbeat = min(self._next_heartbeat, self._last_heartbeat + self._interval * 1.1)
-        self._draining = bool(answer.get("draining"))
+        self._draining = bool(response.get("draining"))
         found = []
-        for document in answer.get("jobs") or ():
+        for document in response.get("jobs") or ():
             try:
                 found.append(jobs.read(document, self._jobs.get(str(document.get("preload")))))
             except Invalid as error:
                 LOG.warning("%s", error)
         self._take(found)
-        for image in answer.get("drop") or ():
+        for image in response.get("drop") or ():
             if (copy := self._copies.get(str(image))) is not None and not copy.leaving:
                 LOG.info("image %s is to be removed", image)
                 copy.leave()

@@ -97,7 +97,7 @@ def enrol(settings: Settings, conf: cfg.ConfigOpts, api: Api, address: str, port
 
 
 def _chosen(directory: Path) -> str:
-    """The secret of the node to be: that of an attempt whose answer was lost, for which the API may know it already."""
+    """The secret of the node to be; of an attempt whose response was lost the API may know it already."""
     part = directory / _RESERVED
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         return str(json.loads(part.read_bytes())["secret"])

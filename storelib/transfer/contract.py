@@ -377,7 +377,7 @@ class Reader(abc.ABC):
     part_size: int = 8 * MiB
     #: Ranges in flight at most; 1: read in the caller's thread.
     concurrency: int = 1
-    #: The digest of the whole image that the driver recorded when it was added, where the first answer of the back
+    #: The digest of the whole image that the driver recorded when it was added, where the first response of the back
     #: end tells it; None where it would take another question, or nothing was recorded.
     digest: Digest | None = None
 

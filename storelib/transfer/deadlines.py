@@ -23,8 +23,8 @@ LOOK = 1.0
 class Deadline:
     """``with Deadline(seconds)``: what this thread asks within has so long, from each progress on.
 
-    Progress is an answer that has begun with a success. Where bytes of an image are read (``stream``), they are
-    progress, too; those of other answers are not. Within another one it changes nothing.
+    Progress is a response that has begun with a success. Where bytes of an image are read (``stream``), they are
+    progress, too; those of other responses are not. Within another one it changes nothing.
     """
 
     def __init__(self, seconds: float, *, stream: bool = False) -> None:
@@ -144,7 +144,7 @@ def progress() -> None:
 
 
 def bytes_came() -> None:
-    """Bytes of an answer have come, which are progress where they are an image's."""
+    """Bytes of a response have come, which are progress where they are an image's."""
     deadline = _thread.deadline
     if deadline is not None and deadline.of_stream:
         deadline.move()
@@ -168,5 +168,5 @@ def within(seconds: Any) -> Any:
     if limit is not None:
         left = min(left, limit - time.monotonic())
     if left <= 0:
-        raise TimeoutError("the server sends its answer too slowly (option transfer_timeout)")
+        raise TimeoutError("the server sends its response too slowly (option transfer_timeout)")
     return min(seconds, left) if isinstance(seconds, int | float) else left

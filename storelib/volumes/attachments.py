@@ -24,7 +24,7 @@ from storelib.volumes.holds import Hold, Holds, Note
 LOG = logging.getLogger(__name__)
 
 #: Seconds that others may take between reserving a volume and connecting it, while a client looks for what a request
-#: without an answer has reserved. Who is slower tries again.
+#: without a response has reserved. Who is slower tries again.
 _CONNECTING = 1.0
 #: States in which a volume is for a moment, while a client attaches, grows or leaves it. Nobody else can do so then:
 #: of ten who begin to read one image at once, nine wait for their turn.
@@ -198,7 +198,7 @@ def _connect(api: BlockStorage, connectors: Connectors, attachment_id: str, mode
 
 
 def end_unanswered(api: BlockStorage, volume: str, *, alone: bool) -> bool:
-    """End the reservation of a volume that nobody knows of, since its answer was lost: one that nobody follows up.
+    """End the reservation of a volume that nobody knows of, since its response was lost: one that nobody follows up.
 
     Returns whether there was one.
     """

@@ -554,7 +554,7 @@ class CallsADuplicateInvalid(Faulty):
             raise Invalid(str(error)) from error
 
 
-@rejected_by("test_lost_answer_is_no_failure")
+@rejected_by("test_lost_response_is_no_failure")
 class DoesNotKnowItsOwnCommit(Faulty):
     class Writer(MemoryWriter):
         def publish(self, data):
@@ -563,7 +563,7 @@ class DoesNotKnowItsOwnCommit(Faulty):
             return super().publish(data)
 
 
-@rejected_by("test_lost_answer_is_no_failure")
+@rejected_by("test_lost_response_is_no_failure")
 class WritesAPartTwice(Faulty):
     class Writer(MemoryWriter):
         def write(self, part):
@@ -1816,7 +1816,7 @@ class ForgetsTheRoomBefore(WithRoom):
             return 1 << 40
 
 
-@rejected_by("test_step_whose_answer_was_lost_is_made_again")
+@rejected_by("test_step_whose_response_was_lost_is_made_again")
 class ReservesOnce(Faulty):
     class Writer(MemoryWriter):
         def reserve(self, end):
@@ -1825,7 +1825,7 @@ class ReservesOnce(Faulty):
             return super().reserve(end)
 
 
-@rejected_by("test_step_whose_answer_was_lost_is_made_again")
+@rejected_by("test_step_whose_response_was_lost_is_made_again")
 class ReservesAnew(Faulty):
     class Writer(MemoryWriter):
         def reserve(self, end):
@@ -2106,20 +2106,20 @@ class ShowsItsKeyInMetadata(WithSecret):
             return super().publish(data)._replace(metadata={"with": {"key": self.store.conf.memory_store_key}})
 
 
-@rejected_by("test_answers_show_no_credential")
+@rejected_by("test_results_show_no_credential")
 class ShowsItsKeyInStat(WithSecret):
     def inspect(self, location, context):
         return dataclasses.replace(super().inspect(location, context), metadata={"signature": f"v1 {KEY}"})
 
 
-@rejected_by("test_answers_show_no_credential")
+@rejected_by("test_results_show_no_credential")
 class ShowsItsKeyInTheList(WithSecret):
     def images(self):
         for info in super().images():
             yield dataclasses.replace(info, version=base64.b64encode(KEY.encode()).decode())
 
 
-@rejected_by("test_answers_show_no_credential")
+@rejected_by("test_results_show_no_credential")
 class ShowsItsKeyInItsHealth(WithSecret):
     def probe(self):
         return Health(f"connected with {KEY}")
@@ -2499,7 +2499,7 @@ class PublishedCopiesStay(Copier):
                 super().abort()
 
 
-@rejected_by("test_known_copy_whose_answer_was_lost")
+@rejected_by("test_known_copy_whose_response_was_lost")
 class PublishesCopiesOnce(Copier):
     class Copy(MemoryCopy):
         def commit(self, digests):
@@ -2922,13 +2922,13 @@ class CheckLeavesAnUpload(InAFile):
         return super().probe()
 
 
-@rejected_by("test_answers_show_no_credential")
+@rejected_by("test_results_show_no_credential")
 class ShowsItsKeyInHexadecimal(WithSecret):
     def probe(self):
         return Health(f"the key is {self.conf.memory_store_key.encode().hex()}")
 
 
-@rejected_by("test_answers_show_no_credential")
+@rejected_by("test_results_show_no_credential")
 class ShowsItsKeyBehindTheUser(WithSecret):
     def probe(self):
         return Health(f"Basic {base64.b64encode(f'user:{self.conf.memory_store_key}'.encode()).decode()}")

@@ -208,7 +208,7 @@ PLACE = b'{"token": {"expires_at": "2099-01-01T00:00:00Z", "catalog": [{"type": 
         (b"201 Created", TOKEN, b"[]", "cinder_store_auth_address"),
         (b"200 OK", b"", b"<html>", "cinder_store_auth_address"),
         (b"302 Found", b"Location: http://127.0.0.1:9/\r\n", b"", "cinder_store_auth_address"),
-        (b"503 Service Unavailable", b"", b"<html>", "no answer from Cinder or Keystone"),
+        (b"503 Service Unavailable", b"", b"<html>", "no response from Cinder or Keystone"),
     ],
 )
 def test_what_is_no_token_is_an_error_of_storelib(status, headers, body, told):

@@ -12,7 +12,7 @@ import urllib3
 
 from storelib.drivers.http.errors import error_of_exception, error_of_status
 from storelib.drivers.http.location import HttpLocation
-from storelib.drivers.http.session import Answer, Version
+from storelib.drivers.http.session import ImageResponse, Version
 from storelib.exceptions import BadStoreUri, Forbidden, NotFound, RemoteServiceUnavailable
 
 HERE = HttpLocation.parse("http://host/image")
@@ -22,7 +22,7 @@ NEXT_DAY = "Tue, 02 Jan 2024 00:00:00 GMT"
 
 def answer(status, asked=None, **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(urllib3.HTTPResponse(status=status, headers=named), HERE, asked)
+    return ImageResponse(urllib3.HTTPResponse(status=status, headers=named), HERE, asked)
 
 
 def version(etag=None, modified=None, date=NEXT_DAY, size=10):

@@ -157,7 +157,7 @@ def test_bytes_read_twice_are_not_taken_for_the_whole():
     ],
 )
 def test_what_is_no_checksum_of_the_whole_is_not_used(answer):
-    assert Verification.of_answer(answer, 1, "the image") is None
+    assert Verification.of_response(answer, 1, "the image") is None
 
 
 def test_a_part_has_its_checksum_though_another_finds_meanwhile_that_the_server_ignores_it():

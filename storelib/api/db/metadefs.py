@@ -29,7 +29,7 @@ from storelib.api.errors import AlreadyExists, BadRequest, InvalidMarker, LimitE
 Kind = Literal["object", "property", "tag"]
 
 #: Definitions of one kind, and associations, that one namespace may have, and bytes of all its documents:
-#: one answer has them all.
+#: one response has them all.
 MOST = 1000
 LARGEST = 4 * 1024 * 1024
 SORT_KEYS = ("created_at", "updated_at", "namespace", "display_name", "visibility", "protected", "owner")

@@ -122,7 +122,7 @@ class Background:
             return None  # the lease ran out; the next look has a new one
 
     def _settle(self) -> None:
-        """Have what may have been taken under a lost answer begun again."""
+        """Have what may have been taken under a lost response begun again."""
         if not self._unsure:
             return
         for upload in self._core.repository.uploads.list_for(self._lease.id):

@@ -225,7 +225,7 @@ class Lease:
             self._scrubber.start()
 
     def _take_over(self, process_id: str) -> None:
-        # Noted first: if the answer to the commit is lost, no other process would look for what this one has taken.
+        # Noted first: if the response to the commit is lost, no other process would look for what this one has taken.
         repository = self._core.repository
         again, self._taking = self._taking, self._taking or str(uuid.uuid4())
         taken = list(repository.uploads.take_over(process_id, self._ttl, token=self._taking))
@@ -279,7 +279,7 @@ class Lease:
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""
         mine = self.ticket(upload.image_id)
-        # Noted first, under both tokens: the answer to any of the commits may be lost, and no other process would look.
+        # Noted first, under both tokens: the response to any commit may be lost, and no other process would look.
         noted = {upload.ticket, mine}
         self._unfinished.update(noted)
         try:

@@ -18,7 +18,7 @@ from storelib.transfer.http.keystone import is_untrusted
 
 #: Attachments are completed (3.44), volumes grown while they are attached (3.42), attachments read-only (3.54).
 MICROVERSION = "3.54"
-#: Answers that say no more than that a service is busy, restarting, or gone from behind a proxy.
+#: Responses that say no more than that a service is busy, restarting, or gone from behind a proxy.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
@@ -30,19 +30,19 @@ def status_of(error: BaseException) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def is_proven(status: int, answer: Any) -> bool:
-    """Whether an answer that is no success comes from Cinder or Keystone's middleware, or may come from anything.
+def is_proven(status: int, document: Any) -> bool:
+    """Whether a response that is no success comes from Cinder or Keystone's middleware, or may come from anything.
 
     Only Cinder's own word is taken for that something is not there, or was refused.
     """
     if status < 400:
         return False
-    return status in (401, 403) or status in _PASSING or is_explained(answer)
+    return status in (401, 403) or status in _PASSING or is_explained(document)
 
 
-def is_explained(answer: Any) -> bool:
-    """Whether an answer has the form in which Cinder says what is wrong; cinderclient fails at some others."""
-    inner = list(answer.values()) if isinstance(answer, Mapping) else []
+def is_explained(document: Any) -> bool:
+    """Whether a response has the form in which Cinder says what is wrong; cinderclient fails at some others."""
+    inner = list(document.values()) if isinstance(document, Mapping) else []
     return bool(inner) and all(isinstance(each, Mapping) for each in inner)
 
 
@@ -60,9 +60,9 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
             "cinder_state_path and cinder_mount_point_base"
         )
     if module.startswith(("requests.", "urllib3.")) or (module == "builtins" and isinstance(error, OSError)):
-        return RemoteServiceUnavailable(f"{subject}: no answer from Cinder or Keystone ({type(error).__name__})")
+        return RemoteServiceUnavailable(f"{subject}: no response from Cinder or Keystone ({type(error).__name__})")
     if module.startswith("cinderclient."):
-        return RemoteServiceUnavailable(f"{subject}: Cinder's answer makes no sense ({type(error).__name__})")
+        return RemoteServiceUnavailable(f"{subject}: Cinder's response makes no sense ({type(error).__name__})")
     return None
 
 
@@ -106,7 +106,7 @@ def _of_keystone(error: Exception, subject: str) -> StoreError:
         )
     if isinstance(error, exceptions.HttpError) and error.http_status not in _PASSING:
         return Forbidden(f"{subject}: Keystone refused ({error.http_status}); check cinder_store_auth_address")
-    return RemoteServiceUnavailable(f"{subject}: no answer from Cinder or Keystone ({type(error).__name__})")
+    return RemoteServiceUnavailable(f"{subject}: no response from Cinder or Keystone ({type(error).__name__})")
 
 
 def _retry_after(error: Any) -> float | None:

@@ -45,7 +45,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "cinder_read_timeout",
         default=90.0,
         min=0.1,
-        help="Seconds to wait for a connection, and for an answer. Longer than Cinder's rpc_response_timeout (60), "
+        help="Seconds to wait for a connection, and for a response. Longer than Cinder's rpc_response_timeout (60), "
         "after which it says itself that a service of its own did not answer.",
     ),
     cfg.IntOpt(

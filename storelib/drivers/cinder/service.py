@@ -155,13 +155,13 @@ class Api:
         """``client``: cinderclient's; ``timeout``: seconds that a volume may take from one state to another."""
         self._client = client
         self._timeout = timeout
-        #: Headers of its last answer.
+        #: Headers of its last response.
         self._last: Mapping[str, str] = {}
 
     def now(self) -> float:
         """The latest that it was by Cinder's clock when it last answered, in POSIX seconds.
 
-        Where its answers have no date, as behind nothing but uWSGI, what it is by this host's.
+        Where its responses have no date, as behind nothing but uWSGI, what it is by this host's.
         """
         date = posix_time(self._last.get("Date"))
         # It is cut to whole seconds.
@@ -220,14 +220,14 @@ class Api:
         for marker in [*reversed(seen), ""]:
             asked = {**query, "marker": marker} if marker else query
             try:
-                answer = self._get(f"/volumes/detail?{urllib.parse.urlencode(asked)}")
+                document = self._get(f"/volumes/detail?{urllib.parse.urlencode(asked)}")
             except Exception as error:
                 # The one that was to be the mark is gone.
                 if not marker or status_of(error) not in (400, 404):
                     raise
                 refused = error
                 continue
-            return [_volume(each) for each in _list(answer, "volumes")], bool(answer.get("volumes_links"))
+            return [_volume(each) for each in _list(document, "volumes")], bool(document.get("volumes_links"))
         raise refused or StoreError("no page of a list")
 
     def create(
@@ -275,7 +275,7 @@ class Api:
         try:
             self._act(f"/volumes/{volume_id}", "os-extend", {"new_size": size}, 202)
         except Exception as error:
-            # It may be growing, or have grown, by a request whose answer was lost.
+            # It may be growing, or have grown, by a request whose response was lost.
             if status_of(error) != 400:
                 raise
         volume = self.wait(self.volume(volume_id), lambda found: found.status != "extending", "growing")
@@ -428,14 +428,14 @@ class Api:
         self._send("POST", f"{path}/action", status, {action: what})
 
     def _ask(self, method: str, path: str, status: int, key: str, body: Any = None) -> Any:
-        """What an answer has under ``key``."""
-        answer = self._send(method, path, status, body)
-        if not isinstance(answer.get(key), Mapping):
+        """What a response has under ``key``."""
+        document = self._send(method, path, status, body)
+        if not isinstance(document.get(key), Mapping):
             raise _senseless(f"what was asked for ({key})")
-        return answer[key]
+        return document[key]
 
     def _send(self, method: str, path: str, status: int, body: Any = None) -> Mapping[str, Any]:
-        """One request; its answer has ``status``, or cinderclient's exception for what Cinder says is raised."""
+        """One request; its response has ``status``, or cinderclient's exception for what Cinder says is raised."""
         from cinderclient import exceptions
 
         arguments: dict[str, Any] = {} if body is None else {"body": body}
@@ -443,23 +443,23 @@ class Api:
         arguments["timeout"] = within(self._client.session.timeout)
         # A token may have to be got for it before.
         with sensible():
-            response, answer = self._client.request(path, method, authenticated=True, raise_exc=False, **arguments)
+            response, document = self._client.request(path, method, authenticated=True, raise_exc=False, **arguments)
         self._last = response.headers
         if response.status_code == status:
-            return answer if isinstance(answer, Mapping) else {}
-        if not is_proven(response.status_code, answer):
+            return document if isinstance(document, Mapping) else {}
+        if not is_proven(response.status_code, document):
             raise RemoteServiceUnavailable(
                 f"what answered {response.status_code} to {method} is not Cinder: a proxy, a login page or a portal"
             )
-        raise exceptions.from_response(response, answer if is_explained(answer) else None)
+        raise exceptions.from_response(response, document if is_explained(document) else None)
 
 
 def _is_missing(error: Exception) -> bool:
     return status_of(error) == 404
 
 
-def _list(answer: Mapping[str, Any], key: str) -> list[Any]:
-    found = answer.get(key)
+def _list(document: Mapping[str, Any], key: str) -> list[Any]:
+    found = document.get(key)
     if not isinstance(found, list):
         raise _senseless(f"a list of {key}")
     return found
@@ -491,7 +491,7 @@ def _posix(moment: str) -> float:
 
 
 def _senseless(what: str) -> RemoteServiceUnavailable:
-    return RemoteServiceUnavailable(f"Cinder, or what stands before it, sent no sensible answer about {what}")
+    return RemoteServiceUnavailable(f"Cinder, or what stands before it, sent no sensible response about {what}")
 
 
 # -- Who asks ---------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class CinderWriter(Writer):
         self._image_id = image_id
         self._size = size
         self.hold = user.holds.take()
-        #: Whether Cinder was asked for a volume, which may be there though no answer came.
+        #: Whether Cinder was asked for a volume, which may be there though no response came.
         self._asked = False
         self._volume: Volume | None = None
         self._attachment: Attachment | None = None
@@ -98,7 +98,7 @@ class CinderWriter(Writer):
         return self._api.create(size, name, entries, self._service.conf.cinder_volume_type, source)
 
     def _find(self) -> Volume | None:
-        """What a request has made whose answer was lost."""
+        """What a request has made whose response was lost."""
         return next(self._api.volumes({publication.TOKEN: self.hold.token}), None)
 
     def _grow(self, needed: int) -> None:

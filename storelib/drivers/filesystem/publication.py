@@ -300,7 +300,7 @@ class Publication:
             ) from None
 
     def _link(self, own: str, where: int, follow: bool = False) -> None:
-        """link(2) never overwrites. An answer may be lost: what counts is how many names the file has."""
+        """link(2) never overwrites. A response may be lost: what counts is how many names the file has."""
         try:
             os.link(own, self._image_id, src_dir_fd=where, dst_dir_fd=self.directory, follow_symlinks=follow)
         except OSError as error:
@@ -476,7 +476,7 @@ def open_part(directory: int, image_id: str) -> tuple[str, int]:
                 raise
             # The token alone makes the name this writer's.
             name, file = _open_own(directory, "part", new_token(), image_id, _MADE_ANEW & ~os.O_EXCL)
-        if file < 0:  # an answer that was lost, and asked for again
+        if file < 0:  # a response that was lost, and asked for again
             continue
         try:
             lock(file)
@@ -544,7 +544,7 @@ def take_away(
             raise Replaced(name)
         _unlink(where, gone)
     except FileNotFoundError:
-        pass  # an answer that was lost, or gc was faster
+        pass  # a response that was lost, or gc was faster
     except BaseException:
         put_back(where, gone, directory, name)
         raise
@@ -556,7 +556,7 @@ def depth_of(token: str) -> int:
 
 
 def _unlink(directory: int, name: str) -> None:
-    """unlink(2). An answer may be lost: what counts is whether the name is still there."""
+    """unlink(2). A response may be lost: what counts is whether the name is still there."""
     try:
         os.unlink(name, dir_fd=directory)
     except OSError as error:
@@ -571,7 +571,7 @@ def _move_aside(directory: int, name: str, image_id: str, met: Identity, aside: 
             os.rename(name, gone, src_dir_fd=directory, dst_dir_fd=where)
         except OSError as error:
             if exists(where, gone):
-                return gone  # done, and the answer lost
+                return gone  # done, and the response lost
             if error.errno in errors.NOT_ASIDE:
                 return None
             if error.errno not in errors.BAD_NAME or not exists(directory, name):

@@ -90,7 +90,7 @@ class FileWriter(Writer):
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """All of a small image in one call, which spares two changes of thread; its first write needs no room made."""
-        if not self.publication.tried:  # else it may be visible already, and only that answer was lost
+        if not self.publication.tried:  # else it may be visible already, and only that response was lost
             self._create(direct=self.settings.direct and len(data) >= LEAST_DIRECT)
             self.write(Part(0, 0, data))
         return self.commit(len(data), digests)

@@ -36,7 +36,7 @@ _SLICE = 2048
 PAGE = 1000
 #: Seconds that telling the server good-bye may take.
 _FAREWELL = 1.0
-#: Of mongodb_store_socket_timeout, what the server may wait for other members, so that its answer still arrives.
+#: Of mongodb_store_socket_timeout, what the server may wait for other members, so that its response still arrives.
 _SHARE = 0.9
 
 _OURS = "metadata.storelib"

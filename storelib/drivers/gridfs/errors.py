@@ -65,7 +65,7 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     from pymongo import errors as pymongo
 
     if isinstance(error, pymongo.OperationFailure):
-        return _of_answer(error, subject)
+        return _of_response(error, subject)
     if "CERTIFICATE_VERIFY_FAILED" in str(error) and isinstance(error, pymongo.PyMongoError):
         return RemoteServiceUnavailable(
             f"{subject}: the certificate of the server is not trusted; if it should be, set mongodb_store_tls_ca_file",
@@ -106,7 +106,7 @@ def raise_for(reply: Any, sent: int) -> None:
         raise ProtocolError(f"{there} of {sent} documents were accounted for")
 
 
-def _of_answer(error: Any, subject: str) -> StoreError:
+def _of_response(error: Any, subject: str) -> StoreError:
     code = error.code
     message = str((error.details or {}).get("errmsg") or error)
     found = re.search(r"execute command \{ (\w+):|not allowed to do action \[(\w+)\]", message)

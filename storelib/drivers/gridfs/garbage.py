@@ -54,7 +54,7 @@ def discard(bucket: Bucket, item: Garbage) -> bool:
     if now.modified > item.modified:
         return False
     files = bucket.files_at_primary
-    # Of an attempt that failed, the answer may have been lost.
+    # Of an attempt that failed, the response may have been lost.
     may_be_done, leftover.tried = leftover.tried, True
     removed = 0
     if leftover.recorded is not None:

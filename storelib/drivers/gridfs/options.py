@@ -54,7 +54,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "mongodb_store_socket_timeout",
         default=60.0,
         min=0.01,
-        help="Seconds to wait for an answer. transfer_retries says how often it is tried again.",
+        help="Seconds to wait for a response. transfer_retries says how often it is tried again.",
     ),
     # -- How images are stored --------------------------------------------------------------------------------
     cfg.IntOpt(

@@ -2,7 +2,7 @@
 """Publication: how an image becomes visible in GridFS.
 
 The record of an add in the files collection is the right to publish: publishing changes the record, and rolling back or
-gc removes it first. So a request that is late, whatever its answer was, cannot publish an image whose chunks are gone.
+gc removes it first. So a late request, whatever its response was, cannot publish an image whose chunks are gone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Publication:
         self._image_id = image_id
         self._subject = f"image {image_id!r} in store {bucket.store_name}"
         self._now = datetime.datetime.now(datetime.timezone.utc)
-        # Records whose making was tried before, the answers lost; they may still come to be.
+        # Records whose making was tried before, the responses lost; they may still come to be.
         self._strays: list[Any] = []
         self._files = bucket.files_at_primary
 

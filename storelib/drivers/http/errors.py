@@ -10,12 +10,12 @@ from storelib.transfer.http import errors
 
 
 def error_of_status(status: int, headers: Mapping[str, str], subject: str) -> StoreError:
-    """The error for an answer that is no image."""
+    """The error for a response that is no image."""
     return errors.error_of_status(status, headers, f"{subject}: the server answered {status}")
 
 
 def error_of_exception(error: Exception, subject: str) -> StoreError | None:
-    """The error for what went wrong on the way to an answer or in the middle of one; None if it is not known."""
+    """The error for what went wrong on the way to a response or in the middle of one; None if it is not known."""
     import http.client
 
     import urllib3.exceptions as urllib3

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 
 from storelib.drivers.http.location import HttpLocation
-from storelib.drivers.http.session import Answer, Session
+from storelib.drivers.http.session import ImageResponse, Session
 from storelib.exceptions import Forbidden, ImageChanged, IncompleteRead, Invalid, NotFound, RemoteServiceUnavailable
 from storelib.transfer.deadlines import progress
 from storelib.transfer.http.headers import range_header
@@ -14,9 +14,9 @@ from storelib.transfer.http.reading import BLOCK, Body, ResponseReader, discardi
 
 
 class HttpReader(ResponseReader):
-    """Reads one version of an image, named by the first answer; a later one of another version is ImageChanged.
+    """Reads one version of an image, named by the first response; a later one of another version is ImageChanged.
 
-    Without ETag and settled Last-Modified no later answer can be trusted, so a cut is final then.
+    Without ETag and settled Last-Modified no later response can be trusted, so a cut is final then.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class HttpReader(ResponseReader):
 
         first = self._fetch(range_header(offset, length))
         self._version = first.version
-        with discarding_on_error(first.response):
+        with discarding_on_error(first.raw):
             first.refuse_page()
             self._start(first, offset, length)
         if self.is_far(offset, first.latency) and first.serves_ranges and self._version.is_pinned:
@@ -46,7 +46,7 @@ class HttpReader(ResponseReader):
             raise self._changed("it has grown")
         self._delivered |= len(data) > 0
 
-    def _start(self, first: Answer, offset: int, length: int | None) -> None:
+    def _start(self, first: ImageResponse, offset: int, length: int | None) -> None:
         """Learn the image's size and keep the first response if it tells that."""
         size = first.size
         if size is None:
@@ -93,15 +93,15 @@ class HttpReader(ResponseReader):
         headers = range_header(offset, end - offset if end < self.size else None)
         if headers and self._version.if_range is not None:
             headers["If-Range"] = self._version.if_range
-        answer = self._fetch(headers)
-        with discarding_on_error(answer.response):
-            if answer.status == 416 or (self._version.is_pinned and not self._version.same_as(answer.version)):
+        response = self._fetch(headers)
+        with discarding_on_error(response.raw):
+            if response.status == 416 or (self._version.is_pinned and not self._version.same_as(response.version)):
                 raise self._changed("the server has another version now")
-            if answer.size is not None and answer.size != self.size:
-                raise self._changed(f"it has {answer.size} bytes now, not {self.size}")
-        return _body(answer)
+            if response.size is not None and response.size != self.size:
+                raise self._changed(f"it has {response.size} bytes now, not {self.size}")
+        return _body(response)
 
-    def _fetch(self, headers: dict[str, str]) -> Answer:
+    def _fetch(self, headers: dict[str, str]) -> ImageResponse:
         target = self._target
         if target is not self._location:
             try:
@@ -111,14 +111,14 @@ class HttpReader(ResponseReader):
                 self._target = self._location
                 if not isinstance(error, NotFound | Forbidden):
                     raise
-        answer = self._session.fetch("GET", self._location, headers)
-        if answer.location != self._location:
-            self._target = answer.location
-        return answer
+        response = self._session.fetch("GET", self._location, headers)
+        if response.location != self._location:
+            self._target = response.location
+        return response
 
     def _changed(self, how: str, transient: bool = False) -> ImageChanged:
         return ImageChanged(f"{self._location} changed while it was read: {how}", transient=transient)
 
 
-def _body(answer: Answer) -> Body:
-    return Body(answer.response, answer.start, answer.stop)
+def _body(response: ImageResponse) -> Body:
+    return Body(response.raw, response.start, response.stop)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session: the pooled connections of one store, and the way from a URL over its redirects to an Answer.
+"""Session: the pooled connections of one store, and the way from a URL over its redirects to an ImageResponse.
 
-An Answer is what the headers of one response say about the image, checked; a Version, which state of it they mean.
+An ImageResponse is what the headers of one response say about the image, checked; a Version, which state of it.
 urllib3 does the HTTP; it retries nothing, follows nothing and takes nothing from the environment.
 """
 
@@ -80,14 +80,14 @@ class Session:
         """Send these headers, which may be credentials, to the server of this URL, and to no other after a redirect."""
         self._own[location.origin] = headers
 
-    def fetch(self, method: str, location: HttpLocation, headers: dict[str, str] | None = None) -> Answer:
+    def fetch(self, method: str, location: HttpLocation, headers: dict[str, str] | None = None) -> ImageResponse:
         """Ask for an image, or a range of it; follows redirects as far as the rules allow."""
         wanted = location
         for _ in range(self._conf.http_max_redirects + 1):
             self._check(location)
             response = self._send(method, location, headers or {})
             if response.status not in _REDIRECTS:
-                return Answer(response, location, (headers or {}).get("Range"))
+                return ImageResponse(response, location, (headers or {}).get("Range"))
             target = response.headers.get("Location")
             discard(response)
             location = _follow(location, target)
@@ -95,24 +95,24 @@ class Session:
             f"{wanted} redirects more than {self._conf.http_max_redirects} times (http_max_redirects)", transient=False
         )
 
-    def describe(self, location: HttpLocation) -> Answer:
+    def describe(self, location: HttpLocation) -> ImageResponse:
         """The headers of an image without its body: a HEAD, or where that does not tell, a GET of one byte."""
         try:
-            answer = self.fetch("HEAD", location)
-            answer.close()
+            response = self.fetch("HEAD", location)
+            response.close()
             # Some frameworks answer HEAD with the length of the body they did not make; and a page shows in its body.
-            if answer.size and not answer.may_be_page:
-                return answer
+            if response.size and not response.may_be_page:
+                return response
         except StoreError as error:
             # URLs signed for GET answer 403 to a HEAD, others 400, 405 or 501.
             if error.transient or isinstance(error, NotFound):
                 raise
-        answer = self.fetch("GET", location, {"Range": "bytes=0-63"})
+        response = self.fetch("GET", location, {"Range": "bytes=0-63"})
         try:
-            answer.refuse_page()
+            response.refuse_page()
         finally:
-            answer.close()
-        return answer
+            response.close()
+        return response
 
     def _send(self, method: str, location: HttpLocation, headers: dict[str, str]) -> urllib3.HTTPResponse:
         """Send one request; returns the response with its body unread."""
@@ -191,7 +191,7 @@ class Version:
 
     @classmethod
     def of(cls, headers: Mapping[str, str], size: int | None) -> Version:
-        """The validators that the headers of an answer name."""
+        """The validators that the headers of a response name."""
         modified, date = headers.get("Last-Modified"), headers.get("Date")
         answered, changed = posix_time(date), posix_time(modified)
         settled = answered is not None and changed is not None and answered - changed >= 1
@@ -199,7 +199,7 @@ class Version:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether a later answer can be told to mean the same bytes."""
+        """Whether a later response can be told to mean the same bytes."""
         return self.etag is not None or self.settled
 
     @property
@@ -225,14 +225,14 @@ class Version:
         return self.settled and self.modified == later.modified
 
 
-class Answer:
+class ImageResponse:
     """One response to a request for an image or a range of it: 200, 206 or 416, everything else is raised.
 
     ``start`` and ``stop`` say which bytes its body holds, ``size`` how long the whole image is; None is unknown.
     """
 
     def __init__(self, response: urllib3.HTTPResponse, location: HttpLocation, asked: str | None) -> None:
-        self.response = response
+        self.raw = response
         #: Where the last redirect led.
         self.location = location
         #: Seconds that it took to begin.
@@ -248,25 +248,25 @@ class Answer:
     @property
     def serves_ranges(self) -> bool:
         """Whether the server says that it can answer with a range."""
-        return self.status == 206 or "bytes" in names_in(self.response.headers.get("Accept-Ranges"))
+        return self.status == 206 or "bytes" in names_in(self.raw.headers.get("Accept-Ranges"))
 
     @property
     def may_be_page(self) -> bool:
         """Whether it is said to be a web page; but some servers say so of everything they do not know."""
-        return self.response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGES
+        return self.raw.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGES
 
     def refuse_page(self) -> None:
         """Raise where the image is a page: of a proxy, a captive portal or for logging in. No image begins like one."""
         if self.start or self.status == 416 or not self.may_be_page:
             return
-        file: Any = getattr(self.response, "_fp", None)
+        file: Any = getattr(self.raw, "_fp", None)
         # Of an empty body the end has come already, and to look for more would mean to wait.
         if getattr(file, "length", 0) != 0 and _PAGE.match(file.peek(_LOOKED_AT)):
             raise self._garbage("sent a web page")
 
     def close(self) -> None:
         """Drop the response; its connection is kept when little of the body is left."""
-        discard(self.response)
+        discard(self.raw)
 
     def _read_headers(self, headers: Mapping[str, str], asked: str | None) -> None:
         if self.status not in (200, 206, 416) or (self.status != 200 and not asked):

@@ -59,18 +59,18 @@ class HttpStore(Store[HttpLocation]):
     def open_reader(
         self, location: HttpLocation, offset: int, length: int | None, context: Context | None
     ) -> HttpReader:
-        """Send the first request, whose answer the reader goes on with."""
+        """Send the first request, whose response the reader goes on with."""
         from storelib.drivers.http.reader import HttpReader
 
         return HttpReader(self.session, location, offset, length, self._longest)
 
     def inspect(self, location: HttpLocation, context: Context | None) -> ImageInfo:
         """What the headers of the image tell, asked for without its body."""
-        answer = self.session.describe(location)
-        if answer.size is None:
+        response = self.session.describe(location)
+        if response.size is None:
             raise StoreError(f"the server does not tell the size of {location}")
-        version = answer.version
-        return ImageInfo(location.uri, answer.size, modified=version.posix_time, version=version.etag)
+        version = response.version
+        return ImageInfo(location.uri, response.size, modified=version.posix_time, version=version.etag)
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of urllib3, http.client or the socket: see errors.py."""

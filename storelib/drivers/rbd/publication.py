@@ -132,7 +132,7 @@ def unseal(image: Any, snapshot: str = SNAPSHOT) -> None:
 
 
 def _ensure(is_so: Callable[[], bool], make_so: Callable[[], object]) -> None:
-    """Make something so; a refusal counts for nothing where it is so, since an answer may have been lost before."""
+    """Make something so; a refusal counts for nothing where it is so, since a response may have been lost before."""
     import rbd
 
     if is_so():
@@ -164,7 +164,7 @@ def publish(
     try:
         rbd.RBD().rename(connection.ioctx, temporary, name)
     except (rbd.ImageExists, rbd.ImageNotFound, rbd.ObjectNotFound):
-        # Another image's, or this one's from an attempt whose answer was lost.
+        # Another image's, or this one's from an attempt whose response was lost.
         complete = False
     found = look_at(connection, name)
     if found is None:
@@ -331,7 +331,7 @@ def _set_aside(connection: Connection, location: RbdLocation, image: Any, *, to_
             unset_deleting(again)
         raise
     except rbd.ImageNotFound:
-        # It was there a moment ago: moved by an attempt whose answer was lost.
+        # It was there a moment ago: moved by an attempt whose response was lost.
         return
 
 

@@ -69,7 +69,7 @@ class RbdWriter(Writer):
         try:
             rbd.RBD().create(connection.ioctx, name, size, order=order, old_format=False, data_pool=data_pool)
         except rbd.ImageExists:
-            # The name is random: made by this very call, whose first answer was lost.
+            # The name is random: made by this very call, whose first response was lost.
             pass
         except (rbd.ImageNotFound, rbd.ObjectNotFound) as error:
             raise BadStoreConfiguration(
@@ -92,7 +92,7 @@ class RbdWriter(Writer):
             raise ImageChanged(f"image {parent!r} was deleted and made anew while it was copied")
 
     def _new_name(self) -> tuple[str, str]:
-        # What an attempt made whose answer was lost would stay until gc, and a clone its parent with it.
+        # What an attempt made whose response was lost would stay until gc, and a clone its parent with it.
         self._close_image()
         for earlier in self._names:
             publication.take_back(self._cluster.get().freeing, earlier)

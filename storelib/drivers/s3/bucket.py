@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from storelib._version import __version__
 from storelib.driver import Writer
 from storelib.drivers.s3 import options
-from storelib.drivers.s3.errors import BadAnswer, Damaged, check_answer, error_code, size_of, storelib_error
+from storelib.drivers.s3.errors import BadAnswer, Damaged, check_response, error_code, size_of, storelib_error
 from storelib.drivers.s3.location import S3Location, configured_endpoint
 from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
@@ -45,7 +45,7 @@ _AMAZON_REGION = re.compile(r"s3[.-](?:dualstack\.|fips\.)?([a-z]{2}(?:-[a-z]+)+
 #: Servers that refuse a bucket in the path, and what others answer that do.
 _VIRTUAL_ONLY = (".aliyuncs.com", ".myqcloud.com")
 _PATH_REFUSED = {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "PathStyleNotSupported"}
-#: Answers to a request that is signed for another region than the bucket's; to a HEAD it is the bare status.
+#: Responses to a request that is signed for another region than the bucket's; to a HEAD it is the bare status.
 _OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "301", "400"}
 _REGION = re.compile(r"[a-z0-9-]{2,40}")
 #: What is one service, whatever the region.
@@ -103,7 +103,7 @@ class Bucket:
         #: Seconds that the server's quickest response took to begin, whatever it had to do for others.
         self.latency = math.inf
         self._lock = threading.Lock()
-        #: The body of the answer that this thread is looking at, where it is read later.
+        #: The body of the response that this thread is looking at, where it is read later.
         self._parsing = threading.local()
         self._client: Any = None
         self._inherited: list[Any] = []
@@ -128,7 +128,7 @@ class Bucket:
     # -- Requests ---------------------------------------------------------------------------------------------
 
     def call(self, operation: str, **parameters: Any) -> Any:
-        """One request and its answer, which has all that belongs to a success; raises what botocore does, BadAnswer."""
+        """One request and its response, with all that belongs to a success; raises what botocore does, BadAnswer."""
         from botocore.exceptions import ClientError
         from botocore.parsers import ResponseParserError
 
@@ -149,22 +149,24 @@ class Bucket:
             finally:
                 self._parsing.body = None
 
-        client, answer, refusal = ask()
+        client, response, refusal = ask()
         if refusal is not None and self._learns(refusal):
             with self._lock:
                 if self._client is client:
                     self._client = None
             if isinstance(parameters.get("Body"), io.RawIOBase):
                 parameters["Body"].seek(0)
-            _, answer, refusal = ask()
+            _, response, refusal = ask()
         if refusal is not None:
             raise refusal
-        return answer
+        return response
 
     def head(self, location: S3Location) -> dict[str, Any]:
         """What the server knows of one object."""
-        answer: dict[str, Any] = self.call("head_object", Bucket=location.bucket, Key=location.key, **self.customer_key)
-        return answer
+        response: dict[str, Any] = self.call(
+            "head_object", Bucket=location.bucket, Key=location.key, **self.customer_key
+        )
+        return response
 
     def map_error(self, error: Exception, subject: str) -> StoreError | None:
         """The error of storelib for one of botocore or below; None if it is not known."""
@@ -291,13 +293,13 @@ class Bucket:
         client.meta.events.register("before-parse.s3.GetObject", self._note_body)
         # What is for all services comes before botocore's own, which parses as well.
         client.meta.events.register("before-parse.*.*", _let_parse)
-        client.meta.events.register("after-call.s3", self._check_answer)
+        client.meta.events.register("after-call.s3", self._check_response)
         client.meta.events.register_last("before-call.s3", _follow_nothing)
         return client
 
-    def _check_answer(self, http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
+    def _check_response(self, http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
         self.latency = min(self.latency, http_response.raw.seconds)
-        check_answer(http_response, parsed, model)
+        check_response(http_response, parsed, model)
 
     def forget_parent(self) -> None:
         """In a forked child: neither use nor close the parent's connections, nor wait for a lock its threads held."""
@@ -381,15 +383,15 @@ def _expect_nothing(model: Any, params: dict[str, Any], **kwargs: object) -> Non
 #: Characters that may be in keys and not in XML (XML 1.0, 2.2): servers write them all the same, plain or by number.
 _NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]|&#(?:x[0-9a-fA-F]{1,6}|[0-9]{1,7});")
 _NO_CHARACTERS = (*(set(range(0x20)) - set(b"\t\n\r")), 0xFFFE, 0xFFFF)
-#: What stands for them while an answer is parsed: characters for private use, 15 planes further up.
+#: What stands for them while a response is parsed: characters for private use, 15 planes further up.
 _STAND_INS = {code: chr(0xF0000 + code) for code in _NO_CHARACTERS}
 _STOOD_FOR = {ord(stand_in): code for code, stand_in in _STAND_INS.items()}
-#: Says of a parsed answer that it has some.
+#: Says of a parsed response that it has some.
 _HAS_STAND_INS = "StorelibStandIns"
 
 
 def _let_parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
-    """Keep one such name from making an answer unreadable, with all others that are in it."""
+    """Keep one such name from making a response unreadable, with all others that are in it."""
     body = response_dict.get("body")
     if isinstance(body, bytes) and (legal := _NOT_XML.sub(_stand_in, body)) != body:
         response_dict["body"] = legal
@@ -408,7 +410,7 @@ def _stand_in(match: re.Match[bytes]) -> bytes:
 
 # -- Listings -------------------------------------------------------------------------------------------------
 
-#: Of each listing: its entries, what they must have, and where to go on, as the answer says it and as it is asked for.
+#: Of each listing: its entries, what they must have, and where to go on, in the response and in the request.
 _LISTINGS: dict[str, tuple[str, dict[str, type], dict[str, str]]] = {
     "list_objects_v2": (
         "Contents",
@@ -487,7 +489,7 @@ class _Circle:
 class Crc:
     """A cyclic redundancy check that can be computed in pieces: ``update(data, value)`` goes on from ``value``."""
 
-    #: The parameter and field of requests and answers that hold it.
+    #: The parameter and field of requests and responses that hold it.
     name: str
     update: Callable[[Any, int], int]
     #: The polynomial, lowest power last.
@@ -553,7 +555,7 @@ class PartChecksums:
             raise MissingDependency(
                 f"option s3_store_checksum_algorithm = {algorithm} needs an extra package: pip install botocore[crt]"
             )
-        #: Where answers have the checksum of a part, for the request that completes an upload.
+        #: Where responses have the checksum of a part, for the request that completes an upload.
         self.field = self._crc.name if self._crc else _field(algorithm)
 
     @property
@@ -582,7 +584,7 @@ class PartChecksums:
 
     def compare(
         self,
-        answer: Mapping[str, Any],
+        response: Mapping[str, Any],
         sent: Mapping[str, str],
         data: memoryview | RangeFile,
         md5: str | None,
@@ -594,13 +596,13 @@ class PartChecksums:
         A server that does not repeat the checksum has ignored it; then the ETag tells, which mostly is the md5.
         ``md5`` is that of the bytes where it is known; without it, it is computed where nothing else protects them.
         """
-        checksums = {name: value for name, value in sent.items() if name != "ContentMD5" and answer.get(name)}
+        checksums = {name: value for name, value in sent.items() if name != "ContentMD5" and response.get(name)}
         if checksums:
-            if any(answer[name] != value for name, value in checksums.items()):
+            if any(response[name] != value for name, value in checksums.items()):
                 raise Damaged("the upload", "its checksum")
             return
-        etag = str(answer.get("ETag", "")).strip('"').lower()
-        if self._never_md5 or not is_md5(etag, answer):
+        etag = str(response.get("ETag", "")).strip('"').lower()
+        if self._never_md5 or not is_md5(etag, response):
             return
         if "ContentMD5" in sent:
             md5 = base64.b64decode(sent["ContentMD5"]).hex()
@@ -632,9 +634,11 @@ def _hash(algorithm: str, data: memoryview | RangeFile) -> Any:
     return hasher
 
 
-def is_md5(etag: str, answer: Mapping[str, Any]) -> bool:
+def is_md5(etag: str, response: Mapping[str, Any]) -> bool:
     """Whether an ETag without its quotes may be the md5 of an object: not of one encrypted with other keys."""
-    other_keys = answer.get("SSECustomerAlgorithm") or str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+    other_keys = response.get("SSECustomerAlgorithm") or str(response.get("ServerSideEncryption", "")).startswith(
+        "aws:kms"
+    )
     return not other_keys and re.fullmatch("[0-9a-f]{32}", etag) is not None
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer of a server has to have to be believed, and which error of storelib a refusal or a failure is.
+"""What a response of a server has to have to be believed, and which error of storelib a refusal or a failure is.
 
 A proxy, a captive portal or a login page answers 200 to anything. What S3 promises with a success (the id of an upload,
-the ETag of what was stored, a document of the right name) such an answer does not have. Of what a server sent only the
+the ETag of what was stored, a document of the right name) such a response does not have. Of what a server sent only the
 error code is repeated in a message.
 """
 
@@ -40,7 +40,7 @@ class BadAnswer(Exception):
         self.what = what
 
 
-#: The document that an answer is.
+#: The document that a response is.
 _DOCUMENTS = {
     "CreateMultipartUpload": "InitiateMultipartUploadResult",
     "UploadPartCopy": "CopyPartResult",
@@ -79,8 +79,8 @@ class WantsTls(Exception):
     """The server redirects to itself, over https."""
 
 
-def check_answer(http_response: Any, parsed: Mapping[str, Any], model: Any) -> None:
-    """Check an answer before botocore hands it out; raises BadAnswer, WantsTls."""
+def check_response(http_response: Any, parsed: Mapping[str, Any], model: Any) -> None:
+    """Check a response before botocore hands it out; raises BadAnswer, WantsTls."""
     if 300 <= http_response.status_code < 400:
         asked, told = urlsplit(http_response.url), urlsplit(str(http_response.headers.get("Location", "")))
         if (asked.scheme, told.scheme) == ("http", "https") and asked.hostname == told.hostname:
@@ -117,15 +117,15 @@ def _check(http_response: Any, parsed: Mapping[str, Any], operation: str) -> Non
         raise BadAnswer(operation, f"no {_PROOFS[operation][0]}")
 
 
-def names_itself(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer without content surely comes from an S3 server; anything else can say "204 No Content", too."""
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+def names_itself(response: Mapping[str, Any]) -> bool:
+    """Whether a response without content surely comes from an S3 server: any other can say "204 No Content", too."""
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return any(str(name).lower().startswith(_OWN) for name in headers)
 
 
-def size_of(operation: str, answer: Mapping[str, Any], field: str = "ContentLength") -> int:
-    """A number of bytes in an answer; raises BadAnswer where it has none."""
-    size = answer.get(field)
+def size_of(operation: str, response: Mapping[str, Any], field: str = "ContentLength") -> int:
+    """A number of bytes in a response; raises BadAnswer where it has none."""
+    size = response.get(field)
     if not isinstance(size, int) or not 0 <= size < _BEYOND_ALL:
         raise BadAnswer(operation, f"no {field}")
     return size
@@ -138,8 +138,8 @@ def _check_document(operation: str, content: bytes) -> None:
         raise BadAnswer(operation, f"no {_DOCUMENTS[operation]}")
 
 
-def _find(answer: Mapping[str, Any], path: str) -> str:
-    found: Any = answer
+def _find(response: Mapping[str, Any], path: str) -> str:
+    found: Any = response
     for name in path.split():
         found = found.get(name) if isinstance(found, Mapping) else None
     return found if isinstance(found, str) else ""
@@ -201,7 +201,7 @@ def error_code(error: Exception) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """The answer was that there is no such object."""
+    """The response was that there is no such object."""
     return error_code(error) in _NOT_FOUND
 
 
@@ -212,7 +212,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def is_kept(error: Exception) -> bool:
-    """The answer was that this version may not be deleted: Amazon says AccessDenied, others that it is locked."""
+    """The response was that this version may not be deleted: Amazon says AccessDenied, others that it is locked."""
     return status_of(error) in (400, 403) and error_code(error) not in _CREDENTIALS
 
 
@@ -226,11 +226,11 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
         return RemoteServiceUnavailable(f"{subject}: the bytes were damaged on their way, by {error.what}")
     if isinstance(error, BadAnswer):
         return RemoteServiceUnavailable(
-            f"{subject}: what came is not the answer of an S3 server to {error.operation} but {error.what}; "
+            f"{subject}: what came is not the response of an S3 server to {error.operation} but {error.what}; "
             "if that stays so, check s3_store_host and s3_store_proxy"
         )
     if isinstance(error, botocore.ClientError):
-        return _of_answer(error, subject)
+        return _of_response(error, subject)
     if isinstance(error, (botocore.NoCredentialsError, botocore.PartialCredentialsError)):
         return BadStoreConfiguration(
             f"{subject}: no credentials; set s3_store_access_key and s3_store_secret_key, or s3_store_profile"
@@ -242,7 +242,7 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     return _of_connection(error, subject, botocore)
 
 
-def _of_answer(error: Any, subject: str) -> StoreError:
+def _of_response(error: Any, subject: str) -> StoreError:
     """By the code that the server gave, or by the HTTP status where it gave none it should."""
     code, operation = error_code(error), error.operation_name
     metadata = error.response.get("ResponseMetadata", {})
@@ -388,11 +388,11 @@ _BY_STATUS: dict[int, Callable[[str, str], StoreError]] = {
 
 
 def _of_connection(error: Exception, subject: str, botocore: Any) -> StoreError | None:
-    """What went wrong on the way to an answer or in the middle of one."""
+    """What went wrong on the way to a response or in the middle of one."""
     from botocore.parsers import ResponseParserError
 
     if http_errors.caused_by(error, ResponseParserError):
-        return RemoteServiceUnavailable(f"{subject}: what came is not the answer of an S3 server, or not all of it")
+        return RemoteServiceUnavailable(f"{subject}: what came is not the response of an S3 server, or not all of it")
     known = http_errors.error_of_failure(error, subject, "s3_store_cacert")
     reached = http_errors.proxy_refusal(error) is not None
     if isinstance(error, botocore.ProxyConnectionError) and not reached and (known is None or known.transient):

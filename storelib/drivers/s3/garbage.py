@@ -32,12 +32,12 @@ def discard(bucket: Bucket, garbage: Garbage) -> bool:
     if now is None or now.modified > garbage.modified:
         return False
     try:
-        answer = bucket.call("abort_multipart_upload", Bucket=bucket.name, Key=key, UploadId=upload_id)
+        response = bucket.call("abort_multipart_upload", Bucket=bucket.name, Key=key, UploadId=upload_id)
     except Exception as error:
         if error_code(error) in GONE:
             return False
         raise
-    if not names_itself(answer) and _dead(bucket, key, upload_id, initiated) is not None:
+    if not names_itself(response) and _dead(bucket, key, upload_id, initiated) is not None:
         raise BadAnswer("AbortMultipartUpload", "no content")
     return True
 

@@ -92,7 +92,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "s3_store_read_timeout",
         default=60.0,
         min=0.01,
-        help="Seconds to wait for an answer or the next bytes, transfer_timeout at most. transfer_retries says how "
+        help="Seconds to wait for a response or the next bytes, transfer_timeout at most. transfer_retries says how "
         "often it is tried again.",
     ),
     # -- How images are stored --------------------------------------------------------------------------------

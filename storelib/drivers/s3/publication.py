@@ -52,7 +52,7 @@ class Publication:
         self._call = bucket.call
         self._subject = f"image {image_id!r} in store {bucket.store_name}"
         self._token = secrets.token_hex(16)
-        # A request was sent that may have published the image, whatever became of its answer.
+        # A request was sent that may have published the image, whatever became of its response.
         self._uncertain = False
 
     def new_object(self, digests: Digests | None = None, recorded: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Publication:
         return {**self.target, "Metadata": {TOKEN: self._token, **recorded}, **self._bucket.object_settings}
 
     def publish(self, send: Callable[[], object], *, look: bool) -> None:
-        """Send the request that makes the image visible; harmless when done again after an answer was lost.
+        """Send the request that makes the image visible; harmless when done again after a response was lost.
 
         ``look``: the server would overwrite what is there, so see whether there is something. Raises Duplicate.
         """
@@ -150,7 +150,7 @@ class Publication:
 
 
 def version_of(published: Mapping[str, Any]) -> tuple[object, ...]:
-    """What an answer has that is another for another object of the same key."""
+    """What a response has that is another for another object of the same key."""
     return published.get("VersionId"), published.get("ETag"), published.get("LastModified"), token_of(published)
 
 
@@ -186,7 +186,7 @@ def adapting(bucket: Bucket, send: Callable[[bool, PartChecksums], T], condition
         refusal = error
     for conditional, checksums in _others(bucket, refusal, *usual):
         try:
-            answer = send(conditional, checksums)
+            response = send(conditional, checksums)
         except Exception as error:
             if refuses_extras(error):
                 continue
@@ -204,7 +204,7 @@ def adapting(bucket: Bucket, send: Callable[[bool, PartChecksums], T], condition
             checksums.algorithm,
             "as before" if conditional == usual[0] else "not in such requests, so adds are not atomic",
         )
-        return answer
+        return response
     raise refusal
 
 

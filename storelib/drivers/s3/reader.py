@@ -22,7 +22,7 @@ _RECORDED = re.compile(r"([a-z0-9][a-z0-9_-]{1,19}):((?:[0-9a-f]{2}){16,64})")
 
 
 class S3Reader(ResponseReader):
-    """Reads one version of an object: the first answer tells size and ETag, all later requests carry it in If-Match."""
+    """Reads one version of an object: the first response tells size and ETag, which later requests have in If-Match."""
 
     #: 20 ms away, twice as many ranges of half the usual size are half as fast again (measured).
     part_size = 4 * MiB
@@ -43,7 +43,7 @@ class S3Reader(ResponseReader):
             self.begin(None, offset, length)
             return
         if verify:
-            self._verification = Verification.of_answer(first, self.size, str(location))
+            self._verification = Verification.of_response(first, self.size, str(location))
         stop = _range_of(first, offset)[0] if "ContentRange" in first else self.size
         self.begin(Body(_response_of(first), offset, stop), offset, length)
         if self.is_far(offset, bucket.latency) and self._etag:
@@ -55,46 +55,46 @@ class S3Reader(ResponseReader):
             self._verification.update(offset, data)
 
     def _first(self, offset: int, length: int | None, verify: bool) -> dict[str, Any] | None:
-        """The answer to the first request, from which size and version are learnt; None if it has no bytes."""
+        """The response to the first request, from which size and version are learnt; None if it has no bytes."""
         parameters = range_header(offset, length)
         try:
-            answer = self._get(parameters, verify)
+            response = self._get(parameters, verify)
         except Exception as error:
             if error_code(error) not in ("InvalidRange", "416"):
                 raise
             # The range lies behind the end, and few servers say where that is.
-            answer = self._bucket.head(self._location)
-            self.size, self._etag = int(answer["ContentLength"]), _strong(answer.get("ETag"))
-            self.digest = digest_of(answer)
+            response = self._bucket.head(self._location)
+            self.size, self._etag = int(response["ContentLength"]), _strong(response.get("ETag"))
+            self.digest = digest_of(response)
             return None
-        with discarding_on_error(_response_of(answer)):
-            _refuse_encoding(answer)
-            self._etag = _strong(answer.get("ETag"))
-            self.digest = digest_of(answer)
+        with discarding_on_error(_response_of(response)):
+            _refuse_encoding(response)
+            self._etag = _strong(response.get("ETag"))
+            self.digest = digest_of(response)
             if not parameters:
-                self.size = self._size_of(answer)
-            elif "ContentRange" not in answer:
+                self.size = self._size_of(response)
+            elif "ContentRange" not in response:
                 raise RemoteServiceUnavailable(f"the server of {self._location} ignores ranges", transient=False)
             else:
-                self.size = _range_of(answer, offset)[1]
-        return answer
+                self.size = _range_of(response, offset)[1]
+        return response
 
     def _get(self, parameters: dict[str, Any], verify: bool) -> dict[str, Any]:
         """Ask for the object, with its checksum if that is to be verified and the server knows any."""
         checked = verify and self._bucket.asks_for_checksums
         extras = {"ChecksumMode": "ENABLED"} if checked else {}
-        answer: dict[str, Any]
+        response: dict[str, Any]
         try:
-            answer = self._call("get_object", **self._target, **parameters, **extras)
+            response = self._call("get_object", **self._target, **parameters, **extras)
         except Exception as error:
             if not (checked and refuses_extras(error)):
                 raise
-            answer = self._call("get_object", **self._target, **parameters)
+            response = self._call("get_object", **self._target, **parameters)
             self._bucket.asks_for_checksums = False
-        return answer
+        return response
 
     def _size_of(self, whole: dict[str, Any]) -> int:
-        """Of an answer that is the whole object; one that does not say is of some proxy that sends it in chunks."""
+        """Of a response that is the whole object; one that does not say is of some proxy that sends it in chunks."""
         if "ContentRange" in whole:
             raise BadAnswer("GetObject", "a part of the image that nobody asked for")
         if "ContentLength" in whole:
@@ -105,49 +105,49 @@ class S3Reader(ResponseReader):
         """Ask for a range."""
         pinned = {"IfMatch": self._etag} if self._etag else {}
         try:
-            answer = self._call("get_object", **self._target, **pinned, **range_header(offset, end - offset))
+            response = self._call("get_object", **self._target, **pinned, **range_header(offset, end - offset))
         except Exception as error:
             if error_code(error) in ("InvalidRange", "416"):
                 raise ImageChanged(f"{self._location} changed while it was read: it is shorter now") from error
             raise
-        with discarding_on_error(_response_of(answer)):
-            _refuse_encoding(answer)
-            if _strong(answer.get("ETag")) != self._etag:
+        with discarding_on_error(_response_of(response)):
+            _refuse_encoding(response)
+            if _strong(response.get("ETag")) != self._etag:
                 raise ImageChanged(f"{self._location} changed while it was read")
-            last, total = _range_of(answer, offset)
+            last, total = _range_of(response, offset)
             if total != self.size:
                 raise ImageChanged(f"{self._location} changed while it was read: its size is another now")
-        return Body(_response_of(answer), offset, last)
+        return Body(_response_of(response), offset, last)
 
 
-def _response_of(answer: dict[str, Any]) -> Any:
+def _response_of(response: dict[str, Any]) -> Any:
     """The response of urllib3 below the stream that botocore makes of a body."""
-    return getattr(answer["Body"], "_raw_stream", answer["Body"])
+    return getattr(response["Body"], "_raw_stream", response["Body"])
 
 
-def _refuse_encoding(answer: dict[str, Any]) -> None:
+def _refuse_encoding(response: dict[str, Any]) -> None:
     """Raise BadAnswer where a proxy encoded the image: storelib stores none so, and the ETags of S3 are strong."""
-    theirs = token_of(answer) is None and not str(answer.get("ETag", "")).startswith("W/")
-    if is_coded(answer.get("ContentEncoding")) and not theirs:
+    theirs = token_of(response) is None and not str(response.get("ETag", "")).startswith("W/")
+    if is_coded(response.get("ContentEncoding")) and not theirs:
         raise BadAnswer("GetObject", "the image in an encoding that nobody asked for")
 
 
-def _range_of(answer: dict[str, Any], offset: int) -> tuple[int, int]:
-    """Where the range in an answer ends, and the size of the whole; raises BadAnswer unless it is from ``offset``."""
-    start, stop, size = content_range(answer.get("ContentRange"))
-    if start != offset or stop is None or size is None or answer.get("ContentLength", stop - start) != stop - start:
+def _range_of(response: dict[str, Any], offset: int) -> tuple[int, int]:
+    """Where the range in a response ends, and the size of the whole; raises BadAnswer unless it is from ``offset``."""
+    start, stop, size = content_range(response.get("ContentRange"))
+    if start != offset or stop is None or size is None or response.get("ContentLength", stop - start) != stop - start:
         raise BadAnswer("GetObject", "another range than the one asked for")
     return stop, size
 
 
-def digest_of(answer: Mapping[str, Any]) -> Digest | None:
+def digest_of(response: Mapping[str, Any]) -> Digest | None:
     """What storelib recorded with an object of one piece, or its ETag where that is the md5 of its bytes."""
-    match = _RECORDED.fullmatch((answer.get("Metadata") or {}).get(DIGEST, ""))
+    match = _RECORDED.fullmatch((response.get("Metadata") or {}).get(DIGEST, ""))
     if match is not None:
         return Digest(*match.groups())
-    etag = (_strong(answer.get("ETag")) or "").strip('"').lower()
+    etag = (_strong(response.get("ETag")) or "").strip('"').lower()
     # In directory buckets it is a random number.
-    comparable = is_md5(etag, answer) and answer.get("StorageClass") != "EXPRESS_ONEZONE"
+    comparable = is_md5(etag, response) and response.get("StorageClass") != "EXPRESS_ONEZONE"
     return Digest("md5", etag) if comparable else None
 
 
@@ -181,12 +181,12 @@ class Verification:
         self._runs: dict[int, _Run] = {}  # by end
 
     @classmethod
-    def of_answer(cls, answer: Mapping[str, Any], size: int, subject: str) -> Verification | None:
-        """For the object of a GET's answer; None where it has no checksum of the whole that can be computed here."""
+    def of_response(cls, response: Mapping[str, Any], size: int, subject: str) -> Verification | None:
+        """For the object of a GET's response; None where it has no checksum of the whole that can be computed here."""
         for algorithm in ("crc64nvme", "crc32", "crc32c"):
-            expected = answer.get(f"Checksum{algorithm.upper()}")
+            expected = response.get(f"Checksum{algorithm.upper()}")
             # A dash is followed by the number of parts: a checksum of their checksums.
-            if expected and "-" not in expected and answer.get("ChecksumType") != "COMPOSITE":
+            if expected and "-" not in expected and response.get("ChecksumType") != "COMPOSITE":
                 crc = find_crc(algorithm)
                 return cls(crc, expected, size, subject) if crc else None
         return None

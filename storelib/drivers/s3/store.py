@@ -178,14 +178,14 @@ class S3Store(Store[S3Location]):
 
     def inspect(self, location: S3Location, context: Context | None) -> ImageInfo:
         """What a HEAD tells."""
-        answer = self.bucket.head(location)
+        response = self.bucket.head(location)
         return ImageInfo(
             location.uri,
-            int(answer["ContentLength"]),
+            int(response["ContentLength"]),
             self.bucket.image_id(location.key),
-            answer["LastModified"].timestamp() if "LastModified" in answer else None,
-            answer.get("ETag"),
-            dict(answer.get("Metadata", {})),
+            response["LastModified"].timestamp() if "LastModified" in response else None,
+            response.get("ETag"),
+            dict(response.get("Metadata", {})),
         )
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
@@ -234,10 +234,10 @@ class S3Store(Store[S3Location]):
 
     def server_side_copy(self, source: S3Location, image_id: str, context: Context | None) -> S3Copy | None:
         """None where the server gives no ETag, by which alone it can be held to one version."""
-        answer = self.bucket.head(source)
-        if not answer.get("ETag"):
+        response = self.bucket.head(source)
+        if not response.get("ETag"):
             return None
-        return S3Copy(self.bucket, source, self.open_writer(image_id, None, context), answer)
+        return S3Copy(self.bucket, source, self.open_writer(image_id, None, context), response)
 
     def presign(self, location: ParsedLocation | str, expires: float) -> str:
         """A signed URL; it works as long as the credentials that signed it do."""

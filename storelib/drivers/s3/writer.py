@@ -84,7 +84,7 @@ class S3Writer(Writer):
         self._parts: dict[int, dict[str, Any]] = {}
         self._lengths: dict[int, int] = {}
         self._lock = threading.Lock()
-        # After the first, an upload may have been started whose id was lost with the answer.
+        # After the first, an upload may have been started whose id was lost with the response.
         self._starts = 0
 
     def part_size(self, number: int, size: int | None) -> int:
@@ -107,8 +107,8 @@ class S3Writer(Writer):
         def send() -> None:
             body = bytes(data) if len(data) <= PIECE else Body(data)
             sent = checksums.of_part(data, digests)
-            answer = self._call("put_object", **parameters, **sent, Body=body)
-            checksums.compare(answer, sent, data, digests.checksum, in_clear=self._in_clear)
+            response = self._call("put_object", **parameters, **sent, Body=body)
+            checksums.compare(response, sent, data, digests.checksum, in_clear=self._in_clear)
 
         self.publication.publish(lambda: self._bucket.create_if_missing(send), look=not conditional)
 
@@ -122,9 +122,9 @@ class S3Writer(Writer):
             parameters = {**self.publication.new_object(recorded=self.recorded), **checksums.of_upload}
             return self._bucket.create_if_missing(lambda: self._call("create_multipart_upload", **parameters))
 
-        answer = adapting(self._bucket, start)
-        self.upload_id = answer["UploadId"]
-        self._bucket.live.begin(answer["UploadId"], self)
+        response = adapting(self._bucket, start)
+        self.upload_id = response["UploadId"]
+        self._bucket.live.begin(response["UploadId"], self)
 
     def write(self, part: Part) -> None:
         """Send one part with its checksum."""
@@ -146,7 +146,7 @@ class S3Writer(Writer):
         sent = checksums.of_part(data)
         # The server may have refused another checksum of the same file before.
         body.seek(0)
-        answer = self._call(
+        response = self._call(
             "upload_part",
             **self._upload,
             PartNumber=number + 1,
@@ -154,8 +154,8 @@ class S3Writer(Writer):
             **sent,
             **self._bucket.customer_key,
         )
-        checksums.compare(answer, sent, data, None, in_clear=self._in_clear)
-        self._sent(number, answer, checksums.field)
+        checksums.compare(response, sent, data, None, in_clear=self._in_clear)
+        self._sent(number, response, checksums.field)
         self._lengths[number] = len(data)
 
     @property
@@ -226,7 +226,7 @@ class S3Writer(Writer):
 
     def copy_part(self, number: int, original: dict[str, Any], start: int, end: int) -> None:
         """Fill one part with those bytes of another object."""
-        answer = self._call(
+        response = self._call(
             "upload_part_copy",
             **self._upload,
             **original,
@@ -234,7 +234,7 @@ class S3Writer(Writer):
             CopySourceRange=f"bytes={start}-{end - 1}",
             **self._bucket.customer_key,
         )
-        self._sent(number, answer["CopyPartResult"], self._bucket.checksums.field)
+        self._sent(number, response["CopyPartResult"], self._bucket.checksums.field)
 
     # -- Taking back ------------------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class S3Writer(Writer):
         return False
 
     def _abort_strays(self) -> None:
-        """Uploads of this id that never got a part: the answer that told of one was lost.
+        """Uploads of this id that never got a part: the response that told of one was lost.
 
         Only once the image is published, when no other add of this id can succeed any more.
         """
@@ -290,33 +290,33 @@ class S3Writer(Writer):
         """Parameters of every request about it."""
         return {**self._target, "UploadId": self.upload_id}
 
-    def _sent(self, number: int, answer: dict[str, Any], field: str) -> None:
+    def _sent(self, number: int, response: dict[str, Any], field: str) -> None:
         """Keep what completing the upload must say of a part."""
         # Servers that know no checksums do not answer with one and would not understand it later.
-        known = {field: answer[field]} if answer.get(field) else {}
+        known = {field: response[field]} if response.get(field) else {}
         with self._lock:
-            self._parts[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], **known}
+            self._parts[number] = {"PartNumber": number + 1, "ETag": response["ETag"], **known}
 
 
 class S3Copy(WriterCopy[S3Writer]):
     """One copy of an object under a new id: published like an upload, by a writer with a token of its own."""
 
-    def __init__(self, bucket: Bucket, source: S3Location, writer: S3Writer, answer: Mapping[str, Any]) -> None:
-        """``answer`` is that of a HEAD of the source; raises Duplicate."""
-        super().__init__(writer, int(answer["ContentLength"]))
+    def __init__(self, bucket: Bucket, source: S3Location, writer: S3Writer, response: Mapping[str, Any]) -> None:
+        """``response`` is that of a HEAD of the source; raises Duplicate."""
+        super().__init__(writer, int(response["ContentLength"]))
         self._bucket = bucket
         self._source = source
-        self._version = version_of(answer)
+        self._version = version_of(response)
         # What names the source, in the version whose size is known.
         self._original: dict[str, Any] = {
             "CopySource": {"Bucket": source.bucket, "Key": source.key},
-            "CopySourceIfMatch": answer["ETag"],
+            "CopySourceIfMatch": response["ETag"],
             **{f"CopySource{name}": value for name, value in bucket.customer_key.items()},
         }
         # CopyObject itself overwrites: where the server can refuse that, it is when completing an upload.
         if self.size > (0 if bucket.conditional_complete else LARGEST_COPY):
             self.parts = equal_parts(self.size, part_size(0, self.size, COPY_PART))
-            self.writer.recorded = recorded_in(answer)
+            self.writer.recorded = recorded_in(response)
         target = self.writer.publication.location
         if self.parts or (source.bucket, source.key) == (target.bucket, target.key):
             # Parts are many bytes, and only completing the upload would tell.

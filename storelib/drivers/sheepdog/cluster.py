@@ -187,7 +187,7 @@ class SheepdogCluster:
         """
         complaint = ""
         found = list(known)
-        # A snapshot may be there twice when the answer to the first one was lost.
+        # A snapshot may be there twice when the response to the first one was lost.
         for _ in range(_MOST_PASSES):
             found = found or list(self.vdis(name))
             if not found:

@@ -79,7 +79,7 @@ class Publication:
         """Remove the image if this add published it; harmless when done again."""
         vdi = self._own()
         if vdi is not None:
-            # What an attempt whose answer was lost did is not there any more.
+            # What an attempt whose response was lost did is not there any more.
             with contextlib.suppress(NotFound):
                 delete_vdi(self._cluster, vdi)
 

@@ -74,7 +74,7 @@ class SheepdogWriter(Writer):
         try:
             self._dog.call("create", *(("-c", copies) if copies else ()), self.name, str(size))
         except CommandFailed as error:
-            # The name is random: this is what an earlier attempt did whose answer was lost.
+            # The name is random: this is what an earlier attempt did whose response was lost.
             if error.meaning is not Duplicate:
                 raise
 

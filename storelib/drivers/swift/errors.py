@@ -2,7 +2,7 @@
 """What a response of Swift means: which error it is, whether a success is believed, and what its headers tell.
 
 Captive portals, login pages and the error pages of proxies are "200 OK" as well, so a status proves nothing by itself.
-Swift and radosgw name the transaction in each of their answers; what has no such name needs a proof of its own.
+Swift and radosgw name the transaction in each of their responses; what has no such name needs a proof of its own.
 Nothing a server sent is repeated in a message: it may hold what was asked, and with it a token.
 """
 
@@ -35,7 +35,7 @@ from storelib.transfer.http.keystone import error_of_keystone
 
 Headers = Mapping[str, str]
 
-# What only Swift and its relatives send, in answers of every kind or about what they store.
+# What only Swift and its relatives send, in responses of every kind or about what they store.
 _MARKS = ("X-Trans-Id", "X-Openstack-Request-Id", "X-Timestamp")
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 # What they answer where they did what was asked for, and nothing else.
@@ -78,7 +78,7 @@ _PASSING = (302, 303, 307, 409, 498, 499)
 
 
 def error_of_status(method: str, status: int, headers: Headers, subject: str) -> StoreError:
-    """The error for an answer that is not what was asked for."""
+    """The error for a response that is not what was asked for."""
     text = f"{subject}: Swift answered {status} to {method}"
     meanings = _WRITING if method in ("PUT", "POST", "COPY") else _READING if method == "GET" else _MEANINGS
     if status in meanings:
@@ -88,7 +88,7 @@ def error_of_status(method: str, status: int, headers: Headers, subject: str) ->
 
 
 def error_of_exception(error: Exception, subject: str) -> StoreError | None:
-    """The error for what went wrong on the way to an answer or in the middle of one; None if it is not known."""
+    """The error for what went wrong on the way to a response or in the middle of one; None if it is not known."""
     # Imported by now: whatever raised it came from there.
     from requests import exceptions as requests
 
@@ -104,7 +104,7 @@ def error_of_exception(error: Exception, subject: str) -> StoreError | None:
 
 
 def is_swifts(headers: Headers) -> bool:
-    """Whether an answer, of whatever status, surely comes from an object store."""
+    """Whether a response, of whatever status, surely comes from an object store."""
     return any(mark in headers for mark in _MARKS)
 
 

@@ -67,7 +67,7 @@ class Publication:
         self.prefix = f"{location.obj}/{self.token}/"
         delete_after = service.conf.swift_store_delete_after
         self._delete_at = int(time.time()) + delete_after if delete_after else None
-        # Names that a request may have made, whatever its answer.
+        # Names that a request may have made, whatever its response.
         self._tried: set[str] = set()
         # The container: asked for before, made by this writer, and that written on it.
         self._unsure = self._claimed = self._marked = False
@@ -94,8 +94,8 @@ class Publication:
             return
         unsure, self._unsure = self._unsure, True
         headers = {**self._policy(), MADE_HEADER: "yes"}
-        answer = self._make(self.container, headers, "swift_store_container_per_image needs that")
-        self._claimed = self._claimed or answer.status_code == 201 or (unsure and self._is_left_alone())
+        response = self._make(self.container, headers, "swift_store_container_per_image needs that")
+        self._claimed = self._claimed or response.status_code == 201 or (unsure and self._is_left_alone())
         if not self._claimed:
             raise self._duplicate()
         self.account.post(self.container, headers={CLAIM_HEADER: self.token})
@@ -210,20 +210,20 @@ class Publication:
                 accept=(400, 412) if query else (412,),
             )
 
-        answer = self._with_container(self.container, put)
-        if answer.status_code == 400:
+        response = self._with_container(self.container, put)
+        if response.status_code == 400:
             raise self._lost_segments()
         plain = not query and _COPY not in headers and _DYNAMIC not in headers
-        found: Headers = answer.headers
+        found: Headers = response.headers
         # 412 is also what a second attempt gets. And only the md5 of bytes, where nobody else can have come later and
         # won, is as good a proof as the image with this writer's token.
-        if answer.status_code != 201 or not plain or not self.service.layout.own:
+        if response.status_code != 201 or not plain or not self.service.layout.own:
             found = self._published_by_me()
-        if plain and answer.status_code == 412:
+        if plain and response.status_code == 412:
             if length_of(found) != len(body):
                 raise RemoteServiceUnavailable(f"Swift has another part of {self.location} than was sent")
         elif plain:
-            self._check_etag(answer.headers if etag_in(answer.headers) else found, body)
+            self._check_etag(response.headers if etag_in(response.headers) else found, body)
 
     def _grouped(self, segments: Sequence[Segment], limit: int) -> Sequence[Segment]:
         """More segments than fit in one manifest: manifests of manifests."""
@@ -236,7 +236,7 @@ class Publication:
         name = f"{self.prefix}group-{number:08}"
         self._tried.add(name)
         manifest = json.dumps([segment.entry for segment in segments]).encode()
-        answer = self.account.put(
+        response = self.account.put(
             self.segment_container,
             name,
             body=manifest,
@@ -244,7 +244,7 @@ class Publication:
             query="multipart-manifest=put",
             extra_timeout=len(segments) / 10,
         )
-        etag = self._etag_of(answer, name)
+        etag = self._etag_of(response, name)
         return Segment(self.segment_container, name, etag, sum(segment.size for segment in segments))
 
     # -- Parts --------------------------------------------------------------------------------------------------------
@@ -253,10 +253,12 @@ class Publication:
         origin = f"{quote(source.container)}/{quote(source.name)}"
         return {**self._object_headers(), _COPY: origin, "X-Fresh-Metadata": "true", "Content-Length": "0"}
 
-    def _etag_of(self, answer: Any, name: str) -> str:
+    def _etag_of(self, response: Any, name: str) -> str:
         """The ETag of a segment that was just made; with 202 Swift says that it has a later one, whosever it is."""
-        etag = etag_in(answer.headers)
-        return etag if etag and answer.status_code == 201 else etag_in(self.account.head(self.segment_container, name))
+        etag = etag_in(response.headers)
+        return (
+            etag if etag and response.status_code == 201 else etag_in(self.account.head(self.segment_container, name))
+        )
 
     @staticmethod
     def _check_etag(headers: Headers, body: Body) -> None:
@@ -292,7 +294,7 @@ class Publication:
         return {"X-Storage-Policy": policy} if policy else self._policy()
 
     def _is_left_alone(self) -> bool:
-        """Whether it was an earlier attempt of this writer, whose answer was lost, that made the container.
+        """Whether it was an earlier attempt of this writer, whose response was lost, that made the container.
 
         Anybody else who made it would have said so by now.
         """

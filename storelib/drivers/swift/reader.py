@@ -67,23 +67,23 @@ class SwiftReader(ResponseReader):
 
     def ask(self, offset: int, end: int) -> Body:
         """Ask for a range."""
-        answer = self._fetch(offset, end - offset if end < self.size else None)
-        with discarding_on_error(answer.raw):
-            version = Version.of(answer.headers)
-            if answer.status_code == 416 or version != self._version or self._size_of(answer) != self.size:
+        response = self._fetch(offset, end - offset if end < self.size else None)
+        with discarding_on_error(response.raw):
+            version = Version.of(response.headers)
+            if response.status_code == 416 or version != self._version or self._size_of(response) != self.size:
                 raise ImageChanged(f"{self._location} changed while it was read")
-            return self._body(answer)
+            return self._body(response)
 
     def _fetch(self, offset: int, length: int | None) -> Response:
         wanted = range_header(offset, length)
-        answer = self.account.get(self._location.container, self._location.obj, headers=wanted)
-        with discarding_on_error(answer.raw):
-            self._check(answer, offset, ranged=bool(wanted))
-        return answer
+        response = self.account.get(self._location.container, self._location.obj, headers=wanted)
+        with discarding_on_error(response.raw):
+            self._check(response, offset, ranged=bool(wanted))
+        return response
 
-    def _check(self, answer: Response, offset: int, *, ranged: bool) -> None:
+    def _check(self, response: Response, offset: int, *, ranged: bool) -> None:
         """Raise unless it is an image, or a part of one that begins at ``offset``, or says that there is none."""
-        status, headers = answer.status_code, answer.headers
+        status, headers = response.status_code, response.headers
         if status == 416 and ranged:
             return
         if not 200 <= status < 300:
@@ -97,16 +97,16 @@ class SwiftReader(ResponseReader):
             )
         if status == 200:
             return
-        part = _part(answer)
+        part = _part(response)
         if not ranged or part.start != offset or part.size is None:
             raise RemoteServiceUnavailable(f"Swift sent another part of {self._location} than was asked for")
 
-    def _size_of(self, answer: Response) -> int:
-        size = _part(answer).size
-        if size is not None and answer.status_code != 200:
+    def _size_of(self, response: Response) -> int:
+        size = _part(response).size
+        if size is not None and response.status_code != 200:
             return size
-        if answer.status_code == 200:
-            return self._length(answer.headers)
+        if response.status_code == 200:
+            return self._length(response.headers)
         # radosgw refuses a range without saying how much there would be.
         headers = self.account.head(self._location.container, self._location.obj)
         self._version = Version.of(headers)
@@ -119,13 +119,13 @@ class SwiftReader(ResponseReader):
             raise RemoteServiceUnavailable(f"Swift does not tell the size of {self._location}", transient=False)
         return size
 
-    def _body(self, answer: Response) -> Body:
-        part = _part(answer)
-        if answer.status_code == 206 and part.start is not None:
-            return Body(answer.raw, part.start, part.stop)
+    def _body(self, response: Response) -> Body:
+        part = _part(response)
+        if response.status_code == 206 and part.start is not None:
+            return Body(response.raw, part.start, part.stop)
         # Of a dynamic image with more segments than a listing has, Swift sends all whatever it is asked for.
-        return Body(answer.raw, 0, self._length(answer.headers))
+        return Body(response.raw, 0, self._length(response.headers))
 
 
-def _part(answer: Response) -> ContentRange:
-    return content_range(answer.headers.get("Content-Range"))
+def _part(response: Response) -> ContentRange:
+    return content_range(response.headers.get("Content-Range"))

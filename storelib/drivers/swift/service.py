@@ -475,7 +475,7 @@ class Account:
 
     @property
     def latency(self) -> float:
-        """Seconds that its server needed for its quickest answer."""
+        """Seconds that its server needed for its quickest response."""
         return self._connections.latency(self.url)
 
     def head(self, *names: str) -> Headers:
@@ -507,20 +507,20 @@ class Account:
 
     def find_surely(self, *names: str) -> Headers | None:
         """``find`` where something is removed because another is not there: also that has to be proven."""
-        answer = self.ask("HEAD", names, accept=(404,))
-        if answer.status_code != 404:
-            return answer.headers
-        if not errors.is_swifts(answer.headers):
+        response = self.ask("HEAD", names, accept=(404,))
+        if response.status_code != 404:
+            return response.headers
+        if not errors.is_swifts(response.headers):
             raise errors.unproven("HEAD", 404, _shown(names))
         return None
 
     def delete(self, *names: str, query: str = "") -> Response:
         """Remove a container or an object; raises NotFound."""
-        answer = self.ask("DELETE", names, query, {"Accept": "application/json"}, accept=(200, 202, 204))
-        proven = errors.is_proven("DELETE", answer.status_code, answer.headers, len(names))
+        response = self.ask("DELETE", names, query, {"Accept": "application/json"}, accept=(200, 202, 204))
+        proven = errors.is_proven("DELETE", response.status_code, response.headers, len(names))
         if not proven and self.find(*names) is not None:
-            raise errors.unproven("DELETE", answer.status_code, _shown(names))
-        return answer
+            raise errors.unproven("DELETE", response.status_code, _shown(names))
+        return response
 
     def remove(self, *names: str) -> None:
         """Remove a container or an object that may not be there."""
@@ -583,7 +583,7 @@ class Account:
         extra_timeout: float = 0.0,
         accept: Collection[int] = (),
     ) -> Response:
-        """One request and its whole answer; raises what it means unless it is in ``accept`` or a proven success."""
+        """One request and its whole response; raises what it means unless it is in ``accept`` or a proven success."""
         response = self.send(method, names, query, headers, body, extra_timeout)
         _ = response.content
         status = response.status_code

@@ -84,8 +84,8 @@ class SwiftWriter(Publication, Writer):
             body.rewind()
             return self.account.put(self.segment_container, name, body=body, headers=self._object_headers())
 
-        answer = self._with_container(self.segment_container, put)
-        self._check_etag({"Etag": self._etag_of(answer, name)}, body)
+        response = self._with_container(self.segment_container, put)
+        self._check_etag({"Etag": self._etag_of(response, name)}, body)
         return Segment(self.segment_container, name, body.md5, len(body))
 
     def copy_segment(self, number: int, source: Segment) -> None:
@@ -98,8 +98,8 @@ class SwiftWriter(Publication, Writer):
                 self.segment_container, name, headers=self._copied(source), extra_timeout=source.size / SLOWEST
             )
 
-        answer = self._with_container(self.segment_container, put)
-        self._segments[number] = Segment(self.segment_container, name, self._etag_of(answer, name), source.size)
+        response = self._with_container(self.segment_container, put)
+        self._segments[number] = Segment(self.segment_container, name, self._etag_of(response, name), source.size)
 
     def copy_whole(self, source: Segment, digests: Digests) -> Committed:
         """The server copies one object into this image."""

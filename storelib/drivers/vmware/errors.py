@@ -59,7 +59,7 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     if names:
         return _of_fault(names, subject)
     if isinstance(error, NotSoap | xml.parsers.expat.ExpatError):
-        return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its answer was cut")
+        return RemoteServiceUnavailable(f"{subject}: what answers is no vCenter, or its response was cut")
     return errors.error_of_failure(error, subject, "vmware_ca_file or vmware_thumbprint")
 
 

@@ -89,7 +89,7 @@ class Publication:
     # -- Making it visible ------------------------------------------------------------------------------------
 
     def publish(self) -> Committed:
-        """Move the file to its name; harmless when done again after an answer was lost. Raises Duplicate."""
+        """Move the file to its name; harmless when done again after a response was lost. Raises Duplicate."""
         others = [target for target in self._reachable() if target != self.target]
         if not self._published:
             for target in others:

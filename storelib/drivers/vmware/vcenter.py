@@ -40,7 +40,7 @@ from storelib.transfer import deadlines
 from storelib.transfer.certificates import tls_context
 from storelib.transfer.contract import MiB, Options
 from storelib.transfer.forking import forget_in_child
-from storelib.transfer.http.server import Answer, Connection, Connections, FileUpload, HttpError, Server
+from storelib.transfer.http.server import Connection, Connections, FileUpload, HttpError, Response, Server
 from storelib.transfer.live import LiveAdds
 from storelib.transfer.places import everywhere
 from storelib.transfer.retry import mapped
@@ -189,14 +189,14 @@ class Datastores:
 
     def _refresh(self, handles: Sequence[Handles]) -> None:
         for each in handles:
-            # Those that cannot look say what they knew; and the simulator looks, but its answer is empty.
+            # Those that cannot look say what they knew; and the simulator looks, but its response is empty.
             with contextlib.suppress(Exception):
                 self.session.call(functools.partial(_refresh, each.datastore))
 
     # -- Files by HTTP ----------------------------------------------------------------------------------------
 
-    def get(self, location: VmwareLocation, wanted: str) -> Answer:
-        """A range of an image; the answer is any but that there is no session."""
+    def get(self, location: VmwareLocation, wanted: str) -> Response:
+        """A range of an image; the response is any but that there is no session."""
         target = Target(location.datacenter, location.datastore)
         return self.session.ask("GET", _url(target, (*self.directory, location.image_id)), {"Range": wanted})
 
@@ -206,17 +206,17 @@ class Datastores:
 
     def size(self, target: Target, names: Sequence[str]) -> int | None:
         """Bytes of a file; None where there is none."""
-        answer = self.session.ask("HEAD", _url(target, names))
-        answer.discard()
-        if answer.status == 404:
+        response = self.session.ask("HEAD", _url(target, names))
+        response.discard()
+        if response.status == 404:
             return None
-        if answer.status != 200:
-            raise HttpError("HEAD", answer.status)
+        if response.status != 200:
+            raise HttpError("HEAD", response.status)
         # A page for people has a size, too: then it is the datastore itself that is asked.
-        if answer.length is None or answer.headers.get_content_type() == "text/html":
+        if response.length is None or response.headers.get_content_type() == "text/html":
             found = self.find(target, names)
             return None if found is None or found.is_folder else found.size
-        return answer.length
+        return response.length
 
     # -- Files by tasks ---------------------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class Session:
         self._lock = threading.Lock()
         self._logins: list[Login] = []
         self._used = time.monotonic()
-        #: Seconds that the quickest answer about a file took: how far away vCenter is, however busy.
+        #: Seconds that the quickest response about a file took: how far away vCenter is, however busy.
         self.latency = math.inf
         forget_in_child(self)
         weakref.finalize(self, _log_out, self._logins)
@@ -490,16 +490,16 @@ class Session:
 
     # -- Files ------------------------------------------------------------------------------------------------
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """A request about a file; the answer is any but that there is no session."""
+    def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> Response:
+        """A request about a file; the response is any but that there is no session."""
 
-        def send(login: Login) -> Answer:
-            answer = self._connections.ask(method, target, {**(headers or {}), **login.cookies})
-            self.latency = min(self.latency, answer.seconds)
-            if answer.status == 401:
-                answer.discard()
-                raise HttpError(method, answer.status)
-            return answer
+        def send(login: Login) -> Response:
+            response = self._connections.ask(method, target, {**(headers or {}), **login.cookies})
+            self.latency = min(self.latency, response.seconds)
+            if response.status == 401:
+                response.discard()
+                raise HttpError(method, response.status)
+            return response
 
         return self.call(send)
 
@@ -604,12 +604,12 @@ class _Stub(SoapStubAdapter):  # type: ignore[misc]
         try:
             result = super().InvokeMethod(mo, info, args, outerStub)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # So pyVmomi fails at XML that is no answer to the call.
+            # So pyVmomi fails at XML that is no response to the call.
             if isinstance(error, OSError):  # that a certificate is not trusted is a ValueError, too
                 raise
-            raise NotSoap("XML that is no answer to the call") from error
+            raise NotSoap("XML that is no response to the call") from error
         if not (_is_a(result, info.result) or (result is None and info.resultFlags & F_OPTIONAL)):
-            raise NotSoap("an answer to another call")
+            raise NotSoap("a response to another call")
         return result
 
     def GetConnection(self) -> _SoapConnection:  # noqa: N802
@@ -653,11 +653,11 @@ class _SoapConnection:
 
 
 def _check_soap(response: http.client.HTTPResponse) -> None:
-    """Raise unless it is an answer to a call, of success or not: pyVmomi takes a page for an answer without content."""
+    """Raise unless it is a response to a call, successful or not: pyVmomi takes a page for an empty response."""
     if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.INTERNAL_SERVER_ERROR):
         raise HttpError("POST", response.status)
     if response.headers.get_content_type() not in _SOAP:
-        raise NotSoap("a page, or something else that is no answer to a call")
+        raise NotSoap("a page, or something else that is no response to a call")
 
 
 def _kind_of(managed: Any, path: str) -> Any:

@@ -94,7 +94,7 @@ class VmwareWriter(Writer):
             upload.send(data)
 
     def _end(self) -> None:
-        """Once: the answer cannot be asked for again."""
+        """Once: the response cannot be asked for again."""
         if self._failure is not None:
             raise self._failure
         try:
@@ -108,7 +108,7 @@ class VmwareWriter(Writer):
 
     @contextlib.contextmanager
     def _under_way(self) -> Iterator[FileUpload]:
-        """What an answer to a PUT on its way means: that the session has ended is no matter of permissions."""
+        """What a response to a PUT on its way means: that the session has ended is no matter of permissions."""
         assert self._upload is not None  # noqa: S101  (reserve() began it)
         try:
             yield self._upload

@@ -75,13 +75,13 @@ class Calling(Promises):
     # -- Calls made again -------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("step", ["reserve", "abort"])
-    def test_step_whose_answer_was_lost_is_made_again(self, bench: Bench, step: str) -> None:
+    def test_step_whose_response_was_lost_is_made_again(self, bench: Bench, step: str) -> None:
         """``reserve`` and ``abort`` may be called again after a passing error, though they were done."""
         if not bench.store.conf.transfer_retries:
             not_applicable("the store is configured not to retry")
         data = payload(3 * bench.part + 1)
         image_id = bench.new_id()
-        with bench.writers_changed(_losing_first_answer(step)) as opened:
+        with bench.writers_changed(_losing_first_response(step)) as opened:
             if step == "abort":
                 with self.refuses(bench, ZeroDivisionError):
                     bench.add(image_id, raising(data, ZeroDivisionError()))
@@ -143,17 +143,17 @@ def _overrides(store: Store[Any], method: str) -> bool:
     return getattr(type(store), method) is not getattr(Store, method)
 
 
-def _losing_first_answer(step: str) -> Callable[[Writer], None]:
+def _losing_first_response(step: str) -> Callable[[Writer], None]:
     def change(writer: Writer) -> None:
         plain = getattr(writer, step)
         lost: list[str] = []
 
         def losing(*arguments: Any) -> Any:
-            answer = plain(*arguments)
+            response = plain(*arguments)
             if not lost:
                 lost.append(step)
                 raise RemoteServiceUnavailable("on purpose")
-            return answer
+            return response
 
         vars(writer)[step] = losing
 

@@ -78,8 +78,8 @@ class Capable(Promises):
         uri, data = bench.image(1000)
         url = bench.store.presign(uri, 60)
         assert url.startswith(("http://", "https://"))
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  (looked at in the line before)
-            assert_same_bytes(answer.read(), data)
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  (looked at in the line before)
+            assert_same_bytes(response.read(), data)
 
     @needs(Capability.ACLS | Capability.READ)
     def test_acls(self, bench: Bench) -> None:

@@ -222,7 +222,7 @@ class Copying(Promises):
         bench.assert_nothing_left(image_id)
         assert_same_bytes(bench.read(original.uri), data)
 
-    def test_known_copy_whose_answer_was_lost(self, bench: Bench) -> None:
+    def test_known_copy_whose_response_was_lost(self, bench: Bench) -> None:
         """The step that publishes is made again after a passing error, and finds what it did: no Duplicate."""
         data = payload(3 * bench.part + 1)
         original = bench.add(bench.new_id(), data)

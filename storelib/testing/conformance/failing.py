@@ -193,8 +193,8 @@ class Failing(Promises):
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
     @pytest.mark.parametrize("step", ["write", "last"])
     @sampled(lambda step, size: step == "last" or size != "1")
-    def test_lost_answer_is_no_failure(self, bench: Bench, step: str, size: str) -> None:
-        """A step that was done but whose answer was lost is done again without harm, and is no Duplicate."""
+    def test_lost_response_is_no_failure(self, bench: Bench, step: str, size: str) -> None:
+        """A step that was done but whose response was lost is done again without harm, and is no Duplicate."""
         if not bench.store.conf.transfer_retries:
             not_applicable("the store is configured not to retry")
         data = payload(bench.sizes()[size])

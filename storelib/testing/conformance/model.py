@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store compared with a dict: hypothesis makes up sequences of calls, and every answer must be the dict's."""
+"""A store compared with a dict: hypothesis makes up sequences of calls, and every response must be the dict's."""
 
 from __future__ import annotations
 

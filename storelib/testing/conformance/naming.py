@@ -191,7 +191,7 @@ class Naming(Promises):
 class NamingWhenAdding(Promises):
     """Promises about ids, and about what callers see of an image."""
 
-    def test_answers_show_no_credential(self, bench: Bench) -> None:
+    def test_results_show_no_credential(self, bench: Bench) -> None:
         """No secret option is in anything that the store returns: a result, a stat, a list, its health, a leftover."""
         image_id = bench.new_id("shown")
         stored = bench.add(image_id, payload(bench.part + 1))

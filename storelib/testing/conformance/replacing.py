@@ -96,7 +96,7 @@ class Replacing(Promises):
 
     @needs(Capability.STAT)
     def test_delete_that_is_tried_again_spares_a_newer_image(self, bench: Bench) -> None:
-        """What removes an image, called again since its answer was lost, leaves one that took its place meanwhile.
+        """What removes an image, called again since its response was lost, leaves one that took its place meanwhile.
 
         Where ``version`` tells the two apart. See ``Store.remove``.
         """

@@ -260,8 +260,8 @@ class TrustIdentity(Identity):
             "roles": [{"name": role} for role in known.role_names or ()],
             "expires_at": ends.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
-        answer = trustor.post(self._trusts, json={"trust": trust})
-        return str(answer.json()["trust"]["id"])
+        response = trustor.post(self._trusts, json={"trust": trust})
+        return str(response.json()["trust"]["id"])
 
 
 def error_of_keystone(error: Exception, subject: str, prefix: str) -> StoreError | None:

@@ -2,7 +2,7 @@
 """Connections to one HTTPS server of which a store asks all: kept, each wait limited, the certificate perhaps pinned.
 
 For clients that push the body of a PUT part by part, where urllib3 pulls it: FileUpload notices a server that responds
-before the end. Answer is one response with its body unread.
+before the end. Response is one response with its body unread.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Connections:
             connection.close()
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection whose last answer was read to its end."""
+        """Keep a connection whose last response was read to its end."""
         with self._lock:
             if connection.sock is not None and len(self._idle) < _KEPT:
                 self._idle.append(connection)
@@ -139,12 +139,12 @@ class Connections:
         self._inherited.append(self._idle)
         self._idle = []
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str], body: Any = None) -> Answer:
-        """One request, one answer with its body unread."""
+    def ask(self, method: str, target: str, headers: Mapping[str, str], body: Any = None) -> Response:
+        """One request, one response with its body unread."""
         connection = self.take()
         try:
             connection.request(method, target, body, {**_HEADERS, **headers})
-            return Answer(self, connection, connection.getresponse())
+            return Response(self, connection, connection.getresponse())
         except BaseException:
             connection.close()
             raise
@@ -153,7 +153,7 @@ class Connections:
 _HEADERS = {"User-Agent": f"storelib/{__version__}", "Accept-Encoding": "identity"}
 
 
-class Answer:
+class Response:
     """One response; ``discard`` it, which keeps the connection if the body was read to its end or little is left.
 
     ``reading.Body`` reads it as it reads one of urllib3.
@@ -232,10 +232,10 @@ class FileUpload:
             self._send(b"\r\n")
 
     def finish(self) -> None:
-        """End the body and read the answer; raises HttpError unless the server says that it took it."""
+        """End the body and read the response; raises HttpError unless the server says that it took it."""
         if self._chunked:
             self._send(b"0\r\n\r\n")
-        self._read_answer()
+        self._read_response()
 
     def close(self) -> None:
         """Break off what has not ended."""
@@ -247,11 +247,11 @@ class FileUpload:
 
     def _raise_early(self) -> None:
         if self._connection.has_responded:
-            self._read_answer()
+            self._read_response()
             # A success is of a part of the image only.
             raise HttpError("PUT", http.HTTPStatus.OK)
 
-    def _read_answer(self) -> None:
+    def _read_response(self) -> None:
         response = self._connection.getresponse()
         status = response.status
         if self._connection.has_responded:
@@ -259,6 +259,6 @@ class FileUpload:
             response.close()
             self._connection.close()
         else:
-            Answer(self._connections, self._connection, response).discard()
+            Response(self._connections, self._connection, response).discard()
         if status not in (http.HTTPStatus.OK, http.HTTPStatus.CREATED, http.HTTPStatus.NO_CONTENT):
             raise HttpError("PUT", status)

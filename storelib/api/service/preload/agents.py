@@ -63,7 +63,7 @@ class Agents:
     def register(self, context: Context, document: Mapping[str, Any], secret: str | None) -> Registered:
         """Make a node known, or change one whose secret this is.
 
-        A node that chooses its secret itself may ask again when no answer came, and is the same node.
+        A node that chooses its secret itself may ask again when no response came, and is the same node.
 
         Raises NotAuthenticated (a token that is not valid, or nothing that says who asks), NotPermitted, BadRequest,
         and AlreadyExists for the name of another node.
@@ -92,7 +92,7 @@ class Agents:
         try:
             node = self._core.repository.nodes.add(node, secrets.digest(new), digest)
         except AlreadyExists:
-            # Its own request before this one, which took so long that no answer came.
+            # Its own request before this one, which took so long that no response came.
             if secret is None or (known := self._core.repository.nodes.named(name)) is None:
                 raise
             return self._renew(known, secret, group, values)
