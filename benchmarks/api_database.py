@@ -183,7 +183,7 @@ def image_row(chance: random.Random, number: int) -> dict[str, object]:
         "id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
         "name": f"image-{number}",
         "status": "active" if number % 10 else "queued",
-        # The member whose lists are measured sees all of the small database: his own, public and shared images.
+        # The member whose lists are measured sees all of the small database: own, public and shared images.
         "visibility": "public" if number % 200 == 0 or 60 <= number < 80 else "shared",
         "owner": PROJECT if number < 60 else f"project-{1 + number % 500}",
         "size": chance.randrange(1 << 34),

@@ -41,7 +41,7 @@ SIZE = argument("--size", 512) * MiB
 CACHE = 2.0
 #: On the slow line every 64 KiB of a connection take as many seconds.
 SLOW = 0.0005
-#: Digests that somebody has computed before.
+#: Digests that were computed before.
 KNOWN = Digests(None, "00" * 64)
 CleanUp = Callable[[], object]
 
@@ -62,7 +62,7 @@ class Source:
 
 
 class Hashed(Source):
-    """The same as it is read by somebody who needs both digests: one after the other, in the same thread."""
+    """The same as a caller reads it that needs both digests: one after the other, in the same thread."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pairs import MiB, Stored, received
 
-#: Neither takes settings from the one who runs a benchmark.
+#: Neither takes settings from the user of a benchmark.
 _NOTHING = {"RCLONE_CONFIG": "/dev/null", "RESTIC_PASSWORD": "benchmark", "HOME": "/nonexistent"}
 
 

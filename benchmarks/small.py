@@ -3,7 +3,7 @@
 
 python benchmarks/small.py [--json] [--only files|s3|gridfs] [--processor]
 
-The other side computes md5 and sha512 too where it adds, since whoever keeps images needs them, and flushes files as
+The other side computes md5 and sha512 too where it adds, since an image service needs them, and flushes files as
 storelib does. S3 is a server that costs nothing and keeps nothing (sink.py), so that the client is what is measured;
 that the same calls move the right bytes is what s3.py compares on radosgw.
 """

@@ -717,9 +717,9 @@ def check_image_id(image_id: str) -> None:
 def tenants_of(
     public: bool, read_tenants: Sequence[str] | None, write_tenants: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Who may read and who may write, as ``set_acls`` is told; raises Invalid where that could mean somebody else.
+    """Who may read and who may write, as ``set_acls`` is told; raises Invalid where that could mean others.
 
-    A single name is several to whoever iterates over it, and the text "false" is true.
+    A single name is several when iterated over, and the text "false" is true.
     """
     if not isinstance(public, bool):
         raise Invalid(f"public must be True or False, not {public!r:.80}")

@@ -50,7 +50,7 @@ class Messages:
     def sender(self) -> Callable[[], None]:
         """What sends one to all that listen; it raises what several libraries raise."""
         target = self._library.Target(topic=self._topic, fanout=True)
-        # Whoever misses this one looks by itself.
+        # A process that misses this one looks by itself.
         client = self._library.get_rpc_client(self._transport(), target, retry=2)
         return lambda: client.cast({}, "wake")
 

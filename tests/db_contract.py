@@ -1176,7 +1176,7 @@ class RepositoryContract(PreloadContract):
         sa.event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
         page = repository.images.list(Query(ADMIN, limit=50))
         assert len(statements) == 2
-        # Read one by one by somebody who remembers nothing.
+        # Read one by one by a caller that remembers nothing.
         others = Repository(database)
         assert page.images == tuple(others.images.get(image.id) for image in reversed(made))
         assert len(statements) == 2 + 2 * len(made)
@@ -1568,7 +1568,7 @@ class RepositoryContract(PreloadContract):
         image = make_active(repository, FAST, size=10)
         assert repository.images.stored("me") == 10
         monkeypatch.setattr(holdings, "LATE", -60_000_000)
-        # By somebody who does not say when.
+        # By a caller that does not say when.
         spoil = images.update().where(images.c.id == image.id)
         database.write(lambda connection: connection.execute(spoil.values(size=11)))
         assert repository.images.stored("me") == 10

@@ -73,7 +73,7 @@ GROUPS: Mapping[str, Sequence[cfg.Opt]] = {
             default=2,
             min=1,
             help="Nodes that must report a peer for wrong parts of an image before the others are not told of it any "
-            "more. Whoever found them wrong keeps away from that peer at once.",
+            "more. A node that found them wrong keeps away from that peer at once.",
         ),
         cfg.IntOpt(
             "up_limit", default=0, min=0, help="Bytes per second that a node sends to others at most; 0: its own limit."

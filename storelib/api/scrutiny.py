@@ -111,7 +111,7 @@ class Scrutiny(Looking):
                 continue
             where = f"store {each.store}" if each.store else "no store"
             LOG.error("audit: %s: image %s in %s: %s", each.kind, each.image_id, where, each.detail)
-            # No URI: those who listen need not know where data is.
+            # No URI: listeners need not know where data is.
             self._core.notify.error("audit", f"{each.kind}: image {each.image_id} in {where}")
         self._check(0)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/staged``: the data that is staged on this host, for the processes of other hosts that import it.
 
-It asks for no user. Whoever has the token that belongs to one staged image, which is in the database and nowhere else,
-gets that image and no other.
+It needs no user. Each staged image has a token, which is in the database and nowhere else; a client with it gets that
+image and no other.
 """
 
 from __future__ import annotations

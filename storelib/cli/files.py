@@ -186,7 +186,7 @@ def _open_locked(path: str) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return file
-        # The one who had it has just finished.
+        # Its holder has just finished.
         file.close()
 
 

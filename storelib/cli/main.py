@@ -143,7 +143,7 @@ def main() -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """Have stdin, stdout and stderr where whoever started this has closed them.
+    """Have stdin, stdout and stderr also where the parent process has closed them.
 
     The next file that is opened would get the number of one, and print() writes to stdout where there is no stderr.
     Reading the one and writing results to the other still fail.

@@ -274,7 +274,7 @@ def _states(api: Api, preloads: Iterable[str]) -> list[Document]:
 
 
 def _for_nobody(api: Api, preloads: Iterable[str]) -> list[str]:
-    """Those of these preloads, which no node has, that somebody asked for. A group without nodes may have a rule."""
+    """Those of these preloads, which no node has, that were asked for. A group without nodes may have a rule."""
     return [each for each in sorted(preloads) if api.ask("GET", _path("/v2/preloads", each))["origin"] != "rule"]
 
 

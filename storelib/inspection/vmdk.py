@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a VMDK name other files, for qemu and for those who read its descriptor more thoroughly.
+"""What makes a VMDK name other files, for qemu and for programs that read its descriptor more thoroughly.
 
 Modelled on qemu's block/vmdk.c: vmdk_probe, vmdk_open_vmdk4, vmdk_open_desc_file, vmdk_parent_open. Only one kind of
 VMDK has its data in itself: a header with a capacity, then a descriptor with one extent, the file itself.

@@ -174,7 +174,7 @@ class Cluster:
             raise
 
     def drop(self) -> None:
-        """The connection is of no more use: the next one who asks gets a new one."""
+        """The connection is of no more use: the next caller gets a new one."""
         self._connection = None
 
     def is_full(self) -> bool:

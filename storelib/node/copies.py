@@ -217,7 +217,7 @@ class Copy:
     def want(self, job: Job) -> None:
         """One more job, or what the API says of it now."""
         if job.preload not in self.jobs and self.phase is Phase.FAILED:
-            # Whoever asks anew does not wait for what became of an older job, nor hears that.
+            # A new request does not wait for what became of an older job, nor hears that.
             self.evicted, self.phase, self.reason, self._failures = False, Phase.QUEUED, None, 0
         self.jobs[job.preload] = job
 
@@ -301,7 +301,7 @@ class Copy:
                     LOG.warning("image %s cannot be passed on: %s", self.image, error)
 
     def _rescue(self) -> None:
-        """Have the bytes of a published file again where somebody removed their other name: they may be right."""
+        """Have the bytes of a published file again where their other name was removed: they may be right."""
         target, record = self._workshop.target, self.record
         if record.foreign or target.converts(record.disk_format) or target.identity(self.image) != record.published:
             return
@@ -325,7 +325,7 @@ class Copy:
             target.refresh(self.image)
         if target.identity(self.image) is not None or self.phase is not Phase.READY:
             if self.phase is Phase.READY and self._is_cut():
-                self.doubt("somebody changed the length of its file")
+                self.doubt("the length of its file was changed")
             return True
         if not self.jobs and not pinned:
             return False

@@ -82,7 +82,7 @@ class Disk:
         self._made()
 
     def _made(self) -> Path:
-        """The directory, also after somebody removed it. Without ``state_dir`` there is none."""
+        """The directory, also after it was removed. Without ``state_dir`` there is none."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         return self._directory
 
@@ -144,7 +144,7 @@ class Disk:
             return False
 
     def last_used(self, image: str, target: Path) -> float:
-        """When somebody last read an image or, as nova does, touched it; seconds since the epoch."""
+        """When an image was last read or, as by nova, touched; seconds since the epoch."""
         times = [0.0]
         for path in (self.data(image), target):
             try:

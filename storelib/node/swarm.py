@@ -280,8 +280,8 @@ class Swarm:
         found.counted = counted
 
     def _count_rest(self, found: _Torrent) -> None:
-        """What came since it was last looked, from connections that are closed by now: of an image that is fetched
-        between two looks that is all of it. Whoever may read from the API does, while no other node has all of it."""
+        """What came since it was last looked, from connections that are closed by now: all of it for an image that
+        is fetched between two looks. A node that may read from the API does while no other node has all of it."""
         self._count(found)
         rest = max(found.handle.status().total_payload_download - found.from_source - found.from_peers, 0)
         if found.peers and not found.url:
@@ -353,7 +353,7 @@ class Swarm:
         reader.begin(reading, lambda: self._read_on(reader, reading))
 
     def _read_on(self, reader: Reader, reading: Reading) -> None:
-        """Until all is there, whoever it is from."""
+        """Until all is there, wherever it comes from."""
         numbers = list(range(reading.pieces.count))
         # Nodes that read the same image at a time have different pieces for each other.
         random.shuffle(numbers)

@@ -58,7 +58,7 @@ def _torrent(name: str, pieces: Pieces, authority: str | None, root: bytes) -> b
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a torrent of one file says. ``authority`` is None if those who take part need no certificate."""
+    """What a torrent of one file says. ``authority`` is None if peers need no certificate."""
 
     name: str
     pieces: Pieces

@@ -138,7 +138,7 @@ class LiveRun:
             self._promises[item.nodeid] = " ".join((item.function.__doc__ or item.name).split())
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        """Say what comes next, for those who wait."""
+        """Say which test comes next."""
         if self._interrupted:
             raise KeyboardInterrupt
         group = os.path.basename(location[0]).removesuffix(".py")

@@ -21,7 +21,7 @@ LARGE_PAGE = 2 * MiB
 
 
 def nothing() -> None:
-    """For those who hold nothing back."""
+    """For callers that hold nothing back."""
 
 
 class Waiter(Protocol):

@@ -20,7 +20,7 @@ from storelib.transfer.forking import forget_in_child
 
 #: Which part of the machine's memory, or of its cgroup's, transfers may hold.
 _SHARE = 4
-#: Seconds in which none of those who wait got anything, after which one goes on though there is no room: others may
+#: Seconds in which no waiting transfer got anything, after which one goes on though there is no room: others may
 #: wait for it, or never give back what they hold. The next one waits twice as long, up to the longest.
 _PATIENCE, _LONGEST = 2.0, 8.0
 _NO_LIMIT = 1 << 60
@@ -54,7 +54,7 @@ class MemoryBudget:
         self._served = time.monotonic()
         self._patience = _PATIENCE
         # Bytes beyond the limit that were let out for want of patience, and go round as long as the limit is held by
-        # those who do not move: a client that does not read, for example.
+        # transfers that do not move: of a client that does not read, for example.
         self._beyond = 0
         self._process = object()
         self._scratch: deque[bytearray] = deque(maxlen=_KEPT)
@@ -83,7 +83,7 @@ class MemoryBudget:
     # -- What accounts call -------------------------------------------------------------------------------------------
 
     def wait(self, account: Account, size: int, check: Callable[[], None]) -> None:
-        """The first ``size`` bytes of an account. Those who wait get theirs in turn; ``check`` may end the waiting."""
+        """The first ``size`` bytes of an account. Waiting callers get theirs in turn; ``check`` may end the waiting."""
         ticket = object()
         try:
             if self._has_at_once(account, size, ticket):
@@ -100,7 +100,7 @@ class MemoryBudget:
                     self._changed.notify_all()
 
     def _has_at_once(self, account: Account, size: int, ticket: object) -> bool:
-        """Whether the bytes are granted without waiting; else ``ticket`` stands behind those who wait."""
+        """Whether the bytes are granted without waiting; else ``ticket`` stands behind the waiting ones."""
         with self._lock:
             # Where this thread holds some for another stage of its transfer, that one waits for this.
             if account.owner in self._held:

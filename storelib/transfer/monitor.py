@@ -22,7 +22,7 @@ class Monitor:
         self._error: BaseException | None = None
 
     def move(self) -> None:
-        """Note that something moved, which nobody waits for: those who wait look at that when their time is over."""
+        """Note that something moved, which nobody waits for: waiting threads look at that when their time is over."""
         self._moved = time.monotonic()
 
     def beat(self) -> None:

@@ -224,7 +224,7 @@ class ChunkSource(Source):
             del chunk
         count = min(len(view), len(self._rest))
         view[:count] = self._rest[:count]
-        # Whoever gives the next chunk may have the memory of this one for it.
+        # The source may use the memory of this chunk for the next one.
         self._rest = self._rest[count:] if count < len(self._rest) else _NONE
         return count
 

@@ -159,7 +159,7 @@ class TaskQueue:
         """One thread's shift, until there is nothing more to do, or nothing more can be done."""
         try:
             self._serve(shift)
-        except BaseException as error:  # noqa: BLE001  (no memory, as a rule; handed to those who wait for this thread)
+        except BaseException as error:  # noqa: BLE001  (no memory, as a rule; handed to threads that wait for this one)
             with self._monitor.changed:
                 self.error = self.error or error
                 self._end(shift)
@@ -209,7 +209,7 @@ class TaskQueue:
                     task.done = error is None and not again
                     self.error = self.error or error
                 if self._as_one and self._tasks and self.error is None:
-                    # Woken by each, those who wait would only go to sleep again.
+                    # Woken by each, waiting threads would only go to sleep again.
                     self._monitor.move()
                 else:
                     self._monitor.beat()

@@ -100,7 +100,7 @@ class ThreadPool:
             self._waiting.append(job)
 
     def done(self) -> None:
-        """Called at the end of a job, before those who wait for it are told: this thread is in none any more."""
+        """Called at the end of a job, before waiting threads are told: this thread is in none any more."""
         worker = _current.worker
         assert worker is not None  # noqa: S101  (it is a thread of a pool)
         worker.free = True

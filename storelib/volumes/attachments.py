@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 #: without a response has reserved. Who is slower tries again.
 _CONNECTING = 1.0
 #: States in which a volume is for a moment, while a client attaches, grows or leaves it. Nobody else can do so then:
-#: of ten who begin to read one image at once, nine wait for their turn.
+#: of ten that begin to read one image at once, nine wait for their turn.
 _PASSING = ("reserved", "attaching", "detaching", "extending")
 #: Seconds that a client waits for its turn, and at most between two tries.
 _TURN, _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 0.1, 2.0
@@ -146,7 +146,7 @@ def _reserve_in_turn(api: BlockStorage, volume: str, mode: str) -> str:
             is_over = unexplained == _UNEXPLAINED or time.monotonic() > end
             if is_over or not (is_free or found.status in _PASSING):
                 raise _refusal(volume, found) from error
-        # At random, so that those who were refused together do not come back together.
+        # At random, so that clients that were refused together do not come back together.
         time.sleep(within(random.uniform(0, pause)))  # noqa: S311  (nothing secret)
         pause = min(1.5 * pause, _LONGEST_PAUSE)
 

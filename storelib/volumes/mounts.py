@@ -80,7 +80,7 @@ class Mounts:
             try:
                 self._root.run("umount", path)
             except CommandFailed as error:
-                # glance_store, or somebody who looks around there: it stays for the next one.
+                # glance_store, or a user who looks around there: it stays for the next one.
                 LOG.warning("%s could not be unmounted: %s", path, error.said)
 
 

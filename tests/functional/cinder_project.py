@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A project in Cinder as anybody sees it who has a token; nothing of the driver is used."""
+"""A project in Cinder as any user with a token sees it; nothing of the driver is used."""
 
 import urllib.parse
 

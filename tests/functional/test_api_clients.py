@@ -102,7 +102,7 @@ class Backends(NamedTuple):
 
 
 class Caller:
-    """Somebody with both clients and a token, or with a password, for which they ask Keystone themselves."""
+    """A caller with both clients and a token, or with a password, for which the clients ask Keystone themselves."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Deployment:
         self._process.stdout.close()
 
     def meet_anybody(self, clients: Clients) -> None:
-        """The caller of a server that asks nobody who he is; only here does openstack find out the version."""
+        """The caller of a server without authentication; only here does openstack find out the version."""
         openstack = {"OS_AUTH_TYPE": "none", "OS_ENDPOINT": self.url}
         glance = {"OS_IMAGE_URL": self.url, "OS_AUTH_TOKEN": "none"}
         self.callers["anybody"] = Caller(clients, openstack=openstack, glance=glance)
@@ -507,7 +507,7 @@ ALL = frozenset(PEOPLE)
 READERS = ALL - {"stranger"}
 MEMBERS = READERS - {"reader"}
 ADMIN = frozenset({"admin"})
-#: Whoever may download what is public or shared with him.
+#: Callers who may download what is public or shared with them.
 USERS = ALL - {"reader"}
 
 UPLOADED = {"status": "active", "os_hash_value": digest(DATA), "size": len(DATA)}

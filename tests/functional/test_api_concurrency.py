@@ -116,7 +116,7 @@ class Picture:
         self.history: list[str] = []
         #: The names of what was done with it.
         self.done: set[str] = set()
-        #: Whatever anybody tried to upload, by its sha512.
+        #: All data that a caller tried to upload, by its sha512.
         self.tried: dict[str, Piece] = {}
         #: The data of which an upload was answered with success, and what was read.
         self.stored: list[str] = []
@@ -373,7 +373,7 @@ class Client(threading.Thread):
 
     def delete(self, picture: Picture) -> bool:
         picture.deleting = True
-        # 403: somebody else is deleting it. 409: it has got its data in this moment.
+        # 403: another caller is deleting it. 409: it has got its data in this moment.
         answer = self.ask(picture, "DELETE", self.path(picture), {204, 403, 404, 409})
         picture.deleted |= answer.status == 204
         return answer.status == 204
@@ -498,7 +498,7 @@ class Client(threading.Thread):
         # In front, so that others get at it while it is being written.
         self.crowd.add(picture)
         body = blocks(piece.data) if self.chance.random() < 0.4 or not piece.size else piece.data
-        # 409: somebody else was faster with the data. 412: it was deleted meanwhile.
+        # 409: another caller was faster with the data. 412: it was deleted meanwhile.
         answer = self.ask(picture, "POST", "/v1/images", {201, 404, 409, 412}, body, headers)
         if answer.status == 201:
             picture.created = True

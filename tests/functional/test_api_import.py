@@ -47,7 +47,7 @@ def deployment(directory: Path, auth: str, plugins: str = "", more: str = "") ->
 
 
 class Caller:
-    """Somebody with a token, at one server."""
+    """A caller with a token, at one server."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url, self._headers = url, {"X-Auth-Token": token}

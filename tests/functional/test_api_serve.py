@@ -141,7 +141,7 @@ class TestServing:
         ],
     )
     def test_a_proxy_is_believed_only_where_the_configuration_says_so(self, served, headers):
-        """Anybody can send these."""
+        """Any client can send these."""
         [server] = served.servers
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
         with contextlib.closing(connection):

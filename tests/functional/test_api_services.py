@@ -80,7 +80,7 @@ class World:
         self.member = self.caller("demo", "demo")
 
     def caller(self, user: str, project: str) -> dict[str, str]:
-        """What a service knows of somebody who asks it for something."""
+        """What a service knows of a caller."""
         token, described = self.keystone.token(user, project)
         return {
             "token": token,

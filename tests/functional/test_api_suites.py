@@ -105,7 +105,7 @@ SKIPPED = (
 
 
 class Service:
-    """The API on two hosts, in a region of Keystone's catalog, with an image that anybody sees."""
+    """The API on two hosts, in a region of Keystone's catalog, with an image that all see."""
 
     def __init__(self, directory: Path, connection: str, variant: Variant, keystone: Keystone, nginx: Nginx) -> None:
         ini = INI.replace("{shared}", str(directory))

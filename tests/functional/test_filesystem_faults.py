@@ -688,7 +688,7 @@ def test_no_descriptor_is_closed_twice_after_a_close_that_failed(tmp_path, monke
         close(descriptor)
         if path.startswith(str(tmp_path)):
             closed.append(descriptor)
-            # The number is somebody else's at once.
+            # The number is another file's at once.
             mine.append(os.open("/dev/null", os.O_RDONLY))
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -259,7 +259,7 @@ def test_image_of_unknown_length_that_shrinks_is_noticed(store):
 
 
 def test_server_that_answers_one_request_at_a_time_may_tell_the_length_to_head_only(store):
-    data = bytes(24 * MiB)  # more than a connection takes before somebody reads
+    data = bytes(24 * MiB)  # more than a connection takes before it is read
     image = b"HTTP/1.0 200 OK\r\n\r\n" + data
     length = f"HTTP/1.0 200 OK\r\nContent-Length: {len(data)}\r\n\r\n".encode()
     with answering(image, length, image) as (port, _):

@@ -147,7 +147,7 @@ def test_an_image_that_made_room_although_a_job_wants_it_is_not_fetched_again_an
 def test_a_full_disk_fails_the_image_and_nothing_else(api, nodes, tmp_path):
     with mounts.tmpfs(tmp_path / "small", 4 * MiB) as small:
         node = nodes(api, 1, directory=small).start()
-        # Somebody else's file comes when the room was counted.
+        # Another program's file comes when the room was counted.
         api.sources = 0
         want(api, 0)
         wait_until(lambda: api.state("n1", "p0") == "fetching")

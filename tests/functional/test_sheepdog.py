@@ -808,7 +808,7 @@ def test_write_that_is_cut_is_an_error(store, vdi):
 
 
 def test_vdi_of_the_wrong_size_is_never_published(cluster, store, image_id):
-    """Somebody made it shorter or longer than the image: nothing that dog says would tell."""
+    """It was made shorter or longer than the image: nothing that dog says would tell."""
     plain = store.open_writer
 
     def open_writer(*arguments):
@@ -1142,7 +1142,7 @@ def test_delete_whose_answer_was_lost_is_done_again_without_harm(cluster, store,
 
 
 def test_delete_whose_listing_was_lost_spares_what_came_after(cluster, store, image_id):
-    """The delete is done, and in the same second somebody adds the id again: vdis have names only."""
+    """The delete is done, and in the same second the id is added again: vdis have names only."""
     uri = store.add(image_id, b"some bytes").uri
     other = open_sheepdog(cluster)
 
@@ -1176,7 +1176,7 @@ def test_delete_that_was_not_made_and_not_listed_is_made_again(cluster, store, i
 
 
 def lost(store, cluster, others=b"", token=None):
-    """The first clone's answer is lost; before that somebody else had made an image of the name."""
+    """The first clone's answer is lost; before that another client had made an image of the name."""
 
     def lose():
         if others:

@@ -135,7 +135,7 @@ def open_swift(server, **options):
 
 
 class Account:
-    """An account as anybody sees it who has a token; nothing of the driver is used."""
+    """An account as any user with a token sees it; nothing of the driver is used."""
 
     def __init__(self, url, token):
         self.url = url

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much work an operation is, counted: ceilings that hold on any machine, where a time would not.
 
-Whoever makes one of these higher makes something slower for all, and says here why.
+A change that raises one of these makes something slower for all, and says here why.
 """
 
 from __future__ import annotations

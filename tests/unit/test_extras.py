@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever misses a package of an extra hears how to install it, in the same words."""
+"""A caller without a package of an extra is told how to install it, always in the same words."""
 
 from __future__ import annotations
 

@@ -129,6 +129,6 @@ def test_a_driver_with_an_owns_of_its_own_is_asked_for_every_location():
     owners = Owners([other, everywhere, plain, rooted, without])
     assert owners.of("memory://plain/image", "memory") == [everywhere, plain, without]
     assert owners.of("memory://plain/here", "memory") == [everywhere, plain, rooted, without]
-    # So is a single store that somebody has changed.
+    # So is a single store that was changed.
     other.owns = lambda location: True
     assert Owners([other, plain]).of("memory://plain/image", "memory") == [other, plain]

@@ -173,7 +173,7 @@ def test_answer_without_the_id_of_the_upload_is_told_plainly():
 
 @pytest.mark.parametrize("wrong", NOT_S3)
 def test_page_is_not_taken_for_an_image_of_this_id(wrong):
-    """Whoever answers the HEAD of an add that has to look first."""
+    """A server that responds to the HEAD of an add that has to look first."""
     with S3Server(instead=lambda operation, request: NOT_S3[wrong]) as server:
         for options in ({}, {"s3_store_conditional_writes": "off"}):
             with pytest.raises(StoreError) as caught:

@@ -303,7 +303,7 @@ def test_region_that_the_server_names_is_signed_for(operation):
 
 @pytest.fixture
 def foreign_environment(monkeypatch, tmp_path):
-    """Of somebody who uses other AWS tools elsewhere."""
+    """Of a user of other AWS tools elsewhere."""
     (tmp_path / "config").write_text(
         "[default]\nregion = nowhere-1\nendpoint_url = http://127.0.0.1:9\nca_bundle = /nonexistent\n"
         "s3 =\n  addressing_style = virtual\n  use_accelerate_endpoint = true\n  payload_signing_enabled = true\n"

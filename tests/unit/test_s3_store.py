@@ -245,7 +245,7 @@ HEADERS = (
 
 @contextlib.contextmanager
 def answering(answer):
-    """A server that sends these bytes to whoever connects; gives its port."""
+    """A server that sends these bytes to each client; returns its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():

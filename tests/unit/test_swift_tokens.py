@@ -29,7 +29,7 @@ def swift():
 
 
 def plant(swift, container, name="", data=b"theirs"):
-    """An image of somebody else's add, or the container for one."""
+    """An image of another client's add, or the container for one."""
     kept = {"x-object-meta-storelib-token": THEIRS} if name else {}
     swift.kept[container, ""] = {"x-container-meta-storelib": "yes", "x-container-meta-storelib-token": THEIRS}, b""
     if name:

@@ -603,7 +603,7 @@ class BlockStorageOfOne:
 
 
 class Refused(Exception):
-    """A volume that somebody has cannot be reserved."""
+    """A volume that is attached cannot be reserved."""
 
 
 def process_of(storage, tmp_path):
@@ -734,7 +734,7 @@ def test_those_who_wait_for_an_attachment_that_fails_get_its_error(shared):
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_attachment_that_cannot_be_noted_is_not_made_or_ended(shared, tmp_path, monkeypatch, written):
-    """A full disk: whoever has an attachment that nobody has noted keeps the image from ever being deleted."""
+    """A full disk: an attachment that was not noted keeps the image from ever being deleted."""
     attachments, storage = shared
     storage.may_detach.set()
     plain, left = os.write, [written]

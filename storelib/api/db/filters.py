@@ -118,7 +118,7 @@ def _sets(query: Query, deleted: bool) -> Iterator[Visible]:
 
 
 def _narrowed(query: Query, found: Visible) -> Visible:
-    """Where only images of one owner are asked for, what that owner has is less than what anybody has."""
+    """Where only images of one owner are asked for, what that owner has is less than what all have."""
     if query.owner is None or found.prefix == "owner":
         return found
     filters = found.filters

@@ -6,8 +6,8 @@ racing uploads cannot all fit into the same room.
 
 What is staged is few images. What is in stores is kept as a sum, with what of it each image is (``stored_bytes``): then
 only images that changed since the sum was made are looked at. Every change of an image moves its ``updated_at``, by
-older versions too, so nobody but who asks for a sum has to know of it. A transaction may be committed some time after
-the moment that it wrote there, and by another host's clock, which is why what changed LATE before is looked at again.
+older versions too, so no other code has to know of the sum. A transaction may be committed some time after the
+moment that it wrote there, and by another host's clock, which is why what changed LATE before is looked at again.
 """
 
 from __future__ import annotations

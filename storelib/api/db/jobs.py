@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of jobs: work on uploads that waits for a process to take it, or is done by the one that has the upload.
 
-A job is there as long as its upload, and whoever ends that ends both.
+A job is there as long as its upload, and ending that ends both.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Jobs(Table):
     def take(self, connection: Connection, process_id: str, *, token: str, owners_at_rest: bool = False) -> Job | None:
         """Make the next waiting job, and its upload, one of this process; None if there is none.
 
-        The owner for whom the least is being done comes first, of equals the one who waits longest. ``owners_at_rest``
+        The owner for whom the least is being done comes first, of equals the one that waits longest. ``owners_at_rest``
         takes jobs only of those for whom nothing is being done. Raises UploadLost if the process has no lease.
         """
         if not has_lease(connection, process_id):
             raise UploadLost("this process has no lease any more")
         while (row := connection.execute(_next(owners_at_rest)).one_or_none()) is not None:
-            # Others may be at the same one; its upload is held first, as by those who end it.
+            # Others may be at the same one; its upload is held first, as by processes that end it.
             held = sa.select(uploads.c.token).where(uploads.c.image_id == row.image_id).with_for_update()
             if connection.execute(held).first() is None:
                 continue

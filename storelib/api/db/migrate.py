@@ -242,7 +242,7 @@ def _refuse_foreign_tables(connection: Connection, database: Database) -> None:
 
 @contextlib.contextmanager
 def _alone(database: Database) -> Iterator[Connection | None]:
-    """A connection outside of transactions that holds the lock of those who migrate; None for SQLite, which needs none.
+    """A connection outside of transactions that holds the lock of migrations; None for SQLite, which needs none.
 
     It is waited for outside of transactions, too: an index that is built beside others is complete only when all
     transactions that began before are over.

@@ -208,7 +208,7 @@ class Preloads(Table):
             sa.select(*columns)
             .select_from(preload_nodes.join(nodes, n.id == pn.node_id).outerjoin(told, told.c.node_id == n.id))
             .where(pn.preload_id == preload_id, pn.state != "failed", n.port > 0, n.seen_at >= since)
-            # Whoever has all of it, then those that began.
+            # Those that have all of it, then those that began.
             .order_by(sa.case({"ready": 0, "verifying": 1, "fetching": 2}, value=pn.state, else_=3), n.id)
             .limit(MOST_PEERS)
         )
@@ -221,8 +221,8 @@ class Preloads(Table):
         """Note that a node found wrong parts with those at these addresses and ports; returns the names of those of
         which it had not told before.
 
-        Whoever connected to it did so from a port of the system's choice: at a port that is no node's it is the only
-        node with that address.
+        A peer that connects does so from a port of the system's choice: at a port that is no node's it is the only node
+        with that address.
         """
         columns = sa.select(n.id, n.name, n.address, n.port).join_from(nodes, preload_nodes, n.id == pn.node_id)
         addresses = {address for address, _ in places}

@@ -68,7 +68,7 @@ class Metrics:
             child = self._children[key] = self._requests.labels(*key)
         began = getattr(req.context, "began", None)
         child.observe(0 if began is None else time.perf_counter() - began)
-        # Set by those who take and give data: the body of an upload may have no length.
+        # Set by what takes and gives data: the body of an upload may have no length.
         if received := getattr(req.context, "received", None):
             self._received.inc(received)
         if sent := getattr(req.context, "sent", None):

@@ -92,7 +92,7 @@ class Background:
         with self._filling:
             self._settle()
             while not self._closed and (room := self._workers.room()) is not None:
-                # Those who have less to do come first.
+                # Those with less to do come first.
                 time.sleep(PAUSE * self._workers.count())
                 job = self._take(owners_at_rest=room == "new")
                 if job is None:

@@ -108,7 +108,7 @@ class Core:
         )
 
     def tell_task(self, task_id: str, *events: str) -> None:
-        """Tell those who listen of a task as it is now; that the database does not answer is only logged."""
+        """Notify of a task as it is now; that the database does not answer is only logged."""
         if not self.notify.active:
             return
         try:

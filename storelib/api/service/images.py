@@ -215,7 +215,7 @@ class Images:
             except StaleImage:
                 if attempt == ATTEMPTS - 1:
                     raise
-                # Those who change the same image at once do not all come back at once.
+                # Callers that change the same image at once do not all come back at once.
                 time.sleep(random.uniform(0, PAUSE * attempt))  # noqa: S311  (no secret)
                 continue
             draft.delete_dropped()
@@ -246,7 +246,7 @@ class Images:
         else:
             deleted = self._delete_with_data(context, image)
         if TASK in deleted.properties:
-            # Whoever is at it finds no upload any more with which it could end.
+            # A process at work on it finds no upload any more with which it could end.
             self._tasks.fail(image.id, (), "the image was deleted")
         self._uncache(image.id)
         # Last, since data that is in use keeps the image as it is, which needs its key.

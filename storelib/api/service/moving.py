@@ -371,7 +371,7 @@ class Move:
                 self._progress(self._copied)
 
     def _prove_copy(self, image: Image, old: ImageLocation) -> None:
-        """The image is in both stores already: an earlier move ended here, or somebody copied it."""
+        """The image is in both stores already: an earlier move ended here, or it was copied."""
         copy = self._place(image.locations, self._target)
         assert copy is not None  # noqa: S101  (the caller looked)
         self._read_back(copy.uri, image.size, _on_record(image) or self._digest_of(old.uri), _whatever)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications: what happened to images, told to those who listen on the message bus. Off unless configured."""
+"""Notifications: what happened to images, sent to the message bus. Off unless configured."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-#: Seconds of one wait at most, so that those who wait notice soon that they shall stop.
+#: Seconds of one wait at most, so that a waiting thread notices soon that it shall stop.
 STEP = 1.0
 
 

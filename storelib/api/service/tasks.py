@@ -137,10 +137,10 @@ class Tasks:
             LOG.warning("image %s: the end of its task is not noted: %s", image_id, error)
 
     def of_image(self, context: Context, image_id: str) -> Sequence[Task]:
-        """The tasks of an image, the latest first: all for the image's project and for those who may see any task.
+        """The tasks of an image, the latest first: all for the image's project and for callers who may see any task.
 
         To others, who may see the image, they would tell who imported it from where. Where in a store its data is,
-        which a service has said, they tell those who may know it.
+        which a service has said, is shown only to callers who may know it.
         """
         image, project = self._core.get_visible(context, image_id), context.project_id
         found = self._core.repository.tasks.of_image(image_id)

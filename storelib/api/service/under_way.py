@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process is doing now, for those who watch it: uploads, imports, bytes that are being staged."""
+"""What this process is doing now, for monitoring: uploads, imports, bytes that are being staged."""
 
 from __future__ import annotations
 

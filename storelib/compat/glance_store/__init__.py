@@ -22,7 +22,7 @@ from storelib.compat.glance_store import (  # noqa: F401
     multi_backend,
 )
 
-#: Modules that are attributes of glance_store by chance; imported for those who rely on that.
+#: Modules that are attributes of glance_store by chance; imported for code that relies on that.
 _BY_CHANCE = {"extension": "stevedore.extension", "importutils": "oslo_utils.importutils", "units": "oslo_utils.units"}
 
 

@@ -49,7 +49,7 @@ _STORE_OPTS = [
 
 
 def driver_of(entry: str) -> str | None:
-    """The driver of storelib that an entry point of glance_store names; None for one of somebody else."""
+    """The driver of storelib that an entry point of glance_store names; None for a third party's."""
     kind = entry.removeprefix("glance.store.").removesuffix(".Store")
     return next((name for name, module in _MODULES.items() if kind in (name, module)), None)
 
@@ -140,7 +140,7 @@ def load(store_entry: str, invoke_load: bool, *arguments: Any) -> Any:
     """A store that is not configured yet, or its class; None, with a warning, where it cannot be loaded."""
     try:
         found = store_class(store_entry)
-    except Exception as error:  # noqa: BLE001  (whatever a module of somebody else raises, others work without it)
+    except Exception as error:  # noqa: BLE001  (whatever a third-party module raises, others work without it)
         return _unloadable(store_entry, error)
     try:
         return found(*arguments) if invoke_load else found
@@ -217,7 +217,7 @@ def get_store_from_scheme(scheme: str) -> Any:
     known = location.SCHEME_TO_CLS_MAP[scheme]
     store = known["store"]
     if not store.is_capable(capabilities.BitMasks.DRIVER_REUSABLE):
-        # A driver of somebody else whose stores are for one use.
+        # A third-party driver whose stores are for one use.
         store = _load_store(store.conf, known["store_entry"], invoke_load=True)
         store.configure()
         location.register_scheme_map({each: {**known, "store": store} for each in store.get_schemes()})

@@ -12,7 +12,7 @@ from storelib.compat.glance_store import exceptions
 
 
 class BitMasks(enum.IntEnum):
-    """Whoever can read or write at an offset or in chunks can read or write at all, so those bits are in each mask."""
+    """Reading or writing at an offset or in chunks includes reading or writing at all: those bits are in each mask."""
 
     NONE = 0b00000000
     ALL = 0b11111111

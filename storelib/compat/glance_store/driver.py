@@ -71,7 +71,7 @@ class Store(capabilities.StoreCapability):
             self.configure_add()
         except exceptions.BadStoreConfiguration as error:
             self.unset_capabilities(capabilities.BitMasks.WRITE_ACCESS)
-            # In one string, as those who watch for it know it.
+            # In one string, as log watchers expect it.
             LOG.warning(f"Failed to configure store correctly: {error} Disabling add method.")
             if re_raise_bsc:
                 raise

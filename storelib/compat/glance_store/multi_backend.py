@@ -166,7 +166,7 @@ def get_store_from_store_identifier(store_identifier: str) -> Any:
     known = _known(store_identifier)
     store = known["store"]
     if not store.is_capable(capabilities.BitMasks.DRIVER_REUSABLE):
-        # A driver of somebody else whose stores are for one use.
+        # A third-party driver whose stores are for one use.
         store = _load_multi_store(store.conf, known["store_entry"], backend=store_identifier)
         store.configure()
         for scheme in store.get_schemes():

@@ -157,7 +157,7 @@ class CinderStore(Store[CinderLocation]):
                 try:
                     found = self._info(volume)
                 except StoreError as error:
-                    # Its metadata was changed by hand, or it is somebody else's; the others are images all the same.
+                    # Its metadata was changed by hand, or it is another program's; the others are images all the same.
                     LOG.warning("not listed: %s", error)
                 else:
                     yield found

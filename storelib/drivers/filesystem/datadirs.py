@@ -361,7 +361,7 @@ def make_datadir(path: str, *, flush: bool) -> None:
         try:
             flush_directory(above)
         except OSError:
-            # The next one who needs it makes and flushes it again.
+            # The next one that needs it makes and flushes it again.
             with contextlib.suppress(OSError):
                 os.rmdir(path)
             raise
@@ -371,7 +371,7 @@ def make_directory(path: str, below: Sequence[str], flushed: set[tuple[str, ...]
     """Like open_directory, but makes what is missing below ``path``.
 
     ``flushed`` are the directories whose entry in their parent is known to be on stable storage; this adds to it, and
-    what failed to be flushed, here or in another process, is flushed by the next one who needs it. None: no flushing.
+    what failed to be flushed, here or in another process, is flushed by the next one that needs it. None: no flushing.
     """
     if not below:
         return open_directory(path)

@@ -119,7 +119,7 @@ class Publication:
             raise
 
     def adopt(self, file: int) -> bool:
-        """Publish an open file that somebody else has made, beside the names it has; returns whether that can be."""
+        """Publish an open file that another has made, beside the names it has; returns whether that can be."""
         self.create()
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_dev != os.fstat(self.directory).st_dev:

@@ -94,7 +94,7 @@ def _in_pool(image: Any, place: Dead) -> Garbage | None:
     under_way = publication.split(place.name)
     known = snapshots(image)
     if under_way is None:
-        # Deleted in part. One without a mark of its own may be anybody's.
+        # Deleted in part. One without a mark of its own may be another program's.
         dead = not known and publication.is_being_deleted(image)
     elif publication.is_temporary(place.name, image):
         dead = known in ([], [SNAPSHOT])

@@ -56,7 +56,7 @@ class RbdReader(Reader):
             self.concurrency = min(self.concurrency, 2)
 
     @property
-    def digest(self) -> Digest | None:  # type: ignore[override]  # asked for only by those who want it
+    def digest(self) -> Digest | None:  # type: ignore[override]  # asked for only where it is wanted
         """What was recorded with the image, one request to the cluster."""
         return digest_of(self._image)
 

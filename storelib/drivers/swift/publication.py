@@ -296,7 +296,7 @@ class Publication:
     def _is_left_alone(self) -> bool:
         """Whether it was an earlier attempt of this writer, whose response was lost, that made the container.
 
-        Anybody else who made it would have said so by now.
+        Another writer that made it would have said so by now.
         """
         for _ in range(_LOOKS):
             token = (self.account.find(self.container) or {}).get(CLAIM_HEADER)

@@ -45,13 +45,13 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.StrOpt(
         "vmware_thumbprint",
         help="SHA-1, SHA-256 or SHA-512 thumbprint of the server's certificate, in hexadecimal with or without colons. "
-        "With it that certificate is trusted and no other, whoever signed it.",
+        "With it that certificate is trusted and no other, no matter what authority signed it.",
     ),
     cfg.BoolOpt(
         "vmware_insecure",
         default=False,
         deprecated_name="vmware_api_insecure",
-        help="Do not verify the certificate of the server. Whoever sits between can then read the password and replace "
+        help="Do not verify the certificate of the server. A man in the middle can then read the password and replace "
         "every image.",
     ),
     # -- How long ---------------------------------------------------------------------------------------------

@@ -137,8 +137,8 @@ class Publication:
     def _is_alone(self, target: Target) -> bool:
         """No other add has published the image in that datastore; both would have found out only now.
 
-        The one in the datastore that comes later in the alphabet withdraws at once. The other waits for that: whoever
-        stays has published before this one looked.
+        The one in the datastore that comes later in the alphabet withdraws at once. The other waits for that: an add
+        that stays has published before this one looked.
         """
         end = time.monotonic() + _WITHDRAWAL
         comes_later = (target.datacenter, target.name) < (self.target.datacenter, self.target.name)

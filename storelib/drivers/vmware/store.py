@@ -138,7 +138,7 @@ class VmwareStore(Store[VmwareLocation]):
         return [self.datastores.location(target, image_id) for target in self.datastores.targets]
 
     def images(self) -> Iterator[ImageInfo]:
-        """Every file of the directory in each datastore, whoever made it."""
+        """Every file of the directory in each datastore, no matter which program made it."""
 
         def look(target: Target) -> Iterator[ImageInfo]:
             for file in self.datastores.files(target, self.datastores.directory):

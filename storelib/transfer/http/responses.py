@@ -65,7 +65,7 @@ class _PunctualFile(io.RawIOBase):
         self._received = received
         self._socket = sock
         self.headers_ended = False
-        #: Whoever reads wants all of the buffer, not only what comes first of it, unless it is one of _BUFFER bytes.
+        #: The reader wants all of the buffer, not only what comes first of it, unless it is one of _BUFFER bytes.
         self.fills = False
 
     def readable(self) -> bool:

@@ -310,7 +310,7 @@ def write_object(daemon, inode, vid, index, inside, data):
     if owner is not None:
         with open(daemon.object(owner, index), "rb") as file:
             whole = file.read()
-    # Creating writes the whole object, whatever somebody else made of it meanwhile.
+    # Creating writes the whole object, whatever another client made of it meanwhile.
     fresh = f"{path}.{os.getpid()}"
     with open(fresh, "wb") as file:
         file.write(whole)

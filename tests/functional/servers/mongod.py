@@ -190,7 +190,7 @@ class Mongod:
         """Make the replica set and the administrator."""
         from pymongo import MongoClient
 
-        # Whoever comes from this machine may make the first user without logging in.
+        # A client on this machine may make the first user without logging in.
         tls = {"tls": True, "tlsCAFile": str(self.certificate)} if self.tls else {}
         with MongoClient(f"mongodb://{self.host}/", directConnection=True, **tls) as client:
             if self.replica_set:

@@ -103,7 +103,7 @@ class Processes:
 
 
 def _inherited() -> Mapping[str, str]:
-    """The environment without what would lead a server to somebody else's packages or through a proxy."""
+    """The environment without what would lead a server to other packages or through a proxy."""
     unwanted = ("PYTHON", "PIP_", "OS_", "VIRTUAL_ENV", "HTTP_PROXY", "HTTPS_PROXY")
     return {name: value for name, value in os.environ.items() if not name.upper().startswith(unwanted)}
 

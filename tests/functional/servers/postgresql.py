@@ -159,7 +159,7 @@ def wait_until(answers, process: subprocess.Popen[bytes]) -> bool:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a server accepts connections there."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

@@ -91,7 +91,7 @@ def lose_commit(repository: Repository, patch: pytest.MonkeyPatch, number: int, 
 
 
 class Caller:
-    """Somebody who sends requests; project None has no token."""
+    """A caller that sends requests; project None has no token."""
 
     def __init__(self, wsgi: Any, project: str | None, *roles: str) -> None:
         self.project = project
@@ -157,7 +157,7 @@ class Caller:
 
 
 class Deployment:
-    """One service and those who use it. ``options`` are of ``[api]``, ``sections`` more text of the file."""
+    """One service and its callers. ``options`` are of ``[api]``, ``sections`` more text of the file."""
 
     def __init__(self, directory: Path, sections: str = "", **options: Any) -> None:
         self.directory = directory

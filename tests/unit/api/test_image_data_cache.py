@@ -403,7 +403,7 @@ class TestWho(Cached):
             stream.read(HALF)
             assert self.api.alice.delete(f"/v2/images/{image_id}").status_code == 204
             gate.open()
-            # Those who read it go on.
+            # Its readers go on.
             assert stream.read() == DATA[HALF:]
             self.settle()
         assert (self.files(), self.unfinished()) == ([], [])

@@ -504,7 +504,7 @@ class TestSources:
         found[0].says(one, "ready", done=250)
         api.service.preload.agents._swarms._peers.put(one, (0.0, ()))
         assert api.nobody.get(sources[0]["url"]).status_code == 404
-        # Others have all of it: whoever began goes on, nobody else begins.
+        # Others have all of it: a node that began goes on, no other begins.
         assert found[1].job(one)["source"] is not None
         assert found[3].job(one)["source"] is None
 

@@ -755,7 +755,7 @@ class TestThreadsThatCannotStart:
         assert caught.value is error
         assert not [thread for thread in started if thread.is_alive()]
         assert {process.id for process in api.repository.processes.list()} == known
-        # The next one who needs it gets it, and threads that keep it.
+        # The next one that needs it gets it, and threads that keep it.
         assert lease.id in {process.id for process in api.repository.processes.list()}
         mine = [thread for thread in lease._threads if thread.is_alive()]
         assert [thread.name for thread in mine] == ["storelib-renew", "storelib-recover"]

@@ -55,7 +55,7 @@ class Worker:
         assert self.service.workers.wait(PATIENCE)
 
     def die(self):
-        """Leave without a word; whoever looks next finds its lease run out."""
+        """Leave without a word; the next one to look finds its lease run out."""
         self.service.background.close()
         self.service.core.repository.processes.leave(self.service.lease.id)
 

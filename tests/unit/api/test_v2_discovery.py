@@ -729,7 +729,7 @@ delete = @
 
     @pytest.mark.parametrize("name", ["SECRET_key", "secret-key", "Secret-Key", "\u017fecret_key"])
     def test_names_that_are_one_in_v1_have_one_rule(self, api, name):
-        """Or else what somebody calls so would be there, for clients of v1, in the place of what is protected."""
+        """Or else an image with such a property would have it, for clients of v1, in the place of what is protected."""
         image = api.alice.create()
         change = {"op": "add", "path": f"/{name}", "value": "mine"}
         assert api.alice.patch(image, change).status_code == 403

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver that somebody wrote for glance_store, beside storelib's own, and that what it does wrong stays with it."""
+"""A third-party driver for glance_store, beside storelib's own, and that what it does wrong stays with it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_without_the_variable_nothing_is_imported():
 
 @pytest.mark.parametrize("value", ["", " ", "0", "false", "No", "OFF"])
 def test_a_variable_that_says_no_changes_nothing(value):
-    """As somebody writes it into a unit file who goes back."""
+    """As an operator who goes back writes it into a unit file."""
     code = "import sys; print([name for name in sys.modules if name.startswith('storelib')])"
     assert run(code, STORELIB_GLANCE_STORE=value) == "[]"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images on web servers, as those who import glance_store get to see them."""
+"""Images on web servers, as importers of glance_store see them."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ _BUSY = frozenset({1205, 1213})
 def add_index(name: str, table: str, columns: Sequence[str], *, prefix: int | None = None) -> None:
     """Index a table that exists already, and is described so in ``schema.py``.
 
-    PostgreSQL would keep all who write it waiting, and SQLite all others until the whole migration is done, so that
-    ``migrate.sync`` builds it there behind the migration. MySQL and MariaDB build it beside those who write; as they
+    PostgreSQL would keep all writers waiting, and SQLite all others until the whole migration is done, so that
+    ``migrate.sync`` builds it there behind the migration. MySQL and MariaDB build it beside writers; as they
     commit each, one that is there is of a migration that was interrupted. There it has ``prefix`` characters of a text.
     """
     connection = op.get_bind()

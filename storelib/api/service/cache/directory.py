@@ -378,7 +378,7 @@ def announce_reader(file: int) -> None:
 
 
 def has_readers(file: int) -> bool:
-    """Whether somebody, in whatever process, announced to read the file; True where that is not known."""
+    """Whether any process announced to read the file; True where that is not known."""
     try:
         found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image on its way into the cache, and those who read it meanwhile.
+"""One image on its way into the cache, and its readers meanwhile.
 
 A thread of its own reads the store and writes the file, so that a slow reader keeps nobody waiting. Readers, of any
 process of the host, read what is in the file and wait for more; where it will not come, they read on from the store.
@@ -78,7 +78,7 @@ class Fill:
                 self._copy(source, digest)
             publish(self.begun)
         except DigestMismatch as error:
-            # For those who have read of it, too: what they have is worth nothing.
+            # For its readers, too: what they have is worth nothing.
             with suppress(OSError):
                 os.ftruncate(self.begun.file, 0)
             LOG.error("image %s: its data is wrong, and is not cached: %s", self.begun.image_id, error)
@@ -114,7 +114,7 @@ class Fill:
 
     def _check_wanted(self) -> None:
         check_time()
-        # What was removed meanwhile will not be published, but those who read it already go on.
+        # What was removed meanwhile will not be published, but those that read it already go on.
         removed = not os.fstat(self.begun.file).st_nlink
         worthwhile = not removed and (self._kept or self._written >= self.size / 2)
         if self._cancelled or not (worthwhile or has_readers(self.begun.file)):

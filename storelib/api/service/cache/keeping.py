@@ -149,7 +149,7 @@ class Keeper:
 
     def cached(self) -> Sequence[CachedImage]:
         """What is there, the one used last first, with what is known of it; raises OSError, ApiError."""
-        # Whoever has just received an image expects to find it here.
+        # A client that has just received an image expects to find it here.
         self._directory.settle(SETTLE)
         known = {each.image_id: each for each in self._core.repository.cached.list(self.node)}
         found = []

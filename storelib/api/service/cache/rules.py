@@ -26,7 +26,7 @@ TARGETS = ("cache", "queue")
 
 
 class Cache:
-    """The cache of this host; one that is not configured does nothing, and says so to those who ask about it."""
+    """The cache of this host; one that is not configured does nothing, and says so when asked."""
 
     def __init__(self, core: Core, workers: Workers, stores: FromStores) -> None:
         self._core = core
@@ -73,7 +73,7 @@ class Cache:
             keeper.used(image.id)
             self.on_download("hit", found.size)
             return found
-        # What is filled is filled for all, but reads with the rights of the one who was first.
+        # What is filled is filled for all, but read with the rights of the first caller.
         store, reading = functools.partial(self._stores, context, image), keeper.reading
         following = reading.follow(image, store) if asked is None else reading.part(image, *asked, store)
         if following is not None:

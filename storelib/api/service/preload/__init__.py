@@ -31,7 +31,7 @@ __all__ = ["Preloading"]
 
 
 class Preloading:
-    """All parts of it. One that is not enabled does nothing, and says so to those who ask."""
+    """All parts of it. One that is not enabled does nothing, and says so when asked."""
 
     def __init__(self, core: Core, data: Data, background: Background, lease: Lease, conf: cfg.ConfigOpts) -> None:
         options: Any = core.options.preload

@@ -222,7 +222,7 @@ class Agents:
     ) -> list[Claim]:
         wanted = []
         for each in work:
-            # Whoever reads reads to the end.
+            # A node that reads reads to the end.
             holds = any(
                 place.preload_id == each.preload_id and place.node_id == node.id and place.expires_at >= moment
                 for place in there

@@ -124,7 +124,7 @@ class Store(NativeStore):
         self._open_directories()
 
     def _open_directories(self) -> None:
-        """Whoever may read an image by its permissions may pass through its directory."""
+        """Let users who may read an image by its permissions pass through its directory."""
         mode = int(str(self.options.filesystem_store_file_perm), 8)
         passing = (stat.S_IXGRP if mode & stat.S_IRWXG else 0) | (stat.S_IXOTH if mode & stat.S_IRWXO else 0)
         for datadir in self._store().datadirs.all if passing else ():
@@ -133,8 +133,8 @@ class Store(NativeStore):
                 if now | passing != now:
                     os.chmod(datadir.path, now | passing)
             except OSError as error:
-                # Somebody else's directory, for example; it can be written to all the same.
-                LOG.warning("%s cannot be opened to those who may read its images: %s", datadir.path, error.strerror)
+                # Another user's directory, for example; it can be written to all the same.
+                LOG.warning("%s cannot be opened to the readers of its images: %s", datadir.path, error.strerror)
 
     def prefix(self) -> str:
         """The directory of new images; of several the one that comes first."""

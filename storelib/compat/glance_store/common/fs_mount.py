@@ -39,7 +39,7 @@ def mount(
             try:
                 processutils.execute(*command, run_as_root=True, root_helper=rootwrap_helper)
             except processutils.ProcessExecutionError:
-                # Somebody else may have mounted it meanwhile.
+                # Another process may have mounted it meanwhile.
                 if not os.path.ismount(mountpoint):
                     raise
         _write_count(mountpoint, _read_count(mountpoint) + 1)

@@ -139,7 +139,7 @@ _LARGE = {
 
 
 def _tell_sqlite_what_is_large() -> None:
-    """Statistics of a large deployment, so that the right indexes are walked without anybody running ANALYZE.
+    """Statistics of a large deployment, so that the right indexes are walked before ANALYZE was ever run.
 
     Without any, SQLite expects ten rows for any value: as many that are not deleted as of one owner. The format is in
     sqlite.org/fileformat2.html, 2.6.3; ANALYZE replaces them by what is true.
