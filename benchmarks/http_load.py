@@ -24,7 +24,7 @@ _CHUNK = 1024 * 1024
 #: How often a second slow clients do something.
 _TURNS = 4
 #: Seconds a server may be silent.
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 
 class Load(NamedTuple):
@@ -143,7 +143,7 @@ class _Clients:
                 connection.close()
 
     def _connect(self) -> socket.socket:
-        connection = socket.create_connection(self.address, PATIENCE)
+        connection = socket.create_connection(self.address, TIMEOUT)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.slowly:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)

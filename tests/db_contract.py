@@ -1536,9 +1536,9 @@ class RepositoryContract(PreloadContract):
         second = make_active(repository, FAST, size=3, owner=None)
         repository.images.update(repository.images.get(image.id), Changes({"owner": None}))
         assert sums("me", None) == [0, 13]
-        repository.images.bury(image.id, from_={"active"})
+        repository.images.soft_delete(image.id, from_={"active"})
         assert sums(None) == [3]
-        repository.images.unbury(image.id)
+        repository.images.restore(image.id)
         assert sums(None) == [13]
         repository.images.transition(second.id, from_={"active"}, to="deleted")
         assert sums("me", None) == [0, 10]
@@ -1813,40 +1813,40 @@ class RepositoryContract(PreloadContract):
 
     # -- images that are deleted, and whose data stays
 
-    def test_a_buried_image_is_deleted_and_can_come_back(self, repository):
+    def test_a_soft_deleted_image_is_deleted_and_can_come_back(self, repository):
         image = make(
             repository, status="active", size=1, locations=(NewLocation("file:///a", {"store": "s"}),), tags={"t"}
         )
-        gone = repository.images.bury(image.id, from_=("active",))
+        gone = repository.images.soft_delete(image.id, from_=("active",))
         assert (gone.status, gone.deleted, gone.locations) == ("pending_delete", True, ())
         with pytest.raises(ImageNotFound):
             repository.images.get(image.id)
         assert image.id not in set(repository.images.in_statuses(("pending_delete",)))
         with pytest.raises(ImageNotFound):
-            repository.images.bury(image.id, from_=("active",))
-        back = repository.images.unbury(image.id)
+            repository.images.soft_delete(image.id, from_=("active",))
+        back = repository.images.restore(image.id)
         assert (back.status, back.deleted_at, back.tags, back.locations) == ("active", None, ("t",), image.locations)
         with pytest.raises(ImageNotFound):
-            repository.images.unbury(image.id)
+            repository.images.restore(image.id)
 
-    def test_a_buried_image_comes_back_as_it_was(self, repository):
+    def test_a_soft_deleted_image_comes_back_as_it_was(self, repository):
         image = make_active(repository)
         repository.images.transition(image.id, from_={"active"}, to="deactivated")
-        repository.images.bury(image.id, from_=("active", "deactivated"))
-        back = repository.images.unbury(image.id)
+        repository.images.soft_delete(image.id, from_=("active", "deactivated"))
+        back = repository.images.restore(image.id)
         assert (back.status, back.properties) == ("deactivated", image.properties)
 
-    def test_a_buried_image_without_data_is_deleted_for_good(self, repository):
+    def test_a_soft_deleted_image_without_data_is_deleted_for_good(self, repository):
         image = make(repository, status="active", size=1, locations=(NewLocation("file:///a", {"store": "s"}),))
-        repository.images.bury(image.id, from_=("active",))
-        repository.images.end_burials()
+        repository.images.soft_delete(image.id, from_=("active",))
+        repository.images.finish_soft_deletes()
         assert repository.images.get(image.id, deleted=True).status == "pending_delete"
         [location] = repository.locations.pending_for(image.id)
         repository.locations.forget(image.id, location.id)
-        repository.images.end_burials()
+        repository.images.finish_soft_deletes()
         assert repository.images.get(image.id, deleted=True).status == "deleted"
         with pytest.raises(ImageNotFound):
-            repository.images.unbury(image.id)
+            repository.images.restore(image.id)
 
     # -- the tables
 

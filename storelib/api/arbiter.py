@@ -69,7 +69,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             self.WORKERS.update(leaving)
 
     def reap_workers(self) -> None:
-        """Bury dead workers. If one of a new configuration cannot start, the former one stays."""
+        """Reap dead workers. If one of a new configuration cannot start, the former one stays."""
         try:
             super().reap_workers()
         except HaltServer:

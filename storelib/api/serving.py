@@ -31,7 +31,7 @@ from storelib.api.app import Application, build_wsgi, create_app
 from storelib.api.arbiter import HELD_BACK, RETIRE, Arbiter
 from storelib.api.db import open_repository
 from storelib.api.lingering import Lingering
-from storelib.api.middleware.metrics_files import bury
+from storelib.api.middleware.metrics_files import mark_process_dead
 from storelib.api.service import Service
 from storelib.api.systemd import forget_sockets, socket_of_manager
 from storelib.api.unread import warn_of_unread
@@ -295,7 +295,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "forwarded_allow_ips": "",
             "secure_scheme_headers": {},
             "control_socket_disable": True,
-            "child_exit": lambda arbiter, worker: bury(worker.pid),
+            "child_exit": lambda arbiter, worker: mark_process_dead(worker.pid),
             "post_worker_init": lambda worker: self.on_worker(),
             "when_ready": lambda arbiter: self._announce(),
         }

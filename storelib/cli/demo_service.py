@@ -16,7 +16,7 @@ import click
 
 COMMAND = (sys.executable, "-c", "from storelib.cli.main import main; main()", "--format", "json")
 #: Seconds that one command, and stopping, may take.
-PATIENCE = 600.0
+TIMEOUT = 600.0
 
 
 class Broken(click.ClickException):
@@ -84,13 +84,13 @@ def serving(ini: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
 
 
 def call(*arguments: str | Path) -> list[dict[str, Any]]:
     """One command and the documents it prints."""
     done = subprocess.run(  # noqa: S603  (our own command)
-        [*COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+        [*COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
     )
     if done.returncode:
         raise Broken(

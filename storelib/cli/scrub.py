@@ -31,7 +31,7 @@ def scrub(session: Session, older_than: float | None, restore: str | None) -> No
         images = found.core.repository.images
         if restore is not None:
             try:
-                image = images.unbury(restore)
+                image = images.restore(restore)
             except errors.ImageNotFound as error:
                 raise NotFound(str(error)) from error
             except errors.Conflict as error:

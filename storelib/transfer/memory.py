@@ -22,7 +22,7 @@ from storelib.transfer.forking import forget_in_child
 _SHARE = 4
 #: Seconds in which no waiting transfer got anything, after which one goes on though there is no room: others may
 #: wait for it, or never give back what they hold. The next one waits twice as long, up to the longest.
-_PATIENCE, _LONGEST = 2.0, 8.0
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 8.0
 _NO_LIMIT = 1 << 60
 #: Pieces of memory that are kept though nobody uses them; none is larger than what one read copies from.
 _KEPT = 4
@@ -52,8 +52,8 @@ class MemoryBudget:
         self._waiting: deque[object] = deque()
         # When one of those was served last, or began to wait alone.
         self._served = time.monotonic()
-        self._patience = _PATIENCE
-        # Bytes beyond the limit that were let out for want of patience, and go round as long as the limit is held by
+        self._longest_wait = _FIRST_WAIT
+        # Bytes beyond the limit that were let out after that wait, and go round as long as the limit is held by
         # transfers that do not move: of a client that does not read, for example.
         self._beyond = 0
         self._process = object()
@@ -117,7 +117,7 @@ class MemoryBudget:
     def _is_next(self, account: Account, size: int, ticket: object) -> bool:
         with self._lock:
             for wait in (LOOK, 0.0):
-                late = time.monotonic() - self._served >= self._patience
+                late = time.monotonic() - self._served >= self._longest_wait
                 if self._waiting[0] is ticket and (self._has_room(size) or late):
                     self._serve(account, size)
                     return True
@@ -161,9 +161,9 @@ class MemoryBudget:
         self._served = time.monotonic()
         self._beyond = max(self._total - self.limit, 0)
         if impatient:
-            self._patience = min(2 * self._patience, _LONGEST)
+            self._longest_wait = min(2 * self._longest_wait, _LONGEST_WAIT)
         elif not self._beyond:
-            self._patience = _PATIENCE
+            self._longest_wait = _FIRST_WAIT
 
     def _count(self, account: Account, size: int) -> None:
         """``size`` bytes more are held, or less."""

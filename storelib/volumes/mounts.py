@@ -27,7 +27,7 @@ class Mounts:
     def __init__(self, settings: Settings, root: Root) -> None:
         self._store_name = settings.store_name
         self._directory = os.path.join(settings.mount_point_base, "nfs")
-        self._patience = settings.transfer_timeout
+        self._timeout = settings.transfer_timeout
         self._root = root
 
     def begin(self, info: Mapping[str, Any]) -> tuple[str, str, Use]:
@@ -58,7 +58,7 @@ class Mounts:
             self._usage(mount).end(use, lambda: self._unmount(mount))
 
     def _usage(self, mount: str) -> Usage:
-        return Usage(self._directory, mount, self._patience)
+        return Usage(self._directory, mount, self._timeout)
 
     def _mount(self, mount: str, share: str, options: str) -> None:
         path = os.path.join(self._directory, mount)

@@ -57,12 +57,12 @@ class Use:
 class Usage:
     """The uses of one thing: made for the first, undone after the last."""
 
-    def __init__(self, directory: str, name: str, patience: float) -> None:
-        """``directory``: the same for all processes; ``name``: hexadecimal; ``patience``: seconds to wait for them."""
+    def __init__(self, directory: str, name: str, timeout: float) -> None:
+        """``directory``: the same for all processes; ``name``: hexadecimal; ``timeout``: seconds to wait for them."""
         self._users = os.path.join(directory, f"{name}.users")
         # What is made and undone in turns; few files, which may stay for ever.
         self._turns = os.path.join(directory, f"{name[:2]}.turn")
-        self._patience = patience
+        self._timeout = timeout
 
     def begin(self, make: Callable[[], T]) -> tuple[Use, T]:
         """Use it from now on; ``make`` is called first, and finds it made where there are others."""
@@ -91,7 +91,7 @@ class Usage:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        end = time.monotonic() + within(self._patience)
+        end = time.monotonic() + within(self._timeout)
         while True:
             try:
                 turn = Use(self._turns, fcntl.LOCK_EX)
@@ -99,7 +99,7 @@ class Usage:
                 if time.monotonic() > end:
                     raise TransferTimeout(
                         "another process of this host has been connecting or disconnecting a volume for "
-                        f"{self._patience:g} s"
+                        f"{self._timeout:g} s"
                     ) from None
                 time.sleep(_LOOK)
             else:

@@ -104,7 +104,7 @@ class ServerContract(RepositoryContract):
             counted = count(connection, owner)
             if counted:
                 with ThreadPoolExecutor(1) as pool:
-                    pool.submit(repository.images.bury, image.id, from_={"active"}).result(60)
+                    pool.submit(repository.images.soft_delete, image.id, from_={"active"}).result(60)
             return counted
 
         monkeypatch.setattr(holdings, "count", beside_others)

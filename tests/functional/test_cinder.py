@@ -600,7 +600,7 @@ def test_copy_is_a_clone_and_outlives_its_original(store, project, image_id):
 
 def test_add_that_died_just_before_its_end_does_not_win(store, project, image_id, monkeypatch):
     """It is pending for ever: who comes later neither overtakes it nor waits for ever, and gc makes room."""
-    monkeypatch.setattr(publication, "_PATIENCE", 0.3)
+    monkeypatch.setattr(publication, "_WITHDRAWAL", 0.3)
     writer = store.open_writer(image_id, 4, None)
     writer.reserve(4)
     shelf = store.shelf
@@ -608,7 +608,7 @@ def test_add_that_died_just_before_its_end_does_not_win(store, project, image_id
     with pytest.raises(ZeroDivisionError):
         writer.commit(4, Digests(None, "x"))
     monkeypatch.undo()
-    monkeypatch.setattr(publication, "_PATIENCE", 0.3)
+    monkeypatch.setattr(publication, "_WITHDRAWAL", 0.3)
     del writer
     with pytest.raises(StoreError, match="is being added|stands still"):
         store.add(image_id, b"data")

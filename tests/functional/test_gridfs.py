@@ -658,11 +658,11 @@ LONG_ANSWERS = dict.fromkeys(SHORT_ANSWERS, 60.0)
 
 
 @pytest.mark.parametrize(
-    "patience", [SHORT_ANSWERS, {**LONG_ANSWERS, "transfer_timeout": 0.5}], ids=["answers", "transfer"]
+    "timeouts", [SHORT_ANSWERS, {**LONG_ANSWERS, "transfer_timeout": 0.5}], ids=["answers", "transfer"]
 )
-def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp_path, patience):
+def test_hung_server_is_an_error_in_bounded_time_and_publishes_nothing_later(tmp_path, timeouts):
     with Mongod(tmp_path / "mongod") as server:
-        store = open_grid(server, transfer_retries=1, **patience)
+        store = open_grid(server, transfer_retries=1, **timeouts)
 
         def progress(done, total):
             if done == len(IMAGE):

@@ -148,7 +148,7 @@ class TestTurns:
         other.end()
 
     def test_where_nothing_moves_the_first_goes_on_all_the_same(self, budget, monkeypatch):
-        monkeypatch.setattr(memory, "_PATIENCE", 0.05)
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 0.05)
         monkeypatch.setattr(memory, "LOOK", 0.02)
         holder = Held(budget, 10)
         account = budget.account()
@@ -157,9 +157,9 @@ class TestTurns:
         holder.end()
 
     def test_what_was_let_out_beyond_the_limit_goes_round_while_the_rest_never_comes_back(self, budget, monkeypatch):
-        """Clients that read nothing hold all there is; only the first of those who go on waits for its patience."""
-        monkeypatch.setattr(memory, "_PATIENCE", 0.05)
-        monkeypatch.setattr(memory, "_LONGEST", 60.0)
+        """Clients that read nothing hold all there is; only the first of those who go on waits that long."""
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 0.05)
+        monkeypatch.setattr(memory, "_LONGEST_WAIT", 60.0)
         monkeypatch.setattr(memory, "LOOK", 0.02)
         stalled = Held(budget, 10)
 
@@ -178,8 +178,8 @@ class TestTurns:
         assert budget._beyond == 0
 
     def test_the_next_one_waits_longer_where_the_first_does_not_give_back_either(self, budget, monkeypatch):
-        monkeypatch.setattr(memory, "_PATIENCE", 0.1)
-        monkeypatch.setattr(memory, "_LONGEST", 0.4)
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 0.1)
+        monkeypatch.setattr(memory, "_LONGEST_WAIT", 0.4)
         monkeypatch.setattr(memory, "LOOK", 0.02)
         budget.forget_parent()
         stalled, found = [Held(budget, 10)], []
@@ -187,14 +187,14 @@ class TestTurns:
             stalled.append(Held(budget, 1))
             account = budget.account()
             assert in_thread(lambda account=account: account.take(PART, nothing)).wait(30)
-            found.append(budget._patience)
+            found.append(budget._longest_wait)
             account.give_back(PART)
         assert found[-1] == 0.4
         for each in stalled:
             each.end()
 
     def test_a_thread_that_has_the_number_of_one_that_ended_waits_as_others_do(self, budget, monkeypatch):
-        monkeypatch.setattr(memory, "_PATIENCE", 60)
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 60)
         budget.forget_parent()
         accounts, numbers = [], []
 
@@ -223,7 +223,7 @@ class TestTurns:
         assert (budget.held, budget._holding, account.held) == (0, 0, 0)
 
     def test_that_nothing_moved_before_somebody_waits_makes_nobody_impatient(self, budget, monkeypatch):
-        monkeypatch.setattr(memory, "_PATIENCE", 0.3)
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 0.3)
         monkeypatch.setattr(memory, "LOOK", 0.02)
         holder = Held(budget, 10)
         time.sleep(0.4)
@@ -234,7 +234,7 @@ class TestTurns:
 
     def test_what_ends_a_transfer_ends_its_wait(self, budget, monkeypatch):
         monkeypatch.setattr(memory, "LOOK", 0.02)
-        monkeypatch.setattr(memory, "_PATIENCE", 60)
+        monkeypatch.setattr(memory, "_FIRST_WAIT", 60)
         holder = Held(budget, 10)
 
         def cancelled():

@@ -57,8 +57,8 @@ def made():
     return []
 
 
-def of(tmp_path, patience=5.0):
-    return Usage(str(tmp_path), "ab" * 16, patience)
+def of(tmp_path, timeout=5.0):
+    return Usage(str(tmp_path), "ab" * 16, timeout)
 
 
 def begin(tmp_path, made):
@@ -136,7 +136,7 @@ def test_turn_is_waited_for_and_not_for_ever(tmp_path, made):
     thread.start()
     entered.wait(10)
     with pytest.raises(TransferTimeout, match="another process"):
-        of(tmp_path, patience=0.1).begin(lambda: made.append("made"))
+        of(tmp_path, timeout=0.1).begin(lambda: made.append("made"))
     leave.set()
     use = begin(tmp_path, made)
     thread.join()

@@ -59,7 +59,7 @@ _INSERT = images.insert()
 _INSERT_PROPERTIES = image_properties.insert()
 _INSERT_TAGS = image_tags.insert()
 _LOCATIONS_LEFT = sa.exists().where(image_locations.c.image_id == images.c.id)
-_BURIED = (images.c.deleted == sa.true(), images.c.status == "pending_delete")
+_SOFT_DELETED = (images.c.deleted == sa.true(), images.c.status == "pending_delete")
 _UPLOAD_LEFT = sa.exists().where(uploads.c.image_id == images.c.id)
 _AUDITED = sa.select(*(images.c[name] for name in AuditRow._fields if name != "locations"))
 
@@ -165,7 +165,7 @@ class Images(Table):
         return change_status(connection, image_id, from_, to, values)
 
     @writes
-    def bury(self, connection: Connection, image_id: str, *, from_: Collection[Status]) -> Image:
+    def soft_delete(self, connection: Connection, image_id: str, *, from_: Collection[Status]) -> Image:
         """Delete the image, whose data stays for a time: pending_delete and deleted. Its locations are pending_delete.
 
         Raises ImageNotFound, StatusConflict.
@@ -178,12 +178,12 @@ class Images(Table):
         return load(connection, image_id, deleted=True)
 
     @writes
-    def unbury(self, connection: Connection, image_id: str) -> Image:
-        """Make an image what it was before it was buried, active or deactivated, with what is left of its data.
+    def restore(self, connection: Connection, image_id: str) -> Image:
+        """Make an image what it was before that, active or deactivated, with what is left of its data.
 
         Raises ImageNotFound for any other, Conflict where none of its data is left or some is being deleted.
         """
-        back = images.update().where(images.c.id == image_id, *_BURIED)
+        back = images.update().where(images.c.id == image_id, *_SOFT_DELETED)
         c = image_properties.c
         noted = sa.select(c.value).where(c.image_id == image_id, c.name == STATUS_BEFORE)
         before = connection.execute(noted).scalar() or "active"
@@ -196,12 +196,12 @@ class Images(Table):
         return load(connection, image_id)
 
     @writes
-    def end_burials(self, connection: Connection, limit: int = 1000) -> int:
-        """Make up to ``limit`` buried images deleted whose data is gone; returns how many."""
-        ids = connection.execute(sa.select(images.c.id).where(*_BURIED, ~_LOCATIONS_LEFT).limit(limit)).scalars()
+    def finish_soft_deletes(self, connection: Connection, limit: int = 1000) -> int:
+        """Make up to ``limit`` soft-deleted images deleted whose data is gone; returns how many."""
+        ids = connection.execute(sa.select(images.c.id).where(*_SOFT_DELETED, ~_LOCATIONS_LEFT).limit(limit)).scalars()
         gone = list(ids)
         if gone:
-            connection.execute(images.update().where(images.c.id.in_(gone), *_BURIED).values(status="deleted"))
+            connection.execute(images.update().where(images.c.id.in_(gone), *_SOFT_DELETED).values(status="deleted"))
         return len(gone)
 
     @writes

@@ -34,7 +34,7 @@ def reading() -> Iterator[None]:
         yield
 
 
-def bury(pid: int) -> None:
+def mark_process_dead(pid: int) -> None:
     """Count what a dead process counted among what the dead did, and drop its files."""
     if not together():
         return

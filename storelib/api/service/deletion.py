@@ -91,7 +91,7 @@ def scrub(core: Core, age: float) -> None:
             LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
             if store is not None and isinstance(error, (RemoteServiceUnavailable, TransferTimeout)):
                 away.add(store)
-    while core.repository.images.end_burials():
+    while core.repository.images.finish_soft_deletes():
         pass
 
 

@@ -242,7 +242,7 @@ class Images:
         elif image.status in WITHOUT_DATA:
             deleted = self._delete_without_data(image)
         elif core.options.delayed_delete and image.locations:
-            deleted = core.repository.images.bury(image_id, from_=WITH_DATA)
+            deleted = core.repository.images.soft_delete(image_id, from_=WITH_DATA)
         else:
             deleted = self._delete_with_data(context, image)
         if TASK in deleted.properties:

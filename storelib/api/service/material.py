@@ -41,7 +41,7 @@ class Material:
     known: Digests | None = None
     room: int = 0
     check: Callable[[], object] = lambda: None
-    workspace: Callable[[], str] = lambda: _nowhere()
+    workspace: Callable[[], str] = lambda: _no_workspace()
     task_id: str = ""
     request: Mapping[str, Any] = field(default_factory=dict)
     stores: Sequence[str] = ()
@@ -91,7 +91,7 @@ class Material:
         return {"disk_format": self.image.disk_format or "", "container_format": self.image.container_format or ""}
 
 
-def _nowhere() -> str:
+def _no_workspace() -> str:
     raise Unavailable("there is no staging_dir to work in")
 
 

@@ -193,7 +193,7 @@ class Move:
                 self._stop.set()
 
     def _passes(self, pool: ThreadPoolExecutor) -> Iterator[Moved]:
-        patience = self._core.options.lease_timeout + 2 * _PAUSE
+        at_most = self._core.options.lease_timeout + 2 * _PAUSE
         stuck: set[str] = set()
         moved, pause, since = 0, _PAUSE, time.monotonic()
         while True:
@@ -214,7 +214,7 @@ class Move:
                 return
             for image_id in writing:
                 busy[image_id] = Moved(image_id, 0, "busy", "its data is being written to this store")
-            if (not busy and not ended) or time.monotonic() - since > patience:
+            if (not busy and not ended) or time.monotonic() - since > at_most:
                 yield from busy.values()
                 return
             if busy:
@@ -238,11 +238,11 @@ class Move:
             if not running and not lingering:
                 return
             # With nothing running this only sleeps.
-            patience = max(lingering[0].due - time.monotonic(), 0) if lingering else None
+            until_due = max(lingering[0].due - time.monotonic(), 0) if lingering else None
             if not running:
-                self._stop.wait(patience)
+                self._stop.wait(until_due)
                 continue
-            done, running = wait(running, patience, FIRST_COMPLETED)
+            done, running = wait(running, until_due, FIRST_COMPLETED)
             for future in done:
                 result = future.result()
                 if isinstance(result, _Dropped):

@@ -31,7 +31,7 @@ WRITING, PENDING, COMPLETE = "writing", "pending", "complete"
 #: What a value in the metadata may be long; longer ids go on under further keys.
 _LONGEST = 255
 #: Seconds between two looks at another add that is pending, and for how long: its next step is a single request.
-_LOOK, _PATIENCE = 0.1, 20.0
+_LOOK, _WITHDRAWAL = 0.1, 20.0
 
 
 def id_entries(image_id: str) -> dict[str, str]:
@@ -172,7 +172,7 @@ class Shelf:
         api.set_metadata(volume, {STATE: COMPLETE})
 
     def _await_others(self, api: Api, volume: str, image_id: str) -> None:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _WITHDRAWAL
         while True:
             others = [each for each in self.of_image(api, image_id) if each.id != volume]
             pending = [each.id for each in others if _is_pending(each)]

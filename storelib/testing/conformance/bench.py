@@ -335,7 +335,7 @@ class Bench:
             return f"{uri}: {error}"
         return None
 
-    # -- Patience and threads -------------------------------------------------------------------------------------
+    # -- Waiting and threads --------------------------------------------------------------------------------------
 
     def eventually(self, true: Callable[[], Any], otherwise: Callable[[], str]) -> None:
         """Wait for ``true``: back ends list and forget with delay, and clocks are coarse."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 #: Seconds one response may take; a call that hangs must not take the whole run with it.
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 #: What the child does with what it is told; the response must be of what JSON knows.
 Serve = Callable[[Any], Any]
@@ -37,7 +37,7 @@ class Child:
         self._told.write(json.dumps(words).encode() + b"\n")
         waiting = select.poll()  # select() knows no descriptor above 1023, and tests may hold many
         waiting.register(self._responses, select.POLLIN)
-        assert waiting.poll(PATIENCE * 1000), f"the second process did not answer within {PATIENCE:g} s"
+        assert waiting.poll(TIMEOUT * 1000), f"the second process did not answer within {TIMEOUT:g} s"
         line = self._responses.readline()
         assert line, "the second process died"
         response = json.loads(line)

@@ -745,7 +745,7 @@ class TestTrouble(Cached):
         from storelib.api.service.cache import directory
 
         image_id = self.image()
-        monkeypatch.setattr(directory, "PATIENCE", 0.05)
+        monkeypatch.setattr(directory, "LOCK_TIMEOUT", 0.05)
         with self.keeper._directory._locked():
             assert self.api.alice.download(image_id).content == DATA
         assert self.files() == []

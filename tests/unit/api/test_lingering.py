@@ -12,7 +12,7 @@ import pytest
 from storelib.api import lingering
 
 #: Seconds that nothing here takes.
-PATIENCE = 60
+TIMEOUT = 60
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def linger():
         def begin(taker):
             ours, theirs = socket.socketpair()
             stack.enter_context(theirs)
-            theirs.settimeout(PATIENCE)
+            theirs.settimeout(TIMEOUT)
             taker.take(ours)
             assert theirs.recv(1) == b""
             return theirs
@@ -40,7 +40,7 @@ def is_closed(client):
 
 
 def wait_until_closed(client):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not is_closed(client):
         assert time.monotonic() < deadline
         time.sleep(0.01)

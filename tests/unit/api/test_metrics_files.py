@@ -32,8 +32,8 @@ def test_the_dead_are_added_up(directory):
     count(directory / "counter_3.db", a=50)
     count(directory / "histogram_2.db", h=7)
     count(directory / "gauge_livesum_2.db", g=7)
-    metrics_files.bury(1)
-    metrics_files.bury(2)
+    metrics_files.mark_process_dead(1)
+    metrics_files.mark_process_dead(2)
     assert sorted(path.name for path in directory.glob("*.db")) == [
         "counter_3.db",
         "counter_dead.db",
@@ -46,10 +46,10 @@ def test_the_dead_are_added_up(directory):
 
 def test_a_file_that_was_never_completed_is_dropped(directory):
     (directory / "counter_1.db").write_bytes(b"\xff\x7f\0\0" + bytes(4) + b"\xff\xff\xff\x7f" + bytes(100))
-    metrics_files.bury(1)
+    metrics_files.mark_process_dead(1)
     assert list(directory.glob("*.db")) == []
 
 
 def test_without_a_directory_nothing_is_done(monkeypatch):
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    metrics_files.bury(1)
+    metrics_files.mark_process_dead(1)

@@ -17,7 +17,7 @@ from storelib.api.service.workers import Workers
 from storelib.transfer import deadlines
 
 #: Seconds that nothing here takes unless it waits for what never comes.
-PATIENCE = 60
+TIMEOUT = 60
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ class Background(WithWeb):
         return image
 
     def until(self, condition):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -114,26 +114,26 @@ class TestFairness(Background):
     def test_a_project_may_use_all_that_nobody_else_needs(self):
         workers, together = Workers(3), threading.Barrier(3)
         for _ in range(3):
-            workers.start("alpha", lambda: together.wait(PATIENCE))
-        assert workers.wait(PATIENCE)
+            workers.start("alpha", lambda: together.wait(TIMEOUT))
+        assert workers.wait(TIMEOUT)
         assert not together.broken
 
     def test_projects_take_turns(self):
         workers, order = Workers(1), []
         held, other = threading.Event(), threading.Event()
-        workers.start("alpha", lambda: held.wait(PATIENCE))
-        workers.start("beta", lambda: other.wait(PATIENCE))
+        workers.start("alpha", lambda: held.wait(TIMEOUT))
+        workers.start("beta", lambda: other.wait(TIMEOUT))
         for owner in ("alpha", "beta", "beta", "gamma"):
             workers.start(owner, lambda owner=owner: order.append(owner))
         other.set()
         self.until(lambda: len(order) == 3)
         held.set()
-        assert workers.wait(PATIENCE)
+        assert workers.wait(TIMEOUT)
         assert order == ["beta", "gamma", "beta", "alpha"]
 
     def test_work_that_waits_is_begun_when_a_thread_could_not_be(self, monkeypatch):
         workers, go, done = Workers(2), threading.Event(), []
-        workers.start("alpha", lambda: go.wait(PATIENCE))
+        workers.start("alpha", lambda: go.wait(TIMEOUT))
 
         def fail(thread):
             monkeypatch.undo()
@@ -142,7 +142,7 @@ class TestFairness(Background):
         monkeypatch.setattr(threading.Thread, "start", fail)
         workers.start("alpha", lambda: done.append(1))
         go.set()
-        assert workers.wait(PATIENCE)
+        assert workers.wait(TIMEOUT)
         assert done == [1]
 
     def test_what_cannot_be_begun_at_all_is_not_kept(self, monkeypatch):
@@ -156,7 +156,7 @@ class TestFairness(Background):
         with pytest.raises(RuntimeError):
             workers.start("alpha", lambda: done.append("lost"))
         workers.start("alpha", lambda: done.append("begun"))
-        assert workers.wait(PATIENCE)
+        assert workers.wait(TIMEOUT)
         assert done == ["begun"]
 
 

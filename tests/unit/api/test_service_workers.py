@@ -24,7 +24,7 @@ from storelib.config import load_file
 from storelib.exceptions import RemoteServiceUnavailable
 
 DATA = b"imported data " * 1000
-PATIENCE = 60
+TIMEOUT = 60
 
 
 class Told:
@@ -52,7 +52,7 @@ class Worker:
     def work(self):
         """Do what waits, and wait for its end."""
         self.service.background.fill()
-        assert self.service.workers.wait(PATIENCE)
+        assert self.service.workers.wait(TIMEOUT)
 
     def die(self):
         """Leave without a word; the next one to look finds its lease run out."""
@@ -146,7 +146,7 @@ class TestTaking(WithWorkers):
         worker.die()
         program = self.api.another_process()
         program.lease.beat()
-        assert program.workers.wait(PATIENCE)
+        assert program.workers.wait(TIMEOUT)
         assert (self.status(image), self.waiting()) == ("importing", 1)
         program.lease.stop()
         self.recover()
@@ -409,7 +409,7 @@ class TestBus:
         """With the driver of oslo.messaging that stays in the process; its options are those of a private object."""
         found, woken = bus.bus_from(conf), threading.Event()
         found.listen(woken.set)
-        for _ in range(PATIENCE * 10):
+        for _ in range(TIMEOUT * 10):
             found.wake()
             if woken.wait(0.1):
                 break

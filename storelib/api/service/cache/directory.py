@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 #: Seconds without a new byte after which nobody begins to read what another fills: it may be frozen.
 SILENT = 60.0
 #: Seconds that a request waits for others that look for room at the moment; then it does without the cache.
-PATIENCE = 2.0
+LOCK_TIMEOUT = 2.0
 _POLL = 0.005
 # Other programs' files are none of ours.
 _ENTRY = re.compile(r"([^.]{1,36})\.([0-9a-f]{32})")
@@ -122,7 +122,7 @@ class Directory:
         self._make()
         file = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR | _FLAGS, 0o600)
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + LOCK_TIMEOUT
             while not _lock(file, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     raise TimeoutError(0, "another process holds the lock of the cache")

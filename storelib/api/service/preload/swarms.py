@@ -31,8 +31,8 @@ class Swarms:
         """How many nodes were seen in the last time."""
         known, moment = self._counted, time.monotonic()
         if known is None or moment - known[0] > COUNTED:
-            patience = plan.longest(self._limits, known[1] if known else 0)
-            known = moment, self._repository.nodes.count(now() - int(patience * plan.SECOND))
+            seconds = plan.longest(self._limits, known[1] if known else 0)
+            known = moment, self._repository.nodes.count(now() - int(seconds * plan.SECOND))
             self._counted = known
         return known[1]
 
