@@ -67,7 +67,7 @@ def edges() -> tuple[set[str], set[tuple[str, str]]]:
 
 
 def draw() -> str:
-    """The picture."""
+    """The picture as the text of an SVG."""
     boxes, lines = edges()
     drivers = sorted(box for box in boxes if box.startswith("drivers."))
     rows = [drivers if names == ["drivers"] else names for names in floors()]

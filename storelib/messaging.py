@@ -67,7 +67,7 @@ class Messages:
 
 
 class _Endpoint:
-    """What oslo.messaging calls."""
+    """The methods that oslo.messaging calls."""
 
     def __init__(self, woken: Callable[[], None]) -> None:
         self._woken = woken

@@ -42,7 +42,7 @@ class MinimalLocation(StoreLocation):
 
     @property
     def uri(self) -> str:
-        """What ``parse`` takes."""
+        """The URI, which ``parse`` reads."""
         return f"minimal://{quote(self.store)}/{quote(self.image_id)}"
 
 
@@ -79,7 +79,7 @@ class MinimalStore(Store[MinimalLocation]):
         return location.store == self.name
 
     def image(self, location: MinimalLocation) -> tuple[str, int]:
-        """Token and size."""
+        """The token of an image and its size in bytes; raises NotFound."""
         rows = self.run(("SELECT token, size FROM images WHERE id = ?", (location.image_id,)))
         if not rows:
             raise NotFound(f"no image at {location}")
@@ -87,7 +87,7 @@ class MinimalStore(Store[MinimalLocation]):
         return token, size
 
     def measure(self, location: MinimalLocation, context: Context | None) -> int:
-        """In bytes."""
+        """The size of an image in bytes."""
         return self.image(location)[1]
 
     def open_reader(
@@ -97,7 +97,7 @@ class MinimalStore(Store[MinimalLocation]):
         return MinimalReader(self, location, *self.image(location))
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> MinimalWriter:
-        """Makes nothing yet."""
+        """A writer, which makes nothing yet."""
         return MinimalWriter(self, MinimalLocation(self.name, image_id))
 
     def remove(self, location: MinimalLocation, context: Context | None, deletion: Deletion) -> None:

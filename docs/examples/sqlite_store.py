@@ -123,7 +123,7 @@ class SqliteStore(Store[SqliteLocation]):
         return location.file == self.file
 
     def inspect(self, location: SqliteLocation, context: Context | None) -> ImageInfo:
-        """One image."""
+        """What is known of one image; raises NotFound."""
         with self.transaction() as db:
             row = db.execute("SELECT * FROM images WHERE id = ?", (location.image_id,)).fetchone()
         if row is None:
@@ -145,7 +145,7 @@ class SqliteStore(Store[SqliteLocation]):
         return SqliteReader(self, self.inspect(location, context))
 
     def candidate_locations(self, image_id: str) -> list[SqliteLocation]:
-        """The only one."""
+        """The only place where an image of this id can be."""
         return [SqliteLocation(self.file, image_id)]
 
     def images(self) -> Iterator[ImageInfo]:

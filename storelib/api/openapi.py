@@ -62,7 +62,7 @@ class Routes(falcon.App):  # type: ignore[type-arg]
         self.routes: list[tuple[str, object]] = []
 
     def add_route(self, uri_template: str, resource: object, **named: Any) -> None:
-        """As falcon's."""
+        """As falcon does, and remember the route."""
         super().add_route(uri_template, resource, **named)
         self.routes.append((uri_template, resource))
 

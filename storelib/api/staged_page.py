@@ -24,7 +24,7 @@ _TOKEN = "HTTP_" + HEADER.upper().replace("-", "_")
 
 
 def page(staging: Staging) -> WsgiApp:
-    """The WSGI application."""
+    """The WSGI application behind ``/staged``."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]

@@ -136,7 +136,7 @@ def enrol(session: Session, api: Api, group: str, uses: int, expires_in: float) 
 @command("nodes")
 @click.option("--group", metavar="NAME", help="Those of this group.")
 def nodes(session: Session, api: Api, group: str | None) -> None:
-    """List nodes."""
+    """List the nodes that have registered."""
     rows = _pages(api, "/v2/nodes", "nodes", {"group": group})
     session.output.many(_NODE, (_node_row(session, node) for node in rows))
 

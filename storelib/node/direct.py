@@ -20,7 +20,7 @@ _ATTEMPTS = 3
 
 
 class _Fetch:
-    """One job."""
+    """A preload that is being fetched."""
 
     def __init__(self, part: Part, events: deque[Event]) -> None:
         self.part = part
@@ -79,7 +79,7 @@ class Direct:
             job.reading.read_from(url)
 
     def limit(self, preload: str, down: int, up: int) -> None:
-        """Bytes per second."""
+        """Bytes per second to fetch at most, 0 for no limit; nothing is sent."""
         if (job := self._jobs.get(preload)) is not None:
             job.reading.limit = down
 
@@ -89,14 +89,14 @@ class Direct:
         return Progress(job.done, job.reading.fetched, 0) if job else Progress()
 
     def poll(self) -> Sequence[Event]:
-        """What ended."""
+        """What happened since the last call."""
         found = []
         while self._events:
             found.append(self._events.popleft())
         return found
 
     def close(self) -> None:
-        """Stop all."""
+        """Stop fetching all preloads."""
         for preload in list(self._jobs):
             self.remove(preload)
 

@@ -117,4 +117,4 @@ class Engine(Protocol):
         """What happened since the last call."""
 
     def close(self) -> None:
-        """Stop all."""
+        """Stop exchanging all preloads."""

@@ -80,7 +80,7 @@ class Reading:
             self._changed.wait(5.0)
 
     def pause(self, seconds: float) -> None:
-        """Raises Stopped."""
+        """Sleep for so many seconds; raises Stopped."""
         if self._stopped.wait(seconds):
             raise Stopped
 

@@ -109,7 +109,7 @@ class MemoryStore(Store[MemoryLocation]):
         return location.store == self.name
 
     def roots(self) -> list[str]:
-        """Its name."""
+        """The name of this store."""
         return [self.name]
 
     @classmethod

@@ -263,7 +263,7 @@ class ImageStream(io.RawIOBase):
             raise
 
     def _filled(self, want: int) -> bytes:
-        """``want`` bytes."""
+        """The next ``want`` bytes."""
         if not want:
             self._check_end()
             return b""

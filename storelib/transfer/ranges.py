@@ -95,7 +95,7 @@ class RangeCutter:
         """Nothing is held back."""
 
     def only_part(self) -> None:
-        """There are several."""
+        """None: there are several parts."""
 
     def clear(self) -> None:
         """Let go of all memory."""

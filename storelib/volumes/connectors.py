@@ -47,7 +47,7 @@ class Connection(abc.ABC):
 
     @abc.abstractmethod
     def open(self, *, read_only: bool) -> Disk:
-        """Open it."""
+        """Open the volume for reading, and for writing unless ``read_only``."""
 
     def rescan(self) -> None:  # noqa: B027  (most see it by themselves)
         """Have this host see that it has grown."""
@@ -143,7 +143,7 @@ class RbdConnection(Connection):
         self._info = info
 
     def open(self, *, read_only: bool) -> Disk:
-        """By librbd."""
+        """Open the RBD image by librbd."""
         return self._clusters.open(self._info, read_only=read_only)
 
 
@@ -157,7 +157,7 @@ class NfsConnection(Connection):
         self._end: Callable[[], None] | None = end
 
     def open(self, *, read_only: bool) -> Disk:
-        """As a file."""
+        """Open the file on the share."""
         return FileDisk(self._path, self._subject, self._root, read_only=read_only)
 
     def disconnect(self) -> None:
@@ -191,7 +191,7 @@ class DeviceConnection(Connection):
         self._use: Use | None = use
 
     def open(self, *, read_only: bool) -> Disk:
-        """By its path."""
+        """Open the block device by its path."""
         return FileDisk(os.fsdecode(self._device["path"]), f"volume {self._volume}", self._root, read_only=read_only)
 
     def rescan(self) -> None:

@@ -92,7 +92,7 @@ class CachedImages(Table):
 
     @writes
     def note(self, connection: Connection, node: str, hits: Mapping[str, Hits]) -> None:
-        """Count uses."""
+        """Count the hits of images in the cache of one node."""
         for image_id, each in sorted(hits.items()):
             used = {"hits": _c.hits + each.times, "used_at": int(each.last * 1_000_000)}
             connection.execute(cached_images.update().where(_c.node == node, _c.image_id == image_id).values(**used))

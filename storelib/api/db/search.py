@@ -212,7 +212,7 @@ class Search:
         self._counts.update(self._count_anew(unknown, most))
 
     def _count_anew(self, asked: Iterable[tuple[Visible, Filter | None]], most: int) -> dict[tuple[object, ...], int]:
-        """In one statement."""
+        """How many images filters leave, counted in one statement up to ``most``."""
         statements = {_key(visible, each): ways.count(self._kind, visible, each, most) for visible, each in asked}
         if not statements:
             return {}

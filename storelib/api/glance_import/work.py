@@ -48,7 +48,7 @@ class Counts:
     of: dict[Subject, dict[State, int]] = field(default_factory=dict)
 
     def add(self, kind: Subject, state: State, count: int = 1) -> None:
-        """Count some more."""
+        """Count ``count`` more of a kind in a state."""
         states = self.of.setdefault(kind, dict.fromkeys(STATES, 0))
         states[state] += count
 

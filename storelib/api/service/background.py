@@ -100,7 +100,7 @@ class Background:
                 self._workers.start(job.owner, partial(self._do, job))
 
     def close(self) -> None:
-        """Take no more."""
+        """Begin no more jobs; those that run go on."""
         self._closed = True
 
     def _has_workers(self) -> bool:

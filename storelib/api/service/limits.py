@@ -47,7 +47,7 @@ class LimitsOfProjects(Protocol):
 
 
 class NoLimits:
-    """Nobody is asked."""
+    """Without Keystone: everything is allowed."""
 
     def check_create(self, owner: str | None) -> None: ...
 

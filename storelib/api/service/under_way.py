@@ -21,7 +21,7 @@ class UnderWay:
 
     @contextmanager
     def one_of(self, what: What) -> Iterator[None]:
-        """One more, within."""
+        """Count one more of a kind within the ``with`` block."""
         self.on_change(what, 1)
         try:
             yield

@@ -110,7 +110,7 @@ class ImageResource:
 
     @described({200: None})
     def on_head(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Send its metadata as headers."""
+        """Send the metadata of an image as headers."""
         image = self._service.images.show(req.context.caller, image_id, deleted=True)
         self._set_headers(req, resp, image)
         # Clients decode what calls itself JSON.
@@ -118,7 +118,7 @@ class ImageResource:
 
     @described({200: BINARY})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Send its metadata as headers, and its data."""
+        """Send the metadata of an image as headers, and its data."""
         image, found, _ = self._service.data.download(req.context.caller, image_id)
         if found is not None:
             send_data(req, resp, found)
@@ -131,7 +131,7 @@ class ImageResource:
 
     @described({200: "v1-image"}, body=BINARY, headers=_HEADERS, errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Change it, or give it data."""
+        """Change the metadata of an image, or give it data."""
         service, context = self._service, req.context.caller
         image = service.images.show(context, image_id, deleted=True)
         found = meta.read(req.env)
@@ -161,7 +161,7 @@ class ImageResource:
 
     @described({200: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Delete it and its data."""
+        """Delete an image and its data."""
         self._service.images.delete(req.context.caller, image_id)
         resp.content_type = "text/plain"
 

@@ -25,7 +25,7 @@ class MembersResource:
 
     @described({200: "v1-members"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List them; images that are not shared have none. ``limit`` and ``marker`` as for images."""
+        """List the members of an image; not shared, it has none. ``limit`` and ``marker`` as for images."""
         service, context = self._service, req.context.caller
         shared = service.images.show(context, image_id).visibility == "shared"
         limit, marker = _page_of(req, service)
@@ -34,7 +34,7 @@ class MembersResource:
 
     @described({204: None}, body="v1-memberships", errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Share the image with exactly these."""
+        """Share an image with exactly these projects."""
         context = req.context.caller
         memberships = read_object(req).get("memberships")
         if not isinstance(memberships, list):
@@ -53,7 +53,7 @@ class MemberResource:
 
     @described({204: None}, body=Content("v1-member", required=False), errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Share the image with it, or change whether it may share the image."""
+        """Share an image with a project, or change whether that may share the image."""
         context = req.context.caller
         can_share = None
         if body_length(req) != 0:
@@ -67,7 +67,7 @@ class MemberResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Stop sharing with it."""
+        """Stop sharing an image with a project."""
         context = req.context.caller
         with _refusal_hidden(context):
             self._service.members.remove(context, image_id, member_id)
@@ -82,7 +82,7 @@ class SharedImagesResource:
 
     @described({200: "v1-shared-images"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, member_id: str) -> None:
-        """List a page of the images by id, as far as the caller may know of them."""
+        """List a page of the images shared with a project, by id, as far as the caller may know of them."""
         limit, marker = _page_of(req, self._service)
         found = self._service.members.shared_with(req.context.caller, member_id, limit, marker or "").items
         images = [{"image_id": image.id, "can_share": image.membership.can_share} for image in found]

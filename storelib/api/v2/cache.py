@@ -43,32 +43,32 @@ class CacheResource:
 
     @described({200: "cache"})
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Show what is in them."""
+        """List the images in the cache and in the queue."""
         cached, queued = self._cache.list(req.context.caller)
         send(resp, {"cached_images": [document(each) for each in cached], "queued_images": queued})
 
     @described({204: None}, headers=[_TARGET])
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Empty both, or the one that a header names."""
+        """Empty cache and queue, or the one that a header names."""
         self._cache.clear(req.context.caller, (req.get_header(TARGET) or "").lower())
         resp.status = falcon.HTTP_204
 
 
 class CachedImageResource:
-    """One image in them."""
+    """One image in cache and queue."""
 
     def __init__(self, service: Service) -> None:
         self._cache = service.cache
 
     @described({202: None}, errors=(409,))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Have it fetched, which goes on after the response."""
+        """Queue an image for the cache, which is filled after the response."""
         self._cache.queue(req.context.caller, image_id)
         _empty(resp, falcon.HTTP_202)
 
     @described({204: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Remove it from both."""
+        """Remove an image from cache and queue."""
         self._cache.delete(req.context.caller, image_id)
         resp.status = falcon.HTTP_204
 
@@ -81,32 +81,32 @@ class NodesResource:
 
     @described({200: {"type": "array", "items": {"type": "string"}}})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Send the names of the hosts."""
+        """List the hosts that have an image in their cache."""
         send(resp, list(self._cache.hosts(req.context.caller, image_id)))
 
 
 class CleanResource:
-    """What nobody fills any more."""
+    """Incomplete files that nobody fills any more."""
 
     def __init__(self, service: Service) -> None:
         self._cache = service.cache
 
     @described({200: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Remove it."""
+        """Remove files that were left incomplete from the cache."""
         self._cache.clean(req.context.caller)
         _empty(resp, falcon.HTTP_200)
 
 
 class PruneResource:
-    """What is above the limit."""
+    """What the cache holds above its limit."""
 
     def __init__(self, service: Service) -> None:
         self._cache = service.cache
 
     @described({200: "cache-pruned"})
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Remove it, and say how much it was."""
+        """Shrink the cache to its limit, and say how much was removed."""
         files, size = self._cache.prune(req.context.caller)
         send(resp, {"total_files_pruned": files, "total_bytes_pruned": size})
 
@@ -120,7 +120,7 @@ class OlderListResource:
 
     @described({200: "cache"})
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Show what is in it."""
+        """List the images in the cache, or in the queue."""
         cached, queued = self._cache.list(req.context.caller, _MANAGE)
         if self._target == "cache":
             send(resp, {"cached_images": [document(each) for each in cached]})
@@ -129,7 +129,7 @@ class OlderListResource:
 
     @described({200: "cache-deleted"})
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Empty it, and say how many images were in it."""
+        """Empty the cache, or the queue, and say how many images were in it."""
         send(resp, {"num_deleted": self._cache.clear(req.context.caller, self._target, _MANAGE)})
 
 
@@ -141,7 +141,7 @@ class OlderCachedResource:
 
     @described({200: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Remove it."""
+        """Remove an image from the cache."""
         self._cache.delete_id(req.context.caller, image_id, "cache")
         _empty(resp, falcon.HTTP_200)
 
@@ -154,13 +154,13 @@ class OlderQueuedResource:
 
     @described({200: None}, errors=(409,))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Have it fetched."""
+        """Queue an image for the cache."""
         self._cache.queue_id(req.context.caller, image_id)
         _empty(resp, falcon.HTTP_200)
 
     @described({200: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Take it out."""
+        """Remove an image from the queue."""
         self._cache.delete_id(req.context.caller, image_id, "queue")
         _empty(resp, falcon.HTTP_200)
 

@@ -40,7 +40,7 @@ class FileResource:
 
     @described({204: None}, body=BINARY, headers=[_STORE, _SIZE], errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Upload it into the default store, or the one that a header names."""
+        """Upload data into the default store, or the one that a header names."""
         source = upload_source(req)
         store = req.get_header("x-image-meta-store")
         req.context.received = self._service.data.upload(req.context.caller, image_id, source, store).size
@@ -56,7 +56,7 @@ class FileResource:
         errors=(416,),
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Download it, or one range of it."""
+        """Download the data of an image, or one range of it."""
         preferred = [name for name in req.get_param("prefer", default="").split(",") if name]
         image, found, offset = self._service.data.download(
             req.context.caller, image_id, lambda image: asked_range(req, image), preferred
@@ -72,7 +72,7 @@ class StageResource:
 
     @described({204: None}, body=BINARY, headers=[_SIZE], errors=(409, 410, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Keep it until an import begins."""
+        """Stage data, which is kept until an import begins."""
         if "glance-direct" not in self._service.imports.methods:
             raise ResourceNotFound("data cannot be staged here")
         req.context.received = self._service.imports.staging.stage(

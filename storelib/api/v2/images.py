@@ -29,7 +29,7 @@ class ImagesResource:
 
     @described({200: "images"}, query=query.PARAMETERS)
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send one page of what the query string asks for, with a link to the next."""
+        """List a page of the images that the query string asks for, with a link to the next."""
         pairs = query_pairs(req)
         asked = query.parse(pairs, default_limit=self._default_limit, largest_limit=self._largest_limit)
         context = req.context.caller
@@ -73,7 +73,7 @@ class ImageResource:
 
     @described({200: "image"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Show all that the caller may see of it."""
+        """Show all that the caller may see of an image."""
         context = req.context.caller
         send_encoded(resp, self._documents.encode(context, self._service.images.show(context, image_id)))
 
@@ -84,7 +84,7 @@ class ImageResource:
         response_headers={"Accept-Patch": "Media types of patches"},
     )
     def on_patch(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Change it by one of the two kinds of JSON patch."""
+        """Change an image by one of the two kinds of JSON patch."""
         context = req.context.caller
         resp.set_header("Accept-Patch", ", ".join(patch.MEDIA_TYPES))
         kind = require_type(req, *patch.MEDIA_TYPES)
@@ -94,7 +94,7 @@ class ImageResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Delete it and its data."""
+        """Delete an image and its data."""
         refuse_body(req)
         self._service.images.delete(req.context.caller, image_id)
         resp.status = falcon.HTTP_204
@@ -108,14 +108,14 @@ class TagResource:
 
     @described({204: None}, errors=(409, 413))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
-        """Tag the image; harmless when done twice."""
+        """Tag an image; harmless when done twice."""
         refuse_body(req)
         self._service.images.add_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, tag: str) -> None:
-        """Take the tag off the image."""
+        """Remove a tag from an image."""
         refuse_body(req)
         self._service.images.remove_tag(req.context.caller, image_id, named_tag(req))
         resp.status = falcon.HTTP_204
@@ -139,7 +139,7 @@ class DeactivateResource:
 
     @described({204: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Stop downloads by all but administrators."""
+        """Stop downloads of an image by all but administrators."""
         refuse_body(req)
         self._service.images.deactivate(req.context.caller, image_id)
         resp.status = falcon.HTTP_204
@@ -153,7 +153,7 @@ class ReactivateResource:
 
     @described({204: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Allow downloads by all who may see the image."""
+        """Allow downloads of an image by all who may see it."""
         refuse_body(req)
         self._service.images.reactivate(req.context.caller, image_id)
         resp.status = falcon.HTTP_204

@@ -24,13 +24,13 @@ class LocationsResource:
 
     @described({200: "locations"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List all of them, for services."""
+        """List the locations of an image, for services."""
         found = self._service.locations.list(req.context.caller, image_id)
         send(resp, [location_document(location) for location in found])
 
     @described({202: "image"}, body="new-location", errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Add one to a queued image."""
+        """Add a location to a queued image."""
         body = read_object(req)
         url, validation = body.get("url"), body.get("validation_data")
         if not isinstance(url, str) or not 0 < len(url) <= LONGEST_URL:
@@ -48,7 +48,7 @@ class StoreImageResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, store_id: str, image_id: str) -> None:
-        """Delete it from there."""
+        """Delete an image's data from one store."""
         refuse_body(req)
         self._service.locations.drop(req.context.caller, store_id, image_id)
         resp.status = falcon.HTTP_204

@@ -34,7 +34,7 @@ class MembersResource:
 
     @described({200: "members"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """List those that the caller may see: all that a page may have unless the client says how many."""
+        """List the members of an image that the caller may see: all that a page may have if no limit is given."""
         asked = dict(query_pairs(req))
         largest = self._service.core.options.api_limit_max
         limit = page_size(asked.get("limit"), largest, largest)
@@ -47,7 +47,7 @@ class MembersResource:
 
     @described({200: "member"}, body=_NEW, errors=(409, 413, 415))
     def on_post(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Share the image with one more."""
+        """Share an image with one more project."""
         body = read_object(req)
         if not isinstance(body.get("member"), str) or not body["member"]:
             raise BadRequest("the body must have a 'member', the id of a project")
@@ -62,12 +62,12 @@ class MemberResource:
 
     @described({200: "member"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Show whether it has accepted the image."""
+        """Show whether a member has accepted the image."""
         send(resp, member_document(self._service.members.show(req.context.caller, image_id, member_id)))
 
     @described({200: "member"}, body=_STATUS, errors=(409, 413, 415))
     def on_put(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Accept or reject the image."""
+        """Accept or reject an image."""
         body = read_object(req)
         if "status" not in body:
             raise BadRequest("the body must have a 'status'")
@@ -76,7 +76,7 @@ class MemberResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, image_id: str, member_id: str) -> None:
-        """Stop sharing with it."""
+        """Stop sharing an image with a project."""
         refuse_body(req)
         self._service.members.remove(req.context.caller, image_id, member_id)
         resp.status = falcon.HTTP_204

@@ -176,7 +176,7 @@ class DefinitionsResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, namespace: str) -> None:
-        """Remove all of them."""
+        """Remove all definitions of one kind from a namespace."""
         refuse_body(req)
         self._service.metadefs.clear(req.context.caller, namespace, self._kind)
         resp.status = falcon.HTTP_204

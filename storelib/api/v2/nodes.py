@@ -35,14 +35,14 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
 
 
 class NodesResource:
-    """All nodes."""
+    """The nodes that have registered."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "nodes"}, query=[*PAGE, Parameter("group", "Nodes of this group")])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send one page of them, in the order of their names, with a link to the next."""
+        """List a page of the nodes, in the order of their names, with a link to the next."""
         options = self._service.core.options
         asked = dict(query_pairs(req))
         limit = page_size(asked.get("limit"), options.limit_param_default, options.api_limit_max)
@@ -78,7 +78,7 @@ class EnrolmentsResource:
 
     @described({201: "enrolment"}, body="new-enrolment")
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Make one, which is told this once."""
+        """Make a token with which nodes register; it is shown this once."""
         body = read_object(req)
         made = self._service.preload.jobs.enrol(
             req.context.caller, body.get("group"), body.get("expires_in", 3600), body.get("uses", 1)
@@ -90,19 +90,19 @@ class EnrolmentsResource:
 
 
 class NodeResource:
-    """One node."""
+    """One node, by its id."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "node"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, node_id: str) -> None:
-        """Show it."""
+        """Show a node to an administrator."""
         send(resp, node_document(self._service.preload.jobs.node(req.context.caller, node_id)))
 
     @described({204: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, node_id: str) -> None:
-        """Forget it, and its secret."""
+        """Remove a node, and its secret."""
         self._service.preload.jobs.remove(req.context.caller, node_id)
         resp.status = falcon.HTTP_204
 
@@ -115,26 +115,26 @@ class DrainResource:
 
     @described({204: None})
     def on_post(self, req: falcon.Request, resp: falcon.Response, node_id: str) -> None:
-        """Have it fetch nothing new."""
+        """Have a node fetch nothing new."""
         self._service.preload.jobs.drain(req.context.caller, node_id, draining=True)
         resp.status = falcon.HTTP_204
 
     @described({204: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, node_id: str) -> None:
-        """Have it go on."""
+        """Have a node that was drained fetch images again."""
         self._service.preload.jobs.drain(req.context.caller, node_id, draining=False)
         resp.status = falcon.HTTP_204
 
 
 class HeartbeatResource:
-    """What a node says now and then."""
+    """What a node reports now and then."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "heartbeat-response"}, body="heartbeat", headers=[_SECRET], errors=(413, 429))
     def on_post(self, req: falcon.Request, resp: falcon.Response, node_id: str) -> None:
-        """Take note of how far it is, and say what it is to have from whom."""
+        """Note how far a node is, and tell it which images to have, and from where."""
         agents = self._service.preload.agents
         send(resp, agents.heartbeat(node_id, req.get_header(SECRET), read_object(req, MOST_VALUES)))
         resp.set_header("Cache-Control", "no-store")
@@ -148,7 +148,7 @@ class TorrentResource:
 
     @described({200: Content({}, (TORRENT,))}, headers=[_SECRET])
     def on_get(self, req: falcon.Request, resp: falcon.Response, node_id: str, preload_id: str) -> None:
-        """Send it to a node that is to have the image."""
+        """Send the torrent of an image to a node that is to have it."""
         resp.data = self._service.preload.agents.torrent(node_id, req.get_header(SECRET), preload_id)
         resp.content_type = TORRENT
 

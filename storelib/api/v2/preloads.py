@@ -32,7 +32,7 @@ def add_routes(app: falcon.App, service: Service) -> None:  # type: ignore[type-
 
 
 class PreloadsResource:
-    """All preloads."""
+    """The preloads that are wanted or under way."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -47,7 +47,7 @@ class PreloadsResource:
         ],
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send one page of them, the latest first, with a link to the next."""
+        """List a page of the preloads, the latest first, with a link to the next."""
         options = self._service.core.options
         asked = dict(query_pairs(req))
         limit = page_size(asked.get("limit"), options.limit_param_default, options.api_limit_max)
@@ -66,7 +66,7 @@ class PreloadsResource:
 
     @described({201: "new-preloads"}, body="new-preload")
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Have images on nodes, which goes on after the response. The body may be as Nova's: of all nodes then."""
+        """Have images on nodes, fetched after the response. The body may be as Nova's: of all nodes then."""
         body = read_object(req)
         jobs = self._service.preload.jobs
         pinned = body.get("pinned", False)
@@ -78,14 +78,14 @@ class PreloadsResource:
 
 
 class PreloadResource:
-    """One preload."""
+    """One preload, by its id."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "preload"}, query=PAGE)
     def on_get(self, req: falcon.Request, resp: falcon.Response, preload_id: str) -> None:
-        """Show it with one page of its nodes, in the order of their names, and a link to the next."""
+        """Show a preload with one page of its nodes, in the order of their names, and a link to the next."""
         options = self._service.core.options
         asked = dict(query_pairs(req))
         limit = page_size(asked.get("limit"), options.api_limit_max, options.api_limit_max)
@@ -101,44 +101,44 @@ class PreloadResource:
 
     @described({204: None}, errors=(409,))
     def on_delete(self, req: falcon.Request, resp: falcon.Response, preload_id: str) -> None:
-        """Cancel it."""
+        """Cancel a preload that is not done."""
         self._service.preload.jobs.cancel(req.context.caller, preload_id)
         resp.status = falcon.HTTP_204
 
 
 class GroupsResource:
-    """Groups of nodes of which something is said."""
+    """The groups of nodes that have a rule."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "node-groups"})
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send all of them."""
+        """List the groups of nodes that have a rule."""
         found = self._service.preload.jobs.groups(req.context.caller)
         send(resp, {"groups": [group_document(each) for each in found]})
 
 
 class GroupResource:
-    """What the nodes of a group keep and may have."""
+    """The rule of a group: which images its nodes keep and may have."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @described({200: "node-group"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Show it."""
+        """Show the rule of a group."""
         send(resp, group_document(self._service.preload.jobs.group(req.context.caller, name)))
 
     @described({200: "node-group"}, body="new-node-group")
     def on_put(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Say it, in place of what was said before."""
+        """Set the rule of a group, in place of the one before."""
         found = self._service.preload.jobs.put_group(req.context.caller, name, read_object(req))
         send(resp, group_document(found))
 
     @described({204: None})
     def on_delete(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
-        """Say nothing of it any more."""
+        """Remove the rule of a group."""
         self._service.preload.jobs.remove_group(req.context.caller, name)
         resp.status = falcon.HTTP_204
 
@@ -151,7 +151,7 @@ class SourceResource:
 
     @described({200: BINARY, 206: BINARY, 302: None}, headers=[Parameter("Range", "One range of bytes")], errors=(416,))
     def on_get(self, req: falcon.Request, resp: falcon.Response, ticket: str, image_id: str) -> None:
-        """Send it, or one range of it, or where it is."""
+        """Send the data of an image, or one range of it, or redirect to its store."""
         found = self._service.preload.agents.source(ticket, image_id, lambda image: asked_range(req, image))
         if isinstance(found, str):
             resp.status = falcon.HTTP_302

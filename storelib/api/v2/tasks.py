@@ -39,7 +39,7 @@ class TasksResource:
 
     @described({200: "tasks"}, query=[*PAGE, *_TASKS])
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Send one page, with a link to the next."""
+        """List a page of the tasks, with a link to the next."""
         options = self._service.core.options
         asked = dict(query_pairs(req))
         query = TaskQuery(
@@ -62,7 +62,7 @@ class TasksResource:
 
     @described({201: "task"}, body="new-task", errors=(409, 413, 415), response_headers={"Location": "The task"})
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Begin one, which goes on after the response."""
+        """Begin a task, which goes on after the response."""
         self._service.task_requests.check(req.context.caller)
         task = self._begin(req, read_object(req))
         endpoint = self._service.core.options.public_endpoint
@@ -96,7 +96,7 @@ class TaskResource:
 
     @described({200: "task"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
-        """Show what it does and how it ended."""
+        """Show what a task does and how it ended."""
         send(resp, task_document(self._service.tasks.show(req.context.caller, task_id)))
 
 
@@ -108,7 +108,7 @@ class ImageTasksResource:
 
     @described({200: "image-tasks"})
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
-        """Send those that are kept, the latest first."""
+        """List the tasks of an image that are kept, the latest first."""
         tasks = self._service.tasks.of_image(req.context.caller, image_id)
         send(resp, {"tasks": [task_document(task) for task in tasks]})
 

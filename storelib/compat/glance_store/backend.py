@@ -94,7 +94,7 @@ def _list_opts() -> list[tuple[str, list[cfg.Opt]]]:
 
 
 def register_opts(conf: Any) -> None:
-    """Register them."""
+    """Register the options of all drivers, in groups as glance_store has them."""
     for group, found in _list_opts():
         for option in found:
             # Two drivers may have one of the same name.

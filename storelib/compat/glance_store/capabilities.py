@@ -57,7 +57,7 @@ class StoreCapability:
         return all(self.contains(self.capabilities, each) for each in capabilities)
 
     def set_capabilities(self, *dynamic_capabilites: int) -> None:
-        """Add some."""
+        """Add capabilities, bit by bit."""
         for each in dynamic_capabilites:
             self._capabilities |= int(each)
 

@@ -178,7 +178,7 @@ class BackendGroupConfiguration:
         self.append_config_values(store_opts)
 
     def append_config_values(self, store_opts: Sequence[cfg.Opt]) -> None:
-        """Some more options."""
+        """Register further options for this store."""
         for option in store_opts:
             safe_register(self.conf, option, SHARED_CONF_GROUP)
             # The service's own stores have another one there, with a default that is theirs.

@@ -155,7 +155,7 @@ class AuthorizationFailure(GlanceStoreException):
 
 
 class NotAuthenticated(GlanceStoreException):
-    """Credentials are needed."""
+    """There are no credentials where some are needed."""
 
     message = "You are not authenticated."
 

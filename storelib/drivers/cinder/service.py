@@ -395,7 +395,7 @@ class Api:
                 raise
 
     def status_of(self, error: BaseException) -> int | None:
-        """See errors.py."""
+        """The HTTP status of an error of the client; None where it has none."""
         return status_of(error)
 
     def delete_with_attachments(self, volume_id: str) -> None:

@@ -62,7 +62,7 @@ class CinderStore(Store[CinderLocation]):
         return location.store in (None, self.name)
 
     def roots(self) -> list[str]:
-        """Its name."""
+        """The name of this store, which its URIs begin with."""
         return [self.name]
 
     @classmethod
@@ -81,7 +81,7 @@ class CinderStore(Store[CinderLocation]):
     def open_reader(
         self, location: CinderLocation, offset: int, length: int | None, context: Context | None
     ) -> CinderReader:
-        """Attach the volume."""
+        """Read from the volume, which is attached for it."""
         user = self.service.user(context)
         return CinderReader(self.service, user.attachments, self.shelf.image(user.api, location))
 
@@ -163,11 +163,11 @@ class CinderStore(Store[CinderLocation]):
                     yield found
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
-        """See garbage.py."""
+        """Volumes and attachments that dead processes left; see garbage.py."""
         return leftovers.find(self.shelf, self.service.user(None), older_than, prefix or "")
 
     def discard(self, garbage: Garbage) -> bool:
-        """See garbage.py."""
+        """Remove a leftover; see garbage.py."""
         return leftovers.discard(self.service.user(None), garbage.handle)
 
     def probe(self) -> Health:

@@ -216,13 +216,13 @@ class CinderCopy(WriterCopy[CinderWriter]):
         self._reservation: str | None = None
 
     def begin(self) -> None:
-        """Make the clone."""
+        """Ask for a clone of the volume."""
         volume = self.writer.make_volume(self._source.size, self._source.id)
         if self._reservation is None:
             self._reservation = reserve(self._api, self.writer.hold, volume.id, self._image_id, "ro", alone=True)
 
     def commit(self, digests: Digests) -> Committed:
-        """Publish it."""
+        """Publish the clone as an image."""
         reservation = self._reservation
         return self.writer.publish(
             self.size, digests, None if reservation is None else lambda: self._api.detach(reservation)

@@ -93,7 +93,7 @@ class FilesystemStore(Store[FileLocation]):
 
     @classmethod
     def possible_roots(cls, location: FileLocation) -> Iterator[str]:
-        """All directories above."""
+        """All directories above the file."""
         path = location.path
         return (path[:position] for position, character in enumerate(path) if character == "/")
 

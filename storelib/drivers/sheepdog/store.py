@@ -57,7 +57,7 @@ class SheepdogStore(Store[SheepdogLocation]):
         return location.address is None or location == self.cluster.location(location.vdi)
 
     def roots(self) -> list[tuple[str | None, int | None]]:
-        """The daemon."""
+        """Address and port of the daemon."""
         location = self.cluster.location("")
         return [(location.address, location.port)]
 

@@ -81,7 +81,7 @@ class VmwareStore(Store[VmwareLocation]):
 
     @classmethod
     def possible_roots(cls, location: VmwareLocation) -> list[tuple[str | int, ...]]:
-        """The same."""
+        """Server, directory and datastore of the URI."""
         return [(location.host, location.port, location.directory, location.datacenter, location.datastore)]
 
     # -- The driver contract ----------------------------------------------------------------------------------

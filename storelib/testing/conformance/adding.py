@@ -33,7 +33,7 @@ class Recorder:
         self.seen: list[bytes] = []
 
     def update(self, chunk: bytes) -> None:
-        """Remember."""
+        """Remember the chunk."""
         self.seen.append(chunk)
 
 

@@ -60,6 +60,12 @@ class TestDescription(Deployed):
             text = query.TEXTS
             assert wrong.status_code == (200 if name in text else 400), name
 
+    def test_summaries_name_what_they_are_about(self, found):
+        """They stand alone: nothing before them says what "it" would be."""
+        summaries = [operation["summary"] for path in found["paths"].values() for operation in path.values()]
+        assert [each for each in summaries if {"it", "them", "those", "one"} & set(each.split()[:2])] == []
+        assert min(len(each.split()) for each in summaries) > 2
+
     def test_schemas_have_this_deployments_formats(self, found):
         formats = self.api.alice.get("/v2/schemas/image").json["properties"]["disk_format"]["enum"]
         assert found["components"]["schemas"]["new-image"]["properties"]["disk_format"]["enum"] == formats

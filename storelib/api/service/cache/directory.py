@@ -72,7 +72,7 @@ class Begun(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What made room."""
+    """How much was removed to make room."""
 
     files: int
     bytes: int
@@ -138,7 +138,7 @@ class Directory:
         return self.entries_path / name
 
     def entries(self) -> list[Entry]:
-        """All complete files."""
+        """All complete files, in no order."""
         found = []
         for path, status in _files(self.entries_path):
             match = _ENTRY.fullmatch(path.name)

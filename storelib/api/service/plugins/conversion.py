@@ -44,7 +44,7 @@ def plugin(options: SimpleNamespace) -> Plugin:
 
 
 class _Conversion:
-    """The plug-in."""
+    """Converts data to a wanted format with qemu-img."""
 
     def __init__(self, options: SimpleNamespace, wanted: str) -> None:
         self._options = options

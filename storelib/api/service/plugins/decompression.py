@@ -97,7 +97,7 @@ class _Counted:
         return chunk
 
     def put_back(self, data: bytes) -> None:
-        """Read these next."""
+        """Give back bytes, to be read next."""
         self._back = data + self._back
         self.count -= len(data)
 

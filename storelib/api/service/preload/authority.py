@@ -50,7 +50,7 @@ class Authorities:
         self._fernet = Fernet(base64.urlsafe_b64encode(made)) if key else None
 
     def make(self, preload_id: str) -> Authority:
-        """A new one."""
+        """A new authority for the certificates of one preload."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"storelib preload {preload_id}")])
         moment = datetime.datetime.now(datetime.timezone.utc)

@@ -80,7 +80,7 @@ class Jobs:
         return _page(self._core.repository.nodes.list(limit + 1, marker, group), limit)
 
     def node(self, context: Context, node_id: str) -> Node:
-        """One node."""
+        """A node by its id; raises ResourceNotFound."""
         self._core.policy.require(context, "get_nodes", {})
         return self._core.repository.nodes.get(node_id)
 

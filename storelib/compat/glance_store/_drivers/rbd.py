@@ -74,7 +74,7 @@ class StoreLocation(NativeLocation):
 
 
 class Store(NativeStore):
-    """Images in Ceph."""
+    """Images in Ceph, as glance_store names and configures them."""
 
     DRIVER = "rbd"
     NAME = "rbd"

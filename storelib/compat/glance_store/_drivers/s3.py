@@ -24,7 +24,7 @@ class StoreLocation(NativeLocation):
 
 
 class Store(NativeStore):
-    """Images in S3."""
+    """Images in S3, as glance_store names and configures them."""
 
     DRIVER = "s3"
     NAME = "s3"
