@@ -20,7 +20,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from preload_contract import PreloadContract
 
-from storelib.api.db import Repository, holdings, metadefs, rows, search, task_lists
+from storelib.api.db import Repository, choosing, holdings, metadefs, rows, task_lists
 from storelib.api.db.cached import Hits, NewCached
 from storelib.api.db.engine import Database
 from storelib.api.db.imported.images import COLUMNS, ImageEntries, ImageEntry
@@ -926,7 +926,7 @@ class RepositoryContract(PreloadContract):
 
     @pytest.mark.parametrize("few", [0, 500])
     def test_everybody_sees_what_he_may(self, repository, few, monkeypatch):
-        monkeypatch.setattr(search, "FEW", few)
+        monkeypatch.setattr(choosing, "FEW", few)
         made = {
             (owner, visibility): make(repository, owner=owner, visibility=visibility).id
             for owner in ("me", "other", None)
@@ -946,7 +946,7 @@ class RepositoryContract(PreloadContract):
 
     @pytest.mark.parametrize("few", [0, 500])
     def test_every_filter_finds_what_a_plain_comparison_finds(self, repository, few, monkeypatch):
-        monkeypatch.setattr(search, "FEW", few)
+        monkeypatch.setattr(choosing, "FEW", few)
         images, members = fill(repository)
         second = images[3].created_at.replace(microsecond=0)
         half = second + datetime.timedelta(milliseconds=500)

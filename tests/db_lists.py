@@ -18,7 +18,7 @@ from db_contract import ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storelib.api.db import Repository, search
+from storelib.api.db import Repository, choosing
 from storelib.api.db.engine import Database
 from storelib.api.db.records import Caller, Member, Query, Range, SortKey, TimeFilter
 from storelib.api.db.rows import to_time
@@ -116,15 +116,15 @@ class Limited:
     def limits(cls):
         """Sets them; they are as they were when the tests of the class are over."""
         names = ("FEW", "WALK", "SHORTEST_WALK", "SOME", "SAMPLE")
-        before = {name: getattr(search, name) for name in names}
+        before = {name: getattr(choosing, name) for name in names}
 
         def change(few: int, steps: int, some: int = before["SOME"], sample: int = before["SAMPLE"]) -> None:
             for name, value in zip(names, (few, 1, steps, some, sample), strict=True):
-                setattr(search, name, value)
+                setattr(choosing, name, value)
 
         yield change
         for name, value in before.items():
-            setattr(search, name, value)
+            setattr(choosing, name, value)
 
 
 class RandomListContract(Limited):
@@ -200,9 +200,9 @@ class PlanContract(Limited):
     @classmethod
     def filled(cls, database):
         """More images than are few: one tag and membership of as many as are few, others of one more."""
-        rows = [_plain_row(number) for number in range(search.FEW + 200)]
+        rows = [_plain_row(number) for number in range(choosing.FEW + 200)]
         keys = [row["id"] for row in rows]
-        tags = [*(("few", key) for key in keys[: search.FEW]), *(("many", key) for key in keys[: search.FEW + 1])]
+        tags = [*(("few", key) for key in keys[: choosing.FEW]), *(("many", key) for key in keys[: choosing.FEW + 1])]
         tags += [("rare", key) for key in keys[::700]]
         # Each is much, and no image has both.
         tags += [(("left", "right")[number % 2], key) for number, key in enumerate(keys)]
@@ -210,8 +210,8 @@ class PlanContract(Limited):
         def insert(connection):
             connection.execute(images.insert(), rows)
             connection.execute(image_tags.insert(), [{"image_id": key, "tag": tag} for tag, key in tags])
-            shares = [_share(key, "few", "accepted") for key in keys[: search.FEW]]
-            shares += [_share(key, "many", "accepted") for key in keys[: search.FEW + 1]]
+            shares = [_share(key, "few", "accepted") for key in keys[: choosing.FEW]]
+            shares += [_share(key, "many", "accepted") for key in keys[: choosing.FEW + 1]]
             connection.execute(image_members.insert(), shares)
 
         database.write(insert)
@@ -311,14 +311,14 @@ class PlanContract(Limited):
         admin, page = Caller(None, is_admin=True), {"limit": 25, "tags": frozenset({"many"})}
         oldest = Query(admin, sort=(SortKey("created_at", "asc"),), **page)
         newest = Query(admin, sort=(SortKey("created_at", "desc"),), **page)
-        few = search.FEW
+        few = choosing.FEW
         # The newest 199 images have no such tag, and of its sample none is among the newest 150.
         for steps, latest, earliest in ((150, [False, True], [False, False]), (400, [False, False], [False])):
             limits(few, steps)
             assert _pages_of(filled, newest) == latest
             assert _pages_of(filled, oldest) == earliest
             assert ids(Repository(filled).images.list(newest)) == [
-                _plain_row(number)["id"] for number in range(search.FEW, search.FEW - 25, -1)
+                _plain_row(number)["id"] for number in range(choosing.FEW, choosing.FEW - 25, -1)
             ]
 
     def test_what_leaves_much_each_and_nothing_together_is_intersected(self, filled, limits):

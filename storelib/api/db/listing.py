@@ -56,7 +56,7 @@ def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
 
 
 def _check_size(query: Query) -> None:
-    """Raise BadRequest for more filters than a database answers in bounded time, or at all."""
+    """Raise BadRequest for more filters than a database can handle in bounded time, or at all."""
     if len(query.properties) + len(query.tags) > MOST_FILTERS:
         raise BadRequest(f"a list may be filtered by {MOST_FILTERS} properties and tags")
     for field in ("ids", "names", "statuses", "disk_formats", "container_formats"):

@@ -33,10 +33,10 @@ class Part(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """An index of the images with the conditions that it answers, and those of a set that it does not."""
+    """An index of the images with the conditions that it covers, and those of a set that it does not."""
 
     name: str
-    answered: list[Condition]
+    covered: list[Condition]
     left: list[Condition]
 
 
@@ -69,7 +69,7 @@ def lookup(visible: Visible, column: Column) -> Lookup | None:
 
 
 def along(visible: Visible, filters: Sequence[Filter], key: str) -> tuple[Lookup, list[Column], list[Filter]]:
-    """The index that has a set in the order of a key, the filters that it answers, and the others."""
+    """The index that has a set in the order of a key, the filters that it covers, and the others."""
     on_key = [each for each in filters if isinstance(each, Column) and each.name == key]
     exact = [each for each in filters if isinstance(each, Column) and each.exact and each.name]
     found = Lookup(_index(visible.prefix, key), visible.within, [])
@@ -82,9 +82,9 @@ def along(visible: Visible, filters: Sequence[Filter], key: str) -> tuple[Lookup
     else:
         if key == "id" and not visible.prefix:
             found = Lookup("PRIMARY", [], visible.within)
-    answered = [*found.answered, *(each.holds for each in on_key)]
+    covered = [*found.covered, *(each.holds for each in on_key)]
     others = [each for each in filters if not any(each is other for other in on_key)]
-    return Lookup(found.name, answered, found.left), on_key, others
+    return Lookup(found.name, covered, found.left), on_key, others
 
 
 def count(kind: str, visible: Visible, wanted: Filter | None, most: int) -> sa.ScalarSelect[Any]:
@@ -97,7 +97,7 @@ def count(kind: str, visible: Visible, wanted: Filter | None, most: int) -> sa.S
         ids, key = wanted.ids(), wanted.table.c.image_id
     else:
         found = _found_by(visible, wanted) if wanted is not None else along(visible, (), "id")[0]
-        ids, key = _hinted(sa.select(images.c.id).where(*found.answered), found.name), images.c.id
+        ids, key = _hinted(sa.select(images.c.id).where(*found.covered), found.name), images.c.id
         exact = wanted is None or wanted.exact
     if kind == "postgresql" and exact:
         # It might read a large table from its beginning, hoping to come across enough of them.
@@ -119,7 +119,7 @@ def walk(
     looked = [Looked(each) for each in found.left] + [_looked_at(each, images.c.id) for each in others]
     if kind == "sqlite" and not found.left:
         looked = _looked_at_in_turn(others)
-    select = select.where(*found.answered, *end, *looked)
+    select = select.where(*found.covered, *end, *looked)
     if kind == "postgresql":
         select = select.order_by(*_unset_first(on_key, part.keys[0].direction))
     return _hinted(select.order_by(*order(kind, part.keys)), found.name)
@@ -154,7 +154,7 @@ def begin(
     if isinstance(first, Column) and len(beginning) == 1 and not any(isinstance(each, Rows) for each in others):
         by = _found_by(visible, first)
         looked = [*map(Looked, by.left), *(_looked_at(each, images.c.id) for each in others)]
-        found = _hinted(sa.select(images.c.id).where(*by.answered, *looked), by.name)
+        found = _hinted(sa.select(images.c.id).where(*by.covered, *looked), by.name)
     else:
         begun = _ids(visible, beginning)
         found = _with_ids(sa.select(images.c.id), begun)
@@ -202,7 +202,7 @@ def _ids_of(visible: Visible, wanted: Filter) -> sa.Select[tuple[str]]:
     if isinstance(wanted, Rows):
         return wanted.ids()
     by = _found_by(visible, wanted)
-    return _hinted(sa.select(images.c.id.label("image_id")).where(*by.answered), by.name)
+    return _hinted(sa.select(images.c.id.label("image_id")).where(*by.covered), by.name)
 
 
 def _found_by(visible: Visible, wanted: Column) -> Lookup:

@@ -9,7 +9,7 @@ import db_lists
 import pytest
 import sqlalchemy as sa
 
-from storelib.api.db import Repository, holdings, search
+from storelib.api.db import Repository, choosing, holdings
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import sync
 from storelib.api.db.records import Caller, Query, SortKey, TaskQuery
@@ -141,7 +141,7 @@ def steps(tmp_path_factory):
 def small(monkeypatch):
     """All limits are small beside the few images."""
     for name, value in {"FEW": 100, "WALK": 1, "SHORTEST_WALK": 200, "SOME": 150, "SAMPLE": 20, "MANY": 200}.items():
-        monkeypatch.setattr(search, name, value)
+        monkeypatch.setattr(choosing, name, value)
     monkeypatch.setattr("storelib.api.db.task_lists.FEW", 100)
 
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 
-from storelib.api.db import Repository, search
+from storelib.api.db import Repository, choosing
 from storelib.api.db.engine import Database
 from storelib.api.db.records import Changes, NewImage
 from storelib.api.db.statuses import ALLOWED
 
-LIMITS = search.FEW, search.WALK, search.SHORTEST_WALK
+LIMITS = choosing.FEW, choosing.WALK, choosing.SHORTEST_WALK
 PROPERTIES = st.dictionaries(st.sampled_from(["p", "q"]), st.none() | TEXT, max_size=2)
 
 IMAGES = st.fixed_dictionaries(
@@ -56,7 +56,7 @@ class Lists(RuleBasedStateMachine):
         self.members = []
 
     def teardown(self):
-        search.FEW, search.WALK, search.SHORTEST_WALK = LIMITS
+        choosing.FEW, choosing.WALK, choosing.SHORTEST_WALK = LIMITS
         self.repository.close()
         shutil.rmtree(self.directory)
 
@@ -94,7 +94,7 @@ class Lists(RuleBasedStateMachine):
 
     @rule(data=st.data(), limit=st.integers(1, 4), few=st.sampled_from([0, 2, 500]), steps=st.sampled_from([1, 3, 500]))
     def lists(self, data, limit, few, steps):
-        search.FEW, search.WALK, search.SHORTEST_WALK = few, 1, steps
+        choosing.FEW, choosing.WALK, choosing.SHORTEST_WALK = few, 1, steps
         images = [self.repository.images.get(image_id, deleted=True) for image_id in self.all]
         query = data.draw(queries(images))
         wanted = db_model.expected(images, self.members, query)
