@@ -24,24 +24,6 @@ VOLUME = "12345678-9012-3456-7890-123456789012"
 DATA = os.urandom(200_000)
 
 
-@pytest.fixture(autouse=True)
-def maps(monkeypatch):
-    """The tables of stores belong to the module, as in glance_store."""
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_MAP", {})
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_BACKEND_MAP", {})
-    monkeypatch.setattr(multi_backend, "_RESERVED_STORES", {})
-
-
-@pytest.fixture
-def conf(monkeypatch):
-    """A configuration of a program of its own, and the global one of these functions."""
-    found = cfg.ConfigOpts()
-    found(args=[], default_config_files=[], default_config_dirs=[])
-    for module in (backend, multi_backend, location, driver):
-        monkeypatch.setattr(module, "CONF", found)
-    return found
-
-
 @pytest.fixture
 def single(conf, tmp_path):
     """One file store, found by its scheme."""

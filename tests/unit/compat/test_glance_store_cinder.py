@@ -8,7 +8,7 @@ import types
 import pytest
 from oslo_config import cfg
 
-from storelib.compat.glance_store import exceptions, location, multi_backend
+from storelib.compat.glance_store import exceptions, multi_backend
 from storelib.drivers.cinder.service import Volume
 from storelib.exceptions import NotFound
 
@@ -45,14 +45,8 @@ class Api:
 
 
 @pytest.fixture
-def api(monkeypatch):
+def api(conf, monkeypatch):
     """Two stores there, of which one makes volumes of the type that Cinder takes if none is named."""
-    for name in ("SCHEME_TO_CLS_MAP", "SCHEME_TO_CLS_BACKEND_MAP"):
-        monkeypatch.setattr(location, name, {})
-    monkeypatch.setattr(multi_backend, "_RESERVED_STORES", {})
-    conf = cfg.ConfigOpts()
-    conf(args=[], default_config_files=[], default_config_dirs=[])
-    monkeypatch.setattr(multi_backend, "CONF", conf)
     conf.register_opt(cfg.DictOpt("enabled_backends"))
     conf.set_override("enabled_backends", {"usual": "cinder", "one": "cinder"})
     multi_backend.register_store_opts(conf)

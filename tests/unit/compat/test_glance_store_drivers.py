@@ -160,18 +160,6 @@ def installed(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def conf(monkeypatch):
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_MAP", {})
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_BACKEND_MAP", {})
-    monkeypatch.setattr(multi_backend, "_RESERVED_STORES", {})
-    found = cfg.ConfigOpts()
-    found(args=[], default_config_files=[], default_config_dirs=[])
-    for module in (backend, multi_backend, location, driver):
-        monkeypatch.setattr(module, "CONF", found)
-    return found
-
-
-@pytest.fixture
 def several(conf, tmp_path):
     """Two of it with names, and one of storelib's."""
     conf.register_opt(cfg.DictOpt("enabled_backends"))

@@ -15,21 +15,9 @@ import uuid
 import pytest
 from oslo_config import cfg
 
-from storelib.compat.glance_store import backend, driver, exceptions, location, multi_backend
+from storelib.compat.glance_store import exceptions, multi_backend
 
 DATA = os.urandom(300_000)
-
-
-@pytest.fixture
-def conf(monkeypatch):
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_MAP", {})
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_BACKEND_MAP", {})
-    monkeypatch.setattr(multi_backend, "_RESERVED_STORES", {})
-    found = cfg.ConfigOpts()
-    found(args=[], default_config_files=[], default_config_dirs=[])
-    for module in (backend, multi_backend, location, driver):
-        monkeypatch.setattr(module, "CONF", found)
-    return found
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import os
 import threading
 
 import pytest
-from oslo_config import cfg
 
-from storelib.compat.glance_store import backend, driver, exceptions, location
+from storelib.compat.glance_store import backend, exceptions, location
 
 DATA = os.urandom(200_000)
 
@@ -47,13 +46,8 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def web(monkeypatch):
+def web(conf):
     """A store without a name."""
-    monkeypatch.setattr(location, "SCHEME_TO_CLS_MAP", {})
-    conf = cfg.ConfigOpts()
-    conf(args=[], default_config_files=[], default_config_dirs=[])
-    for module in (backend, location, driver):
-        monkeypatch.setattr(module, "CONF", conf)
     backend.register_opts(conf)
     conf.set_override("stores", ["http"], "glance_store")
     assert backend.create_stores(conf) == 1
