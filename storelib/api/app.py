@@ -10,6 +10,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib.api import config, openapi, staged_page, v1, v2
+from storelib.api.background_audit import AuditMetrics, BackgroundAudit
 from storelib.api.db import open_repository
 from storelib.api.middleware.cross_origin import shared
 from storelib.api.middleware.empty_ids import NoEmptyIds
@@ -20,7 +21,6 @@ from storelib.api.middleware.own_credentials import OwnCredentials
 from storelib.api.middleware.versions import LISTED, LISTED_WITH_CACHE, VersionNegotiation, WsgiApp
 from storelib.api.preload_metrics import PreloadMetrics
 from storelib.api.purging import Purging
-from storelib.api.scrutiny import Scrutiny, ScrutinyMetrics
 from storelib.api.service import Service
 from storelib.api.v1.components import COMPONENTS
 from storelib.api.v2.components import components
@@ -31,7 +31,7 @@ from storelib.registry import Registry
 class Application:
     """A WSGI application with the service behind it. ``close`` finishes background work and leaves the database."""
 
-    def __init__(self, wsgi: WsgiApp, service: Service, rounds: Sequence[Scrutiny | Purging] = ()) -> None:
+    def __init__(self, wsgi: WsgiApp, service: Service, rounds: Sequence[BackgroundAudit | Purging] = ()) -> None:
         self._wsgi = wsgi
         self.service = service
         self._finalizer = weakref.finalize(self, _shut_down, service, rounds)
@@ -60,9 +60,9 @@ def create_app(conf: cfg.ConfigOpts, registry: Registry | None = None) -> Applic
     try:
         service = Service(conf, repository, stores)
         options = service.core.options
-        rounds: list[Scrutiny | Purging] = []
+        rounds: list[BackgroundAudit | Purging] = []
         if options.audit_interval:
-            rounds.append(Scrutiny(service, options.audit_interval, options.audit_rate))
+            rounds.append(BackgroundAudit(service, options.audit_interval, options.audit_rate))
         if options.purge_after:
             rounds.append(Purging(service, options.purge_after, options.purge_rate))
         application = Application(build_wsgi(conf, service), service, rounds)
@@ -99,7 +99,7 @@ def build_wsgi(conf: cfg.ConfigOpts, service: Service, identify: Identify | None
     if conf.api.worker_self_reference_url:
         pages[staged_page.PATH] = staged_page.page(service.imports.staging)
     if metrics:
-        more: list[Any] = [ScrutinyMetrics(service)] if conf.api.audit_interval else []
+        more: list[Any] = [AuditMetrics(service)] if conf.api.audit_interval else []
         more += [PreloadMetrics(service)] if service.preload.enabled else []
         pages["/metrics"] = metrics.page(more)
     listed = LISTED_WITH_CACHE if service.cache.is_configured else LISTED
@@ -127,7 +127,7 @@ def _behind_proxy(conf: cfg.ConfigOpts, app: WsgiApp) -> WsgiApp:
     return wrapped
 
 
-def _shut_down(service: Service, rounds: Sequence[Scrutiny | Purging]) -> None:
+def _shut_down(service: Service, rounds: Sequence[BackgroundAudit | Purging]) -> None:
     for each in rounds:
         each.stop()
     service.stop()

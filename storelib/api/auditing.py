@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from storelib.api.db import Repository
 from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
-from storelib.api.service.pace import Pace
+from storelib.api.service.rate_limit import RateLimit
 from storelib.api.service.tasks import STAGED
 from storelib.capabilities import Capability
 from storelib.driver import ImageInfo, Store
@@ -88,7 +88,7 @@ class Audit:
     """One comparison. ``deep`` reads all data and computes its digests; ``older_than`` is in seconds.
 
     ``stores`` are the names of those to look at, by default all; then images without any data are nobody's. ``staging``
-    is the store of staged data. ``pace`` limits the reading, ``progress(bytes)`` is told how much of the data was read.
+    is the store of staged data. ``rate_limit`` is for reading, ``progress(bytes)`` is told how much was read.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Audit:
         staging: Store[Any] | None = None,
         deep: bool = False,
         older_than: float = 86400.0,
-        pace: Pace | None = None,
+        rate_limit: RateLimit | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.counts = Counts()
         self._stores = [store for store in registry if stores is None or store.name in stores]
         self._only = stores
-        self._pace = pace or Pace(None)
+        self._rate_limit = rate_limit or RateLimit(None)
         self._repository = repository
         self._registry = registry
         self._staging = staging
@@ -321,7 +321,7 @@ class Audit:
                     for hasher in hashers:
                         hasher.update(self._buffer[:count])
                     self.counts.read += count
-                    self._pace.spend(count)
+                    self._rate_limit.spend(count)
                     if self._progress is not None:
                         self._progress(self.counts.read)
         except NotFound:

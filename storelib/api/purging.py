@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import logging
 
-from storelib.api.looking import Looking
+from storelib.api.periodic import Periodic
 from storelib.api.service import Service
 
 LOG = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ LOOK, INTERVAL = 60.0, 3600.0
 BATCH = 50
 
 
-class Purging(Looking):
+class Purging(Periodic):
     """Forgets images that were deleted ``after`` seconds ago, ``rate`` of them per second; 0 is as fast as it goes."""
 
     name, called = NAME, "purging"
@@ -41,7 +41,7 @@ class Purging(Looking):
         while batch := self._core.repository.images.purge(before, BATCH):
             purged += batch
             mine = rounds.note(NAME, process_id, "", {"images": purged})
-            self._pace.spend(batch)
+            self._rate_limit.spend(batch)
             if self._stop.is_set() or not mine:
                 rounds.leave(NAME, process_id)
                 return purged

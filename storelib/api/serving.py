@@ -34,7 +34,7 @@ from storelib.api.lingering import Lingering
 from storelib.api.middleware.metrics_files import mark_process_dead
 from storelib.api.service import Service
 from storelib.api.systemd import forget_sockets, socket_of_manager
-from storelib.api.unread import warn_of_unread
+from storelib.api.unknown_options import warn_of_unknown_options
 from storelib.exceptions import BadStoreConfiguration
 from storelib.registry import Registry
 
@@ -176,7 +176,7 @@ def check(conf: cfg.ConfigOpts, settings: Settings) -> None:
         # Made and dropped: policy, schemas, files of users and the like are read here. It starts no thread, so that
         # the workers are forked from a process with a single one.
         build_wsgi(conf, Service(conf, repository, Registry.from_conf(conf)))
-        warn_of_unread(conf)
+        warn_of_unknown_options(conf)
     finally:
         repository.close()
 

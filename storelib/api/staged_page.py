@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from storelib.api.errors import ApiError, DatabaseUnavailable
 from storelib.api.middleware.versions import WsgiApp
-from storelib.api.service.elsewhere import HEADER, PATH
+from storelib.api.service.remote_staging import HEADER, PATH
 from storelib.api.service.staging import Staging
 from storelib.exceptions import StoreError
 from storelib.transfer.contract import MiB

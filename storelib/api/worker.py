@@ -20,7 +20,7 @@ from storelib.api.db import open_repository
 from storelib.api.errors import ApiError
 from storelib.api.service import Service
 from storelib.api.systemd import Manager
-from storelib.api.unread import warn_of_unread
+from storelib.api.unknown_options import warn_of_unknown_options
 from storelib.exceptions import BadStoreConfiguration
 from storelib.messaging import oslo_messaging
 from storelib.registry import Registry
@@ -48,7 +48,7 @@ def run(conf: cfg.ConfigOpts, grace: float, announce: Callable[[], None]) -> Non
                 "[DEFAULT] transport_url is not set: without a message bus the processes of the API do all work "
                 "themselves"
             )
-        warn_of_unread(conf)
+        warn_of_unknown_options(conf)
         _Worker(service, grace).run(announce)
     finally:
         repository.close()

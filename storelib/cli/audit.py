@@ -38,7 +38,7 @@ def audit(session: Session, deep: bool, older_than: float, rate: float | None) -
     with image_api("audit"):
         from storelib.api.auditing import KINDS, Audit
         from storelib.api.config import read_options
-        from storelib.api.service.pace import Pace
+        from storelib.api.service.rate_limit import RateLimit
         from storelib.api.service.staging import open_staging
 
         conf = configuration(session)
@@ -51,7 +51,7 @@ def audit(session: Session, deep: bool, older_than: float, rate: float | None) -
                 staging=staging,
                 deep=deep,
                 older_than=older_than,
-                pace=Pace(rate),
+                rate_limit=RateLimit(rate),
                 progress=progress,
             )
             session.output.many(COLUMNS, (record_of(found) for found in work.run()))

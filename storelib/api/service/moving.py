@@ -30,7 +30,7 @@ from storelib.api.errors import (
 from storelib.api.service.core import LOG
 from storelib.api.service.deletion import delete_location
 from storelib.api.service.lease import remove_leftovers
-from storelib.api.service.pace import Pace
+from storelib.api.service.rate_limit import RateLimit
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
 from storelib.exceptions import (
@@ -126,7 +126,7 @@ class Move:
         self._linger = min(linger, LONGEST_LINGER)
         self._progress = progress
         self._stop = threading.Event()
-        self._pace = Pace(rate, self._stop.wait)
+        self._rate_limit = RateLimit(rate, self._stop.wait)
         self._lock = threading.Lock()
         self._copied = 0
         self._shared: frozenset[str] = frozenset()
@@ -346,7 +346,7 @@ class Move:
         return stored, Digest(algorithm, stored.multihash)
 
     def _watch(self, wanted: Progress) -> Progress:
-        """A transfer's progress callback, which keeps the pace, and ends what is for nothing."""
+        """A transfer's progress callback, which keeps to the rate limit, and ends what is for nothing."""
         known = 0
 
         def look() -> None:
@@ -360,7 +360,7 @@ class Move:
             look()
             self._tell(step)
             if step < LEAP:
-                self._pace.spend(step, look)
+                self._rate_limit.spend(step, look)
 
         return progress
 
@@ -403,7 +403,7 @@ class Move:
             while count := stream.readinto(view):
                 yield view[:count]
                 look()
-                self._pace.spend(count, look)
+                self._rate_limit.spend(count, look)
 
     # -- the old place ------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from storelib.api.errors import (
     Unavailable,
     UploadLost,
 )
-from storelib.api.service import elsewhere
+from storelib.api.service import remote_staging
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
 from storelib.api.service.inspection import Body
@@ -118,7 +118,7 @@ class Staging:
                     **forgotten,
                     STAGED: stored.uri,
                     STAGED_DIGESTS: json.dumps([stored.checksum, stored.multihash, core.hashing_algorithm]),
-                    **elsewhere.place(core.options.worker_self_reference_url),
+                    **remote_staging.place(core.options.worker_self_reference_url),
                 },
                 size=stored.size,
                 most=core.quota.total,
@@ -212,9 +212,9 @@ class Staging:
                 material.known = digests
         except (NotFound, Invalid):
             # Its directory may be called otherwise there.
-            if not elsewhere.is_elsewhere(image):
+            if not remote_staging.is_elsewhere(image):
                 raise
-            material = material_of(context, image, elsewhere.fetch(image, self._core.options))
+            material = material_of(context, image, remote_staging.fetch(image, self._core.options))
         material.expected = digests
         return material
 
@@ -227,7 +227,7 @@ class Staging:
     def check(self, image: Image) -> str:
         """The URI of the staged data of an image; raises Conflict without any."""
         staged = image.properties.get(STAGED)
-        if not staged or (self._store is None and not elsewhere.is_elsewhere(image)):
+        if not staged or (self._store is None and not remote_staging.is_elsewhere(image)):
             raise Conflict(f"there is no staged data of image {image.id}")
         return staged
 
@@ -240,7 +240,7 @@ class Staging:
             image = self._core.repository.images.get(image_id)
         except (ImageNotFound, BadRequest):
             raise ResourceNotFound("nothing like that is staged here") from None
-        if self._store is None or not elsewhere.opens(image, token):
+        if self._store is None or not remote_staging.opens(image, token):
             raise ResourceNotFound("nothing like that is staged here")
         return self._store.get(self.check(image))
 

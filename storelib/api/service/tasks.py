@@ -16,8 +16,8 @@ from storelib.api.db.records import Image, Task, TaskEnd, TaskPage, TaskQuery
 from storelib.api.db.tasks import OLD_PROPERTIES, NewTask
 from storelib.api.errors import ApiError
 from storelib.api.service.core import LOG, Core
-from storelib.api.service.elsewhere import HOST, TOKEN
 from storelib.api.service.foreign import PUBLIC_SCHEMES
+from storelib.api.service.remote_staging import HOST, TOKEN
 from storelib.transfer.contract import MiB, Progress
 
 #: Properties of an import that clients see: the stores still to be filled, those that failed, and the task at work.

@@ -12,7 +12,7 @@ from preload_nodes import SECTIONS, FakeNode, forget_nodes, preload
 
 from storelib.api.db.preload_schema import image_pieces, piece_layers, preload_nodes, preloads
 from storelib.api.errors import ImageNotFound
-from storelib.api.service.preload import tending
+from storelib.api.service.preload import maintenance
 from storelib.preload.pieces import PieceHasher
 
 
@@ -35,7 +35,7 @@ def images_of(node):
 
 
 def tend(api):
-    assert api.service.preload.tending.look(0.0)
+    assert api.service.preload.maintenance.look(0.0)
 
 
 class TestPreloads:
@@ -227,7 +227,7 @@ class TestGroups:
         assert len(api.admin.get("/v2/preloads").json["preloads"]) == 1
 
     def test_a_group_that_keeps_too_many_images_is_told_of_once(self, api, monkeypatch, caplog):
-        monkeypatch.setattr(tending, "MOST_KEPT", 1)
+        monkeypatch.setattr(maintenance, "MOST_KEPT", 1)
         self.put(api, images=[api.alice.active(), api.alice.active()])
         for _ in range(3):
             tend(api)
@@ -245,11 +245,11 @@ class TestGroups:
         assert images_of(node) == []
         api.alice.upload(waits, b"data")
         # What the lease of each process does now and then.
-        api.service.preload.tending.look(0.0)
+        api.service.preload.maintenance.look(0.0)
         assert images_of(node) == [waits]
 
     def test_the_lease_looks_after_it(self, api):
-        assert api.service.lease.on_beat == api.service.preload.tending.look
+        assert api.service.lease.on_beat == api.service.preload.maintenance.look
 
     def test_only_images_that_its_nodes_may_have_are_kept(self, api):
         node = FakeNode(api, "n1")
@@ -318,7 +318,7 @@ class TestGroups:
         with api.repository.database.engine.connect() as connection:
             assert connection.execute(sa.select(sa.func.count()).select_from(preloads)).scalar_one() == 0
         self.put(api, images=[image])
-        threads = [threading.Thread(target=each.preload.tending.look, args=(0.0,)) for each in services]
+        threads = [threading.Thread(target=each.preload.maintenance.look, args=(0.0,)) for each in services]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -329,10 +329,10 @@ class TestGroups:
     def test_all_nodes_with_all_preloads_are_looked_at_now_and_then_only(self, api, monkeypatch):
         asked = []
         monkeypatch.setattr(api.repository.preloads, "uncovered", lambda since: asked.append(since))
-        monkeypatch.setattr(api.service.preload.tending, "_covered", None)
+        monkeypatch.setattr(api.service.preload.maintenance, "_covered", None)
         for _ in range(2):
             tend(api)
-        monkeypatch.setattr(api.service.preload.tending, "_covered", -1e6)
+        monkeypatch.setattr(api.service.preload.maintenance, "_covered", -1e6)
         tend(api)
         assert [since > 0 for since in asked] == [False, True, False]
 
@@ -363,7 +363,7 @@ class TestPieces:
         node = FakeNode(api, "n1")
         known = []
         # A node that was woken before they were known would wait until it asks by itself.
-        monkeypatch.setattr(api.service.preload.making, "wake", lambda: known.append(self.layer(api, image)))
+        monkeypatch.setattr(api.service.preload.piece_digests, "wake", lambda: known.append(self.layer(api, image)))
         [one] = preload(api, image)
         api.settle()
         assert known == [self.expected(data)]
@@ -373,7 +373,7 @@ class TestPieces:
     def test_a_node_that_exchanges_waits_for_them(self, api, monkeypatch):
         image = api.alice.active()
         self.forget(api, image)
-        monkeypatch.setattr(api.service.preload.making, "begin", lambda image_ids: None)
+        monkeypatch.setattr(api.service.preload.piece_digests, "begin", lambda image_ids: None)
         node, alone = FakeNode(api, "n1"), FakeNode(api, "n2", port=0)
         [one] = preload(api, image)
         assert (node.job(one)["torrent_url"], node.job(one)["source"]) == (None, None)

@@ -75,13 +75,13 @@ def test_it_goes_as_slowly_as_it_is_asked_to(api, deleted, monkeypatch):
         waited.append(seconds)
         slow.stop()
 
-    monkeypatch.setattr(slow._pace, "_pause", wait)
-    monkeypatch.setattr(slow._pace, "spend", lambda count: wait(count / 0.001))
+    monkeypatch.setattr(slow._rate_limit, "_pause", wait)
+    monkeypatch.setattr(slow._rate_limit, "spend", lambda count: wait(count / 0.001))
     assert slow.look() == 1
     assert waited == [1000]
 
 
-def test_stopping_ends_a_wait_of_its_own_pace_at_once(api, deleted, monkeypatch):
+def test_stopping_ends_a_wait_of_its_own_rate_limit_at_once(api, deleted, monkeypatch):
     monkeypatch.setattr(purging, "BATCH", 1)
     slow, waits = Purging(api.service, 0, 0.001), []
 
@@ -90,7 +90,7 @@ def test_stopping_ends_a_wait_of_its_own_pace_at_once(api, deleted, monkeypatch)
         slow.stop()
         return slow._stop.is_set()
 
-    monkeypatch.setattr(slow._pace, "_pause", wait)
+    monkeypatch.setattr(slow._rate_limit, "_pause", wait)
     # 1000 seconds for an image.
     assert slow.look() == 1
     assert len(waits) == 1

@@ -24,7 +24,7 @@ from storelib.api.context import Context
 from storelib.api.errors import BadDatabase
 from storelib.api.policy import RULES, get_enforcer, list_rules
 from storelib.api.service.notifications import Notifier
-from storelib.api.unread import warn_of_unread
+from storelib.api.unknown_options import warn_of_unknown_options
 from storelib.exceptions import BadStoreConfiguration, StoreError
 
 
@@ -355,7 +355,7 @@ class TestWhoAsksIsSaid:
         path.write_text(FILE.format(directory=tmp_path) + strangers + others)
         conf = storelib.config.load_file(path)
         create_app(conf).close()
-        warn_of_unread(conf)
+        warn_of_unknown_options(conf)
         said = [record.message for record in caplog.records if record.message.startswith("nothing reads")]
         assert [message.partition(" (")[0] for message in said] == [
             "nothing reads the section [sapre]",

@@ -14,7 +14,7 @@ import pytest
 from storelib.api import config, import_options
 from storelib.api.db import config as database
 from storelib.api.glance_options import API, BUS, LIBRARIES, fate, table
-from storelib.api.unread import warn_of_unread
+from storelib.api.unknown_options import warn_of_unknown_options
 from storelib.config import load_file, read_settings
 
 #: By group.
@@ -109,7 +109,7 @@ def test_an_option_of_glance_in_our_file_is_explained(tmp_path, caplog):
     conf = load_file(path)
     config.register_opts(conf)
     with caplog.at_level(logging.WARNING):
-        warn_of_unread(conf)
+        warn_of_unknown_options(conf)
     assert "user_storage_quota" in caplog.text
     assert "here: [api] user_storage_quota" in caplog.text
     assert "here: say it to storelib serve: --bind HOST:PORT" in caplog.text

@@ -32,10 +32,9 @@ from storelib.api.context import administrator
 from storelib.api.db import open_repository
 from storelib.api.db.records import Changes, NewImage, NewLocation
 from storelib.api.errors import UploadLost
-from storelib.api.service import Service
-from storelib.api.service import pace as pacing
+from storelib.api.service import Service, rate_limit
 from storelib.api.service.moving import Move
-from storelib.api.service.pace import Pace
+from storelib.api.service.rate_limit import RateLimit
 from storelib.exceptions import (
     BadStoreConfiguration,
     InUseByStore,
@@ -428,17 +427,17 @@ class TestInterrupted:
         assert (place.files("old"), place.findings()) == ([], [])
 
 
-class TestPace:
+class TestRateLimit:
     def test_no_more_than_the_rate_over_all_threads(self):
         slept = []
-        pace = Pace(100, slept.append)
+        limit = RateLimit(100, slept.append)
         moment = [0.0]
         clock = pytest.MonkeyPatch()
         with clock.context() as patch:
-            patch.setattr(pacing, "time", types.SimpleNamespace(monotonic=lambda: moment[0] + sum(slept)))
-            pace._due = 0.0
+            patch.setattr(rate_limit, "time", types.SimpleNamespace(monotonic=lambda: moment[0] + sum(slept)))
+            limit._due = 0.0
             for _ in range(5):
-                pace.spend(50)
+                limit.spend(50)
         assert sum(slept) == pytest.approx(2.5)
         assert max(slept) <= 1
 
@@ -447,7 +446,7 @@ class TestPace:
             raise UploadLost("enough")
 
         with pytest.raises(UploadLost):
-            Pace(1).spend(1000, refuse)
+            RateLimit(1).spend(1000, refuse)
 
 
 class TestCommand:

@@ -22,9 +22,9 @@ from storelib.api.service.preload import plan
 from storelib.api.service.preload.agents import Agents
 from storelib.api.service.preload.authority import Authorities
 from storelib.api.service.preload.jobs import Jobs
-from storelib.api.service.preload.making import Making
+from storelib.api.service.preload.maintenance import Maintenance
+from storelib.api.service.preload.piece_digests import PieceDigests
 from storelib.api.service.preload.swarms import Swarms
-from storelib.api.service.preload.tending import Tending
 from storelib.messaging import NODES
 
 __all__ = ["Preloading"]
@@ -42,16 +42,16 @@ class Preloading:
         self._swarms = Swarms(core.repository, limits)
         self._agents = Agents(core, data, limits, authorities, self._swarms)
         self._repository = core.repository
-        self.making = Making(core, data, background)
+        self.piece_digests = PieceDigests(core, data, background)
         if self.enabled:
-            data.pieces = self.making
-            self._jobs.on_new = lambda context, image_ids: self.making.begin(image_ids)
-            self.tending = Tending(core, self._jobs, self.making, lambda: lease.id)
-            self._jobs.tend = partial(self.tending.look, 0.0)
-            lease.on_beat = self.tending.look
+            data.pieces = self.piece_digests
+            self._jobs.on_new = lambda context, image_ids: self.piece_digests.begin(image_ids)
+            self.maintenance = Maintenance(core, self._jobs, self.piece_digests, lambda: lease.id)
+            self._jobs.tend = partial(self.maintenance.look, 0.0)
+            lease.on_beat = self.maintenance.look
             bus = bus_from(conf, NODES)
             if bus is not None:
-                self._jobs.wake = self.making.wake = bus.wake
+                self._jobs.wake = self.piece_digests.wake = bus.wake
 
     @property
     def jobs(self) -> Jobs:

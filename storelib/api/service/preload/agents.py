@@ -23,7 +23,7 @@ from storelib.api.errors import (
 )
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Download
-from storelib.api.service.preload import access, plan, saying, secrets
+from storelib.api.service.preload import access, node_requests, plan, secrets
 from storelib.api.service.preload.authority import Authorities, Authority
 from storelib.api.service.preload.redirects import Redirects
 from storelib.api.service.preload.swarms import Swarms
@@ -68,13 +68,13 @@ class Agents:
         Raises NotAuthenticated (a token that is not valid, or nothing that says who asks), NotPermitted, BadRequest,
         and AlreadyExists for the name of another node.
         """
-        name = saying.name("'name'", document.get("name"))
+        name = node_requests.name("'name'", document.get("name"))
         token, group = document.get("token"), document.get("group") or ""
         if token is not None and not isinstance(token, str):
             raise BadRequest("'token' must be a text")
-        group = group if group == "" else saying.name("'group'", group)
-        port, version = saying.port(document.get("port")), saying.version(document.get("version", ""))
-        address = saying.address(document.get("address"))
+        group = group if group == "" else node_requests.name("'group'", group)
+        port, version = node_requests.port(document.get("port")), node_requests.version(document.get("version", ""))
+        address = node_requests.address(document.get("address"))
         values = {"address": address, "port": port, "version": version}
         if secret is not None and (known := self._core.repository.nodes.named(name)) is not None:
             return self._renew(known, secret, group, values)
@@ -86,7 +86,7 @@ class Agents:
                 raise BadRequest("'group' must be the name of a group")
         elif len(token) > secrets.LONGEST:
             raise NotAuthenticated("the token to enrol with is not valid, or not any more")
-        new, moment = secrets.new() if secret is None else saying.secret(secret), now()
+        new, moment = secrets.new() if secret is None else node_requests.secret(secret), now()
         node = Node(str(uuid.uuid4()), name, group, address, port, version, None, None, None, None, False, moment, 0)
         digest = None if token is None else secrets.digest(token)
         try:
@@ -117,7 +117,7 @@ class Agents:
         moment, gap = now(), plan.gap(self._limits)
         if plan.is_too_soon(known.node.seen_at, moment, gap):
             raise TooManyRequests("this node sends heartbeats too fast", retry_after=gap / plan.SECOND)
-        said = saying.heartbeat(document, moment)
+        said = node_requests.heartbeat(document, moment)
         node = known.node._replace(address=said.beat.address, port=said.beat.port)
         refused = self._refused(known)
         changes, work = self._changes(known.work, said, refused, moment)
@@ -181,7 +181,7 @@ class Agents:
         return plan.interval(self._limits, self._swarms.nodes(), busy=busy)
 
     def _changes(
-        self, work: Sequence[Work], said: saying.Heartbeat, refused: Mapping[str, str], moment: int
+        self, work: Sequence[Work], said: node_requests.Heartbeat, refused: Mapping[str, str], moment: int
     ) -> tuple[list[Change], list[Work]]:
         """What is to be noted, and the work as it is then. What a node says of the work of others is nothing, and of
         what it may not have, and is not told of, neither: it would be thought to have it, or to get it soon.
@@ -190,8 +190,8 @@ class Agents:
         for each in work:
             of_this = said.states.get(each.preload_id)
             if (why := refused.get(each.preload_id)) is not None:
-                of_this = saying.refused(why)
-            change = None if of_this is None else saying.changed(each, of_this, moment)
+                of_this = node_requests.refused(why)
+            change = None if of_this is None else node_requests.changed(each, of_this, moment)
             if change is not None:
                 changes.append(change)
                 each = each._replace(**change._asdict())
@@ -247,7 +247,7 @@ class Agents:
         known: Known,
         work: Sequence[Work],
         changes: Sequence[Change],
-        said: saying.Heartbeat,
+        said: node_requests.Heartbeat,
     ) -> None:
         """What else follows from a heartbeat."""
         images = {each.preload_id: each.image.id for each in work}
@@ -262,7 +262,7 @@ class Agents:
                 LOG.warning("preload %s: node %s got wrong parts from node %s", preload_id, node.name, name)
                 self._core.notify.preload("bad_peer", {"preload": preload_id, "node": name, "reporter": node.name})
 
-    def _certificates(self, node: Node, work: Sequence[Work], said: saying.Heartbeat) -> dict[str, str]:
+    def _certificates(self, node: Node, work: Sequence[Work], said: node_requests.Heartbeat) -> dict[str, str]:
         lifetime = datetime.timedelta(hours=self._options.certificate_hours)
         found: dict[str, str] = {}
         for each in work:

@@ -13,7 +13,7 @@ from storelib.api.db.records import Image
 from storelib.api.db.rows import now
 from storelib.api.errors import ApiError, BadRequest, Conflict, ResourceNotFound
 from storelib.api.service.core import LOG, Core
-from storelib.api.service.preload import plan, saying, secrets
+from storelib.api.service.preload import node_requests, plan, secrets
 from storelib.api.service.preload.authority import Authorities
 
 #: Images, and nodes by name, of one request.
@@ -64,7 +64,7 @@ class Jobs:
     def enrol(self, context: Context, group: Any, expires_in: Any = 3600, uses: Any = 1) -> Token:
         """A token with which so many nodes register in a group; ``expires_in`` is in seconds."""
         self._core.policy.require(context, "preload_enrol", {})
-        group = saying.name("'group'", group)
+        group = node_requests.name("'group'", group)
         for what, value, most in (("expires_in", expires_in, LONGEST_TOKEN), ("uses", uses, MOST_USES)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise BadRequest(f"{what!r} must be a whole number from 1 to {most}")
@@ -121,7 +121,7 @@ class Jobs:
             _check_image(image)
         nodes = self._named(target.nodes)
         if target.group:
-            saying.name("'group'", target.group)
+            node_requests.name("'group'", target.group)
         made = self.make(context, [image.id for image in images], target._replace(nodes=nodes), pinned=pinned)
         return made
 
@@ -153,7 +153,7 @@ class Jobs:
         try:
             self.on_new(context, [each.image_id for each in new])
         except ApiError as error:
-            # The preloads are there, and one of their images is not any more, say. Tending looks for all others again.
+            # The preloads are there, and one of their images is gone, say. Maintenance looks for all others again.
             LOG.info("the digests of pieces are computed later: %s", error)
         self.wake()
         return made
@@ -207,7 +207,7 @@ class Jobs:
     def put_group(self, context: Context, name: str, document: Mapping[str, Any]) -> Group:
         """Say which images the nodes of a group keep and may have; raises BadRequest."""
         self._core.policy.require(context, "preload_groups", {})
-        group = _group(saying.name("the name of a group", name), document)
+        group = _group(node_requests.name("the name of a group", name), document)
         self._core.repository.nodes.put_group(group)
         self._core.notify.preload("group.update", {"name": name})
         self.tend()
@@ -226,7 +226,7 @@ class Jobs:
             return []
         if len(names) > MOST_NODES:
             raise BadRequest(f"at most {MOST_NODES} nodes can be named; use a group")
-        wanted = [saying.name("the name of a node", name) for name in names]
+        wanted = [node_requests.name("the name of a node", name) for name in names]
         found = self._core.repository.nodes.by_names(wanted)
         # A node chooses its name, which may be the id of another one.
         known = {node.name: node.id for node in found} | {node.id: node.id for node in found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making: the digests of an image's pieces, as its data comes in or by reading it once later, in the background.
+"""PieceDigests: the digests of an image's pieces, as its data comes in or by reading it once later, in the background.
 
 Reading is done under an upload of the image that changes nothing, so that one process of all is at it, another begins
 again what a dead one was at, and a deletion ends it.
@@ -27,7 +27,7 @@ from storelib.transfer.digests import new_hasher
 KIND = "preload-pieces"
 
 
-class Making:
+class PieceDigests:
     """Has the pieces of images known."""
 
     def __init__(self, core: Core, data: Data, background: Background) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking: a thread that looks every so often whether there is work for this process, until it is stopped."""
+"""Periodic: a thread that looks every so often whether there is work for this process, until it is stopped."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from abc import ABC, abstractmethod
 
 from storelib.api.errors import ApiError
 from storelib.api.service import Service
-from storelib.api.service.pace import Pace
+from storelib.api.service.rate_limit import RateLimit
 
 #: Seconds that stopping waits for what is under way.
 JOIN = 10.0
 
 
-class Looking(ABC):
+class Periodic(ABC):
     """Work in the background that one process of all does at a time: ``look`` every ``every`` seconds.
 
-    ``rate`` is for ``self._pace``, in units of the work per second; 0 is as fast as it goes.
+    ``rate`` is for ``self._rate_limit``, in units of the work per second; 0 is as fast as it goes.
     """
 
     #: Its part in the thread's name, and what the log calls it.
@@ -30,7 +30,7 @@ class Looking(ABC):
         self._core = service.core
         self._every = every
         self._stop = threading.Event()
-        self._pace = Pace(rate or None, self._stop.wait)
+        self._rate_limit = RateLimit(rate or None, self._stop.wait)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:

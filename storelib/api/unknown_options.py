@@ -22,7 +22,7 @@ _OTHERS_DEFAULTS = (
 )
 
 
-def warn_of_unread(conf: cfg.ConfigOpts) -> None:
+def warn_of_unknown_options(conf: cfg.ConfigOpts) -> None:
     """Log each section and option in the files that nothing here reads: a misspelled one is not in force.
 
     ``conf`` is one whose users have registered what they read. Sections of oslo's libraries and of Keystone's

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pace: a limit to the bytes per second that background work takes from the requests of others."""
+"""RateLimit: a limit to the bytes per second that background work takes from the requests of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 STEP = 1.0
 
 
-class Pace:
+class RateLimit:
     """At most ``rate`` bytes per second over all threads that share it; None is no limit.
 
     ``pause`` waits for so many seconds, or returns True sooner: nothing more is waited for.

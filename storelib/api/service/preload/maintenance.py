@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tending: what has to be seen to now and then, by one process of all. Groups get what they keep, what is over goes."""
+"""Maintenance: what one process of all does now and then. Groups get what they keep, what is over is removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storelib.api.db.rows import now
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.preload import plan
 from storelib.api.service.preload.jobs import Jobs, Target
-from storelib.api.service.preload.making import Making
+from storelib.api.service.preload.piece_digests import PieceDigests
 
 #: Its name in the table of rounds.
 NAME = "preload"
@@ -27,13 +27,13 @@ MOST_READ, AGAIN = 4, 600
 MISSING, COVER = 120, 600.0
 
 
-class Tending:
+class Maintenance:
     """Rounds over all groups and preloads."""
 
-    def __init__(self, core: Core, jobs: Jobs, making: Making, process_id: Callable[[], str]) -> None:
+    def __init__(self, core: Core, jobs: Jobs, piece_digests: PieceDigests, process_id: Callable[[], str]) -> None:
         self._core = core
         self._jobs = jobs
-        self._making = making
+        self._piece_digests = piece_digests
         self._process_id = process_id
         self._lock = threading.Lock()
         self._covered: float | None = None
@@ -72,7 +72,7 @@ class Tending:
         self._cover(moment)
         preloads.forget(moment - self._core.options.preload.keep_hours * 3600 * plan.SECOND)
         missing = self._core.repository.pieces.missing(MOST_READ, moment - AGAIN * plan.SECOND)
-        self._making.begin(missing)
+        self._piece_digests.begin(missing)
 
     def _cover(self, moment: int) -> None:
         """Have no node lack a preload. Two requests miss each other only where both made something new at a time; to be

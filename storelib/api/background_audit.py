@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scrutiny: ``storelib audit --deep`` as work in the background, slowly and again and again, by one process of all.
+"""BackgroundAudit: ``storelib audit --deep`` in the background, slowly and again and again, by one process of all.
 
 What it finds is logged, sent as a notification, and counted for ``/metrics``.
 """
@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from storelib.api.auditing import LISTED, Audit, Counts, Finding
 from storelib.api.db.records import AuditRow, Round
 from storelib.api.errors import DatabaseUnavailable
-from storelib.api.looking import Looking
+from storelib.api.periodic import Periodic
 from storelib.api.service import Service
 
 LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class _Stopped(BaseException):
     """The process is about to end, or another one has taken over."""
 
 
-class Scrutiny(Looking):
+class BackgroundAudit(Periodic):
     """Rounds over all images every ``interval`` seconds, with ``rate`` bytes per second, 0 for as fast as it goes."""
 
     name, called = NAME, "the audit in the background"
@@ -72,7 +72,7 @@ class Scrutiny(Looking):
             self._core.registry,
             staging=self._service.imports.staging.store,
             deep=True,
-            pace=self._pace,
+            rate_limit=self._rate_limit,
             progress=self._check,
         )
         audit.counts = already
@@ -116,7 +116,7 @@ class Scrutiny(Looking):
         self._check(0)
 
 
-class ScrutinyMetrics:
+class AuditMetrics:
     """What the database knows of the rounds, for a registry of prometheus_client."""
 
     def __init__(self, service: Service) -> None:

@@ -11,8 +11,8 @@ import types
 import pytest
 from deployment import Deployment
 
-from storelib.api.scrutiny import NAME, Scrutiny, ScrutinyMetrics, _Stopped
-from storelib.api.service import pace
+from storelib.api.background_audit import NAME, AuditMetrics, BackgroundAudit, _Stopped
+from storelib.api.service import rate_limit
 from storelib.api.service.lease import this_host
 
 DATA = b"some data " * 100
@@ -26,8 +26,8 @@ def api(tmp_path):
 
 
 @pytest.fixture
-def scrutiny(api):
-    return Scrutiny(api.service, 3600, 0)
+def background_audit(api):
+    return BackgroundAudit(api.service, 3600, 0)
 
 
 def spoil(api, image):
@@ -36,29 +36,29 @@ def spoil(api, image):
 
 def metrics(service):
     """Samples by name and labels."""
-    samples = (sample for family in ScrutinyMetrics(service).collect() for sample in family.samples)
+    samples = (sample for family in AuditMetrics(service).collect() for sample in family.samples)
     return {(sample.name.removeprefix("storelib_audit_"), *sample.labels.values()): sample.value for sample in samples}
 
 
-def test_what_agrees_is_counted(api, scrutiny):
+def test_what_agrees_is_counted(api, background_audit):
     for _ in range(3):
         api.alice.active(DATA)
     before = time.time()
     assert metrics(api.service) == {}
-    assert scrutiny.look()
+    assert background_audit.look()
     found = metrics(api.service)
     assert (found["images", "last"], found["bytes", "last"]) == (3, 3 * len(DATA))
     assert before <= found["started_seconds",] <= found["finished_seconds",] <= time.time()
     assert not any(name[0] == "findings" for name in found)
 
 
-def test_what_disagrees_is_logged_notified_and_counted(api, scrutiny, caplog):
+def test_what_disagrees_is_logged_notified_and_counted(api, background_audit, caplog):
     good, rotten = api.alice.active(DATA), api.alice.active(DATA)
     spoil(api, rotten)
     api.registry["fast"].add("orphan", DATA)
     api.events.clear()
     with caplog.at_level(logging.INFO):
-        assert scrutiny.look()
+        assert background_audit.look()
     found = metrics(api.service)
     # The md5 and the sha512 are both others.
     assert (found["findings", "last", "digest"], found["findings", "last", "orphan"]) == (2, 1)
@@ -72,26 +72,26 @@ def test_what_disagrees_is_logged_notified_and_counted(api, scrutiny, caplog):
     assert str(api.directory) not in "".join(map(str, api.events))
 
 
-def test_a_round_is_due_after_the_interval(api, scrutiny):
-    assert scrutiny.look()
-    assert not scrutiny.look()
-    assert Scrutiny(api.service, 0.001, 0).look()
+def test_a_round_is_due_after_the_interval(api, background_audit):
+    assert background_audit.look()
+    assert not background_audit.look()
+    assert BackgroundAudit(api.service, 0.001, 0).look()
 
 
 def test_what_was_repaired_is_not_counted_in_the_next_round(api):
     image = api.alice.active(DATA)
     spoil(api, image)
-    assert Scrutiny(api.service, 0.001, 0).look()
+    assert BackgroundAudit(api.service, 0.001, 0).look()
     (api.directory / "images" / image).write_bytes(DATA)
     time.sleep(0.002)
-    assert Scrutiny(api.service, 0.001, 0).look()
+    assert BackgroundAudit(api.service, 0.001, 0).look()
     assert not any(name[0] == "findings" for name in metrics(api.service))
 
 
 def test_it_goes_on_where_it_was_stopped(api, monkeypatch):
     images = sorted(api.alice.active(DATA) for _ in range(4))
     spoil(api, images[0])
-    first = Scrutiny(api.service, 3600, 0)
+    first = BackgroundAudit(api.service, 3600, 0)
     note, noted = api.repository.rounds.note, []
 
     def stop_after_two(name, process_id, position, counts):
@@ -108,7 +108,7 @@ def test_it_goes_on_where_it_was_stopped(api, monkeypatch):
     reads = []
     read = api.registry["fast"].open_reader
     monkeypatch.setattr(api.registry["fast"], "open_reader", lambda *arguments: reads.append(1) or read(*arguments))
-    assert Scrutiny(other, 3600, 0).look()
+    assert BackgroundAudit(other, 3600, 0).look()
     assert len(reads) == 2
     found = metrics(api.service)
     assert (found["images", "last"], found["findings", "last", "digest"]) == (4, 2)
@@ -119,14 +119,14 @@ def test_it_goes_on_where_it_was_stopped(api, monkeypatch):
 def test_one_process_at_a_time(api):
     other = api.repository.processes.join("elsewhere", 1)
     assert api.repository.rounds.claim(NAME, other.id, 30, 3600) is not None
-    assert not Scrutiny(api.service, 3600, 0).look()
+    assert not BackgroundAudit(api.service, 3600, 0).look()
     api.repository.processes.leave(other.id)
-    assert Scrutiny(api.service, 3600, 0).look()
+    assert BackgroundAudit(api.service, 3600, 0).look()
 
 
 def test_a_process_that_was_taken_for_dead_stops(api, monkeypatch):
     api.alice.active(DATA)
-    scrutiny = Scrutiny(api.service, 3600, 0)
+    background_audit = BackgroundAudit(api.service, 3600, 0)
     other = api.repository.processes.join(this_host(), os.getpid())
     note = api.repository.rounds.note
 
@@ -136,35 +136,35 @@ def test_a_process_that_was_taken_for_dead_stops(api, monkeypatch):
         return note(*arguments)
 
     monkeypatch.setattr(api.repository.rounds, "note", lose_first)
-    assert not scrutiny.look()
+    assert not background_audit.look()
     assert api.repository.rounds.get(NAME).finished_at is None
 
 
 def test_it_reads_no_faster_than_it_may(api, monkeypatch):
     api.alice.active(DATA)
-    scrutiny = Scrutiny(api.service, 3600, 500)
+    background_audit = BackgroundAudit(api.service, 3600, 500)
     slept = []
     start = time.monotonic()
-    scrutiny._pace._pause = slept.append
-    monkeypatch.setattr(pace, "time", types.SimpleNamespace(monotonic=lambda: start + sum(slept)))
-    scrutiny._pace._due = start
-    assert scrutiny.look()
+    background_audit._rate_limit._pause = slept.append
+    monkeypatch.setattr(rate_limit, "time", types.SimpleNamespace(monotonic=lambda: start + sum(slept)))
+    background_audit._rate_limit._due = start
+    assert background_audit.look()
     assert sum(slept) == pytest.approx(len(DATA) / 500)
 
 
 def test_stopping_ends_a_long_read(api):
     api.alice.active(DATA)
-    scrutiny = Scrutiny(api.service, 3600, 1)
-    scrutiny._stop.set()
+    background_audit = BackgroundAudit(api.service, 3600, 1)
+    background_audit._stop.set()
     with pytest.raises(_Stopped):
-        scrutiny._check(0)
-    assert not scrutiny.look()
-    scrutiny.stop()
+        background_audit._check(0)
+    assert not background_audit.look()
+    background_audit.stop()
 
 
-def test_a_round_of_another_version_without_counts_goes_on(api, scrutiny):
+def test_a_round_of_another_version_without_counts_goes_on(api, background_audit):
     assert api.repository.rounds.claim(NAME, "p", 30, 3600).counts == {}
-    assert scrutiny.look()
+    assert background_audit.look()
 
 
 def test_metrics_work_without_a_database(api, monkeypatch):
