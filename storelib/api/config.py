@@ -137,7 +137,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=0.0,
         min=0.0,
         max=300.0,
-        help="Seconds for which limits are believed that were asked for earlier. 0: each request that creates an image "
+        help="Seconds for which limits of Keystone are cached. 0: each request that creates an image "
         "or adds data asks.",
     ),
     cfg.IntOpt("image_member_quota", default=128, help="Members of one image; negative: no limit."),
@@ -220,13 +220,13 @@ OPTIONS: Sequence[cfg.Opt] = (
         "import_decompression_ratio",
         default=250,
         min=1,
-        help="Times as long as it was, and 64 MiB more, that data may become when image_decompression unpacks it.",
+        help="Times its packed size, and 64 MiB more, that data may have when image_decompression unpacks it.",
     ),
     cfg.FloatOpt(
         "import_conversion_time",
         default=3600.0,
         min=1.0,
-        help="Seconds of time, and of one processor, that image_conversion may take for an image.",
+        help="Seconds of wall-clock time, and of processor time, that image_conversion may take for an image.",
     ),
     # -- cache
     cfg.Opt(
@@ -290,7 +290,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=300,
         min=1,
         max=LONGEST,
-        help="Seconds between two looks at what of the data is still to be deleted.",
+        help="Seconds between two looks for data whose time is over.",
     ),
     cfg.FloatOpt(
         "audit_interval",
@@ -316,7 +316,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=False,
         help="Send notifications by oslo.messaging, as [oslo_messaging_notifications] says.",
     ),
-    cfg.StrOpt("notification_publisher_id", default="image.localhost", help="Who notifications come from."),
+    cfg.StrOpt("notification_publisher_id", default="image.localhost", help="Publisher id of the notifications."),
     _list(
         "disabled_notifications",
         default=[],

@@ -84,11 +84,11 @@ GROUPS: Mapping[str, Sequence[cfg.Opt]] = {
         cfg.StrOpt(
             "encryption_key",
             secret=True,
-            help="What the private keys of the authorities of images are encrypted with in the database: any text, the "
-            "same for all processes of the API. Not set: they are in it as they are.",
+            help="Any text, the same for all processes of the API, that encrypts the private keys of preloads in the "
+            "database. Not set: they are not encrypted.",
         ),
         cfg.IntOpt(
-            "keep_hours", default=168, min=1, help="Hours for which it is kept what became of a preload that is over."
+            "keep_hours", default=168, min=1, help="Hours for which the results of a preload that is over are kept."
         ),
     ),
 }

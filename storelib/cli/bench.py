@@ -23,7 +23,7 @@ _SIZES = ("4K", "1M", "64M")
 
 @command("bench")
 @click.option(
-    "--store", "name", metavar="STORE", shell_complete=complete_store, help="Which store; else the default one."
+    "--store", "name", metavar="STORE", shell_complete=complete_store, help="The store; the default one if not given."
 )
 @click.option(
     "--size",
@@ -44,13 +44,15 @@ _SIZES = ("4K", "1M", "64M")
     metavar="N",
     help="Images handled at the same time; may be repeated.",
 )
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Of each kind of work.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="How often each kind of work is done."
+)
 @click.option(
     "--seconds",
     type=click.IntRange(min=1),
     default=600,
     show_default=True,
-    help="After which no new round begins; what has not been measured then is left out.",
+    help="Begin no new round after so many; what has not been measured then is left out.",
 )
 @click.option(
     "--limit",

@@ -18,7 +18,9 @@ def config() -> None:
 
 
 @command("sample")
-@click.option("--output", "-o", default="-", type=click.Path(), metavar="FILE", help="Where to; stdout if not given.")
+@click.option(
+    "--output", "-o", default="-", type=click.Path(), metavar="FILE", help="File to write; stdout if not given."
+)
 @click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
 def sample(session: Session, output: str, force: bool) -> None:
     """Write a configuration file with every option there is, its default and its help."""
@@ -40,7 +42,7 @@ def sample(session: Session, output: str, force: bool) -> None:
 
 @command("migrate")
 @click.argument("old", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--output", "-o", default="-", type=click.Path(), metavar="FILE", help="Where to; its mode is 0600.")
+@click.option("--output", "-o", default="-", type=click.Path(), metavar="FILE", help="File to write, with mode 0600.")
 @click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
 def migrate(session: Session, old: tuple[str, ...], output: str, force: bool) -> None:
     """Turn OLD, with [glance_store] or enabled_backends, into a configuration of storelib.

@@ -10,7 +10,7 @@ from storelib.cli.session import Session, command, complete_store
 
 @command("conformance")
 @click.option(
-    "--store", "name", metavar="STORE", shell_complete=complete_store, help="Which store; else the default one."
+    "--store", "name", metavar="STORE", shell_complete=complete_store, help="The store; the default one if not given."
 )
 @click.option("--keep-part-size", is_flag=True, help="Do not lower the part size to make the tests quick.")
 def conformance(session: Session, name: str | None, keep_part_size: bool) -> None:

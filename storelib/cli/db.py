@@ -64,7 +64,12 @@ def check(session: Session) -> None:
     help="Forget images that were deleted so long ago.",
 )
 @click.option(
-    "--pause", type=Seconds(0), default=0.1, show_default=True, metavar="SECONDS", help="Between two batches."
+    "--pause",
+    type=Seconds(0),
+    default=0.1,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait between two batches.",
 )
 def purge(session: Session, older_than: float, pause: float) -> None:
     """Forget deleted images for good: their rows, properties, tags and members.

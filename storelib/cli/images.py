@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     type=Name(),
     multiple=True,
     shell_complete=complete_store,
-    help="Where to, else the default store; may be repeated, and one read feeds all.",
+    help="Store to add to, else the default one; may be repeated, and one read feeds all.",
 )
 @click.option("--id", "image_id", type=Name(), metavar="ID", help="The image's id; a new UUID if not given.")
-@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="What the size must be.")
+@click.option("--size", type=click.IntRange(min=0), metavar="BYTES", help="Size that the data must have.")
 @click.option(
     "--hash", "algorithm", default="sha512", show_default=True, metavar="NAME", help="The multihash algorithm."
 )
@@ -59,9 +59,9 @@ def add(
 @command("get")
 @click.argument("uri")
 @click.option(
-    "--output", "-o", default="-", metavar="FILE", type=click.Path(), help="Where to; stdout if - or not given."
+    "--output", "-o", default="-", metavar="FILE", type=click.Path(), help="File to write; stdout if - or not given."
 )
-@click.option("--offset", default=0, type=click.IntRange(min=0), metavar="BYTES", help="Begin here.")
+@click.option("--offset", default=0, type=click.IntRange(min=0), metavar="BYTES", help="First byte.")
 @click.option("--length", type=click.IntRange(min=0), metavar="BYTES", help="Stop after so many bytes.")
 @click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
 def get(session: Session, uri: str, output: str, offset: int, length: int | None, force: bool) -> None:
@@ -182,8 +182,8 @@ def verify(session: Session, uri: str, digest: Digest | None) -> None:
 @command("acl")
 @click.argument("uri")
 @click.option("--public", is_flag=True, help="All may read, with or without credentials.")
-@click.option("--read", "readers", metavar="TENANT", multiple=True, help="May read; may be repeated.")
-@click.option("--write", "writers", metavar="TENANT", multiple=True, help="May write; may be repeated.")
+@click.option("--read", "readers", metavar="PROJECT", multiple=True, help="Project that may read; may be repeated.")
+@click.option("--write", "writers", metavar="PROJECT", multiple=True, help="Project that may write; may be repeated.")
 def acl(session: Session, uri: str, public: bool, readers: tuple[str, ...], writers: tuple[str, ...]) -> None:
     """Set who may use the image at URI; what is not named is taken away."""
     with about(uri=uri):

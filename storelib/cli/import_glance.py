@@ -39,7 +39,7 @@ COLUMNS = ("kind", "id", "state", "detail")
     envvar="STORELIB_METADATA_ENCRYPTION_KEY",
     show_envvar=True,
     metavar="KEY",
-    help="What Glance encrypted locations with.",
+    help="Key with which Glance encrypted locations.",
 )
 @click.option(
     "--source",

@@ -27,11 +27,15 @@ COLUMNS = ("image", "size", "state", "detail")
 
 
 @command("move")
-@click.option("--from", "source", required=True, metavar="STORE", shell_complete=complete_store, help="To be emptied.")
-@click.option("--to", "target", required=True, metavar="STORE", shell_complete=complete_store, help="Takes the images.")
+@click.option("--from", "source", required=True, metavar="STORE", shell_complete=complete_store, help="Store to empty.")
+@click.option(
+    "--to", "target", required=True, metavar="STORE", shell_complete=complete_store, help="Store that takes the images."
+)
 @click.option("--owner", type=Name(), metavar="PROJECT", help="Only the images of this project.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only so many images.")
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N", help="At a time.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N", help="Images moved at a time."
+)
 @click.option("--rate", type=Rate(), metavar="BYTES", help="Read at most so much per second in all, like 80M.")
 @click.option(
     "--linger",

@@ -68,7 +68,7 @@ def start(
 
 @command("status")
 @click.argument("preloads", metavar="PRELOAD...", nargs=-1)
-@click.option("--watch", is_flag=True, help="Until all nodes have all images, or some have failed for good.")
+@click.option("--watch", is_flag=True, help="Wait until all nodes have all images, or some have failed for good.")
 @click.option("--every", metavar="SECONDS", type=Seconds(0.1), default=2.0, help="How often to look [default: 2].")
 def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, every: float) -> int:
     """Show how far each node is with these preloads, or all that are active.
@@ -103,8 +103,10 @@ def status(session: Session, api: Api, preloads: Sequence[str], watch: bool, eve
 
 
 @command("list")
-@click.option("--status", "wanted", type=click.Choice(["active", "cancelled", "ended"]), help="Those with this status.")
-@click.option("--group", metavar="NAME", help="Those for this group.")
+@click.option(
+    "--status", "wanted", type=click.Choice(["active", "cancelled", "ended"]), help="Only preloads of this status."
+)
+@click.option("--group", metavar="NAME", help="Only preloads for this group.")
 def list_preloads(session: Session, api: Api, wanted: str | None, group: str | None) -> None:
     """List preloads, the latest first."""
     filters = {"status": wanted, "group": group}
@@ -121,7 +123,7 @@ def cancel(session: Session, api: Api, preloads: Sequence[str]) -> None:
 
 @command("enrol")
 @click.option("--group", metavar="NAME", required=True, help="The group that nodes with this token are in.")
-@click.option("--uses", type=click.IntRange(1), default=1, help="How many nodes it is for [default: 1].")
+@click.option("--uses", type=click.IntRange(1), default=1, help="How many nodes may register with it [default: 1].")
 @click.option("--expires-in", metavar="AGE", type=Age(), default="1h", help="How long it is valid [default: 1h].")
 def enrol(session: Session, api: Api, group: str, uses: int, expires_in: float) -> None:
     """Print a token with which nodes enrol, to be told to them and nobody else."""
@@ -134,7 +136,7 @@ def enrol(session: Session, api: Api, group: str, uses: int, expires_in: float) 
 
 
 @command("nodes")
-@click.option("--group", metavar="NAME", help="Those of this group.")
+@click.option("--group", metavar="NAME", help="Only nodes of this group.")
 def nodes(session: Session, api: Api, group: str | None) -> None:
     """List the nodes that have registered."""
     rows = _pages(api, "/v2/nodes", "nodes", {"group": group})
@@ -143,7 +145,7 @@ def nodes(session: Session, api: Api, group: str | None) -> None:
 
 @command("drain")
 @click.argument("node")
-@click.option("--undo", is_flag=True, help="Have it fetch what is new again.")
+@click.option("--undo", is_flag=True, help="Let the node fetch new images again.")
 def drain(session: Session, api: Api, node: str, undo: bool) -> None:
     """Have NODE fetch nothing new. It goes on passing on what it has."""
     api.ask("DELETE" if undo else "POST", _path("/v2/nodes", _node(api, node), "drain"))

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 @command("scrub")
-@click.option("--older-than", type=Age(), metavar="AGE", help="Deleted so long ago; [api] scrub_time if not given.")
+@click.option(
+    "--older-than",
+    type=Age(),
+    metavar="AGE",
+    help="Images that were deleted so long ago; [api] scrub_time if not given.",
+)
 @click.option("--restore", metavar="IMAGE", help="Give this deleted image back instead, by its id.")
 def scrub(session: Session, older_than: float | None, restore: str | None) -> None:
     """Delete the data of images that were deleted, once its time is over, or give an image back.

@@ -33,7 +33,7 @@ _MOST_WORKERS = 8
     default="127.0.0.1:9292",
     show_default=True,
     metavar="HOST:PORT",
-    help="Where to listen; port 0 is any free one. Also [IPv6]:PORT, unix:PATH and systemd, for the socket it gives.",
+    help="Address to listen on; port 0: any free one. Also [IPv6]:PORT, unix:PATH, or systemd for the socket it gives.",
 )
 @click.option(
     "--workers",

@@ -82,7 +82,7 @@ def shared_options() -> list[click.Option]:
     return [
         option("--config", metavar="FILE", type=click.Path(), help="Configuration file [env: STORELIB_CONFIG]."),
         option("--format", type=click.Choice(FORMATS), help="How results are written; json for programs."),
-        option("--verbose", "-v", is_flag=True, flag_value=True, help="Tell what is going on."),
+        option("--verbose", "-v", is_flag=True, flag_value=True, help="Log what is done."),
     ]
 
 

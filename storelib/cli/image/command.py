@@ -31,8 +31,8 @@ def connection_options() -> list[click.Option]:
         return click.Option(names, expose_value=False, callback=keep, default=None, **attributes)
 
     return [
-        option("--url", metavar="URL", help="Of the image API [env: OS_IMAGE_URL, OS_IMAGE_ENDPOINT_OVERRIDE]."),
-        option("--token", metavar="TOKEN", help="Who asks [env: OS_TOKEN]."),
+        option("--url", metavar="URL", help="URL of the image API [env: OS_IMAGE_URL, OS_IMAGE_ENDPOINT_OVERRIDE]."),
+        option("--token", metavar="TOKEN", help="Token of the caller [env: OS_TOKEN]."),
         option("--cacert", metavar="FILE", type=click.Path(), help="Authorities to trust for TLS [env: OS_CACERT]."),
         option("--timeout", metavar="SECONDS", type=Seconds(0.1), help="How long to wait for a response."),
     ]

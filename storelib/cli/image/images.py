@@ -57,7 +57,7 @@ def _metadata(function: F) -> F:
         click.option("--min-ram", type=click.IntRange(0), metavar="MIB", help="Memory an instance needs."),
         click.option("--protected/--unprotected", default=None, help="Whether it cannot be deleted."),
         click.option("--hidden/--unhidden", "os_hidden", default=None, help="Whether lists leave it out."),
-        click.option("--owner", type=Name(), metavar="PROJECT", help="Whose it is; for administrators."),
+        click.option("--owner", type=Name(), metavar="PROJECT", help="Project that owns it; for administrators."),
         click.option(
             "--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE
         ),
@@ -76,7 +76,7 @@ def _metadata(function: F) -> F:
     "source",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="Its data; - is stdin. Without it the image waits for 'storelib image upload'.",
+    help="File with the data; - is stdin. Without it the image waits for 'storelib image upload'.",
 )
 @click.option("--store", type=Name(), metavar="STORE", help="Where the data goes, else the default store.")
 @click.option("--id", type=Name(), metavar="ID", help="A UUID; a new one if not given.")
@@ -123,17 +123,26 @@ def upload(session: Session, api: Api, image: str, source: str, store: str | Non
 
 
 @command("list")
-@click.option("--name", type=Name(), metavar="NAME", help="Only images called so.")
-@click.option("--status", type=Name(), metavar="STATUS", help="Only active, queued, saving, deactivated, ... ones.")
-@click.option("--visibility", type=click.Choice([*VISIBILITIES, "all"]), help="Only such.")
-@click.option("--owner", type=Name(), metavar="PROJECT", help="Only of this project.")
-@click.option("--disk-format", type=Name(), metavar="FORMAT", help="Only of this format.")
-@click.option("--member-status", type=click.Choice(["pending", "accepted", "rejected", "all"]), help="Only so shared.")
-@click.option("--hidden", "os_hidden", is_flag=True, default=None, help="Only hidden ones.")
-@click.option("--tag", "tags", type=Name(), multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
+@click.option("--name", type=Name(), metavar="NAME", help="Only images of this name.")
+@click.option(
+    "--status",
+    type=Name(),
+    metavar="STATUS",
+    help="Only images of this status: active, queued, saving, deactivated, ...",
+)
+@click.option("--visibility", type=click.Choice([*VISIBILITIES, "all"]), help="Only images of this visibility.")
+@click.option("--owner", type=Name(), metavar="PROJECT", help="Only images of this project.")
+@click.option("--disk-format", type=Name(), metavar="FORMAT", help="Only images of this format.")
+@click.option(
+    "--member-status",
+    type=click.Choice(["pending", "accepted", "rejected", "all"]),
+    help="Only shared images of this member status.",
+)
+@click.option("--hidden", "os_hidden", is_flag=True, default=None, help="Only hidden images.")
+@click.option("--tag", "tags", type=Name(), multiple=True, metavar="TAG", help="Only images with this tag; repeatable.")
 @click.option("--property", "properties", type=Property(), multiple=True, metavar="NAME=VALUE", help=_REPEATABLE)
 @click.option("--sort", metavar="KEY[:DIR],...", help="By name, size, created_at ..., asc or desc.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many images.")
 def list_images(
     session: Session,
     api: Api,
@@ -165,9 +174,9 @@ def show(session: Session, api: Api, image: str) -> None:
 
 @command("set")
 @click.argument("image")
-@click.option("--name", metavar="NAME", help="Another name.")
-@click.option("--activate", "action", flag_value="reactivate", help="Let it be downloaded again.")
-@click.option("--deactivate", "action", flag_value="deactivate", help="Let nobody but administrators download it.")
+@click.option("--name", metavar="NAME", help="New name of the image.")
+@click.option("--activate", "action", flag_value="reactivate", help="Allow downloads again.")
+@click.option("--deactivate", "action", flag_value="deactivate", help="Allow downloads by administrators only.")
 @_metadata
 def set_image(session: Session, api: Api, image: str, action: str | None, **values: Any) -> None:
     """Change IMAGE; what is not named stays."""
@@ -219,7 +228,7 @@ def unset(session: Session, api: Api, image: str, properties: tuple[str, ...], t
     default="-",
     metavar="FILE",
     type=click.Path(),
-    help="Where to; stdout if - or not given.",
+    help="File to write; stdout if - or not given.",
 )
 @click.option("--force", "-f", is_flag=True, help="Replace FILE if it exists.")
 def save(session: Session, api: Api, image: str, output: str, force: bool) -> None:

@@ -39,7 +39,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "cinder_api_insecure",
         default=False,
-        help="Do not verify certificates. A man in the middle can then read the password and replace every image.",
+        help="Do not verify certificates. A server in between can then read the password and replace every image.",
     ),
     cfg.FloatOpt(
         "cinder_read_timeout",

@@ -40,7 +40,7 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.BoolOpt(
         "mongodb_store_tls_insecure",
         default=False,
-        help="Do not verify the server's certificate. A man in the middle can then read the password and replace "
+        help="Do not verify the server's certificate. A server in between can then read the password and replace "
         "every image.",
     ),
     cfg.FloatOpt("mongodb_store_connect_timeout", default=10.0, min=0.01, help="Seconds to wait for a connection."),

@@ -51,7 +51,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         "vmware_insecure",
         default=False,
         deprecated_name="vmware_api_insecure",
-        help="Do not verify the certificate of the server. A man in the middle can then read the password and replace "
+        help="Do not verify the certificate of the server. A server in between can then read the password and replace "
         "every image.",
     ),
     # -- How long ---------------------------------------------------------------------------------------------
