@@ -2,7 +2,7 @@
 """Owners: which of many stores a location may belong to, found without asking each of them.
 
 A driver that tells the ``roots`` of its stores is asked for the locations that have one of them; any other is asked for
-every location. Who owns a location, ``Store.owns`` alone decides.
+every location. ``Store.owns`` alone decides which store owns a location.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from storelib.capabilities import Capability
 from storelib.driver import ImageInfo, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
 from storelib.registry import Registry
-from storelib.transfer.digests import new_hasher
+from storelib.transfer.digests import Hasher, new_hasher
 from storelib.uris import redact
 
 Kind = Literal[
@@ -396,7 +396,7 @@ def _rows(found: sqlite3.Connection) -> Iterable[tuple[str, str, int, str | None
     return found.execute("SELECT store, uri, size, image_id FROM found WHERE owner IS NULL ORDER BY store, uri")
 
 
-def _hasher(algorithm: str) -> Any:
+def _hasher(algorithm: str) -> Hasher:
     return hashlib.md5(usedforsecurity=False) if algorithm == "md5" else new_hasher(algorithm)
 
 

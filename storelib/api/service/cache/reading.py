@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import logging
 import os
@@ -51,7 +52,7 @@ class Data(Protocol):
     @property
     def os_hash_value(self) -> str | None: ...
     @property
-    def created_at(self) -> Any: ...
+    def created_at(self) -> datetime.datetime: ...
 
 
 class Found(NamedTuple):

@@ -20,7 +20,7 @@ from storelib.api.service.background import Background
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data
 from storelib.exceptions import DigestMismatch, StoreError
-from storelib.preload.pieces import PieceHasher
+from storelib.preload.pieces import PieceHasher, Pieces
 from storelib.transfer.contract import MiB
 from storelib.transfer.digests import new_hasher
 
@@ -92,7 +92,7 @@ class PieceDigests:
             if not isinstance(error, (ApiError, UploadLost)):
                 raise
 
-    def _read(self, context: Context, image: Image) -> Any:
+    def _read(self, context: Context, image: Image) -> Pieces:
         """The digests of the pieces of an image that is what it should be; raises StoreError."""
         hasher = PieceHasher()
         whole = new_hasher(image.os_hash_algo) if image.os_hash_algo and image.os_hash_value else None
