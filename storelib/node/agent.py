@@ -387,18 +387,21 @@ class Agent:
             if copy.is_fetched_by(event.preload):
                 copy.completed()
         elif isinstance(event, Broken):
-            if copy.is_fetched_by(event.preload):
-                copy.fail(event.reason, now)
-            else:
-                for engine in self._engines:
-                    engine.remove(event.preload)
-                if copy.phase is Phase.READY:
-                    # Given to the engine again as it is it would be refused again, at each look.
-                    job.is_refused = True
-                    with self._alone(copy):
-                        copy.doubt(event.reason)
+            self._give_up(event, job, copy, now)
         elif isinstance(event, Remark) and copy.is_fetched_by(event.preload):
             copy.reason = event.reason
+
+    def _give_up(self, event: Broken, job: Job, copy: Copy, now: float) -> None:
+        if copy.is_fetched_by(event.preload):
+            copy.fail(event.reason, now)
+            return
+        for engine in self._engines:
+            engine.remove(event.preload)
+        if copy.phase is Phase.READY:
+            # Given to the engine again as it is it would be refused again, at each look.
+            job.is_refused = True
+            with self._alone(copy):
+                copy.doubt(event.reason)
 
     def _step(self, copy: Copy, now: float) -> None:
         if copy.leaving:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from storelib.api.context import administrator
@@ -276,7 +275,7 @@ class Keeper:
         if found is None or file_name(image.id, found) != file_name(image.id, image):
             raise Dropped
 
-    def _published(self, image: Image, path: Path) -> None:
+    def _published(self, image: Image) -> None:
         now = time.time()
         try:
             self._core.repository.cached.add(self.node, _host(), [NewCached(image.id, image.size or 0, now, now)])

@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from storelib.api.db.records import Image
@@ -72,12 +71,10 @@ class Reading:
     """Gives bytes of the files of ``directory``, and has them filled. Safe from many threads.
 
     ``before`` is called with an image whose file is full, and may raise to prevent that it becomes complete; ``after``
-    with the image and its complete file.
+    once it is.
     """
 
-    def __init__(
-        self, directory: Directory, before: Callable[[Image], None], after: Callable[[Image, Path], None]
-    ) -> None:
+    def __init__(self, directory: Directory, before: Callable[[Image], None], after: Callable[[Image], None]) -> None:
         self._directory = directory
         self._before, self._after = before, after
         place = str(directory.entries_path)
@@ -235,10 +232,10 @@ class Reading:
         def publish(begun: Begun) -> None:
             self._before(image)
             try:
-                path = self._directory.publish(begun)
+                self._directory.publish(begun)
             except FileNotFoundError:
                 raise Dropped from None
-            self._after(image, path)
+            self._after(image)
 
         try:
             fill.run(source, known_digest(image), publish)
