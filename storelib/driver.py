@@ -118,7 +118,7 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
         default=4,
         min=0,
         max=100,
-        help="How often one part or one request is tried again after a passing error.",
+        help="How often one part or one request is tried again after a transient error.",
     ),
     cfg.FloatOpt(
         "transfer_timeout",

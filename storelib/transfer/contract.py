@@ -97,7 +97,7 @@ class Options(Protocol):
 
     @property
     def transfer_retries(self) -> int:
-        """How often a request is tried again after a passing error."""
+        """How often a request is tried again after a transient error."""
 
     @property
     def transfer_timeout(self) -> float:
@@ -394,7 +394,7 @@ class Reader(abc.ABC):
     def extents(self, offset: int, length: int) -> Iterable[Extent] | None:
         """Data and holes of a range, in order and without gaps; None when the back end cannot tell.
 
-        May be a generator. After a passing error it is called again for what comes behind the last one.
+        May be a generator. After a transient error it is called again for what comes behind the last one.
         """
         return None
 

@@ -386,7 +386,7 @@ class _Feed:
         self.in_use = InUse()
 
     def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
-        """Read at least one byte; passing errors and cuts are tried again from the same byte."""
+        """Read at least one byte; transient errors and cuts are tried again from the same byte."""
 
         def attempt() -> int:
             count = self.reader.read_into(offset, view)
@@ -410,7 +410,7 @@ class _Feed:
     def _lazily(self, known: Iterable[Extent], position: int, end: int) -> Iterator[Extent]:
         """Each extent where the one before it ended; raises StoreError for a driver that leaves out or repeats any.
 
-        After a passing error the driver is asked anew for what comes behind the last one.
+        After a transient error the driver is asked anew for what comes behind the last one.
         """
         entries: Iterator[Extent] | None = None
 

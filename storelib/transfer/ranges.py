@@ -138,7 +138,7 @@ class RangeCutter:
         try:
             write_range(number, part)
         except Exception:
-            # Client libraries make a passing error of the connection of whatever comes out of a body.
+            # Client libraries make a transient error of the connection of whatever comes out of a body.
             if part.error is None:
                 raise
             if isinstance(part.error, OSError):

@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 _CONNECTING = 1.0
 #: States in which a volume is for a moment, while a client attaches, grows or leaves it. Nobody else can do so then:
 #: of ten that begin to read one image at once, nine wait for their turn.
-_PASSING = ("reserved", "attaching", "detaching", "extending")
+_TRANSIENT = ("reserved", "attaching", "detaching", "extending")
 #: Seconds that a client waits for its turn, and at most between two tries.
 _TURN, _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 0.1, 2.0
 #: Refusals in a row of a volume that nothing seems to keep from being attached: others were faster each time, or not.
@@ -144,7 +144,7 @@ def _reserve_in_turn(api: BlockStorage, volume: str, mode: str) -> str:
             is_free = found.status == "available" or (found.status == "in-use" and found.multiattach)
             unexplained = unexplained + 1 if is_free else 0
             is_over = unexplained == _UNEXPLAINED or time.monotonic() > end
-            if is_over or not (is_free or found.status in _PASSING):
+            if is_over or not (is_free or found.status in _TRANSIENT):
                 raise _refusal(volume, found) from error
         # At random, so that clients that were refused together do not come back together.
         time.sleep(within(random.uniform(0, pause)))  # noqa: S311  (nothing secret)
@@ -222,7 +222,7 @@ def _refusal(volume: str, found: VolumeState) -> StoreError:
         return RemoteServiceUnavailable(
             f"volume {volume} could not be attached though it is {found.status} now: try again"
         )
-    if found.status in _PASSING:
+    if found.status in _TRANSIENT:
         return RemoteServiceUnavailable(
             f"volume {volume} stays {found.status}: another client began to attach or leave it; if that is dead, run "
             "gc on its host, or delete its attachment in Cinder",

@@ -441,7 +441,7 @@ def test_every_errno_of_a_write_has_its_error(datadir, monkeypatch, number, erro
     assert everything_in(datadir) == []
 
 
-def test_a_passing_errno_is_tried_again(datadir, monkeypatch):
+def test_a_transient_errno_is_tried_again(datadir, monkeypatch):
     pwrite = os.pwrite
     failures = [OSError(errno.ESTALE, "stale"), OSError(errno.EAGAIN, "again")]
 

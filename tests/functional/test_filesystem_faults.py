@@ -403,7 +403,7 @@ def test_an_id_that_is_a_directory_there_is_invalid_and_no_duplicate(store, data
 
 
 def test_an_image_that_may_be_visible_is_not_written_again(tmp_path, monkeypatch):
-    """A small one goes out in one call, which is made again after a passing error."""
+    """A small one goes out in one call, which is made again after a transient error."""
     store = file_store(tmp_path)
     link = os.link
 

@@ -1385,7 +1385,7 @@ def test_server_without_a_journal_is_a_configuration_error(tmp_path, journal):
     [{"errorCode": 11600}, {"errorCode": 10107}, {"errorCode": 91}, {"errorCode": 262}, {"closeConnection": True}],
     ids=lambda how: str(next(iter(how.values()))),
 )
-def test_passing_error_is_survived(mongod, store, access, image_id, command, how):
+def test_transient_error_is_survived(mongod, store, access, image_id, command, how):
     store.bucket.prepare()
     mongod.fail(command, times=1, **how)
     stored = store.add(image_id, LARGE)

@@ -814,7 +814,7 @@ def test_status_has_its_error(server, key, status, kind, ask):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_error_is_tried_again(store, server, key, status):
+def test_transient_error_is_tried_again(store, server, key, status):
     assert read(store, server.url("/images", file="image", status=status, fails=2, key=key)) == IMAGE
 
 

@@ -188,13 +188,13 @@ def interrupt(done, total):
 
 
 @pytest.mark.parametrize("where", ["begin", "part", "commit"])
-def test_passing_errors_are_tried_again(where):
+def test_transient_errors_are_tried_again(where):
     store = copying_store(step=failing(where, RemoteServiceUnavailable("for a moment"), times=1))
     copy(store)
     assert image_of(store, "y") == DATA
 
 
-def test_a_passing_error_of_the_rollback_is_tried_again():
+def test_a_transient_error_of_the_rollback_is_tried_again():
     def step(name):
         if name == "committed":
             raise StoreError("the cause")

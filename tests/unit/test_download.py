@@ -92,7 +92,7 @@ class TestBothWays:
             assert stream.read(100) == DATA[5:105]
             assert stream.tell() == 105
 
-    def test_a_passing_error_is_tried_again_at_the_same_byte(self, kind):
+    def test_a_transient_error_is_tried_again_at_the_same_byte(self, kind):
         offsets = []
 
         def before(offset):
@@ -195,7 +195,7 @@ def test_extents_are_counted_from_the_start_of_the_range():
 
 
 def failing_extents(reader, times):
-    """Two extents of ten bytes each time, then a passing error, ``times`` over; then the rest."""
+    """Two extents of ten bytes each time, then a transient error, ``times`` over; then the rest."""
     asked = []
 
     def extents(offset, length):
@@ -209,7 +209,7 @@ def failing_extents(reader, times):
     return asked
 
 
-def test_extents_are_asked_for_anew_behind_the_last_one_after_a_passing_error(monkeypatch):
+def test_extents_are_asked_for_anew_behind_the_last_one_after_a_transient_error(monkeypatch):
     monkeypatch.setattr("storelib.transfer.retry.FIRST_WAIT", 0.001)
     reader = FakeReader()
     asked = failing_extents(reader, 2)

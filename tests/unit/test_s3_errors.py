@@ -82,7 +82,7 @@ def test_error_of_the_server(code, status, operation):
 
 
 @pytest.mark.parametrize(("code", "status"), PASSING)
-def test_passing_error_of_the_server(code, status):
+def test_transient_error_of_the_server(code, status):
     found = storelib_error(client_error(code, status), "the image")
     assert type(found) is storelib.RemoteServiceUnavailable
     assert found.transient

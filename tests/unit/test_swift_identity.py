@@ -251,7 +251,7 @@ def test_endpoint_with_the_old_name_of_its_region_is_found(keystone):
         reply(204),
     ],
 )
-def test_answer_that_is_no_token_is_a_passing_error(keystone, answer):
+def test_answer_that_is_no_token_is_a_transient_error(keystone, answer):
     keystone.instead = lambda request: answer if request.target.startswith("/v3/") else None
     with pytest.raises(RemoteServiceUnavailable) as caught:
         keystone.open().add("id", b"data")

@@ -192,7 +192,7 @@ def test_progress_runs_in_the_callers_thread_and_ends_at_the_size():
     assert {(total, thread) for _, total, thread in seen} == {(len(data), threading.current_thread())}
 
 
-def test_a_passing_error_is_tried_again():
+def test_a_transient_error_is_tried_again():
     failures = [RemoteServiceUnavailable("busy"), RemoteServiceUnavailable("busy")]
 
     def fail(part):
@@ -205,7 +205,7 @@ def test_a_passing_error_is_tried_again():
     assert image_of(store, "x") == data
 
 
-def test_a_passing_error_is_not_tried_again_by_a_writer_of_one_stream():
+def test_a_transient_error_is_not_tried_again_by_a_writer_of_one_stream():
     calls = []
 
     def fail(part):

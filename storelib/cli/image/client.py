@@ -32,7 +32,7 @@ from storelib.exceptions import (
     causes,
 )
 from storelib.transfer.http.connections import pool_classes
-from storelib.transfer.http.errors import may_pass
+from storelib.transfer.http.errors import is_transient
 
 #: Bytes handed to a socket at once.
 BLOCK = 1024 * 1024
@@ -229,7 +229,7 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> StoreError:
     message = _message(response) or f"the image API responds {status} {response.reason or ''}".strip()
     if status == 401:
         message += "; give a token with --token or OS_TOKEN, or set OS_AUTH_URL, OS_USERNAME, OS_PASSWORD ..."
-    return kind(message, transient=may_pass(status))
+    return kind(message, transient=is_transient(status))
 
 
 def _message(response: urllib3.BaseHTTPResponse) -> str:

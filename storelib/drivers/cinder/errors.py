@@ -19,7 +19,7 @@ from storelib.transfer.http.keystone import is_untrusted
 #: Attachments are completed (3.44), volumes grown while they are attached (3.42), attachments read-only (3.54).
 MICROVERSION = "3.54"
 #: Responses that say no more than that a service is busy, restarting, or gone from behind a proxy.
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
 def status_of(error: BaseException) -> int | None:
@@ -37,7 +37,7 @@ def is_proven(status: int, document: Any) -> bool:
     """
     if status < 400:
         return False
-    return status in (401, 403) or status in _PASSING or is_explained(document)
+    return status in (401, 403) or status in _TRANSIENT or is_explained(document)
 
 
 def is_explained(document: Any) -> bool:
@@ -78,7 +78,7 @@ def _of_status(status: int, retry_after: float | None, subject: str) -> StoreErr
         )
     if status == 413 and not retry_after:
         return StorageFull(f"{subject}: the project's quota in Cinder is used up")
-    if status in _PASSING or status == 413:
+    if status in _TRANSIENT or status == 413:
         return RemoteServiceUnavailable(f"{subject}: Cinder answered {status}", retry_after=retry_after)
     return StoreError(f"{subject}: Cinder refused that ({status})")
 
@@ -104,7 +104,7 @@ def _of_keystone(error: Exception, subject: str) -> StoreError:
         return RemoteServiceUnavailable(
             f"{subject}: what answers at cinder_store_auth_address is no identity service: a page, a redirect, a portal"
         )
-    if isinstance(error, exceptions.HttpError) and error.http_status not in _PASSING:
+    if isinstance(error, exceptions.HttpError) and error.http_status not in _TRANSIENT:
         return Forbidden(f"{subject}: Keystone refused ({error.http_status}); check cinder_store_auth_address")
     return RemoteServiceUnavailable(f"{subject}: no response from Cinder or Keystone ({type(error).__name__})")
 

@@ -22,12 +22,12 @@ DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY}
 #: The server of a network file system is away for a while.
 _AWAY = {errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
 _CUT = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET}
-_PASSING = {errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ESTALE} | _AWAY | _CUT
+_TRANSIENT = {errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ESTALE} | _AWAY | _CUT
 _KINDS: tuple[tuple[set[int], type[StoreError]], ...] = (
     (FULL, StorageFull),
     (DENIED, StorageWriteDenied),
     ({errno.ENAMETOOLONG}, Invalid),
-    (_PASSING, RemoteServiceUnavailable),
+    (_TRANSIENT, RemoteServiceUnavailable),
 )
 
 #: What statvfs(2), or any other call, returns where the file system does not have it.

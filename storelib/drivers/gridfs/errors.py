@@ -26,7 +26,7 @@ _ATLAS = 8000
 BAD_VALUE = 2
 UNAUTHORIZED = 13
 _WRITES = {"insert", "update", "delete", "createIndexes", "aggregate", "findAndModify", "create"}
-_PASSING = {
+_TRANSIENT = {
     6,  # HostUnreachable
     7,  # HostNotFound
     24,  # LockTimeout
@@ -121,8 +121,10 @@ def _of_response(error: Any, subject: str) -> StoreError:
     if known is not None:
         return known(text, command)
     # A server's own word for "may succeed when tried again", also for codes to come.
-    passing = code in _PASSING or any(map(error.has_error_label, ("RetryableWriteError", "TransientTransactionError")))
-    return RemoteServiceUnavailable(text) if passing else StoreError(text)
+    transient = code in _TRANSIENT or any(
+        map(error.has_error_label, ("RetryableWriteError", "TransientTransactionError"))
+    )
+    return RemoteServiceUnavailable(text) if transient else StoreError(text)
 
 
 def _denied(text: str, command: str) -> StoreError:

@@ -22,4 +22,4 @@ def error_of_exception(error: Exception, subject: str) -> StoreError | None:
 
     if errors.caused_by(error, urllib3.LocationParseError, http.client.InvalidURL, UnicodeError):
         return BadStoreUri(f"{subject} cannot be asked for")
-    return errors.error_of_failure(error, subject, "https_ca_certificates_file", garbled_passes=False)
+    return errors.error_of_failure(error, subject, "https_ca_certificates_file", garbled_is_transient=False)

@@ -172,7 +172,7 @@ _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdm
 _NOT_FOUND = {"NoSuchKey", "NoSuchVersion", "404", "NotFound"}
 _BAD_REQUEST = {"EntityTooLarge", "KeyTooLongError", "InvalidRange", "416", "MaxMessageLengthExceeded"}
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"}
-_PASSING = {
+_TRANSIENT = {
     "SlowDown",
     "ServiceUnavailable",
     "InternalError",
@@ -258,7 +258,7 @@ def _of_response(error: Any, subject: str) -> StoreError:
     known = _BY_CODE.get(code)
     if known is not None:
         return known(text, operation)
-    if code in _PASSING or (status not in _BY_STATUS and http_errors.may_pass(status)):
+    if code in _TRANSIENT or (status not in _BY_STATUS and http_errors.is_transient(status)):
         again = retry_after(metadata.get("HTTPHeaders", {}).get("retry-after"))
         return RemoteServiceUnavailable(text, retry_after=again)
     if 300 <= status < 400:
@@ -281,7 +281,7 @@ def refuses_plainly(error: Exception) -> bool:
     code = error_code(error)
     status = status_of(error) if code else 0
     return (
-        status == 501 or code == "NotImplemented" or (status == 400 and code not in _BY_CODE and code not in _PASSING)
+        status == 501 or code == "NotImplemented" or (status == 400 and code not in _BY_CODE and code not in _TRANSIENT)
     )
 
 

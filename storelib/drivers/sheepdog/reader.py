@@ -73,8 +73,8 @@ class SheepdogReader(Reader):
             same = claim is not None and self._claim is not None and claim.token == self._claim.token
             same = same and claim is not None and claim.fits(now) and now.content == self._vdi.content
         if not same:
-            passing = claim is None and self._claim is not None
-            raise ImageChanged(f"{self._location} changed while it was read", transient=passing)
+            transient = claim is None and self._claim is not None
+            raise ImageChanged(f"{self._location} changed while it was read", transient=transient)
         self._vdi, self._claim = now, claim
 
     def close(self) -> None:

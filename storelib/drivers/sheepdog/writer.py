@@ -195,7 +195,7 @@ class SheepdogCopy(ServerSideCopy):
             claim, now = claim_to(cluster, name), cluster.find(name)
             if now is None or claim is None or not claim.fits(now) or claim.token != self._claim.token:
                 # A copy of another process puts the claim back in a moment.
-                raise self._changed(passing=now is not None and claim is None)
+                raise self._changed(transient=now is not None and claim is None)
             self._source, self._claim = now, claim
         cluster.dog.call("snapshot", "-s", self._tag, name)
         return cluster.find_snapshot(name, self._tag)
@@ -209,9 +209,9 @@ class SheepdogCopy(ServerSideCopy):
             set_claim(cluster, name, claim.moved_to(now), functools.partial(_stands, now))
             now = cluster.find(name)
 
-    def _changed(self, *, passing: bool = False) -> ImageChanged:
+    def _changed(self, *, transient: bool = False) -> ImageChanged:
         where = self._cluster.location(self._source.name)
-        return ImageChanged(f"{where} was deleted and made anew while it was copied", transient=passing)
+        return ImageChanged(f"{where} was deleted and made anew while it was copied", transient=transient)
 
     def commit(self, digests: Digests) -> Committed:
         """Clone the snapshot to the final name, then remove it."""

@@ -74,7 +74,7 @@ _WRITING: _Meanings = {
 _READING: _Meanings = {**_MEANINGS, 409: (IncompleteRead, "a segment is missing or was replaced")}
 #: Beside those that pass everywhere: how a login page or a captive portal gets between for a while (302, 303, 307), a
 #: container that is not empty yet or a newer timestamp from another server (409), a token (498), a hurry (499).
-_PASSING = (302, 303, 307, 409, 498, 499)
+_TRANSIENT = (302, 303, 307, 409, 498, 499)
 
 
 def error_of_status(method: str, status: int, headers: Headers, subject: str) -> StoreError:
@@ -84,7 +84,7 @@ def error_of_status(method: str, status: int, headers: Headers, subject: str) ->
     if status in meanings:
         kind, hint = meanings[status]
         return kind(f"{text}; {hint}")
-    return http_errors.error_of_status(status, headers, text, passing=status in _PASSING or None)
+    return http_errors.error_of_status(status, headers, text, transient=status in _TRANSIENT or None)
 
 
 def error_of_exception(error: Exception, subject: str) -> StoreError | None:

@@ -96,5 +96,7 @@ def _of_fault(names: set[str], subject: str) -> StoreError:
     if names & {"InvalidDatastore", "InvalidDatastorePath"}:
         return BadStoreConfiguration(f"{subject}: vCenter knows no such datastore (vmware_datastores)")
     what = sorted(names, key=len)[-1]
-    passing = bool(names & {"HostCommunication", "TaskInProgress", "SystemError", "Timedout", "ManagedObjectNotFound"})
-    return RemoteServiceUnavailable(f"{subject}: vCenter reports {what}", transient=passing)
+    transient = bool(
+        names & {"HostCommunication", "TaskInProgress", "SystemError", "Timedout", "ManagedObjectNotFound"}
+    )
+    return RemoteServiceUnavailable(f"{subject}: vCenter reports {what}", transient=transient)

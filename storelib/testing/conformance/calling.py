@@ -76,7 +76,7 @@ class Calling(Promises):
 
     @pytest.mark.parametrize("step", ["reserve", "abort"])
     def test_step_whose_response_was_lost_is_made_again(self, bench: Bench, step: str) -> None:
-        """``reserve`` and ``abort`` may be called again after a passing error, though they were done."""
+        """``reserve`` and ``abort`` may be called again after a transient error, though they were done."""
         if not bench.store.conf.transfer_retries:
             not_applicable("the store is configured not to retry")
         data = payload(3 * bench.part + 1)

@@ -223,7 +223,7 @@ class Copying(Promises):
         assert_same_bytes(bench.read(original.uri), data)
 
     def test_known_copy_whose_response_was_lost(self, bench: Bench) -> None:
-        """The step that publishes is made again after a passing error, and finds what it did: no Duplicate."""
+        """The step that publishes is made again after a transient error, and finds what it did: no Duplicate."""
         data = payload(3 * bench.part + 1)
         original = bench.add(bench.new_id(), data)
         image_id = bench.new_id("copy")
@@ -244,7 +244,7 @@ class Copying(Promises):
     @needs(Capability.COPY)
     @pytest.mark.parametrize("step", ["begin", "copy_part", "abort"])
     def test_step_of_a_copy_is_harmless_again(self, bench: Bench, step: str) -> None:
-        """Each step of a copy in the back end may be made again after a passing error, which may have come too late."""
+        """Each step of a copy in the back end may be made again after a transient error, which may be late."""
         data = payload(3 * bench.part + 1)
         original = bench.add(bench.new_id(), data)
         image_id = bench.new_id("copy")

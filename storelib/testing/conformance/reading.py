@@ -263,7 +263,7 @@ class Reading(Promises):
                 stream.read()
 
     def test_interrupted_read_goes_on(self, bench: Bench) -> None:
-        """After a passing error reading goes on at the byte where it stopped."""
+        """After a transient error reading goes on at the byte where it stopped."""
         if not bench.store.conf.transfer_retries:
             not_applicable("the store is configured not to retry")
         uri, data = bench.image(3 * bench.part + 1)

@@ -26,27 +26,27 @@ _KINDS: Mapping[int, type[StoreError]] = {
 _NO_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})\b")
 
 
-def may_pass(status: int) -> bool:
+def is_transient(status: int) -> bool:
     """Whether asking again may help: not where a server lacks what is asked for (501, 505)."""
     return status in (408, 429) or (500 <= status < 600 and status not in (501, 505))
 
 
-def error_of_status(status: int, headers: Mapping[str, str], text: str, *, passing: bool | None = None) -> StoreError:
-    """The error for a status that is no success, with ``text`` for its message; ``passing`` overrides may_pass."""
+def error_of_status(status: int, headers: Mapping[str, str], text: str, *, transient: bool | None = None) -> StoreError:
+    """The error for a status that is no success, with ``text`` for its message. None: see ``is_transient``."""
     if status in _KINDS:
         return _KINDS[status](text)
-    passing = may_pass(status) if passing is None else passing
-    again = retry_after(headers.get("Retry-After")) if passing else None
-    return RemoteServiceUnavailable(text, transient=passing, retry_after=again)
+    transient = is_transient(status) if transient is None else transient
+    again = retry_after(headers.get("Retry-After")) if transient else None
+    return RemoteServiceUnavailable(text, transient=transient, retry_after=again)
 
 
 def error_of_failure(
-    error: Exception, subject: str, certificates: str, *, garbled_passes: bool = True
+    error: Exception, subject: str, certificates: str, *, garbled_is_transient: bool = True
 ) -> RemoteServiceUnavailable | None:
     """The error for what went wrong on the way to a response or in the middle of one; None if it is not known.
 
-    ``certificates`` is the option that names whom to trust; ``garbled_passes`` says whether what does not speak HTTP
-    stands in for a server that does.
+    ``certificates`` is the option that names whom to trust; ``garbled_is_transient`` says whether what does not speak
+    HTTP stands in for a server that does.
     """
     # Imported by now: whatever raised it came from there.
     import ssl
@@ -64,14 +64,14 @@ def error_of_failure(
         return found("the host name of the server does not resolve", transient=busy)
     refused = proxy_refusal(error)
     if refused is not None:
-        return found(f"the proxy answered {refused}", transient=may_pass(refused))
+        return found(f"the proxy answered {refused}", transient=is_transient(refused))
     # Before time-outs: to urllib3, a connection that was refused is one of them.
     if caused_by(error, http.client.IncompleteRead, ConnectionError):
         return found("the connection was refused or cut")
     if caused_by(error, TimeoutError, urllib3.TimeoutError):
         return found("the server did not answer in time")
     if caused_by(error, http.client.HTTPException, urllib3.InvalidHeader):
-        return found("what answers does not speak HTTP", transient=garbled_passes)
+        return found("what answers does not speak HTTP", transient=garbled_is_transient)
     if caused_by(error, urllib3.HTTPError, OSError):
         return found("the connection failed")
     return None

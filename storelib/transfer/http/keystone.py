@@ -287,7 +287,7 @@ def error_of_keystone(error: Exception, subject: str, prefix: str) -> StoreError
         return Forbidden(f"{subject}: the identity service does not accept the credentials")
     if isinstance(status, int) and (status in (408, 429) or status >= 500):
         headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
-        return error_of_status(status, headers, f"{subject}: the identity service answered {status}", passing=True)
+        return error_of_status(status, headers, f"{subject}: the identity service answered {status}", transient=True)
     return BadStoreConfiguration(f"{subject}: the identity service cannot be used: {type(error).__name__}")
 
 
