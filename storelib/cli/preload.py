@@ -172,7 +172,7 @@ def list_groups(session: Session, api: Api) -> None:
 @command("show")
 @click.argument("name")
 def show_group(session: Session, api: Api, name: str) -> None:
-    """Show what is said of a group."""
+    """Show the rule of a group."""
     session.output.one(api.ask("GET", _path("/v2/preloads/groups", name)))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of nodes, of the tokens with which they enrol, and of what is said of their groups."""
+"""The tables of nodes, of the tokens with which they enrol, and of the rules of their groups."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ class Nodes(Table):
 
     @reads
     def group(self, connection: Connection, name: str) -> Group:
-        """What is said of one; raises ResourceNotFound."""
+        """The rule of a group; raises ResourceNotFound."""
         text = connection.execute(sa.select(g.document).where(g.name == name)).scalar_one_or_none()
         if text is None:
-            raise ResourceNotFound(f"nothing is said of a group {name!r}")
+            raise ResourceNotFound(f"there is no rule for a group {name!r}")
         return group_from(name, json.loads(text))
 
     @writes
@@ -161,7 +161,7 @@ class Nodes(Table):
     def remove_group(self, connection: Connection, name: str) -> None:
         """Say nothing of it any more; its nodes stay. Raises ResourceNotFound."""
         if not connection.execute(node_groups.delete().where(g.name == name)).rowcount:
-            raise ResourceNotFound(f"nothing is said of a group {name!r}")
+            raise ResourceNotFound(f"there is no rule for a group {name!r}")
 
 
 def _used(connection: Connection, token_digest: str, group: str) -> str:

@@ -71,7 +71,7 @@ class TaskRequests:
         if validation is not None and not isinstance(validation, dict):
             raise BadRequest("'validation_data' must be an object")
         if any(not isinstance(value, str) for value in (validation or {}).values()):
-            raise BadRequest("the values of 'validation_data' must be texts")
+            raise BadRequest("the values of 'validation_data' must be strings")
         image_id = _text(given, "image_id")
         self._locations.add(context, image_id, _text(given, "loc_url"), validation)
         return self._core.repository.tasks.of_image(image_id)[0]
@@ -85,5 +85,5 @@ class TaskRequests:
 def _text(given: Mapping[str, Any], name: str) -> str:
     value = given.get(name)
     if not isinstance(value, str) or not value:
-        raise BadRequest(f"the input needs {name!r}, a text")
+        raise BadRequest(f"the input needs {name!r}, a string")
     return value

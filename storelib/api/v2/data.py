@@ -205,7 +205,7 @@ def _remote_image(method: dict[str, Any]) -> RemoteImage:
             raise BadRequest(f"glance-download needs a {name!r}")
     interface = method.get("glance_service_interface", "public")
     if not isinstance(interface, str):
-        raise BadRequest("'glance_service_interface' must be a text")
+        raise BadRequest("'glance_service_interface' must be a string")
     if not re.fullmatch(UUID, method["glance_image_id"]):
         raise BadRequest(f"the remote image id does not look like a UUID: {method['glance_image_id'][:80]!r}")
     if max(len(method["glance_region"]), len(interface)) > 255:

@@ -196,7 +196,7 @@ def progress_document(progress: Progress) -> dict[str, Any]:
 
 
 def group_document(group: Group) -> dict[str, Any]:
-    """What is said of a group."""
+    """The rule of a group as a document."""
     return {
         "name": group.name,
         "images": list(group.images),
@@ -226,7 +226,7 @@ def _target(body: dict[str, Any]) -> Target:
     """The nodes that a body is about: all where it is as Nova's and says nothing of that; raises BadRequest."""
     group, nodes, everyone = body.get("group"), body.get("nodes", []), body.get("all", False)
     if not (group is None or isinstance(group, str)) or not isinstance(everyone, bool):
-        raise BadRequest("'group' must be a text, 'all' true or false")
+        raise BadRequest("'group' must be a string, 'all' true or false")
     if not isinstance(nodes, list) or not all(isinstance(each, str) for each in nodes):
         raise BadRequest("'nodes' must be a list of names or ids")
     if "cache" in body and group is None and not nodes:

@@ -81,7 +81,7 @@ class TasksResource:
         if kind == "location_import":
             return requests.add_location(req.context.caller, given)
         if _one_of("type", kind) != "api_image_import":
-            raise BadRequest("'type' must be a text")
+            raise BadRequest("'type' must be a string")
         asked = given.get("import_req")
         if not isinstance(asked, dict):
             raise BadRequest("the input needs 'import_req', an object")

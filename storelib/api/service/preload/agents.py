@@ -71,7 +71,7 @@ class Agents:
         name = node_requests.name("'name'", document.get("name"))
         token, group = document.get("token"), document.get("group") or ""
         if token is not None and not isinstance(token, str):
-            raise BadRequest("'token' must be a text")
+            raise BadRequest("'token' must be a string")
         group = group if group == "" else node_requests.name("'group'", group)
         port, version = node_requests.port(document.get("port")), node_requests.version(document.get("version", ""))
         address = node_requests.address(document.get("address"))

@@ -186,7 +186,7 @@ class Jobs:
         preload = self._core.repository.preloads.get(preload_id)
         if preload.origin == "rule":
             # It would come again at once.
-            raise Conflict(f"the group {preload.group} keeps this image; change what is said of the group")
+            raise Conflict(f"the group {preload.group} keeps this image; change the rule of the group")
         if not self._core.repository.preloads.end([preload_id], "cancelled"):
             raise Conflict(f"preload {preload_id} is over")
         self._core.notify.preload("delete", payload(preload))
@@ -200,7 +200,7 @@ class Jobs:
         return self._core.repository.nodes.groups()
 
     def group(self, context: Context, name: str) -> Group:
-        """What is said of one."""
+        """The rule of a group."""
         self._core.policy.require(context, "preload_groups", {})
         return self._core.repository.nodes.group(name)
 
@@ -259,7 +259,7 @@ def _group(name: str, document: Mapping[str, Any]) -> Group:
     images = _texts(document, "images", MOST_OF_GROUP, 36)
     properties = document.get("properties", {})
     if not isinstance(properties, dict) or len(properties) > MOST_PROPERTIES:
-        raise BadRequest(f"'properties' must be an object of at most {MOST_PROPERTIES} texts")
+        raise BadRequest(f"'properties' must be an object of at most {MOST_PROPERTIES} strings")
     for key, value in properties.items():
         # The index of values knows their beginnings.
         if not isinstance(value, str) or not 0 < len(key) <= 255 or len(value) > 255 or "\0" in key + value:
@@ -273,10 +273,10 @@ def _group(name: str, document: Mapping[str, Any]) -> Group:
 def _texts(document: Mapping[str, Any], key: str, most: int, longest: int) -> list[str]:
     found = document.get(key, [])
     if not isinstance(found, list) or len(found) > most:
-        raise BadRequest(f"{key!r} must be a list of at most {most} texts")
+        raise BadRequest(f"{key!r} must be a list of at most {most} strings")
     for each in found:
         if not isinstance(each, str) or not 0 < len(each) <= longest or "\0" in each:
-            raise BadRequest(f"{key!r} must have texts of at most {longest} characters")
+            raise BadRequest(f"{key!r} must have strings of at most {longest} characters")
     return list(dict.fromkeys(found))
 
 

@@ -82,7 +82,7 @@ def port(value: Any) -> int:
 def version(value: Any) -> str:
     """The version of an agent; raises BadRequest."""
     if not isinstance(value, str):
-        raise BadRequest("'version' must be a text")
+        raise BadRequest("'version' must be a string")
     return _CONTROL.sub(" ", value)[:64]
 
 
@@ -140,7 +140,7 @@ def _said(entry: Mapping[str, Any]) -> Said:
     reason = entry.get("reason")
     request = entry.get("wanted_csr")
     if not (reason is None or isinstance(reason, str)) or not (request is None or isinstance(request, str)):
-        raise BadRequest("'reason' and 'wanted_csr' must be texts or null")
+        raise BadRequest("'reason' and 'wanted_csr' must be strings or null")
     shown = None if reason is None else _CONTROL.sub(" ", reason)[:LONGEST_REASON]
     return Said(state, done, source, peers, shown, request)
 
@@ -164,7 +164,7 @@ def _list(document: Mapping[str, Any], key: str, most: int) -> list[Any]:
 def _text(entry: Mapping[str, Any], key: str, longest: int) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not 0 < len(value) <= longest or "\0" in value:
-        raise BadRequest(f"{key!r} must be a text of at most {longest} characters")
+        raise BadRequest(f"{key!r} must be a string of at most {longest} characters")
     return value
 
 
