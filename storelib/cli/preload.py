@@ -165,7 +165,7 @@ def group() -> None:
 
 @command("list")
 def list_groups(session: Session, api: Api) -> None:
-    """List the groups of which something is said."""
+    """List the groups that have a rule."""
     session.output.many(_GROUP, api.ask("GET", "/v2/preloads/groups")["groups"])
 
 
@@ -214,7 +214,7 @@ def set_group(
 @command("unset")
 @click.argument("name")
 def unset_group(session: Session, api: Api, name: str) -> None:
-    """Say nothing of a group any more: its nodes keep nothing for it."""
+    """Remove the rule of a group: its nodes keep nothing for it."""
     api.ask("DELETE", _path("/v2/preloads/groups", name))
 
 
