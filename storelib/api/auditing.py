@@ -177,7 +177,7 @@ class Audit:
         for location in row.locations:
             if not self._concerns(location):
                 continue
-            if location.status == "pending_delete":
+            if location.status != "active":
                 self.counts.pending += 1
                 self._claim(found, row, location)
             else:

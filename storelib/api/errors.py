@@ -75,6 +75,10 @@ class StaleImage(Conflict):
     """Another request changed the image since it was read: read it again and repeat. 409."""
 
 
+class StillDeleting(Conflict):
+    """A store still deletes what it had of the image, in the place where its new data would be. 409."""
+
+
 class UploadLost(Conflict):
     """This upload is no longer the image's: it was deleted meanwhile, or another process took over. 409.
 

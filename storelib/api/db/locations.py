@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of locations: where the data of images is.
 
-A location is first made pending_delete, and forgotten when its data is gone. The locations are a part of the image, so
-its version grows with them. The functions beside the table are for transactions that hold the row of the image already.
+A location is first made pending_delete, and forgotten when its data is gone. A leftover begins like that: data that an
+upload which failed could not remove. The locations are a part of the image, so its version grows with them. The
+functions beside the table are for transactions that hold the row of the image already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from storelib.api.db.table import Table, reads, writes
 from storelib.api.errors import AlreadyExists, Conflict, LocationNotFound
 
 c = image_locations.c
+#: When a leftover became pending: before everything else, for none of the reasons to keep other data holds for it.
+_LEFT = 0
 _SELECT = sa.select(c.image_id, c.id, c.uri, c.metadata, c.pending_since)
 _ACTIVE = c.pending_since.is_(None)
 _PENDING = c.pending_since.is_not(None)
@@ -123,8 +126,7 @@ class Locations(Table):
     @reads
     def pending_for(self, connection: Connection, image_id: str) -> Sequence[ImageLocation]:
         """The locations of one image whose data is still to be deleted."""
-        selected = _SELECT.where(c.image_id == image_id, _PENDING).order_by(c.position, c.id)
-        return [_pair(row)[1] for row in connection.execute(selected)]
+        return list_pending(connection, image_id)
 
     def pending(self, before: datetime.datetime | None = None, batch: int = 500) -> Iterator[tuple[str, ImageLocation]]:
         """(image id, location) of everything to be deleted, made pending before this time: what a scrubber works on.
@@ -157,6 +159,18 @@ def insert(connection: Connection, image_id: str, location: NewLocation, positio
     done = connection.execute(image_locations.insert(), location_row(image_id, location, position))
     key: Any = done.inserted_primary_key
     return ImageLocation(location.uri, dict(location.metadata), key[0])
+
+
+def leave(connection: Connection, image_id: str, left: Sequence[NewLocation]) -> None:
+    """Note leftovers, which are deleted later."""
+    for location in left:
+        connection.execute(image_locations.insert(), {**location_row(image_id, location, 0), "pending_since": _LEFT})
+
+
+def list_pending(connection: Connection, image_id: str) -> list[ImageLocation]:
+    """The locations of one image whose data is still to be deleted."""
+    selected = _SELECT.where(c.image_id == image_id, _PENDING).order_by(c.position, c.id)
+    return [_pair(row)[1] for row in connection.execute(selected)]
 
 
 def list_for(connection: Connection, image_ids: Sequence[str]) -> list[tuple[str, ImageLocation]]:
@@ -220,7 +234,8 @@ def revive(connection: Connection, image_id: str) -> int:
 
 def _revive(connection: Connection, image_id: str) -> int:
     # Those that became pending together, with the image; one that was dropped before stays so.
-    since = connection.execute(sa.select(sa.func.max(c.pending_since)).where(c.image_id == image_id)).scalar()
+    ever = (c.image_id == image_id, c.pending_since > _LEFT)
+    since = connection.execute(sa.select(sa.func.max(c.pending_since)).where(*ever)).scalar()
     revived = image_locations.update().where(c.image_id == image_id, c.pending_since == since)
     return connection.execute(revived.values(pending_since=None, claimed_by=None, claim=None)).rowcount
 
@@ -232,7 +247,7 @@ def _make_pending(connection: Connection, image_id: str, which: sa.ColumnElement
 
 
 def _pair(row: Any) -> tuple[str, ImageLocation]:
-    status: Any = "active" if row.pending_since is None else "pending_delete"
+    status: Any = {None: "active", _LEFT: "leftover"}.get(row.pending_since, "pending_delete")
     return row.image_id, ImageLocation(row.uri, load_object(row.metadata), row.id, status)
 
 

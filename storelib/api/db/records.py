@@ -26,7 +26,8 @@ Status = Literal[
 ]
 Visibility = Literal["public", "private", "shared", "community"]
 MemberStatus = Literal["pending", "accepted", "rejected"]
-LocationStatus = Literal["active", "pending_delete"]
+#: A leftover is to be deleted like what is pending_delete, and never was the image's.
+LocationStatus = Literal["active", "pending_delete", "leftover"]
 Direction = Literal["asc", "desc"]
 SortField = Literal["name", "status", "container_format", "disk_format", "size", "id", "created_at", "updated_at"]
 RangeField = Literal["size", "virtual_size", "min_disk", "min_ram"]

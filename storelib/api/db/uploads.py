@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,13 +22,13 @@ from storelib.api.db import locations as location_rows
 from storelib.api.db.image_row import lock, update_and_bump, values_with_status
 from storelib.api.db.images import change_properties, change_status, note_status
 from storelib.api.db.processes import has_lease, living
-from storelib.api.db.records import Image, NewLocation, Status, TaskEnd, Ticket, Upload
+from storelib.api.db.records import Image, ImageLocation, NewLocation, Status, TaskEnd, Ticket, Upload
 from storelib.api.db.rows import changeable, check_long_text, load, now, to_time
 from storelib.api.db.schema import images, processes, uploads
 from storelib.api.db.statuses import ALLOWED, GONE, check_transitions
 from storelib.api.db.table import Table, reads, writes
 from storelib.api.db.tasks import end as end_task
-from storelib.api.errors import ImageNotFound, StatusConflict, UploadLost
+from storelib.api.errors import ImageNotFound, StatusConflict, StillDeleting, UploadLost
 
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
 
@@ -58,13 +58,16 @@ class Uploads(Table):
         to: Status | None = "saving",
         stores: Sequence[str] = (),
         token: str | None = None,
+        stores_of: Callable[[ImageLocation], Collection[str]] = lambda location: (),
         **values: Any,
     ) -> Image:
         """``Images.transition`` to saving, uploading or importing, and note who is writing to which stores.
 
         ``to`` None keeps the status: an active image is copied to another store. Raises what ``transition`` raises,
         StatusConflict also if its data is being written already, and UploadLost if the process has no lease. ``token``
-        tells this upload from all others of the image; what ends it gives it again.
+        tells this upload from all others of the image; what ends it gives it again. Raises StillDeleting while data of
+        the image is to be deleted in one of the ``stores``, which ``stores_of`` tells of a location: the new data goes
+        to the same place, and whoever deletes the one would take the other.
         """
         if to is not None:
             check_transitions(from_, to)
@@ -76,6 +79,9 @@ class Uploads(Table):
             raise StatusConflict(f"image {image_id} is {before} and takes no data", status=before)
         if _get(connection, image_id) is not None:
             raise StatusConflict(f"image {image_id} is being written already", status=before)
+        for location in location_rows.list_pending(connection, image_id) if stores else ():
+            if busy := {*stores}.intersection(stores_of(location)):
+                raise StillDeleting(f"store {min(busy)} still deletes what it had of image {image_id}; try again later")
         status = before if to is None else to
         # What was staged is gone when an import of it is given up.
         restore = before if before == status or before in ALLOWED[status] else "queued"
@@ -121,6 +127,7 @@ class Uploads(Table):
         *,
         to: Status | None = "active",
         locations: Sequence[NewLocation] = (),
+        left: Sequence[NewLocation] = (),
         properties: Mapping[str, str | None] = NOTHING,
         token: str | None = None,
         task: TaskEnd | None = None,
@@ -132,6 +139,7 @@ class Uploads(Table):
 
         ``properties`` are set, or removed where they are None, and ``task`` ends, at the same time. With ``go_on`` the
         process stays responsible for what is done to the image in its new status, and has to ``finish`` that, too.
+        ``left`` is data that could not be removed: whoever deletes what is pending goes on with that.
 
         ``to`` None, or the status it has, ends it without a change of status. Raises UploadLost if the image was
         deleted or the upload was taken over: then the caller removes the data and calls ``forget``. Raises
@@ -153,6 +161,7 @@ class Uploads(Table):
             raise _lost(image_id)
         if locations:
             location_rows.append(connection, image_id, locations)
+        location_rows.leave(connection, image_id, left)
         if properties:
             gone = [name for name, value in properties.items() if value is None]
             kept = {name: value for name, value in properties.items() if value is not None}

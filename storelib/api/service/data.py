@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from storelib.api.context import Context
+from storelib.api.context import Context, administrator
 from storelib.api.db.records import Image, ImageLocation, NewImage, NewLocation, Status, TaskEnd, Ticket
 from storelib.api.db.uploads import NOTHING
 from storelib.api.errors import (
@@ -25,13 +25,14 @@ from storelib.api.errors import (
     OutcomeUnknown,
     ResourceNotFound,
     StatusConflict,
+    StillDeleting,
     Unavailable,
     UploadLost,
 )
 from storelib.api.messages import told
 from storelib.api.service.cache import Cache
 from storelib.api.service.core import LOG, Core
-from storelib.api.service.deletion import finish_if_deleting
+from storelib.api.service.deletion import delete_leftovers, finish_if_deleting
 from storelib.api.service.foreign import is_foreign, known_digest
 from storelib.api.service.inspection import Body, inspected
 from storelib.api.service.lease import Lease
@@ -102,6 +103,8 @@ class Data:
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core = core
         self._lease = lease
+        # What an upload that failed could not remove, until its end is recorded, and this with it.
+        self._left: dict[Ticket, list[NewLocation]] = {}
         #: Asked for downloads before the stores are.
         self.cache: Cache | None = None
         #: What keeps the digests of the pieces of what is uploaded; None: they are not wanted.
@@ -204,12 +207,17 @@ class Data:
     def begin(
         self, image: Image, *, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
     ) -> tuple[Image, Ticket]:
-        """Win the right to write the image's data; raises Conflict if another request did."""
+        """Win the right to write the image's data.
+
+        Raises Conflict if another request did, or one of the ``stores`` still has to delete some.
+        """
         try:
             return self._begin(image.id, from_, to, stores)
         except UploadLost:  # the lease ran out meanwhile; a new one begins with the next beat
             self._lease.beat()
-            return self._begin(image.id, from_, to, stores)
+        except StillDeleting:
+            delete_leftovers(self._core, administrator(), image.id, stores)
+        return self._begin(image.id, from_, to, stores)
 
     def _begin(
         self, image_id: str, from_: Sequence[Status], to: Status | None, stores: Sequence[str]
@@ -217,7 +225,13 @@ class Data:
         ticket = self._lease.ticket(image_id)
         try:
             begun = self._core.repository.uploads.begin(
-                image_id, ticket.process_id, from_=from_, to=to, stores=stores, token=ticket.token
+                image_id,
+                ticket.process_id,
+                from_=from_,
+                to=to,
+                stores=stores,
+                token=ticket.token,
+                stores_of=self._core.possible_stores,
             )
         except ApiError as error:
             if isinstance(error, OutcomeUnknown):
@@ -278,14 +292,14 @@ class Data:
             # After OutcomeUnknown the image may be active with this data: only the lease, which looks later, undoes it.
             if not isinstance(error, OutcomeUnknown):
                 self.discard(context, ticket, stored)
-            self._lease.undo_later(ticket)
+            self.undo_later(ticket)
             raise
         except ApiError:
             # The database does not take it, so nothing was changed.
             self.discard(context, ticket, stored)
             raise
         except BaseException:
-            self._lease.undo_later(ticket)
+            self.undo_later(ticket)
             raise
         self._core.refresh_acls(context, updated)
         self._core.notify.image("upload", updated)
@@ -293,7 +307,7 @@ class Data:
         self._core.tell_end(task)
         return updated
 
-    def _remove(self, context: Context, image_id: str, stored: Sequence[StoredImage]) -> None:
+    def _remove(self, context: Context, ticket: Ticket, stored: Sequence[StoredImage]) -> None:
         for item in stored:
             name = item.metadata["store"]
             try:
@@ -301,8 +315,10 @@ class Data:
             except NoData:
                 pass
             except StoreError as error:
-                LOG.warning("image %s: data it will not have is removed from store %s later: %s", image_id, name, error)
-                self._lease.remove_later(image_id, item)
+                LOG.warning(
+                    "image %s: data it will not have is deleted from store %s later: %s", ticket.image_id, name, error
+                )
+                self._left.setdefault(ticket, []).append(NewLocation(item.uri, item.metadata))
 
     def lost(self, image_id: str, doing: str) -> ApiError:
         """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
@@ -359,7 +375,7 @@ class Data:
         dead has removed the data, and another upload may have used the same place since: only a claim tells.
         """
         if self.holds(ticket):
-            self._remove(context, ticket.image_id, stored)
+            self._remove(context, ticket, stored)
         else:
             # Also when that is not known: then this is tried again, until it is.
             self._lease.remove_lost(ticket.image_id, stored)
@@ -376,24 +392,32 @@ class Data:
         """End an upload that failed, and its task with it; never raises, since something else is being raised."""
         image_id = ticket.image_id
         try:
-            self._core.repository.uploads.finish(image_id, ticket.process_id, to=to, token=ticket.token, **ended)
+            self._core.repository.uploads.finish(
+                image_id, ticket.process_id, to=to, token=ticket.token, left=self._left.get(ticket, ()), **ended
+            )
+            self._left.pop(ticket, None)
             self._core.tell_end(ended.get("task"))
         except (UploadLost, ImageNotFound, StatusConflict):
             finish_if_deleting(self._core, image_id)
             self.forget(ticket)
         except ApiError as error:
             LOG.warning("image %s: that its upload failed cannot be recorded yet: %s", image_id, error)
-            self._lease.undo_later(ticket)
+            self.undo_later(ticket)
         except BaseException:
-            self._lease.undo_later(ticket)
+            self.undo_later(ticket)
             raise
 
     def undo_later(self, ticket: Ticket) -> None:
         """Whether this upload is recorded is not known: the lease looks later, and undoes it if not."""
+        self._left.pop(ticket, None)
         self._lease.undo_later(ticket)
 
     def forget(self, ticket: Ticket) -> None:
         """The image is gone and so is the data of this upload; never raises, others would clean up after us."""
+        if ticket in self._left:
+            # Not all of the data is.
+            self.undo_later(ticket)
+            return
         try:
             self._core.repository.uploads.forget(ticket.image_id, ticket.process_id, token=ticket.token)
         except ApiError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from storelib.api.context import Context, administrator
 from storelib.api.db.images import STATUS_BEFORE
@@ -55,6 +55,13 @@ def delete_dropped(core: Core, context: Context, image_id: str) -> None:
         in_use = error
     if in_use is not None:
         raise Conflict(f"the data is in use and cannot be deleted: {told(in_use)}") from in_use
+
+
+def delete_leftovers(core: Core, context: Context, image_id: str, stores: Collection[str]) -> None:
+    """Delete the data of failed uploads that these stores would not delete at once; raises StoreError."""
+    for location in core.repository.locations.pending_for(image_id):
+        if location.status == "leftover" and not set(stores).isdisjoint(core.possible_stores(location)):
+            delete_location(core, context, image_id, location)
 
 
 def delete_abandoned(core: Core, abandoned: float) -> None:
@@ -112,10 +119,11 @@ def _delete_pending(core: Core, context: Context, image_id: str) -> Iterator[tup
     for location in core.repository.locations.pending_for(image_id):
         try:
             delete_location(core, context, image_id, location)
-        except (InUseByStore, HasSnapshot) as error:
-            yield location, error
         except StoreError as error:
-            LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
+            if isinstance(error, (InUseByStore, HasSnapshot)) and location.status != "leftover":
+                yield location, error
+            else:
+                LOG.warning("image %s: its data at %r is deleted later: %s", image_id, location, error)
 
 
 def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:

@@ -168,19 +168,10 @@ class Imports:
             self._core.notify.image("delete", image)
 
     def _with_room(self, image_id: str, names: Sequence[str]) -> Image:
-        """The image, of which no other request makes a copy now.
-
-        Raises BadRequest and Conflict where there still is a copy.
-        """
-        repository = self._core.repository
-        image = repository.images.get(image_id)
+        """The image, of which no other request makes a copy now; raises BadRequest where there still is a copy."""
+        image = self._core.repository.images.get(image_id)
         if there := self._having(image).intersection(names):
             raise BadRequest(f"image {image_id} is in store {min(there)} already")
-        for location in repository.locations.pending_for(image_id):
-            # That deletion would take the new copy with it, which is in the same place.
-            for name in self._core.possible_stores(location):
-                if name in names:
-                    raise Conflict(f"store {name} still deletes its copy of image {image_id}")
         return image
 
     def _having(self, image: Image) -> set[str]:

@@ -268,13 +268,9 @@ class Lease:
     def remove_lost(self, image_id: str, stored: Iterable[StoredImage]) -> None:
         """Remove what an upload stored that was given up by others, now or later, but none that is the image's now."""
         for item in stored:
-            self._remove_lost(*self.remove_later(image_id, item))
-
-    def remove_later(self, image_id: str, item: StoredImage) -> tuple[str, str, str]:
-        """``remove_lost`` with the next beat, and again until the store does it."""
-        lost = image_id, str(item.metadata["store"]), item.uri
-        self._lost.add(lost)
-        return lost
+            lost = image_id, str(item.metadata["store"]), item.uri
+            self._lost.add(lost)
+            self._remove_lost(*lost)
 
     def undo(self, upload: Upload) -> None:
         """Remove what an upload left in its stores, then put the image back to what it was; or delete it to the end."""

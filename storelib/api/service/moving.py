@@ -187,8 +187,10 @@ class Move:
         self._shared = frozenset(self._core.repository.locations.shared())
         with ThreadPoolExecutor(self._workers, thread_name_prefix="storelib-move") as pool:
             try:
+                # No copy begins where one is still to be deleted.
+                self._end_deletions(self._target)
                 yield from self._passes(pool)
-                self._end_deletions()
+                self._end_deletions(self._source)
             finally:
                 self._stop.set()
 
@@ -437,11 +439,11 @@ class Move:
 
         return self._telling(dropped.result, delete)
 
-    def _end_deletions(self) -> None:
+    def _end_deletions(self, store: Store[Any]) -> None:
         """Delete what was dropped before and could not be deleted; what still cannot be, servers try again."""
         delayed = self._core.options.delayed_delete
         for image_id, location in self._core.repository.locations.pending():
-            if not self._is_in(location, self._source) or (delayed and self._is_gone(image_id)):
+            if not self._is_in(location, store) or (delayed and self._is_gone(image_id)):
                 continue
             try:
                 delete_location(self._core, administrator(), image_id, location)

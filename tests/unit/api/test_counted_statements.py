@@ -70,6 +70,6 @@ def test_what_changes_an_image_is_one_transaction(api, counted):
 def test_data_comes_with_two_transactions_and_goes_with_four(api, counted):
     image = api.alice.create()
     statements, commits = counted(lambda: api.alice.upload(image, b"data"))
-    assert (statements <= 19, commits) == (True, 2)
+    assert (statements <= 20, commits) == (True, 2)
     statements, commits = counted(lambda: api.alice.delete(f"/v2/images/{image}"))
     assert (statements <= 18, commits) == (True, 4)

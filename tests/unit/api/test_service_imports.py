@@ -21,7 +21,7 @@ from storelib.api.service import administrator
 from storelib.api.service.notifications import Notifier
 from storelib.capabilities import Capability
 from storelib.drivers.filesystem import FilesystemStore
-from storelib.exceptions import StorageFull
+from storelib.exceptions import InUseByStore, StorageFull
 from storelib.transfer.digests import new_hasher
 
 DATA = b"imported data " * 1000
@@ -637,22 +637,88 @@ class TestWebDownloadCapped(Importing):
 
 
 class TestNotRemovedAtOnce(Importing):
-    def test_what_no_image_gets_is_removed_once_its_store_does_it(self, monkeypatch):
-        image, spare = self.api.alice.create(), self.api.registry["spare"]
+    """An import of which the store "spare" keeps what no image gets, for as long as it deletes nothing."""
+
+    @pytest.fixture
+    def spare(self):
+        return self.api.registry["spare"]
+
+    @pytest.fixture
+    def image(self):
+        image = self.api.alice.create()
         self.stage(image)
+        return image
+
+    def leave(self, monkeypatch, image, error=StorageFull):
         with monkeypatch.context() as broken:
             self.break_store(broken, "mem")
-            broken.setattr(spare, "remove", self.fail)
+            broken.setattr(self.api.registry["spare"], "remove", lambda *_: self.fail_with(error))
             self.start(image, "glance-direct", stores=["spare", "mem"])
-            assert image in spare.backend.images
-            self.api.service.lease.beat()
-        self.api.service.lease.beat()
-        self.api.service.lease.beat()
+
+    def fail_with(self, error):
+        raise error("not now")
+
+    def test_it_is_removed_later_by_whichever_process(self, monkeypatch, image, spare):
+        self.leave(monkeypatch, image)
+        assert image in spare.backend.images
+        other = self.api.another_process()
+        other.lease.scrub()
+        other.stop()
         assert image not in spare.backend.images
-        self.start(image, "glance-direct", stores=["spare", "mem"])
+        assert (self.api.alice.show(image)["status"], self.staged()) == ("queued", [image])
+
+    def test_its_process_dies_before_the_import_has_ended(self, monkeypatch, image, spare):
+        with monkeypatch.context() as dying:
+            dying.setattr(self.api.service.data, "give_up", lambda *_, **__: None)
+            self.leave(dying, image)
+        assert image in spare.backend.images
+        self.api.repository.processes.leave(self.api.service.lease.id)
+        other = self.api.another_process()
+        other.lease.beat()
+        other.stop()
+        assert image not in spare.backend.images
+        assert self.api.repository.locations.pending_for(image) == []
         self.api.service.lease.beat()
+
+    def test_it_is_in_the_way_of_no_other_import(self, monkeypatch, image, spare):
+        self.leave(monkeypatch, image)
+        self.start(image, "glance-direct", stores=["spare", "mem"])
+        self.api.service.lease.scrub()
         assert self.api.alice.show(image)["status"] == "active"
         assert image in spare.backend.images
+
+    def test_another_import_waits_for_it(self, monkeypatch, image, spare):
+        self.leave(monkeypatch, image)
+        monkeypatch.setattr(spare, "remove", self.fail)
+        assert self.start(image, "glance-direct", stores=["spare"]).status_code == 413
+        assert self.start(image, "glance-direct", stores=["mem"]).status_code == 202
+        assert self.api.alice.show(image)["status"] == "active"
+
+    def test_it_never_is_the_images(self, monkeypatch, image, spare):
+        self.leave(monkeypatch, image)
+        self.start(image, "glance-direct", stores=["fast", "mem"])
+        monkeypatch.setattr(spare, "remove", lambda *_: self.fail_with(InUseByStore))
+        assert self.api.admin.delete(f"/v2/stores/mem/{image}").status_code == 204
+        assert [each.metadata["store"] for each in self.api.repository.images.get(image).locations] == ["fast"]
+        assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+        monkeypatch.undo()
+        self.api.service.lease.scrub()
+        assert image not in spare.backend.images
+
+    def test_the_image_is_deleted_meanwhile(self, monkeypatch, image, spare):
+        failed = self.fail
+
+        def delete_first(*_):
+            assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
+            failed()
+
+        with monkeypatch.context() as broken:
+            broken.setattr(self.api.registry["mem"], "open_writer", delete_first)
+            broken.setattr(spare, "remove", failed)
+            self.start(image, "glance-direct", stores=["spare", "mem"])
+            assert image in spare.backend.images
+        self.api.service.lease.beat()
+        assert image not in spare.backend.images
 
 
 class TestKeptAfterAFailure(Importing):

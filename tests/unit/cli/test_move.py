@@ -33,6 +33,7 @@ from storelib.api.db import open_repository
 from storelib.api.db.records import Changes, NewImage, NewLocation
 from storelib.api.errors import UploadLost
 from storelib.api.service import Service, rate_limit
+from storelib.api.service.deletion import scrub
 from storelib.api.service.moving import Move
 from storelib.api.service.rate_limit import RateLimit
 from storelib.exceptions import (
@@ -223,6 +224,37 @@ class TestMoving:
         results = Move(place.service, "old", "new", linger=0).run()
         for _ in results:
             assert {place.read(image) for image in images} == {DATA}
+
+
+class TestStillToBeDeleted:
+    """A copy in the target was taken from the image before, and is not deleted yet."""
+
+    @pytest.fixture
+    def image(self, place, monkeypatch):
+        image = place.image(stores=("old", "new"))
+        [copy] = [each for each in place.repository.images.get(image).locations if each.metadata["store"] == "new"]
+        place.repository.locations.drop(image, copy.id)
+        read_back = Move._read_back
+
+        def scrub_then(*arguments):
+            read_back(*arguments)
+            # As a server does now and then.
+            scrub(place.service.core, 0)
+
+        monkeypatch.setattr(Move, "_read_back", scrub_then)
+        return image
+
+    def test_its_deletion_does_not_take_the_new_copy(self, place, image):
+        assert place.move() == {image: "moved"}
+        assert (place.where(image), place.read(image), place.findings()) == (["new"], DATA, [])
+
+    def test_while_it_cannot_be_deleted_the_image_stays(self, place, image, monkeypatch):
+        def fail(*_):
+            raise RemoteServiceUnavailable("not now")
+
+        monkeypatch.setattr(place.registry["new"], "delete", fail)
+        assert place.move() == {image: "in use"}
+        assert (place.where(image), place.read(image)) == (["old"], DATA)
 
 
 class TestTrouble:
