@@ -162,7 +162,7 @@ def insert(connection: Connection, image_id: str, location: NewLocation, positio
 
 
 def leave(connection: Connection, image_id: str, left: Sequence[NewLocation]) -> None:
-    """Note leftovers, which are deleted later."""
+    """Note leftovers, which are deleted later; one without a URI is somewhere in the store it names, if at all."""
     for location in left:
         connection.execute(image_locations.insert(), {**location_row(image_id, location, 0), "pending_since": _LEFT})
 

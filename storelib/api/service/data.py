@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -42,7 +42,13 @@ from storelib.api.service.workers import check_time
 from storelib.driver import ImageData, Store, StoredImage
 from storelib.exceptions import Duplicate as AlreadyThere
 from storelib.exceptions import Forbidden as StoreForbidden
-from storelib.exceptions import IncompleteRead, OperationNotSupported, StoreError
+from storelib.exceptions import (
+    IncompleteRead,
+    OperationNotSupported,
+    RemoteServiceUnavailable,
+    StoreError,
+    TransferTimeout,
+)
 from storelib.exceptions import NotFound as NoData
 from storelib.inspection.source import Guarded, Readable
 from storelib.preload.pieces import PieceHasher
@@ -103,7 +109,7 @@ class Data:
     def __init__(self, core: Core, lease: Lease) -> None:
         self._core = core
         self._lease = lease
-        # What an upload that failed could not remove, until its end is recorded, and this with it.
+        # What an upload could not remove where it failed, until its end is recorded, and this with it.
         self._left: dict[Ticket, list[NewLocation]] = {}
         #: Asked for downloads before the stores are.
         self.cache: Cache | None = None
@@ -174,6 +180,8 @@ class Data:
         except BaseException as error:
             if stored is not None:
                 self.discard(context, ticket, [stored])
+            elif is_unanswered(error):
+                self.may_have(ticket, [target.name])
             # What the store has under this id is not this upload's fault.
             self.give_up(ticket, "queued" if isinstance(error, AlreadyThere) else failed)
             core.notify.error("upload", f"image {image_id}: {error}")
@@ -274,6 +282,7 @@ class Data:
                 token=ticket.token,
                 to="active",
                 locations=[NewLocation(item.uri, item.metadata) for item in stored],
+                left=self.left_by(ticket),
                 properties=properties,
                 task=task,
                 size=first.size,
@@ -301,6 +310,7 @@ class Data:
         except BaseException:
             self.undo_later(ticket)
             raise
+        self._left.pop(ticket, None)
         self._core.refresh_acls(context, updated)
         self._core.notify.image("upload", updated)
         self._core.notify.image("activate", updated)
@@ -319,6 +329,17 @@ class Data:
                     "image %s: data it will not have is deleted from store %s later: %s", ticket.image_id, name, error
                 )
                 self._left.setdefault(ticket, []).append(NewLocation(item.uri, item.metadata))
+
+    def may_have(self, ticket: Ticket, stores: Iterable[str]) -> None:
+        """These stores may have the data although they failed: that is looked for later, and deleted."""
+        for name in stores:
+            left = self._left.setdefault(ticket, [])
+            if (place := NewLocation("", {"store": name})) not in left:
+                left.append(place)
+
+    def left_by(self, ticket: Ticket) -> Sequence[NewLocation]:
+        """What is to be noted with the end of an upload."""
+        return self._left.get(ticket, ())
 
     def lost(self, image_id: str, doing: str) -> ApiError:
         """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
@@ -393,7 +414,7 @@ class Data:
         image_id = ticket.image_id
         try:
             self._core.repository.uploads.finish(
-                image_id, ticket.process_id, to=to, token=ticket.token, left=self._left.get(ticket, ()), **ended
+                image_id, ticket.process_id, to=to, token=ticket.token, left=self.left_by(ticket), **ended
             )
             self._left.pop(ticket, None)
             self._core.tell_end(ended.get("task"))
@@ -534,6 +555,11 @@ class Data:
         if isinstance(trouble, StoreForbidden):
             raise NotPermitted(f"the store does not let the data of image {image.id} be read") from trouble
         raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether a store that failed like this may have done what it was asked to."""
+    return isinstance(error, (RemoteServiceUnavailable, TransferTimeout))
 
 
 def check_formats(image: Image | NewImage) -> None:

@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import uuid
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from storelib.api.context import Context, administrator
 from storelib.api.db.images import STATUS_BEFORE
-from storelib.api.db.records import Image, ImageLocation, Status
-from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict
+from storelib.api.db.records import Image, ImageLocation, Status, Ticket
+from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.messages import told
 from storelib.api.service.core import DELETING, LOG, Core
-from storelib.exceptions import HasSnapshot, InUseByStore, RemoteServiceUnavailable, StoreError, TransferTimeout
+from storelib.capabilities import Capability
+from storelib.driver import Store
+from storelib.exceptions import (
+    HasSnapshot,
+    InUseByStore,
+    NotFound,
+    RemoteServiceUnavailable,
+    StoreError,
+    TransferTimeout,
+)
 
 
 def finish_deletion(core: Core, context: Context, image_id: str, restore: Status) -> Image:
@@ -58,7 +69,7 @@ def delete_dropped(core: Core, context: Context, image_id: str) -> None:
 
 
 def delete_leftovers(core: Core, context: Context, image_id: str, stores: Collection[str]) -> None:
-    """Delete the data of failed uploads that these stores would not delete at once; raises StoreError."""
+    """Delete the data of failed uploads that these stores have, or may have; raises StoreError."""
     for location in core.repository.locations.pending_for(image_id):
         if location.status == "leftover" and not set(stores).isdisjoint(core.possible_stores(location)):
             delete_location(core, context, image_id, location)
@@ -137,7 +148,10 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         if not repository.locations.claim(image_id, location.id, core.process_id(), token, unsure):
             return
         try:
-            if not _is_of_others(core, image_id, location):
+            if not location.uri:
+                # Where a store has what it may have is not known. No upload begins there meanwhile.
+                remove_leftovers(core, core.store_of(location, context), image_id, None)
+            elif not _is_of_others(core, image_id, location):
                 core.delete_data(location, context)
         except BaseException:
             repository.locations.release(image_id, location.id, token)
@@ -167,3 +181,38 @@ def finish_if_deleting(core: Core, image_id: str) -> None:
             resume_deletion(core, administrator(), image_id)
     except ApiError as error:
         LOG.info("image %s: its deletion is not finished here: %s", image_id, error)
+
+
+def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticket | None) -> None:
+    """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there.
+
+    ``ticket`` is the claim it is done under: a process that lost it meanwhile removes nothing and gets UploadLost.
+    None: no upload can write there any more.
+    """
+    _check_held(core, ticket)
+    if Capability.GC in store.capabilities:
+        store.gc(0, prefix=image_id)
+    if Capability.LIST not in store.capabilities:
+        return
+    try:
+        locations = core.repository.images.get(image_id).locations
+    except ImageNotFound:
+        locations = ()
+    # Its URI may be spelled in another way than the store does.
+    if any(store.name in core.possible_stores(location) for location in locations):
+        return
+    found = store.find_image(image_id)
+    if found is not None and all(location.uri != found.uri for location in locations):
+        # A large store is searched for long, and this process may have been taken for dead.
+        _check_held(core, ticket)
+        # A deletion and the import that it ends remove the same, and the other one was faster.
+        with contextlib.suppress(NotFound):
+            store.delete(found.uri)
+
+
+def _check_held(core: Core, ticket: Ticket | None) -> None:
+    if ticket is None:
+        return
+    upload = core.repository.uploads.get(ticket.image_id)
+    if upload is None or upload.ticket != ticket:
+        raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from storelib.api.messages import told
 from storelib.api.service.core import Core
-from storelib.api.service.data import Data
+from storelib.api.service.data import Data, is_unanswered
 from storelib.api.service.foreign import known_digest
 from storelib.api.service.import_jobs import Job
 from storelib.api.service.material import Material
@@ -109,22 +109,29 @@ class Filling:
         checks = [] if check is None else [check]
         if job.signature is not None:
             checks.append(job.signature.check)
-        with self._data.watching(job.ticket) as progress:
-            return fan_out(
-                stores,
-                job.image.id,
-                source,
-                size,
-                hashing_algo=algorithm or self._core.hashing_algorithm,
-                digests=digests,
-                context=job.context,
-                verifier=job.signature,
-                progress=self._tasks.telling(job.task_id, progress),
-                check=(lambda digests: [each(digests) for each in checks]) if checks else None,
-            )
+        try:
+            with self._data.watching(job.ticket) as progress:
+                return fan_out(
+                    stores,
+                    job.image.id,
+                    source,
+                    size,
+                    hashing_algo=algorithm or self._core.hashing_algorithm,
+                    digests=digests,
+                    context=job.context,
+                    verifier=job.signature,
+                    progress=self._tasks.telling(job.task_id, progress),
+                    check=(lambda digests: [each(digests) for each in checks]) if checks else None,
+                )
+        except StoreError as error:
+            # All failed, and this is the error of the last.
+            if len(stores) > 1 or is_unanswered(error):
+                self._data.may_have(job.ticket, [store.name for store in stores])
+            raise
 
     def _filled(self, job: Job, results: Mapping[str, Result]) -> Filled:
         good, errors = _good(results), _errors(results)
+        self._data.may_have(job.ticket, [name for name, error in errors.items() if is_unanswered(error)])
         message = "; ".join(f"store {name}: {told(error)}" for name, error in errors.items())
         if errors and (job.all_must_succeed or not good):
             self._data.discard(job.context, job.ticket, good)

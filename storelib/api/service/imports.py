@@ -21,11 +21,11 @@ from storelib.api.service import plugins
 from storelib.api.service.background import Background
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data
+from storelib.api.service.deletion import remove_leftovers
 from storelib.api.service.filling import Filling
 from storelib.api.service.foreign import PUBLIC_SCHEMES
 from storelib.api.service.import_jobs import Job, Request
 from storelib.api.service.inspection import Body
-from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.material import Material, Opener, material_of
 from storelib.api.service.sources import web_store
 from storelib.api.service.staging import Staging
@@ -355,6 +355,7 @@ class Imports:
                 token=ticket.token,
                 to=None,
                 locations=locations,
+                left=self._data.left_by(ticket),
                 most=self._core.quota.total,
                 **ended,
             )

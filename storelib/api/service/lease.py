@@ -7,7 +7,6 @@ and puts the images back to what they were. It also deletes data that could not 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import logging
 import os
@@ -17,16 +16,20 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from storelib.api.context import administrator
 from storelib.api.db.processes import this_boot, ticks
 from storelib.api.db.records import Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, UploadLost
 from storelib.api.service.core import Core
-from storelib.api.service.deletion import delete_abandoned, finish_deletion, finish_if_deleting, resume_deletion
-from storelib.capabilities import Capability
-from storelib.driver import Store, StoredImage
+from storelib.api.service.deletion import (
+    delete_abandoned,
+    finish_deletion,
+    finish_if_deleting,
+    remove_leftovers,
+    resume_deletion,
+)
+from storelib.driver import StoredImage
 from storelib.exceptions import NotFound, StoreError
 
 LOG = logging.getLogger(__name__)
@@ -407,41 +410,6 @@ def _runs(process: Process) -> bool:
     age = uptime - started
     known_for = datetime.datetime.now(datetime.timezone.utc) - process.started_at
     return fields[0] not in "ZX" and age > known_for.total_seconds() - CLOCKS
-
-
-def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticket | None) -> None:
-    """Remove what a broken add left in ``store`` under ``image_id``, unless the image has a location there.
-
-    ``ticket`` is the claim it is done under: a process that lost it meanwhile removes nothing and gets UploadLost.
-    None: no upload can write there any more.
-    """
-    _check_held(core, ticket)
-    if Capability.GC in store.capabilities:
-        store.gc(0, prefix=image_id)
-    if Capability.LIST not in store.capabilities:
-        return
-    try:
-        locations = core.repository.images.get(image_id).locations
-    except ImageNotFound:
-        locations = ()
-    # Its URI may be spelled in another way than the store does.
-    if any(store.name in core.possible_stores(location) for location in locations):
-        return
-    found = store.find_image(image_id)
-    if found is not None and all(location.uri != found.uri for location in locations):
-        # A large store is searched for long, and this process may have been taken for dead.
-        _check_held(core, ticket)
-        # A deletion and the import that it ends remove the same, and the other one was faster.
-        with contextlib.suppress(NotFound):
-            store.delete(found.uri)
-
-
-def _check_held(core: Core, ticket: Ticket | None) -> None:
-    if ticket is None:
-        return
-    upload = core.repository.uploads.get(ticket.image_id)
-    if upload is None or upload.ticket != ticket:
-        raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
 
 
 def _join(thread: threading.Thread) -> None:

@@ -28,8 +28,8 @@ from storelib.api.errors import (
     UploadLost,
 )
 from storelib.api.service.core import LOG
-from storelib.api.service.deletion import delete_location
-from storelib.api.service.lease import remove_leftovers
+from storelib.api.service.data import is_unanswered
+from storelib.api.service.deletion import delete_location, remove_leftovers
 from storelib.api.service.rate_limit import RateLimit
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage
@@ -316,9 +316,11 @@ class Move:
             # It may be recorded: only the lease, which looks later, may undo it.
             data.undo_later(ticket)
             raise
-        except BaseException:
+        except BaseException as error:
             if stored is not None:
                 data.discard(administrator(), ticket, [stored])
+            elif is_unanswered(error):
+                data.may_have(ticket, [target.name])
             data.give_up(ticket, None)
             raise
 

@@ -27,8 +27,8 @@ from storelib.api.errors import (
 from storelib.api.service import remote_staging
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data, Source
+from storelib.api.service.deletion import remove_leftovers
 from storelib.api.service.inspection import Body
-from storelib.api.service.lease import remove_leftovers
 from storelib.api.service.material import Material, material_of
 from storelib.api.service.tasks import OF_STAGE, STAGED, STAGED_DIGESTS, staged_bytes
 from storelib.driver import ImageData, Store

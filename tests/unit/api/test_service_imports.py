@@ -21,7 +21,7 @@ from storelib.api.service import administrator
 from storelib.api.service.notifications import Notifier
 from storelib.capabilities import Capability
 from storelib.drivers.filesystem import FilesystemStore
-from storelib.exceptions import InUseByStore, StorageFull
+from storelib.exceptions import InUseByStore, RemoteServiceUnavailable, StorageFull
 from storelib.transfer.digests import new_hasher
 
 DATA = b"imported data " * 1000
@@ -719,6 +719,57 @@ class TestNotRemovedAtOnce(Importing):
             assert image in spare.backend.images
         self.api.service.lease.beat()
         assert image not in spare.backend.images
+
+
+class TestAnswerLost(Importing):
+    """The store "spare" publishes data, and then is away before it has said so."""
+
+    @pytest.fixture
+    def spare(self, monkeypatch):
+        store = self.api.registry["spare"]
+        open_writer = store.open_writer
+
+        def add_and_leave(image_id, *more):
+            with monkeypatch.context() as there:
+                there.setattr(store, "open_writer", open_writer)
+                if image_id not in store.backend.images:
+                    store.add(image_id, DATA)
+            raise RemoteServiceUnavailable("not now")
+
+        monkeypatch.setattr(store, "open_writer", add_and_leave)
+        return store
+
+    def test_an_upload_leaves_nothing(self, spare):
+        image = self.api.alice.create()
+        assert self.api.alice.upload(image, DATA, x_image_meta_store="spare").status_code == 503
+        assert image in spare.backend.images
+        self.api.service.lease.scrub()
+        assert image not in spare.backend.images
+
+    def test_another_upload_is_taken_at_once(self, spare, monkeypatch):
+        image = self.api.alice.create()
+        self.api.alice.upload(image, DATA, x_image_meta_store="spare")
+        monkeypatch.undo()
+        assert self.api.alice.upload(image, DATA, x_image_meta_store="spare").status_code == 204
+        self.api.service.lease.scrub()
+        assert image in spare.backend.images
+
+    def test_an_import_into_others_leaves_nothing_there(self, spare):
+        image = self.api.alice.create()
+        self.stage(image)
+        self.start(image, "glance-direct", stores=["spare", "mem"], all_stores_must_succeed=False)
+        assert image in spare.backend.images
+        self.api.service.lease.scrub()
+        assert image not in spare.backend.images
+        assert self.api.alice.download(image).status_code == 200
+
+    def test_a_copy_leaves_nothing(self, spare):
+        image = self.api.alice.active(DATA)
+        self.start(image, "copy-image", self.api.admin, stores=["spare"])
+        assert image in spare.backend.images
+        self.api.service.lease.scrub()
+        assert image not in spare.backend.images
+        assert self.api.alice.download(image).status_code == 200
 
 
 class TestKeptAfterAFailure(Importing):
