@@ -241,6 +241,17 @@ class TestDownloads(Cached):
         self.settle()
         assert self.files() == [image_id]
 
+    def test_without_another_thread_an_image_is_read_from_its_store(self, monkeypatch):
+        image_id = self.image()
+
+        def fail(*_):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", fail)
+            assert self.api.alice.download(image_id).content == DATA
+        assert (self.files(), self.unfinished()) == ([], [])
+
     def test_the_first_reader_gets_bytes_before_the_store_has_given_all(self, monkeypatch):
         image_id = self.image()
         gate = Gate(self.store, monkeypatch, HALF)

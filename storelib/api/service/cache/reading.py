@@ -152,10 +152,14 @@ class Reading:
         data = self._stream(image, file, fill, store)
         try:
             self._start(fill, lambda: self._run(fill, image, source))
-        except BaseException:
+        except BaseException as error:
             source.close()
             fill.end()
             data.data.close()
+            if isinstance(error, RuntimeError):
+                # There are no more threads: then it is read from its store, which may need none.
+                self.complain(error)
+                return None
             raise
         return Found(data, "miss")
 
