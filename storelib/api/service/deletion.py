@@ -197,7 +197,9 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     try:
         locations = core.repository.images.get(image_id).locations
     except ImageNotFound:
-        locations = ()
+        # What it had may have to stay for its time.
+        pending = core.repository.locations.pending_for(image_id)
+        locations = tuple(location for location in pending if location.status == "pending_delete")
     # Its URI may be spelled in another way than the store does.
     if any(store.name in core.possible_stores(location) for location in locations):
         return

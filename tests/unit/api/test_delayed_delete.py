@@ -7,6 +7,7 @@ import pytest
 from deployment import Deployment
 
 from storelib.api.auditing import Audit
+from storelib.api.db.records import NewLocation
 from storelib.api.service import deletion
 from storelib.cli.main import run
 
@@ -68,6 +69,18 @@ def test_the_data_goes_when_its_time_is_over(api):
     assert api.files() == []
     assert api.repository.images.get(image, deleted=True).status == "deleted"
     assert api.repository.locations.pending_for(image) == []
+
+
+def test_what_a_store_may_have_of_a_failed_upload_is_not_what_it_keeps(api):
+    image = api.alice.active(DATA)
+    lease, uploads = api.service.lease, api.repository.uploads
+    uploads.begin(image, lease.id, from_=("active",), to=None, stores=["mem"])
+    uploads.finish(image, lease.id, to=None, left=[NewLocation("", {"store": "fast"})])
+    api.alice.delete(f"/v2/images/{image}")
+    lease.scrub()
+    assert api.files() == [image]
+    assert [each.status for each in api.repository.locations.pending_for(image)] == ["pending_delete"]
+    assert api.repository.images.unbury(image).status == "active"
 
 
 def test_a_server_scrubs_as_often_as_wakeup_time_says(api, monkeypatch):
