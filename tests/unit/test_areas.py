@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from storelib.driver import Area
-from storelib.exceptions import BadStoreConfiguration, NotFound
+from storelib.exceptions import BadStoreConfiguration, NotFound, RemoteServiceUnavailable
 from storelib.registry import Registry, open_store
 
 S3 = {
@@ -225,6 +225,19 @@ def test_a_directory_that_goes_away_later_is_not_made_again(tmp_path):
         store.add("image", b"bits")
     with pytest.raises(NotFound, match="is the data directory there"):
         list(store.list_images())
+
+
+def test_an_image_is_not_taken_for_gone_with_its_directory(tmp_path):
+    store = looked_at(tmp_path)
+    uri = store.add("image", b"bits").uri
+    (tmp_path / "new").rename(tmp_path / "away")
+    for question in (store.delete, store.get, store.get_size):
+        with pytest.raises(RemoteServiceUnavailable, match="is not there"):
+            question(uri)
+    (tmp_path / "away").rename(tmp_path / "new")
+    store.delete(uri)
+    with pytest.raises(NotFound):
+        store.delete(uri)
 
 
 def test_what_opens_one_store_makes_its_directory(tmp_path):

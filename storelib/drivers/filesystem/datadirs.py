@@ -29,7 +29,7 @@ from storelib.drivers.filesystem.location import (
     shards,
 )
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
-from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, StorageFull
+from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, RemoteServiceUnavailable, StorageFull
 from storelib.system_calls import ONLY_READ, has_reflinks, let_go, released
 from storelib.transfer.contract import Options
 from storelib.transfer.guard import Guard, Held, bounded
@@ -219,6 +219,11 @@ class DataDirs:
             finally:
                 let_go(directory)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and datadir not in self.missing and not os.path.isdir(datadir):
+                # The image may well be there again when the directory is: with its file system, most likely.
+                raise RemoteServiceUnavailable(
+                    f"store {self.store_name}: {datadir} is not there; is its file system mounted?"
+                ) from error
             refused = refusal(error, location)
             if refused is None:
                 raise
