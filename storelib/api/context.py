@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -14,6 +15,7 @@ class Context:
 
     A token is of a project, or of a domain (``domain_id``) or the system (``system_scope``), which own no images.
     ``service_roles`` are those of the service that sends the request on behalf of the user, if one does.
+    ``claims`` is what else the tokens say of both, as rules of policies name it: ``user_domain_id`` and so on.
 
     ``read_only`` contexts (anonymous requests) may change nothing. Drivers get the context handed through, so it has
     the names they look for (``auth_token``, ``service_catalog``).
@@ -23,6 +25,7 @@ class Context:
         "_fingerprint",
         "auth_token",
         "catalog",
+        "claims",
         "domain_id",
         "is_admin",
         "project_id",
@@ -48,6 +51,7 @@ class Context:
         service_roles: Iterable[str] = (),
         domain_id: str | None = None,
         system_scope: str | None = None,
+        claims: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.user_id = user_id
         self.project_id = project_id
@@ -60,6 +64,7 @@ class Context:
         self.service_roles = [role.lower() for role in service_roles]
         self.domain_id = domain_id
         self.system_scope = system_scope
+        self.claims = claims
         self._fingerprint: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
@@ -81,6 +86,7 @@ class Context:
                 self.system_scope,
                 self.is_admin,
                 self.read_only,
+                *self.claims.items(),
                 *self.roles,
                 "service:",
                 *self.service_roles,

@@ -103,7 +103,7 @@ RULES = [
     _rule("download_image", _USABLE, "Download an image.", f"GET {_IMAGE}/file"),
     _rule(
         "download_from_store",
-        "rule:context_is_admin",
+        _USABLE,
         "Choose the store to download from.",
         f"GET {_IMAGE}/file?prefer={{stores}}",
     ),
@@ -187,7 +187,7 @@ RULES = [
     ),
     # Metadata definitions
     _rule("metadef_default", "", "What older policy files refer to for reading metadata definitions."),
-    _rule("metadef_admin", ADMIN, "Who may change metadata definitions."),
+    _rule("metadef_admin", "rule:context_is_admin", "Who may change metadata definitions."),
     _rule("get_metadef_namespaces", _ADMIN_OR_READER, "List namespaces.", f"GET {_NAMESPACES}"),
     _rule("get_metadef_namespace", _DEFINITION, "Show a namespace.", f"GET {_NAMESPACE}"),
     _rule("add_metadef_namespace", _METADEF_ADMIN, "Make a namespace.", f"POST {_NAMESPACES}"),
@@ -333,6 +333,7 @@ class _Loaded:
         others = {type(leaf).__name__ for check in self.rules.values() for leaf in _leaves(check)} - _REMEMBERED
         #: What of a target the rules mention; None where no decision may be remembered.
         self.keys = None if others else tuple(sorted(set(re.findall(r"%\(([^)]*)\)", text))))
+        self.named = None if self.keys is None else frozenset(self.keys)
 
     def decide(self, context: Context, action: str, target: Mapping[str, Any]) -> bool:
         """What the rules say."""
@@ -358,6 +359,11 @@ class Policy:
     def is_admin(self, context: Context) -> bool:
         """Whether the roles of ``context`` make it an administrator's."""
         return self.allows(context, "context_is_admin", {})
+
+    def names_more_than(self, keys: frozenset[str]) -> bool:
+        """Whether a rule may look at something else of its target than these."""
+        named = self._loaded.named
+        return named is None or not named <= keys
 
     def allows(self, context: Context, action: str, target: Mapping[str, Any]) -> bool:
         """Whether ``context`` may do ``action`` to ``target``, a mapping as ``%(name)s`` in rules names its values."""
@@ -430,6 +436,8 @@ def _scope(context: Context) -> str:
 
 def _credentials(context: Context) -> dict[str, Any]:
     return {
+        "is_admin_project": True,
+        **context.claims,
         "user_id": context.user_id,
         "project_id": context.project_id,
         "tenant": context.project_id,

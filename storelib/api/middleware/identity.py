@@ -31,6 +31,14 @@ BELIEVED = 60.0
 #: Bytes of a password that bcrypt looks at.
 _LONGEST_PASSWORD = 72
 ANONYMOUS_ROLES = ("reader",)
+#: What else Keystone's middleware says of tokens, and what rules of policies call it.
+_CLAIMS = tuple(
+    (name, f"HTTP_X_{name.upper()}")
+    for name in (
+        *("user_domain_id", "project_domain_id", "service_user_id", "service_user_domain_id"),
+        *("service_project_id", "service_project_domain_id"),
+    )
+)
 
 
 class Identity:
@@ -95,6 +103,9 @@ class FromHeaders:
             service_roles=_words(get("HTTP_X_SERVICE_ROLES", "")),
             domain_id=get("HTTP_X_DOMAIN_ID") or None,
             system_scope=_system_scope(environ),
+            claims={name: get(header) for name, header in _CLAIMS}
+            # Keystone says nothing of it where it has no such project.
+            | {"is_admin_project": get("HTTP_X_IS_ADMIN_PROJECT", "True").lower() == "true"},
         )
         return context.as_admin(self._policy.is_admin(context))
 

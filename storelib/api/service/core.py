@@ -43,6 +43,18 @@ from storelib.transfer.digests import new_hasher
 
 LOG = logging.getLogger(__name__)
 
+#: What rules find in every target; that of ``preload_image`` has a node besides.
+_COMMON = frozenset(
+    {
+        *("image_id", "project_id", "owner", "tenant", "member_id", "visibility", "status", "protected", "os_hidden"),
+        *("node", "node_group"),
+    }
+)
+#: What they find besides in an image, which any of its properties may be, too.
+_ATTRIBUTES = (
+    *("id", "name", "size", "virtual_size", "checksum", "os_hash_algo", "os_hash_value", "disk_format"),
+    *("container_format", "min_disk", "min_ram"),
+)
 #: An image whose data is being deleted.
 DELETING: tuple[Status, ...] = ("pending_delete",)
 
@@ -140,7 +152,15 @@ class Core:
             target["project_id"] = target["owner"] = target["tenant"] = image.owner
         if image.visibility == "shared" and context.project_id is not None and context.project_id != image.owner:
             target["member_id"] = context.project_id
+        if self.policy.names_more_than(_COMMON):
+            return self._all_of(image) | target
         return target
+
+    def _all_of(self, image: Judged) -> dict[str, Any]:
+        whole = image if isinstance(image, Image) else self.repository.images.get(image.id, deleted=True)
+        # Whoever may name properties must not say whose the image is where nobody else does.
+        properties = {name: value for name, value in whole.properties.items() if name not in _COMMON}
+        return properties | {name: getattr(whole, name) for name in _ATTRIBUTES}
 
     def get_visible(self, context: Context, image_id: str) -> Image:
         """The image, if the caller may know of it; raises ImageNotFound otherwise, whatever the reason."""
@@ -172,13 +192,17 @@ class Core:
 
     def shows_places(self, context: Context, image: Image) -> bool:
         """Whether the image as it is shown to the caller says where its data is."""
-        shown = self.show_locations or self.show_direct_url
+        shown = (self.show_locations or self.show_direct_url) and not self.hides_places(context, image)
         return shown and self.policy.allows(context, "get_image_location", self.target(context, image))
+
+    def hides_places(self, context: Context, image: Judged) -> bool:
+        """Whether the image is deactivated and the caller no administrator: who knows where the data is can read it."""
+        return image.status == "deactivated" and not context.is_admin
 
     def may_see_places(self, context: Context, image: Image) -> bool:
         """Whether the caller may know where the data of the image is, shown or asked for."""
         asked = self.policy.allows(context, "fetch_image_location", self.target(context, image))
-        return asked or self.shows_places(context, image)
+        return (asked and not self.hides_places(context, image)) or self.shows_places(context, image)
 
     def _is_member(self, context: Context, image: Judged) -> bool:
         if context.project_id is None:

@@ -69,8 +69,9 @@ class Locations:
         background.handle(KIND, self._hashing.resume)
 
     def list(self, context: Context, image_id: str) -> list[ImageLocation]:
-        """Where the data is, for services; raises NotPermitted."""
-        return self._core.by_weight(self._core.get_authorized(context, image_id, "fetch_image_location").locations)
+        """Where the data is, for services; nowhere, if they may not read it. Raises NotPermitted."""
+        image = self._core.get_authorized(context, image_id, "fetch_image_location")
+        return [] if self._core.hides_places(context, image) else self._core.by_weight(image.locations)
 
     def add(self, context: Context, image_id: str, url: str, validation: Mapping[str, str] | None = None) -> Image:
         """Take the data at ``url`` for a queued image, in the background, as ``Hashing`` says.

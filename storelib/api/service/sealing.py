@@ -33,7 +33,7 @@ class Sealing:
 
     def seal(self, context: Context) -> dict[str, Any]:
         """The context in JSON."""
-        document = {name: getattr(context, name) for name in _PLAIN}
+        document = {name: getattr(context, name) for name in _PLAIN} | {"claims": dict(context.claims)}
         if context.auth_token:
             # A catalogue is long, and says much the same again and again.
             secret = zlib.compress(json.dumps([context.auth_token, context.catalog]).encode())
@@ -52,4 +52,5 @@ class Sealing:
                     "in the API and its workers"
                 )
         plain: dict[str, Any] = {name: document[name] for name in _PLAIN}
-        return Context(**plain, auth_token=token, catalog=catalog)
+        # An older release did not write them.
+        return Context(**plain, auth_token=token, catalog=catalog, claims=document.get("claims", {}))

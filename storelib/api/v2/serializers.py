@@ -154,6 +154,8 @@ def _add_places(core: Core, context: Context, image: Image, document: dict[str, 
     if stores:
         document["stores"] = ",".join(stores)
     if not core.shows_places(context, image):
+        if core.show_locations and core.hides_places(context, image):
+            document["locations"] = []
         return
     if core.show_locations:
         document["locations"] = [location_document(location) for location in locations]

@@ -114,6 +114,53 @@ class TestPolicyFile:
         api.close()
         assert answers == [204, 403]
 
+    @pytest.mark.parametrize("named", ["license", "name", "disk_format"])
+    def test_a_rule_may_be_about_properties_and_attributes(self, tmp_path, named):
+        """As in the restricted downloads of Glance's guide, where what the target does not have would allow them."""
+        rules = {"restricted": f"'iso':%({named})s", "download_image": "role:admin or not rule:restricted"}
+        (tmp_path / "policy.yaml").write_text(json.dumps(rules))
+        more = f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n"
+        api = Deployment(tmp_path, more, require_image_format_match=False)
+        images = [api.alice.active(**values) for values in ({named: "iso"}, {"name": "other"})]
+        answers = [who.download(image).status_code for who in (api.alice, api.admin) for image in images]
+        api.close()
+        assert answers == [403, 200, 200, 200]
+
+    def test_no_property_says_whose_an_image_is(self, tmp_path):
+        rules = {"get_image": "project_id:%(project_id)s or role:admin", "delete_image": "'x':%(anything)s"}
+        (tmp_path / "policy.yaml").write_text(json.dumps(rules))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
+        nobodys = {"owner": None, "visibility": "public", "project_id": "beta", "tenant": "beta", "member_id": "beta"}
+        image = api.admin.create(**nobodys)
+        statuses = [who.get(f"/v2/images/{image}").status_code for who in (api.bob, api.admin)]
+        api.close()
+        assert statuses == [404, 200]
+
+    @pytest.mark.parametrize(
+        ("rule", "header", "value"),
+        [
+            ("user_domain_id:a", "X-User-Domain-Id", "a"),
+            ("project_domain_id:a", "X-Project-Domain-Id", "a"),
+            ("service_project_id:a", "X-Service-Project-Id", "a"),
+            ("service_user_id:a", "X-Service-User-Id", "a"),
+            ("is_admin_project:False", "X-Is-Admin-Project", "False"),
+        ],
+    )
+    def test_rules_may_ask_what_tokens_say(self, tmp_path, rule, header, value):
+        (tmp_path / "policy.yaml").write_text(json.dumps({"context_is_admin": f"role:member and {rule}"}))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
+        answers = [api.alice.request("GET", "/v2/tasks", headers) for headers in ({header: value}, {}, {header: "b"})]
+        api.close()
+        assert [answer.status_code for answer in answers[:2]] == [200, 403]
+
+    def test_who_is_an_administrator_is_one_of_definitions_too(self, tmp_path):
+        (tmp_path / "policy.yaml").write_text(json.dumps({"context_is_admin": "role:images_admin"}))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
+        callers = (api.caller("alpha", "images_admin", "member", "reader"), api.admin)
+        answers = [who.post("/v2/metadefs/namespaces", {"namespace": "n"}).status_code for who in callers]
+        api.close()
+        assert answers == [201, 403]
+
     @pytest.mark.parametrize("form", ["%(status)s", "%(status).6s", "%(status)1s"])
     def test_a_decision_is_of_what_the_rule_names_in_whichever_form(self, tmp_path, form):
         (tmp_path / "policy.yaml").write_text(f"download_image: \"'active':{form}\"\n")

@@ -458,6 +458,29 @@ class TestCredentialsInLocations(WithPlaces):
         assert "SECRET" not in answer.text
 
 
+class TestPlacesOfDeactivatedImages(WithPlaces):
+    """Nova and Cinder read from the store itself what they know the place of, without asking for the data."""
+
+    options = {"show_multiple_locations": "true", "show_image_direct_url": "true"}  # noqa: RUF012
+
+    def places(self, caller, image):
+        listed = next(each for each in caller.get("/v2/images").json["images"] if each["id"] == image)
+        known = [(bool(each["locations"]), "direct_url" in each) for each in (caller.show(image), listed)]
+        asked = caller.get(f"/v2/images/{image}/locations")
+        return [*known, asked.json != [] if asked.status_code == 200 else None]
+
+    def test_only_administrators_are_told_until_it_is_reactivated(self):
+        image = self.api.alice.active(DATA)
+        service = self.api.caller("alpha", "service", "member", "reader")
+        everything, nothing = [(True, True), (True, True)], [(False, False), (False, False)]
+        found = []
+        for action in ("deactivate", "reactivate"):
+            assert self.api.admin.post(f"/v2/images/{image}/actions/{action}").status_code == 204
+            found.append([self.places(who, image) for who in (self.api.alice, service, self.api.admin)])
+        assert found[0] == [[*nothing, None], [*nothing, False], [*everything, True]]
+        assert found[1] == [[*everything, None], [*everything, True], [*everything, True]]
+
+
 class TestLocationsNotHashed(WithPlaces):
     options = {"do_secure_hash": "false"}  # noqa: RUF012
 
