@@ -95,7 +95,11 @@ class _Migration:
             for setting in unread:
                 yield from remark(setting, "with enabled_backends Glance did not read this either")
         ours = {OLD, shared, *RESERVED, *(name for name, _ in self.stores if self.several)}
-        yield from api_lines([setting for setting in self.settings if setting.group not in ours])
+        place = (RESERVED[0], "filesystem_store_datadir")
+        staged = [setting for setting in self.settings if (setting.group, setting.key) == place]
+        if self.several and not staged:
+            staged = [Setting("", 0, *place, f"/var/lib/glance/{RESERVED[0]}")]
+        yield from api_lines([each for each in self.settings if each.group not in ours], staged)
 
     def _head(self) -> Iterator[str]:
         usable = [(name, driver) for name, driver in self.stores if driver in self.installed]

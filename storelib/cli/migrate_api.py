@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -32,8 +33,11 @@ class _Found(NamedTuple):
     rest: list[tuple[Setting, str]]
 
 
-def api_lines(settings: Sequence[Setting]) -> Iterator[str]:
-    """The groups of the image API for the settings of Glance that are not its stores'."""
+def api_lines(settings: Sequence[Setting], staged: Sequence[Setting]) -> Iterator[str]:
+    """The groups of the image API for the settings of Glance that are not its stores'.
+
+    ``staged`` is the directory of the store for staged data, which Glance has beside several others.
+    """
     from storelib.api.config import GROUP, OPTIONS
     from storelib.api.glance_options import BUS
 
@@ -43,7 +47,9 @@ def api_lines(settings: Sequence[Setting]) -> Iterator[str]:
         for setting in settings
     )
     found = _sorted(settings)
-    head = [*_authentication(settings), *_notifications(notifies), *_staging(settings), *_caching(settings)]
+    complete = any(setting.group in _WHOLE for setting in settings)
+    head = [*_authentication(settings), *_notifications(notifies), *_staging(settings, staged, complete)]
+    head += [*_caching(settings), *(_importing(settings) if complete else ())]
     if head or found.api:
         yield from ("", f"[{GROUP}]", *head)
         for setting, name in found.api:
@@ -53,7 +59,8 @@ def api_lines(settings: Sequence[Setting]) -> Iterator[str]:
         yield f"{MARK}storelib db import-glance takes what is in Glance's"
         for setting in found.database:
             yield from assignment(setting, ANY)
-    for group, inside in _by_group([*found.kept, *(found.bus if notifies else ())]):
+    kept = [*found.kept, *(found.bus if notifies else ()), *(_unsaid(settings) if complete else ())]
+    for group, inside in _by_group(_with_policies(kept)):
         yield from ("", f"[{group}]")
         for setting in inside:
             yield from assignment(setting, ANY)
@@ -95,6 +102,12 @@ def _sorted(settings: Sequence[Setting]) -> _Found:
     return found
 
 
+#: Groups of a file that is Glance's, and not only about stores.
+_WHOLE = {"database", "keystone_authtoken", "paste_deploy"}
+#: What Glance looks for in the directory of its file, where nothing else is said.
+_POLICIES = {"policy_file": ("policy.yaml", "policy.json"), "policy_dirs": ("policy.d",)}
+#: What the paste file says that Glance brings; storelib reads none.
+_HEALTH = {"backends": "disable_by_file", "disable_by_file_path": "/etc/glance/healthcheck_disable"}
 #: Parts of a pipeline that have nothing to do with who asks.
 _CACHING = {"caching", "cachemanagement"}
 _HANDLED = {("DEFAULT", "enabled_backends"), ("paste_deploy", "flavor"), ("DEFAULT", "node_staging_uri")}
@@ -135,14 +148,52 @@ def _notifications(notifies: bool) -> Iterator[str]:
         yield "notifications = true"
 
 
-def _staging(settings: Iterable[Setting]) -> Iterator[str]:
+def _staging(settings: Iterable[Setting], staged: Sequence[Setting], complete: bool) -> Iterator[str]:
+    given = [setting for setting in settings if (setting.group, setting.key) == ("DEFAULT", "node_staging_uri")]
+    if staged and (staged[-1].file or (complete and not given)):
+        if not staged[-1].file:
+            yield "# The default of Glance; storelib has none."
+        yield from assignment(staged[-1]._replace(key="staging_dir"), ANY)
+        return
+    for setting in given:
+        url = urlsplit(setting.value)
+        if url.scheme == "file" and url.path:
+            yield from assignment(setting._replace(key="staging_dir", value=unquote(url.path)), ANY)
+        else:
+            yield from remark(setting, "staged data is kept in a local directory, staging_dir")
+    if complete and not given:
+        yield f"{MARK}Glance staged in /tmp/staging, where others may be first; without a directory nothing is staged"
+        yield "# staging_dir = /tmp/staging"
+
+
+def _importing(settings: Iterable[Setting]) -> Iterator[str]:
+    methods = [each.value for each in settings if (each.group, each.key) == ("DEFAULT", "enabled_import_methods")]
+    if not methods or "download" in methods[-1]:
+        yield f"{MARK}imports read from addresses that are not public only where import_allowed_networks names them"
+
+
+def _unsaid(settings: Iterable[Setting]) -> Iterator[Setting]:
+    """What is not in the file and holds in Glance all the same."""
+    said = {(setting.group, setting.key) for setting in settings}
+    for key, names in _POLICIES.items():
+        if ("oslo_policy", key) not in said and (found := _beside(settings, names)):
+            yield Setting("", 0, "oslo_policy", key, found)
+    if not any(group == "healthcheck" and key in (*_HEALTH, "disable_by_file_paths") for group, key in said):
+        yield from (Setting("", 0, "healthcheck", key, value) for key, value in _HEALTH.items())
+
+
+def _with_policies(settings: Iterable[Setting]) -> Iterator[Setting]:
+    """The same with the policy files that are beside the old file, and are not looked for from the new one."""
     for setting in settings:
-        if (setting.group, setting.key) == ("DEFAULT", "node_staging_uri"):
-            url = urlsplit(setting.value)
-            if url.scheme == "file" and url.path:
-                yield from assignment(setting._replace(key="staging_dir", value=unquote(url.path)), ANY)
-            else:
-                yield from remark(setting, "staged data is kept in a local directory, staging_dir")
+        relative = setting.group == "oslo_policy" and setting.key in _POLICIES
+        found = _beside([setting], [setting.value]) if relative else None
+        yield setting._replace(value=found) if found else setting
+
+
+def _beside(settings: Iterable[Setting], names: Sequence[str]) -> str | None:
+    """The first of these files that is in the directory of one with ``settings``."""
+    places = dict.fromkeys(Path(setting.file).absolute().parent for setting in settings)
+    return next((str(place / name) for name in names for place in places if (place / name).exists()), None)
 
 
 def _unbounded(value: str) -> str:

@@ -279,6 +279,42 @@ def test_what_the_image_api_has_a_counterpart_for_is_carried(migrate, places):
     assert found["oslo_messaging_rabbit", "ssl"] == "true"
 
 
+def test_what_is_staged_stays_where_it_was(migrate, places):
+    """Among several stores one of Glance's own has it, whatever node_staging_uri says."""
+    connected = "[database]\nconnection = sqlite://\n"
+    several = SEVERAL.partition("[os_glance_staging_store]")[0] + connected
+    for text, staged in (
+        (SEVERAL, "/srv/staging"),
+        (GLANCE + "[os_glance_staging_store]\nfilesystem_store_datadir = /srv/staging\n", "/srv/staging"),
+        (several, "/var/lib/glance/os_glance_staging_store"),
+        (SINGLE, None),
+    ):
+        (places / "new.ini").unlink(missing_ok=True)
+        migrate(text)
+        found, comments = migrated(places)
+        assert (found.get(("api", "staging_dir")), "# staging_dir = /tmp/staging" in comments) == (staged, not staged)
+
+
+def test_policies_beside_the_old_file_are_named_in_the_new_one(migrate, places):
+    """Nobody is told of a policy file that is not found; without it the defaults hold."""
+    (places / "policy.yaml").write_text("get_images: role:auditor\n")
+    (places / "policy.d").mkdir()
+    for text in (SINGLE, SINGLE + "[oslo_policy]\npolicy_file = policy.yaml\npolicy_dirs = policy.d\n"):
+        (places / "new.ini").unlink(missing_ok=True)
+        migrate(text)
+        found, _ = migrated(places)
+        read = [found["oslo_policy", key] for key in ("policy_file", "policy_dirs")]
+        assert read == [str(places.absolute() / name) for name in ("policy.yaml", "policy.d")]
+
+
+def test_what_glance_does_without_being_told_is_said(migrate, places):
+    migrate(SINGLE)
+    found, comments = migrated(places)
+    assert found["healthcheck", "backends"] == "disable_by_file"
+    assert found["healthcheck", "disable_by_file_path"] == "/etc/glance/healthcheck_disable"
+    assert any("import_allowed_networks" in line for line in comments)
+
+
 def test_every_option_that_is_set_is_in_the_new_file(migrate, places):
     migrate(GLANCE)
     found, comments = migrated(places)
