@@ -64,14 +64,17 @@ class VersionNegotiation:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path: str = environ.get("PATH_INFO") or "/"
-        if path.startswith("/v2/") and len(path) > 4:
+        if path.startswith("/v2/") and path[4:5] not in ("", "/"):
             return self._app(environ, start_response)
-        page = self._pages.get(path)
+        # A load balancer may ask for them with a slash at the end.
+        page = self._pages.get(path.rstrip("/"))
         if page is not None:
-            return page(environ, start_response)
-        if path == "/versions":
+            return page({**environ, "PATH_INFO": path.rstrip("/")}, start_response)
+        if path.rstrip("/") == "/versions":
             return self._list(environ, start_response, "200 OK")
         first, _, rest = path.lstrip("/").partition("/")
+        # What a catalogue has as .../v2/, some clients go on from with another slash.
+        rest = rest.lstrip("/")
         prefix = self.prefixes.get(first)
         if prefix is None and (match := _ACCEPT.search(environ.get("HTTP_ACCEPT", ""))):
             prefix, rest = self.prefixes.get(match[1]), path.lstrip("/")

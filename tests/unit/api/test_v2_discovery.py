@@ -20,7 +20,10 @@ from storelib.registry import Registry
 
 
 class TestVersions(Deployed):
-    @pytest.mark.parametrize(("path", "status"), [("/", 300), ("/versions", 200), ("/v3/images", 300), ("/v2", 300)])
+    @pytest.mark.parametrize(
+        ("path", "status"),
+        [("/", 300), ("/versions", 200), ("/versions/", 200), ("/v3/images", 300), ("/v2", 300), ("/v2//", 300)],
+    )
     def test_versions_are_listed_without_a_token(self, path, status):
         answer = self.api.nobody.get(path)
         assert answer.status_code == status
@@ -48,6 +51,11 @@ class TestVersions(Deployed):
     def test_the_accept_header_may_name_the_version(self):
         answer = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v2.1")
         assert answer.status_code == 200
+
+    @pytest.mark.parametrize("path", ["//v2/images", "/v2//images", "/v2.5//images", "/v1//images"])
+    def test_slashes_around_the_version_say_nothing(self, path):
+        """Catalogues have endpoints with a slash at the end, and some clients begin with another."""
+        assert "images" in self.api.alice.get(path).json
 
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
     @pytest.mark.parametrize("path", ["/v2/images/", "/v2.5/images/", "/v2/tasks/", "/v2/images/{image}/members/"])
@@ -215,8 +223,18 @@ class TestNoCrossOrigin(Deployed):
 
 
 class TestAround(Deployed):
-    def test_health_is_told_without_a_token(self):
-        assert self.api.nobody.get("/healthcheck").status_code == 200
+    @pytest.mark.parametrize("path", ["/healthcheck", "/healthcheck/"])
+    def test_health_is_told_without_a_token(self, path):
+        assert self.api.nobody.get(path).status_code == 200
+
+    def test_a_file_takes_the_server_out_of_a_load_balancer(self, tmp_path):
+        """Some of which take any answer below 400 for health."""
+        (tmp_path / "out").touch()
+        health = f"[healthcheck]\nbackends = disable_by_file\ndisable_by_file_path = {tmp_path / 'out'}\n"
+        api = Deployment(tmp_path, health)
+        statuses = [api.nobody.get(path).status_code for path in ("/healthcheck", "/healthcheck/")]
+        api.close()
+        assert statuses == [503, 503]
 
     def test_metrics_count_requests_and_bytes(self):
         image = self.api.alice.active(b"12345")
