@@ -119,7 +119,7 @@ class Images:
         values = {name: core.schema.plain(name, value) for name, value in values.items()}
         fields: dict[str, Any] = {name: values[name] for name in SETTABLE if name in values}
         fields.setdefault("owner", context.owner)
-        fields["id"] = fields["id"].lower() if "id" in fields else str(uuid.uuid4())
+        fields.setdefault("id", str(uuid.uuid4()))
         base = core.schema.base_names
         properties = {name: schemas.stored(value) for name, value in values.items() if name not in base}
         new = NewImage(

@@ -210,7 +210,7 @@ def _remote_image(method: dict[str, Any]) -> RemoteImage:
         raise BadRequest(f"the remote image id does not look like a UUID: {method['glance_image_id'][:80]!r}")
     if max(len(method["glance_region"]), len(interface)) > 255:
         raise BadRequest("the names of regions and interfaces have at most 255 characters")
-    return RemoteImage(method["glance_region"], method["glance_image_id"].lower(), interface)
+    return RemoteImage(method["glance_region"], method["glance_image_id"], interface)
 
 
 def send_data(req: falcon.Request, resp: falcon.Response, found: ImageData) -> None:

@@ -83,6 +83,14 @@ class TestCreate(Deployed):
         wanted = str(uuid.uuid4())
         assert self.api.alice.post("/v2/images", {"id": wanted}).json["id"] == wanted
 
+    def test_an_id_stays_as_the_client_wrote_it(self):
+        """It asks for the image by that, and need not look at the answer."""
+        image = str(uuid.uuid4()).upper()
+        created = self.api.alice.post("/v2/images", READY | {"id": image})
+        assert (created.json["id"], created.json["self"]) == (image, f"/v2/images/{image}")
+        assert self.api.alice.upload(image, b"data").status_code == 204
+        assert self.api.alice.download(image).content == b"data"
+
     def test_an_id_is_used_once(self):
         used = self.api.alice.create()
         assert self.api.alice.post("/v2/images", {"id": used}).status_code == 409
