@@ -156,6 +156,16 @@ class TestCreate(Deployed):
     def test_a_body_that_is_not_json_is_refused(self, headers, body, status):
         assert self.api.alice.request("POST", "/v2/images", headers, body=body).status_code == status
 
+    @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/octet-stream"])
+    def test_a_caller_with_a_token_need_not_say_that_it_is_json(self, kind):
+        """As curl does not; without a token a page of any other site could make a browser send it."""
+        headers = {"Content-Type": kind}
+        answers = [
+            self.api.alice.request("POST", "/v2/images", headers | token, body='{"name": "n"}')
+            for token in ({"X-Auth-Token": "t"}, {})
+        ]
+        assert [answer.status_code for answer in answers] == [201, 415]
+
     def test_whole_numbers_may_be_written_with_a_point(self):
         """Since draft 6 of JSON schema 512.0 is an integer, which some languages write; it is kept as one."""
         created = self.api.alice.post("/v2/images", {"min_ram": 512.0, "min_disk": 0.0})
