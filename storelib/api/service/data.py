@@ -466,6 +466,8 @@ class Data:
             raise NotPermitted(f"image {image_id} is deactivated and cannot be downloaded")
         if preferred:
             core.require(context, "download_from_store", image)
+            for name in preferred:
+                core.store(name)
         if not image.locations or image.size is None:
             return Download(image, None, None)
         asked = part(image)

@@ -57,7 +57,7 @@ class FileResource:
     )
     def on_get(self, req: falcon.Request, resp: falcon.Response, image_id: str) -> None:
         """Download the data of an image, or one range of it."""
-        preferred = [name for name in req.get_param("prefer", default="").split(",") if name]
+        preferred = [name.strip() for name in req.get_param("prefer", default="").split(",") if name.strip()]
         image, found, offset = self._service.data.download(
             req.context.caller, image_id, lambda image: asked_range(req, image), preferred
         )

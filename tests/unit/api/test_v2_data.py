@@ -460,8 +460,9 @@ class TestSeveralStores(Deployed):
             store = self.api.registry[name]
             get = store.get
             monkeypatch.setattr(store, "get", lambda *a, name=name, get=get, **k: asked.append(name) or get(*a, **k))
-        assert self.api.admin.get(f"/v2/images/{image}/file?prefer=mem,fast").content == DATA
+        assert self.api.admin.get(f"/v2/images/{image}/file?prefer=mem,%20fast").content == DATA
         assert asked == ["mem"]
+        assert self.api.admin.get(f"/v2/images/{image}/file?prefer=mem,nowhere").status_code == 400
 
     def test_who_may_only_read_does_not_prefer(self, image):
         statuses = [
