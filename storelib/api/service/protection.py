@@ -50,8 +50,14 @@ class Protection:
         self._rules = _read(path) if path else None
         self._known: BoundedCache[str, Rule] = BoundedCache(MEMORY)
         if self._by_policies:
-            for rule in self._rules or ():
-                for (name,) in rule.allowed.values():
+            for names in (names for rule in self._rules or () for names in rule.allowed.values()):
+                if len(names) > 1:
+                    several = ", ".join(names)
+                    raise BadStoreConfiguration(
+                        f"property_protection_file {path}: one policy says who may do something, not several "
+                        f"({several}); combine them in the policy file"
+                    )
+                for name in names:
                     if name not in (EVERYBODY, NOBODY) and not policy.knows(name):
                         raise BadStoreConfiguration(f"property_protection_file {path}: there is no policy {name!r}")
 
@@ -116,11 +122,13 @@ def _rule(where: str, section: str, values: Mapping[str, str]) -> Rule:
         raise BadStoreConfiguration(f"{where}: [{section}] is not a regular expression: {error}") from error
     except TooSlow as error:
         raise BadStoreConfiguration(f"{where}: [{section}]: {error}; write it in another way") from error
-    missing = [action for action in ACTIONS if not values.get(action, "").strip()]
+    missing = [action for action in ACTIONS if action not in values]
     if missing:
         raise BadStoreConfiguration(f"{where}: [{section}] does not say who may {' and '.join(missing)}")
     allowed: dict[str, tuple[str, ...]] = {
-        action: tuple(word.strip().lower() for word in values[action].split(",")) for action in ACTIONS
+        # Nothing behind the sign is nobody.
+        action: tuple(word.strip().lower() for word in values[action].split(",") if word.strip())
+        for action in ACTIONS
     }
     for action, words in allowed.items():
         if EVERYBODY in words and NOBODY in words:

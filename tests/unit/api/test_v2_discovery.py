@@ -794,6 +794,23 @@ delete = @
         with pytest.raises(BadStoreConfiguration, match="'nothing'"):
             Deployment(tmp_path, property_protection_file=path, property_protection_rule_format="policies")
 
+    def test_several_policies_stop_the_start(self, tmp_path):
+        path = tmp_path / "rules.conf"
+        path.write_text("[a]\ncreate=add_image, get_image\nread=@\nupdate=@\ndelete=@")
+        with pytest.raises(BadStoreConfiguration, match="add_image, get_image"):
+            Deployment(tmp_path, property_protection_file=path, property_protection_rule_format="policies")
+
+    @pytest.mark.parametrize("form", ["roles", "policies"])
+    def test_nothing_is_nobody(self, tmp_path, form):
+        path = tmp_path / "rules.conf"
+        path.write_text("[a]\ncreate=@\nread=@\nupdate=\ndelete = ")
+        api = Deployment(tmp_path, property_protection_file=path, property_protection_rule_format=form)
+        image = api.admin.create(a="x")
+        changes = [{"op": "replace", "path": "/a", "value": "y"}, {"op": "remove", "path": "/a"}]
+        statuses = [api.admin.patch(image, change).status_code for change in changes]
+        api.close()
+        assert statuses == [403, 403]
+
     def test_policies_may_decide(self, tmp_path):
         path = tmp_path / "rules.conf"
         path.write_text("[a]\ncreate=context_is_admin\nread=@\nupdate=@\ndelete=@")
