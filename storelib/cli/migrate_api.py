@@ -16,6 +16,7 @@ from oslo_config import cfg
 
 from storelib.config import Setting, convert
 from storelib.exceptions import BadStoreConfiguration
+from storelib.option_types import LocalPath
 
 MARK = "# migrate: "
 
@@ -49,7 +50,7 @@ def api_lines(settings: Sequence[Setting], staged: Sequence[Setting]) -> Iterato
     found = _sorted(settings)
     complete = any(setting.group in _WHOLE for setting in settings)
     head = [*_authentication(settings), *_notifications(notifies), *_staging(settings, staged, complete)]
-    head += [*_caching(settings), *(_importing(settings) if complete else ())]
+    head += [*_caching(settings), *(_untold(settings) if complete else ())]
     if head or found.api:
         yield from ("", f"[{GROUP}]", *head)
         for setting, name in found.api:
@@ -166,10 +167,13 @@ def _staging(settings: Iterable[Setting], staged: Sequence[Setting], complete: b
         yield "# staging_dir = /tmp/staging"
 
 
-def _importing(settings: Iterable[Setting]) -> Iterator[str]:
+def _untold(settings: Sequence[Setting]) -> Iterator[str]:
+    """What is otherwise here, or beside the old file, where that says nothing of it."""
     methods = [each.value for each in settings if (each.group, each.key) == ("DEFAULT", "enabled_import_methods")]
     if not methods or "download" in methods[-1]:
         yield f"{MARK}imports read from addresses that are not public only where import_allowed_networks names them"
+    if schema := _beside(settings, ["schema-image.json"]):
+        yield f"property_schema_file = {_written(schema)}"
 
 
 def _unsaid(settings: Iterable[Setting]) -> Iterator[Setting]:
@@ -192,7 +196,7 @@ def _with_policies(settings: Iterable[Setting]) -> Iterator[Setting]:
 
 def _beside(settings: Iterable[Setting], names: Sequence[str]) -> str | None:
     """The first of these files that is in the directory of one with ``settings``."""
-    places = dict.fromkeys(Path(setting.file).absolute().parent for setting in settings)
+    places = dict.fromkeys(Path(setting.file).absolute().parent for setting in settings if setting.file)
     return next((str(place / name) for name in names for place in places if (place / name).exists()), None)
 
 
@@ -216,7 +220,9 @@ def assignment(setting: Setting, option: cfg.Opt | None) -> Iterator[str]:
         yield from remark(setting, problem)
     else:
         name = option.dest if option and option is not ANY else setting.key
-        yield f"{name} = {_written(setting.value)}"
+        local = option is not None and isinstance(option.type, LocalPath)
+        found = _beside([setting], [setting.value]) if local else None
+        yield f"{name} = {_written(found or setting.value)}"
 
 
 def remark(setting: Setting, why: str) -> Iterator[str]:

@@ -307,6 +307,21 @@ def test_policies_beside_the_old_file_are_named_in_the_new_one(migrate, places):
         assert read == [str(places.absolute() / name) for name in ("policy.yaml", "policy.d")]
 
 
+def test_files_beside_the_old_one_are_found_from_the_new_one(migrate, places):
+    """Glance looks for them there."""
+    (places / "schema-image.json").write_text('{"shelf": {"type": "integer"}}')
+    for name in ("protections.conf", "mounts.json"):
+        (places / name).touch()
+    beside = "[DEFAULT]\nproperty_protection_file = protections.conf\nimage_cache_dir = cache\n"
+    stores = "[glance_store]\nfilesystem_store_metadata_file = mounts.json\n[paste_deploy]\nflavor = keystone+caching\n"
+    migrate(SINGLE + beside + stores)
+    found, _ = migrated(places)
+    assert found["api", "property_protection_file"] == str(places.absolute() / "protections.conf")
+    assert found["api", "property_schema_file"] == str(places.absolute() / "schema-image.json")
+    assert found["storelib", "filesystem_store_metadata_file"] == str(places.absolute() / "mounts.json")
+    assert found["api", "image_cache_dir"] == "cache"
+
+
 def test_what_glance_does_without_being_told_is_said(migrate, places):
     migrate(SINGLE)
     found, comments = migrated(places)
