@@ -90,6 +90,8 @@ def _sorted(settings: Sequence[Setting]) -> _Found:
             continue
         if key == "image_cache_dir" and not cached:
             found.rest.append((setting, _NO_CACHE))
+        elif why := _OLD_RULES.get(key) if group == "oslo_policy" and not _is_on(setting.value) else None:
+            found.rest.append((setting, why))
         elif ours.group == API:
             found.api.append((setting, ours.name))
         elif ours.group is None:
@@ -103,6 +105,12 @@ def _sorted(settings: Sequence[Setting]) -> _Found:
     return found
 
 
+#: What Glance did where these options were off.
+_OLD_RULES = {
+    "enforce_new_defaults": "users without the role reader, or member, could do much; here they may do nothing unless "
+    "rules in the policy file say so",
+    "enforce_scope": "tokens of the system and of domains were as good as those of projects; here they are none",
+}
 #: Groups of a file that is Glance's, and not only about stores.
 _WHOLE = {"database", "keystone_authtoken", "paste_deploy"}
 #: What Glance looks for in the directory of its file, where nothing else is said.
@@ -204,6 +212,10 @@ def _unbounded(value: str) -> str:
     """Glance writes lists in brackets, too."""
     bounded = re.fullmatch(r"\s*\[(.*)\]\s*", value, re.DOTALL)
     return bounded[1] if bounded else value
+
+
+def _is_on(value: str) -> bool:
+    return value.strip().lower() in ("true", "1", "on", "yes")
 
 
 def _by_group(settings: Iterable[Setting]) -> Iterator[tuple[str, list[Setting]]]:

@@ -307,6 +307,15 @@ def test_policies_beside_the_old_file_are_named_in_the_new_one(migrate, places):
         assert read == [str(places.absolute() / name) for name in ("policy.yaml", "policy.d")]
 
 
+@pytest.mark.parametrize("option", ["enforce_new_defaults", "enforce_scope"])
+def test_policies_of_before_the_present_roles_are_not_promised(migrate, places, option):
+    for value, carried in (("False", False), ("true", True)):
+        (places / "new.ini").unlink(missing_ok=True)
+        migrate(SINGLE + f"[oslo_policy]\n{option} = {value}\n")
+        found, comments = migrated(places)
+        assert (("oslo_policy", option) in found, f"# {option} = {value}" in comments) == (carried, not carried)
+
+
 def test_files_beside_the_old_one_are_found_from_the_new_one(migrate, places):
     """Glance looks for them there."""
     (places / "schema-image.json").write_text('{"shelf": {"type": "integer"}}')
