@@ -353,6 +353,11 @@ class Policy:
         self.enforcer.register_defaults(RULES)
         self._lock = threading.Lock()
         self.enforcer.load_rules()
+        place = conf.get_location("policy_file", "oslo_policy")
+        if not self.enforcer.policy_path and place and place.location.is_user_controlled:
+            # oslo.policy says so to nobody, and reads the file as soon as it is there.
+            name = conf.oslo_policy.policy_file
+            LOG.warning("[oslo_policy] policy_file = %s is not to be found: the defaults hold", name)
         self._loaded = _Loaded(self.enforcer, self._text())
         self._looked = time.monotonic()
 

@@ -106,6 +106,13 @@ class TestPolicyFile:
         assert api.alice.get("/v2/images").status_code == 200
         api.close()
 
+    @pytest.mark.parametrize("named", [True, False])
+    def test_a_file_that_is_named_and_not_there_is_told_of(self, tmp_path, caplog, named):
+        (tmp_path / "there.yaml").write_text("{}")
+        name = "nowhere.yaml" if named else "there.yaml"
+        Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {name}\n").close()
+        assert ("policy_file = nowhere.yaml" in caplog.text) == named
+
     def test_rules_may_name_anything_of_an_image(self, tmp_path):
         (tmp_path / "policy.yaml").write_text(json.dumps({"delete_image": "'queued':%(status)s"}))
         api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
