@@ -16,6 +16,7 @@ from storelib._version import __version__
 from storelib.api.describing import JSON, Content, Described, Operation, Parameter, operation_of
 from storelib.api.links import base_url
 from storelib.api.middleware.versions import WsgiApp
+from storelib.api.schemas import portable
 
 PATH = "/openapi.json"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -197,7 +198,7 @@ def _components(schemas: Mapping[str, Mapping[str, Any]]) -> Document:
 
 
 def _plain(schema: Any, owner: str) -> Any:
-    """A schema of draft 4 as one of OpenAPI: references lead to the components, ``\\Z`` is not in their patterns."""
+    """A schema of draft 4 as one of OpenAPI: references lead to the components, patterns are portable."""
     if isinstance(schema, Mapping):
         return {key: _value(key, value, owner) for key, value in schema.items() if key != "is_base"}
     if isinstance(schema, (list, tuple)):
@@ -209,5 +210,5 @@ def _value(key: str, value: Any, owner: str) -> Any:
     if key == "$ref" and isinstance(value, str) and value.startswith("#/definitions/"):
         return f"#/components/schemas/{owner}.{value.removeprefix('#/definitions/')}"
     if key == "pattern" and isinstance(value, str):
-        return value.replace("\\Z", "$")
+        return portable(value)
     return _plain(value, owner)

@@ -284,6 +284,21 @@ TASK: Schema = {
 }
 
 
+def portable(pattern: str) -> str:
+    """The pattern as clients get it: only Python knows ``\\Z``, and some languages refuse to compile it."""
+    return pattern.replace("\\Z", "$")
+
+
+def published(schema: Any) -> Any:
+    """The schema with such patterns."""
+    if isinstance(schema, Mapping):
+        return {
+            key: portable(value) if key == "pattern" and isinstance(value, str) else published(value)
+            for key, value in schema.items()
+        }
+    return [published(each) for each in schema] if isinstance(schema, (list, tuple)) else schema
+
+
 def bounded(properties: Mapping[str, Any]) -> Schema:
     """``properties`` with the bounds of numbers, which are not in what clients get.
 

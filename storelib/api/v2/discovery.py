@@ -33,7 +33,7 @@ class SchemaResource:
     """The schemas, encoded anew for each request: clients ask once."""
 
     def __init__(self, documents: Mapping[str, schemas.Schema]) -> None:
-        self._documents = documents
+        self._documents = {name: schemas.published(document) for name, document in documents.items()}
         self.path_fields = {"name": {"type": "string", "enum": [*documents]}}
 
     @described({200: {"type": "object"}})

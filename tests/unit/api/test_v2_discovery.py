@@ -66,6 +66,12 @@ class TestVersions(Deployed):
         assert answer.status_code == 404
         assert self.api.alice.show(image)["status"] == "active"
 
+    @pytest.mark.parametrize("name", ["image", "images", "member", "members", "task", "tasks"])
+    def test_schemas_have_patterns_that_clients_in_any_language_know(self, name):
+        text = self.api.alice.get(f"/v2/schemas/{name}").text
+        assert '{12}$"' in text
+        assert "\\Z" not in text
+
     @pytest.mark.parametrize("path", ["/v2/images/{image}/", "/v2/info/stores/", "/v2/schemas/image/"])
     def test_a_slash_behind_the_name_of_one_thing_says_nothing(self, path):
         image = self.api.alice.create()
