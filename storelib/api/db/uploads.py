@@ -67,7 +67,7 @@ class Uploads(Table):
         StatusConflict also if its data is being written already, and UploadLost if the process has no lease. ``token``
         tells this upload from all others of the image; what ends it gives it again. Raises StillDeleting while data of
         the image is to be deleted in one of the ``stores``, which ``stores_of`` tells of a location: the new data goes
-        to the same place, and whoever deletes the one would take the other.
+        to the same place, and deleting the one would take the other.
         """
         if to is not None:
             check_transitions(from_, to)
@@ -139,7 +139,7 @@ class Uploads(Table):
 
         ``properties`` are set, or removed where they are None, and ``task`` ends, at the same time. With ``go_on`` the
         process stays responsible for what is done to the image in its new status, and has to ``finish`` that, too.
-        ``left`` is data that could not be removed: whoever deletes what is pending goes on with that.
+        ``left`` is data that could not be removed, which the next deletion of what is pending goes on with.
 
         ``to`` None, or the status it has, ends it without a change of status. Raises UploadLost if the image was
         deleted or the upload was taken over: then the caller removes the data and calls ``forget``. Raises

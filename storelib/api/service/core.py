@@ -158,7 +158,7 @@ class Core:
 
     def _all_of(self, image: Judged) -> dict[str, Any]:
         whole = image if isinstance(image, Image) else self.repository.images.get(image.id, deleted=True)
-        # Whoever may name properties must not say whose the image is where nobody else does.
+        # A caller who may name properties must not say by them whose the image is where nothing else does.
         properties = {name: value for name, value in whole.properties.items() if name not in _COMMON}
         return properties | {name: getattr(whole, name) for name in _ATTRIBUTES}
 
