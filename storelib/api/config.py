@@ -23,6 +23,10 @@ GROUP = "api"
 
 CONTAINER_FORMATS = ["ami", "ari", "aki", "bare", "ovf", "ova", "docker", "compressed"]
 DISK_FORMATS = ["ami", "ari", "aki", "vhd", "vhdx", "vmdk", "raw", "qcow2", "vdi", "ploop", "iso", "gpt", "luks"]
+#: What storelib knows, by the option that says what is accepted.
+FORMATS = {"container_formats": CONTAINER_FORMATS, "disk_formats": DISK_FORMATS}
+#: Where operators have formats of their own, those are names like the known ones.
+_FORMAT = types.String(regex=r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
 IMPORT_METHODS = ("glance-direct", "web-download", "copy-image", "glance-download")
 
 _AUTH_STRATEGY = cfg.StrOpt(
@@ -73,15 +77,16 @@ OPTIONS: Sequence[cfg.Opt] = (
     # -- what images may be
     _list(
         "container_formats",
-        item_type=types.String(choices=CONTAINER_FORMATS),
+        item_type=_FORMAT,
         default=CONTAINER_FORMATS,
-        help="Values of container_format that are accepted.",
+        help="Values of container_format that are accepted; also names of your own.",
     ),
     _list(
         "disk_formats",
-        item_type=types.String(choices=DISK_FORMATS),
+        item_type=_FORMAT,
         default=DISK_FORMATS,
-        help="Values of disk_format that are accepted.",
+        help="Values of disk_format that are accepted; also names of your own, whose data must not be of a format that "
+        "storelib recognises.",
     ),
     cfg.BoolOpt(
         "allow_additional_image_properties",

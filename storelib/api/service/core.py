@@ -83,6 +83,9 @@ class Core:
         self, conf: cfg.ConfigOpts, repository: Repository, registry: Registry, notifier: Notifier | None = None
     ) -> None:
         self.options = options = config.read_options(conf)
+        for option, known in config.FORMATS.items():
+            if unknown := ", ".join(name for name in getattr(options, option) if name not in known):
+                LOG.warning("[api] %s: storelib does not know %s, and takes it for a format of yours", option, unknown)
         self.repository = repository
         self.registry = registry
         self.policy = Policy(conf)

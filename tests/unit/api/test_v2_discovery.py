@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 from types import SimpleNamespace
 from urllib.parse import urlencode
 
+import disk_images
 import falcon.testing
 import jsonschema
 import pytest
@@ -669,9 +671,9 @@ class TestListsOfOptions(Deployed):
 @pytest.mark.parametrize(
     ("option", "value", "known"),
     [
-        ("disk_formats", "bogus", "qcow2"),
-        ("disk_formats", "[raw,qcow3]", "qcow2"),
-        ("container_formats", "bogus", "bare"),
+        ("disk_formats", "raw; qcow2", "raw; qcow2"),
+        ("disk_formats", "[raw,.qcow2]", ".qcow2"),
+        ("container_formats", "x" * 65, "container_formats"),
         ("enabled_import_methods", "[carrier-pigeon]", "web-download"),
         ("import_allowed_ports", "[80,http]", "list"),
     ],
@@ -680,6 +682,28 @@ def test_values_that_mean_nothing_stop_the_start(tmp_path, option, value, known)
     with pytest.raises(BadStoreConfiguration, match=option) as raised:
         Deployment(tmp_path, **{option: value})
     assert known in str(raised.value).lower()
+
+
+class TestFormatsOfAnOperator(Deployed):
+    options = {"disk_formats": "raw, qcow2, root-tar", "container_formats": "bare, bundle"}  # noqa: RUF012
+
+    def test_they_are_accepted_and_told(self):
+        schema = self.api.alice.get("/v2/schemas/image").json["properties"]
+        assert schema["disk_format"]["enum"] == [None, "raw", "qcow2", "root-tar"]
+        image = self.api.alice.create(disk_format="root-tar", container_format="bundle")
+        assert self.api.alice.show(image)["disk_format"] == "root-tar"
+        refused = {"name": "x", "disk_format": "qcow3", "container_format": "bare"}
+        assert self.api.alice.post("/v2/images", refused).status_code == 400
+
+    def test_their_data_is_not_that_of_another_format(self):
+        image = self.api.alice.create(disk_format="root-tar", container_format="bare")
+        assert self.api.alice.upload(image, disk_images.qcow2()).status_code == 415
+        assert self.api.alice.upload(image, b"any data" * 1000).status_code == 204
+
+    def test_names_that_nothing_knows_are_told_at_the_start(self, tmp_path, caplog):
+        with contextlib.closing(Deployment(tmp_path, **self.options)):
+            assert "disk_formats: storelib does not know root-tar" in caplog.text
+            assert "container_formats: storelib does not know bundle" in caplog.text
 
 
 class TestWithoutStaging(Deployed):

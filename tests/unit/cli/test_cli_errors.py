@@ -27,7 +27,7 @@ def busy(monkeypatch):
     def refuse(self, *arguments):
         raise RemoteServiceUnavailable(BUSY, transient=False)
 
-    for name in ("images", "garbage", "inspect", "measure", "open_reader", "remove", "removal"):
+    for name in ("images", "garbage", "inspect", "measure", "open_reader", "remove"):
         monkeypatch.setattr(FilesystemStore, name, refuse)
 
 

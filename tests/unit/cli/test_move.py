@@ -303,7 +303,7 @@ class TestTrouble:
         def refuse(*arguments):
             raise InUseByStore("it has clones")
 
-        monkeypatch.setattr(place.registry["old"], "removal", lambda *arguments: refuse)
+        monkeypatch.setattr(place.registry["old"], "remove", refuse)
         assert place.move() == {image: "in use"}
         assert place.where(image) == ["new", "old"]
         monkeypatch.undo()
