@@ -44,8 +44,9 @@ from storelib.registry import open_store
 from storelib.testing.conformance import BackendAccess, FaultyLine, StoreConformance
 from storelib.testing.conformance.networking import everything
 from storelib.testing.faults import Cut, FaultyProxy, Reset, Slow, Stall
-from storelib.transfer import store_upload
+from storelib.transfer import fan_out, store_upload
 from storelib.transfer.http import reading
+from storelib.transfer.source import FileAgain
 
 KiB, MiB = 1024, 1024 * 1024
 #: radosgw is told to take parts as small as this.
@@ -608,17 +609,35 @@ def test_part_boundaries(local, image_id, size, declared):
     local.delete(stored.uri)
 
 
+def store_of_small_parts(request, where, **options):
+    """With parts of 5 MiB; radosgw over http or https, or LocalStack."""
+    options |= {"s3_store_large_object_chunk_size": 5, "s3_store_thread_pools": 2}
+    if where == "localstack":
+        return open_local(request.getfixturevalue("localstack"), **options)
+    server = request.getfixturevalue("gateway")
+    secure = {"s3_store_cacert": str(server.certificate)} if where == "https" else {}
+    endpoint = server.https_endpoint if where == "https" else server.s3_endpoint
+    return open_store(S3Store, "large", **options_of(endpoint, server, **options, **secure))
+
+
+@pytest.mark.parametrize("where", ["localstack", "http", "https"])
+def test_a_file_is_not_read_where_nothing_but_the_server_looks_at_it(request, tmp_path, image_id, where, monkeypatch):
+    store = store_of_small_parts(request, where, s3_store_checksum_algorithm="none")
+    path, data = tmp_path / "image", bytes_of(13 * MiB + 5)
+    path.write_bytes(data)
+    digests = Digests(hashlib.md5(data).hexdigest(), hashlib.sha512(data).hexdigest())
+    sent, plain = [], FileAgain.send
+    monkeypatch.setattr(FileAgain, "send", lambda *given: sent.append(plain(*given)) or sent[-1])
+    [stored] = fan_out([store], image_id, path, digests=digests)
+    assert read(store, stored.uri) == data
+    # TLS has to have them in memory.
+    assert sum(sent) == (0 if where == "https" else len(data))
+
+
 @pytest.mark.parametrize("where", ["localstack", "http", "https"])
 def test_large_parts_of_a_file_are_sent_from_it(request, tmp_path, image_id, where, monkeypatch):
     monkeypatch.setattr(store_upload, "LARGE", 4 * MiB)
-    options = {"s3_store_large_object_chunk_size": 5, "s3_store_thread_pools": 2}
-    if where == "localstack":
-        store = open_local(request.getfixturevalue("localstack"), **options)
-    else:
-        server = request.getfixturevalue("gateway")
-        secure = {"s3_store_cacert": str(server.certificate)} if where == "https" else {}
-        endpoint = server.https_endpoint if where == "https" else None
-        store = open_store(S3Store, "large", **options_of(endpoint or server.s3_endpoint, server, **options, **secure))
+    store = store_of_small_parts(request, where)
     path, data, sent = tmp_path / "image", bytes_of(13 * MiB + 5), []
     path.write_bytes(data)
     plain = writer.S3Writer.write_large
