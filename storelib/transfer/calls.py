@@ -19,6 +19,7 @@ from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import HungCall
 from storelib.transfer.tasks import Task, TaskQueue
+from storelib.transfer.threads import start
 
 LOG = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class DriverCalls:
         self._in_use.enter()
         guard = threading.Thread(target=self._end_with, args=(rollback,), name="storelib-abort", daemon=True)
         try:
-            guard.start()
+            start(guard)
         except BaseException as error:
             # Better without a time limit than not at all.
             if guard.ident is None:

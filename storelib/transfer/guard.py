@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from storelib.exceptions import TransferTimeout
 from storelib.transfer.retry import HungCalls
+from storelib.transfer.threads import start
 
 LOG = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -96,7 +97,7 @@ class Guard:
                 errors.append(error)
 
         thread = threading.Thread(target=run, name="storelib-guard", daemon=True)
-        thread.start()
+        start(thread)
         thread.join(self._timeout)
         if errors:
             # It refers to frames that refer to the list.

@@ -8,10 +8,12 @@ holds its own thread and no other: none waits for it. What is queued, and in whi
 from __future__ import annotations
 
 import _thread
+import atexit
 import functools
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -82,7 +84,7 @@ class ThreadPool:
                 new = _Worker(self.name, self._live)
                 new.job = job
                 self._workers.add(new)
-            new.thread.start()
+            start(new.thread)
         except BaseException:
             with self._lock:
                 # Ctrl-C may come once it has started.
@@ -179,11 +181,59 @@ def run_apart(function: Callable[[], object], name: str) -> None:
     """
     thread = threading.Thread(target=function, name=name, daemon=True)
 
-    def start() -> None:
+    def start_it() -> None:
+        _starting.pop()
         try:
-            thread.start()
+            start(thread)
         except Exception:  # noqa: BLE001  (no more threads than this one)
             function()
 
-    # threading's own locks are among those, so it is started from a thread that holds none.
-    _thread.start_new_thread(start, ())
+    _starting.append(None)
+    try:
+        _check_going_on()
+        # threading's own locks are among those, so it is started from a thread that holds none.
+        _thread.start_new_thread(start_it, ())
+    except BaseException:
+        _starting.pop()
+        raise
+
+
+# A thread that a daemon thread starts while Python ends may find its own state freed, which ended the process with
+# SIGSEGV (seen with 3.11.2; from 3.12 on Python refuses). Calls that hung and come back at that moment start some. No
+# lock: finalizers come here, which the garbage collector may call under any; of a deque each step is whole.
+_starting: deque[None] = deque()
+_ended = threading.Event()
+#: Seconds that the end of the process waits for threads that begin.
+_BEGIN = 5.0
+
+
+def start(thread: threading.Thread) -> None:
+    """``thread.start()``, unless Python ends: then a daemon thread stops here, and others get RuntimeError."""
+    _starting.append(None)
+    try:
+        _check_going_on()
+        thread.start()
+    finally:
+        _starting.pop()
+
+
+def _check_going_on() -> None:
+    if not _ended.is_set():
+        return
+    if threading.current_thread().daemon:
+        _starting.pop()
+        # Python lets it go no further either.
+        while True:
+            time.sleep(60)
+    raise RuntimeError("no thread can be started any more: the process ends")
+
+
+@atexit.register
+def _end() -> None:
+    _ended.set()
+    deadline = time.monotonic() + _BEGIN
+    while _starting and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+os.register_at_fork(after_in_child=_starting.clear)

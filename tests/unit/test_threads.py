@@ -193,3 +193,40 @@ def test_a_process_with_an_open_stream_waits_for_no_thread_that_does_not_run(wha
     command = [sys.executable, "-W", "ignore", "-c", OPEN_STREAM, str(Path(__file__).parent), what]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout) == (0, "ended\n"), ran.stderr
+
+
+ENDING = """
+import threading, time
+from storelib.transfer.guard import Guard
+from storelib.transfer.retry import HungCalls
+
+guard = Guard(5.0, HungCalls("store", 1000))
+
+def work():
+    while True:
+        guard.call(lambda: None, "call")
+
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_a_process_that_ends_while_calls_come_back_does_not_crash():
+    """Three in ten did, with Python 3.11.2: a daemon thread started one whose state was freed."""
+    command = [sys.executable, "-X", "dev", "-c", ENDING]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [(child.communicate(timeout=60)[1], child.returncode) for child in children] == [("", 0)] * 6
+
+
+def test_no_thread_is_started_once_the_process_ends(monkeypatch):
+    ended = threading.Event()
+    ended.set()
+    monkeypatch.setattr(threads, "_ended", ended)
+    thread = threading.Thread(target=lambda: None)
+    with pytest.raises(RuntimeError, match="the process ends"):
+        threads.start(thread)
+    with pytest.raises(RuntimeError, match="the process ends"):
+        threads.run_apart(lambda: None, "apart")
+    assert thread.ident is None
+    assert eventually(lambda: not threads._starting)
