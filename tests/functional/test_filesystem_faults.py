@@ -591,7 +591,7 @@ def test_a_hung_listing_that_comes_back_crashes_nothing(mount, datadir):
 import sys, time
 from storelib.exceptions import TransferTimeout
 from storelib.registry import open_store
-store = open_store("file", filesystem_store_datadir=sys.argv[1], filesystem_store_timeout=0.2)
+store = open_store("file", filesystem_store_datadir=sys.argv[1], filesystem_store_timeout=0.5)
 for _ in range(3):
     try:
         list(store.list_images())
