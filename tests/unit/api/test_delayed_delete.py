@@ -80,7 +80,7 @@ def test_what_a_store_may_have_of_a_failed_upload_is_not_what_it_keeps(api):
     lease.scrub()
     assert api.files() == [image]
     assert [each.status for each in api.repository.locations.pending_for(image)] == ["pending_delete"]
-    assert api.repository.images.unbury(image).status == "active"
+    assert api.repository.images.restore(image).status == "active"
 
 
 def test_a_server_scrubs_as_often_as_wakeup_time_says(api, monkeypatch):
