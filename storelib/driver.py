@@ -8,7 +8,6 @@ no transfer logic: hashing, retries, buffers, threads, length checks and cleanin
 from __future__ import annotations
 
 import abc
-import contextlib
 import functools
 import itertools
 import logging
@@ -27,6 +26,7 @@ from storelib.exceptions import (
     Invalid,
     NotFound,
     OperationNotSupported,
+    RemoteServiceUnavailable,
     StoreAddDisabled,
     StoreDeleteNotSupported,
     StoreError,
@@ -369,6 +369,7 @@ class Store(abc.ABC, Generic[L]):
         """The image with this id, None where there is none; raises OperationNotSupported without Capability.LIST.
 
         As cheap as ``stat`` where the driver knows the ``candidate_locations`` of an id; else all images are listed.
+        A place that is away keeps the image from being found in no other, and is an error in the end.
         """
         self.require(Capability.LIST)
         check_image_id(image_id)
@@ -379,12 +380,21 @@ class Store(abc.ABC, Generic[L]):
         )
         if places is None:
             return next((info for info in self.list_images() if info.image_id == image_id), None)
+        away: RemoteServiceUnavailable | None = None
         for place in self._all_of(self.location_class, places, "candidate_locations"):
-            with contextlib.suppress(NotFound):
+            try:
                 info = self._checked(self._call(functools.partial(self.inspect, place, None), place))
-                if info.image_id not in (image_id, None):
-                    raise self._at_fault(f"the id of the image where {image_id!r} would be", info.image_id)
-                return info
+            except NotFound:
+                continue
+            except RemoteServiceUnavailable as error:
+                # Only one of several directories may be away, and the image in another.
+                away = error
+                continue
+            if info.image_id not in (image_id, None):
+                raise self._at_fault(f"the id of the image where {image_id!r} would be", info.image_id)
+            return info
+        if away is not None:
+            raise away
         return None
 
     def stat(self, location: ParsedLocation | str, context: Context | None = None) -> ImageInfo:

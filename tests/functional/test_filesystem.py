@@ -30,6 +30,7 @@ from storelib.exceptions import (
     IncompleteRead,
     Invalid,
     NotFound,
+    RemoteServiceUnavailable,
     StorageFull,
     StorageWriteDenied,
     StoreAddDisabled,
@@ -409,9 +410,9 @@ def test_a_directory_that_becomes_read_only_denies_writing_and_deleting(tmp_path
 
 def test_a_data_directory_that_vanished_is_a_clear_error(store, datadir):
     datadir.rmdir()
-    with pytest.raises(NotFound, match="is the data directory there"):
+    with pytest.raises(RemoteServiceUnavailable, match="is the data directory there"):
         store.add("x", DATA)
-    with pytest.raises(NotFound):
+    with pytest.raises(RemoteServiceUnavailable):
         store.check()
 
 

@@ -11,6 +11,7 @@ import pytest
 from storelib.driver import Area
 from storelib.exceptions import BadStoreConfiguration, NotFound, RemoteServiceUnavailable
 from storelib.registry import Registry, open_store
+from storelib.transfer.retry import RetryPolicy
 
 S3 = {
     "s3_store_host": "https://s3.example.org",
@@ -221,9 +222,9 @@ def test_a_directory_that_goes_away_later_is_not_made_again(tmp_path):
     store = looked_at(tmp_path)
     store.delete(store.add("image", b"bits").uri)
     (tmp_path / "new" / "images").rmdir()
-    with pytest.raises(NotFound, match="is the data directory there"):
+    with pytest.raises(RemoteServiceUnavailable, match="is the data directory there"):
         store.add("image", b"bits")
-    with pytest.raises(NotFound, match="is the data directory there"):
+    with pytest.raises(RemoteServiceUnavailable, match="is the data directory there"):
         list(store.list_images())
 
 
@@ -238,6 +239,18 @@ def test_an_image_is_not_taken_for_gone_with_its_directory(tmp_path):
     store.delete(uri)
     with pytest.raises(NotFound):
         store.delete(uri)
+
+
+def test_an_image_is_found_beside_a_directory_that_is_away(tmp_path):
+    directories = [tmp_path / "first", tmp_path / "second"]
+    store = open_store("file", filesystem_store_datadirs=[f"{path}:1" for path in directories])
+    only_second = open_store("file", filesystem_store_datadir=directories[1])
+    uri = only_second.add("image", b"bits").uri
+    (tmp_path / "first").rmdir()
+    store.retry_policy = RetryPolicy(retries=0)
+    assert store.find_image("image").uri == uri
+    with pytest.raises(RemoteServiceUnavailable, match="is not there"):
+        store.find_image("other")
 
 
 def test_what_opens_one_store_makes_its_directory(tmp_path):

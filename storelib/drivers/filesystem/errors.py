@@ -66,7 +66,8 @@ def storelib_error(error: Exception, subject: str) -> StoreError | None:
     )
     text = f"{subject}: {error.strerror or error}{where}"
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return NotFound(f"{text}; is the data directory there?")
+        # Of a data directory: it is not the image that is not there, and a client that adds one is told so.
+        return RemoteServiceUnavailable(f"{text}; is the data directory there?", transient=False)
     return next((kind for numbers, kind in _KINDS if number in numbers), StoreError)(text)
 
 
