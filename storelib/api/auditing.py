@@ -372,7 +372,11 @@ class Audit:
             waits = image.status == "queued" and STAGED in image.properties
             return waits or image.status in ("uploading", "importing")
         locations = [*(image.locations if image else ()), *self._repository.locations.pending_for(image_id)]
-        return any(_is_at(self._registry[store], location, uri) for location in locations)
+        return any(
+            # What a store may have of a failed upload is looked for in it, and deleted then.
+            _is_at(self._registry[store], location, uri) if location.uri else location.metadata.get("store") == store
+            for location in locations
+        )
 
     def _leftovers(self, store: Store[Any]) -> Iterator[Finding]:
         try:

@@ -85,6 +85,12 @@ class Locations(Table):
         claimed = image_locations.update().where(c.id == location_id, c.image_id == image_id, _PENDING, free)
         return connection.execute(claimed.values(claimed_by=process_id, claim=token)).rowcount == 1
 
+    @reads
+    def is_claimed(self, connection: Connection, image_id: str, location_id: int, token: str) -> bool:
+        """Whether the claim with this token holds: no other process, which took this one for dead, has one since."""
+        mine = sa.select(c.id).where(c.id == location_id, c.image_id == image_id, c.claim == token)
+        return connection.execute(mine).first() is not None
+
     @writes
     def release(self, connection: Connection, image_id: str, location_id: int, token: str) -> None:
         """The data was not deleted: give the claim with this token up."""

@@ -310,7 +310,7 @@ class Data:
         except BaseException:
             self.undo_later(ticket)
             raise
-        self._left.pop(ticket, None)
+        self.noted(ticket)
         self._core.refresh_acls(context, updated)
         self._core.notify.image("upload", updated)
         self._core.notify.image("activate", updated)
@@ -340,6 +340,10 @@ class Data:
     def left_by(self, ticket: Ticket) -> Sequence[NewLocation]:
         """What is to be noted with the end of an upload."""
         return self._left.get(ticket, ())
+
+    def noted(self, ticket: Ticket) -> None:
+        """It is noted, with the end of the upload."""
+        self._left.pop(ticket, None)
 
     def lost(self, image_id: str, doing: str) -> ApiError:
         """Why an upload is not the image's any more: Gone where the image was deleted, or else Unavailable."""
@@ -416,7 +420,7 @@ class Data:
             self._core.repository.uploads.finish(
                 image_id, ticket.process_id, to=to, token=ticket.token, left=self.left_by(ticket), **ended
             )
-            self._left.pop(ticket, None)
+            self.noted(ticket)
             self._core.tell_end(ended.get("task"))
         except (UploadLost, ImageNotFound, StatusConflict):
             finish_if_deleting(self._core, image_id)

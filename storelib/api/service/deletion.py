@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from storelib.api.context import Context, administrator
@@ -150,7 +150,8 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         try:
             if not location.uri:
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
-                remove_leftovers(core, core.store_of(location, context), image_id, None)
+                store = core.registry[str(location.metadata.get("store"))]
+                _search(core, store, image_id, lambda: _check_claim(core, store, image_id, location, token))
             elif not _is_of_others(core, image_id, location):
                 core.delete_data(location, context)
         except BaseException:
@@ -189,7 +190,12 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     ``ticket`` is the claim it is done under: a process that lost it meanwhile removes nothing and gets UploadLost.
     None: no upload can write there any more.
     """
-    _check_held(core, ticket)
+    _search(core, store, image_id, lambda: _check_held(core, ticket))
+
+
+def _search(core: Core, store: Store[Any], image_id: str, check: Callable[[], None]) -> None:
+    """``remove_leftovers`` under any claim: ``check`` raises where it is lost."""
+    check()
     if Capability.GC in store.capabilities:
         store.gc(0, prefix=image_id)
     if Capability.LIST not in store.capabilities:
@@ -204,9 +210,12 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     if any(store.name in core.possible_stores(location) for location in locations):
         return
     found = store.find_image(image_id)
-    if found is not None and all(location.uri != found.uri for location in locations):
+    if found is None or any(location.uri == found.uri for location in locations):
+        return
+    # What is named like this image may have become another's.
+    if not core.repository.locations.is_shared(found.uri, image_id):
         # A large store is searched for long, and this process may have been taken for dead.
-        _check_held(core, ticket)
+        check()
         # A deletion and the import that it ends remove the same, and the other one was faster.
         with contextlib.suppress(NotFound):
             store.delete(found.uri)
@@ -218,3 +227,12 @@ def _check_held(core: Core, ticket: Ticket | None) -> None:
     upload = core.repository.uploads.get(ticket.image_id)
     if upload is None or upload.ticket != ticket:
         raise UploadLost(f"image {ticket.image_id}: another process has taken over what was done to it")
+
+
+def _check_claim(core: Core, store: Store[Any], image_id: str, location: ImageLocation, token: str) -> None:
+    if not core.repository.locations.is_claimed(image_id, location.id, token):
+        raise InUseByStore(f"image {image_id}: another process searches store {store.name} for what it may have of it")
+    # One of an older release does not look whether a store is to be searched before it begins an upload there.
+    upload = core.repository.uploads.get(image_id)
+    if upload is not None and store.name in upload.stores:
+        raise InUseByStore(f"image {image_id}: its data is being written to store {store.name}")

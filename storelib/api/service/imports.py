@@ -364,6 +364,7 @@ class Imports:
         except ApiError:
             self._data.discard(context, ticket, good)
             raise
+        self._data.noted(ticket)
         self._core.tell_end(ended.get("task"))
 
 

@@ -13,6 +13,7 @@ import uuid
 import pytest
 from deployment import OCTETS, Deployed, web_server
 
+from storelib.api.auditing import Audit
 from storelib.api.db.records import Changes, NewLocation
 from storelib.api.db.schema import images
 from storelib.api.db.tasks import NewTask
@@ -765,11 +766,64 @@ class TestAnswerLost(Importing):
 
     def test_a_copy_leaves_nothing(self, spare):
         image = self.api.alice.active(DATA)
-        self.start(image, "copy-image", self.api.admin, stores=["spare"])
+        self.start(image, "copy-image", self.api.admin, stores=["spare", "mem"], all_stores_must_succeed=False)
         assert image in spare.backend.images
         self.api.service.lease.scrub()
         assert image not in spare.backend.images
-        assert self.api.alice.download(image).status_code == 200
+        assert len(self.api.repository.images.get(image).locations) == 2
+        assert self.api.service.data._left == {}
+
+    def test_a_process_that_was_taken_for_dead_while_it_searched_deletes_nothing(self, spare, monkeypatch):
+        image = self.api.alice.create()
+        self.api.alice.upload(image, DATA, x_image_meta_store="spare")
+        monkeypatch.undo()
+        find_image, lease = spare.find_image, self.api.service.lease
+
+        def slowly(image_id):
+            monkeypatch.undo()
+            self.api.repository.processes.leave(lease.id)
+            other = self.api.another_process()
+            other.lease.scrub()
+            other.stop()
+            assert image not in spare.backend.images
+            assert self.api.alice.upload(image, DATA, x_image_meta_store="spare").status_code == 204
+            return find_image(image_id)
+
+        monkeypatch.setattr(spare, "find_image", slowly)
+        lease.scrub()
+        assert self.api.alice.download(image).content == DATA
+
+    def test_an_upload_of_an_older_release_which_does_not_look_is_left_alone(self, spare):
+        image, lease = self.api.alice.create(), self.api.service.lease
+        self.api.alice.upload(image, DATA, x_image_meta_store="spare")
+        self.api.repository.uploads.begin(image, lease.id, from_=("queued",), stores=["spare"])
+        lease.scrub()
+        assert image in spare.backend.images
+        self.api.repository.uploads.finish(image, lease.id, to="queued")
+        lease.scrub()
+        assert image not in spare.backend.images
+
+    def test_what_has_become_anothers_stays(self, spare):
+        image, other = self.api.alice.create(), self.api.alice.active(DATA)
+        self.api.alice.upload(image, DATA, x_image_meta_store="spare")
+        found = self.api.repository.images.get(other)
+        place = NewLocation(spare.find_image(image).uri, {"store": "spare"})
+        self.api.repository.images.update(found, Changes(locations=(*found.locations, place)))
+        self.api.service.lease.scrub()
+        assert image in spare.backend.images
+        assert self.api.repository.locations.pending_for(image) == []
+
+    def test_an_audit_knows_what_it_is(self, spare):
+        image = self.api.alice.create()
+        self.api.alice.upload(image, DATA, x_image_meta_store="spare")
+        findings = Audit(self.api.repository, self.api.registry, older_than=0).run()
+        assert [finding for finding in findings if finding.image_id == image] == []
+
+    def test_a_store_that_is_not_there_any_more_is_named(self, spare, monkeypatch, caplog):
+        self.api.alice.upload(self.api.alice.create(), DATA, x_image_meta_store="spare")
+        monkeypatch.delitem(self.api.registry._stores, "spare")
+        self.api.service.lease.scrub()
+        assert "there is no store 'spare'" in caplog.text
 
 
 class TestKeptAfterAFailure(Importing):
