@@ -65,7 +65,7 @@ def test_what_names_itself_is_not_named_twice(storelib, uri, places):
     (places / "archive").mkdir(exist_ok=True)
     shutil.rmtree(places / "archive")
     answer = storelib("ls", "archive")
-    assert answer.code == 3
+    assert answer.code == 7
     assert answer.err.count("store archive") == 1
     assert f"{places}/archive" in answer.err
 
