@@ -38,6 +38,7 @@ class StoreUpload:
         *,
         hashed: bool,
     ) -> None:
+        self.name = store.name
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
         #: What the transfers of its store may hold together.
         self.memory = store.memory

@@ -65,10 +65,10 @@ def fan_out(
 ) -> list[StoredImage | StoreError]:
     """Add one image to several stores with one read and one hash pass.
 
-    Returns one result per store, in order: a StoredImage, or the error of that store; the others go on. What the
-    source, ``verifier`` or ``progress`` raise ends all and passes through. With ``digests`` nothing is hashed.
-    ``check`` is given the digests before anything is published; whatever it raises ends all.
-    Raises Invalid when no store, or one store twice, is given.
+    Returns one result per store, in order: a StoredImage, or the error of that store; the others go on. Where all
+    fail the error of the last is raised, with those of the ``others``. What the source, ``verifier`` or ``progress``
+    raise ends all and passes through. With ``digests`` nothing is hashed. ``check`` is given the digests before
+    anything is published; whatever it raises ends all. Raises Invalid when no store, or one store twice, is given.
     """
     _check_size(size)
     check_given(progress, digests)
@@ -373,6 +373,7 @@ class _LiveUploads:
 
     def __init__(self, uploads: list[StoreUpload]) -> None:
         self.uploads = list(uploads)
+        self._failed: dict[str, StoreError] = {}
 
     def each(self, step: Callable[[StoreUpload], None]) -> None:
         """Take one step in every upload; those that fail drop out. Raises when none is left."""
@@ -383,7 +384,9 @@ class _LiveUploads:
                 upload.drop(error)
                 self.uploads.remove(upload)
                 if not self.uploads:
+                    error.others = self._failed
                     raise
+                self._failed[upload.name] = error
 
 
 class _Tee(NullSink):

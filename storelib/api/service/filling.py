@@ -93,7 +93,7 @@ class Filling:
             results = self._fan_out(job, stores, source, material.size, material.known)
         except StoreError as error:
             # All of them failed; another one may be good enough.
-            results = [error] * len(stores)
+            results = [error.others.get(store.name, error) for store in stores]
         return _by_name(stores, results)
 
     def _fan_out(
@@ -124,19 +124,24 @@ class Filling:
                     check=(lambda digests: [each(digests) for each in checks]) if checks else None,
                 )
         except StoreError as error:
-            # All failed, and this is the error of the last.
-            if len(stores) > 1 or is_unanswered(error):
-                self._data.may_have(job.ticket, [store.name for store in stores])
+            # Where that is not one of several stores it is the source, or a check: nothing was published before.
+            if error.others or len(stores) == 1:
+                failed = {store.name: error.others.get(store.name, error) for store in stores}
+                self._data.may_have(job.ticket, _unanswered(failed))
             raise
 
     def _filled(self, job: Job, results: Mapping[str, Result]) -> Filled:
         good, errors = _good(results), _errors(results)
-        self._data.may_have(job.ticket, [name for name, error in errors.items() if is_unanswered(error)])
+        self._data.may_have(job.ticket, _unanswered(errors))
         message = "; ".join(f"store {name}: {told(error)}" for name, error in errors.items())
         if errors and (job.all_must_succeed or not good):
             self._data.discard(job.context, job.ticket, good)
             raise next(iter(errors.values()))
         return Filled(good, list(errors), message)
+
+
+def _unanswered(errors: Mapping[str, StoreError]) -> list[str]:
+    return [name for name, error in errors.items() if is_unanswered(error)]
 
 
 def _compare(known: Digest, subject: str, digests: Digests) -> None:

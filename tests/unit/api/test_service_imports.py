@@ -773,6 +773,24 @@ class TestAnswerLost(Importing):
         assert len(self.api.repository.images.get(image).locations) == 2
         assert self.api.service.data._left == {}
 
+    @pytest.mark.parametrize("stores", [["spare", "mem"], ["mem", "spare"]])
+    def test_what_was_there_before_stays(self, spare, monkeypatch, stores):
+        """As of another deployment that has the store, too, and an image of that id."""
+
+        def be_away(*_):
+            raise RemoteServiceUnavailable("not now")
+
+        monkeypatch.undo()
+        monkeypatch.setattr(self.api.registry["mem"], "open_writer", be_away)
+        image = self.api.alice.create()
+        spare.add(image, b"of another deployment")
+        self.stage(image)
+        self.start(image, "glance-direct", stores=stores)
+        left = self.api.repository.locations.pending_for(image)
+        assert [location.metadata for location in left] == [{"store": "mem"}]
+        self.api.service.lease.scrub()
+        assert image in spare.backend.images
+
     def test_a_process_that_was_taken_for_dead_while_it_searched_deletes_nothing(self, spare, monkeypatch):
         image = self.api.alice.create()
         self.api.alice.upload(image, DATA, x_image_meta_store="spare")
