@@ -107,10 +107,16 @@ def scrub(core: Core, age: float) -> None:
             delete_location(core, administrator(), image_id, location)
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
-            if store is not None and isinstance(error, (RemoteServiceUnavailable, TransferTimeout)):
+            if store is not None and _is_away(error):
                 away.add(store)
     while core.repository.images.finish_soft_deletes():
         pass
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the store was waited for; what is said at once may be about one directory of several."""
+    waited = isinstance(error, RemoteServiceUnavailable) and error.transient
+    return waited or isinstance(error, TransferTimeout)
 
 
 def _end_abandoned(core: Core, image_id: str, before: datetime.datetime) -> None:

@@ -221,8 +221,9 @@ class DataDirs:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and datadir not in self.missing and not os.path.isdir(datadir):
                 # The image may well be there again when the directory is: with its file system, most likely.
+                # Others that this store has may be.
                 raise RemoteServiceUnavailable(
-                    f"store {self.store_name}: {datadir} is not there; is its file system mounted?"
+                    f"store {self.store_name}: {datadir} is not there; is its file system mounted?", transient=False
                 ) from error
             refused = refusal(error, location)
             if refused is None:

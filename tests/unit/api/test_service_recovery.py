@@ -645,7 +645,7 @@ class TestInterruptedDeletion:
 
         def away(*given):
             calls.append(given)
-            raise RemoteServiceUnavailable("no answer", transient=False)
+            raise RemoteServiceUnavailable("no answer")
 
         monkeypatch.setattr(api.registry["mem"], "delete", away)
         monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
@@ -656,6 +656,25 @@ class TestInterruptedDeletion:
         monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
         api.service.lease.scrub()
         assert not any(image in api.registry["mem"].backend.images for image in images)
+
+
+    def test_one_directory_of_a_store_that_is_away_does_not_keep_what_is_in_the_others(self, api, monkeypatch):
+        away, second = [api.alice.active(DATA) for _ in range(2)]
+        for image in (away, second):
+            api.repository.images.transition(image, from_=("active",), to="deleted")
+        store = api.registry["fast"]
+        split = store.datadirs.split
+
+        def elsewhere(location):
+            directory, below = split(location)
+            return (f"{directory}/away" if location.path.endswith(away) else directory), below
+
+        store.datadirs.missing.clear()
+        monkeypatch.setattr(store.datadirs, "split", elsewhere)
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert api.files() == [away]
+        assert len(api.repository.locations.pending_for(away)) == 1
 
 
 class TestStagedData:
