@@ -657,7 +657,6 @@ class TestInterruptedDeletion:
         api.service.lease.scrub()
         assert not any(image in api.registry["mem"].backend.images for image in images)
 
-
     def test_one_directory_of_a_store_that_is_away_does_not_keep_what_is_in_the_others(self, api, monkeypatch):
         away, second = [api.alice.active(DATA) for _ in range(2)]
         for image in (away, second):
