@@ -13,7 +13,7 @@ from oslo_config import cfg
 
 from storelib.api import config, schemas
 from storelib.api.context import Context
-from storelib.api.db.records import Image, ImageLocation, Member, Status, TaskEnd, Visibility
+from storelib.api.db.records import Image, ImageLocation, Member, NewImage, Status, TaskEnd, Visibility
 from storelib.api.db.repository import Repository
 from storelib.api.errors import (
     ApiError,
@@ -160,10 +160,15 @@ class Core:
         return target
 
     def _all_of(self, image: Judged) -> dict[str, Any]:
-        whole = image if isinstance(image, Image) else self.repository.images.get(image.id, deleted=True)
-        # A caller who may name properties must not say by them whose the image is where nothing else does.
-        properties = {name: value for name, value in whole.properties.items() if name not in _COMMON}
-        return properties | {name: getattr(whole, name) for name in _ATTRIBUTES}
+        return _described(image if isinstance(image, Image) else self.repository.images.get(image.id, deleted=True))
+
+    def target_of_new(self, new: NewImage) -> dict[str, Any]:
+        """The same of an image that is to be made."""
+        said: dict[str, Any] = {"image_id": new.id}
+        said |= {name: getattr(new, name) for name in ("visibility", "status", "protected", "os_hidden")}
+        if new.owner is not None:
+            said |= dict.fromkeys(("project_id", "owner", "tenant"), new.owner)
+        return _described(new) | said if self.policy.names_more_than(_COMMON) else said
 
     def get_visible(self, context: Context, image_id: str) -> Image:
         """The image, if the caller may know of it; raises ImageNotFound otherwise, whatever the reason."""
@@ -299,3 +304,9 @@ class Core:
         if name in self.registry.reserved or name not in self.registry:
             raise ResourceNotFound(f"there is no store {name!r}")
         return self.registry[name]
+
+
+def _described(image: Image | NewImage) -> dict[str, Any]:
+    # A caller who may name properties must not say by them whose the image is where nothing else does.
+    properties = {name: value for name, value in image.properties.items() if name not in _COMMON}
+    return properties | {name: getattr(image, name) for name in _ATTRIBUTES}

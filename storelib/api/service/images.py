@@ -150,8 +150,7 @@ class Images:
 
     def _check_new(self, context: Context, new: NewImage) -> None:
         core = self._core
-        target = {"owner": new.owner, "project_id": new.owner, "visibility": new.visibility, "image_id": new.id}
-        target = {name: value for name, value in target.items() if value is not None}
+        target = core.target_of_new(new)
         if new.owner != context.owner and not context.is_admin:
             raise NotPermitted("only administrators may make images for others")
         core.policy.require(context, "add_image", target)

@@ -133,6 +133,18 @@ class TestPolicyFile:
         api.close()
         assert answers == [403, 200, 200, 200]
 
+    @pytest.mark.parametrize("named", ["license", "name", "disk_format"])
+    @pytest.mark.parametrize("action", ["add_image", "publicize_image"])
+    def test_a_rule_about_new_images_may_be_about_them_too(self, tmp_path, action, named):
+        rules = {action: f"tenant:%(tenant)s and not 'iso':%({named})s"}
+        (tmp_path / "policy.yaml").write_text(json.dumps(rules))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
+        visibility = "public" if action == "publicize_image" else "private"
+        bodies = [{"visibility": visibility, named: value} for value in ("iso", "raw")]
+        answers = [api.alice.post("/v2/images", body).status_code for body in bodies]
+        api.close()
+        assert answers == [403, 201]
+
     def test_no_property_says_whose_an_image_is(self, tmp_path):
         rules = {"get_image": "project_id:%(project_id)s or role:admin", "delete_image": "'x':%(anything)s"}
         (tmp_path / "policy.yaml").write_text(json.dumps(rules))
