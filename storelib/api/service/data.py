@@ -332,10 +332,9 @@ class Data:
 
     def may_have(self, ticket: Ticket, stores: Iterable[str]) -> None:
         """These stores may have the data although they failed: that is looked for later, and deleted."""
-        for name in stores:
-            left = self._left.setdefault(ticket, [])
-            if (place := NewLocation("", {"store": name})) not in left:
-                left.append(place)
+        left = self._left.setdefault(ticket, [])
+        known = {location.metadata.get("store") for location in left if not location.uri}
+        left += (NewLocation("", {"store": name, "noted": time.time()}) for name in stores if name not in known)
 
     def left_by(self, ticket: Ticket) -> Sequence[NewLocation]:
         """What is to be noted with the end of an upload."""

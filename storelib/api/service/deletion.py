@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -18,13 +19,18 @@ from storelib.api.service.core import DELETING, LOG, Core
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import (
+    Forbidden,
     HasSnapshot,
     InUseByStore,
     NotFound,
+    OperationNotSupported,
     RemoteServiceUnavailable,
     StoreError,
     TransferTimeout,
 )
+
+#: Seconds that an add takes at most, by which what it may have left is told from what was there before.
+LONGEST_ADD = 7 * 86400.0
 
 
 def finish_deletion(core: Core, context: Context, image_id: str, restore: Status) -> Image:
@@ -156,8 +162,7 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         try:
             if not location.uri:
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
-                store = core.registry[str(location.metadata.get("store"))]
-                _search(core, store, image_id, lambda: _check_claim(core, store, image_id, location, token))
+                _search_what_is_noted(core, image_id, location, token)
             elif not _is_of_others(core, image_id, location):
                 core.delete_data(location, context)
         except BaseException:
@@ -199,8 +204,23 @@ def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticke
     _search(core, store, image_id, lambda: _check_held(core, ticket))
 
 
-def _search(core: Core, store: Store[Any], image_id: str, check: Callable[[], None]) -> None:
-    """``remove_leftovers`` under any claim: ``check`` raises where it is lost."""
+def _search_what_is_noted(core: Core, image_id: str, location: ImageLocation, token: str) -> None:
+    store = core.registry[str(location.metadata.get("store"))]
+    noted = float(location.metadata.get("noted", math.inf))
+    try:
+        _search(
+            core, store, image_id, lambda: _check_claim(core, store, image_id, location, token), noted - LONGEST_ADD
+        )
+    except (Forbidden, OperationNotSupported) as error:
+        # Searched again it would be refused again, and until then every upload of this image to this store.
+        LOG.warning("image %s: store %s may have data that cannot be looked for: %s", image_id, store.name, error)
+
+
+def _search(core: Core, store: Store[Any], image_id: str, check: Callable[[], None], since: float = -math.inf) -> None:
+    """``remove_leftovers`` under any claim: ``check`` raises where it is lost.
+
+    What was there before ``since``, in POSIX seconds, stays: others that share the store have images of that id.
+    """
     check()
     if Capability.GC in store.capabilities:
         store.gc(0, prefix=image_id)
@@ -217,6 +237,8 @@ def _search(core: Core, store: Store[Any], image_id: str, check: Callable[[], No
         return
     found = store.find_image(image_id)
     if found is None or any(location.uri == found.uri for location in locations):
+        return
+    if found.modified is not None and found.modified < since:
         return
     # What is named like this image may have become another's.
     if not core.repository.locations.is_shared(found.uri, image_id):

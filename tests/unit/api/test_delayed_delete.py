@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from deployment import Deployment
 
@@ -10,6 +12,7 @@ from storelib.api.auditing import Audit
 from storelib.api.db.records import NewLocation
 from storelib.api.service import deletion
 from storelib.cli.main import run
+from storelib.exceptions import Forbidden
 
 DATA = b"dear to somebody"
 
@@ -81,6 +84,37 @@ def test_what_a_store_may_have_of_a_failed_upload_is_not_what_it_keeps(api):
     assert api.files() == [image]
     assert [each.status for each in api.repository.locations.pending_for(image)] == ["pending_delete"]
     assert api.repository.images.restore(image).status == "active"
+
+
+def may_be_left(api, noted):
+    """An image of which an upload to "mem" failed then, and an image of that id in that store."""
+    image = api.alice.create()
+    api.registry["mem"].add(image, DATA)
+    lease, uploads = api.service.lease, api.repository.uploads
+    uploads.begin(image, lease.id, from_=("queued",), to=None, stores=["mem"])
+    uploads.finish(image, lease.id, to=None, left=[NewLocation("", {"store": "mem", "noted": noted})])
+    return image
+
+
+@pytest.mark.parametrize("days", [0, 8])
+def test_what_was_there_long_before_an_upload_failed_is_of_others_that_share_the_store(api, days):
+    image = may_be_left(api, noted=time.time() + days * 86400)
+    api.service.lease.scrub()
+    assert api.repository.locations.pending_for(image) == []
+    assert (api.registry["mem"].find_image(image) is None) == (days == 0)
+
+
+def test_what_cannot_be_looked_for_hinders_no_upload_for_ever(api, monkeypatch, caplog):
+    def forbidden(*arguments):
+        raise Forbidden("this user may not list the bucket")
+
+    image = may_be_left(api, noted=time.time())
+    api.registry["mem"].delete(api.registry["mem"].find_image(image).uri)
+    monkeypatch.setattr(api.registry["mem"], "find_image", forbidden)
+    api.service.lease.scrub()
+    assert api.repository.locations.pending_for(image) == []
+    assert "store mem may have data that cannot be looked for: this user may not list the bucket" in caplog.text
+    assert api.alice.upload(image, DATA).status_code == 204
 
 
 def test_a_server_scrubs_as_often_as_wakeup_time_says(api, monkeypatch):
