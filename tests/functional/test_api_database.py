@@ -188,6 +188,35 @@ class ServerContract(RepositoryContract):
         assert len(tries) > 4
         assert [repository.images.get(image.id).min_ram for image in (one, two)] == [2, 2]
 
+    def test_a_row_that_another_holds_for_long_is_waited_for_again(self, repository, database):
+        image = make(repository)
+        tries = []
+        with database.engine.begin() as holder:
+            holder.execute(sa.update(images).where(images.c.id == image.id).values(name="held"))
+
+            def work(connection):
+                tries.append(1)
+                connection.execute(sa.text(self.IMPATIENT))
+                if len(tries) == 2:
+                    holder.rollback()
+                connection.execute(sa.update(images).where(images.c.id == image.id).values(min_ram=len(tries)))
+
+            database.write(work)
+        assert repository.images.get(image.id).min_ram == 2
+
+    def test_a_server_that_only_reads_is_asked_again(self, repository, database):
+        image = make(repository)
+        tries = []
+
+        def work(connection):
+            tries.append(1)
+            if len(tries) == 1:
+                connection.execute(sa.text(self.READS_ONLY))
+            connection.execute(sa.update(images).where(images.c.id == image.id).values(min_ram=len(tries)))
+
+        database.write(work)
+        assert repository.images.get(image.id).min_ram == 2
+
     def test_a_restarted_server_is_waited_for(self, server, repository):
         image = make(repository)
         server.stop()
@@ -275,6 +304,9 @@ def _read_and_exit(repository, made) -> None:
 
 
 class TestPostgreSQL(ServerContract):
+    IMPATIENT = "SET LOCAL lock_timeout = 100"
+    READS_ONLY = "SET TRANSACTION READ ONLY"
+
     @pytest.fixture
     def server(self, postgresql):
         return postgresql
@@ -287,8 +319,17 @@ class TestPostgreSQL(ServerContract):
         # Which takes longer than what it is for, also where no limit is set.
         assert database.read(lambda connection: connection.exec_driver_sql("SHOW jit").scalar()) == "off"
 
+    def test_missing_rights_are_named(self, server):
+        server.execute("CREATE ROLE nobody LOGIN PASSWORD 'x'")
+        with pytest.raises(BadDatabase, match="permission denied"):
+            sync(sa.make_url(server.new_database()).set(username="nobody", password="x"))
+
 
 class TestMariaDB(ServerContract):
+    IMPATIENT = "SET innodb_lock_wait_timeout = 1"
+    # As with --read-only, which does not hold for the user of the tests.
+    READS_ONLY = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290"
+
     @pytest.fixture
     def server(self, mariadb):
         return mariadb

@@ -48,6 +48,10 @@ _EXTRA = {"psycopg": "postgresql", "pymysql": "mysql"}
 _SQLSTATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03"})
 # MySQL: deadlock, lock wait timeout, MariaDB's "record has changed since last read", server shutdown.
 _MYSQL_CODES = frozenset({1213, 1205, 1020, 1053})
+# The server only reads, as one that another has taken over from; a node of Galera that has lost the others.
+_USELESS = frozenset({"25006", 1290, 1792, 1836, 1047})
+# PostgreSQL: the user may not do that.
+_NO_PRIVILEGE = "42501"
 _WRITE = "storelib_write"
 
 
@@ -91,6 +95,7 @@ class Database:
             extra = _EXTRA.get(self.url.get_driver_name(), "api")
             raise BadDatabase(needs(shown(self.url), extra, self.url.get_driver_name())) from error
         self._writes = self.engine.execution_options(**{_WRITE: True})
+        event.listen(self.engine, "handle_error", _leave_useless_server)
         if is_sqlite:
             _prepare_sqlite(self.engine, sqlite_synchronous)
         elif kind == "postgresql":
@@ -179,7 +184,7 @@ class Database:
         except sa.exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise DatabaseUnavailable(f"{shown(self.url)}: {reason_of(error)}") from error
-            if type(error) is sa.exc.DatabaseError:
+            if type(error) is sa.exc.DatabaseError or _code_of(error.orig) == _NO_PRIVILEGE:
                 raise BadDatabase(f"{shown(self.url)}: {reason_of(error)}") from error
             raise
 
@@ -357,15 +362,30 @@ def _may_succeed_later(error: BaseException) -> bool:
     original = error.orig
     if isinstance(original, sqlite3.Error):
         return False  # it has waited for the lock already
-    state = getattr(original, "sqlstate", None)
-    if state is not None:
-        return state in _SQLSTATES
-    code = original.args[0] if original is not None and original.args else None
+    code = _code_of(original)
+    if isinstance(code, str):
+        return code in _SQLSTATES
     if isinstance(code, int):
         # 2002 to 2013: no connection, or lost.
         return code in _MYSQL_CODES or 2002 <= code <= 2013
     # psycopg has no code when it cannot connect.
     return isinstance(error, sa.exc.OperationalError)
+
+
+def _leave_useless_server(context: sa.engine.ExceptionContext) -> None:
+    """As if the connection was lost: a new one may lead to the server that took over."""
+    if _code_of(context.original_exception) in _USELESS:
+        context.is_disconnect = True
+
+
+def _code_of(error: BaseException | None) -> str | int | None:
+    """What the database's driver calls an error: PostgreSQL's SQLSTATE, MySQL's number."""
+    code = error.args[0] if error is not None and error.args else None
+    if isinstance(code, int):
+        # PyMySQL may tell an SQLSTATE, too, which is the same for many errors.
+        return code
+    state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else None
 
 
 def reason_of(error: sa.exc.DBAPIError) -> str:

@@ -20,7 +20,7 @@ from oslo_config import cfg
 
 from storelib.api.db import Repository, open_repository
 from storelib.api.db.config import list_opts, register_opts
-from storelib.api.db.engine import Database, from_conf, parse_url
+from storelib.api.db.engine import Database, _may_succeed_later, from_conf, parse_url
 from storelib.api.db.migrate import Version, check, prepare, sync, version
 from storelib.api.db.records import ImageLocation, NewImage, NewLocation, TaskQuery
 from storelib.api.db.schema import images, metadata
@@ -313,6 +313,58 @@ class TestSqlite:
         (tmp_path / "images.sqlite").mkdir()
         with pytest.raises(DatabaseUnavailable, match="unable to open"):
             repository.images.get(new_id())
+
+
+class TestServersThatCannot:
+    """Errors of servers by their codes, raised where a statement would be run."""
+
+    @staticmethod
+    def opened(tmp_path, error: Exception, times: int) -> tuple[Database, list[object]]:
+        database = Database(f"sqlite:///{tmp_path}/i.sqlite")
+        database._retrying.stop = lambda state: state.attempt_number >= 3
+        connections: list[object] = []
+
+        @sa.event.listens_for(database.engine, "do_execute")
+        def refuse(cursor, statement, parameters, context):
+            connections.append(cursor.connection)
+            if len(connections) <= times:
+                raise error
+
+        return database, connections
+
+    @staticmethod
+    def with_state(error: Exception, state: str) -> Exception:
+        error.sqlstate = state
+        return error
+
+    @pytest.mark.parametrize("number", [1213, 1205, 1020, 1053, 2013])
+    def test_a_collision_on_mysql_is_known_by_its_number(self, number):
+        # SQLSTATE says of most of them that it was some error.
+        error = self.with_state(Exception(number, "refused"), "HY000")
+        assert _may_succeed_later(sa.exc.OperationalError("UPDATE", None, error))
+
+    @pytest.mark.parametrize("code", [1290, 1792, 1836, 1047, "25006"])
+    def test_one_that_only_reads_is_left_for_the_one_that_took_over(self, tmp_path, code):
+        said = (code,) if isinstance(code, int) else ()
+        error = self.with_state(sqlite3.InternalError(*said, "refused"), str(code))
+        database, connections = self.opened(tmp_path, error, times=1)
+        assert database.write(lambda connection: connection.scalar(sa.text("SELECT 7"))) == 7
+        assert connections[0] is not connections[1]
+        database.close()
+
+    def test_one_that_only_reads_for_long_is_unavailable(self, tmp_path):
+        database, _ = self.opened(tmp_path, self.with_state(sqlite3.InternalError("refused"), "25006"), times=10)
+        with pytest.raises(DatabaseUnavailable, match="refused"):
+            database.write(lambda connection: connection.execute(sa.text("SELECT 7")))
+        database.close()
+
+    def test_missing_rights_are_named(self, tmp_path):
+        error = self.with_state(sqlite3.ProgrammingError("refused"), "42501")
+        database, connections = self.opened(tmp_path, error, times=10)
+        with pytest.raises(BadDatabase, match="refused"):
+            database.read(lambda connection: connection.execute(sa.text("SELECT 7")))
+        assert len(connections) == 1
+        database.close()
 
 
 def tag_and_exit(repository: Repository, image_id: str, number: int) -> None:
