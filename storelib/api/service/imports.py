@@ -287,13 +287,18 @@ class Imports:
 
     @contextmanager
     def _until_recorded(self, job: Job) -> Iterator[list[StoredImage]]:
-        """Yields a list for what is stored, of which nothing stays if anything is raised within."""
+        """Yields a list for what is stored, of which nothing stays if anything is raised within.
+
+        What the system says of a file that is read comes as Unavailable: the file may be gone with its image.
+        """
         good: list[StoredImage] = []
         try:
             yield good
-        except BaseException:
+        except BaseException as error:
             if good:
                 self._data.discard(job.context, job.ticket, good)
+            if isinstance(error, OSError):
+                raise Unavailable(f"the data to be imported cannot be read: {error.strerror}") from error
             raise
 
     def _copy(self, job: Job) -> None:

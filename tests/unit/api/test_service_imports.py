@@ -150,6 +150,29 @@ class TestGlanceDirect(Importing):
         assert self.api.alice.delete(f"/v2/images/{image}").status_code == 204
         assert self.staged() == []
 
+    def test_what_was_staged_and_cannot_be_read_is_a_reason_and_stays(self, monkeypatch):
+        image = self.api.alice.create()
+        self.stage(image)
+        opened = self.api.service.imports.staging.open
+
+        def open_without_file(*given):
+            material = opened(*given)
+            material.path += ".gone"
+            return material
+
+        with monkeypatch.context() as broken:
+            broken.setattr(self.api.service.imports.staging, "open", open_without_file)
+            self.start(image, "glance-direct")
+        [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
+        assert (task["status"], task["message"]) == (
+            "failure",
+            "the data to be imported cannot be read: No such file or directory",
+        )
+        assert self.failed(image)[0] == "queued"
+        assert self.staged() == [image]
+        self.start(image, "glance-direct")
+        assert self.api.alice.show(image)["status"] == "active"
+
     def test_what_was_staged_is_imported_again_when_a_store_had_failed(self, monkeypatch):
         image = self.api.alice.create()
         self.stage(image)
