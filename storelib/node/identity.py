@@ -15,7 +15,7 @@ from typing import Any
 from oslo_config import cfg
 
 from storelib._version import __version__
-from storelib.exceptions import BadStoreConfiguration, Duplicate, Forbidden
+from storelib.exceptions import BadStoreConfiguration, Duplicate, Forbidden, RemoteServiceUnavailable
 from storelib.extras import needing
 from storelib.node.api import READ, Api
 from storelib.node.files import rename, write_private
@@ -46,10 +46,7 @@ def load(directory: Path) -> Identity | None:
     Raises BadStoreConfiguration for a file that is damaged, or cannot be read.
     """
     try:
-        found = json.loads((directory / FILE).read_bytes())
-        if not all(isinstance(value, str) and value.isprintable() for value in found.values()):
-            raise ValueError("these are no texts")
-        return Identity(**found)
+        return _read(json.loads((directory / FILE).read_bytes()))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -91,9 +88,20 @@ def enrol(settings: Settings, conf: cfg.ConfigOpts, api: Api, address: str, port
         raise Forbidden(
             f"there is a node {settings.name} already, whose name cannot be taken over; remove it from the API first"
         ) from error
-    identity = Identity(str(found["id"]), str(found["name"]), str(found["secret"]))
+    try:
+        identity = _read({name: found[name] for name in Identity.__slots__})
+    except (KeyError, ValueError) as error:
+        # What is kept is never asked for again. With the same secret the API takes it for the same node.
+        raise RemoteServiceUnavailable("the image API does not say who the node is") from error
     _keep(settings.state_dir, json.dumps(asdict(identity)).encode())
     return identity
+
+
+def _read(found: dict[str, Any]) -> Identity:
+    """Raises ValueError, TypeError or AttributeError for what is none."""
+    if not all(isinstance(value, str) and value.isprintable() for value in found.values()):
+        raise ValueError("these are no texts")
+    return Identity(**found)
 
 
 def _chosen(directory: Path) -> str:

@@ -78,6 +78,16 @@ def test_after_a_lost_answer_the_node_is_still_the_same(enrol):
     assert len(enrol.asked[0]) > 40
 
 
+@pytest.mark.parametrize("answer", [{}, {"id": "1", "name": "n1"}, {"id": "1", "name": None, "secret": "s"}])
+def test_an_answer_that_names_no_node_is_asked_for_again(enrol, monkeypatch, answer):
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "register", lambda *given: answer)
+        with pytest.raises(RemoteServiceUnavailable, match="does not say who the node is"):
+            enrol()
+    assert identity.load(enrol.state) is None
+    assert enrol() == identity.load(enrol.state)
+
+
 def test_what_is_left_of_another_attempt_is_in_nobodys_way(enrol):
     (enrol.state / "identity.json.new").write_bytes(b"half of it")
 
