@@ -423,6 +423,8 @@ def _scrub(lease: weakref.ref[Lease]) -> None:
         return
     try:
         current.scrub()
+    except ApiError as error:
+        LOG.warning("scrub has to wait: %s", error)
     except Exception:
         LOG.exception("scrub failed")
 
@@ -445,6 +447,8 @@ def _run(
             return
         try:
             work(current)
+        except ApiError as error:
+            LOG.warning("%s has to wait: %s", work.__name__, error)
         except Exception:
             LOG.exception("%s failed", work.__name__)
         del current

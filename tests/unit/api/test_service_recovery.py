@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,6 +21,7 @@ from storelib.api.db.records import NewLocation
 from storelib.api.db.schema import processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage, Unavailable
 from storelib.api.service import Operation, Service, Source, administrator
+from storelib.api.service import lease as lease_module
 from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.lease import Lease, this_host
 from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
@@ -426,6 +428,23 @@ class TestDatabaseTrouble:
         api.service.lease.beat()
         assert api.alice.show(image)["status"] == "active"
         assert api.alice.download(image).content == DATA
+
+    @pytest.mark.parametrize("work", [Lease.renew, Lease.recover, Lease.scrub])
+    def test_a_database_that_is_away_is_one_line_in_the_log(self, api, monkeypatch, caplog, work):
+        lease, stop = api.service.lease, threading.Event()
+
+        def fail(lease):
+            stop.set()
+            raise DatabaseUnavailable("the database is away")
+
+        fail.__name__ = work.__name__
+        monkeypatch.setattr(Lease, work.__name__, fail)
+        if work is Lease.scrub:
+            lease_module._scrub(weakref.ref(lease))
+        else:
+            lease_module._run(weakref.ref(lease), fail, stop, 0.0, threading.Barrier(1))
+        [record] = caplog.records
+        assert (record.getMessage(), record.exc_info) == (f"{work.__name__} has to wait: the database is away", None)
 
 
 class TestRaces:
