@@ -160,6 +160,9 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         if not repository.locations.claim(image_id, location.id, core.process_id(), token, unsure):
             return
         try:
+            if location.status == "leftover" and _is_written_again(core, image_id, location):
+                repository.locations.release(image_id, location.id, token)
+                return
             if not location.uri:
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
                 _search_what_is_noted(core, image_id, location, token)
@@ -181,6 +184,12 @@ def _is_of_others(core: Core, image_id: str, location: ImageLocation) -> bool:
     Not asked of what a store was given for this image, which is called like it.
     """
     return image_id not in location.uri and core.repository.locations.is_shared(location.uri, image_id)
+
+
+def _is_written_again(core: Core, image_id: str, location: ImageLocation) -> bool:
+    """Whether new data of the image goes to where a leftover is: servers of the version before do not wait for it."""
+    upload = core.repository.uploads.get(image_id)
+    return upload is not None and not set(upload.stores).isdisjoint(core.possible_stores(location))
 
 
 def finish_if_deleting(core: Core, image_id: str) -> None:

@@ -447,6 +447,30 @@ class TestDatabaseTrouble:
         assert (record.getMessage(), record.exc_info) == (f"{work.__name__} has to wait: the database is away", None)
 
 
+class TestOlderServers:
+    """Those of the version before begin an upload where something of the image is still to be deleted."""
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_what_they_write_is_not_taken_for_what_was_left(self, api, known):
+        image, store, lease = api.alice.create(), api.registry["fast"], api.service.lease
+        uri = store.add(image, DATA).uri
+        left = NewLocation(uri if known else "", {"store": "fast"})
+        if not known:
+            store.delete(uri)
+        uploads = api.repository.uploads
+        uploads.begin(image, lease.id, stores=["fast"])
+        uploads.finish(image, lease.id, to="queued", left=[left])
+        # Without asking what is left.
+        uploads.begin(image, lease.id, stores=["fast"])
+        if not known:
+            store.add(image, DATA)
+        lease.scrub()
+        uploads.finish(image, lease.id, to="active", locations=[NewLocation(uri, {"store": "fast"})], size=len(DATA))
+        lease.scrub()
+        assert api.files() == [image]
+        assert api.repository.locations.pending_for(image) == []
+
+
 class TestRaces:
     def test_changes_of_different_properties_are_all_there(self, api):
         image = api.alice.create()
