@@ -7,20 +7,17 @@ Messages are whole sentences that name the option, URI or id at fault and never 
 from __future__ import annotations
 
 import collections.abc
-import types
 
 
 class StoreError(Exception):
     """Root of all storelib errors.
 
     ``transient`` says whether the same call may succeed later; ``retry_after`` is how many seconds the
-    back end asked to wait, if it did. Only the transfer engine retries. ``others`` are the errors of the other stores,
-    by their ids, where an image was added to several and all failed.
+    back end asked to wait, if it did. Only the transfer engine retries.
     """
 
     transient: bool = False
     retry_after: float | None = None
-    others: collections.abc.Mapping[str, StoreError] = types.MappingProxyType({})
 
     def __init__(self, message: str = "", *, transient: bool | None = None, retry_after: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])

@@ -38,7 +38,6 @@ class StoreUpload:
         *,
         hashed: bool,
     ) -> None:
-        self.name = store.name
         self.calls = DriverCalls(store, f"image {image_id!r} in store {store.name}", monitor)
         #: What the transfers of its store may hold together.
         self.memory = store.memory
@@ -102,13 +101,18 @@ class StoreUpload:
 
     def result(self, size: int, digests: Digests) -> StoredImage | StoreError:
         """The outcome of this upload."""
-        if (error := self.calls.error) is not None:
-            assert isinstance(error, StoreError)  # noqa: S101  (others were raised)
-            return error
+        if self.calls.error is not None:
+            return self.failure()
         assert self._commit is not None  # noqa: S101
         committed: Committed = self._commit.result
         metadata = {**committed.metadata, "store": self._store.name}
         return StoredImage(committed.location.uri, size, digests.checksum, digests.multihash, metadata)
+
+    def failure(self) -> StoreError:
+        """The error that ended this upload."""
+        error = self.calls.error
+        assert isinstance(error, StoreError)  # noqa: S101  (others were raised)
+        return error
 
     # -- When it goes wrong -----------------------------------------------------------------------------------
 

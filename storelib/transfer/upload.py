@@ -46,7 +46,11 @@ def add(store: Backend, image_id: str, data: Data | GivenFile, size: int | None 
     """Add an image to one store: ``fan_out`` with its one result returned or raised."""
     [result] = fan_out([store], image_id, data, size, **options)
     if isinstance(result, StoreError):
-        raise result
+        try:
+            raise result
+        finally:
+            # Its traceback refers to this frame, which would refer to it.
+            del result
     return result
 
 
@@ -65,10 +69,10 @@ def fan_out(
 ) -> list[StoredImage | StoreError]:
     """Add one image to several stores with one read and one hash pass.
 
-    Returns one result per store, in order: a StoredImage, or the error of that store; the others go on. Where all
-    fail the error of the last is raised, with those of the ``others``. What the source, ``verifier`` or ``progress``
-    raise ends all and passes through. With ``digests`` nothing is hashed. ``check`` is given the digests before
-    anything is published; whatever it raises ends all. Raises Invalid when no store, or one store twice, is given.
+    Returns one result per store, in order: a StoredImage, or the error of that store; the others go on, and the source
+    is read no further once all have failed. What the source, ``verifier`` or ``progress`` raise ends all and passes
+    through. With ``digests`` nothing is hashed. ``check`` is given the digests before anything is published; whatever
+    it raises ends all. Raises Invalid when no store, or one store twice, is given.
     """
     _check_size(size)
     check_given(progress, digests)
@@ -100,12 +104,14 @@ def fan_out(
         ]
         try:
             return _transfer(uploads, source, digesting, size, progress, check)
-        except BaseException:
+        except BaseException as error:
             monitor.cancel()
             # Ctrl-C in one of them keeps none of the others from its abort.
             with contextlib.ExitStack() as aborts:
                 for upload in uploads:
                     aborts.callback(upload.abort)
+            if _is_of_the_last_store(error, uploads):
+                return [upload.failure() for upload in uploads]
             raise
         finally:
             with contextlib.ExitStack() as ends:
@@ -200,6 +206,12 @@ def _agreed_size(declared: int | None, known: int | None) -> int | None:
 
 def _wrong_size(size: int, found: str) -> Invalid:
     return Invalid(f"the declared size is {size} bytes, but {found}; nothing was stored")
+
+
+def _is_of_the_last_store(error: BaseException, uploads: list[StoreUpload]) -> bool:
+    """Whether ``error`` is what left no store; else it is the source's, or the like."""
+    errors = [upload.calls.error for upload in uploads]
+    return any(each is error for each in errors) and all(isinstance(each, StoreError) for each in errors)
 
 
 def _transfer(
@@ -373,7 +385,6 @@ class _LiveUploads:
 
     def __init__(self, uploads: list[StoreUpload]) -> None:
         self.uploads = list(uploads)
-        self._failed: dict[str, StoreError] = {}
 
     def each(self, step: Callable[[StoreUpload], None]) -> None:
         """Take one step in every upload; those that fail drop out. Raises when none is left."""
@@ -384,9 +395,7 @@ class _LiveUploads:
                 upload.drop(error)
                 self.uploads.remove(upload)
                 if not self.uploads:
-                    error.others = self._failed
                     raise
-                self._failed[upload.name] = error
 
 
 class _Tee(NullSink):

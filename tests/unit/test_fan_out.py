@@ -53,14 +53,28 @@ def test_a_duplicate_in_one_store_is_that_stores_result():
     assert image_of(second, "x") == DATA
 
 
-def test_when_all_stores_fail_the_last_error_is_raised():
-    stores = [recording_store() for _ in range(2)]
+def test_when_all_stores_fail_each_error_is_told_and_the_source_is_not_read():
+    stores = [recording_store(name=name) for name in "ab"]
     for store in stores:
         store.add("x", b"older")
     read = []
-    with pytest.raises(Duplicate):
-        fan_out(stores, "x", (read.append(1) or DATA for _ in "a"))
+    results = fan_out(stores, "x", (read.append(1) or DATA for _ in "a"))
+    assert [type(result) for result in results] == [Duplicate, Duplicate]
+    assert ["store a" in str(results[0]), "store b" in str(results[1])] == [True, True]
     assert not read
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("step", ["on_write", "on_commit"])
+def test_stores_that_fail_later_are_told_each_too(step, count):
+    def full(*given):
+        raise StorageFull("full")
+
+    stores = [recording_store(has_put=False, **{step: full}) for _ in range(count)]
+    results = fan_out(stores, "x", iter([DATA]))
+    assert [type(result) for result in results] == [StorageFull] * count
+    assert len({id(result) for result in results}) == count
+    assert [store.calls[-1] for store in stores] == [("abort", None)] * count
 
 
 def test_a_source_that_fails_ends_all_and_leaves_nothing():

@@ -92,8 +92,8 @@ class Filling:
         try:
             results = self._fan_out(job, stores, source, material.size, material.known)
         except StoreError as error:
-            # All of them failed; another one may be good enough.
-            results = [error.others.get(store.name, error) for store in stores]
+            # What was staged could not be read to its end for these; another one may be good enough.
+            results = [error] * len(stores)
         return _by_name(stores, results)
 
     def _fan_out(
@@ -109,39 +109,28 @@ class Filling:
         checks = [] if check is None else [check]
         if job.signature is not None:
             checks.append(job.signature.check)
-        try:
-            with self._data.watching(job.ticket) as progress:
-                return fan_out(
-                    stores,
-                    job.image.id,
-                    source,
-                    size,
-                    hashing_algo=algorithm or self._core.hashing_algorithm,
-                    digests=digests,
-                    context=job.context,
-                    verifier=job.signature,
-                    progress=self._tasks.telling(job.task_id, progress),
-                    check=(lambda digests: [each(digests) for each in checks]) if checks else None,
-                )
-        except StoreError as error:
-            # Where that is not one of several stores it is the source, or a check: nothing was published before.
-            if error.others or len(stores) == 1:
-                failed = {store.name: error.others.get(store.name, error) for store in stores}
-                self._data.may_have(job.ticket, _unanswered(failed))
-            raise
+        with self._data.watching(job.ticket) as progress:
+            return fan_out(
+                stores,
+                job.image.id,
+                source,
+                size,
+                hashing_algo=algorithm or self._core.hashing_algorithm,
+                digests=digests,
+                context=job.context,
+                verifier=job.signature,
+                progress=self._tasks.telling(job.task_id, progress),
+                check=(lambda digests: [each(digests) for each in checks]) if checks else None,
+            )
 
     def _filled(self, job: Job, results: Mapping[str, Result]) -> Filled:
         good, errors = _good(results), _errors(results)
-        self._data.may_have(job.ticket, _unanswered(errors))
+        self._data.may_have(job.ticket, [name for name, error in errors.items() if is_unanswered(error)])
         message = "; ".join(f"store {name}: {told(error)}" for name, error in errors.items())
         if errors and (job.all_must_succeed or not good):
             self._data.discard(job.context, job.ticket, good)
             raise next(iter(errors.values()))
         return Filled(good, list(errors), message)
-
-
-def _unanswered(errors: Mapping[str, StoreError]) -> list[str]:
-    return [name for name, error in errors.items() if is_unanswered(error)]
 
 
 def _compare(known: Digest, subject: str, digests: Digests) -> None:

@@ -71,6 +71,14 @@ def test_one_of_several_stores_that_fails_does_not_stop_the_others(storelib, uri
     assert answer.document["store"] == "archive"
 
 
+def test_when_all_stores_fail_each_says_why(storelib, uri, disk):
+    storelib("add", disk, "--id", "one", "--store", "archive")
+    answer = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (4, b"", 2)
+    assert "exists in store fast" in answer.err
+    assert "exists in store archive" in answer.err
+
+
 def test_adding_an_id_twice_is_code_4(storelib, uri, disk):
     answer = storelib("add", disk, "--id", "one")
     assert (answer.code, answer.err.count("\n")) == (4, 1)
