@@ -6,16 +6,18 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from storelib.cli.service import configuration, image_api
+from storelib.cli.service import configuration, image_api, repository
 from storelib.cli.session import Session, command
 from storelib.exceptions import Invalid, NotFound
 
 if TYPE_CHECKING:
+    from storelib.api.db import Repository
     from storelib.api.db.metadefs import Metadefs
 
 
@@ -32,7 +34,7 @@ def load(session: Session, path: Path | None, replace: bool) -> None:
 
     All files are read before anything is changed; each namespace is then made in one transaction.
     """
-    with _tables(session) as tables:
+    with _tables(_made(session)) as tables:
         from storelib.api import definition_files
 
         found = definition_files.read(path or definition_files.OURS)
@@ -48,7 +50,7 @@ def load(session: Session, path: Path | None, replace: bool) -> None:
 @click.argument("namespaces", nargs=-1)
 def export(session: Session, directory: Path, namespaces: tuple[str, ...]) -> None:
     """Write NAMESPACES, or all, to files of DIRECTORY, which load reads again."""
-    with _tables(session) as tables:
+    with _tables(repository(session)) as tables:
         from storelib.api import definition_files
 
         chosen = [tables.get(name) for name in namespaces] or list(definition_files.stored(tables))
@@ -71,7 +73,7 @@ def unload(session: Session, namespaces: tuple[str, ...], everything: bool) -> N
     """Remove NAMESPACES with all that is in them, protected ones too."""
     if bool(namespaces) == everything:
         raise click.UsageError("name the namespaces to remove, or give --all")
-    with _tables(session) as tables:
+    with _tables(repository(session)) as tables:
         from storelib.api import definition_files
 
         chosen = list(definition_files.stored(tables)) if everything else [tables.get(name) for name in namespaces]
@@ -89,20 +91,29 @@ for _each in (load, export, unload):
 
 
 @contextlib.contextmanager
-def _tables(session: Session) -> Iterator[Metadefs]:
-    """The definitions of the configured database."""
+def _made(session: Session) -> Iterator[Repository]:
+    """The configured database; an absent SQLite file is made, as a server's start would."""
+    from storelib.api.db import open_repository
+
+    found = open_repository(configuration(session))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextlib.contextmanager
+def _tables(opened: AbstractContextManager[Repository]) -> Iterator[Metadefs]:
+    """The definitions of the database that ``opened`` gives."""
     with image_api("metadefs"):
-        from storelib.api.db import open_repository
         from storelib.api.errors import ApiError, BadDatabase, ResourceNotFound, Unavailable
 
-        repository = open_repository(configuration(session))
         try:
-            yield repository.metadefs
+            with opened as found:
+                yield found.metadefs
         except (Unavailable, BadDatabase):
             raise
         except ResourceNotFound as error:
             raise NotFound(str(error)) from error
         except ApiError as error:
             raise Invalid(str(error)) from error
-        finally:
-            repository.close()

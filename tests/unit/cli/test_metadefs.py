@@ -113,3 +113,17 @@ def test_names_that_no_file_can_have_are_exported(storelib, files, tmp_path):
     written = run(storelib, "export", str(tmp_path / "out"))
     assert len({each["file"] for each in written}) == len(names) + 1
     assert all(json.loads(Path(each["file"]).read_text())["namespace"] == each["namespace"] for each in written)
+
+
+@pytest.mark.parametrize("words", [["export", "there"], ["unload", "--all"]])
+def test_a_database_that_is_not_there_is_neither_read_nor_made(storelib, places, words):
+    (places / "images.sqlite").unlink()
+    answer = storelib("metadefs", *words)
+    assert (answer.code, answer.out) == (2, b"")
+    assert "does not exist; run: storelib db sync" in answer.err
+    assert not (places / "images.sqlite").exists()
+
+
+def test_load_makes_the_database_as_a_server_does(storelib, places):
+    (places / "images.sqlite").unlink()
+    assert {each["outcome"] for each in run(storelib, "load")} == {"made"}
