@@ -96,3 +96,13 @@ def test_a_place_that_hung_leaves_the_next_one_its_time(monkeypatch):
         with pytest.raises(RemoteServiceUnavailable, match="hung"):
             found.extend(found.append(each) for each in everywhere([hang, lambda: [1]]))
     assert found[0] == 1
+
+
+@pytest.mark.parametrize("name", [b"no-utf8-\xff", b"escape-\x1b[31m"])
+def test_files_that_no_uri_can_name_are_no_images_and_hide_none(tmp_path, name):
+    store = open_store("file", filesystem_store_datadir=str(tmp_path))
+    store.add("image-ü", b"data")
+    (tmp_path / os.fsdecode(name)).write_bytes(b"of another program")
+    assert [info.image_id for info in store.list_images()] == ["image-ü"]
+    assert list(store.gc(older_than=0)) == []
+    assert (tmp_path / os.fsdecode(name)).exists()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from storelib.driver import StoreLocation
-from storelib.exceptions import BadStoreUri
+from storelib.driver import StoreLocation, check_image_id
+from storelib.exceptions import BadStoreUri, Invalid
 from storelib.uris import quote_path, redact, scheme_of, unquote
 
 SCHEMES = ("file", "filesystem")
@@ -121,7 +121,20 @@ def id_token(image_id: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether a file of this name is an image, as opposed to one of ours or some other program's."""
-    return not name.startswith(".") or (name != ASIDE and parse_own(name) is None and _FOREIGN.fullmatch(name) is None)
+    if name.startswith(".") and (name == ASIDE or parse_own(name) is not None or _FOREIGN.fullmatch(name) is not None):
+        return False
+    return _is_id(name)
+
+
+def _is_id(name: str) -> bool:
+    """Whether a location may have it: names of other programs' files may have control characters, or be no UTF-8."""
+    if name.isascii() and name.isprintable():
+        return True
+    try:
+        check_image_id(name)
+    except Invalid:
+        return False
+    return True
 
 
 def image_location(datadir: str, below: Sequence[str], image_id: str) -> FileLocation:
