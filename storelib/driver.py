@@ -431,7 +431,7 @@ class Store(abc.ABC, Generic[L]):
     def check(self) -> Health:
         """Ask the back end whether it works; raises what stands in the way."""
         self.require(Capability.CHECK)
-        health = self._call(self.probe, self.name)
+        health = self._call(self.probe, f"store {self.name}: checking")
         if not isinstance(health, Health):
             raise self._at_fault("what probe", health)
         return health

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A complete driver: images in one SQLite file. The guide "Write a driver in an afternoon" walks through it.
+"""A complete driver: images in one SQLite file. The guide "Writing a driver" walks through it.
 
 Parts of an image are rows, written under a random token; one row in ``images`` makes them an image.
 """
@@ -110,7 +110,7 @@ class SqliteStore(Store[SqliteLocation]):
         """SQLite's errors as storelib's, here and nowhere else."""
         if not isinstance(error, sqlite3.Error):
             return None
-        message = f"{subject} in store {self.name}: {error}"
+        message = f"{subject}: {error}"
         if "disk is full" in str(error):
             return StorageFull(message)
         if "readonly" in str(error):

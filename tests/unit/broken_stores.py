@@ -40,6 +40,7 @@ from sqlite_store import SqliteReader, SqliteStore, SqliteWriter
 
 from storelib.capabilities import Capability
 from storelib.driver import (
+    Area,
     Committed,
     Deletion,
     Digest,
@@ -1289,6 +1290,36 @@ class HasRootsElsewhere(Faulty):
 class HasLettersForRoots(Faulty):
     def roots(self):
         return self.name
+
+
+@rejected_by("test_areas_can_be_compared")
+class HasPairsForAreas(Faulty):
+    def areas(self):
+        return [(("memory",), self.name)]
+
+
+@rejected_by("test_areas_can_be_compared")
+class HasIncompleteAreas(Faulty):
+    def areas(self):
+        return [Area(("memory", self.name))]
+
+
+@rejected_by("test_areas_can_be_compared")
+class HasAreasOfNoOption(Faulty):
+    def areas(self):
+        return [Area(("memory", self.name), "", "memory_store_place")]
+
+
+@rejected_by("test_areas_can_be_compared")
+class HasAnotherAreaEachTime(Faulty):
+    def areas(self):
+        return [Area(("memory", id(self)), "", "memory_store_part_size")]
+
+
+@rejected_by("test_details_are_texts")
+class HasNumbersForDetails(Faulty):
+    def details(self):
+        return {"room": 17}
 
 
 @rejected_by("test_foreign_uri_is_refused")

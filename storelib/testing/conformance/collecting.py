@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import Store, StoredImage, Writer
+from storelib.driver import Garbage, Store, StoredImage, Writer
 from storelib.exceptions import Duplicate, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, assert_no_secret, needs
@@ -137,14 +137,17 @@ class Collecting(Promises):
         def source() -> Iterator[bytes]:
             yield data[: 2 * bench.part]
             time.sleep(0.02)  # the parts are on their way
-            bench.store.gc(0, prefix=image_id)
+            found.extend(bench.store.gc(0, prefix=image_id))
             yield data[2 * bench.part :]
 
+        found: list[Garbage] = []
         try:
             stored = bench.add(image_id, source())
         except Duplicate:
             # What is dead may hold the id until gc comes; then there is nothing beside it.
             return
+        except StoreError as error:
+            raise AssertionError(_ended(found, error)) from error
         assert_same_bytes(bench.read(stored.uri), data)
         bench.remove(stored.uri)
         bench.die(image_id, payload(bench.part, "dead"))
@@ -166,7 +169,10 @@ class Collecting(Promises):
             time.sleep(0.05)
             found.extend(bench.store.gc(0, prefix=image_id))
 
-        stored = bench.add(image_id, source())
+        try:
+            stored = bench.add(image_id, source())
+        except StoreError as error:
+            raise AssertionError(_ended(found, error)) from error
         assert not found, "gc took an add under way for dead"
         assert_same_bytes(bench.read(stored.uri), data)
 
@@ -278,6 +284,11 @@ def _succeeded_or_failed(
     collect(0, image_id)
     assert stored.size == len(data)
     assert_same_bytes(bench.read(stored.uri), data)
+
+
+def _ended(found: Sequence[Garbage], error: StoreError) -> str:
+    names = [item.name for item in found]
+    return f"an add under way ended while gc ran, which removed {names}; gc spares what is not dead: {error}"
 
 
 def _collecting(data: bytes, size: int, collect: Callable[[], object]) -> Iterator[bytes]:

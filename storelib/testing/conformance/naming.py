@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from storelib.capabilities import Capability
-from storelib.driver import Digests
+from storelib.driver import Area, Digests
 from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
 from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs, sampled, without_key_name
@@ -149,6 +149,25 @@ class Naming(Promises):
         assert not isinstance(possible, str), f"possible_roots are several: [{possible!r}], not {possible!r}"
         meet = possible is None or set(possible) & set(roots)
         assert meet, f"{location} leads to {possible}, and the store is at {roots}"
+
+    def test_areas_can_be_compared(self, bench: Bench) -> None:
+        """``areas``, which a registry compares with those of other stores, are what it takes, and always the same."""
+        areas = list(bench.store.areas())
+        for area in areas:
+            assert isinstance(area, Area), f"areas gives {area!r}, which is no storelib.driver.Area"
+            assert isinstance(area.container, tuple), f"the container of an area is a tuple, not {area.container!r}"
+            assert isinstance(area.prefix, str), f"the prefix of an area is a str, not {area.prefix!r}"
+            known = isinstance(area.option, str) and hasattr(bench.store.conf, area.option)
+            assert known, f"the option of an area is one of the store's own, by name, not {area.option!r}"
+        again = list(bench.reopened().areas())
+        assert again == areas, f"another object of the store has the areas {again}, this one {areas}"
+
+    def test_details_are_texts(self, bench: Bench) -> None:
+        """``details``, which the image API shows, have a text for each name."""
+        details = bench.store.details()
+        assert isinstance(details, Mapping), f"details are a mapping, not {details!r}"
+        texts = all(isinstance(each, str) for pair in details.items() for each in pair)
+        assert texts, f"names and values of details are texts: {details!r}"
 
     def test_uri_comes_back_from_its_location(self, bench: Bench) -> None:
         """Parsing a URI and formatting it again gives the same URI, and an equal location."""
