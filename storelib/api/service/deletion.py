@@ -269,7 +269,5 @@ def _check_held(core: Core, ticket: Ticket | None) -> None:
 def _check_claim(core: Core, store: Store[Any], image_id: str, location: ImageLocation, token: str) -> None:
     if not core.repository.locations.is_claimed(image_id, location.id, token):
         raise InUseByStore(f"image {image_id}: another process searches store {store.name} for what it may have of it")
-    # One of an older release does not look whether a store is to be searched before it begins an upload there.
-    upload = core.repository.uploads.get(image_id)
-    if upload is not None and store.name in upload.stores:
+    if _is_written_again(core, image_id, location):
         raise InUseByStore(f"image {image_id}: its data is being written to store {store.name}")
