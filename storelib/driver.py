@@ -303,7 +303,7 @@ class Store(abc.ABC, Generic[L]):
                 # A driver's "not there" may be a native error.
                 mapped(lambda: self.remove(found, context, deletion), self.map_error, str(found))
             except NotFound:
-                # After an attempt whose answer was lost, "not there" is what was wanted.
+                # After an attempt whose response was lost, "not there" is what was wanted.
                 if not failed:
                     raise
             except Exception:

@@ -88,8 +88,6 @@ class RangeFile(_Seekable):
         super().__init__(length)
         self._read = read
         self._send = send
-        #: An UnreadFile can send it without reading it.
-        self.sendable = send is not None
         self._offset = offset
         self._with_crc = with_crc
         self._memory: bytearray | None = None
@@ -98,6 +96,11 @@ class RangeFile(_Seekable):
         self._crc: int | None = 0
         #: Why it could not be read; an OSError is that of a file of the caller's.
         self.error: StoreError | OSError | None = None
+
+    @property
+    def sendable(self) -> bool:
+        """Whether an UnreadFile can send it: nothing has to be computed of its bytes."""
+        return self._send is not None and not self._with_crc
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the position; returns the new one."""

@@ -133,8 +133,7 @@ class RangeCutter:
     def _send(self, number: int, offset: int, length: int, crc: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (where this class was chosen, that was looked at)
-        hashed = crc is not None
-        part = RangeFile(self._file.read, offset, length, with_crc=hashed, send=None if hashed else self._file.send)
+        part = RangeFile(self._file.read, offset, length, with_crc=crc is not None, send=self._file.send)
         try:
             write_range(number, part)
         except Exception:

@@ -150,8 +150,8 @@ class S3Store(Store[S3Location]):
         """Delete the object; the HEAD before tells whether there is one, which a DELETE does not."""
         deletion.meet(version_of(self.bucket.head(location)), location)
         try:
-            answer = self.bucket.call("delete_object", Bucket=location.bucket, Key=location.key)
-            if not names_itself(answer):
+            response = self.bucket.call("delete_object", Bucket=location.bucket, Key=location.key)
+            if not names_itself(response):
                 raise BadAnswer("DeleteObject", "no content")
         except BadAnswer:
             with contextlib.suppress(NotFound):

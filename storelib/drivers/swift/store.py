@@ -181,10 +181,10 @@ class SwiftStore(Store[SwiftLocation]):
         if place is None and not removed:
             # Segments of a static manifest from elsewhere may lie anywhere: its server knows.
             static = headers.get("X-Static-Large-Object", "").lower() == "true"
-            answer = account.delete(
+            response = account.delete(
                 location.container, location.obj, query="multipart-manifest=delete" if static else ""
             )
-            if static and not nothing_failed(answer.content):
+            if static and not nothing_failed(response.content):
                 raise RemoteServiceUnavailable(f"not all segments of {location} could be removed")
         elif place is not None:
             names = [entry["name"] for entry in account.listing(place[0], prefix=place[1])]
@@ -196,7 +196,7 @@ class SwiftStore(Store[SwiftLocation]):
             tried = [location.container] if removed else []
 
             def remove_own(name: str) -> None:
-                # Once the answer to a first attempt is lost, the container of another add may have that name.
+                # Once the response to a first attempt is lost, the container of another add may have that name.
                 if tried and (account.find(name) or {}).get(CLAIM_HEADER) != token:
                     return
                 tried.append(name)
