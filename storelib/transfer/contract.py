@@ -239,7 +239,7 @@ class Writer(abc.ABC):
     #: file, which is read to its end, once or again from its beginning.
     write_range: Callable[[int, RangeFile], None] | None = None
     #: ``write_range`` sends a file without reading it (``UnreadFile``): the faster way for parts of any size if nothing
-    #: is hashed.
+    #: is hashed. Several of them come as one then, of 32 MiB at most.
     sends_files: bool = False
 
     def part_size(self, number: int, size: int | None) -> int:

@@ -21,7 +21,8 @@ from storelib.transfer.partfile import RangeFile
 from storelib.transfer.source import FileAgain
 from storelib.transfer.writing import PartWriter
 
-#: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then.
+#: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then. And bytes of
+#: several parts that go out as one where none of them is held.
 LARGE = 32 * MiB
 
 
@@ -38,7 +39,8 @@ class RangeCutter:
         # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their CRC.
         self._number = 0
         self._offset = 0
-        self._window = min(target.part_size(0), size)
+        self._parts_in_one = _parts_in_one(target, size)
+        self._window = min(target.part_size(0) * self._parts_in_one, size)
         self._filled = 0
         self._crc = 0
         self._under_way = 0
@@ -118,11 +120,21 @@ class RangeCutter:
         self._number += 1
         self._offset += self._window
         self._filled = self._crc = 0
-        self._window = min(self._target.part_size(self._number), max(self._size - self._offset, 1))
+        window = self._target.part_size(self._number) * self._parts_in_one
+        self._window = min(window, max(self._size - self._offset, 1))
 
     def _sent(self) -> None:
         with self._calls.monitor.changed:
             self._under_way -= 1
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        # A part may be so large that a slow line takes longer for it than a transfer may take without progress.
+        self._calls.monitor.move()
+        return self._file.read(offset, view)
+
+    def _send_some(self, socket: int, offset: int, count: int) -> int:
+        self._calls.monitor.move()
+        return self._file.send(socket, offset, count)
 
     def _source_failed(self, error: OSError) -> None:
         """It passes through as it is, before the driver takes it for one of its back end and tries again."""
@@ -133,7 +145,7 @@ class RangeCutter:
     def _send(self, number: int, offset: int, length: int, crc: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (where this class was chosen, that was looked at)
-        part = RangeFile(self._file.read, offset, length, with_crc=crc is not None, send=self._file.send)
+        part = RangeFile(self._read_some, offset, length, with_crc=crc is not None, send=self._send_some)
         try:
             write_range(number, part)
         except Exception:
@@ -145,3 +157,12 @@ class RangeCutter:
             raise part.error from None
         if crc is not None and part.crcs != {crc}:
             raise StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
+
+
+def _parts_in_one(target: PartWriter, size: int) -> int:
+    """How many of the writer's parts go out as one: each costs a request, and large ones are all that is held.
+
+    No more of them than leave two for each of its calls at once, so that all have something to do to the end.
+    """
+    part = target.part_size(0)
+    return max(min(LARGE // part, size // (part * 2 * target.writer.concurrency)), 1)

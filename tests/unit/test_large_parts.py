@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import time
 
 import pytest
 from recording import recording_store
@@ -284,6 +285,49 @@ def test_a_file_of_which_nothing_is_computed_is_sent_and_not_read(tmp_path, path
         assert hashlib.sha512(server.objects["image"][0]).digest() == hashlib.sha512(data).digest()
         assert server.operations.count("part") == (0 if size == PART else -(-size // PART))
         assert max(most) == 0 or size == PART
+
+
+@pytest.mark.parametrize(
+    ("part", "threads", "parts"),
+    # Two of them at least are left for each of the calls at once, and none has more than 10 MiB.
+    [(5, 1, [10, 10, 10, 1]), (5, 2, [5, 5, 5, 5, 5, 5, 1]), (6, 1, [6, 6, 6, 6, 6, 1]), (11, 1, [11, 11, 9])],
+)  # fmt: skip
+def test_several_parts_that_are_not_held_go_out_as_one(tmp_path, monkeypatch, part, threads, parts):
+    monkeypatch.setattr(ranges, "LARGE", 10 * MiB)
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(31 * MiB)
+        file.seek(20 * MiB)
+        file.write(b"data")
+    lengths = []
+
+    def after(operation, request):
+        if operation == "part":
+            lengths.append(len(request.body) // MiB)
+
+    with S3Server(after=after) as server:
+        store = open_at(
+            server,
+            s3_store_checksum_algorithm="none",
+            s3_store_large_object_chunk_size=part,
+            s3_store_thread_pools=threads,
+        )
+        add(store, "image", str(path), digests=Digests("0" * 32, "0" * 128))
+        [sent] = [data for data, _ in server.objects.values()]
+        assert hashlib.sha512(sent).digest() == hashlib.sha512(path.read_bytes()).digest()
+    assert sorted(lengths, reverse=True) == parts
+
+
+def test_a_part_may_take_longer_than_a_transfer_without_progress(path, digest, known, monkeypatch):
+    def send(file, socket, offset, count):
+        time.sleep(0.1)
+        return os.sendfile(socket, file._descriptor, offset, min(count, RANGE_PIECE))
+
+    monkeypatch.setattr(FileAgain, "send", send)
+    with S3Server() as server:
+        store = open_at(server, s3_store_checksum_algorithm="none", transfer_timeout=0.6, **OPTIONS)
+        add(store, "image", str(path), digests=known)
+        assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
 
 
 @pytest.mark.parametrize("outcome", [OSError(errno.EINVAL, "no such call here"), 0])

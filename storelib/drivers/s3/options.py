@@ -103,7 +103,7 @@ OPTIONS: Sequence[cfg.Opt] = (
         max=5 * 1024,
         help="MiB in one part. An image that fits in one part is one PUT, a larger one a multipart upload. Parts "
         "grow beyond this where 10000 of them would not hold the image; if its size is not known, after every "
-        "thousandth part.",
+        "thousandth part. Where nothing looks at the bytes of a local file, several go out as one, of 32 MiB at most.",
     ),
     cfg.StrOpt(
         "s3_store_equal_parts",
