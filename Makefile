@@ -58,7 +58,9 @@ demo:
 	@.ci/venv .venv "$$(.ci/pythons first 3.11 3.12 3.13 3.10)" api
 	@.venv/bin/storelib demo </dev/null
 
-test: packages environment lint types imports docs resolve interpreters full
+# The last two side by side: much of what each does is to wait. Not as jobs of the shell, which SIGINT does not reach.
+test: packages environment lint types imports docs resolve
+	@printf '%s\n' interpreters full | xargs --max-procs=2 --max-args=1 $(MAKE)
 
 packages:
 	$(call heading,Debian packages)
