@@ -238,9 +238,9 @@ class Writer(abc.ABC):
     #: ``write_range(number, file)``: store one part of more than 32 MiB that is not held, the ``RangeFile`` of a local
     #: file, which is read to its end, once or again from its beginning.
     write_range: Callable[[int, RangeFile], None] | None = None
-    #: ``write_range`` sends a file without reading it (``UnreadFile``): the faster way for parts of any size if nothing
-    #: is hashed. Several of them come as one then, of 32 MiB at most.
-    sends_files: bool = False
+    #: Bytes that ``write_range`` sends at once without reading them (``UnreadFile``), the faster way for parts of any
+    #: size if nothing is hashed: several of them come as one then, of so much at most. 0: it reads them.
+    sends_at_once: int = 0
 
     def part_size(self, number: int, size: int | None) -> int:
         """Bytes in part ``number`` of an image of ``size`` bytes; a pure function, a multiple of 4096."""

@@ -21,15 +21,15 @@ from storelib.transfer.partfile import RangeFile
 from storelib.transfer.source import FileAgain
 from storelib.transfer.writing import PartWriter
 
-#: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then. And bytes of
-#: several parts that go out as one where none of them is held.
+#: Bytes of a part up to which it is held: two of them, as a transfer holds at least, are 64 MiB then.
 LARGE = 32 * MiB
 
 
 class RangeCutter:
     """Takes the bytes in order, in the caller's thread, as PartCutter does; for an image of ``size`` bytes."""
 
-    def __init__(self, target: PartWriter, size: int, file: FileAgain, memory: MemoryBudget) -> None:
+    def __init__(self, target: PartWriter, size: int, file: FileAgain, memory: MemoryBudget, unread: int = 0) -> None:
+        """``unread``: bytes of parts at most that go out as one, since they are not read; 0: each by itself."""
         #: What holds the bytes of ``block()``.
         self.buffer: Buffer | None = None
         self._target = target
@@ -39,8 +39,10 @@ class RangeCutter:
         # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their CRC.
         self._number = 0
         self._offset = 0
-        self._parts_in_one = _parts_in_one(target, size)
-        self._window = min(target.part_size(0) * self._parts_in_one, size)
+        part = target.part_size(0)
+        # Each costs a request. Two are left for each of the calls at once, so that all have something to do to the end.
+        self._parts_in_one = max(min(unread // part, size // (part * 2 * target.writer.concurrency)), 1)
+        self._window = min(part * self._parts_in_one, size)
         self._filled = 0
         self._crc = 0
         self._under_way = 0
@@ -157,12 +159,3 @@ class RangeCutter:
             raise part.error from None
         if crc is not None and part.crcs != {crc}:
             raise StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
-
-
-def _parts_in_one(target: PartWriter, size: int) -> int:
-    """How many of the writer's parts go out as one: each costs a request, and large ones are all that is held.
-
-    No more of them than leave two for each of its calls at once, so that all have something to do to the end.
-    """
-    part = target.part_size(0)
-    return max(min(LARGE // part, size // (part * 2 * target.writer.concurrency)), 1)

@@ -68,12 +68,12 @@ class StoreUpload:
     def _cutter(self) -> PartCutter | RangeCutter:
         """What cuts the parts; those are not held that are large and can be read again, or need not be read at all."""
         size, writer, part = self._size, self.target.writer, self.target.part_size(0)
-        by_range = part > LARGE or (writer.sends_files and not self._hashed)
-        if writer.write_range is not None and size is not None and size > part and by_range:
+        unread = 0 if self._hashed else writer.sends_at_once
+        if writer.write_range is not None and size is not None and size > part and (part > LARGE or unread):
             again = self._source.again()
             if again is not None:
                 self._ends.callback(self.calls.close, again.close)
-                return RangeCutter(self.target, size, again, self.memory)
+                return RangeCutter(self.target, size, again, self.memory, unread)
         return PartCutter(self.target, self._budget, self.memory)
 
     def flush(self) -> None:

@@ -17,6 +17,7 @@ from recording import recording_store
 from s3_server import S3Server, error, open_at
 
 from storelib.driver import Digests
+from storelib.drivers.s3 import writer
 from storelib.exceptions import IncompleteRead, Invalid, StoreError
 from storelib.registry import open_store
 from storelib.transfer import MiB, copy, fan_out, ranges, store_upload
@@ -288,34 +289,37 @@ def test_a_file_of_which_nothing_is_computed_is_sent_and_not_read(tmp_path, path
 
 
 @pytest.mark.parametrize(
-    ("part", "threads", "parts"),
-    # Two of them at least are left for each of the calls at once, and none has more than 10 MiB.
-    [(5, 1, [10, 10, 10, 1]), (5, 2, [5, 5, 5, 5, 5, 5, 1]), (6, 1, [6, 6, 6, 6, 6, 1]), (11, 1, [11, 11, 9])],
-)  # fmt: skip
-def test_several_parts_that_are_not_held_go_out_as_one(tmp_path, monkeypatch, part, threads, parts):
-    monkeypatch.setattr(ranges, "LARGE", 10 * MiB)
-    path = tmp_path / "image"
+    ("at_once", "threads", "parts"),
+    # Two of them at least are left for each of the calls at once.
+    [(32, 1, [8 * 3, 8 * 3, 7]), (16, 1, [8 * 2] * 3 + [7]), (16, 2, [8] * 6 + [7]), (7, 1, [8] * 6 + [7])],
+)
+def test_several_parts_that_are_not_held_go_out_as_one(tmp_path, monkeypatch, at_once, threads, parts):
+    monkeypatch.setattr(writer, "UNREAD_PART", at_once * MiB)
+    assert sent_parts(tmp_path, 55, s3_store_thread_pools=threads) == parts
+
+
+def test_parts_whose_size_an_operator_sets_have_that_size(tmp_path):
+    assert sent_parts(tmp_path, 31, s3_store_thread_pools=1, s3_store_large_object_chunk_size=5) == [5] * 6 + [1]
+
+
+def sent_parts(tmp_path, size, **options):
+    """The MiB in each part of an image of so many of which nothing is computed, the largest first."""
+    path, lengths = tmp_path / "image", []
     with path.open("wb") as file:
-        file.truncate(31 * MiB)
+        file.truncate(size * MiB)
         file.seek(20 * MiB)
         file.write(b"data")
-    lengths = []
 
     def after(operation, request):
         if operation == "part":
             lengths.append(len(request.body) // MiB)
 
     with S3Server(after=after) as server:
-        store = open_at(
-            server,
-            s3_store_checksum_algorithm="none",
-            s3_store_large_object_chunk_size=part,
-            s3_store_thread_pools=threads,
-        )
+        store = open_at(server, s3_store_checksum_algorithm="none", **options)
         add(store, "image", str(path), digests=Digests("0" * 32, "0" * 128))
-        [sent] = [data for data, _ in server.objects.values()]
+        [(sent, _)] = server.objects.values()
         assert hashlib.sha512(sent).digest() == hashlib.sha512(path.read_bytes()).digest()
-    assert sorted(lengths, reverse=True) == parts
+    return sorted(lengths, reverse=True)
 
 
 def test_a_part_may_take_longer_than_a_transfer_without_progress(path, digest, known, monkeypatch):
@@ -356,8 +360,8 @@ def test_what_is_encrypted_has_to_be_read():
                    s3_store_secret_key="b", s3_store_checksum_algorithm="none")
         for scheme in ("https", "http")
     )  # fmt: skip
-    assert not secure.open_writer("image", SIZE, None).sends_files
-    assert plain.open_writer("image", SIZE, None).sends_files
+    assert not secure.open_writer("image", SIZE, None).sends_at_once
+    assert plain.open_writer("image", SIZE, None).sends_at_once
     data = os.urandom(3 * MiB)
 
     def read(offset, view):

@@ -16,6 +16,9 @@ from storelib.option_types import LocalPath
 from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Options
 
+#: MiB in one part, where nobody says.
+PART = 8
+
 OPTIONS: Sequence[cfg.Opt] = (
     # -- Where ------------------------------------------------------------------------------------------------
     cfg.StrOpt(
@@ -98,12 +101,13 @@ OPTIONS: Sequence[cfg.Opt] = (
     # -- How images are stored --------------------------------------------------------------------------------
     cfg.IntOpt(
         "s3_store_large_object_chunk_size",
-        default=8,
+        default=PART,
         min=5,
         max=5 * 1024,
         help="MiB in one part. An image that fits in one part is one PUT, a larger one a multipart upload. Parts "
         "grow beyond this where 10000 of them would not hold the image; if its size is not known, after every "
-        "thousandth part. Where nothing looks at the bytes of a local file, several go out as one, of 32 MiB at most.",
+        "thousandth part. With the default, up to 32 MiB go out at once where nothing looks at the bytes of a local "
+        "file.",
     ),
     cfg.StrOpt(
         "s3_store_equal_parts",

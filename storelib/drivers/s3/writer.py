@@ -12,6 +12,7 @@ from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
 from storelib.drivers.s3.bucket import Bucket, PartChecksums
 from storelib.drivers.s3.errors import GONE, error_code
 from storelib.drivers.s3.location import S3Location
+from storelib.drivers.s3.options import PART
 from storelib.drivers.s3.publication import Publication, adapting, recorded_in, version_of
 from storelib.exceptions import (
     Forbidden,
@@ -38,6 +39,8 @@ STEP = 1000
 PIECE = 512 * KiB
 #: The most that the protocol copies in one request.
 LARGEST_COPY = 5 * 1024 * MiB
+#: Bytes of one part that is not read, unless an option says how large parts are.
+UNREAD_PART = 32 * MiB
 #: Bytes of one part when an image is copied in parts.
 COPY_PART = 512 * MiB
 
@@ -77,7 +80,7 @@ class S3Writer(Writer):
         self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.write_range = self.write_large
-        self.sends_files = self._in_clear and bucket.checksums.algorithm == "none"
+        self.sends_at_once = self._sends_at_once()
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
         self.recorded: dict[str, str] = {}
@@ -91,6 +94,13 @@ class S3Writer(Writer):
         """See the function of that name; where the server wants parts of one size, that of the first."""
         number = 0 if self._bucket.equal_parts else number
         return part_size(number, size, self._bucket.conf.s3_store_large_object_chunk_size * MiB)
+
+    def _sends_at_once(self) -> int:
+        if not self._in_clear or self._bucket.checksums.algorithm != "none":
+            return 0
+        size = self._bucket.conf.s3_store_large_object_chunk_size
+        # A part of another size may be as large as what is in front of the server lets through.
+        return UNREAD_PART if size == PART else size * MiB
 
     def put_whole(self, data: memoryview, digests: Digests) -> Committed:
         """One PUT, which the server refuses if the id is taken."""
@@ -137,7 +147,7 @@ class S3Writer(Writer):
 
     def write_large(self, number: int, file: RangeFile) -> None:
         """The same for a part that is read from a file: for its checksum, and when it is sent."""
-        body = UnreadFile(file) if self.sends_files and file.sendable else file
+        body = UnreadFile(file) if self.sends_at_once and file.sendable else file
         adapting(self._bucket, lambda _, checksums: self._send(number, body, file, checksums))
 
     def _send(
