@@ -152,7 +152,8 @@ def _delete_pending(core: Core, context: Context, image_id: str) -> Iterator[tup
 def delete_location(core: Core, context: Context, image_id: str, location: ImageLocation) -> None:
     """Delete the data at a pending_delete location and forget it, unless another request does; raises StoreError.
 
-    A URI can be used again, so what is there is never deleted without a claim, which keeps new data away.
+    A URI can be used again, so what is there is never deleted without a claim, which keeps new data away. What another
+    image has, too, since services and administrators may name one place for several, stays with that.
     """
     repository, token = core.repository, str(uuid.uuid4())
     unsure = core.unsure_claims.pop(location.id, ())
@@ -166,7 +167,7 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
             if not location.uri:
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
                 _search_what_is_noted(core, image_id, location, token)
-            elif not _is_of_others(core, image_id, location):
+            elif not repository.locations.is_shared(location.uri, image_id):
                 core.delete_data(location, context)
         except BaseException:
             repository.locations.release(image_id, location.id, token)
@@ -176,14 +177,6 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         # It may be there or not, so the next attempt has to know it for its own.
         core.unsure_claims[location.id] = (*unsure, token)
         raise
-
-
-def _is_of_others(core: Core, image_id: str, location: ImageLocation) -> bool:
-    """Whether another image has the same data, which services and administrators may have named for several.
-
-    Not asked of what a store was given for this image, which is called like it.
-    """
-    return image_id not in location.uri and core.repository.locations.is_shared(location.uri, image_id)
 
 
 def _is_written_again(core: Core, image_id: str, location: ImageLocation) -> bool:

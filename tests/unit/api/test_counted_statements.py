@@ -72,4 +72,5 @@ def test_data_comes_with_two_transactions_and_goes_with_four(api, counted):
     statements, commits = counted(lambda: api.alice.upload(image, b"data"))
     assert (statements <= 20, commits) == (True, 2)
     statements, commits = counted(lambda: api.alice.delete(f"/v2/images/{image}"))
-    assert (statements <= 18, commits) == (True, 4)
+    # One of them looks whether another image has the same data, which stays then.
+    assert (statements <= 19, commits) == (True, 4)

@@ -235,13 +235,17 @@ class TestSharedData(Located):
         assert url not in [found.uri for found in self.api.registry["mem"].list_images()]
         assert list(self.api.repository.locations.pending()) == []
 
-    def test_an_image_keeps_the_data_that_it_was_given(self):
-        first, second = self.api.nova.create(), self.api.nova.create()
-        assert self.api.nova.upload(first, DATA, X_Image_Meta_Store="mem").status_code == 204
-        self.post(second, self.api.nova.get(f"/v2/images/{first}/locations").json[0]["url"])
+    @pytest.mark.parametrize("goes", [0, 1])
+    def test_data_that_was_uploaded_for_one_image_and_named_for_another_stays_with_the_other(self, goes):
+        images = [self.api.nova.create() for _ in range(2)]
+        assert self.api.nova.upload(images[0], DATA, X_Image_Meta_Store="mem").status_code == 204
+        url = self.api.nova.get(f"/v2/images/{images[0]}/locations").json[0]["url"]
+        self.post(images[1], url)
         self.api.settle()
-        assert self.api.nova.delete(f"/v2/images/{second}").status_code == 204
-        assert self.api.nova.download(first).content == DATA
+        assert self.api.nova.delete(f"/v2/images/{images[goes]}").status_code == 204
+        assert self.api.nova.download(images[1 - goes]).content == DATA
+        assert self.api.nova.delete(f"/v2/images/{images[1 - goes]}").status_code == 204
+        assert url not in [found.uri for found in self.api.registry["mem"].list_images()]
 
 
 class TestTasks(Located):
