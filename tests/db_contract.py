@@ -40,7 +40,7 @@ from storelib.api.db.records import (
     Ticket,
     TimeFilter,
 )
-from storelib.api.db.schema import indexes_of, metadata, tasks
+from storelib.api.db.schema import image_locations, indexes_of, metadata, rounds, tasks
 from storelib.api.db.statuses import ALLOWED, STATUSES
 from storelib.api.db.tasks import NewTask
 from storelib.api.errors import (
@@ -95,7 +95,7 @@ def copy(repository: Repository, image_id: str, location: NewLocation):
         repository.processes.leave(process.id)
 
 
-DAY = 24 * 3600 * 1_000_000
+SECOND, DAY = 1_000_000, 24 * 3600 * 1_000_000
 TASK_KEYS = ("created_at", "expires_at", "id", "status", "type", "updated_at")
 
 
@@ -708,6 +708,21 @@ class RepositoryContract(PreloadContract):
         assert list(repository.locations.pending(before)) == []
         assert [each.uri for _, each in repository.locations.pending()] == [FAST.uri]
 
+    def test_what_became_pending_while_the_clock_was_ahead_did_so_by_now(self, repository):
+        first, second = make_active(repository, FAST), make_active(repository, COLD)
+        for image in (first, second):
+            repository.images.transition(image.id, from_={"active"}, to="deleted")
+        c, write = image_locations.c, repository.database.write
+        for image, ahead in ((first, DAY), (second, DAY + 600 * SECOND)):
+            change = image_locations.update().where(c.image_id == image.id)
+            change = change.values(pending_since=c.pending_since + ahead)
+            write(lambda connection, change=change: connection.execute(change))
+        moment = datetime.datetime.now(datetime.timezone.utc)
+        repository.locations.bring_back(moment + datetime.timedelta(hours=1))
+        before = moment - datetime.timedelta(seconds=300)
+        assert [image_id for image_id, _ in repository.locations.pending(before)] == [first.id]
+        assert len(list(repository.locations.pending())) == 2
+
     def test_many_pending_locations_are_read_in_batches(self, repository):
         made = [make_active(repository).id for _ in range(7)]
         for image_id in made:
@@ -912,6 +927,17 @@ class RepositoryContract(PreloadContract):
         assert repository.uploads.take_over(second.id, ttl=60)
         repository.processes.leave(second.id)
         assert repository.uploads.take_over(third.id, ttl=60)[0].process_id == third.id
+
+    def test_a_lease_lasts_no_longer_because_the_clock_was_ahead(self, repository, database):
+        image, join = make(repository), repository.processes.join
+        dead, taker = join("host", 1), join("host", 2)
+        repository.uploads.begin(image.id, dead.id)
+        ahead = sa.text(f"UPDATE processes SET boot = NULL, ticks = NULL, seen_at = seen_at + {365 * DAY}")
+        database.write(lambda connection: connection.execute(ahead))
+        # It may live, and renew its lease.
+        assert repository.uploads.take_over(taker.id, ttl=60) == []
+        latest = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=5)
+        assert [process.seen_at < latest for process in repository.processes.list()] == [True, True]
 
     def test_processes_are_known_by_the_clock_of_the_database(self, repository):
         process = repository.processes.join("host", 77)
@@ -1444,6 +1470,12 @@ class RepositoryContract(PreloadContract):
         seen = [repository.tasks.get(task.id).status for task in (at_work, left, new)]
         assert seen == ["pending", "failure", "pending"]
 
+    def test_tasks_that_nobody_works_on_fail_although_the_clock_was_set_back(self, repository):
+        left = make_task(repository)
+        change = tasks.update().where(tasks.c.id == left.id).values(updated_at=tasks.c.updated_at + DAY)
+        repository.database.write(lambda connection: connection.execute(change))
+        assert repository.tasks.fail_abandoned(3600, "left", 60) == 1
+
     @pytest.mark.parametrize("text", ["\ud800", "x" * 70_000])
     def test_what_does_not_fit_a_task_is_refused(self, repository, text):
         with pytest.raises(BadRequest):
@@ -1786,6 +1818,28 @@ class RepositoryContract(PreloadContract):
         assert tables.claim(name, second, 60, 3600) is None
         again = tables.claim(name, second, 60, 0)
         assert (again.position, again.counts, again.last) == ("", {}, {"images": 4})
+
+    def test_a_round_is_due_although_the_last_one_began_while_the_clock_was_ahead(self, repository, database):
+        tables, name = repository.rounds, str(uuid.uuid4())
+        first, second = (repository.processes.join("here", number).id for number in (1, 2))
+        tables.claim(name, first, 60, 3600)
+        tables.finish(name, first, {})
+        change = rounds.update().where(rounds.c.name == name)
+        ahead = change.values(started_at=rounds.c.started_at + DAY, finished_at=rounds.c.finished_at + DAY)
+        database.write(lambda connection: connection.execute(ahead))
+        assert tables.claim(name, first, 60, 3600) is not None
+        assert tables.note(name, first, "half", {})
+        repository.processes.leave(first)
+        assert tables.claim(name, second, 60, 3600).position == "half"
+
+    def test_a_round_has_ended_although_the_clock_was_set_back_meanwhile(self, repository, database):
+        tables, name = repository.rounds, str(uuid.uuid4())
+        process = repository.processes.join("here", 1).id
+        tables.claim(name, process, 60, 3600)
+        ahead = rounds.update().where(rounds.c.name == name).values(started_at=rounds.c.started_at + 600 * SECOND)
+        database.write(lambda connection: connection.execute(ahead))
+        tables.finish(name, process, {})
+        assert tables.claim(name, process, 60, 3600) is None
 
     def test_of_processes_that_begin_a_round_together_one_does_it(self, repository):
         name = str(uuid.uuid4())

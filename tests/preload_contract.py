@@ -11,7 +11,7 @@ import pytest
 
 from storelib.api.db import rows
 from storelib.api.db.preload_records import Beat, Change, Claim, Group, NewPreload, Node
-from storelib.api.db.preload_schema import nodes, preload_nodes
+from storelib.api.db.preload_schema import nodes, piece_layers, preload_nodes
 from storelib.api.db.records import NewImage
 from storelib.api.errors import AlreadyExists, ImageNotFound, NotAuthenticated, ResourceNotFound, TooManyRequests
 
@@ -200,6 +200,10 @@ class PreloadContract:
         repository.pieces.fail(image, "no" * 500)
         assert repository.pieces.missing(5, 0) == []
         assert repository.pieces.missing(5, rows.now() + SECOND) == [image]
+        # The clock was set back by a day since.
+        ahead = piece_layers.update().values(updated_at=piece_layers.c.updated_at + 86400 * SECOND)
+        repository.database.write(lambda connection: connection.execute(ahead))
+        assert repository.pieces.missing(5, rows.now() - 600 * SECOND) == [image]
         layer = bytes(range(256)) * 700
         for _ in range(2):
             repository.pieces.put(image, 9, layer)

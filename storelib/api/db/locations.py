@@ -145,6 +145,17 @@ class Locations(Table):
             yield from found
             after = found[-1][1].id
 
+    @writes
+    def bring_back(self, connection: Connection, latest: datetime.datetime) -> None:
+        """Have what became pending after ``latest`` become so by now: the clock was ahead, and was set back.
+
+        The last of it now, all others as much earlier as they were.
+        """
+        last = connection.execute(sa.select(sa.func.max(c.pending_since))).scalar()
+        if last is not None and last > (bound := from_time(latest)):
+            ahead = image_locations.update().where(c.pending_since > bound)
+            connection.execute(ahead.values(pending_since=c.pending_since - (last - now())))
+
     @reads
     def _pending_after(
         self, connection: Connection, before: int, after: int, batch: int

@@ -71,7 +71,10 @@ class PieceLayers(Table):
         joined = preloads.join(images, images.c.id == preloads.c.image_id).outerjoin(
             piece_layers, p.image_id == images.c.id
         )
-        due = sa.or_(p.image_id.is_(None), sa.and_(p.state == "failed", p.updated_at < retry_before))
+        moment = now()
+        # None was tried in the future: the clock was set back.
+        again = sa.or_(p.updated_at < retry_before, p.updated_at > moment + (moment - retry_before))
+        due = sa.or_(p.image_id.is_(None), sa.and_(p.state == "failed", again))
         query = sa.select(images.c.id).select_from(joined).where(preloads.c.status == "active", due)
         rows = connection.execute(query.where(images.c.status == "active", images.c.size > 0).distinct().limit(limit))
         return [row[0] for row in rows]

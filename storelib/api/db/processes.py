@@ -89,6 +89,13 @@ def living(connection: Connection, ttl: int) -> sa.ColumnElement[bool]:
     return sa.or_(sa.and_(here, sa.func.coalesce(c.ticks, 0) >= ticks() - ttl), sa.and_(~here, seen))
 
 
+def renew_future(connection: Connection, ttl: int) -> None:
+    """Have leases end in time that were renewed while the server's clock was ahead: a dead one would last as long as it
+    was. Those that live renew theirs.
+    """
+    connection.execute(processes.update().where(processes.c.seen_at > Now() + ttl).values(seen_at=Now()))
+
+
 def this_boot() -> str | None:
     """This boot of this machine, as far as one clock is counted from it; None where that is not known."""
     try:

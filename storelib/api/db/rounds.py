@@ -20,6 +20,8 @@ from storelib.api.db.schema import processes, rounds
 from storelib.api.db.table import Table, reads, writes
 
 c = rounds.c
+#: Microseconds that the clocks of two hosts may differ.
+CLOCKS = 60_000_000
 
 
 class Rounds(Table):
@@ -46,12 +48,17 @@ class Rounds(Table):
         free = sa.or_(c.process_id.is_(None), c.process_id == process_id, c.process_id.not_in(alive))
         moment = now()
         stopped = c.started_at.is_not(None) & (c.finished_at.is_(None) | (c.finished_at < c.started_at))
-        due = sa.or_(stopped, c.started_at.is_(None), c.started_at <= moment - int(interval * 1_000_000))
+        apart = int(interval * 1_000_000)
+        # None began in the future: the clock was set back.
+        ahead = c.started_at > moment + max(apart, CLOCKS)
+        due = sa.or_(stopped, c.started_at.is_(None), c.started_at <= moment - apart, ahead)
         mine = rounds.update().where(c.name == name, free, due).values(process_id=process_id)
         if not connection.execute(mine).rowcount:
             return None
         fresh = rounds.update().where(c.name == name, ~sa.func.coalesce(stopped, sa.false()))
-        connection.execute(fresh.values(started_at=moment, position="", counts="{}"))
+        # Or else it would look as if it had ended as soon as it began.
+        ended = sa.case((c.finished_at >= moment, moment - 1), else_=c.finished_at)
+        connection.execute(fresh.values(started_at=moment, finished_at=ended, position="", counts="{}"))
         return _get(connection, name)
 
     @writes
@@ -64,8 +71,10 @@ class Rounds(Table):
     def finish(self, connection: Connection, name: str, process_id: str, counts: dict[str, Any]) -> None:
         """The round has come to its end."""
         mine = rounds.update().where(c.name == name, c.process_id == process_id)
-        text = json.dumps(counts)
-        values = {"process_id": None, "position": "", "finished_at": now(), "counts": text, "last": text}
+        text, moment = json.dumps(counts), now()
+        # Where the clock was set back meanwhile it would look as if it had stopped, and be gone on with for ever.
+        ended = sa.case((c.started_at > moment, c.started_at), else_=moment)
+        values = {"process_id": None, "position": "", "finished_at": ended, "counts": text, "last": text}
         connection.execute(mine.values(**values))
 
     @writes

@@ -153,7 +153,9 @@ class Tasks(Table):
         """End the tasks that did not change for ``age`` seconds and of whose image no data is written."""
         c, moment = tasks.c, now()
         at_work = sa.exists().where(uploads.c.image_id == c.image_id)
-        old = c.updated_at < moment - int(age * 1_000_000)
+        apart = int(age * 1_000_000)
+        # None changed in the future: the clock was set back.
+        old = sa.or_(c.updated_at < moment - apart, c.updated_at > moment + apart)
         values = {"status": "failure", "message": message, "expires_at": moment + int(kept * 1_000_000)}
         found = tasks.update().where(c.status.in_(_UNFINISHED), old, ~at_work)
         return connection.execute(found.values(**values, updated_at=moment)).rowcount

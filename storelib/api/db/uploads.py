@@ -21,7 +21,7 @@ from storelib.api.db import holdings
 from storelib.api.db import locations as location_rows
 from storelib.api.db.image_row import lock, update_and_bump, values_with_status
 from storelib.api.db.images import change_properties, change_status, note_status
-from storelib.api.db.processes import has_lease, living
+from storelib.api.db.processes import has_lease, living, renew_future
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status, TaskEnd, Ticket, Upload
 from storelib.api.db.rows import changeable, check_long_text, load, now, to_time
 from storelib.api.db.schema import images, processes, uploads
@@ -206,6 +206,7 @@ class Uploads(Table):
         taken over again. One that is pending_delete is a deletion, to be gone on with. All get ``token``, by which
         ``list_for`` tells them if the outcome is unknown.
         """
+        renew_future(connection, int(ttl * 1_000_000))
         alive = living(connection, int(ttl * 1_000_000))
         left = _UPLOADS.where(
             uploads.c.process_id != process_id, uploads.c.process_id.not_in(sa.select(processes.c.id).where(alive))

@@ -31,6 +31,8 @@ from storelib.exceptions import (
 
 #: Seconds that an add takes at most, by which what it may have left is told from what was there before.
 LONGEST_ADD = 7 * 86400.0
+#: Seconds that data may seem to be deleted in the future, before that is taken for a clock which was set back.
+CLOCKS = 3600.0
 
 
 def finish_deletion(core: Core, context: Context, image_id: str, restore: Status) -> Image:
@@ -88,7 +90,8 @@ def delete_abandoned(core: Core, abandoned: float) -> None:
     """
     moment = datetime.datetime.now(datetime.timezone.utc)
     for image_id in core.repository.images.in_statuses(DELETING):
-        _end_abandoned(core, image_id, moment - datetime.timedelta(seconds=abandoned))
+        _end_abandoned(core, image_id, moment, datetime.timedelta(seconds=abandoned))
+    core.repository.locations.bring_back(moment + datetime.timedelta(seconds=CLOCKS))
     scrub(core, max(abandoned, kept_for(core)))
 
 
@@ -125,10 +128,13 @@ def _is_away(error: Exception) -> bool:
     return waited or isinstance(error, TransferTimeout)
 
 
-def _end_abandoned(core: Core, image_id: str, before: datetime.datetime) -> None:
-    """The image is deleted at once; its data, of which there may be much, is deleted like that of others."""
+def _end_abandoned(core: Core, image_id: str, now: datetime.datetime, abandoned: datetime.timedelta) -> None:
+    """The image is deleted at once; its data, of which there may be much, is deleted like that of others.
+
+    None changed in the future: the clock was set back.
+    """
     try:
-        if core.repository.images.get(image_id).updated_at < before:
+        if abs(now - core.repository.images.get(image_id).updated_at) > abandoned:
             core.repository.images.transition(image_id, from_=DELETING, to="deleted")
     except (ImageNotFound, StatusConflict):
         pass

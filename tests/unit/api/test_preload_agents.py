@@ -549,6 +549,17 @@ class TestSources:
         assert found[3].job(one)["source"] is not None
         assert found[0].job(one)["source"] is None
 
+    def test_a_node_that_gets_nothing_makes_room_for_others_although_the_clock_was_set_back(self, api, image):
+        found = [FakeNode(api, f"n{number}") for number in range(4)]
+        [one] = preload(api, image)
+        assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+        with api.repository.database.engine.begin() as connection:
+            granted, moved = preload_sources.c.granted_at, preload_nodes.c.moved_at
+            connection.execute(preload_sources.update().values(granted_at=granted + 86400 * 1_000_000))
+            connection.execute(preload_nodes.update().values(moved_at=moved + 86400 * 1_000_000))
+        assert found[0].job(one)["source"] is None
+        assert found[3].job(one)["source"] is not None
+
     def test_a_node_that_gets_nothing_makes_room_for_others(self, api, image):
         found = [FakeNode(api, f"n{number}") for number in range(4)]
         [one] = preload(api, image)

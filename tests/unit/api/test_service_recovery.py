@@ -18,7 +18,7 @@ import pytest
 from deployment import OCTETS, Deployment, add_location
 
 from storelib.api.db.records import NewLocation
-from storelib.api.db.schema import processes
+from storelib.api.db.schema import images, processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage, Unavailable
 from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service import lease as lease_module
@@ -677,6 +677,14 @@ class TestInterruptedDeletion:
         api.service.lease.scrub()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
+
+    def test_a_deletion_that_began_while_the_clock_was_ahead_is_done(self, api):
+        image = api.alice.active(DATA)
+        api.repository.images.transition(image, from_=("active",), to="pending_delete")
+        ahead = images.update().values(updated_at=images.c.updated_at + 86400 * 1_000_000)
+        api.repository.database.write(lambda connection: connection.execute(ahead))
+        api.service.lease.scrub()
+        assert api.alice.get(f"/v2/images/{image}").status_code == 404
 
     def test_a_store_that_is_away_is_asked_once_and_does_not_keep_the_others(self, api, monkeypatch):
         images = [api.alice.active(DATA) for _ in range(3)]

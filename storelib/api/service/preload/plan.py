@@ -89,7 +89,7 @@ def wants_source(node: Node, work: Work, complete: int, now: int) -> bool:
         return False
     if not node.port:
         return True
-    return work.has_pieces and (not complete or now - work.moved_at > STALLED * SECOND)
+    return work.has_pieces and (not complete or _is_apart(work.moved_at, now))
 
 
 def has_stalled(work: Work, place: Place, now: int) -> bool:
@@ -97,7 +97,12 @@ def has_stalled(work: Work, place: Place, now: int) -> bool:
 
     It may not reach the store that it is sent to, or wait for room; all other nodes wait for those that read.
     """
-    return now - max(work.moved_at, place.granted_at) > STALLED * SECOND
+    return _is_apart(work.moved_at, now) and _is_apart(place.granted_at, now)
+
+
+def _is_apart(moment: int, now: int) -> bool:
+    """Whether it is longer ago than nodes may stand still, or in the future: then the clock was set back."""
+    return abs(now - moment) > STALLED * SECOND
 
 
 def places(
