@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -40,6 +41,8 @@ LOG = logging.getLogger(__name__)
 TICK, LOOK = 0.25, 5.0
 #: Seconds between heartbeats before the API says anything, and the least between two.
 INTERVAL, SOONEST = 10.0, 1.0
+#: The most: nobody could tell a node more that would not be asked.
+LATEST = 24 * 3600.0
 #: Seconds within which all nodes ask when a message wakes them.
 SPREAD = 2.0
 #: Seconds by which the clock may differ from the API's before certificates are not to be trusted.
@@ -258,8 +261,8 @@ class Agent:
 
     def _obey(self, response: Document) -> None:
         interval = response.get("interval")
-        if isinstance(interval, (int, float)) and interval > 0:
-            self._interval = float(interval)
+        if isinstance(interval, (int, float)) and 0 < interval < math.inf:
+            self._interval = float(min(interval, LATEST))
             self._next_heartbeat = min(self._next_heartbeat, self._last_heartbeat + self._interval * 1.1)
         self._draining = bool(response.get("draining"))
         found = []

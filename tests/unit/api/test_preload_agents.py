@@ -680,6 +680,12 @@ class TestCertificates:
         assert job["certificate"]
         api.close()
 
+    def test_an_authority_is_good_although_the_clock_was_ahead_when_it_was_made(self):
+        made = x509.load_pem_x509_certificate(Authorities(None).make("p1").certificate.encode())
+        apart = datetime.timedelta(days=3 * 365)
+        assert made.not_valid_before_utc + apart < datetime.datetime.now(datetime.timezone.utc)
+        assert made.not_valid_after_utc - apart > datetime.datetime.now(datetime.timezone.utc)
+
     def test_another_key_than_the_one_they_are_sealed_with_stops_nothing_else(self, tmp_path, caplog):
         api = Deployment(tmp_path, SECTIONS + "encryption_key = open sesame\n")
         node = FakeNode(api, "n1")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import lone_agent
@@ -55,3 +56,13 @@ def run(tmp_path, monkeypatch):
 def test_a_heartbeat_that_came_too_fast_is_sent_again_when_the_api_says(run):
     refused = RemoteServiceUnavailable("the image API refuses: 429", retry_after=0.05)
     assert run(refused, refused, {"interval": NEVER}) == 3
+
+
+@pytest.mark.parametrize("interval", [math.inf, math.nan, -1.0, 0, "soon", None])
+def test_an_interval_that_is_none_changes_nothing(run, interval):
+    assert run({"interval": 0.02}, {"interval": interval}, {"interval": interval}, {"interval": NEVER}) == 4
+
+
+def test_a_node_asks_again_within_a_day_whatever_it_is_told(run, monkeypatch):
+    monkeypatch.setattr(agent, "LATEST", 0.02)
+    assert run({"interval": 1e300}, {"interval": 10**400}, {"interval": NEVER}) == 3

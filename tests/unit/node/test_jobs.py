@@ -173,6 +173,16 @@ def test_a_key_that_is_damaged_is_made_anew():
     assert job.certificate is None
 
 
+@pytest.mark.parametrize(("now", "wanted"), [(50.0, True), (100.0, False), (299.0, False), (301.0, True)])
+def test_another_certificate_is_wanted_before_the_time_of_one_is_over_and_where_it_has_not_begun(
+    monkeypatch, now, wanted
+):
+    monkeypatch.setattr(certificates, "validity", lambda certificate: (100.0, 400.0))
+    job = jobs.read(DOCUMENT | {"certificate": "a certificate"}, None)
+
+    assert (job.wanted_csr("node-1", now) is not None) == wanted
+
+
 def test_without_an_authority_no_certificate_is_wanted():
     job = jobs.read(DOCUMENT | {"ca": None}, None)
 

@@ -60,7 +60,8 @@ class Authorities:
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(moment - _EARLIER)
+            # Made while the clock was ahead, it could not be used for as long, and no other is made.
+            .not_valid_before(moment - _LIFETIME)
             .not_valid_after(moment + _LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
