@@ -243,7 +243,11 @@ class Writer(abc.ABC):
     sends_at_once: int = 0
 
     def part_size(self, number: int, size: int | None) -> int:
-        """Bytes in part ``number`` of an image of ``size`` bytes; a pure function, a multiple of 4096."""
+        """Bytes in part ``number`` of an image of ``size`` bytes; a pure function.
+
+        A sparse writer's holes begin and end at multiples of 4096 bytes within a part, so those of the image if this is
+        one.
+        """
         return MiB
 
     def reserve(self, end: int) -> int | None:

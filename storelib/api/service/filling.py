@@ -126,11 +126,13 @@ class Filling:
     def _filled(self, job: Job, results: Mapping[str, Result]) -> Filled:
         good, errors = _good(results), _errors(results)
         self._data.may_have(job.ticket, [name for name, error in errors.items() if is_unanswered(error)])
-        message = "; ".join(f"store {name}: {told(error)}" for name, error in errors.items())
+        why = {name: told(error) for name, error in errors.items()}
+        why |= dict.fromkeys(job.left_out, "it still has to delete what it had of the image; try again later")
+        message = "; ".join(f"store {name}: {said}" for name, said in why.items())
         if errors and (job.all_must_succeed or not good):
             self._data.discard(job.context, job.ticket, good)
             raise next(iter(errors.values()))
-        return Filled(good, list(errors), message)
+        return Filled(good, list(why), message)
 
 
 def _compare(known: Digest, subject: str, digests: Digests) -> None:

@@ -54,7 +54,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """One import that was begun."""
+    """One import that was begun; ``left_out`` are stores that were asked for and are not tried."""
 
     context: Context
     image: Image
@@ -64,3 +64,9 @@ class Job:
     all_must_succeed: bool
     signature: Signature | None
     request: Request
+    left_out: Sequence[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All stores that were asked for."""
+        return [*(store.name for store in self.stores), *self.left_out]

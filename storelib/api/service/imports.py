@@ -7,12 +7,12 @@ Each import is one read of its source, fanned out to the stores. tasks.py notes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from storelib.api.context import Context
+from storelib.api.context import Context, administrator
 from storelib.api.db.records import Image, NewLocation, Status, Task, Ticket
 from storelib.api.errors import ApiError, BadRequest, Conflict, OutcomeUnknown, Unavailable
 from storelib.api.messages import told
@@ -21,7 +21,7 @@ from storelib.api.service import plugins
 from storelib.api.service.background import Background
 from storelib.api.service.core import LOG, Core
 from storelib.api.service.data import Data
-from storelib.api.service.deletion import remove_leftovers
+from storelib.api.service.deletion import delete_leftovers, remove_leftovers
 from storelib.api.service.filling import Filling
 from storelib.api.service.foreign import PUBLIC_SCHEMES
 from storelib.api.service.import_jobs import Job, Request
@@ -110,6 +110,10 @@ class Imports:
         # Staged data is counted already, and a copy leaves the image active.
         core.limits.check_uploading(image.owner, 1 if image.status == "queued" else 0)
         signature = core.signatures.of(context, image.properties)
+        asked = [store.name for store in stores]
+        left_out = () if request.all_must_succeed else self._still_deleting(image_id, asked)
+        if len(left_out) < len(stores):
+            stores = [store for store in stores if store.name not in left_out]
         names = [store.name for store in stores]
         image, ticket = self._data.begin(
             image, from_=(image.status,), to=None if copying else "importing", stores=names
@@ -119,14 +123,14 @@ class Imports:
             _check_formats(image)
             if copying:
                 image = self._with_room(image_id, names)
-            given = request.given or {"image_id": image_id, "import_req": request.shown(), "backend": names}
+            given = request.given or {"image_id": image_id, "import_req": request.shown(), "backend": asked}
             task = self._tasks.begin(context, image_id, request.kind, given, names)
         except BaseException as error:
             # A task that may have been noted ends with the upload.
             self._fail(ticket, None if copying else "queued", names, error)
             raise
-        job = Job(context, image, ticket, task.id, stores, request.all_must_succeed, signature, request)
-        noted = {"request": request.plain(), "stores": names, "task": task.id}
+        job = Job(context, image, ticket, task.id, stores, request.all_must_succeed, signature, request, left_out)
+        noted = {"request": request.plain(), "stores": names, "task": task.id, "left_out": left_out}
         self._background.start(KIND, context, image, ticket, noted, partial(self._run, job, opener))
         return task
 
@@ -147,8 +151,9 @@ class Imports:
             if request.kind == "import":
                 self.unmake(ticket.image_id)
             return
+        task, left_out = noted["task"], list(noted.get("left_out", ()))
         self._run(
-            Job(context, image, ticket, noted["task"], stores, request.all_must_succeed, signature, request), opener
+            Job(context, image, ticket, task, stores, request.all_must_succeed, signature, request, left_out), opener
         )
 
     def _run(self, job: Job, opener: Opener | None) -> None:
@@ -173,6 +178,22 @@ class Imports:
         if there := self._having(image).intersection(names):
             raise BadRequest(f"image {image_id} is in store {min(there)} already")
         return image
+
+    def _still_deleting(self, image_id: str, names: Sequence[str]) -> Sequence[str]:
+        """Those of the stores that cannot delete now what they had of the image: new data would go to the same place.
+
+        As every other that fails, they keep none of the others from having it.
+        """
+        core = self._core
+
+        def busy() -> set[str]:
+            pending = core.repository.locations.pending_for(image_id)
+            return {name for location in pending for name in core.possible_stores(location)}
+
+        for name in sorted(busy().intersection(names)):
+            with suppress(StoreError):
+                delete_leftovers(core, administrator(), image_id, [name])
+        return sorted(busy().intersection(names))
 
     def _having(self, image: Image) -> set[str]:
         """The stores that surely have the data of an image."""
@@ -238,7 +259,7 @@ class Imports:
 
     def _import(self, job: Job, opener: Opener) -> None:
         """In the background: from a source into stores, then active, or back to queued with nothing left behind."""
-        image, ticket, names = job.image, job.ticket, [store.name for store in job.stores]
+        image, ticket, names = job.image, job.ticket, job.names
         try:
             self._tasks.processing(job.task_id)
             with self._data.watching(ticket):
@@ -303,7 +324,7 @@ class Imports:
 
     def _copy(self, job: Job) -> None:
         """In the background: from the store that has an active image into others."""
-        image, ticket, names = job.image, job.ticket, [store.name for store in job.stores]
+        image, ticket, names = job.image, job.ticket, job.names
         try:
             self._tasks.processing(job.task_id)
             for store in job.stores:

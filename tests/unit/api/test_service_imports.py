@@ -718,6 +718,19 @@ class TestNotRemovedAtOnce(Importing):
         assert self.start(image, "glance-direct", stores=["mem"]).status_code == 202
         assert self.api.alice.show(image)["status"] == "active"
 
+    @pytest.mark.parametrize("stores", [["spare", "mem"], ["mem", "spare"]])
+    def test_where_others_are_enough_another_import_goes_into_them(self, monkeypatch, image, spare, stores):
+        self.leave(monkeypatch, image)
+        monkeypatch.setattr(spare, "remove", self.fail)
+        alone = self.start(image, "glance-direct", stores=["spare"], all_stores_must_succeed=False)
+        assert alone.status_code == 413
+        assert self.start(image, "glance-direct", stores=stores, all_stores_must_succeed=False).status_code == 202
+        assert self.failed(image) == ("active", "spare", "")
+        assert [each.metadata["store"] for each in self.api.repository.images.get(image).locations] == ["mem"]
+        task = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"][0]
+        assert task["status"] == "success"
+        assert task["message"].startswith("store spare: it still has to delete")
+
     def test_it_never_is_the_images(self, monkeypatch, image, spare):
         self.leave(monkeypatch, image)
         self.start(image, "glance-direct", stores=["fast", "mem"])

@@ -72,7 +72,7 @@ class Preloading:
 
     def _check(self) -> None:
         if not self.enabled:
-            raise ResourceNotFound("images are not distributed to nodes here")
+            raise ResourceNotFound("images are not distributed to nodes here: [preload] enabled is off")
 
 
 def limits_from(options: Any) -> plan.Limits:
