@@ -58,8 +58,8 @@ class RemoteImage(NamedTuple):
             found.data.close()
             raise BadRequest(f"the remote image has {size!r} bytes, but its data has {found.size}")
         digests = _digests(document)
-        if core.options.image_import_opts.image_import_plugins:
-            # What is stored may be other data by then, so what is read is compared.
+        if core.options.image_import_opts.image_import_plugins or digests.algorithm != core.hashing_algorithm:
+            # What is stored may be other data by then, or has another digest, so what is read is compared.
             with suppress(UnknownHashingAlgo, Invalid):
                 found.data.verify(Digest(digests.algorithm, digests.multihash))
         material = Material(context, image, found.data, found.size, properties=properties, expected=digests)

@@ -11,7 +11,6 @@ from storelib.api.errors import BadRequest
 from storelib.api.service.locations import check_length
 from storelib.drivers.http import HttpStore
 from storelib.drivers.http.location import HttpLocation
-from storelib.drivers.http.options import Rules
 from storelib.exceptions import BadStoreUri
 from storelib.registry import open_store
 from storelib.uris import redact, scheme_of
@@ -39,12 +38,11 @@ def web_store(options: SimpleNamespace, uri: str) -> HttpStore:
         found = HttpLocation.parse(uri)
     except BadStoreUri as error:
         raise BadRequest(f"this URL cannot be imported: {error}") from error
-    rules = Rules.from_conf(web.conf, web.name)
-    refused = rules.refuse_url(found) or rules.refuse_written_address(found)
-    if refused:
-        # The rules name the options of the http driver.
-        raise BadRequest(f"{redact(uri)} cannot be imported: {refused.replace('http_', 'import_')}")
     store = cast(HttpStore, web)
+    store.name_options("import_")
+    rules = store.session.rules
+    if refused := rules.refuse_url(found) or rules.refuse_written_address(found):
+        raise BadRequest(f"{redact(uri)} cannot be imported: {refused}")
     store.count_at_most(options.image_size_cap)
     return store
 

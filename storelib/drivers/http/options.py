@@ -98,6 +98,8 @@ class Rules:
     disallowed_ports: Sequence[int] = ()
     allowed_networks: Sequence[Network] = ()
     disallowed_networks: Sequence[Network] = ()
+    #: With what the names of the options begin that have these lists.
+    prefix: str = "http_"
 
     @classmethod
     def from_conf(cls, conf: Options, store_name: str) -> Rules:
@@ -115,22 +117,22 @@ class Rules:
         """Why this host or port may not be asked, or None."""
         port = location.effective_port
         if self.allowed_hosts and not _listed(location.host, self.allowed_hosts):
-            return f"host {location.host} is not in http_allowed_hosts"
+            return f"host {location.host} is not in {self.prefix}allowed_hosts"
         if _listed(location.host, self.disallowed_hosts):
-            return f"host {location.host} is in http_disallowed_hosts"
+            return f"host {location.host} is in {self.prefix}disallowed_hosts"
         if self.allowed_ports and port not in self.allowed_ports:
-            return f"port {port} is not in http_allowed_ports"
+            return f"port {port} is not in {self.prefix}allowed_ports"
         if port in self.disallowed_ports:
-            return f"port {port} is in http_disallowed_ports"
+            return f"port {port} is in {self.prefix}disallowed_ports"
         return None
 
     def refuse_address(self, text: str) -> str | None:
         """Why this numeric address may not be connected to, or None."""
         forms = _forms(ipaddress.ip_address(text.partition("%")[0]))
         if _inside(forms, self.disallowed_networks):
-            return "it is inside http_disallowed_networks"
+            return f"it is inside {self.prefix}disallowed_networks"
         if not _inside(forms, self.allowed_networks) and not _is_public(forms[-1]):
-            return "it is not a public address and not inside http_allowed_networks"
+            return f"it is not a public address and not inside {self.prefix}allowed_networks"
         return None
 
     def refuse_written_address(self, location: HttpLocation) -> str | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -51,6 +52,10 @@ class HttpStore(Store[HttpLocation]):
     def count_at_most(self, size: int) -> None:
         """Refuse an image of more bytes where the server does not tell how long it is, which may be without an end."""
         self._longest = size
+
+    def name_options(self, prefix: str) -> None:
+        """Tell of options that begin like this when a list refuses a URL: it came from those, and not from ours."""
+        self.session.rules = dataclasses.replace(self.session.rules, prefix=prefix)
 
     def owns(self, location: HttpLocation) -> bool:
         """Whether the lists of hosts and ports allow it; addresses are judged when connecting."""

@@ -242,6 +242,20 @@ class TestGlanceDownload(Downloading):
     def test_an_image_with_data_is_not_imported_again(self, remote):
         assert self.start(self.api.alice.active(), remote).status_code == 409
 
+    @pytest.mark.parametrize("good", [True, False])
+    def test_a_digest_of_another_algorithm_is_compared(self, remote, good):
+        told = hashlib.sha256(DATA if good else b"other").hexdigest()
+        remote.document |= {"checksum": None, "os_hash_algo": "sha256", "os_hash_value": told}
+        image = self.api.alice.create()
+        self.start(image, remote)
+        assert self.api.alice.show(image)["status"] == ("active" if good else "queued")
+
+    def test_what_a_redirect_may_not_lead_to_is_told_with_the_option_that_says_so(self, remote):
+        remote.redirect = "http://169.254.169.254/data"
+        image = self.api.alice.create()
+        self.start(image, remote)
+        assert self.task(image)["message"].endswith("not inside import_allowed_networks")
+
 
 class TestWithPlugins(Downloading):
     options = Downloading.options | {"[image_import_opts]\nimage_import_plugins": "image_decompression"}
