@@ -97,7 +97,7 @@ class KeystoneLimits:
             # The messages have URLs in them.
             LOG.error("Keystone does not tell limits: %s %s", type(error).__name__, getattr(error, "http_status", ""))
             raise _unavailable() from error
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             LOG.error("what Keystone tells of limits cannot be used: %s", type(error).__name__)
             raise _unavailable() from error
 

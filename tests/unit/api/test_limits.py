@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from deployment import OCTETS, Deployed
+from oslo_config import cfg
 
 from storelib.api.errors import Unavailable
+from storelib.api.keystone_limits import KeystoneLimits
 from storelib.api.service.limits import COUNT, SIZE, STAGED, UPLOADING, NoLimits, UnifiedLimits
 from storelib.transfer.contract import MiB
 
@@ -130,3 +133,36 @@ class TestWhereTheyAreAsked(Limited):
         self.api.settle()
         copy = {"method": {"name": "copy-image"}, "stores": ["mem"]}
         assert self.api.admin.post(f"/v2/images/{image}/import", copy).status_code == 413
+
+
+class Says:
+    """Keystone, which answers everything with one text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def get(self, path, params):
+        return self
+
+    def json(self):
+        return json.loads(self.text)
+
+
+LIMIT = '{"limits": [{"resource_name": "image_count_total", "resource_limit": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "[" * 100_000, '{"limits": 5}', '{"limits": ["x"]}', *(LIMIT % n for n in ("1e999", "NaN", "null"))],
+    ids=lambda text: text[-30:],
+)
+def test_nonsense_instead_of_limits_is_no_limits_for_now(tmp_path, monkeypatch, text):
+    (tmp_path / "api.ini").write_text("[oslo_limit]\nendpoint_id = e\nauth_type = none\n")
+    conf = cfg.ConfigOpts()
+    conf(["--config-file", str(tmp_path / "api.ini")])
+    limits = KeystoneLimits(conf, 0)
+    monkeypatch.setattr(limits, "_keystone", Says('{"model": {"name": "flat"}, "endpoint": {"service_id": "s"}}'))
+    limits._find_scope()
+    monkeypatch.setattr(limits, "_keystone", Says(text))
+    with pytest.raises(Unavailable):
+        limits.of("p", [COUNT])
