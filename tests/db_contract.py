@@ -842,6 +842,20 @@ class RepositoryContract(PreloadContract):
         restored = repository.uploads.finish(image.id, taken[0].process_id, to=taken[0].restore)
         assert (restored.status, restored.locations) == ("queued", ())
 
+    def test_of_those_that_have_not_left_only_the_dead_are_taken_over(self, repository):
+        left, first, second = (make(repository) for _ in range(3))
+        gone, silent, dead, taker = (repository.processes.join("host", pid) for pid in range(4))
+        for image, process in ((left, gone), (first, silent), (second, dead)):
+            repository.uploads.begin(image.id, process.id)
+        repository.processes.leave(gone.id)
+        repository.processes.heartbeat(dead.id)
+        time.sleep(0.02)
+        assert {silent.id, dead.id} <= repository.processes.silent(0.01).keys()
+        assert [each.image_id for each in repository.uploads.take_over(taker.id, 0.01, dead=())] == [left.id]
+        assert [each.image_id for each in repository.uploads.take_over(taker.id, 0.01, dead=[dead.id])] == [second.id]
+        assert repository.processes.heartbeat(silent.id)
+        assert not {silent.id, dead.id} & repository.processes.silent(60).keys()
+
     def test_the_uploads_of_a_process_that_left_are_taken_over_at_once(self, repository):
         image, gone, taker = (
             make(repository),

@@ -274,8 +274,8 @@ OPTIONS: Sequence[cfg.Opt] = (
         default=30.0,
         min=1.0,
         max=LONGEST,
-        help="Seconds after which a process that does not renew its lease counts as dead, and the others undo its "
-        "uploads. The same for all processes of the API.",
+        help="Seconds after which a process that does not renew its lease counts as dead, if it is not back within a "
+        "third of it, and the others undo its uploads. The same for all processes of the API.",
     ),
     cfg.BoolOpt(
         "delayed_delete",

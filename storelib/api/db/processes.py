@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -61,6 +61,13 @@ class Processes(Table):
         alive = living(connection, int(ttl * 1_000_000))
         found = sa.select(processes.c.id).where(processes.c.role == "worker", alive).limit(1)
         return connection.execute(found).first() is not None
+
+    @reads
+    def silent(self, connection: Connection, ttl: float) -> Mapping[str, tuple[int, int | None]]:
+        """Those whose lease was not renewed within ``ttl`` seconds, each with what changes when it is."""
+        found = sa.select(processes.c.id, processes.c.seen_at, processes.c.ticks)
+        rows = connection.execute(found.where(~living(connection, int(ttl * 1_000_000))))
+        return {row.id: (row.seen_at, row.ticks) for row in rows}
 
     @reads
     def list(self, connection: Connection) -> Sequence[Process]:

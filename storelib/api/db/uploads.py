@@ -197,10 +197,17 @@ class Uploads(Table):
 
     @writes
     def take_over(
-        self, connection: Connection, process_id: str, ttl: float, *, token: str | None = None
+        self,
+        connection: Connection,
+        process_id: str,
+        ttl: float,
+        *,
+        dead: Collection[str] | None = None,
+        token: str | None = None,
     ) -> Sequence[Upload]:
         """Make the uploads of processes not seen for ``ttl`` seconds this one's; each is given to one taker only.
 
+        Of those that have not left only the ``dead``, if they are told.
         The caller removes what they left in ``stores`` under the image's id, then ends each with
         ``finish(..., to=upload.restore)``, or after UploadLost with ``forget``. Should it die over that, they are
         taken over again. One that is pending_delete is a deletion, to be gone on with. All get ``token``, by which
@@ -208,6 +215,8 @@ class Uploads(Table):
         """
         renew_future(connection, int(ttl * 1_000_000))
         alive = living(connection, int(ttl * 1_000_000))
+        if dead is not None:
+            alive = sa.or_(alive, processes.c.id.not_in(dead))
         left = _UPLOADS.where(
             uploads.c.process_id != process_id, uploads.c.process_id.not_in(sa.select(processes.c.id).where(alive))
         )

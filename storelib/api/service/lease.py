@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from storelib.api.context import administrator
 from storelib.api.db.processes import this_boot, ticks
@@ -36,6 +36,8 @@ LOG = logging.getLogger(__name__)
 
 #: Renewals in the time after which a process without one counts as dead.
 RENEWALS = 6
+#: Renewals that one whose lease has run out still has to be back.
+PATIENCE = 2
 #: Seconds that the clocks of this machine and the database may differ.
 CLOCKS = 60.0
 #: Seconds that stopping waits for a thread in the middle of its work.
@@ -75,6 +77,8 @@ class Lease:
         # Ids under which this process was taken for dead, and when the lease was last seen to be in force (``ticks``).
         self._former: set[str] = set()
         self._seen = ticks()
+        # Processes whose lease has run out, with when it was renewed last, and since when that is known.
+        self._silent: dict[tuple[str, tuple[int, int | None]], int] = {}
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         # Uploads of this process whose end could not be recorded, data of uploads that others gave up, and images
@@ -104,6 +108,7 @@ class Lease:
         self._threads = []
         self._scrubber = None
         self._unfinished, self._lost, self._deleting = set(), set(), set()
+        self._silent = {}
         self._core.unsure_claims.clear()
         self._taking = None
 
@@ -229,14 +234,26 @@ class Lease:
 
     def _take_over(self, process_id: str) -> None:
         # Noted first: if the response to the commit is lost, no other process would look for what this one has taken.
-        repository = self._core.repository
+        repository, dead = self._core.repository, self._dead()
         again, self._taking = self._taking, self._taking or str(uuid.uuid4())
-        taken = list(repository.uploads.take_over(process_id, self._ttl, token=self._taking))
+        taken = list(repository.uploads.take_over(process_id, self._ttl, dead=dead, token=self._taking))
         if again is not None:
             taken = [each for each in repository.uploads.list_for(process_id) if each.token == again]
         for upload in taken:
             self.undo(upload)
         self._taking = None
+
+    def _dead(self) -> Collection[str]:
+        """The processes that do not come back although they could have renewed their lease since it ran out.
+
+        Where the database was away, or its clock has jumped, all leases have run out, and the first that renews its own
+        must not take the others for dead.
+        """
+        now, known = ticks(), self._silent
+        silent = self._core.repository.processes.silent(self._ttl)
+        self._silent = {each: known.get(each, now) for each in silent.items()}
+        patience = self._every * PATIENCE * 1_000_000
+        return [process_id for (process_id, _), since in self._silent.items() if now - since >= patience]
 
     def stop(self) -> None:
         """Stop the threads and give the lease back; what is unfinished is for others to undo."""

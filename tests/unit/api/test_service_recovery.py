@@ -383,6 +383,50 @@ class TestClocks:
         other.core.repository.close()
 
 
+class TestOutage:
+    @pytest.fixture
+    def later(self, api, monkeypatch):
+        """Have the process renew every five seconds, and let some pass."""
+        lease = api.service.lease
+        lease.beat()
+        monkeypatch.setattr(lease, "_every", 5.0)
+
+        def later(seconds):
+            moment = lease_module.ticks()
+            monkeypatch.setattr(lease_module, "ticks", lambda: moment + seconds * 1_000_000)
+            lease.beat()
+
+        return later
+
+    def all_run_out(self, api, **only):
+        api.repository.database.write(
+            lambda c: c.execute(processes.update().filter_by(**only).values(seen_at=1, ticks=1))
+        )
+
+    def test_the_first_to_be_back_takes_nobody_for_dead(self, api, later):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "begun")
+        self.all_run_out(api)
+        later(0)
+        assert other.core.repository.processes.heartbeat(other.lease.id)
+        later(60)
+        assert api.alice.show(image)["status"] == "saving"
+        other.core.repository.close()
+
+    def test_one_that_does_not_come_back_is_dead(self, api, later):
+        image = api.alice.create()
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "begun")
+        self.all_run_out(api, id=other.lease.id)
+        later(0)
+        later(9)
+        assert api.alice.show(image)["status"] == "saving"
+        later(2)
+        assert api.alice.show(image)["status"] == "queued"
+        other.core.repository.close()
+
+
 class TestDatabaseTrouble:
     def upload_with(self, api, monkeypatch, error, *, after):
         image = api.alice.create()
