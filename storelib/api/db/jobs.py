@@ -76,6 +76,11 @@ class Jobs(Table):
         return connection.execute(again.values(started_at=None)).rowcount == 1
 
     @reads
+    def exists(self, connection: Connection, image_id: str) -> bool:
+        """Whether there is one for the upload of this image."""
+        return connection.execute(sa.select(_c.image_id).where(_c.image_id == image_id)).first() is not None
+
+    @reads
     def count_waiting(self, connection: Connection) -> int:
         """How many jobs wait for a process."""
         return int(connection.execute(sa.select(sa.func.count()).select_from(jobs).where(_WAITS)).scalar_one())

@@ -172,12 +172,22 @@ class Uploads(Table):
         return load(connection, image_id, deleted=True)
 
     @writes
-    def forget(self, connection: Connection, image_id: str, process_id: str, *, token: str | None = None) -> None:
-        """End an upload without touching the image; its data must be gone. Nothing happens if it is not this one's.
+    def forget(
+        self,
+        connection: Connection,
+        image_id: str,
+        process_id: str,
+        *,
+        token: str | None = None,
+        left: Sequence[NewLocation] = (),
+    ) -> None:
+        """End an upload without touching the image; its data must be gone, but for what is ``left`` as by ``finish``.
 
-        The upload of an image that was deleted meanwhile stays until then, so that a crash in between is cleaned up.
+        Nothing happens if it is not this one's. The upload of an image that was deleted meanwhile stays until then, so
+        that a crash in between is cleaned up.
         """
-        connection.execute(uploads.delete().where(*_is(image_id, process_id, token)))
+        if connection.execute(uploads.delete().where(*_is(image_id, process_id, token))).rowcount:
+            location_rows.leave(connection, image_id, left)
 
     @writes
     def claim(

@@ -32,7 +32,7 @@ from storelib.api.errors import (
 from storelib.api.messages import told
 from storelib.api.service.cache import Cache
 from storelib.api.service.core import LOG, Core
-from storelib.api.service.deletion import delete_leftovers, finish_if_deleting
+from storelib.api.service.deletion import delete_leftovers, finish_if_deleting, is_unanswered, somewhere_in
 from storelib.api.service.foreign import is_foreign, known_digest
 from storelib.api.service.inspection import Body, inspected
 from storelib.api.service.lease import Lease
@@ -45,9 +45,7 @@ from storelib.exceptions import Forbidden as StoreForbidden
 from storelib.exceptions import (
     IncompleteRead,
     OperationNotSupported,
-    RemoteServiceUnavailable,
     StoreError,
-    TransferTimeout,
 )
 from storelib.exceptions import NotFound as NoData
 from storelib.inspection.source import Guarded, Readable
@@ -334,7 +332,7 @@ class Data:
         """These stores may have the data although they failed: that is looked for later, and deleted."""
         left = self._left.setdefault(ticket, [])
         known = {location.metadata.get("store") for location in left if not location.uri}
-        left += (NewLocation("", {"store": name, "noted": time.time()}) for name in stores if name not in known)
+        left += (somewhere_in(name) for name in stores if name not in known)
 
     def left_by(self, ticket: Ticket) -> Sequence[NewLocation]:
         """What is to be noted with the end of an upload."""
@@ -560,11 +558,6 @@ class Data:
         if isinstance(trouble, StoreForbidden):
             raise NotPermitted(f"the store does not let the data of image {image.id} be read") from trouble
         raise Unavailable(f"the data of image {image.id} cannot be read now") from trouble
-
-
-def is_unanswered(error: BaseException) -> bool:
-    """Whether a store that failed like this may have done what it was asked to."""
-    return isinstance(error, (RemoteServiceUnavailable, TransferTimeout))
 
 
 def check_formats(image: Image | NewImage) -> None:

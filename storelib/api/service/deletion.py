@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from storelib.api.context import Context, administrator
 from storelib.api.db.images import STATUS_BEFORE
-from storelib.api.db.records import Image, ImageLocation, Status, Ticket
+from storelib.api.db.records import Image, ImageLocation, NewLocation, Status, Ticket
 from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.messages import told
 from storelib.api.service.core import DELETING, LOG, Core
@@ -201,6 +202,16 @@ def finish_if_deleting(core: Core, image_id: str) -> None:
             resume_deletion(core, administrator(), image_id)
     except ApiError as error:
         LOG.info("image %s: its deletion is not finished here: %s", image_id, error)
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether a store that failed like this may have done what it was asked to."""
+    return isinstance(error, (RemoteServiceUnavailable, TransferTimeout))
+
+
+def somewhere_in(store: str) -> NewLocation:
+    """What this store may have of an image, wherever it is: that is looked for later, and deleted."""
+    return NewLocation("", {"store": store, "noted": time.time()})
 
 
 def remove_leftovers(core: Core, store: Store[Any], image_id: str, ticket: Ticket | None) -> None:

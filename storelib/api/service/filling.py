@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from storelib.api.messages import told
 from storelib.api.service.core import Core
-from storelib.api.service.data import Data, is_unanswered
+from storelib.api.service.data import Data
+from storelib.api.service.deletion import is_unanswered
 from storelib.api.service.foreign import known_digest
 from storelib.api.service.import_jobs import Job
 from storelib.api.service.material import Material

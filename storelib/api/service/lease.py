@@ -15,19 +15,21 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from storelib.api.context import administrator
 from storelib.api.db.processes import this_boot, ticks
-from storelib.api.db.records import Process, Ticket, Upload
+from storelib.api.db.records import NewLocation, Process, Ticket, Upload
 from storelib.api.errors import ApiError, Conflict, ImageNotFound, UploadLost
 from storelib.api.service.core import Core
 from storelib.api.service.deletion import (
     delete_abandoned,
     finish_deletion,
     finish_if_deleting,
+    is_unanswered,
     remove_leftovers,
     resume_deletion,
+    somewhere_in,
 )
 from storelib.driver import StoredImage
 from storelib.exceptions import NotFound, StoreError
@@ -314,24 +316,44 @@ class Lease:
         upload = repository.uploads.claim(ticket, mine.process_id, token=mine.token)
         if upload is None:
             return
+        left: Sequence[NewLocation] = ()
         try:
             if upload.status == "pending_delete":
                 finish_deletion(self._core, administrator(), upload.image_id, upload.restore)
                 LOG.warning("image %s: a deletion that was never finished is done", upload.image_id)
                 return
-            for name in upload.stores:
-                if name in self._core.registry:
-                    remove_leftovers(self._core, self._core.registry[name], upload.image_id, mine)
+            left = self._remove_what_is_left(upload, mine)
             if repository.jobs.put_back(mine, ATTEMPTS):
                 LOG.warning("image %s: work that was never finished waits to be begun again", upload.image_id)
                 return
             if self.on_undo is not None:
                 self.on_undo(mine)
-            repository.uploads.finish(upload.image_id, mine.process_id, to=upload.restore, token=mine.token)
+            repository.uploads.finish(upload.image_id, mine.process_id, to=upload.restore, token=mine.token, left=left)
             LOG.warning("image %s: an upload that was never finished is undone", upload.image_id)
         except (UploadLost, ImageNotFound):
             finish_if_deleting(self._core, upload.image_id)
-            repository.uploads.forget(upload.image_id, mine.process_id, token=mine.token)
+            repository.uploads.forget(upload.image_id, mine.process_id, token=mine.token, left=left)
+
+    def _remove_what_is_left(self, upload: Upload, mine: Ticket) -> Sequence[NewLocation]:
+        """Remove what it left in its stores; returns what may be in those that are away, or not configured here.
+
+        The image does not wait for them: that is looked for later. Only work that is begun again does. Raises ApiError,
+        StoreError.
+        """
+        left, away = [], None
+        for name in upload.stores:
+            try:
+                if name in self._core.registry:
+                    remove_leftovers(self._core, self._core.registry[name], upload.image_id, mine)
+                    continue
+            except StoreError as error:
+                if not is_unanswered(error):
+                    raise
+                away = error
+            left.append(somewhere_in(name))
+        if away is not None and self._core.repository.jobs.exists(upload.image_id):
+            raise away
+        return left
 
     def scrub(self) -> None:
         """Delete data of images that are gone, where it could not be deleted before."""

@@ -28,8 +28,7 @@ from storelib.api.errors import (
     UploadLost,
 )
 from storelib.api.service.core import LOG
-from storelib.api.service.data import is_unanswered
-from storelib.api.service.deletion import delete_location, remove_leftovers
+from storelib.api.service.deletion import delete_location, is_unanswered, remove_leftovers
 from storelib.api.service.rate_limit import RateLimit
 from storelib.capabilities import Capability
 from storelib.driver import Store, StoredImage

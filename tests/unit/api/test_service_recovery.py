@@ -180,6 +180,62 @@ class TestDeadProcess:
         assert api.files() == []
         other.core.repository.close()
 
+    def die_beside(self, api, monkeypatch, image):
+        """Die in mid-upload to a store that is away from then on; returns what ends both."""
+        other = api.another_process()
+        die_in_mid_upload(api, other, image, "stored")
+        api.repository.processes.leave(other.lease.id)
+
+        def away(*given):
+            raise RemoteServiceUnavailable("not now")
+
+        patch = monkeypatch.context()
+        patch.__enter__().setattr(api.registry["fast"], "garbage", away)
+        return lambda: (patch.__exit__(None, None, None), other.core.repository.close())
+
+    def test_an_image_does_not_wait_for_the_store_that_it_was_written_to(self, api, monkeypatch):
+        image = api.alice.create()
+        back = self.die_beside(api, monkeypatch, image)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        assert api.alice.upload(image, DATA, x_image_meta_store="mem").status_code == 204
+        back()
+        api.service.lease.scrub()
+        assert api.files() == []
+        assert api.alice.download(image).content == DATA
+
+    def test_what_is_left_of_an_image_that_was_deleted_is_removed_when_the_store_is_back(self, api, monkeypatch):
+        image = api.alice.create()
+        back = self.die_beside(api, monkeypatch, image)
+        assert api.alice.delete(f"/v2/images/{image}").status_code == 204
+        api.service.lease.beat()
+        assert api.repository.uploads.get(image) is None
+        back()
+        api.service.lease.scrub()
+        assert api.files() == []
+
+    def test_work_that_is_begun_again_waits_for_its_store(self, api, monkeypatch):
+        image = api.alice.create()
+        back = self.die_beside(api, monkeypatch, image)
+        api.repository.jobs.put(api.repository.uploads.get(image).ticket, "import", {}, "alpha")
+        api.service.lease.beat()
+        assert (api.alice.show(image)["status"], api.files()) == ("saving", [image])
+        assert api.repository.locations.pending_for(image) == []
+        back()
+        api.service.lease.beat()
+        assert (api.repository.jobs.exists(image), api.files()) == (True, [])
+
+    def test_what_may_be_in_a_store_that_is_not_configured_here_is_not_forgotten(self, api, monkeypatch):
+        image = api.alice.create()
+        other = api.another_process()
+        other.core.repository.uploads.begin(image, other.lease.id, stores=["of others"])
+        api.repository.processes.leave(other.lease.id)
+        api.service.lease.beat()
+        assert api.alice.show(image)["status"] == "queued"
+        [left] = api.repository.locations.pending_for(image)
+        assert (left.status, left.metadata["store"]) == ("leftover", "of others")
+        other.core.repository.close()
+
     def test_a_process_that_was_taken_for_dead_joins_again(self, api):
         first = api.service.lease.id
         api.repository.processes.leave(first)
