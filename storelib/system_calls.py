@@ -11,6 +11,7 @@ import fcntl
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 LOG = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ FICLONE = 0x40049409
 RENAME_NOREPLACE = 1
 #: How files are opened to be read: a symbolic link is an error, and a FIFO or a device does not wait for its other end.
 ONLY_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: What is to be mounted where, and what is (proc(5)).
+FSTAB, MOUNTS = "/etc/fstab", "/proc/self/mountinfo"
 
 
 def let_go(descriptor: int) -> None:
@@ -45,6 +48,23 @@ def released(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         let_go(descriptor)
+
+
+def unmounted(path: str) -> str | None:
+    """The mount point of ``FSTAB`` at or above a path at which nothing is mounted; None where there is no such."""
+    there = os.path.realpath(path)
+    places = {place for place in _places(FSTAB, 1) if there == place or there.startswith(f"{place}/")}
+    mounted = set(_places(MOUNTS, 4)) if places else set()
+    # Where the root is not mounted this is another one, of which the file does not speak (chroot(2)).
+    return min(places - mounted, default=None) if "/" in mounted else None
+
+
+def _places(file: str, column: int) -> Iterator[str]:
+    """The mount points in a file, where some characters are written as octal numbers."""
+    with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="surrogateescape") as lines:
+        for fields in map(str.split, lines):
+            if len(fields) > column and not fields[0].startswith("#"):
+                yield re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[column])
 
 
 @functools.cache

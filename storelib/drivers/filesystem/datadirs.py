@@ -30,7 +30,7 @@ from storelib.drivers.filesystem.location import (
 )
 from storelib.drivers.filesystem.options import DEFAULT_DATADIR, WriteSettings, misconfigured
 from storelib.exceptions import BadStoreUri, Duplicate, Forbidden, NotFound, RemoteServiceUnavailable, StorageFull
-from storelib.system_calls import ONLY_READ, has_reflinks, let_go, released
+from storelib.system_calls import ONLY_READ, has_reflinks, let_go, released, unmounted
 from storelib.transfer.contract import Options
 from storelib.transfer.guard import Guard, Held, bounded
 from storelib.transfer.places import everywhere
@@ -142,10 +142,24 @@ class DataDirs:
             self.missing.add(path)
 
     def make(self, path: str, *, flush: bool) -> None:
-        """Make a data directory that was missing at the start; one that went away since is an error instead."""
-        if path in self.missing:
+        """Make a data directory that was missing at the start; one that went away since is an error instead.
+
+        None is made in place of a file system that is not mounted.
+        """
+        if path in self.missing and unmounted(path) is None:
             make_datadir(path, flush=flush)
             self.missing.discard(path)
+
+    def check_mounted(self, path: str) -> None:
+        """Raise RemoteServiceUnavailable where the file system of a data directory is not mounted.
+
+        What is there instead has none of the images, and what was written to it would be out of sight later.
+        """
+        place = unmounted(path)
+        if place is not None:
+            raise RemoteServiceUnavailable(
+                f"store {self.store_name}: {place}, where {path} is, is not mounted", transient=False
+            )
 
     def copy_in_kernel(self) -> bool:
         """Blocks can be shared, or writes go through the page cache anyway, where the kernel copies best."""
@@ -153,11 +167,14 @@ class DataDirs:
 
     def choose(self, size: int | None) -> DataDir:
         """The directory for a new image of ``size`` bytes, None if unknown; raises StorageFull."""
-        rooms = {datadir: datadir.room() for datadir in self.all}
+        mounted = [datadir for datadir in self.all if unmounted(datadir.path) is None]
+        if not mounted:
+            self.check_mounted(self.all[0].path)
+        rooms = {datadir: datadir.room() for datadir in mounted}
         free = {datadir: UNKNOWN_ROOM if room is None else room[0] for datadir, room in rooms.items()}
         # A thinly provisioned image may need far less than its size.
         needed = 1 if size is None or self.settings.sparse else size
-        fitting = [datadir for datadir in self.all if free[datadir] >= needed]
+        fitting = [datadir for datadir in mounted if free[datadir] >= needed]
         if not fitting:
             most = max(free.values())
             raise StorageFull(f"store {self.store_name} has no room for {needed} bytes; at most {most} are free")
@@ -219,6 +236,8 @@ class DataDirs:
             finally:
                 let_go(directory)
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self.check_mounted(datadir)
             if isinstance(error, FileNotFoundError) and datadir not in self.missing and not os.path.isdir(datadir):
                 # The image may well be there again when the directory is: with its file system, most likely.
                 # Others that this store has may be.
@@ -275,6 +294,7 @@ class DataDirs:
     @contextlib.contextmanager
     def _readable(self, path: str) -> Iterator[None]:
         """Explains what keeps one data directory from being listed; one that was missing from the start is empty."""
+        self.guard.call(functools.partial(self.check_mounted, path), path)
         try:
             yield
         except OSError as error:

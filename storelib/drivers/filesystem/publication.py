@@ -105,6 +105,7 @@ class Publication:
         if self.file >= 0:
             return
         datadirs, settings = self._datadirs, self._settings
+        datadirs.check_mounted(self._datadir)
         try:
             datadirs.make(self._datadir, flush=settings.fsync)
             self.directory = make_directory(self._datadir, self._below, datadirs.flushed if settings.fsync else None)
