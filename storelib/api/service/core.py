@@ -262,7 +262,7 @@ class Core:
         weights = {store.name: int(store.conf.weight) for store in self.registry}
         return sorted(found, key=lambda location: -weights.get(str(location.metadata.get("store")), 0))
 
-    def delete_data(self, location: ImageLocation, context: Context) -> None:
+    def delete_data(self, image_id: str, location: ImageLocation, context: Context) -> None:
         """Delete the data at ``location``; it being gone already is fine. Raises StoreError.
 
         Data in a store that cannot delete, a foreign web server for instance, stays there.
@@ -273,7 +273,17 @@ class Core:
         try:
             store.delete(location.uri, context)
         except NoData:
-            pass
+            # A process that was killed over it may have got no further than to take its name away.
+            if Capability.GC in store.capabilities:
+                self._collect(store, image_id)
+
+    def _collect(self, store: Store[Any], image_id: str) -> None:
+        try:
+            store.gc(0, prefix=image_id)
+        except StoreError as error:
+            if error.transient:
+                raise
+            LOG.warning("image %s: what is left of it in store %s is not looked for: %s", image_id, store.name, error)
 
     def refresh_acls(self, context: Context, image: Image) -> None:
         """Let those read an image's data in its stores who may see the image, where the stores have such lists.

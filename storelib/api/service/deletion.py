@@ -175,7 +175,7 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
                 _search_what_is_noted(core, image_id, location, token)
             elif not repository.locations.is_shared(location.uri, image_id):
-                core.delete_data(location, context)
+                core.delete_data(image_id, location, context)
         except BaseException:
             repository.locations.release(image_id, location.id, token)
             raise

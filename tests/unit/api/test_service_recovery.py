@@ -24,6 +24,7 @@ from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service import lease as lease_module
 from storelib.api.service.deletion import finish_deletion
 from storelib.api.service.lease import Lease, this_host
+from storelib.drivers.filesystem import publication
 from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
 from storelib.testing.threads import started_threads
 
@@ -682,7 +683,7 @@ class TestInterruptedDeletion:
         other.core.repository.uploads.begin_deletion(image, other.lease.id, from_=("active",))
         if deleted:
             [location] = other.core.repository.locations.pending_for(image)
-            other.core.delete_data(location, administrator())
+            other.core.delete_data(image, location, administrator())
         assert api.alice.show(image)["status"] == "pending_delete"
         other.core.repository.processes.leave(other.lease.id)
         api.service.lease.beat()
@@ -758,13 +759,13 @@ class TestInterruptedDeletion:
         image = api.alice.active(DATA)
         delete = api.service.core.delete_data
 
-        def slow(location, context):
+        def slow(image_id, location, context):
             other = api.another_process()
             other.core.repository.processes.leave(api.service.lease.id)
             other.lease.beat()
             other.stop()
             other.core.repository.close()
-            delete(location, context)
+            delete(image_id, location, context)
 
         monkeypatch.setattr(api.service.core, "delete_data", slow)
         assert api.alice.delete(f"/v2/images/{image}").status_code == 204
@@ -777,6 +778,27 @@ class TestInterruptedDeletion:
         api.service.lease.scrub()
         assert api.alice.get(f"/v2/images/{image}").status_code == 404
         assert api.files() == []
+
+    def test_what_a_process_moved_aside_that_was_killed_while_it_deleted_goes_with_the_image(self, api, monkeypatch):
+        image = api.alice.active(DATA)
+        [location] = api.repository.images.get(image).locations
+        api.repository.images.transition(image, from_=("active",), to="pending_delete")
+
+        class Killed(BaseException):
+            pass
+
+        def kill(*given):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(publication, "_unlink", kill)
+            patch.setattr(publication, "put_back", lambda *given: None)
+            with pytest.raises(Killed):
+                api.registry["fast"].delete(location.uri)
+        monkeypatch.setattr("storelib.api.service.lease.ABANDONED", -1.0)
+        api.service.lease.scrub()
+        assert api.repository.locations.pending_for(image) == []
+        assert [path for path in (api.directory / "images").rglob("*") if path.is_file()] == []
 
     def test_a_deletion_that_began_while_the_clock_was_ahead_is_done(self, api):
         image = api.alice.active(DATA)
