@@ -52,11 +52,18 @@ def released(descriptor: int) -> Iterator[int]:
 
 def unmounted(path: str) -> str | None:
     """The mount point of ``FSTAB`` at or above a path at which nothing is mounted; None where there is no such."""
-    there = os.path.realpath(path)
-    places = {place for place in _places(FSTAB, 1) if there == place or there.startswith(f"{place}/")}
+    known = _wanted(FSTAB)
+    there = os.path.realpath(path) if known else ""
+    places = {place for place in known if there == place or there.startswith(f"{place}/")}
     mounted = set(_places(MOUNTS, 4)) if places else set()
     # Where the root is not mounted this is another one, of which the file does not speak (chroot(2)).
     return min(places - mounted, default=None) if "/" in mounted else None
+
+
+@functools.cache
+def _wanted(file: str) -> frozenset[str]:
+    """The mount points in a file when it was first read, but for the root: every add asks."""
+    return frozenset(place for place in _places(file, 1) if place.startswith("/") and place != "/")
 
 
 def _places(file: str, column: int) -> Iterator[str]:
