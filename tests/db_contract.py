@@ -718,7 +718,7 @@ class RepositoryContract(PreloadContract):
             change = change.values(pending_since=c.pending_since + ahead)
             write(lambda connection, change=change: connection.execute(change))
         moment = datetime.datetime.now(datetime.timezone.utc)
-        repository.locations.bring_back(moment + datetime.timedelta(hours=1))
+        repository.locations.bring_back(3600)
         before = moment - datetime.timedelta(seconds=300)
         assert [image_id for image_id, _ in repository.locations.pending(before)] == [first.id]
         assert len(list(repository.locations.pending())) == 2

@@ -36,7 +36,8 @@ class Purging(Periodic):
         rounds, process_id = self._core.repository.rounds, self._service.lease.id
         if rounds.claim(NAME, process_id, self._core.options.lease_timeout, INTERVAL) is None:
             return None
-        before = datetime.datetime.now(datetime.timezone.utc) - self._after
+        earliest, _ = self._core.repository.processes.clocks()
+        before = earliest - self._after
         purged = 0
         while batch := self._core.repository.images.purge(before, BATCH):
             purged += batch

@@ -78,9 +78,10 @@ def purge(session: Session, older_than: float, pause: float) -> None:
     May run beside servers: it goes in small batches, and may be interrupted and begun again.
     """
     with image_api("db"):
-        before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=older_than)
         purged = 0
         with repository(session) as tables:
+            earliest, _ = tables.processes.clocks()
+            before = earliest - datetime.timedelta(seconds=older_than)
             while batch := tables.images.purge(before, _BATCH):
                 purged += batch
                 time.sleep(pause)

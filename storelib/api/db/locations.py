@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db import clocks
 from storelib.api.db.image_row import bump_version
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
 from storelib.api.db.rows import from_time, load_object, location_row, now
@@ -146,15 +147,17 @@ class Locations(Table):
             after = found[-1][1].id
 
     @writes
-    def bring_back(self, connection: Connection, latest: datetime.datetime) -> None:
-        """Have what became pending after ``latest`` become so by now: the clock was ahead, and was set back.
+    def bring_back(self, connection: Connection, apart: float) -> None:
+        """Have what became pending more than ``apart`` seconds in the future become so by now: a clock was ahead.
 
         The last of it now, all others as much earlier as they were.
         """
         last = connection.execute(sa.select(sa.func.max(c.pending_since))).scalar()
-        if last is not None and last > (bound := from_time(latest)):
-            ahead = image_locations.update().where(c.pending_since > bound)
-            connection.execute(ahead.values(pending_since=c.pending_since - (last - now())))
+        if last is None or last <= now() + int(apart * 1_000_000):
+            return
+        moment = clocks.read(connection).latest
+        ahead = image_locations.update().where(c.pending_since > moment + int(apart * 1_000_000))
+        connection.execute(ahead.values(pending_since=c.pending_since - (last - moment)))
 
     @reads
     def _pending_after(

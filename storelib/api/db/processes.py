@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db import clocks
 from storelib.api.db.records import Process
 from storelib.api.db.rows import check_text, to_time
 from storelib.api.db.schema import Now, processes
@@ -61,6 +63,12 @@ class Processes(Table):
         alive = living(connection, int(ttl * 1_000_000))
         found = sa.select(processes.c.id).where(processes.c.role == "worker", alive).limit(1)
         return connection.execute(found).first() is not None
+
+    @reads
+    def clocks(self, connection: Connection) -> tuple[datetime.datetime, datetime.datetime]:
+        """This moment by the clock that is behind, this host's or the database's, and by the one that is ahead."""
+        earliest, latest = clocks.read(connection)
+        return to_time(earliest), to_time(latest)
 
     @reads
     def silent(self, connection: Connection, ttl: float) -> Mapping[str, tuple[int, int | None]]:

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db import clocks
 from storelib.api.db.processes import living
 from storelib.api.db.records import Round
 from storelib.api.db.rows import now, to_time
@@ -46,11 +47,11 @@ class Rounds(Table):
     def _claim(self, connection: Connection, name: str, process_id: str, ttl: float, interval: float) -> Round | None:
         alive = sa.select(processes.c.id).where(living(connection, int(ttl * 1_000_000)))
         free = sa.or_(c.process_id.is_(None), c.process_id == process_id, c.process_id.not_in(alive))
-        moment = now()
+        moment, latest = now(), clocks.read(connection).latest
         stopped = c.started_at.is_not(None) & (c.finished_at.is_(None) | (c.finished_at < c.started_at))
         apart = int(interval * 1_000_000)
         # None began in the future: the clock was set back.
-        ahead = c.started_at > moment + max(apart, CLOCKS)
+        ahead = c.started_at > latest + max(apart, CLOCKS)
         due = sa.or_(stopped, c.started_at.is_(None), c.started_at <= moment - apart, ahead)
         mine = rounds.update().where(c.name == name, free, due).values(process_id=process_id)
         if not connection.execute(mine).rowcount:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from storelib.api.db import clocks
 from storelib.api.db.image_row import lock
 from storelib.api.db.images import change_properties
 from storelib.api.db.records import Task, TaskEnd, TaskPage, TaskQuery, TaskStatus
@@ -153,9 +154,9 @@ class Tasks(Table):
         """End the tasks that did not change for ``age`` seconds and of whose image no data is written."""
         c, moment = tasks.c, now()
         at_work = sa.exists().where(uploads.c.image_id == c.image_id)
-        apart = int(age * 1_000_000)
+        apart, known = int(age * 1_000_000), clocks.read(connection)
         # None changed in the future: the clock was set back.
-        old = sa.or_(c.updated_at < moment - apart, c.updated_at > moment + apart)
+        old = sa.or_(c.updated_at < known.earliest - apart, c.updated_at > known.latest + apart)
         values = {"status": "failure", "message": message, "expires_at": moment + int(kept * 1_000_000)}
         found = tasks.update().where(c.status.in_(_UNFINISHED), old, ~at_work)
         return connection.execute(found.values(**values, updated_at=moment)).rowcount

@@ -89,10 +89,11 @@ def delete_abandoned(core: Core, abandoned: float) -> None:
 
     With the option delayed_delete only data whose time is over. What cannot be deleted now stays, and is logged.
     """
-    moment = datetime.datetime.now(datetime.timezone.utc)
+    apart = datetime.timedelta(seconds=abandoned)
+    earliest, latest = core.repository.processes.clocks()
     for image_id in core.repository.images.in_statuses(DELETING):
-        _end_abandoned(core, image_id, moment, datetime.timedelta(seconds=abandoned))
-    core.repository.locations.bring_back(moment + datetime.timedelta(seconds=CLOCKS))
+        _end_abandoned(core, image_id, earliest - apart, latest + apart)
+    core.repository.locations.bring_back(CLOCKS)
     scrub(core, max(abandoned, kept_for(core)))
 
 
@@ -106,7 +107,8 @@ def scrub(core: Core, age: float) -> None:
 
     A store that does not answer is asked once, so that what is in the others needs not wait for it.
     """
-    before = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
+    earliest, _ = core.repository.processes.clocks()
+    before = earliest - datetime.timedelta(seconds=age)
     away = set()
     for image_id, location in core.repository.locations.pending(before):
         store = location.metadata.get("store")
@@ -129,13 +131,13 @@ def _is_away(error: Exception) -> bool:
     return waited or isinstance(error, TransferTimeout)
 
 
-def _end_abandoned(core: Core, image_id: str, now: datetime.datetime, abandoned: datetime.timedelta) -> None:
+def _end_abandoned(core: Core, image_id: str, before: datetime.datetime, after: datetime.datetime) -> None:
     """The image is deleted at once; its data, of which there may be much, is deleted like that of others.
 
     None changed in the future: the clock was set back.
     """
     try:
-        if abs(now - core.repository.images.get(image_id).updated_at) > abandoned:
+        if not before <= core.repository.images.get(image_id).updated_at <= after:
             core.repository.images.transition(image_id, from_=DELETING, to="deleted")
     except (ImageNotFound, StatusConflict):
         pass

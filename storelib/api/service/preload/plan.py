@@ -19,6 +19,8 @@ MISSED = 3
 #: Seconds without a new byte after which a node may read from the API although others have the image, and after which
 #: another one may in its place.
 STALLED = 60
+#: Seconds that the clocks of two hosts may differ.
+CLOCKS = 3600
 #: Seconds for which a place is granted, even where so many nodes ask that they do it seldom.
 LONGEST_HELD = 3600
 #: Places from which one node reads at a time, of all its images.
@@ -101,8 +103,8 @@ def has_stalled(work: Work, place: Place, now: int) -> bool:
 
 
 def _is_apart(moment: int, now: int) -> bool:
-    """Whether it is longer ago than nodes may stand still, or in the future: then the clock was set back."""
-    return abs(now - moment) > STALLED * SECOND
+    """Whether it is longer ago than nodes may stand still, or far in the future: then the clock was set back."""
+    return not now - STALLED * SECOND <= moment <= now + CLOCKS * SECOND
 
 
 def places(
