@@ -139,5 +139,7 @@ def _keystone(conf: cfg.ConfigOpts) -> Mapping[str, str]:
         return {"X-Auth-Token": str(session.get_token())}
     except exceptions.Unauthorized as error:
         raise Forbidden("Keystone refuses the user of [keystone]") from error
+    except (exceptions.ConnectionError, exceptions.HttpServerError) as error:
+        raise RemoteServiceUnavailable(f"[keystone]: Keystone does not answer: {type(error).__name__}") from error
     except (exceptions.ClientException, cfg.Error) as error:
         raise BadStoreConfiguration(f"[keystone]: {type(error).__name__}: no token can be had") from error

@@ -108,3 +108,15 @@ def test_a_file_that_is_damaged_is_named(tmp_path, text):
     (tmp_path / "identity.json").write_text(text)
     with pytest.raises(BadStoreConfiguration, match="identity.json is damaged; remove it"):
         identity.load(tmp_path)
+
+
+def test_a_keystone_that_does_not_answer_is_waited_for_as_the_api_is(tmp_path):
+    (tmp_path / "node.ini").write_text(
+        INI.replace("enrolment_token = t", "enrol_with_keystone = true")
+        + "[keystone]\nauth_type = password\nauth_url = http://127.0.0.1:9/v3\nusername = u\npassword = secret\n"
+    )
+    settings, conf = options.load(tmp_path / "node.ini")
+    api = Api(settings.api_url)
+    with pytest.raises(RemoteServiceUnavailable, match="Keystone does not answer"):
+        identity.enrol(settings, conf, api, "192.0.2.1", 9293)
+    api.close()
