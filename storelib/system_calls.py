@@ -63,7 +63,7 @@ def unmounted(path: str) -> str | None:
 @functools.cache
 def _wanted(file: str) -> frozenset[str]:
     """The mount points in a file when it was first read, but for the root: every add asks."""
-    return frozenset(place for place in _places(file, 1) if place.startswith("/") and place != "/")
+    return frozenset(os.path.normpath(place) for place in _places(file, 1) if place.startswith("/")) - {"/"}
 
 
 def _places(file: str, column: int) -> Iterator[str]:

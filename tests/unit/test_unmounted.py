@@ -19,7 +19,7 @@ class Host:
         self.disk, self._elsewhere = directory / "a disk", directory / "elsewhere"
         self._mounts = directory / "mountinfo"
         table = directory / "fstab"
-        table.write_text(f"# <what> <mount point>\n/dev/sdb {self._written} ext4 defaults 0 2\nproc /proc proc\n")
+        table.write_text(f"# <what> <mount point>\n/dev/sdb {self._written}/ ext4 defaults 0 2\nproc /proc proc\n")
         monkeypatch.setattr(system_calls, "FSTAB", str(table))
         monkeypatch.setattr(system_calls, "MOUNTS", str(self._mounts))
         self.disk.mkdir()
