@@ -16,16 +16,16 @@ _PLACE = re.compile(r"://|::|(?:^|[=:|\[<{`])/|(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}
 _GENERAL = (api.DatabaseUnavailable, api.BadDatabase, store.BadStoreConfiguration)
 
 
-def told(error: Exception, own: str = "") -> str:
+def told(error: Exception, own: str = "", called: str | None = None) -> str:
     """The message of an error as clients get it: without URLs, paths and addresses of the servers behind this one.
 
-    ``own`` is a URL that the client itself named, redacted.
+    ``own`` is a URL that the client itself named, redacted, or else is ``called`` so.
     """
     if isinstance(error, _GENERAL):
         return (type(error).__doc__ or "").partition("\n")[0].removesuffix(" 503.")
     if isinstance(error, store.StoreError):
         texts = str(error).split(own) if own else [str(error)]
-        return own.join(map(_without_places, texts))
+        return (own if called is None else called).join(map(_without_places, texts))
     return str(error)
 
 

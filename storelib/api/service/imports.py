@@ -288,7 +288,7 @@ class Imports:
             )
         except (ApiError, StoreError) as error:
             LOG.warning("image %s: the import failed: %s", image.id, error)
-            self._fail(ticket, "queued", names, error, redact(job.request.uri or ""))
+            self._fail(ticket, "queued", names, error, _told_of(job, error))
             if job.request.kind == "import":
                 self.unmake(image.id)
             return
@@ -349,11 +349,11 @@ class Imports:
             raise
 
     def _fail(
-        self, ticket: Ticket, to: Status | None, failed: Sequence[str], error: BaseException, url: str = ""
+        self, ticket: Ticket, to: Status | None, failed: Sequence[str], error: BaseException, message: str = ""
     ) -> None:
         """End the upload and its task at once; as long as that is not done, another process cleans up after this one.
 
-        What is staged stays for another import where only a store failed. ``url`` is the client's own.
+        What is staged stays for another import where only a store failed. ``message`` is what clients are told.
         """
         if isinstance(error, OutcomeUnknown) or not isinstance(error, (ApiError, StoreError)):
             # It may be recorded as done, or have left data, so only the lease, which can look later, may undo it.
@@ -364,7 +364,7 @@ class Imports:
         if self._data.holds(ticket):
             # Or else the task that is noted may be another's.
             ended = self._tasks.ended(
-                ticket.image_id, failed, told(error, url), success=False, keep_stage=may_be_repeated
+                ticket.image_id, failed, message or told(error), success=False, keep_stage=may_be_repeated
             )
         if to == "queued" and not may_be_repeated:
             self.staging.drop(ticket)
@@ -397,6 +397,19 @@ class Imports:
 def _check_formats(image: Image) -> None:
     if image.disk_format is None or image.container_format is None:
         raise Conflict("disk_format and container_format must be set before an import")
+
+
+def _told_of(job: Job, error: Exception) -> str:
+    """What clients are told of a failure, with the source as they have named it."""
+    remote = job.request.remote
+    if remote is None:
+        return told(error, redact(job.request.uri or ""))
+    try:
+        url = remote.url(job.context)
+    except BadRequest:
+        return told(error)
+    # Of the data by the longer URL.
+    return told(error, f"{url}/file" if f"{url}/file" in str(error) else url, str(remote))
 
 
 def _is_elsewhere(image: Image) -> bool:

@@ -37,12 +37,20 @@ class RemoteImage(NamedTuple):
     image_id: str
     interface: str = "public"
 
+    def __str__(self) -> str:
+        """What those are told who need not know where it is."""
+        return f"image {self.image_id} in region {self.region}"
+
+    def url(self, context: Context) -> str:
+        """Where it is described; raises BadRequest where the catalogue does not tell."""
+        return f"{endpoint(context, self.region, self.interface)}/v2/images/{self.image_id}"
+
     def open(self, core: Core, context: Context, image: Image) -> Material:
         """What that image has: formats, chosen properties and data.
 
         Raises BadRequest for what is not there or not usable, NotPermitted for a protected property, StoreError.
         """
-        url = f"{endpoint(context, self.region, self.interface)}/v2/images/{self.image_id}"
+        url = self.url(context)
         web = web_store(core.options, url)
         if context.auth_token:
             web.always_send(url, {"X-Auth-Token": context.auth_token})

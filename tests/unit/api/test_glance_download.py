@@ -48,10 +48,14 @@ class Remote(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    lacks = None
+
     def do_GET(self):
         remote = self.server
         remote.tokens.append(self.headers.get("X-Auth-Token"))
-        if self.path == f"/v2/images/{SOURCE}":
+        if self.path == self.lacks:
+            self.send_error(404)
+        elif self.path == f"/v2/images/{SOURCE}":
             document = remote.document
             self.reply(document if isinstance(document, bytes) else json.dumps(document).encode())
         elif self.path == f"/v2/images/{SOURCE}/file" and remote.redirect:
@@ -249,6 +253,13 @@ class TestGlanceDownload(Downloading):
         image = self.api.alice.create()
         self.start(image, remote)
         assert self.api.alice.show(image)["status"] == ("active" if good else "queued")
+
+    @pytest.mark.parametrize("lacks", ["", "/file"])
+    def test_what_fails_is_told_without_where_it_is(self, remote, lacks, monkeypatch):
+        monkeypatch.setattr(Handler, "lacks", f"/v2/images/{SOURCE}{lacks}")
+        image = self.api.alice.create()
+        self.start(image, remote)
+        assert self.task(image)["message"] == f"image {SOURCE} in region north: the server answered 404"
 
     def test_what_a_redirect_may_not_lead_to_is_told_with_the_option_that_says_so(self, remote):
         remote.redirect = "http://169.254.169.254/data"
