@@ -51,13 +51,16 @@ def released(descriptor: int) -> Iterator[int]:
 
 
 def unmounted(path: str) -> str | None:
-    """The mount point of ``FSTAB`` at or above a path at which nothing is mounted; None where there is no such."""
+    """The mount point of ``FSTAB`` above a path, or the path, where nothing is mounted there or in between; or None."""
     known = _wanted(FSTAB)
     there = os.path.realpath(path) if known else ""
-    places = {place for place in known if there == place or there.startswith(f"{place}/")}
-    mounted = set(_places(MOUNTS, 4)) if places else set()
+    above = {there[:end] for end, character in enumerate(f"{there}/") if character == "/"}
+    wanted = max(known & above, key=len, default=None)
+    mounted = set(_places(MOUNTS, 4)) if wanted is not None else set()
     # Where the root is not mounted this is another one, of which the file does not speak (chroot(2)).
-    return min(places - mounted, default=None) if "/" in mounted else None
+    if wanted is None or "/" not in mounted:
+        return None
+    return None if any(len(place) >= len(wanted) for place in mounted & above) else wanted
 
 
 @functools.cache

@@ -86,6 +86,16 @@ def test_another_data_directory_takes_what_is_new(host, tmp_path):
     assert store.get(second.uri).data.read() == b"data"
 
 
+@pytest.mark.parametrize("where", ["a disk", "a disk/images"])
+def test_what_is_mounted_at_a_data_directory_or_above_it_is_enough(host, tmp_path, where):
+    host.unmount()
+    (tmp_path / "fstab").write_text(f"/dev/sdb {tmp_path} ext4 defaults 0 2\n")
+    written = str(tmp_path / where).replace(" ", "\\040")
+    (tmp_path / "mountinfo").write_text(LINE.format("/") + LINE.format(written))
+    system_calls._wanted.cache_clear()
+    open_store("file", filesystem_store_datadir=str(host.disk / "images")).add("one", b"data")
+
+
 def test_in_another_root_the_file_says_nothing(host, tmp_path):
     host.unmount()
     (tmp_path / "mountinfo").write_text(LINE.format("/proc"))
