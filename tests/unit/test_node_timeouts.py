@@ -9,7 +9,7 @@ import threading
 import pytest
 from scripted_server import ScriptedServer
 
-from storelib.exceptions import BadStoreConfiguration, RemoteServiceUnavailable
+from storelib.exceptions import RemoteServiceUnavailable
 from storelib.node import api as module
 from storelib.node import identity, options
 from storelib.node.api import Api
@@ -70,5 +70,5 @@ def test_a_keystone_that_says_nothing_is_not_waited_for(monkeypatch, tmp_path):
         (tmp_path / "state").mkdir()
         config.write_text(INI.format(port=silent.getsockname()[1], directory=tmp_path))
         settings, conf = options.load(config)
-        with pytest.raises(BadStoreConfiguration, match=r"\[keystone\]: ConnectTimeout"):
+        with pytest.raises(RemoteServiceUnavailable, match=r"\[keystone\]: Keystone does not answer: ConnectTimeout"):
             identity.enrol(settings, conf, Api(settings.api_url), "127.0.0.1", 9293)
