@@ -69,12 +69,21 @@ class Choice:
         self._sets = sets
         self._filters = tuple(filters)
         self._counts: dict[_Key, int] = {}
-        # Of how many images of a sample a filter holds.
+        # Of how many images of a sample a filter holds; and those that samples are of, which left the least.
         self._passed: dict[Filter, int] = {}
+        self._sampled: set[Filter] = set()
+        # What is known exactly: of filters that leave SOME at most.
+        self._some: dict[_Key, int] = {}
 
     def filters(self, visible: Visible, part: Part) -> list[Filter]:
         """All that hold for the images of a set in a part of the list."""
         return [*visible.filters, *self._filters, *part.filters]
+
+    def rarest_first(self, visible: Visible, part: Part) -> list[Filter]:
+        """The same, as far as it is known, with those first that leave the least."""
+        return sorted(
+            self.filters(visible, part), key=lambda each: (each not in self._sampled, self._passed.get(each, SAMPLE))
+        )
 
     def short_ways(self, part: Part) -> list[Way]:
         """For each set from a filter that leaves few, or a walk; none where nothing is left."""
@@ -100,6 +109,7 @@ class Choice:
             return None
         visible, found = walk.visible, self._selective(walk.visible, part)
         counts = self._count_anew(((visible, each) for each in found), SOME)
+        self._some.update((key, count) for key, count in counts.items() if count <= SOME)
         least = min(found, key=lambda each: counts[_key(visible, each)])
         count = counts[_key(visible, least)]
         # What is no more than the walk would go through.
@@ -113,6 +123,7 @@ class Choice:
         # Of the sample: for how many all filters hold, how many of these the walk would meet, and each filter alone.
         wanted, met, *passing = self._connection.execute(sample).one()
         self._passed.update(zip(together, passing, strict=True))
+        self._sampled.add(least)
         together = self._together(least, (least, *together))
         if few and met * count >= limit * SAMPLE:
             return None
@@ -130,14 +141,21 @@ class Choice:
             (visible, self._selective(visible, part, all_of=True) or self._selective(visible, part, usual=True))
             for visible in sets
         ]
-        counts = self._count_anew(((visible, each) for visible, found in asked for each in found), MANY)
+        # What is alone, or known to be no more than SOME, need not be counted.
+        asked = [
+            (visible, [each for each in found if _key(visible, each) in self._some] or found)
+            for visible, found in asked
+        ]
+        unknown = [(visible, each) for visible, found in asked if len(found) > 1 for each in found]
+        unknown = [(visible, each) for visible, each in unknown if _key(visible, each) not in self._some]
+        counts = {**self._some, **self._count_anew(unknown, MANY)}
         return [Way(visible, self._least(visible, found, counts)) for visible, found in asked]
 
     def _least(self, visible: Visible, found: Sequence[Filter], counts: Mapping[_Key, int]) -> tuple[Filter, ...]:
         """What to begin with: the filter that leaves the least, or several of which each leaves much."""
-        least = min(found, key=lambda each: counts[_key(visible, each)], default=None)
-        if least is None:
-            return ()
+        if len(found) < 2:
+            return tuple(found)
+        least = min(found, key=lambda each: counts[_key(visible, each)])
         together = self._together(least, found) if counts[_key(visible, least)] > SOME else ()
         return together if self._kind in ways.MERGING and len(together) > 1 else (least,)
 

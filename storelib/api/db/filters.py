@@ -45,7 +45,7 @@ class Rows:
 
     def ids(self) -> sa.Select[tuple[str]]:
         """The ids of all these images, in their order."""
-        return sa.select(self.table.c.image_id).where(*self.found)
+        return self._by_index(sa.select(self.table.c.image_id).where(*self.found))
 
     def has(self, image_id: sa.ColumnElement[str]) -> Condition:
         """Whether one image is among them, looked up for each image in turn: no database turns it around.
@@ -54,10 +54,13 @@ class Rows:
         """
         one = sa.select(self.table.c.image_id).where(self.table.c.image_id == image_id, *self.found).limit(1)
         one = one.with_hint(self.table, f"INDEXED BY {self.index}", "sqlite")
-        # These two would take the key of the table, whose rows are as far apart as the ids.
+        return self._by_index(one).scalar_subquery().is_not(None)
+
+    def _by_index(self, select: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+        # These two would take the key of the table, whose rows are as far apart as the ids, or intersect two indexes.
         for server in ("mysql", "mariadb"):
-            one = one.with_hint(self.table, f"FORCE INDEX ({self.index})", server)
-        return one.scalar_subquery().is_not(None)
+            select = select.with_hint(self.table, f"FORCE INDEX ({self.index})", server)
+        return select
 
 
 Filter = Column | Rows

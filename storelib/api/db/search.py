@@ -136,11 +136,11 @@ class Search:
     def _ids(self, way: Way, part: Part, limit: int | None) -> sa.Select[Any]:
         if not way.beginning:
             return self._walk(sa.select(images.c.id), way, part, limit)
-        filters = self._choice.filters(way.visible, part)
+        filters = self._choice.rarest_first(way.visible, part)
         return ways.begin(self._kind, way.visible, way.beginning, filters, part, limit)
 
     def _walk(self, select: sa.Select[Any], way: Way, part: Part, limit: int | None) -> sa.Select[Any]:
-        filters = self._choice.filters(way.visible, part)
+        filters = self._choice.rarest_first(way.visible, part)
         bounds = [] if way.start is None else [behind(way.start, part.keys, self._kind)]
         bounds += [] if way.end is None else [until(way.end, part.keys, self._kind)]
         return ways.walk(self._kind, select, way.visible, filters, part, bounds).limit(limit)
