@@ -472,12 +472,12 @@ def _reads_all(kind: str, plan: str) -> bool:
     return re.search(rf" ({_TABLES})(_\d+)? ALL (\S+ ){{4}}(?!1 )", plan) is not None
 
 
-def plans_of(database: Database, query: Query) -> list[str]:
-    """How the database goes about each statement of a list."""
+def plans_of(database: Database, query: Query, *, freely: bool = False) -> list[str]:
+    """How the database goes about each statement of a list; ``freely``: reading whole tables where it likes that."""
     how = "EXPLAIN QUERY PLAN " if database.kind == "sqlite" else "EXPLAIN "
     found = []
     with database.engine.connect() as connection:
-        if database.kind == "postgresql":
+        if database.kind == "postgresql" and not freely:
             # A small table is read whole and sorted, though it could be walked along: what counts is whether it can.
             connection.exec_driver_sql("SET enable_seqscan = off")
             connection.exec_driver_sql("SET enable_sort = off")

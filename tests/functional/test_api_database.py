@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 from db_contract import ADMIN, ME, RepositoryContract, ids, make, make_active
-from db_lists import PlanContract, RandomListContract
+from db_lists import PlanContract, RandomListContract, plans_of
 from db_migrations import MigrationContract, OldClient
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
@@ -427,7 +427,11 @@ class TestListsOfMariaDB(OnMariaDB, RandomListContract):
 
 
 class TestPlansOfPostgreSQL(OnPostgreSQL, PlanContract):
-    pass
+    def test_images_of_some_thousand_rows_are_looked_up_by_their_ids(self, filled):
+        query = Query(ADMIN, tags=frozenset({"few"}), limit=25)
+        plans = plans_of(filled, query, freely=True)
+        assert any("images_pkey" in plan for plan in plans)
+        assert not any("Seq Scan on images" in plan for plan in plans), plans
 
 
 class TestPlansOfMariaDB(OnMariaDB, PlanContract):

@@ -319,20 +319,41 @@ def _unset_first(filters: Iterable[Filter | None], direction: str) -> list[_Any]
 def _evaluated_apart(
     visible: Visible, beginning: Sequence[Filter], others: Sequence[Filter], part: Part, limit: int | None
 ) -> sa.Select[Any]:
-    keys = [images.c[key.key] for key in part.keys]
-    found = sa.select(*keys)
+    found = sa.select(*(images.c[name] for name in dict.fromkeys((*(key.key for key in part.keys), "id"))))
     first, *more = sorted(beginning, key=lambda each: isinstance(each, Column))
+    if isinstance(first, Rows) and not more:
+        begun = _one_by_one(found, visible, first, others).cte().prefix_with("MATERIALIZED")
+    else:
+        begun = _together(found, visible, first, more, others).cte().prefix_with("MATERIALIZED")
+    by = [_directed("postgresql", begun.c[key.key], key) for key in part.keys]
+    return sa.select(begun.c.id).order_by(*by).limit(limit)
+
+
+def _one_by_one(select: sa.Select[Any], visible: Visible, first: Rows, others: Sequence[Filter]) -> sa.Select[Any]:
+    """``select`` of the images of some rows, each looked up by its id when it has the other rows.
+
+    For some thousand, PostgreSQL would rather read all images, by three processes at once.
+    """
+    rows = first.ids().subquery()
+    columns = (each.holds for each in others if isinstance(each, Column))
+    image = select.where(images.c.id == rows.c.image_id, *visible.within, *columns).limit(1).lateral()
+    has = (each.has(rows.c.image_id) for each in others if isinstance(each, Rows))
+    return sa.select(image).select_from(rows.join(image, sa.true())).where(*has)
+
+
+def _together(
+    select: sa.Select[Any], visible: Visible, first: Filter, more: Sequence[Filter], others: Sequence[Filter]
+) -> sa.Select[Any]:
+    """``select`` of the images for which the first and all others hold."""
     if isinstance(first, Rows):
         rows = first.ids().subquery()
-        found = found.join_from(rows, images, images.c.id == rows.c.image_id)
+        select = select.join_from(rows, images, images.c.id == rows.c.image_id)
     else:
-        found = found.where(first.holds)
+        select = select.where(first.holds)
     # Of many it chooses how they are intersected. Few are looked up: it might take a common value for a rare one.
     together = [each.holds if isinstance(each, Column) else images.c.id.in_(each.ids()) for each in more]
     looked = [_looked_at(each, images.c.id) for each in others]
-    begun = found.where(*visible.within, *together, *looked).cte().prefix_with("MATERIALIZED")
-    by = [_directed("postgresql", begun.c[key.key], key) for key in part.keys]
-    return sa.select(begun.c.id).order_by(*by).limit(limit)
+    return select.where(*visible.within, *together, *looked)
 
 
 def _looked_at(each: Filter, image_id: sa.ColumnElement[str]) -> Condition:
