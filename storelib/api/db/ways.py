@@ -321,7 +321,7 @@ def _evaluated_apart(
 ) -> sa.Select[Any]:
     found = sa.select(*(images.c[name] for name in dict.fromkeys((*(key.key for key in part.keys), "id"))))
     first, *more = sorted(beginning, key=lambda each: isinstance(each, Column))
-    if isinstance(first, Rows) and not more:
+    if isinstance(first, Rows) and not more and all(isinstance(each, Rows) or each.usual for each in others):
         begun = _one_by_one(found, visible, first, others).cte().prefix_with("MATERIALIZED")
     else:
         begun = _together(found, visible, first, more, others).cte().prefix_with("MATERIALIZED")
@@ -332,7 +332,8 @@ def _evaluated_apart(
 def _one_by_one(select: sa.Select[Any], visible: Visible, first: Rows, others: Sequence[Filter]) -> sa.Select[Any]:
     """``select`` of the images of some rows, each looked up by its id when it has the other rows.
 
-    For some thousand, PostgreSQL would rather read all images, by three processes at once.
+    For some thousand, PostgreSQL would rather read all images, by three processes at once. Where a filter of another
+    kind holds, an index for that may leave less: it chooses by itself.
     """
     rows = first.ids().subquery()
     columns = (each.holds for each in others if isinstance(each, Column))
