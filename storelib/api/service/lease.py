@@ -39,7 +39,7 @@ LOG = logging.getLogger(__name__)
 #: Renewals in the time after which a process without one counts as dead.
 RENEWALS = 6
 #: Renewals that one whose lease has run out still has to be back.
-PATIENCE = 2
+GRACE = 2
 #: Seconds that the clocks of this machine and the database may differ.
 CLOCKS = 60.0
 #: Seconds that stopping waits for a thread in the middle of its work.
@@ -254,8 +254,8 @@ class Lease:
         now, known = ticks(), self._silent
         silent = self._core.repository.processes.silent(self._ttl)
         self._silent = {each: known.get(each, now) for each in silent.items()}
-        patience = self._every * PATIENCE * 1_000_000
-        return [process_id for (process_id, _), since in self._silent.items() if now - since >= patience]
+        grace = self._every * GRACE * 1_000_000
+        return [process_id for (process_id, _), since in self._silent.items() if now - since >= grace]
 
     def stop(self) -> None:
         """Stop the threads and give the lease back; what is unfinished is for others to undo."""
