@@ -126,16 +126,16 @@ class Caller:
 
     def do(self, *command: str, data: Path | None = None) -> Answer:
         """One command that must succeed."""
-        answer = self.run(*command, data=data)
-        assert answer.code == 0, answer
-        return answer
+        response = self.run(*command, data=data)
+        assert response.code == 0, response
+        return response
 
     def do_process(self, *command: str, data: Path | None = None) -> Answer:
         """The same as a process that starts from nothing."""
         environment = self._password or self._environments[command[0]]
-        answer = self.clients.run_process(*command, environment=environment, data=data)
-        assert answer.code == 0, answer
-        return answer
+        response = self.clients.run_process(*command, environment=environment, data=data)
+        assert response.code == 0, response
+        return response
 
 
 class Deployment:
@@ -783,10 +783,10 @@ class TestEveryCommand:
         before = deployment.everything(image_id) if image_id and not allowed else []
         caller = deployment.callers[who]
         call = caller.log_in_and_run if row.needs_keystone else caller.run
-        answer = call(*words, data=Path(names[row.data]) if row.data else None)
-        case = Case(deployment, name, image_id, target, names, answer)
+        response = call(*words, data=Path(names[row.data]) if row.data else None)
+        case = Case(deployment, name, image_id, target, names, response)
         if allowed:
-            assert answer.code == 0, answer
+            assert response.code == 0, response
             row.then(case)
         else:
             row.otherwise(case)
@@ -955,8 +955,8 @@ def test_metadata_definitions_by_every_command(deploy, tmp_path, program):
         "RENAMED": f'{{"name":"other","properties":{{"p":{PROPERTY}}}}}',
     }
     for words, printed in METADEFS[program]:
-        answer = caller.do(program, *[substitute(word, names) for word in words.split(" ")])
-        assert substitute(printed, names) in answer.out, words
+        response = caller.do(program, *[substitute(word, names) for word in words.split(" ")])
+        assert substitute(printed, names) in response.out, words
     assert name not in caller.do(program, *METADEFS[program][2 if program == "glance" else 3][0].split(" ")).out
 
 
@@ -967,8 +967,8 @@ def test_a_property_of_an_object_is_shown_by_openstack(deploy):
     deployment.request("POST", "/v2/metadefs/namespaces", {"namespace": name})
     body = {"name": "thing", "properties": {"p": json.loads(PROPERTY)}, "required": ["p"]}
     deployment.request("POST", f"/v2/metadefs/namespaces/{name}/objects", body)
-    answer = deployment.callers["admin"].do("openstack", *PROPERTY_SHOW.split(" "), name, "thing", "p", "-f", "json")
-    assert answer.document.items() >= {"name": "p", **json.loads(PROPERTY)}.items()
+    response = deployment.callers["admin"].do("openstack", *PROPERTY_SHOW.split(" "), name, "thing", "p", "-f", "json")
+    assert response.document.items() >= {"name": "p", **json.loads(PROPERTY)}.items()
     missing = deployment.callers["admin"].run("openstack", *PROPERTY_SHOW.split(" "), name, "thing", "q")
     assert (missing.code, "q not found" in missing.err) == (1, True)
 
@@ -1020,9 +1020,9 @@ def test_the_cache_by_every_command(deploy, program):
         return image_id in {each["image_id"] for each in deployment.request("GET", "/v2/cache")["cached_images"]}
 
     for words, printed in CACHE[program]:
-        answer = deployment.callers["admin"].do(program, *[substitute(word, names) for word in words.split(" ")])
-        assert substitute(printed, names) in answer.out, words
-        assert not REFUSALS.search(answer.err), words
+        response = deployment.callers["admin"].do(program, *[substitute(word, names) for word in words.split(" ")])
+        assert substitute(printed, names) in response.out, words
+        assert not REFUSALS.search(response.err), words
         if "queue IMAGE" in words:
             wait_until(is_cached)
         if "delete" in words or words.endswith("clear"):
@@ -1033,9 +1033,11 @@ def test_the_cache_by_every_command(deploy, program):
 def test_the_cache_is_for_administrators(deploy, program, words):
     deployment = deploy("postgresql", "keystone")
     image_id = active(deployment, f"image-{uuid.uuid4().hex}")
-    answer = deployment.callers["member"].run(program, *[word.replace("IMAGE", image_id) for word in words.split(" ")])
-    assert answer.code == 1, answer
-    assert REFUSALS.search(answer.err), answer
+    response = deployment.callers["member"].run(
+        program, *[word.replace("IMAGE", image_id) for word in words.split(" ")]
+    )
+    assert response.code == 1, response
+    assert REFUSALS.search(response.err), response
 
 
 def test_the_cache_meets_every_command(deploy):

@@ -295,10 +295,10 @@ class Client(threading.Thread):
 
     def show(self, picture: Picture) -> bool:
         stored = list(picture.stored)
-        answer = self.ask(picture, "GET", self.path(picture), {200, 404})
-        if answer.status == 404:
+        response = self.ask(picture, "GET", self.path(picture), {200, 404})
+        if response.status == 404:
             return False
-        found = answer.document
+        found = response.document
         if stored:
             assert found["status"] in ("active", "deactivated", "pending_delete"), found
             assert found["os_hash_value"] == stored[0], found
@@ -312,12 +312,12 @@ class Client(threading.Thread):
     def list(self, _: Picture) -> bool:
         path, seen = "/v2/images?limit=15&sort=created_at:desc", []
         for _ in range(4):
-            answer = self.ask(None, "GET", path, {200, 400})
-            if answer.status == 400:
-                assert "marker" in path, answer.body
-                assert self.crowd.by_id[seen[-1]].deleting, answer.body
+            response = self.ask(None, "GET", path, {200, 400})
+            if response.status == 400:
+                assert "marker" in path, response.body
+                assert self.crowd.by_id[seen[-1]].deleting, response.body
                 return False
-            document = answer.document
+            document = response.document
             seen += [image["id"] for image in document["images"]]
             # On a slow machine few copies are there before their image is deleted.
             for image in document["images"]:
@@ -340,11 +340,11 @@ class Client(threading.Thread):
         ]
         before = picture.properties.get(name)
         picture.properties[name] = None
-        answer = self.ask(picture, "PATCH", self.path(picture), {200, 404, 409}, json.dumps(changes), PATCH)
-        if answer.status == 200:
-            assert answer.document[name] == value
-        picture.properties[name] = value if answer.status == 200 else before
-        return answer.status == 200
+        response = self.ask(picture, "PATCH", self.path(picture), {200, 404, 409}, json.dumps(changes), PATCH)
+        if response.status == 200:
+            assert response.document[name] == value
+        picture.properties[name] = value if response.status == 200 else before
+        return response.status == 200
 
     def tag(self, picture: Picture) -> bool:
         return self.ask(picture, "PUT", self.path(picture, f"/tags/t{self.number % 2}"), {204, 404}).status == 204
@@ -374,9 +374,9 @@ class Client(threading.Thread):
     def delete(self, picture: Picture) -> bool:
         picture.deleting = True
         # 403: another caller is deleting it. 409: it has got its data in this moment.
-        answer = self.ask(picture, "DELETE", self.path(picture), {204, 403, 404, 409})
-        picture.deleted |= answer.status == 204
-        return answer.status == 204
+        response = self.ask(picture, "DELETE", self.path(picture), {204, 403, 404, 409})
+        picture.deleted |= response.status == 204
+        return response.status == 204
 
     # -- data -----------------------------------------------------------------------------------------------------
 
@@ -393,9 +393,9 @@ class Client(threading.Thread):
         if chunked := self.chance.random() < 0.4:
             body = blocks(piece.data)
         # 409: it is not queued. 410: it was deleted meanwhile.
-        answer = self.ask(picture, "PUT", self.path(picture, "/file"), {204, 404, 409, 410}, body, headers)
-        if answer.status != 204:
-            assert answer.status != 410 or picture.deleting, "nobody deleted it"
+        response = self.ask(picture, "PUT", self.path(picture, "/file"), {204, 404, 409, 410}, body, headers)
+        if response.status != 204:
+            assert response.status != 410 or picture.deleting, "nobody deleted it"
             return False
         self.remember(picture, digest)
         if chunked:
@@ -429,19 +429,19 @@ class Client(threading.Thread):
     def download(self, picture: Picture) -> bool:
         # 204: it has no data yet.
         stored = bool(picture.stored)
-        answer = self.ask(picture, "GET", self.path(picture, "/file"), {200, 204, 404})
-        if answer.status != 200:
+        response = self.ask(picture, "GET", self.path(picture, "/file"), {200, 204, 404})
+        if response.status != 200:
             assert picture.deleting or not stored, "its data is lost"
             return False
-        self.check(picture, answer.body, answer.headers["Content-MD5"])
+        self.check(picture, response.body, response.headers["Content-MD5"])
         return True
 
     def download_v1(self, picture: Picture) -> bool:
-        answer = self.ask(picture, "GET", f"/v1/images/{picture.id}", {200, 404})
-        if answer.status != 200:
+        response = self.ask(picture, "GET", f"/v1/images/{picture.id}", {200, 404})
+        if response.status != 200:
             return False
-        assert answer.headers["x-image-meta-status"] in ("active", "deactivated")
-        self.check(picture, answer.body, answer.headers["x-image-meta-checksum"])
+        assert response.headers["x-image-meta-status"] in ("active", "deactivated")
+        self.check(picture, response.body, response.headers["x-image-meta-checksum"])
         return True
 
     def check(self, picture: Picture, data: bytes, checksum: str) -> None:
@@ -455,12 +455,12 @@ class Client(threading.Thread):
         wanted = self.chance.choice((1, 100, 65536))
         headers = {"Range": f"bytes={first}-{first + wanted - 1}"}
         # 416: it is shorter than that.
-        answer = self.ask(picture, "GET", self.path(picture, "/file"), {206, 204, 404, 416}, None, headers)
-        if answer.status != 206:
+        response = self.ask(picture, "GET", self.path(picture, "/file"), {206, 204, 404, 416}, None, headers)
+        if response.status != 206:
             return False
-        size = int(answer.headers["Content-Range"].rpartition("/")[2])
-        assert len(answer.body) == min(wanted, size - first)
-        fits = [piece for piece in picture.pieces(size) if piece.data[first : first + wanted] == answer.body]
+        size = int(response.headers["Content-Range"].rpartition("/")[2])
+        assert len(response.body) == min(wanted, size - first)
+        fits = [piece for piece in picture.pieces(size) if piece.data[first : first + wanted] == response.body]
         assert fits, f"nobody uploaded these bytes at {first}"
         return True
 
@@ -468,14 +468,14 @@ class Client(threading.Thread):
         """To both stores, whichever it is in."""
         asked = json.dumps({"method": {"name": "copy-image"}, "all_stores": True})
         # 400: it is in all stores. 409: it is not active, or is being copied already.
-        answer = self.ask(picture, "POST", self.path(picture, "/import"), {202, 400, 404, 409}, asked, JSON)
-        return answer.status == 202
+        response = self.ask(picture, "POST", self.path(picture, "/import"), {202, 400, 404, 409}, asked, JSON)
+        return response.status == 202
 
     def drop_copy(self, picture: Picture) -> bool:
         store = self.chance.choice(("fast", "archive"))
         # 403: it is the only one. 409: the image is not active.
-        answer = self.ask(picture, "DELETE", f"/v2/stores/{store}/{picture.id}", {204, 403, 404, 409})
-        return answer.status == 204
+        response = self.ask(picture, "DELETE", f"/v2/stores/{store}/{picture.id}", {204, 403, 404, 409})
+        return response.status == 204
 
     def tries(self, picture: Picture) -> tuple[Piece, str]:
         piece = Piece.any(self.chance)
@@ -499,27 +499,27 @@ class Client(threading.Thread):
         self.crowd.add(picture)
         body = blocks(piece.data) if self.chance.random() < 0.4 or not piece.size else piece.data
         # 409: another caller was faster with the data. 412: it was deleted meanwhile.
-        answer = self.ask(picture, "POST", "/v1/images", {201, 404, 409, 412}, body, headers)
-        if answer.status == 201:
+        response = self.ask(picture, "POST", "/v1/images", {201, 404, 409, 412}, body, headers)
+        if response.status == 201:
             picture.created = True
             self.remember(picture, digest)
-        return answer.status == 201
+        return response.status == 201
 
     def upload_v1(self, picture: Picture) -> bool:
         piece, digest = self.tries(picture)
         headers = {"x-glance-registry-purge-props": "false", **OCTETS}
         body = blocks(piece.data) if not piece.size else piece.data
         # 403: it is deleted.
-        answer = self.ask(picture, "PUT", f"/v1/images/{picture.id}", {200, 403, 404, 409, 412}, body, headers)
-        if answer.status == 200:
+        response = self.ask(picture, "PUT", f"/v1/images/{picture.id}", {200, 403, 404, 409, 412}, body, headers)
+        if response.status == 200:
             self.remember(picture, digest)
-        return answer.status == 200
+        return response.status == 200
 
     def delete_v1(self, picture: Picture) -> bool:
         picture.deleting = True
-        answer = self.ask(picture, "DELETE", f"/v1/images/{picture.id}", {200, 403, 404, 409})
-        picture.deleted |= answer.status == 200
-        return answer.status == 200
+        response = self.ask(picture, "DELETE", f"/v1/images/{picture.id}", {200, 403, 404, 409})
+        picture.deleted |= response.status == 200
+        return response.status == 200
 
 
 def blocks(data: memoryview) -> Iterator[bytes]:

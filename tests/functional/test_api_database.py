@@ -221,9 +221,9 @@ class ServerContract(RepositoryContract):
         image = make(repository)
         server.stop()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(repository.images.get, image.id)
+            response = pool.submit(repository.images.get, image.id)
             server.start()
-            assert answer.result(60) == image
+            assert response.result(60) == image
 
     def test_a_server_that_stays_away_is_unavailable(self, server, monkeypatch):
         url = sa.make_url(server.new_database()).set(port=1)

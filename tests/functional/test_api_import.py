@@ -56,9 +56,9 @@ class Caller:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, {**self._headers, "Content-Type": kind}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                found = answer.read()
-                return answer.status, json.loads(found) if found[:1] in (b"{", b"[") else found
+            with urllib.request.urlopen(request, timeout=60) as response:
+                found = response.read()
+                return response.status, json.loads(found) if found[:1] in (b"{", b"[") else found
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 

@@ -134,9 +134,9 @@ class Service:
         return self.ask("PUT", path, user, headers=headers, extras=body).status_code
 
     def new(self, user: str = "demo") -> str:
-        answer = self.create(user)
-        assert answer.status_code == 201, answer.text
-        return answer.json["id"]
+        response = self.create(user)
+        assert response.status_code == 201, response.text
+        return response.json["id"]
 
     def usage(self, user: str = "demo"):
         return self.ask("GET", "/v2/info/usage", user).json["usage"]
@@ -306,9 +306,9 @@ def test_limits_may_be_believed_for_a_time(cloud, tmp_path):
 )
 def test_an_endpoint_that_is_not_there_is_the_services_trouble(cloud, tmp_path, limits):
     service = Service(cloud, tmp_path / "other", limits)
-    answer = service.create()
-    assert answer.status_code == 503
-    assert cloud.keystone.url not in answer.text
+    response = service.create()
+    assert response.status_code == 503
+    assert cloud.keystone.url not in response.text
     assert service.ask("GET", "/v2/images").status_code == 200
     service.app.close()
 
@@ -329,11 +329,11 @@ def test_keystone_that_does_not_answer(cloud, tmp_path, caplog):
     for each in workers:
         os.kill(each, signal.SIGSTOP)
     try:
-        answer = service.create()
-        assert (answer.status_code, answer.json["error"]["code"]) == (503, 503)
+        response = service.create()
+        assert (response.status_code, response.json["error"]["code"]) == (503, 503)
         assert service.send("file", image, 10) == 503
         assert service.ask("GET", f"/v2/images/{image}").json["status"] == "queued"
-        assert cloud.keystone.url not in answer.text + caplog.text
+        assert cloud.keystone.url not in response.text + caplog.text
     finally:
         for each in workers:
             os.kill(each, signal.SIGCONT)

@@ -128,8 +128,8 @@ class TestServing:
         headers = {"x-image-meta-name": "old", "x-image-meta-min_ram": "7", "SCRIPT_NAME": "/v1", "Content-Length": "0"}
         with contextlib.closing(connection):
             connection.request("POST", "/v1/images", headers=headers)
-            answer = connection.getresponse()
-            assert (answer.status, json.loads(answer.read())["image"]["min_ram"]) == (201, 7)
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read())["image"]["min_ram"]) == (201, 7)
 
     @pytest.mark.parametrize(
         "headers",
@@ -146,9 +146,9 @@ class TestServing:
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(server.url).netloc, timeout=TIMEOUT)
         with contextlib.closing(connection):
             connection.request("GET", "/versions", headers=headers)
-            answer = connection.getresponse()
-            assert answer.status == 200
-            assert json.loads(answer.read())["versions"][0]["links"][0]["href"] == f"{server.url}/v2/"
+            response = connection.getresponse()
+            assert response.status == 200
+            assert json.loads(response.read())["versions"][0]["links"][0]["href"] == f"{server.url}/v2/"
 
     @pytest.mark.parametrize("chunked", [False, True])
     def test_the_client_of_an_upload_that_is_refused_learns_why(self, served, chunked):
@@ -162,9 +162,9 @@ class TestServing:
             assert connection.getresponse().read() == b""
             # Which sends everything before it reads the answer, as most clients do.
             connection.request("PUT", path, iter([DATA] * 3) if chunked else DATA * 3, octets, encode_chunked=chunked)
-            answer = connection.getresponse()
-            assert (answer.status, answer.headers["Connection"]) == (409, "close")
-            assert "is active" in json.loads(answer.read())["error"]["message"]
+            response = connection.getresponse()
+            assert (response.status, response.headers["Connection"]) == (409, "close")
+            assert "is active" in json.loads(response.read())["error"]["message"]
 
     def test_refused_uploads_that_go_on_keep_no_thread(self, deployment):
         server = deployment.serve("--workers", "1", "--threads", "1")
@@ -201,8 +201,8 @@ class TestServing:
 
         def ask(path: str) -> str:
             """In a connection of its own, which any worker may take."""
-            with urllib.request.urlopen(server.url + path, timeout=TIMEOUT) as answer:
-                return answer.read().decode()
+            with urllib.request.urlopen(server.url + path, timeout=TIMEOUT) as response:
+                return response.read().decode()
 
         def counted() -> set[int]:
             return {int(re.search(line, ask("/metrics"))[1]) for _ in range(10)}
@@ -225,8 +225,8 @@ class TestServing:
         server = deployment.serve("--workers", "1")
 
         def gauges() -> dict[str, float]:
-            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as answer:
-                text = answer.read().decode()
+            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as response:
+                text = response.read().decode()
             return dict(re.findall(r"storelib_api_(\w+_in_flight) (\S+)", text))
 
         upload = Upload(server)
@@ -254,8 +254,8 @@ class TestServing:
         server = deployment.serve("--workers", "2")
 
         def findings() -> dict[str, float]:
-            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as answer:
-                text = answer.read().decode()
+            with urllib.request.urlopen(server.url + "/metrics", timeout=TIMEOUT) as response:
+                text = response.read().decode()
             return dict(re.findall(r'storelib_audit_findings{kind="(\w+)",round="last"} (\S+)', text))
 
         upload = Upload(server)
@@ -299,9 +299,9 @@ class TestServing:
 
         def ask(connection: http.client.HTTPConnection) -> int:
             connection.request("GET", "/v2/images?limit=1")
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
+            response = connection.getresponse()
+            response.read()
+            return response.status
 
         def hurry() -> None:
             with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT)) as connection:
@@ -320,8 +320,8 @@ class TestServing:
     def test_a_port_that_is_taken_is_named(self, served):
         [server] = served.servers
         address = urllib.parse.urlsplit(server.url).netloc
-        answer = served.run("serve", "--bind", address)
-        assert (answer.code, answer.err) == (
+        response = served.run("serve", "--bind", address)
+        assert (response.code, response.err) == (
             2,
             f"storelib: cannot listen on --bind {address}: Address already in use\n",
         )
@@ -577,20 +577,20 @@ class TestTls:
 
     @pytest.mark.parametrize("options", [("--certfile", "nowhere"), ("--keyfile", "key")])
     def test_files_that_cannot_be_used_are_refused_by_name(self, deployment, options):
-        answer = deployment.run("serve", "--bind", "127.0.0.1:0", *options)
-        assert answer.code == 2
-        assert options[0] in answer.err
+        response = deployment.run("serve", "--bind", "127.0.0.1:0", *options)
+        assert response.code == 2
+        assert options[0] in response.err
         assert not (deployment.directory / "images.sqlite").exists()
 
 
 class TestRefusing:
     @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
     def test_no_authentication_is_for_this_machine_only(self, deployment, address):
-        answer = deployment.run("serve", "--bind", address)
-        assert (answer.code, answer.out) == (2, "")
-        assert f"--bind {address}" in answer.err
-        assert "auth_strategy" in answer.err
-        assert str(deployment.config) in answer.err
+        response = deployment.run("serve", "--bind", address)
+        assert (response.code, response.out) == (2, "")
+        assert f"--bind {address}" in response.err
+        assert "auth_strategy" in response.err
+        assert str(deployment.config) in response.err
 
     def test_who_insists_gets_it(self, deployment):
         server = deployment.serve("--workers", "1", "--bind", "0.0.0.0:0", "--allow-noauth-anywhere")
@@ -600,16 +600,16 @@ class TestRefusing:
     def test_a_mistake_in_the_configuration_of_the_api_is_named(self, deployment):
         with deployment.config.open("a") as file:
             file.write("[api]\nproperty_protection_file = /nowhere\n")
-        answer = deployment.run("serve", "--bind", "127.0.0.1:0")
-        assert (answer.code, answer.out) == (2, "")
-        assert "property_protection_file" in answer.err
+        response = deployment.run("serve", "--bind", "127.0.0.1:0")
+        assert (response.code, response.out) == (2, "")
+        assert "property_protection_file" in response.err
 
     def test_a_database_server_without_tables_is_refused_until_db_sync(self, tmp_path, postgresql):
         deployment = Deployment(tmp_path, postgresql.new_database())
         try:
-            answer = deployment.run("serve", "--bind", "127.0.0.1:0")
-            assert (answer.code, answer.out) == (2, "")
-            assert "storelib db sync" in answer.err
+            response = deployment.run("serve", "--bind", "127.0.0.1:0")
+            assert (response.code, response.out) == (2, "")
+            assert "storelib db sync" in response.err
             assert deployment.run("db", "sync").code == 0
             server = deployment.serve("--workers", "2")
             image = server.request("POST", "/v2/images", {"name": "one"})

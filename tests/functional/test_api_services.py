@@ -69,8 +69,8 @@ class World:
         names = {"ceph": ceph, "keystone": keystone, "region": self.region}
         ini = INI.format(directory=directory, connection=connection, **names)
         self.api = Deployment(directory, ini=ini)
-        answer = self.api.run("db", "sync")
-        assert answer.code == 0, answer.err
+        response = self.api.run("db", "sync")
+        assert response.code == 0, response.err
         self.url = self.api.serve("--workers", "2").url
         keystone.add_endpoints("image", **{self.region: self.url})
         keystone.add_endpoints("identity", **{self.region: keystone.url})

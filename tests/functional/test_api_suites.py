@@ -137,8 +137,8 @@ class Service:
 
 
 def manage(host: Deployment, *arguments: str) -> None:
-    answer = host.run(*arguments)
-    assert answer.code == 0, answer.err
+    response = host.run(*arguments)
+    assert response.code == 0, response.err
 
 
 @pytest.fixture(scope="module")

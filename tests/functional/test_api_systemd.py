@@ -67,8 +67,8 @@ def configure(deployment: Deployment, **options: object) -> None:
 
 def formats(server: Server) -> list[str]:
     """Of several workers, whichever is asked: the disk formats that it takes."""
-    with urllib.request.urlopen(server.url + "/v2/schemas/image", timeout=TIMEOUT) as answer:
-        return json.loads(answer.read())["properties"]["disk_format"]["enum"]
+    with urllib.request.urlopen(server.url + "/v2/schemas/image", timeout=TIMEOUT) as response:
+        return json.loads(response.read())["properties"]["disk_format"]["enum"]
 
 
 def test_it_is_ready_when_a_worker_serves_and_says_that_it_stops(deployment, manager):
@@ -213,8 +213,8 @@ class TestSocket:
         assert "auth_strategy" in deployment.log()
 
     def test_without_a_socket_it_says_so(self, deployment):
-        answer = deployment.run("serve", "--bind", "systemd")
-        assert (answer.code, ".socket unit" in answer.err) == (2, True)
+        response = deployment.run("serve", "--bind", "systemd")
+        assert (response.code, ".socket unit" in response.err) == (2, True)
 
 
 def test_the_units_in_the_docs_are_right(tmp_path):

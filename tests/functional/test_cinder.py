@@ -779,10 +779,10 @@ def losing(store, number):
 
     def send(method, path, *arguments):
         asked.append(path)
-        answer = plain(method, path, *arguments)
+        response = plain(method, path, *arguments)
         if len(asked) == number:
             raise ConnectionResetError
-        return answer
+        return response
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(user, "_send", send)

@@ -69,9 +69,9 @@ class Client:
         self.session.headers.update(ADMIN)
 
     def ask(self, method, path, expected, **arguments):
-        answer = self.session.request(method, f"{self.url}{path}", timeout=60, **arguments)
-        assert answer.status_code == expected, answer.text
-        return answer
+        response = self.session.request(method, f"{self.url}{path}", timeout=60, **arguments)
+        assert response.status_code == expected, response.text
+        return response
 
     def create(self):
         body = {"name": "image", "disk_format": "raw", "container_format": "bare"}
@@ -84,11 +84,11 @@ class Client:
         """Glance gives an image free for the next task a moment after it says that the one before has ended."""
         end = time.monotonic() + 60
         while True:
-            answer = self.session.request("POST", f"{self.url}/images/{image_id}/import", json=body, timeout=60)
-            if answer.status_code != 409 or time.monotonic() > end:
+            response = self.session.request("POST", f"{self.url}/images/{image_id}/import", json=body, timeout=60)
+            if response.status_code != 409 or time.monotonic() > end:
                 break
             time.sleep(0.1)
-        assert answer.status_code == 202, answer.text
+        assert response.status_code == 202, response.text
 
     def image(self, image_id):
         return self.ask("GET", f"/images/{image_id}", 200).json()

@@ -98,9 +98,9 @@ class Servers(Backends):
         token = self.keystone.token("demo", "demo")[0]
         account = f"{self.swift.url}/v1/AUTH_{self.keystone.projects['demo']}"
         url = f"{account}/{CONTAINER}_{image_id}"
-        answer = requests.head(url, headers={"X-Auth-Token": token}, timeout=TIMEOUT)
-        assert answer.status_code == 204
-        return answer.headers.get("X-Container-Read", "")
+        response = requests.head(url, headers={"X-Auth-Token": token}, timeout=TIMEOUT)
+        assert response.status_code == 204
+        return response.headers.get("X-Container-Read", "")
 
 
 class Cloud:
@@ -123,16 +123,16 @@ class Cloud:
 
     def run(self, *command: str, data: Path | None = None) -> Any:
         """One command, which must succeed."""
-        answer = self.clients.run(*command, environment=self._environments[command[0]], data=data)
-        assert answer.code == 0, (answer, self.log())
-        return answer
+        response = self.clients.run(*command, environment=self._environments[command[0]], data=data)
+        assert response.code == 0, (response, self.log())
+        return response
 
     def ask(self, method: str, path: str, *expected: int, **arguments: Any) -> Any:
         """One request; returns the response, or what its JSON says."""
-        answer = self.session.request(method, f"{self.glance.url}{path}", timeout=TIMEOUT, **arguments)
-        assert answer.status_code in (expected or (200,)), (answer.status_code, answer.text, self.log())
-        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-        return answer.json() if is_json and answer.text else answer
+        response = self.session.request(method, f"{self.glance.url}{path}", timeout=TIMEOUT, **arguments)
+        assert response.status_code in (expected or (200,)), (response.status_code, response.text, self.log())
+        is_json = response.headers.get("Content-Type", "").startswith("application/json")
+        return response.json() if is_json and response.text else response
 
     def log(self) -> str:
         return (self.glance.directory / "glance-api.log").read_text()[-4000:]
@@ -185,8 +185,8 @@ class Cloud:
         return bytes(self.ask("GET", f"/images/{image_id}/file").content)
 
     def part(self, image_id: str, start: int, stop: int) -> bytes:
-        answer = self.ask("GET", f"/images/{image_id}/file", 206, headers={"Range": f"bytes={start}-{stop - 1}"})
-        return bytes(answer.content)
+        response = self.ask("GET", f"/images/{image_id}/file", 206, headers={"Range": f"bytes={start}-{stop - 1}"})
+        return bytes(response.content)
 
     def delete(self, image_id: str) -> None:
         self.ask("DELETE", f"/images/{image_id}", 204)

@@ -50,9 +50,9 @@ class Client:
         self.session.headers.update(ADMIN)
 
     def ask(self, method, path, expected, **arguments):
-        answer = self.session.request(method, f"{self.url}{path}", timeout=60, **arguments)
-        assert answer.status_code == expected, (path, answer.status_code, answer.text)
-        return answer
+        response = self.session.request(method, f"{self.url}{path}", timeout=60, **arguments)
+        assert response.status_code == expected, (path, response.status_code, response.text)
+        return response
 
     def get(self, path):
         return self.ask("GET", path, 200).json()
@@ -134,11 +134,11 @@ class Pair:
         self.taken: list[dict[str, object]] = []
 
     def take(self, *options: str, code: int = 9):
-        answer = self.deployment.run(
+        response = self.deployment.run(
             "db", "import-glance", "--glance-config", self.glance.config, *options, timeout=120
         )
-        assert answer.code == code, (answer.out, answer.err)
-        return answer.documents
+        assert response.code == code, (response.out, response.err)
+        return response.documents
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql", "mariadb"])

@@ -163,9 +163,9 @@ def test_a_glance_on_one_and_the_other_in_turn(place: Place, glance: Glance) -> 
         session.headers["X-Identity-Status"] = "Confirmed"
 
         def ask(method: str, path: str, expected: int, **arguments: Any) -> requests.Response:
-            answer = session.request(method, f"{glance.url}{path}", timeout=60, **arguments)
-            assert answer.status_code == expected, answer.text
-            return answer
+            response = session.request(method, f"{glance.url}{path}", timeout=60, **arguments)
+            assert response.status_code == expected, response.text
+            return response
 
         def upload() -> str:
             body = {"name": "image", "disk_format": "raw", "container_format": "bare"}

@@ -771,11 +771,11 @@ def test_of_two_processes_one_adds(mongod, store, access, image_id):
         for process in (one, two):
             process.stdin.write("\n")
             process.stdin.flush()
-        answers = [process.stdout.readline().strip() for process in (one, two)]
+        responses = [process.stdout.readline().strip() for process in (one, two)]
         for process in (one, two):
             process.stdin.close()
-    assert answers.count("Duplicate") == 1
-    [won] = set(answers) - {"Duplicate"}
+    assert responses.count("Duplicate") == 1
+    [won] = set(responses) - {"Duplicate"}
     assert hashlib.sha512(access.read(image_id)).hexdigest() == won
     assert len(access.residue(image_id)) == 1
 

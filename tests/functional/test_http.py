@@ -71,21 +71,21 @@ def read(store, url, offset=0, length=None):
 
 
 @contextlib.contextmanager
-def answering(*answers):
+def answering(*responses):
     """A server that sends the n-th of these to its n-th client, whatever that says; gives its port and its clients."""
     clients = []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
         with listener:
-            for answer in answers:
+            for response in responses:
                 try:
                     client, _ = listener.accept()
                 except OSError:
                     return
                 with client, contextlib.suppress(ConnectionError):
                     clients.append(client.recv(65536))
-                    client.sendall(answer)
+                    client.sendall(response)
 
     thread = threading.Thread(target=serve)
     port = listener.getsockname()[1]
@@ -502,8 +502,8 @@ def test_redirect_to_anything_but_http_is_refused(store, server, to):
 
 
 def test_redirect_without_target_is_an_error(store):
-    answer = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"
-    with answering(answer) as (port, _), pytest.raises(RemoteServiceUnavailable, match="without saying where"):
+    response = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"
+    with answering(response) as (port, _), pytest.raises(RemoteServiceUnavailable, match="without saying where"):
         read(store, f"http://127.0.0.1:{port}/")
 
 
@@ -666,16 +666,16 @@ def test_redirect_to_a_network_that_is_not_allowed_is_refused(server, to):
 
 def test_name_is_resolved_once_and_the_judged_address_connected_to(server, monkeypatch):
     """A name server that answers differently the second time gains nothing."""
-    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+    responses = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
     resolve = socket.getaddrinfo
 
     def rebinding(host, *args, **kwargs):
-        return resolve(next(answers) if host == "rebind.example" else host, *args, **kwargs)
+        return resolve(next(responses) if host == "rebind.example" else host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     store = open_http(http_allowed_networks=["127.0.0.1"])
     assert store.get_size(f"http://rebind.example:{server.port}/image") == len(IMAGE)
-    assert next(answers) == "127.0.0.2"
+    assert next(responses) == "127.0.0.2"
 
 
 def test_name_with_several_addresses_leads_only_to_allowed_ones(server, monkeypatch):
@@ -891,12 +891,12 @@ def test_garbage_is_an_error_and_not_repeated(answer):
 
 @pytest.mark.parametrize("method", ["get", "get_size"])
 def test_headers_cut_in_mid_number_do_not_tell_of_a_shorter_image(method):
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 19"
-    with answering(*[answer] * 3) as (port, _), pytest.raises(RemoteServiceUnavailable):
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 19"
+    with answering(*[response] * 3) as (port, _), pytest.raises(RemoteServiceUnavailable):
         getattr(open_http(transfer_retries=0), method)(f"http://127.0.0.1:{port}/")
 
 
 def test_other_range_than_asked_is_an_error(store):
-    answer = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nhello"
-    with answering(answer) as (port, _), pytest.raises(RemoteServiceUnavailable, match="another range"):
+    response = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-4/5\r\nContent-Length: 5\r\n\r\nhello"
+    with answering(response) as (port, _), pytest.raises(RemoteServiceUnavailable, match="another range"):
         read(store, f"http://127.0.0.1:{port}/", 2)

@@ -267,8 +267,8 @@ class Impostor:
         secret = {"X-Node-Secret": self.node["secret"]}
 
         def told():
-            answer = self.rack.ask("POST", f"/v2/nodes/{self.node['id']}/heartbeat", document, secret, (200, 429))
-            found.extend(answer.get("jobs", ()))
+            response = self.rack.ask("POST", f"/v2/nodes/{self.node['id']}/heartbeat", document, secret, (200, 429))
+            found.extend(response.get("jobs", ()))
             return found
 
         found = []
@@ -456,9 +456,9 @@ def test_a_group_keeps_its_images(rack, extra):
 
 def test_administrators_need_only_the_command(rack, extra):
     def run(*arguments):
-        answer = rack.deployment.run("preload", *arguments, server=rack.server)
-        assert answer.code == 0, answer.err
-        return answer.documents
+        response = rack.deployment.run("preload", *arguments, server=rack.server)
+        assert response.code == 0, response.err
+        return response.documents
 
     data = random_bytes(SMALL)
     image = rack.image(data)

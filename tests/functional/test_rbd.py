@@ -696,11 +696,11 @@ def test_gc_of_others_spares_adds_under_way(ceph, store, pool, image_id, monkeyp
     removed = []
 
     def step(*arguments, **options):
-        answer = plain(*arguments, **options) if after else None
+        response = plain(*arguments, **options) if after else None
         if not removed:
             removed.append(0)
             removed[0] = gc_of_others(ceph, image_id, by)
-        return answer if after else plain(*arguments, **options)
+        return response if after else plain(*arguments, **options)
 
     monkeypatch.setattr(owner, name, step)
     assert read(store, store.add(image_id, IMAGE).uri) == IMAGE

@@ -151,10 +151,10 @@ class Bucket(BackendAccess):
 
     def read(self, image_id):
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + image_id)
+            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + image_id)
         except self.client.exceptions.NoSuchKey:
             return None
-        with answer["Body"] as body:
+        with response["Body"] as body:
             return body.read()
 
     def residue(self, prefix):
@@ -510,10 +510,10 @@ class Tunnels:
             host, _, port = target.rpartition(":")
             with socket.create_connection((host, int(port))) as server:
                 client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                answers = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
-                answers.start()
+                responses = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
+                responses.start()
                 self._pass_on(client, server)
-                answers.join()
+                responses.join()
 
     @staticmethod
     def _pass_on(source, sink):
@@ -916,15 +916,15 @@ def test_acls_let_others_read(gateway, rados, image_id):
     anonymous = f"{gateway.s3_endpoint}/images/{image_id}"
 
     def readable():
-        answers = []
+        responses = []
         for attempt in (lambda: read(other, uri), lambda: urllib.request.urlopen(anonymous, timeout=10).close()):
             try:
                 attempt()
-                answers.append(True)
+                responses.append(True)
             except (Forbidden, urllib.error.HTTPError) as error:
                 error = getattr(error, "close", lambda: None)()
-                answers.append(False)
-        return answers
+                responses.append(False)
+        return responses
 
     assert readable() == [False, False]
     rados.set_acls(uri, read_tenants=[f"reader-{image_id}"])
@@ -995,8 +995,8 @@ def test_presigned_url_on_a_server_with_known_keys(localstack, image_id):
     # Signed URLs it verifies, with this one pair of keys.
     store = open_local(localstack, s3_store_access_key="test", s3_store_secret_key="test")
     uri = store.add(image_id, b"data").uri
-    with urllib.request.urlopen(store.presign(uri, 60), timeout=10) as answer:
-        assert answer.read() == b"data"
+    with urllib.request.urlopen(store.presign(uri, 60), timeout=10) as response:
+        assert response.read() == b"data"
 
 
 @pytest.mark.parametrize("expires", [0, -1, 8 * 24 * 3600])

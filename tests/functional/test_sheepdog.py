@@ -438,11 +438,11 @@ def after(store, verb, action):
     plain, left = store.cluster.dog.call, [1]
 
     def call(name, *arguments, **options):
-        answer = plain(name, *arguments, **options)
+        response = plain(name, *arguments, **options)
         if name == verb and left[0]:
             left[0] -= 1
             action()
-        return answer
+        return response
 
     store.cluster.dog.call = call
 
@@ -1298,9 +1298,9 @@ def test_one_of_several_processes_wins(cluster, store, image_id):
     for number, racer in enumerate(racers):
         racer.stdin.write(f"racer {number}\n")
         racer.stdin.flush()
-    answers = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
-    assert answers[1:] == ["Duplicate", "Duplicate"] or answers[:2] == ["Duplicate", "Duplicate"]
-    won = next(answer for answer in answers if answer != "Duplicate")
+    responses = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
+    assert responses[1:] == ["Duplicate", "Duplicate"] or responses[:2] == ["Duplicate", "Duplicate"]
+    won = next(response for response in responses if response != "Duplicate")
     assert hashlib.sha512(cluster.run("read", image_id)[1]).hexdigest() == won
     assert not leftovers(cluster, image_id)
 

@@ -144,8 +144,8 @@ class Account:
     @classmethod
     def of(cls, auth_url, user, key):
         request = urllib.request.Request(auth_url, headers={"X-Auth-User": user, "X-Auth-Key": key})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return cls(answer.headers["X-Storage-Url"], answer.headers["X-Auth-Token"])
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return cls(response.headers["X-Storage-Url"], response.headers["X-Auth-Token"])
 
     def call(self, method, *names, query="", data=None, **headers):
         path = "".join("/" + urllib.parse.quote(name, safe="") for name in names)
@@ -157,16 +157,16 @@ class Account:
     def get(self, *names, query=""):
         """The body, None if there is nothing."""
         try:
-            with self.call("GET", *names, query=query) as answer:
-                return answer.read()
+            with self.call("GET", *names, query=query) as response:
+                return response.read()
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
             raise
 
     def head(self, *names):
-        with self.call("HEAD", *names) as answer:
-            return answer.headers
+        with self.call("HEAD", *names) as response:
+            return response.headers
 
     def names(self, *container, prefix=""):
         """All names in a container, or of containers."""
@@ -573,11 +573,11 @@ def test_damaged_segment_is_sent_again(store, small_parts, monkeypatch):
     plain = SwiftWriter._check_etag
     failed = []
 
-    def check(answer, body):
+    def check(response, body):
         if not failed:
             failed.append(body)
             raise RemoteServiceUnavailable("on purpose")
-        plain(answer, body)
+        plain(response, body)
 
     monkeypatch.setattr(SwiftWriter, "_check_etag", staticmethod(check))
     assert read(store, store.add("x", IMAGE).uri) == IMAGE
@@ -928,8 +928,8 @@ def test_temporary_url_works_for_a_while(swift, account, container, small_parts)
     account.call("POST", X_Account_Meta_Temp_URL_Key="swordfish")
     store = open_swift(swift, swift_store_container=container, swift_store_temp_url_key="swordfish")
     uri = store.add("an % image", IMAGE).uri
-    with urllib.request.urlopen(store.presign(uri, 60), timeout=30) as answer:
-        assert answer.read() == IMAGE
+    with urllib.request.urlopen(store.presign(uri, 60), timeout=30) as response:
+        assert response.read() == IMAGE
     soon = store.presign(uri, 1)
     time.sleep(2.1)
     with pytest.raises(urllib.error.HTTPError):
@@ -970,8 +970,8 @@ def test_application_credential(keystone, cloud):
     body = json.dumps({"application_credential": {"name": "storelib"}}).encode()
     request = urllib.request.Request(f"{keystone.url}/users/{about['user']['id']}/application_credentials", body)
     request.headers = {"X-Auth-Token": token, "Content-Type": "application/json"}
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        made = json.load(answer)["application_credential"]
+    with urllib.request.urlopen(request, timeout=30) as response:
+        made = json.load(response)["application_credential"]
     store = open_store(
         SwiftStore,
         swift_store_auth_address=keystone.url,

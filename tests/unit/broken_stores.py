@@ -266,10 +266,10 @@ class Networked(Faulty):
     def exchanged(self, data):
         connection, answers = self.connection
         connection.sendall(struct.pack("!Q", len(data)) + data)
-        answer = answers.read(8 + len(data))
-        if len(answer) < 8 + len(data):
+        response = answers.read(8 + len(data))
+        if len(response) < 8 + len(data):
             raise OSError("cut")
-        return answer[8:]
+        return response[8:]
 
     def open_writer(self, image_id, size, context):
         self.ask()

@@ -84,9 +84,9 @@ class S3Server(ScriptedServer):
             early = self.instead(operation, request)
             if early is not None:
                 return early
-            answer = getattr(self, f"_{operation}")(request, key, {name: value[0] for name, value in query.items()})
+            response = getattr(self, f"_{operation}")(request, key, {name: value[0] for name, value in query.items()})
             late = self.after(operation, request)
-            return answer if late is None else late
+            return response if late is None else late
 
     @staticmethod
     def _operation(request: Request, key: str, query: dict[str, list[str]]) -> str:

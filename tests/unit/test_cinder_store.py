@@ -462,8 +462,8 @@ class Client:
 
     session = types.SimpleNamespace(timeout=5.0)
 
-    def __init__(self, *answers):
-        self.answers = list(answers)
+    def __init__(self, *responses):
+        self.answers = list(responses)
         self.asked = []
 
     def request(self, path, method, **options):
@@ -481,8 +481,8 @@ def error_of(call):
     return caught.value
 
 
-def api(*answers):
-    return Api(Client(*answers), 1.0)
+def api(*responses):
+    return Api(Client(*responses), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_first_attempt_counts():
 def test_an_image_may_come_byte_by_byte(hostile, encoding):
     data = bytes(range(60))
 
-    def answer(request):
+    def response(request):
         if request.method == "HEAD":
             yield reply(200, {"Content-Length": "60"})
             return
@@ -190,7 +190,7 @@ def test_an_image_may_come_byte_by_byte(hostile, encoding):
         if "Length" not in encoding:
             yield b"0\r\n\r\n"
 
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(response) as server:
         # Of the two seconds that it takes.
         store = open_store(HttpStore, "web", http_allowed_networks=["127.0.0.0/8"], transfer_timeout=1.0)
         with store.get(f"{server.url}/x").data as stream:

@@ -42,9 +42,9 @@ class FakeReader(Reader):
             self.in_flight += 1
             self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
-            answer = self.before(offset)
-            if answer is not None:
-                return answer
+            response = self.before(offset)
+            if response is not None:
+                return response
             piece = DATA[offset : offset + min(len(view), self.most)]
             view[: len(piece)] = piece
             return len(piece)

@@ -92,8 +92,8 @@ def test_every_extra_gives_the_same_sentence(extra, monkeypatch):
 def test_create_app_gives_it_too(tmp_path, package):
     (tmp_path / "api.ini").write_text("[storelib]\nstores = m:memory\n[database]\nconnection = sqlite:///x.sqlite\n")
     command = [sys.executable, "-c", CREATE_APP, package]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert answer.stdout == f"storelib.api needs {package}; install it with: pip install 'storelib[api]'\n"
+    response = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert response.stdout == f"storelib.api needs {package}; install it with: pip install 'storelib[api]'\n"
 
 
 def test_no_extra_is_left_out():

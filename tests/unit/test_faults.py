@@ -60,7 +60,7 @@ def proxy(server):
 
 def talk(proxy, data=DATA, timeout=10.0):
     """Send ``data`` and collect what comes back until the end; a reset shows to the sender or the receiver."""
-    answer, resets = bytearray(), []
+    response, resets = bytearray(), []
 
     def send(connection):
         try:
@@ -80,16 +80,16 @@ def talk(proxy, data=DATA, timeout=10.0):
         sender.start()
         try:
             while piece := connection.recv(65536):
-                answer += piece
+                response += piece
         except ConnectionResetError as error:
             resets.append(error)
         except TimeoutError:
-            return bytes(answer), "timeout"
+            return bytes(response), "timeout"
         finally:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             sender.join()
-    return bytes(answer), "reset" if resets else "end"
+    return bytes(response), "reset" if resets else "end"
 
 
 def test_everything_passes_without_a_plan(proxy):

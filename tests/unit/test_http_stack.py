@@ -215,10 +215,10 @@ def test_cause_is_found_however_a_library_wraps_it(error):
 @pytest.mark.parametrize(("status", "transient"), [(407, False), (403, False), (502, True), (429, True)])
 @pytest.mark.parametrize("driver", ["http", "s3"])
 def test_proxy_that_refuses_is_told_with_its_status_and_none_of_its_words(driver, status, transient):
-    def answer(request):
+    def response(request):
         return f"HTTP/1.1 {status} Secret Words\r\nContent-Length: 5\r\n\r\nwords".encode()
 
-    with ScriptedServer(answer) as proxy:
+    with ScriptedServer(response) as proxy:
         options = {
             "http": {"http_proxy_information": {"https": proxy.url}},
             "s3": {

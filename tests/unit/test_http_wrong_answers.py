@@ -91,12 +91,12 @@ def test_redirect_is_followed_as_it_is_written(path, form):
     if form == "{path}" and path.startswith("//"):
         path = "/once" + path
 
-    def answer(request):
+    def response(request):
         if request.target != "/start":
             return image(request)
         return reply(302, {"Location": form.format(server=server.url, path=path)})
 
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(response) as server:
         assert read(web(), f"{server.url}/start") == IMAGE
         assert [request.target for request in server.requests] == ["/start", path]
 
@@ -196,7 +196,7 @@ def test_encodings_are_errors(name):
 )
 @pytest.mark.parametrize("framing", ["length", "chunked", "until the end"])
 def test_page_is_no_image(body, framing):
-    def answer(request):
+    def response(request):
         if request.target == "/image":
             return reply(302, {"Location": "/login"})
         if request.method == "HEAD":
@@ -208,7 +208,7 @@ def test_page_is_no_image(body, framing):
             return f"{start}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
         return (part for part in (f"{start}Connection: close\r\n\r\n".encode() + body, b""))
 
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(response) as server:
         store, uri = web(http_read_timeout=2.0), f"{server.url}/image"
         for call in (store.get, store.get_size, store.stat):
             with pytest.raises(RemoteServiceUnavailable, match="web page"):
@@ -217,10 +217,10 @@ def test_page_is_no_image(body, framing):
 
 @pytest.mark.parametrize("data", [IMAGE, b"", b"<", b"QFI\xfb", b"<htm"])
 def test_image_that_its_server_takes_for_a_page_is_read(data):
-    def answer(request):
+    def response(request):
         return reply(200, HTML | {"Content-Length": str(len(data))}, b"" if request.method == "HEAD" else data)
 
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(response) as server:
         assert read(web(), f"{server.url}/image") == data
         assert web().get_size(f"{server.url}/image") == len(data)
 
@@ -296,7 +296,7 @@ def test_image_of_unknown_length_may_take_any_time_while_it_comes(monkeypatch):
     from storelib.transfer import deadlines
     from storelib.transfer.http.reading import Body
 
-    def answer(request):
+    def response(request):
         if request.method == "HEAD":
             return reply(405)
         return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
@@ -309,7 +309,7 @@ def test_image_of_unknown_length_may_take_any_time_while_it_comes(monkeypatch):
     data, now, plain = bytes(5 * 256 * 1024), [0.0], Body.read_into
     monkeypatch.setattr(Body, "read_into", slow)
     monkeypatch.setattr(deadlines, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(response) as server:
         assert read(web(transfer_timeout=300), f"{server.url}/image") == data
     assert now[0] > 1000
 

@@ -23,8 +23,8 @@ print(sorted(new - set(sys.stdlib_module_names)), sorted(name for name in sys.mo
 
 
 def test_importing_loads_no_driver_and_no_third_party_library():
-    answer = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "['storelib'] ['storelib._version']"
+    response = subprocess.run([sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=True)
+    assert response.stdout.strip() == "['storelib'] ['storelib._version']"
 
 
 @pytest.mark.parametrize("name", storelib.__all__)

@@ -148,10 +148,10 @@ def connections():
 @pytest.mark.parametrize("interim", INTERIM)
 def test_swift_reads_the_answer_after_them(connections, interim, method):
     with ScriptedServer(lambda request: INTERIM[interim] + reply(403, {"Content-Length": "0"})) as server:
-        with connections.send(method, f"{server.url}/v1/a", {}, Body(memoryview(b"data"))) as answer:
-            assert answer.status_code == 403
-        with connections.session().request(method, f"{server.url}/v3", data=b"data") as answer:
-            assert answer.status_code == 403
+        with connections.send(method, f"{server.url}/v1/a", {}, Body(memoryview(b"data"))) as response:
+            assert response.status_code == 403
+        with connections.session().request(method, f"{server.url}/v3", data=b"data") as response:
+            assert response.status_code == 403
 
 
 @pytest.mark.parametrize("interim", INTERIM)

@@ -73,8 +73,8 @@ def test_a_source_that_lies_about_what_it_read_is_invalid_and_nothing_is_stored(
 
 
 class Reads:
-    def __init__(self, *answers):
-        self.answers = list(answers)
+    def __init__(self, *responses):
+        self.answers = list(responses)
 
     def read(self, size):
         return self.answers.pop(0) if self.answers else b""

@@ -341,9 +341,9 @@ def test_page_is_not_taken_for_an_image(wrong, operation):
     with S3Server() as server:
         store = open_at(server)
         uri = store.add("id", b"data").uri
-        answer = NOT_S3[wrong]
+        response = NOT_S3[wrong]
         server.instead = only(
-            operation, answer if operation == "get" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            operation, response if operation == "get" else response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         )
         with pytest.raises(StoreError) as caught:
             _ = store.get(uri) if operation == "get" else store.get_size(uri)
@@ -385,11 +385,11 @@ def test_part_that_comes_for_the_whole_is_refused():
 @pytest.mark.parametrize("cut", [False, True])
 def test_image_that_comes_in_chunks_has_its_size_from_a_head(cut):
     head = f"HTTP/1.1 200 OK\r\nETag: {HEADERS['ETag']}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    answers = [head + (b"4\r\nsome\r\n0\r\n\r\n" if cut else b"9\r\nsome data\r\n0\r\n\r\n")]
+    responses = [head + (b"4\r\nsome\r\n0\r\n\r\n" if cut else b"9\r\nsome data\r\n0\r\n\r\n")]
     with S3Server() as server:
         store = open_at(server, transfer_retries=1)
         uri = store.add("id", b"some data").uri
-        server.instead = lambda operation, request: answers.pop() if operation == "get" and answers else None
+        server.instead = lambda operation, request: responses.pop() if operation == "get" and responses else None
         assert read(store, uri) == b"some data"
         assert store.get(uri).size == 9
 

@@ -310,8 +310,8 @@ def test_headers_that_were_cut_are_no_answer(length):
 @pytest.mark.parametrize("early", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["at once", "while the body is sent"])
 def test_answer_that_comes_before_the_body_was_sent_is_heard(early):
     body = b"<Error><Code>QuotaExceeded</Code></Error>"
-    answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    with answering_early(early + answer) as port, pytest.raises(StorageFull):
+    response = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with answering_early(early + response) as port, pytest.raises(StorageFull):
         near(port).add("id", bytes(8 * MiB))
 
 
@@ -320,6 +320,6 @@ def test_library_takes_headers_that_were_cut_for_whole():
     with answering(HEADERS[: HEADERS.index(b"609")]) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("HEAD", "/")
-        with connection.getresponse() as answer:
-            assert answer.headers["Content-Length"] == "196"
+        with connection.getresponse() as response:
+            assert response.headers["Content-Length"] == "196"
         connection.close()

@@ -84,9 +84,9 @@ class Deployment:
 
     def disagreements(self, timeout: float = TIMEOUT):
         """What the audit finds, with everything read and every leftover named."""
-        answer = self.run("audit", "--deep", "--older-than", "0", timeout=timeout)
-        assert answer.code == (9 if answer.out else 0), answer.err
-        return answer.documents
+        response = self.run("audit", "--deep", "--older-than", "0", timeout=timeout)
+        assert response.code == (9 if response.out else 0), response.err
+        return response.documents
 
     def stored(self) -> list[str]:
         """The names of all files in the stores."""

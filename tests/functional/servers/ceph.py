@@ -294,8 +294,8 @@ class RadosGateway:
 
     def admin(self, *words: str) -> Any:
         """``radosgw-admin`` with these words; its answer, decoded."""
-        answer = self.cluster.run("radosgw-admin", *words)
-        return json.loads(answer) if answer.strip().startswith(("{", "[")) else answer
+        response = self.cluster.run("radosgw-admin", *words)
+        return json.loads(response) if response.strip().startswith(("{", "[")) else response
 
     def add_user(self, uid: str) -> tuple[str, str]:
         """Another S3 user; returns access key and secret key."""

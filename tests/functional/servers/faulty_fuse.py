@@ -95,9 +95,9 @@ def serve(root: str, mount: str, faults: str) -> None:
                 # libfuse's own, some time after an unlinked file is closed: no fault was meant for it.
                 return super().__call__(call, *args)
             self.strike(call, "before")
-            answer = super().__call__(call, *args)
+            response = super().__call__(call, *args)
             self.strike(call, "after")
-            return answer
+            return response
 
         def strike(self, call, when):
             path = os.path.join(faults, f"{call}.{when}")

@@ -161,10 +161,10 @@ class Library:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([operation, arguments, context]) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._read())
-        if "error" in answer:
-            raise LibraryError(answer["error"], answer["module"], answer["text"])
-        return answer["found"]
+        response = json.loads(self._read())
+        if "error" in response:
+            raise LibraryError(response["error"], response["module"], response["text"])
+        return response["found"]
 
     def _read(self) -> str:
         assert self._process.stdout is not None

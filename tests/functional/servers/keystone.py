@@ -185,8 +185,8 @@ class Keystone:
         self._roles["ResellerAdmin"] = self.call("POST", "/roles", {"role": {"name": "ResellerAdmin"}})["role"]["id"]
         self.add_endpoints("identity", RegionOne=self.url)
         for name in ("service", "demo", "alt_demo"):
-            answer = self.call("POST", "/projects", {"project": {"name": name, "domain_id": "default"}})
-            self.projects[name] = answer["project"]["id"]
+            response = self.call("POST", "/projects", {"project": {"name": name, "domain_id": "default"}})
+            self.projects[name] = response["project"]["id"]
         for name in ("swift", "images", "demo", "alt_demo"):
             user = {"name": name, "domain_id": "default", "password": f"{name}pass"}
             self.users[name] = self.call("POST", "/users", {"user": user})["user"]["id"]

@@ -118,8 +118,8 @@ class Vcenter:
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
-        with opener.open(url, timeout=10) as answer:
-            return str(answer.read().decode())
+        with opener.open(url, timeout=10) as response:
+            return str(response.read().decode())
 
     @contextlib.contextmanager
     def maintenance(self, datacenter: str, datastore: str) -> object:

@@ -140,9 +140,9 @@ class Caller:
 
     def create(self, **values: Any) -> str:
         """The id of a new image, which has formats, so that it can get data."""
-        answer = self.post("/v2/images", READY | values)
-        assert answer.status_code == 201, answer.text
-        return answer.json["id"]
+        response = self.post("/v2/images", READY | values)
+        assert response.status_code == 201, response.text
+        return response.json["id"]
 
     def active(self, data: bytes = b"the data", **values: Any) -> str:
         """The id of a new image with data."""
@@ -151,9 +151,9 @@ class Caller:
         return image_id
 
     def show(self, image_id: str) -> dict[str, Any]:
-        answer = self.get(f"/v2/images/{image_id}")
-        assert answer.status_code == 200, answer.text
-        return answer.json
+        response = self.get(f"/v2/images/{image_id}")
+        assert response.status_code == 200, response.text
+        return response.json
 
 
 class Deployment:

@@ -30,11 +30,11 @@ class FakeNode:
     def __init__(self, api: Deployment, name: str, group: str = "racks", port: int = 6881) -> None:
         self.api, self.name, self.port = api, name, port
         self.address = "192.0.2.7"
-        answer = api.admin.post(
+        response = api.admin.post(
             "/v2/nodes", {"name": name, "group": group, "address": self.address, "port": port, "version": "1"}
         )
-        assert answer.status_code == 201, answer.text
-        self.id, self.secret = answer.json["id"], answer.json["secret"]
+        assert response.status_code == 201, response.text
+        self.id, self.secret = response.json["id"], response.json["secret"]
 
     def send(self, **said: Any) -> Any:
         """The response to one heartbeat."""
@@ -43,9 +43,9 @@ class FakeNode:
         return self.api.nobody.post(f"/v2/nodes/{self.id}/heartbeat", body, X_Node_Secret=self.secret)
 
     def heartbeat(self, **said: Any) -> dict[str, Any]:
-        answer = self.send(**said)
-        assert answer.status_code == 200, answer.text
-        return answer.json
+        response = self.send(**said)
+        assert response.status_code == 200, response.text
+        return response.json
 
     def says(self, preload: str, state: str, **more: Any) -> dict[str, Any]:
         """A heartbeat that tells of one preload."""
@@ -67,9 +67,9 @@ def forget_nodes(api: Deployment) -> None:
 
 def preload(api: Deployment, *images: str, **more: Any) -> list[str]:
     """The ids of new preloads, for all nodes of the group ``racks`` if nothing else is said."""
-    answer = api.admin.post("/v2/preloads", {"images": list(images), **(more or {"group": "racks"})})
-    assert answer.status_code == 201, answer.text
-    return [each["id"] for each in answer.json["preloads"]]
+    response = api.admin.post("/v2/preloads", {"images": list(images), **(more or {"group": "racks"})})
+    assert response.status_code == 201, response.text
+    return [each["id"] for each in response.json["preloads"]]
 
 
 def request_for(name: str, key: Any = None) -> str:

@@ -40,8 +40,8 @@ def pending(api):
 
 @pytest.mark.parametrize("apart", [-YEAR, YEAR])
 def test_the_one_that_is_behind_and_the_one_that_is_ahead_are_known(apart):
-    answer = SimpleNamespace(scalar_one=lambda: rows.now() + apart)
-    server = SimpleNamespace(dialect=SimpleNamespace(name="postgresql"), execute=lambda statement: answer)
+    response = SimpleNamespace(scalar_one=lambda: rows.now() + apart)
+    server = SimpleNamespace(dialect=SimpleNamespace(name="postgresql"), execute=lambda statement: response)
     found = clocks.read(server)
     assert abs(found.latest - found.earliest - YEAR) < 60_000_000
 

@@ -27,8 +27,8 @@ def counted(api):
 
     def counted(function):
         del statements[:], commits[:]
-        answer = function()
-        assert answer.status_code < 300, answer.text
+        response = function()
+        assert response.status_code < 300, response.text
         return len(statements), len(commits)
 
     return counted

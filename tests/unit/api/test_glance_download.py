@@ -112,9 +112,9 @@ class Downloading(Deployed):
         ]
         body = {"method": {"name": "glance-download", "glance_region": "north", "glance_image_id": SOURCE} | method}
         headers = {"X-Service-Catalog": json.dumps(catalog), "X-Auth-Token": TOKEN}
-        answer = self.api.alice.request("POST", f"/v2/images/{image}/import", headers, json=body)
+        response = self.api.alice.request("POST", f"/v2/images/{image}/import", headers, json=body)
         self.api.settle()
-        return answer
+        return response
 
     def task(self, image):
         [task] = self.api.alice.get(f"/v2/images/{image}/tasks").json["tasks"]
@@ -239,8 +239,8 @@ class TestGlanceDownload(Downloading):
     )
     def test_wrong_requests_are_refused(self, remote, method, why):
         image = self.api.alice.create()
-        answer = self.start(image, remote, **method)
-        assert (answer.status_code, why in answer.text) == (400, True)
+        response = self.start(image, remote, **method)
+        assert (response.status_code, why in response.text) == (400, True)
         assert remote.tokens == []
 
     def test_an_image_with_data_is_not_imported_again(self, remote):

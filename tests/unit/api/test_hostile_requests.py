@@ -28,8 +28,8 @@ class TestValues(Deployed):
     @pytest.mark.parametrize("name", ["id", "kernel_id", "ramdisk_id"])
     @pytest.mark.parametrize("end", ["\n", " ", "0", "\r"])
     def test_an_id_with_something_behind_it_is_none(self, name, end):
-        answer = self.api.alice.post("/v2/images", {name: f"{uuid.uuid4()}{end}"})
-        assert answer.status_code == 400
+        response = self.api.alice.post("/v2/images", {name: f"{uuid.uuid4()}{end}"})
+        assert response.status_code == 400
 
     @pytest.mark.parametrize("scheme", ["http", "https", "memory"])
     def test_a_uri_has_an_end(self, scheme):
@@ -71,8 +71,8 @@ class TestLists(Deployed):
     @pytest.mark.parametrize("name", ["id", "name", "status", "disk_format", "container_format"])
     def test_a_filter_names_so_many_values(self, name):
         query = ",".join(f"{name}{number}" for number in range(MOST_VALUES + 1))
-        answer = self.api.alice.get(f"/v2/images?{name}=in:{query}")
-        assert (answer.status_code, str(MOST_VALUES) in answer.text) == (400, True)
+        response = self.api.alice.get(f"/v2/images?{name}=in:{query}")
+        assert (response.status_code, str(MOST_VALUES) in response.text) == (400, True)
         if name in ("id", "name"):
             assert self.api.alice.get(f"/v2/images?{name}=in:{query.rpartition(',')[0]}").status_code == 200
 
@@ -97,11 +97,11 @@ class TestWhatIsTold(Deployed):
             raise error
 
         monkeypatch.setattr(self.api.service.core.repository.images, "get", fail)
-        answer = self.api.alice.get(f"/v2/images/{image}")
-        assert answer.status_code >= 400
-        assert "10.1.2.3" not in answer.text
-        assert "srv" not in answer.text
-        assert len(answer.json["error"]["message"]) > 10
+        response = self.api.alice.get(f"/v2/images/{image}")
+        assert response.status_code >= 400
+        assert "10.1.2.3" not in response.text
+        assert "srv" not in response.text
+        assert len(response.json["error"]["message"]) > 10
 
     @pytest.mark.parametrize(
         "place",
@@ -141,9 +141,9 @@ class TestWhatIsTold(Deployed):
 
         monkeypatch.setattr(MemoryStore, "open_reader", fail)
         monkeypatch.setattr("storelib.drivers.filesystem.FilesystemStore.open_reader", fail)
-        answer = self.api.alice.download(image)
-        assert answer.status_code == 503
-        assert "10.1.2.3" not in answer.text
+        response = self.api.alice.download(image)
+        assert response.status_code == 503
+        assert "10.1.2.3" not in response.text
 
 
 class TestBasicAuth:
@@ -213,8 +213,8 @@ class TestWhatTasksTell(Deployed):
 
         image = self.api.alice.active()
         monkeypatch.setattr(self.api.registry["fast"], "delete", fail)
-        answer = self.api.alice.delete(f"/v2/images/{image}")
-        assert (answer.status_code, "in use" in answer.text, "rbd:" in answer.text) == (409, True, False)
+        response = self.api.alice.delete(f"/v2/images/{image}")
+        assert (response.status_code, "in use" in response.text, "rbd:" in response.text) == (409, True, False)
 
     def test_the_url_of_the_client_itself_is_told(self):
         own = "http://example.org/a(1)?x=***"
@@ -230,10 +230,10 @@ class TestBodies(Deployed):
 
     def send(self, method, path, text, kind="application/json"):
         begun = time.process_time()
-        answer = self.api.admin.request(method, path, {"Content-Type": kind}, body=text)
+        response = self.api.admin.request(method, path, {"Content-Type": kind}, body=text)
         # Checked one by one, as many values would take a minute.
         assert time.process_time() - begun < 5
-        return answer
+        return response
 
     @pytest.mark.parametrize(
         ("method", "path", "body"),
@@ -279,8 +279,8 @@ class TestBodies(Deployed):
             ("POST", f"/v2/images/{image}/import", f'{{"method": {deep}}}'),
             ("POST", "/v2/metadefs/namespaces", f'{{"namespace": "d", "description": {deep}}}'),
         ):
-            answer = self.send(method, path, text, PATCH if method == "PATCH" else "application/json")
-            assert answer.status_code == 400, answer.text
+            response = self.send(method, path, text, PATCH if method == "PATCH" else "application/json")
+            assert response.status_code == 400, response.text
 
     @pytest.mark.parametrize("number", ["9" * 1_000_000, "9" * 4000, "9" * 1_000_000 + ".0", "1e999", "-1e999", "NaN"])
     def test_a_number_that_is_none_is_refused(self, number):
@@ -304,8 +304,8 @@ class TestBodies(Deployed):
         ],
     )
     def test_halves_of_characters_are_refused_everywhere(self, path, body):
-        answer = self.send("POST", path.format(image=self.api.admin.create()), json.dumps(body))
-        assert (answer.status_code, "Unicode" in answer.text) == (400, True)
+        response = self.send("POST", path.format(image=self.api.admin.create()), json.dumps(body))
+        assert (response.status_code, "Unicode" in response.text) == (400, True)
 
     @pytest.mark.parametrize("metadata", [{"a": HALF}, {HALF: 1}, {"a": [{"b": [HALF]}]}])
     def test_so_are_those_in_the_metadata_of_locations(self, metadata):
@@ -325,9 +325,9 @@ class TestBodies(Deployed):
                 connection.execute("UPDATE image_locations SET metadata = ? WHERE image_id = ?", (metadata, each))
                 connection.execute("UPDATE images SET version = version + 1 WHERE id = ?", (each,))
         for path in ("/v2/images?limit=1000", "/v1/images/detail", f"/v2/images/{image}", f"/v2/images/{spoiled}"):
-            answer = self.api.admin.get(path)
-            assert answer.status_code == 200, path
-            assert answer.json
+            response = self.api.admin.get(path)
+            assert response.status_code == 200, path
+            assert response.json
         shown = {each["id"]: each for each in self.api.admin.get("/v2/images?limit=1000").json["images"]}
         assert shown[image]["locations"][0]["metadata"]["a"] == HALF
         assert shown[spoiled]["locations"][0]["metadata"] == {}
@@ -369,8 +369,8 @@ class TestMethods(Deployed):
         """Which ones there are is looked up once for each route, not for each request."""
         begun = time.process_time()
         for number in range(100):
-            answer = self.api.alice.request(f"METHOD{number}", f"/v2/images/{uuid.uuid4()}")
-            assert (answer.status_code, "PATCH" in answer.headers["allow"]) == (405, True)
+            response = self.api.alice.request(f"METHOD{number}", f"/v2/images/{uuid.uuid4()}")
+            assert (response.status_code, "PATCH" in response.headers["allow"]) == (405, True)
         assert time.process_time() - begun < 5
         assert self.api.alice.get("/v2/images").status_code == 200
 
@@ -387,7 +387,7 @@ swift_store_config_file = /srv/there/is/none
 
     def test_why_a_store_is_disabled_is_for_operators(self):
         image = self.api.admin.create()
-        answers = [
+        responses = [
             self.api.admin.upload(image, b"data", x_image_meta_store="gone"),
             self.api.admin.request(
                 "POST", "/v1/images", {"x-image-meta-name": "x", "x-image-meta-store": "broken"}, body=b""
@@ -399,6 +399,6 @@ swift_store_config_file = /srv/there/is/none
             self.api.admin.upload(image, b"data", x_image_meta_store="broken"),
             self.api.admin.post(f"/v2/images/{image}/locations", {"url": "swift://10.1.2.3/bucket/x"}),
         ]
-        for answer in answers:
-            assert 400 <= answer.status_code < 500, answer.text
-            assert ("srv" in answer.text, ":9000" in answer.text) == (False, False), answer.text
+        for response in responses:
+            assert 400 <= response.status_code < 500, response.text
+            assert ("srv" in response.text, ":9000" in response.text) == (False, False), response.text

@@ -148,10 +148,10 @@ class TestDownloads(Cached):
         gate = Gate(self.store, monkeypatch)
         image_id = self.cached()
         for _ in range(2):
-            answer = self.api.alice.download(image_id)
-            assert answer.content == DATA
+            response = self.api.alice.download(image_id)
+            assert response.content == DATA
             assert self.api.alice.get(f"/v1/images/{image_id}").content == DATA
-            assert answer.headers["Content-MD5"] == self.api.alice.show(image_id)["checksum"]
+            assert response.headers["Content-MD5"] == self.api.alice.show(image_id)["checksum"]
         assert gate.opened == 1
 
     def test_a_hit_leaves_as_the_file_that_it_is(self):
@@ -162,10 +162,10 @@ class TestDownloads(Cached):
     def test_a_range_comes_from_the_cache(self, monkeypatch):
         image_id = self.cached()
         gate = Gate(self.store, monkeypatch)
-        answer = self.api.alice.download(image_id, Range="bytes=1000-1999")
-        assert answer.status_code == 206
-        assert answer.headers["Content-Range"] == f"bytes 1000-1999/{len(DATA)}"
-        assert answer.content == DATA[1000:2000]
+        response = self.api.alice.download(image_id, Range="bytes=1000-1999")
+        assert response.status_code == 206
+        assert response.headers["Content-Range"] == f"bytes 1000-1999/{len(DATA)}"
+        assert response.content == DATA[1000:2000]
         assert self.api.alice.download(image_id, Range="bytes=-5").content == DATA[-5:]
         assert self.api.alice.download(image_id, Range=f"bytes={len(DATA)}-").status_code == 416
         assert gate.opened == 0
@@ -203,17 +203,19 @@ class TestDownloads(Cached):
     def test_concurrent_readers_are_served_by_one_read_of_the_store(self, monkeypatch):
         image_id = self.image()
         gate = Gate(self.store, monkeypatch, HALF)
-        answers = []
-        threads = [threading.Thread(target=lambda: answers.append(self.api.alice.download(image_id).content))]
-        threads += [threading.Thread(target=lambda: answers.append(self.read_elsewhere(image_id))) for _ in range(2)]
-        threads += [threading.Thread(target=lambda: answers.append(b"".join(self.stream(image_id)))) for _ in range(5)]
+        responses = []
+        threads = [threading.Thread(target=lambda: responses.append(self.api.alice.download(image_id).content))]
+        threads += [threading.Thread(target=lambda: responses.append(self.read_elsewhere(image_id))) for _ in range(2)]
+        threads += [
+            threading.Thread(target=lambda: responses.append(b"".join(self.stream(image_id)))) for _ in range(5)
+        ]
         for thread in threads:
             thread.start()
         wait_until(lambda: gate.opened)
         gate.open()
         for thread in threads:
             thread.join(20)
-        assert answers == [DATA] * 8
+        assert responses == [DATA] * 8
         assert gate.opened == 1
 
     def read_elsewhere(self, image_id):
@@ -489,10 +491,10 @@ class TestRoom(Cached):
         old, new = self.cached(), self.cached()
         self.keeper._directory.limit = len(DATA)
         try:
-            answer = self.api.admin.post("/v2/cache/prune")
+            response = self.api.admin.post("/v2/cache/prune")
         finally:
             self.keeper._directory.limit = LIMIT
-        assert answer.json == {"total_files_pruned": 1, "total_bytes_pruned": len(DATA)}
+        assert response.json == {"total_files_pruned": 1, "total_bytes_pruned": len(DATA)}
         assert self.files() == [new]
         assert [each["image_id"] for each in self.listed()["cached_images"]] == [new]
         assert old != new
@@ -786,9 +788,9 @@ class TestUnusable(Cached):
     def test_the_cache_says_that_it_cannot_be_used(self):
         image_id = self.image()
         for method, path in (("GET", "/v2/cache"), ("PUT", f"/v2/cache/{image_id}"), ("POST", "/v2/cache/prune")):
-            answer = self.api.admin.request(method, path)
-            assert answer.status_code == 503, path
-            assert str(self.api.directory) not in answer.text
+            response = self.api.admin.request(method, path)
+            assert response.status_code == 503, path
+            assert str(self.api.directory) not in response.text
         assert self.api.alice.delete(f"/v2/images/{image_id}").status_code == 204
 
 

@@ -32,8 +32,8 @@ class Importing(Deployed):
         caller = caller or self.api.alice
         image = caller.create(**values)
         assert caller.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=data).status_code == 204
-        answer = caller.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}, "stores": ["mem"]})
-        assert answer.status_code == 202, answer.text
+        response = caller.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}, "stores": ["mem"]})
+        assert response.status_code == 202, response.text
         self.api.settle()
         return caller.show(image)
 

@@ -282,8 +282,8 @@ class TestEveryWayIn(WithWeb):
 
     def test_import_from_the_web(self, hostile, image):
         body = {"method": {"name": "web-download", "uri": f"{self.web}/image"}}
-        answer = self.api.nova.post(f"/v2/images/{image}/import", body)
-        assert answer.status_code == 202, answer.text
+        response = self.api.nova.post(f"/v2/images/{image}/import", body)
+        assert response.status_code == 202, response.text
 
     def test_location(self, hostile, image):
         url = self.put_into("mem", hostile)
@@ -291,28 +291,28 @@ class TestEveryWayIn(WithWeb):
 
     def test_location_by_patch(self, hostile, image):
         value = {"url": self.put_into("mem", hostile), "metadata": {}}
-        answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
-        assert answer.status_code == 415, answer.text
-        answer = self.api.nova.patch(image, {"op": "replace", "path": "/locations", "value": [value]})
-        assert answer.status_code == 415, answer.text
+        response = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        assert response.status_code == 415, response.text
+        response = self.api.nova.patch(image, {"op": "replace", "path": "/locations", "value": [value]})
+        assert response.status_code == 415, response.text
 
     def test_location_in_version_1(self, hostile, image):
         fields = {"disk_format": "raw", "container_format": "bare"}
         assert create(self.api.admin, location=f"{self.web}/image", **fields).status_code == 415
-        answer = self.api.nova.request("PUT", f"/v1/images/{image}", {"x-image-meta-location": f"{self.web}/image"})
-        assert answer.status_code == 415, answer.text
+        response = self.api.nova.request("PUT", f"/v1/images/{image}", {"x-image-meta-location": f"{self.web}/image"})
+        assert response.status_code == 415, response.text
 
     def test_copy_in_version_1(self, hostile):
         more = {"x-glance-api-copy-from": f"{self.web}/image"}
-        answer = create(self.api.admin, more=more, disk_format="raw", container_format="bare")
+        response = create(self.api.admin, more=more, disk_format="raw", container_format="bare")
         self.api.settle()
-        assert shown(self.api.admin, answer.json["image"]["id"])["status"] == "killed"
+        assert shown(self.api.admin, response.json["image"]["id"])["status"] == "killed"
 
     def test_another_place_of_an_image_that_has_data(self, hostile):
         image = self.api.nova.active(b"\0" * len(hostile))
         value = {"url": self.put_into("mem", hostile), "metadata": {}}
-        answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
-        assert answer.status_code == 415, answer.text
+        response = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        assert response.status_code == 415, response.text
         assert len(self.api.nova.show(image)["locations"]) == 1
 
     def test_a_server_that_sends_byte_after_byte_keeps_nobody_waiting(self, monkeypatch):
@@ -331,8 +331,8 @@ class TestEveryWayIn(WithWeb):
 
         monkeypatch.setattr(foreign, "LOOK", 0.2)
         monkeypatch.setattr(Web, "do_GET", trickle)
-        answer = create(self.api.nova, location=f"{self.web}/image", disk_format="raw", container_format="bare")
-        assert answer.status_code == 503, answer.text
+        response = create(self.api.nova, location=f"{self.web}/image", disk_format="raw", container_format="bare")
+        assert response.status_code == 503, response.text
         assert left.wait(20)
 
     def test_copy_of_what_is_no_longer_what_was_inspected(self, monkeypatch):
@@ -403,12 +403,12 @@ class TestEveryWayIn(WithWeb):
         monkeypatch.setattr(self.api.repository.uploads, "begin", change_first)
         path, url = f"/v2/images/{image}", f"{self.web}/image"
         if way == "upload":
-            answer = self.api.nova.upload(image, b"data")
+            response = self.api.nova.upload(image, b"data")
         elif way == "import":
-            answer = self.api.nova.post(f"{path}/import", {"method": {"name": "web-download", "uri": url}})
+            response = self.api.nova.post(f"{path}/import", {"method": {"name": "web-download", "uri": url}})
         else:
-            answer = self.api.nova.post(f"{path}/locations", {"url": url})
-        assert answer.status_code in (400, 409), answer.text
+            response = self.api.nova.post(f"{path}/locations", {"url": url})
+        assert response.status_code in (400, 409), response.text
         self.api.settle()
         self.api.service.lease.beat()
         assert self.api.nova.show(image)["status"] == "queued"
@@ -429,16 +429,16 @@ class TestEveryWayIn(WithWeb):
         image = self.api.nova.create(disk_format="vhdx")
         data = disks.far_vhdx(foreign.HEAD, foreign.TAIL)
         value = {"url": self.put_into("mem", data), "metadata": {}}
-        answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
-        assert answer.status_code == 415, answer.text
+        response = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        assert response.status_code == 415, response.text
 
     @pytest.mark.parametrize(("end", "status"), [(1, 200), (2, 415)])
     def test_of_a_large_image_the_ends_are_looked_at(self, end, status, monkeypatch):
         monkeypatch.setattr(foreign, "HEAD", 1 << 20)
         image = self.api.nova.create(disk_format="vmdk")
         value = {"url": self.put_into("mem", disks.compressed_vmdk(end)), "metadata": {}}
-        answer = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
-        assert answer.status_code == status, answer.text
+        response = self.api.nova.patch(image, {"op": "add", "path": "/locations/-", "value": value})
+        assert response.status_code == status, response.text
 
 
 class TestNotHashed(WithWeb):
@@ -471,8 +471,8 @@ class TestRaisedAfterTheData(WithWeb):
         if way == "upload":
             assert self.api.nova.upload(image, b"data").status_code in (415, 500)
         else:
-            answer = self.api.nova.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}})
-            assert answer.status_code == 202
+            response = self.api.nova.post(f"/v2/images/{image}/import", {"method": {"name": "glance-direct"}})
+            assert response.status_code == 202
             self.api.settle()
         monkeypatch.undo()
         self.api.service.lease.recover()

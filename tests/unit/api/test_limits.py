@@ -68,15 +68,15 @@ class TestArithmetic(Limited):
 
     def test_the_limit_is_the_projects(self, known):
         known.limits[COUNT] = 1
-        answers = [
+        responses = [
             caller.post("/v2/images", {}).status_code for caller in (self.api.alice, self.api.alice, self.api.bob)
         ]
-        assert answers == [201, 413, 201]
+        assert responses == [201, 413, 201]
 
     def test_images_for_another_project_count_there(self, known):
         known.limits[COUNT] = 1
-        answers = [self.api.admin.post("/v2/images", {"owner": "beta"}).status_code for _ in range(2)]
-        assert answers == [201, 413]
+        responses = [self.api.admin.post("/v2/images", {"owner": "beta"}).status_code for _ in range(2)]
+        assert responses == [201, 413]
 
     def test_one_that_is_over_its_limit_may_go_below_it(self, known):
         images = [self.api.alice.create() for _ in range(3)]
@@ -108,8 +108,8 @@ class TestWhereTheyAreAsked(Limited):
     def test_nobody_who_knows_them_is_503_and_changes_nothing(self, known):
         image = self.api.alice.create()
         known.away = True
-        answers = [self.api.alice.post("/v2/images", {}).status_code, self.send("file", image, 5)]
-        assert [*answers, self.send("stage", image, 5), self.api.alice.get("/v2/info/usage").status_code] == [503] * 4
+        responses = [self.api.alice.post("/v2/images", {}).status_code, self.send("file", image, 5)]
+        assert [*responses, self.send("stage", image, 5), self.api.alice.get("/v2/info/usage").status_code] == [503] * 4
         assert self.api.alice.show(image)["status"] == "queued"
 
     def test_reading_and_changing_ask_nothing(self, known):

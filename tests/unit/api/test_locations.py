@@ -75,9 +75,9 @@ class Located(Deployed):
 
     def post(self, image, url, validation=None, caller=None):
         body = {"url": url} if validation is None else {"url": url, "validation_data": validation}
-        answer = (caller or self.api.nova).post(f"/v2/images/{image}/locations", body)
-        assert answer.status_code == 202, answer.text
-        return answer
+        response = (caller or self.api.nova).post(f"/v2/images/{image}/locations", body)
+        assert response.status_code == 202, response.text
+        return response
 
     def task(self, image):
         """The latest one."""
@@ -252,8 +252,8 @@ class TestTasks(Located):
     def task_of(self, url):
         """As the image's project sees it, of whose user a service has named the URL."""
         image = self.api.alice.create()
-        answer = self.api.alice.post(f"/v2/images/{image}/locations", {"url": url}, X_Service_Roles="service")
-        assert answer.status_code == 202, answer.text
+        response = self.api.alice.post(f"/v2/images/{image}/locations", {"url": url}, X_Service_Roles="service")
+        assert response.status_code == 202, response.text
         self.api.settle()
         assert self.task(image)["input"]["loc_url"] == url
         return self.api.colleague.get(f"/v2/images/{image}/tasks").json["tasks"][0]["input"]
@@ -381,8 +381,8 @@ class TestSignatures(Located):
             {"op": "add", "path": "/locations/-", "value": value},
             {"op": "replace", "path": "/locations", "value": [value]},
         ):
-            answer = self.api.nova.patch(image, operation)
-            assert (answer.status_code, "signature" in answer.text) == (400, True)
+            response = self.api.nova.patch(image, operation)
+            assert (response.status_code, "signature" in response.text) == (400, True)
         headers = {f"x-image-meta-{name}": text for name, text in READY.items()} | {"x-image-meta-location": self.url}
         keeping = headers | {"x-glance-registry-purge-props": "false"}
         assert self.api.nova.request("PUT", f"/v1/images/{image}", keeping).status_code == 400
@@ -465,8 +465,8 @@ class TestDownloads(Located):
 
     def test_a_range_cannot_be_compared(self):
         image = self.image()
-        answer = self.api.alice.download(image, Range="bytes=5-9")
-        assert (answer.status_code, answer.content) == (206, DATA[5:10])
+        response = self.api.alice.download(image, Range="bytes=5-9")
+        assert (response.status_code, response.content) == (206, DATA[5:10])
 
     def test_what_a_store_was_given_is_not_hashed_again(self):
         """It leaves by sendfile."""

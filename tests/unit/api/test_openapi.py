@@ -19,9 +19,9 @@ from storelib.api.v2 import query
 class TestDescription(Deployed):
     @pytest.fixture
     def found(self):
-        answer = self.api.nobody.get("/openapi.json")
-        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
-        return answer.json
+        response = self.api.nobody.get("/openapi.json")
+        assert (response.status_code, response.headers["Content-Type"]) == (200, "application/json")
+        return response.json
 
     @pytest.fixture
     def routes(self):
@@ -90,8 +90,8 @@ class TestDescription(Deployed):
     )
     def test_bodies_of_imports_are_those_that_are_taken(self, found, body, status):
         image = self.api.alice.active()
-        answer = self.api.admin.post(f"/v2/images/{image}/import", body)
-        assert answer.status_code == status
+        response = self.api.admin.post(f"/v2/images/{image}/import", body)
+        assert response.status_code == status
         validator = jsonschema.Draft202012Validator(found["components"]["schemas"]["import"])
         assert validator.is_valid(body) is (status != 400)
 
@@ -108,8 +108,8 @@ class TestDescription(Deployed):
 
     @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 405), ("DELETE", 405)])
     def test_it_can_only_be_read(self, method, status):
-        answer = self.api.nobody.request(method, "/openapi.json")
-        assert (answer.status_code, bool(answer.content)) == (status, status == 405)
+        response = self.api.nobody.request(method, "/openapi.json")
+        assert (response.status_code, bool(response.content)) == (status, status == 405)
 
 
 def test_what_an_operator_has_for_users_is_not_told_to_everybody(tmp_path):

@@ -53,9 +53,9 @@ class TestOff(Deployed):
 
 class TestEnrolment:
     def enrol(self, api, **body):
-        answer = api.admin.post("/v2/nodes/enrolments", {"group": "racks", **body})
-        assert answer.status_code == 201, answer.text
-        return answer.json["token"]
+        response = api.admin.post("/v2/nodes/enrolments", {"group": "racks", **body})
+        assert response.status_code == 201, response.text
+        return response.json["token"]
 
     def test_a_token_is_for_one_node_and_its_group(self, api):
         token = self.enrol(api)
@@ -176,8 +176,8 @@ class TestStrangers:
         found = []
         for node_id in (node.id, "n1", "00000000-0000-0000-0000-000000000000", "%00", "x" * 200):
             headers = {} if secret is None else {"X_Node_Secret": secret}
-            answer = api.nobody.post(f"/v2/nodes/{node_id}/heartbeat", {}, **headers)
-            found.append((answer.status_code, answer.json["error"]["message"]))
+            response = api.nobody.post(f"/v2/nodes/{node_id}/heartbeat", {}, **headers)
+            found.append((response.status_code, response.json["error"]["message"]))
         assert len(set(found)) == 1
         assert found[0][0] == 401
 
@@ -188,8 +188,8 @@ class TestStrangers:
     def test_nobody_believes_what_a_client_says_of_itself_beside_a_secret(self, api):
         """Those paths pass by what asks Keystone."""
         node = FakeNode(api, "n1")
-        answer = api.admin.get(f"/v2/nodes/{node.id}/preloads/x/torrent")
-        assert answer.status_code == 401
+        response = api.admin.get(f"/v2/nodes/{node.id}/preloads/x/torrent")
+        assert response.status_code == 401
 
     def test_a_node_that_was_removed_is_a_stranger(self, api):
         node = FakeNode(api, "n1")
@@ -480,8 +480,8 @@ class TestSources:
         sources = [node.job(one)["source"] for node in found]
         assert [source is not None for source in sources] == [True] * 3 + [False] * 3
         path = sources[0]["url"]
-        answer = api.nobody.get(path, Range="bytes=10-19")
-        assert (answer.status_code, answer.content) == (206, bytes(range(10, 20)))
+        response = api.nobody.get(path, Range="bytes=10-19")
+        assert (response.status_code, response.content) == (206, bytes(range(10, 20)))
         assert api.nobody.get(path).content == bytes(range(250))
         other = api.alice.active()
         assert api.nobody.get(path.replace(image, other)).status_code == 404
@@ -605,11 +605,11 @@ class TestSources:
         [one] = preload(api, image)
         url = node.job(one)["source"]["url"]
         monkeypatch.setattr(api.service.data, "for_node", lambda *given: 1 / 0)
-        answer = api.nobody.get(url)
-        assert answer.status_code == 500
+        response = api.nobody.get(url)
+        assert response.status_code == 500
         ticket = url.split("/")[-2]
         assert "/v2/preloads/sources/***/" in caplog.text
-        assert ticket not in caplog.text + answer.text + str(api.events)
+        assert ticket not in caplog.text + response.text + str(api.events)
 
     @pytest.mark.parametrize(
         "line",

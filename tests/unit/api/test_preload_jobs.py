@@ -59,14 +59,14 @@ class TestPreloads:
 
     def test_they_are_told_in_the_order_of_the_images(self, api):
         images = [api.alice.active() for _ in range(6)]
-        answer = api.admin.post("/v2/preloads", {"images": images, "all": True})
-        assert [each["image"] for each in answer.json["preloads"]] == images
+        response = api.admin.post("/v2/preloads", {"images": images, "all": True})
+        assert [each["image"] for each in response.json["preloads"]] == images
 
     def test_novas_body_is_of_all_nodes(self, api):
         image = api.alice.active()
         nodes = [FakeNode(api, "n1", "racks"), FakeNode(api, "n2", "others")]
-        answer = api.nova.post("/v2/preloads", {"cache": [{"id": api.admin.active(visibility="public")}]})
-        assert answer.status_code == 201
+        response = api.nova.post("/v2/preloads", {"cache": [{"id": api.admin.active(visibility="public")}]})
+        assert response.status_code == 201
         assert [len(images_of(node)) for node in nodes] == [1, 1]
         assert api.admin.post("/v2/preloads", {"cache": [{"id": image}], "group": "racks"}).status_code == 201
         assert [len(images_of(node)) for node in nodes] == [2, 1]
@@ -169,7 +169,7 @@ class TestPreloads:
         image, user = api.alice.active(), getattr(api, caller)
         node = FakeNode(api, "n1")
         [one] = preload(api, image)
-        answers = [
+        responses = [
             user.get("/v2/nodes"),
             user.get(f"/v2/nodes/{node.id}"),
             user.delete(f"/v2/nodes/{node.id}"),
@@ -182,7 +182,7 @@ class TestPreloads:
             user.put("/v2/preloads/groups/racks", {}),
             user.delete("/v2/preloads/groups/racks"),
         ]
-        assert {answer.status_code for answer in answers} == {403}
+        assert {response.status_code for response in responses} == {403}
 
     def test_what_is_over_is_forgotten_some_time(self, api):
         [one, other] = preload(api, api.alice.active(), api.alice.active())
@@ -205,8 +205,8 @@ class TestPreloads:
 
 class TestGroups:
     def put(self, api, **said):
-        answer = api.admin.put("/v2/preloads/groups/racks", said)
-        assert answer.status_code == 200, answer.text
+        response = api.admin.put("/v2/preloads/groups/racks", said)
+        assert response.status_code == 200, response.text
 
     def test_a_group_keeps_images_on_its_nodes(self, api):
         first, second = api.alice.active(), api.alice.active()
@@ -418,7 +418,7 @@ class TestTold:
         nodes = [FakeNode(api, f"n{number}") for number in range(2)]
         [one] = preload(api, image)
         nodes[0].says(one, "ready", done=100, from_source=60, from_peers=40)
-        answer = api.caller(None)._client.simulate_get("/metrics").text
+        response = api.caller(None)._client.simulate_get("/metrics").text
         for line in (
             'storelib_preload_nodes{state="ready"} 1.0',
             'storelib_preload_nodes{state="queued"} 1.0',
@@ -426,8 +426,8 @@ class TestTold:
             'storelib_preload_bytes{origin="peers"} 40.0',
             'storelib_nodes{which="registered"} 2.0',
         ):
-            assert line in answer
-        assert nodes[0].secret not in answer
+            assert line in response
+        assert nodes[0].secret not in response
 
     def test_nodes_that_lie_together_keep_nobody_from_the_sums(self, api):
         image = api.alice.active(b"x" * 100)
@@ -439,8 +439,8 @@ class TestTold:
             connection.execute(preload_nodes.update().values(from_peers=2**62))
         assert api.admin.get("/v2/preloads").json["preloads"][0]["from_peers"] == 3 * 2**62
         assert api.admin.get(f"/v2/preloads/{one}").status_code == 200
-        answer = api.caller(None)._client.simulate_get("/metrics")
-        assert (answer.status_code, 'storelib_preload_bytes{origin="peers"}' in answer.text) == (200, True)
+        response = api.caller(None)._client.simulate_get("/metrics")
+        assert (response.status_code, 'storelib_preload_bytes{origin="peers"}' in response.text) == (200, True)
 
     def test_what_happens_is_notified(self, api):
         image = api.alice.active()

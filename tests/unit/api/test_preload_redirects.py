@@ -69,19 +69,19 @@ def source_of(api, image):
 def test_a_store_that_signs_urls_sends_the_bytes(to_stores, signing):
     signing("fast")
     image = active(to_stores, "fast")
-    answer = to_stores.nobody.get(source_of(to_stores, image), Range="bytes=10-19")
-    assert answer.status_code == 302
-    assert answer.headers["location"] == f"https://fast.example/{image}?Signature=%2B&Expires=77"
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.content == b""
+    response = to_stores.nobody.get(source_of(to_stores, image), Range="bytes=10-19")
+    assert response.status_code == 302
+    assert response.headers["location"] == f"https://fast.example/{image}?Signature=%2B&Expires=77"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.content == b""
 
 
 def test_the_api_sends_what_no_store_signs_a_url_for(to_stores, signing):
     signing("fast", RemoteServiceUnavailable("the store is away"))
     for store in ("mem", "fast"):
         image = active(to_stores, store)
-        answer = to_stores.nobody.get(source_of(to_stores, image), Range="bytes=10-19")
-        assert (answer.status_code, answer.content) == (206, DATA[10:20])
+        response = to_stores.nobody.get(source_of(to_stores, image), Range="bytes=10-19")
+        assert (response.status_code, response.content) == (206, DATA[10:20])
 
 
 def test_data_that_others_put_somewhere_is_sent_by_the_api(to_stores, signing):
@@ -92,8 +92,8 @@ def test_data_that_others_put_somewhere_is_sent_by_the_api(to_stores, signing):
     foreign.write_bytes(DATA)
     images = to_stores.repository.images
     images.update(images.get(image), Changes(locations=(NewLocation(f"file://{foreign}", {"store": "fast"}),)))
-    answer = to_stores.nobody.get(path)
-    assert (answer.status_code, answer.content) == (200, DATA)
+    response = to_stores.nobody.get(path)
+    assert (response.status_code, response.content) == (200, DATA)
 
 
 def test_another_process_sends_the_bytes(to_others):

@@ -171,8 +171,8 @@ class TestDeletedMeanwhile(Background):
 
     def test_hashing_ends_with_the_image(self, slow):
         image = self.api.alice.create()
-        answer = self.api.alice.post(f"/v2/images/{image}/locations", {"url": f"{slow}/stall"})
-        assert answer.status_code == 202, answer.text
+        response = self.api.alice.post(f"/v2/images/{image}/locations", {"url": f"{slow}/stall"})
+        assert response.status_code == 202, response.text
         self.until(lambda: Slow.asked)
         self.delete(image)
         assert self.api.repository.uploads.get(image) is None
@@ -214,10 +214,10 @@ class TestTimeLimit(Background):
     def test_a_copy_of_v1_that_takes_too_long_fails(self, slow):
         headers = {"x-image-meta-name": "v1", "x-image-meta-disk_format": "raw"}
         headers |= {"x-image-meta-container_format": "bare", "x-glance-api-copy-from": f"{slow}/drip"}
-        answer = self.api.admin.request("POST", "/v1/images", headers)
-        assert answer.status_code == 201, answer.text
+        response = self.api.admin.request("POST", "/v1/images", headers)
+        assert response.status_code == 201, response.text
         self.api.settle()
-        assert self.api.admin.show(answer.json["image"]["id"])["status"] == "killed"
+        assert self.api.admin.show(response.json["image"]["id"])["status"] == "killed"
 
 
 class TestDefiniteRefusal(Background):

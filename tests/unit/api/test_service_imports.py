@@ -35,9 +35,9 @@ class Importing(Deployed):
     def start(self, image, name, caller=None, header=None, **more):
         method = {"name": name, **({"uri": more.pop("uri")} if "uri" in more else {})}
         headers = {"x_image_meta_store": header} if header else {}
-        answer = (caller or self.api.alice).post(f"/v2/images/{image}/import", {"method": method, **more}, **headers)
+        response = (caller or self.api.alice).post(f"/v2/images/{image}/import", {"method": method, **more}, **headers)
         self.api.settle()
-        return answer
+        return response
 
     def staged(self):
         staging = self.api.directory / "staging"
@@ -103,9 +103,9 @@ class TestGlanceDirect(Importing):
         assert self.stage(image).status_code == 204
         shown = self.api.alice.show(image)
         assert (shown["status"], shown["size"]) == ("uploading", len(DATA))
-        answer = self.start(image, "glance-direct")
-        assert (answer.status_code, answer.content) == (202, b"")
-        assert not answer.headers["content-type"].startswith("application/json")
+        response = self.start(image, "glance-direct")
+        assert (response.status_code, response.content) == (202, b"")
+        assert not response.headers["content-type"].startswith("application/json")
         assert self.api.alice.show(image)["status"] == "active"
         assert self.api.alice.download(image).content == DATA
         assert self.staged() == []
@@ -534,8 +534,8 @@ class TestFailedStage(Importing):
 
     def test_more_than_an_image_may_have(self):
         image = self.api.alice.create()
-        answers = [self.send(image, io.BytesIO(b"x" * 5001), length) for length in (5001, None)]
-        assert answers == [413, 413]
+        responses = [self.send(image, io.BytesIO(b"x" * 5001), length) for length in (5001, None)]
+        assert responses == [413, 413]
         assert (self.api.alice.show(image)["status"], self.staged()) == ("queued", [])
 
     def test_an_image_that_is_deleted_meanwhile(self):
@@ -629,9 +629,9 @@ class TestWebDownloadRules(Importing):
         ],
     )
     def test_what_is_refused_is_told_with_the_option_that_says_so(self, url, option):
-        answer = self.start(self.api.alice.create(), "web-download", uri=url)
-        assert answer.status_code == 400
-        assert option in answer.text
+        response = self.start(self.api.alice.create(), "web-download", uri=url)
+        assert response.status_code == 400
+        assert option in response.text
 
 
 class TestLostCommit(Importing):
@@ -925,8 +925,8 @@ class TestKeptAfterAFailure(Importing):
         image = self.kept(monkeypatch)
         with monkeypatch.context() as broken:
             broken.setattr(self.api.service.imports.staging.store, "open_writer", self.fail)
-            answer = self.api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"other")
-        assert (answer.status_code, self.held()) == (413, 0)
+            response = self.api.alice.request("PUT", f"/v2/images/{image}/stage", OCTETS, body=b"other")
+        assert (response.status_code, self.held()) == (413, 0)
         assert self.start(image, "glance-direct", stores=["mem"]).status_code == 409
 
 

@@ -84,16 +84,16 @@ class TestPolicyFile:
         monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
         path.write_text("{ broken")
         os.utime(path, (time.time() + 5, time.time() + 5))
-        answer = api.alice.get("/v2/images")
+        response = api.alice.get("/v2/images")
         api.close()
-        assert answer.status_code == 200
+        assert response.status_code == 200
 
     def test_the_operators_file_changes_rules(self, tmp_path):
         (tmp_path / "policy.yaml").write_text(json.dumps({"publicize_image": "role:member", "get_images": "!"}))
         api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
-        answers = [api.alice.post("/v2/images", {"visibility": "public"}), api.alice.get("/v2/images")]
+        responses = [api.alice.post("/v2/images", {"visibility": "public"}), api.alice.get("/v2/images")]
         api.close()
-        assert [answer.status_code for answer in answers] == [201, 403]
+        assert [response.status_code for response in responses] == [201, 403]
 
     def test_a_changed_file_is_noticed(self, tmp_path, monkeypatch):
         monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
@@ -117,9 +117,9 @@ class TestPolicyFile:
         (tmp_path / "policy.yaml").write_text(json.dumps({"delete_image": "'queued':%(status)s"}))
         api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
         queued, active = api.alice.create(), api.alice.active()
-        answers = [api.alice.delete(f"/v2/images/{image}").status_code for image in (queued, active)]
+        responses = [api.alice.delete(f"/v2/images/{image}").status_code for image in (queued, active)]
         api.close()
-        assert answers == [204, 403]
+        assert responses == [204, 403]
 
     @pytest.mark.parametrize("named", ["license", "name", "disk_format"])
     def test_a_rule_may_be_about_properties_and_attributes(self, tmp_path, named):
@@ -129,9 +129,9 @@ class TestPolicyFile:
         more = f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n"
         api = Deployment(tmp_path, more, require_image_format_match=False)
         images = [api.alice.active(**values) for values in ({named: "iso"}, {"name": "other"})]
-        answers = [who.download(image).status_code for who in (api.alice, api.admin) for image in images]
+        responses = [who.download(image).status_code for who in (api.alice, api.admin) for image in images]
         api.close()
-        assert answers == [403, 200, 200, 200]
+        assert responses == [403, 200, 200, 200]
 
     @pytest.mark.parametrize("named", ["license", "name", "disk_format"])
     @pytest.mark.parametrize("action", ["add_image", "publicize_image"])
@@ -141,9 +141,9 @@ class TestPolicyFile:
         api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
         visibility = "public" if action == "publicize_image" else "private"
         bodies = [{"visibility": visibility, named: value} for value in ("iso", "raw")]
-        answers = [api.alice.post("/v2/images", body).status_code for body in bodies]
+        responses = [api.alice.post("/v2/images", body).status_code for body in bodies]
         api.close()
-        assert answers == [403, 201]
+        assert responses == [403, 201]
 
     def test_no_property_says_whose_an_image_is(self, tmp_path):
         rules = {"get_image": "project_id:%(project_id)s or role:admin", "delete_image": "'x':%(anything)s"}
@@ -168,17 +168,17 @@ class TestPolicyFile:
     def test_rules_may_ask_what_tokens_say(self, tmp_path, rule, header, value):
         (tmp_path / "policy.yaml").write_text(json.dumps({"context_is_admin": f"role:member and {rule}"}))
         api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
-        answers = [api.alice.request("GET", "/v2/tasks", headers) for headers in ({header: value}, {}, {header: "b"})]
+        responses = [api.alice.request("GET", "/v2/tasks", headers) for headers in ({header: value}, {}, {header: "b"})]
         api.close()
-        assert [answer.status_code for answer in answers[:2]] == [200, 403]
+        assert [response.status_code for response in responses[:2]] == [200, 403]
 
     def test_who_is_an_administrator_is_one_of_definitions_too(self, tmp_path):
         (tmp_path / "policy.yaml").write_text(json.dumps({"context_is_admin": "role:images_admin"}))
         api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
         callers = (api.caller("alpha", "images_admin", "member", "reader"), api.admin)
-        answers = [who.post("/v2/metadefs/namespaces", {"namespace": "n"}).status_code for who in callers]
+        responses = [who.post("/v2/metadefs/namespaces", {"namespace": "n"}).status_code for who in callers]
         api.close()
-        assert answers == [201, 403]
+        assert responses == [201, 403]
 
     @pytest.mark.parametrize("form", ["%(status)s", "%(status).6s", "%(status)1s"])
     def test_a_decision_is_of_what_the_rule_names_in_whichever_form(self, tmp_path, form):
@@ -258,9 +258,9 @@ class TestNoauth:
     def test_everybody_is_an_administrator(self, tmp_path):
         app = start(tmp_path)
         client = falcon.testing.TestClient(app)
-        answer = client.simulate_post("/v2/images", json={"visibility": "public"})
+        response = client.simulate_post("/v2/images", json={"visibility": "public"})
         app.close()
-        assert (answer.status_code, answer.json["owner"]) == (201, None)
+        assert (response.status_code, response.json["owner"]) == (201, None)
 
     def test_closing_twice_does_no_harm(self, tmp_path):
         app = start(tmp_path)
@@ -270,9 +270,9 @@ class TestNoauth:
     def test_the_application_is_mounted_below_a_path(self, tmp_path):
         app = start(tmp_path)
         client = falcon.testing.TestClient(app)
-        answer = client.simulate_get("/versions", root_path="/image")
+        response = client.simulate_get("/versions", root_path="/image")
         app.close()
-        assert answer.json["versions"][0]["links"][0]["href"].endswith("/image/v2/")
+        assert response.json["versions"][0]["links"][0]["href"].endswith("/image/v2/")
 
     @pytest.mark.parametrize(
         ("option", "named"),
@@ -335,9 +335,9 @@ class TestKeystone:
         app.close()
 
     def test_a_request_without_a_token_is_refused_with_the_place_to_get_one(self, client):
-        answer = client.simulate_get("/v2/images")
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"] == 'Keystone uri="http://127.0.0.1:9/identity"'
+        response = client.simulate_get("/v2/images")
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == 'Keystone uri="http://127.0.0.1:9/identity"'
 
     def test_nobody_gives_himself_an_identity(self, client):
         headers = {"X-Identity-Status": "Confirmed", "X-Roles": "admin", "X-Project-Id": "p"}
@@ -366,21 +366,21 @@ class TestBasicAuth:
         return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
 
     def test_users_have_a_project_of_their_own(self, client):
-        answer = client.simulate_post("/v2/images", json={}, headers=self.headers("eve", "apple"))
-        assert (answer.status_code, answer.json["owner"]) == (201, "eve")
+        response = client.simulate_post("/v2/images", json={}, headers=self.headers("eve", "apple"))
+        assert (response.status_code, response.json["owner"]) == (201, "eve")
 
     def test_administrators_are_listed(self, client):
         body = {"visibility": "public"}
         for name, password, status in (("eve", "apple", 403), ("admin", "secret", 201)):
-            answer = client.simulate_post("/v2/images", json=body, headers=self.headers(name, password))
-            assert answer.status_code == status
+            response = client.simulate_post("/v2/images", json=body, headers=self.headers(name, password))
+            assert response.status_code == status
 
     @pytest.mark.parametrize(("name", "password"), [("eve", "pear"), ("adam", "apple"), ("", "")])
     def test_a_wrong_password_is_refused_with_a_challenge(self, client, name, password):
         client.simulate_get("/v2/images", headers=self.headers("eve", "apple"))
-        answer = client.simulate_get("/v2/images", headers=self.headers(name, password))
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"].startswith("Basic")
+        response = client.simulate_get("/v2/images", headers=self.headers(name, password))
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"].startswith("Basic")
 
     @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"Authorization": "Basic !"}])
     def test_what_is_no_password_is_refused(self, client, headers):

@@ -576,17 +576,17 @@ class TestRaces:
     def test_changes_of_different_properties_are_all_there(self, api):
         image = api.alice.create()
         names = [f"p{number}" for number in range(6)]
-        answers = []
+        responses = []
 
         def change(name):
-            answers.append(api.alice.patch(image, {"op": "add", "path": f"/{name}", "value": "x"}).status_code)
+            responses.append(api.alice.patch(image, {"op": "add", "path": f"/{name}", "value": "x"}).status_code)
 
         threads = [threading.Thread(target=change, args=(name,)) for name in names]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert answers == [200] * 6
+        assert responses == [200] * 6
         assert set(names) <= set(api.alice.show(image))
 
     def test_a_change_that_never_gets_through_is_a_conflict(self, api, monkeypatch):
@@ -601,17 +601,17 @@ class TestRaces:
 
     def test_of_racing_deletions_one_is_done_and_the_data_is_gone(self, api):
         image = api.alice.active(DATA)
-        answers = []
+        responses = []
         threads = [
-            threading.Thread(target=lambda: answers.append(api.alice.delete(f"/v2/images/{image}").status_code))
+            threading.Thread(target=lambda: responses.append(api.alice.delete(f"/v2/images/{image}").status_code))
             for _ in range(5)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert answers.count(204) == 1
-        assert set(answers) <= {204, 403, 404, 409}
+        assert responses.count(204) == 1
+        assert set(responses) <= {204, 403, 404, 409}
         assert api.files() == []
 
 

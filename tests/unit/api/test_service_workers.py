@@ -337,8 +337,8 @@ class TestStagedElsewhere(WithWorkers):
         assert self.fetch(image, token) == (404, b"")
 
     def fetch(self, image, token, method="GET"):
-        answer = self.api.nobody.request(method, f"/staged?image={image}", {"X-Storelib-Staged": token})
-        return answer.status_code, answer.content
+        response = self.api.nobody.request(method, f"/staged?image={image}", {"X-Storelib-Staged": token})
+        return response.status_code, response.content
 
     def test_nobody_is_told_the_token(self, worker, caplog):
         image = self.staged()

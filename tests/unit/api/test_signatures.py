@@ -47,8 +47,8 @@ class TestUploads(Signing):
     def test_signed_data_is_taken_and_other_data_is_not(self, method):
         properties = self.signer.sign(DATA, method)
         image = self.api.alice.create(**properties)
-        answer = self.api.alice.upload(image, OTHER)
-        assert (answer.status_code, "signature" in answer.text) == (400, True)
+        response = self.api.alice.upload(image, OTHER)
+        assert (response.status_code, "signature" in response.text) == (400, True)
         self.nothing_stays(image)
         assert self.api.alice.upload(image, DATA).status_code == 204
         assert self.api.alice.show(image)["status"] == "active"
@@ -84,8 +84,8 @@ class TestUploads(Signing):
         properties = self.signer.sign(DATA)
         del properties[missing]
         image = self.api.alice.create(**properties)
-        answer = self.api.alice.upload(image, DATA)
-        assert (answer.status_code, missing in answer.text) == (400, True)
+        response = self.api.alice.upload(image, DATA)
+        assert (response.status_code, missing in response.text) == (400, True)
         self.nothing_stays(image)
         operation = {"op": "add", "path": f"/{missing}", "value": self.signer.sign(DATA)[missing]}
         assert self.api.alice.patch(image, operation).status_code == 200
@@ -134,21 +134,21 @@ class TestUploads(Signing):
 
     def test_a_key_of_another_project_is_not_there(self):
         image = self.api.bob.create(**self.signer.sign(DATA))
-        answer = self.api.bob.upload(image, DATA)
-        assert (answer.status_code, self.signer.id in answer.text) == (400, True)
+        response = self.api.bob.upload(image, DATA)
+        assert (response.status_code, self.signer.id in response.text) == (400, True)
 
     @pytest.mark.parametrize("days", [(-2, -1), (1, 2)])
     def test_a_certificate_is_valid_for_a_time(self, days):
         image = self.api.alice.create(**Signer(days=days).keep("alpha").sign(DATA))
-        answer = self.api.alice.upload(image, DATA)
-        assert (answer.status_code, "valid" in answer.text) == (400, True)
+        response = self.api.alice.upload(image, DATA)
+        assert (response.status_code, "valid" in response.text) == (400, True)
         self.nothing_stays(image)
 
     def test_trouble_of_the_key_manager_is_told_without_its_address(self, monkeypatch):
         monkeypatch.setattr(Memory, "trouble", exception.KeyManagerError(reason="https://10.1.2.3/v1 does not answer"))
         image = self.api.alice.create(**self.signer.sign(DATA))
-        answer = self.api.alice.upload(image, DATA)
-        assert (answer.status_code, "10.1.2.3" in answer.text) == (400, False)
+        response = self.api.alice.upload(image, DATA)
+        assert (response.status_code, "10.1.2.3" in response.text) == (400, False)
         self.nothing_stays(image)
 
     def test_what_is_no_certificate_is_refused(self):
@@ -202,9 +202,9 @@ class TestImports(Signing):
 
     def start(self, image, name, caller=None, uri=None, **more):
         method = {"name": name} if uri is None else {"name": name, "uri": uri}
-        answer = (caller or self.api.alice).post(f"/v2/images/{image}/import", {"method": method, **more})
+        response = (caller or self.api.alice).post(f"/v2/images/{image}/import", {"method": method, **more})
         self.api.settle()
-        return answer.status_code
+        return response.status_code
 
     @pytest.mark.parametrize(("signed", "status"), [(DATA, "active"), (OTHER, "queued")])
     def test_staged_data(self, signed, status):
@@ -304,8 +304,8 @@ class TestDirectory(Deployed):
     def test_without_certificates_no_signature_is_good(self):
         signer = Signer()
         image = self.api.alice.create(**signer.sign(DATA))
-        answer = self.api.alice.upload(image, DATA)
-        assert (answer.status_code, "configured" in answer.text) == (400, True)
+        response = self.api.alice.upload(image, DATA)
+        assert (response.status_code, "configured" in response.text) == (400, True)
 
     def test_a_file_that_is_no_certificate_is_refused(self, tmp_path):
         signer = Signer()
@@ -313,8 +313,8 @@ class TestDirectory(Deployed):
         try:
             for content in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
                 (tmp_path / f"{signer.id}.pem").write_bytes(content)
-                answer = api.alice.upload(api.alice.create(**signer.sign(DATA)), DATA)
-                assert (answer.status_code, str(tmp_path) in answer.text) == (400, False)
+                response = api.alice.upload(api.alice.create(**signer.sign(DATA)), DATA)
+                assert (response.status_code, str(tmp_path) in response.text) == (400, False)
         finally:
             api.close()
 
@@ -415,8 +415,8 @@ def test_barbican_is_the_key_manager_where_nothing_but_its_section_is_there(tmp_
         signer = Signer(FAST)
         (tmp_path / f"{signer.id}.pem").write_bytes(signer.pem)
         image = api.alice.create(**signer.sign(DATA))
-        answer = api.alice.upload(image, DATA)
-        assert (answer.status_code, "127.0.0.1" in answer.text) == (400, False)
+        response = api.alice.upload(image, DATA)
+        assert (response.status_code, "127.0.0.1" in response.text) == (400, False)
         assert api.alice.show(image)["status"] == "queued"
     finally:
         api.close()

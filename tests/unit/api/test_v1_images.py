@@ -37,29 +37,29 @@ DOCUMENT = {
 
 class TestCreate(Deployed):
     def test_an_image_without_data_is_reserved(self):
-        answer = create(self.api.alice, name="reserved", size=5, **FORMATS)
-        image = answer.json["image"]
-        assert (answer.status_code, image["status"], image["size"]) == (201, "queued", 5)
+        response = create(self.api.alice, name="reserved", size=5, **FORMATS)
+        image = response.json["image"]
+        assert (response.status_code, image["status"], image["size"]) == (201, "queued", 5)
         assert set(image) == DOCUMENT
-        assert answer.headers["Location"] == f"/v1/images/{image['id']}"
-        assert "ETag" not in answer.headers
+        assert response.headers["Location"] == f"/v1/images/{image['id']}"
+        assert "ETag" not in response.headers
 
     def test_an_image_with_data_is_active(self):
-        answer = create(self.api.alice, DATA, name="with data", size=len(DATA), checksum=MD5, **FORMATS)
-        image = answer.json["image"]
-        assert (answer.status_code, image["status"], image["size"], image["checksum"]) == (
+        response = create(self.api.alice, DATA, name="with data", size=len(DATA), checksum=MD5, **FORMATS)
+        image = response.json["image"]
+        assert (response.status_code, image["status"], image["size"], image["checksum"]) == (
             201,
             "active",
             len(DATA),
             MD5,
         )
-        assert answer.headers["ETag"] == MD5
+        assert response.headers["ETag"] == MD5
 
     def test_an_image_that_is_said_to_be_empty_is_active_at_once(self):
         image = created(self.api.alice, size=0)
         assert shown(self.api.alice, image)["status"] == "active"
-        answer = self.api.alice.get(f"/v1/images/{image}")
-        assert (answer.status_code, answer.content, answer.headers["Content-Length"]) == (200, b"", "0")
+        response = self.api.alice.get(f"/v1/images/{image}")
+        assert (response.status_code, response.content, response.headers["Content-Length"]) == (200, b"", "0")
 
     @pytest.mark.parametrize("store", ["fast", "mem", "spare"])
     def test_the_client_chooses_the_store(self, store):
@@ -94,8 +94,8 @@ class TestCreate(Deployed):
     )
     def test_what_is_wrong_is_refused_and_nothing_is_made(self, fields, status):
         before = self.api.admin.get("/v1/images?is_public=none&limit=1000").json["images"]
-        answer = create(self.api.alice, **fields)
-        assert answer.status_code == status, answer.text
+        response = create(self.api.alice, **fields)
+        assert response.status_code == status, response.text
         assert self.api.admin.get("/v1/images?is_public=none&limit=1000").json["images"] == before
 
     def test_a_header_that_is_no_field_is_named(self):
@@ -155,23 +155,23 @@ class TestProperties(Deployed):
 
     def test_raw_utf8_is_understood_too(self):
         raw = "Größe".encode().decode("latin-1")
-        answer = create(self.api.alice, more={"x-image-meta-name": raw, "x-image-meta-property-a": raw}, **FORMATS)
-        assert (answer.json["image"]["name"], answer.json["image"]["properties"]) == ("Größe", {"a": "Größe"})
+        response = create(self.api.alice, more={"x-image-meta-name": raw, "x-image-meta-property-a": raw}, **FORMATS)
+        assert (response.json["image"]["name"], response.json["image"]["properties"]) == ("Größe", {"a": "Größe"})
 
     def test_a_value_cannot_end_its_header(self):
         image = created(self.api.alice, properties={"a": "x\r\nx-evil: 1"})
-        answer = self.api.alice.request("HEAD", f"/v1/images/{image}")
-        assert answer.headers["x-image-meta-property-a"] == "x%0D%0Ax-evil: 1"
-        assert "x-evil" not in answer.headers
+        response = self.api.alice.request("HEAD", f"/v1/images/{image}")
+        assert response.headers["x-image-meta-property-a"] == "x%0D%0Ax-evil: 1"
+        assert "x-evil" not in response.headers
 
     def test_names_are_lower_case_and_dashes_are_underscores(self):
-        answer = create(self.api.alice, more={"X-Image-Meta-Property-Os-Type": "Linux"}, **FORMATS)
-        assert answer.json["image"]["properties"] == {"os_type": "Linux"}
+        response = create(self.api.alice, more={"X-Image-Meta-Property-Os-Type": "Linux"}, **FORMATS)
+        assert response.json["image"]["properties"] == {"os_type": "Linux"}
 
     def test_a_property_that_may_have_no_value_has_none_when_it_is_empty(self):
-        answer = create(self.api.alice, properties={"kernel_id": ""}, **FORMATS)
-        assert answer.json["image"]["properties"] == {"kernel_id": None}
-        assert "property-kernel_id" not in shown(self.api.alice, answer.json["image"]["id"])
+        response = create(self.api.alice, properties={"kernel_id": ""}, **FORMATS)
+        assert response.json["image"]["properties"] == {"kernel_id": None}
+        assert "property-kernel_id" not in shown(self.api.alice, response.json["image"]["id"])
 
     def test_there_is_a_limit(self):
         assert create(self.api.alice, properties=dict.fromkeys("abcd", "x"), **FORMATS).status_code == 413
@@ -180,8 +180,8 @@ class TestProperties(Deployed):
 class TestShow(Deployed):
     def test_the_metadata_is_in_the_headers(self):
         image = created(self.api.alice, DATA, {"colour": "red"}, name="one", min_ram=3, protected="yes")
-        answer = self.api.alice.request("HEAD", f"/v1/images/{image}")
-        found = meta_of(answer)
+        response = self.api.alice.request("HEAD", f"/v1/images/{image}")
+        found = meta_of(response)
         times = {found.pop("created_at"), found.pop("updated_at")}
         assert all(time.endswith("Z") for time in times)
         assert found == {
@@ -201,28 +201,28 @@ class TestShow(Deployed):
             "deleted": "False",
             "property-colour": "red",
         }
-        assert answer.headers["ETag"] == MD5
-        assert answer.content == b""
+        assert response.headers["ETag"] == MD5
+        assert response.content == b""
 
     def test_the_data_comes_with_the_metadata(self):
         image = created(self.api.alice, DATA, name="one")
-        answer = self.api.alice.get(f"/v1/images/{image}")
-        assert answer.content == DATA
-        assert meta_of(answer) == shown(self.api.alice, image)
-        assert answer.headers["Content-Type"] == "application/octet-stream"
-        assert answer.headers["Content-Length"] == str(len(DATA))
-        assert answer.headers["ETag"] == MD5
+        response = self.api.alice.get(f"/v1/images/{image}")
+        assert response.content == DATA
+        assert meta_of(response) == shown(self.api.alice, image)
+        assert response.headers["Content-Type"] == "application/octet-stream"
+        assert response.headers["Content-Length"] == str(len(DATA))
+        assert response.headers["ETag"] == MD5
 
     def test_where_the_data_is_is_not_told(self):
         image = created(self.api.admin, DATA)
-        answer = self.api.admin.get(f"/v1/images/{image}")
-        assert "file://" not in str(answer.headers)
+        response = self.api.admin.get(f"/v1/images/{image}")
+        assert "file://" not in str(response.headers)
         assert "file://" not in self.api.admin.get("/v1/images/detail?is_public=none").text
 
     def test_data_that_is_not_there_yet_is_not_found(self):
         image = created(self.api.alice)
-        answer = self.api.alice.get(f"/v1/images/{image}")
-        assert (answer.status_code, answer.json["error"]["message"]) == (404, f"Image {image} is not active")
+        response = self.api.alice.get(f"/v1/images/{image}")
+        assert (response.status_code, response.json["error"]["message"]) == (404, f"Image {image} is not active")
 
     def test_data_that_is_gone_from_the_store_is_not_found(self):
         image = created(self.api.alice, DATA)
@@ -257,22 +257,22 @@ class TestShow(Deployed):
         ],
     )
     def test_other_methods_are_not_allowed(self, method, path, allowed):
-        answer = self.api.alice.request(method, path)
-        assert answer.status_code == 405
-        assert set(answer.headers["Allow"].split(", ")) - {"OPTIONS"} == set(allowed.split(", "))
+        response = self.api.alice.request(method, path)
+        assert response.status_code == 405
+        assert set(response.headers["Allow"].split(", ")) - {"OPTIONS"} == set(allowed.split(", "))
 
 
 class TestUpdate(Deployed):
     def test_what_is_named_changes_and_nothing_else(self):
         image = created(self.api.alice, DATA, {"a": "1"}, name="old", min_ram=1)
         before = shown(self.api.alice, image)
-        answer = update(self.api.alice, image, name="new", min_disk=7, properties={"b": "2"})
-        assert answer.status_code == 200, answer.text
+        response = update(self.api.alice, image, name="new", min_disk=7, properties={"b": "2"})
+        assert response.status_code == 200, response.text
         after = shown(self.api.alice, image)
         changed = {"name": "new", "min_disk": "7", "property-b": "2", "updated_at": after["updated_at"]}
         assert after == before | changed
-        assert answer.json["image"]["properties"] == {"a": "1", "b": "2"}
-        assert answer.headers["ETag"] == MD5
+        assert response.json["image"]["properties"] == {"a": "1", "b": "2"}
+        assert response.headers["ETag"] == MD5
 
     @pytest.mark.parametrize(
         "more", [{"x-glance-registry-purge-props": "true"}, {"x-glance-registry-purge-props": "1"}]
@@ -319,8 +319,8 @@ class TestUpdate(Deployed):
     def test_an_active_image_keeps_what_belongs_to_its_data(self, fields, status):
         image = created(self.api.alice, DATA, name="active")
         before = shown(self.api.alice, image)
-        answer = update(self.api.alice, image, **fields)
-        assert answer.status_code == status, answer.text
+        response = update(self.api.alice, image, **fields)
+        assert response.status_code == status, response.text
         assert shown(self.api.alice, image) == before
 
     def test_a_public_image_can_be_shared_again(self):
@@ -349,20 +349,20 @@ class TestUpdate(Deployed):
 class TestUpload(Deployed):
     def test_a_reserved_image_gets_its_data(self):
         image = created(self.api.alice, size=len(DATA), checksum=MD5)
-        answer = update(self.api.alice, image, DATA)
-        assert (answer.status_code, answer.json["image"]["status"]) == (200, "active")
+        response = update(self.api.alice, image, DATA)
+        assert (response.status_code, response.json["image"]["status"]) == (200, "active")
         assert self.api.alice.get(f"/v1/images/{image}").content == DATA
 
     def test_formats_may_come_with_the_data(self):
         image = create(self.api.alice, name="formless").json["image"]["id"]
-        answer = update(self.api.alice, image, DATA, disk_format="raw", container_format="bare")
-        assert answer.json["image"]["status"] == "active"
+        response = update(self.api.alice, image, DATA, disk_format="raw", container_format="bare")
+        assert response.json["image"]["status"] == "active"
 
     def test_a_body_in_chunks_may_have_no_bytes(self):
         sent = {"x-image-meta-size": "0", "Transfer-Encoding": "chunked"}
-        answer = create(self.api.alice, b"", more=sent, **FORMATS)
-        assert (answer.status_code, answer.json["image"]["status"]) == (201, "active")
-        assert answer.json["image"]["checksum"] == hashlib.md5(b"").hexdigest()
+        response = create(self.api.alice, b"", more=sent, **FORMATS)
+        assert (response.status_code, response.json["image"]["status"]) == (201, "active")
+        assert response.json["image"]["checksum"] == hashlib.md5(b"").hexdigest()
 
     @pytest.mark.parametrize(
         "checksum", ["x", "0" * 31, "0" * 33, "g" * 32, "0" * 30 + "%0D%0A", "%C4%80" * 32, "\xb2" * 32]
@@ -416,8 +416,8 @@ class TestUpload(Deployed):
 
     def test_a_body_says_that_it_is_data(self):
         image = created(self.api.alice)
-        answer = self.api.alice.request("PUT", f"/v1/images/{image}", {"Content-Type": "text/plain"}, body=DATA)
-        assert answer.status_code == 400
+        response = self.api.alice.request("PUT", f"/v1/images/{image}", {"Content-Type": "text/plain"}, body=DATA)
+        assert response.status_code == 400
         assert shown(self.api.alice, image)["status"] == "queued"
 
     def test_data_is_uploaded_once_and_a_second_time_changes_nothing(self):
@@ -460,8 +460,8 @@ class TestTooMuch(Deployed):
 class TestDelete(Deployed):
     def test_the_image_and_its_data_are_gone(self):
         image = created(self.api.alice, DATA)
-        answer = self.api.alice.delete(f"/v1/images/{image}")
-        assert (answer.status_code, answer.content) == (200, b"")
+        response = self.api.alice.delete(f"/v1/images/{image}")
+        assert (response.status_code, response.content) == (200, b"")
         assert self.api.alice.request("HEAD", f"/v1/images/{image}").status_code == 404
         assert self.api.alice.delete(f"/v1/images/{image}").status_code == 404
         assert self.api.admin.get(f"/v1/images/{image}").status_code == 404
@@ -497,13 +497,13 @@ class TestVersions(Deployed):
         assert image in [found["id"] for found in self.api.alice.get(path).json["images"]]
 
     def test_it_can_be_asked_for_in_a_header(self):
-        answer = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v1")
-        assert set(answer.json) == {"images"}
+        response = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v1")
+        assert set(response.json) == {"images"}
 
     @pytest.mark.parametrize(("path", "status"), [("/", 300), ("/versions", 200)])
     def test_it_is_listed_as_deprecated(self, path, status):
-        answer = self.api.nobody.get(path)
-        assert answer.status_code == status
-        found = {item["id"]: (item["status"], item["links"][0]["href"]) for item in answer.json["versions"][-2:]}
+        response = self.api.nobody.get(path)
+        assert response.status_code == status
+        found = {item["id"]: (item["status"], item["links"][0]["href"]) for item in response.json["versions"][-2:]}
         url = "http://falconframework.org/v1/"
         assert found == {"v1.1": ("DEPRECATED", url), "v1.0": ("DEPRECATED", url)}

@@ -16,9 +16,9 @@ PUBLIC = {"is_public": "True"}
 
 class Listed(Deployed):
     def names(self, query="", caller=None, path="/v1/images/detail"):
-        answer = (caller or self.api.alice).get(f"{path}?{query}")
-        assert answer.status_code == 200, answer.text
-        return [image["name"] for image in answer.json["images"]]
+        response = (caller or self.api.alice).get(f"{path}?{query}")
+        assert response.status_code == 200, response.text
+        return [image["name"] for image in response.json["images"]]
 
 
 class TestFilters(Listed):
@@ -117,9 +117,9 @@ class TestFilters(Listed):
     )
     @pytest.mark.parametrize("path", ["/v1/images", "/v1/images/detail"])
     def test_values_that_make_no_sense_are_refused_by_name(self, query, path):
-        answer = self.api.admin.get(f"{path}?{query}")
-        assert answer.status_code == 400
-        assert query.partition("=")[0] in answer.json["error"]["message"]
+        response = self.api.admin.get(f"{path}?{query}")
+        assert response.status_code == 400
+        assert query.partition("=")[0] in response.json["error"]["message"]
 
 
 class TestPages(Listed):

@@ -15,9 +15,9 @@ class Shared(Deployed):
         return created(self.api.alice, b"shared")
 
     def members(self, image, caller=None):
-        answer = (caller or self.api.alice).get(f"/v1/images/{image}/members")
-        assert answer.status_code == 200, answer.text
-        return {item["member_id"]: item["can_share"] for item in answer.json["members"]}
+        response = (caller or self.api.alice).get(f"/v1/images/{image}/members")
+        assert response.status_code == 200, response.text
+        return {item["member_id"]: item["can_share"] for item in response.json["members"]}
 
     def put(self, image, member, can_share=None, caller=None):
         body = None if can_share is None else {"member": {"can_share": can_share}}
@@ -167,9 +167,9 @@ class TestWhoShares(Shared):
 
 class TestSharedImages(Shared):
     def shared(self, member, caller):
-        answer = caller.get(f"/v1/shared-images/{member}")
-        assert answer.status_code == 200
-        return {item["image_id"]: item["can_share"] for item in answer.json["shared_images"]}
+        response = caller.get(f"/v1/shared-images/{member}")
+        assert response.status_code == 200
+        return {item["image_id"]: item["can_share"] for item in response.json["shared_images"]}
 
     def test_each_sees_what_concerns_him(self, image):
         other = created(self.api.admin)

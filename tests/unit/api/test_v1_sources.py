@@ -30,10 +30,10 @@ class TestCopyFrom(WithWeb):
         return shown(self.api.admin, answer.json["image"]["id"])
 
     def test_the_data_is_copied_in_the_background(self):
-        answer = self.create(store="mem")
-        image = answer.json["image"]
+        response = self.create(store="mem")
+        image = response.json["image"]
         assert (image["status"], image["size"], image["checksum"]) == ("queued", len(Web.data), None)
-        found = self.after(answer)
+        found = self.after(response)
         assert (found["status"], found["checksum"]) == ("active", MD5)
         assert self.api.admin.get(f"/v1/images/{image['id']}").content == Web.data
         assert self.api.admin.show(image["id"])["stores"] == "mem"
@@ -46,24 +46,24 @@ class TestCopyFrom(WithWeb):
 
     def test_a_reserved_image_is_filled_too(self):
         image = created(self.api.admin)
-        answer = update(self.api.admin, image, more=copying(f"{self.web}/image"))
-        assert (answer.json["image"]["status"], answer.json["image"]["size"]) == ("queued", len(Web.data))
-        assert self.after(answer)["status"] == "active"
+        response = update(self.api.admin, image, more=copying(f"{self.web}/image"))
+        assert (response.json["image"]["status"], response.json["image"]["size"]) == ("queued", len(Web.data))
+        assert self.after(response)["status"] == "active"
 
     @pytest.mark.parametrize("fields", [{"size": 5}, {"checksum": "0" * 32}])
     def test_a_copy_that_is_not_what_was_said_is_killed(self, fields):
-        answer = self.create(**fields)
-        assert self.after(answer)["status"] == "killed"
-        assert answer.json["image"]["id"] not in self.api.files()
+        response = self.create(**fields)
+        assert self.after(response)["status"] == "killed"
+        assert response.json["image"]["id"] not in self.api.files()
 
     def test_a_copy_that_breaks_off_is_killed(self):
-        answer = self.create("/cut")
-        assert self.after(answer)["status"] == "killed"
-        assert answer.json["image"]["id"] not in self.api.files()
+        response = self.create("/cut")
+        assert self.after(response)["status"] == "killed"
+        assert response.json["image"]["id"] not in self.api.files()
 
     def test_a_copy_without_formats_is_killed(self):
-        answer = create(self.api.admin, more=copying(f"{self.web}/image"))
-        assert self.after(answer)["status"] == "killed"
+        response = create(self.api.admin, more=copying(f"{self.web}/image"))
+        assert self.after(response)["status"] == "killed"
 
     @pytest.mark.parametrize(
         ("uri", "status"),
@@ -83,8 +83,8 @@ class TestCopyFrom(WithWeb):
     )
     def test_what_cannot_be_copied_is_refused_and_nothing_is_made(self, uri, status):
         image = str(uuid.uuid4())
-        answer = create(self.api.admin, more=copying(uri.format(web=self.web)), id=image, **FORMATS)
-        assert answer.status_code == status, answer.text
+        response = create(self.api.admin, more=copying(uri.format(web=self.web)), id=image, **FORMATS)
+        assert response.status_code == status, response.text
         assert self.api.admin.request("HEAD", f"/v1/images/{image}").status_code == 404
 
     def test_only_administrators_copy_by_default(self):
@@ -95,8 +95,8 @@ class TestCopyFrom(WithWeb):
         assert update(self.api.admin, image, more=copying(f"{self.web}/image")).status_code == 400
 
     def test_an_image_that_is_deleted_meanwhile_leaves_nothing(self):
-        answer = self.create()
-        image = answer.json["image"]["id"]
+        response = self.create()
+        image = response.json["image"]["id"]
         self.api.admin.delete(f"/v1/images/{image}")
         self.api.settle()
         assert image not in self.api.files()
@@ -137,24 +137,24 @@ class TestWithoutEnd(WithWeb):
         assert sum(sent) < 64 << 20
 
     def test_a_copy_counts_no_more_than_an_image_may_have(self, sent):
-        answer = create(self.api.admin, more=copying(f"{self.web}/image"), **FORMATS)
+        response = create(self.api.admin, more=copying(f"{self.web}/image"), **FORMATS)
         self.api.settle()
-        assert shown(self.api.admin, answer.json["image"]["id"])["status"] == "killed"
+        assert shown(self.api.admin, response.json["image"]["id"])["status"] == "killed"
         assert sum(sent) < 64 << 20
 
 
 class TestLocation(WithWeb):
     def test_the_image_is_active_at_once_and_nothing_is_copied(self):
-        answer = create(self.api.alice, location=f"{self.web}/image", **FORMATS)
-        image = answer.json["image"]
-        assert (answer.status_code, image["status"], image["size"]) == (201, "active", len(Web.data))
+        response = create(self.api.alice, location=f"{self.web}/image", **FORMATS)
+        image = response.json["image"]
+        assert (response.status_code, image["status"], image["size"]) == (201, "active", len(Web.data))
         assert self.api.alice.get(f"/v1/images/{image['id']}").content == Web.data
         assert image["id"] not in self.api.files()
 
     def test_a_reserved_image_can_be_told_where_its_data_is(self):
         image = created(self.api.alice, size=len(Web.data))
-        answer = update(self.api.alice, image, location=f"{self.web}/image")
-        assert (answer.status_code, answer.json["image"]["status"]) == (200, "active")
+        response = update(self.api.alice, image, location=f"{self.web}/image")
+        assert (response.status_code, response.json["image"]["status"]) == (200, "active")
         assert self.api.alice.get(f"/v1/images/{image}").content == Web.data
 
     @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ class TestLocation(WithWeb):
     def test_what_cannot_be_taken_is_refused_and_changes_nothing(self, fields, status):
         fields = FORMATS | {name: str(value).format(web=self.web) for name, value in fields.items()}
         image = str(uuid.uuid4())
-        answer = create(self.api.alice, id=image, **fields)
-        assert answer.status_code == status, answer.text
+        response = create(self.api.alice, id=image, **fields)
+        assert response.status_code == status, response.text
         assert self.api.alice.request("HEAD", f"/v1/images/{image}").status_code == 404
         reserved = create(self.api.alice, name="before").json["image"]["id"]
         assert update(self.api.alice, reserved, name="after", **fields).status_code == status
@@ -181,9 +181,9 @@ class TestLocation(WithWeb):
 
     def test_services_may_name_data_in_any_store(self):
         uri = self.api.registry["mem"].add(str(uuid.uuid4()), b"put there").uri
-        answer = create(self.api.nova, location=uri, **FORMATS)
-        assert answer.status_code == 201, answer.text
-        assert self.api.nova.get(f"/v1/images/{answer.json['image']['id']}").content == b"put there"
+        response = create(self.api.nova, location=uri, **FORMATS)
+        assert response.status_code == 201, response.text
+        assert self.api.nova.get(f"/v1/images/{response.json['image']['id']}").content == b"put there"
 
     def test_deleting_the_image_leaves_other_peoples_web_servers_alone(self):
         image = create(self.api.alice, location=f"{self.web}/image", **FORMATS).json["image"]["id"]
@@ -204,11 +204,11 @@ class TestOneSource(Deployed):
         fields = FORMATS | ({"location": location} if location else {})
         more = copying(copy) if copy else {}
         image = created(self.api.admin)
-        answers = [
+        responses = [
             create(self.api.admin, data, more=more, **fields),
             update(self.api.admin, image, data, more=more, **fields),
         ]
-        for answer in answers:
-            assert answer.status_code == 400
-            assert answer.json["error"]["message"] == "It's invalid to provide multiple image sources."
+        for response in responses:
+            assert response.status_code == 400
+            assert response.json["error"]["message"] == "It's invalid to provide multiple image sources."
         assert shown(self.api.admin, image)["status"] == "queued"

@@ -83,8 +83,8 @@ class TestUpload(Deployed):
     def test_chunks_that_are_packed_are_refused_since_nothing_unpacks_them(self):
         image, sent = self.api.alice.create(), OCTETS | {"Transfer-Encoding": "gzip, chunked"}
         for path in (f"/v2/images/{image}/file", f"/v2/images/{image}/stage", f"/v1/images/{image}"):
-            answer = self.api.alice.request("PUT", path, sent, extras={"wsgi.input": io.BytesIO(DATA)})
-            assert (answer.status_code, "gzip" in answer.json["error"]["message"]) == (501, True)
+            response = self.api.alice.request("PUT", path, sent, extras={"wsgi.input": io.BytesIO(DATA)})
+            assert (response.status_code, "gzip" in response.json["error"]["message"]) == (501, True)
         assert self.api.alice.show(image)["status"] == "queued"
 
     def test_an_image_has_its_formats_before_its_data(self):
@@ -103,20 +103,20 @@ class TestUpload(Deployed):
 
     def test_of_racing_uploads_one_wins(self):
         image = self.api.alice.create()
-        answers = []
+        responses = []
         start = threading.Barrier(6)
 
         def race(number):
             start.wait()
-            answers.append((self.api.alice.upload(image, bytes([number]) * 5000).status_code, number))
+            responses.append((self.api.alice.upload(image, bytes([number]) * 5000).status_code, number))
 
         threads = [threading.Thread(target=race, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        [winner] = [number for status, number in answers if status == 204]
-        assert sorted(status for status, _ in answers) == [204, 409, 409, 409, 409, 409]
+        [winner] = [number for status, number in responses if status == 204]
+        assert sorted(status for status, _ in responses) == [204, 409, 409, 409, 409, 409]
         assert self.api.alice.download(image).content == bytes([winner]) * 5000
 
 
@@ -142,21 +142,21 @@ class TestFailedUpload(Deployed):
     def test_more_than_an_image_may_have_in_chunks(self, image):
         headers = OCTETS | {"Transfer-Encoding": "chunked"}
         path = f"/v2/images/{image}/file"
-        answer = self.api.alice.request("PUT", path, headers, body=b"x" * 5001, extras={"CONTENT_LENGTH": ""})
-        assert answer.status_code == 413
+        response = self.api.alice.request("PUT", path, headers, body=b"x" * 5001, extras={"CONTENT_LENGTH": ""})
+        assert response.status_code == 413
 
     def test_a_client_that_goes_away(self, image):
         path = f"/v2/images/{image}/file"
         headers = OCTETS | {"Content-Length": "2000"}
-        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": io.BytesIO(b"x" * 1000)})
-        assert answer.status_code == 400
+        response = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": io.BytesIO(b"x" * 1000)})
+        assert response.status_code == 400
 
     def test_a_connection_that_breaks(self, image):
         path = f"/v2/images/{image}/file"
         headers = OCTETS | {"Transfer-Encoding": "chunked"}
         broken = Chunked(b"x" * 3000, ConnectionResetError("peer"))
-        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": broken})
-        assert answer.status_code == 400
+        response = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": broken})
+        assert response.status_code == 400
 
     @pytest.mark.parametrize(
         ("error", "status"),
@@ -190,8 +190,8 @@ class TestDeletedMeanwhile(Deployed):
 
         headers = OCTETS | {"Transfer-Encoding": "chunked"}
         path = f"/v2/images/{image}/file"
-        answer = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": Deletes(DATA)})
-        assert answer.status_code == 410
+        response = self.api.alice.request("PUT", path, headers, extras={"wsgi.input": Deletes(DATA)})
+        assert response.status_code == 410
         assert self.api.files() == []
 
 
@@ -284,11 +284,11 @@ class TestDownload(Deployed):
         return image
 
     def test_all_of_it(self, image):
-        answer = self.api.alice.download(image)
-        assert (answer.status_code, answer.content) == (200, DATA)
-        assert answer.headers["content-length"] == str(len(DATA))
-        assert answer.headers["content-type"] == "application/octet-stream"
-        assert answer.headers["content-md5"] == hashlib.md5(DATA).hexdigest()
+        response = self.api.alice.download(image)
+        assert (response.status_code, response.content) == (200, DATA)
+        assert response.headers["content-length"] == str(len(DATA))
+        assert response.headers["content-type"] == "application/octet-stream"
+        assert response.headers["content-md5"] == hashlib.md5(DATA).hexdigest()
 
     @pytest.mark.parametrize(
         ("header", "first", "last"),
@@ -305,35 +305,35 @@ class TestDownload(Deployed):
         ],
     )
     def test_a_range_of_it(self, image, header, first, last):
-        answer = self.api.alice.download(image, Range=header)
-        assert (answer.status_code, answer.content) == (206, DATA[first : last + 1])
-        assert answer.headers["content-range"] == f"bytes {first}-{last}/2048"
-        assert answer.headers["content-length"] == str(last - first + 1)
-        assert "content-md5" not in answer.headers
+        response = self.api.alice.download(image, Range=header)
+        assert (response.status_code, response.content) == (206, DATA[first : last + 1])
+        assert response.headers["content-range"] == f"bytes {first}-{last}/2048"
+        assert response.headers["content-length"] == str(last - first + 1)
+        assert "content-md5" not in response.headers
 
     def test_a_range_of_the_same_data(self, image):
         tag = self.api.alice.download(image).headers["etag"]
         sha512 = hashlib.sha512(DATA).hexdigest()
         for same in (tag, f'"{hashlib.md5(DATA).hexdigest()}"', f' "{sha512}" '):
-            answer = self.api.alice.download(image, Range="bytes=5-9", If_Range=same)
-            assert (answer.status_code, answer.content, answer.headers["etag"]) == (206, DATA[5:10], tag)
+            response = self.api.alice.download(image, Range="bytes=5-9", If_Range=same)
+            assert (response.status_code, response.content, response.headers["etag"]) == (206, DATA[5:10], tag)
 
     @pytest.mark.parametrize("wanted", ['"0"', 'W/"{tag}"', "{tag}", "Wed, 21 Oct 2015 07:28:00 GMT", "", "nonsense"])
     @pytest.mark.parametrize("asked", ["bytes=5-9", "bytes=2048-", "nonsense"])
     def test_a_range_of_other_data_is_everything(self, image, wanted, asked):
         wanted = wanted.format(tag=hashlib.md5(DATA).hexdigest())
-        answer = self.api.alice.download(image, Range=asked, If_Range=wanted)
-        assert (answer.status_code, answer.content) == (200, DATA)
-        assert "content-range" not in answer.headers
+        response = self.api.alice.download(image, Range=asked, If_Range=wanted)
+        assert (response.status_code, response.content) == (200, DATA)
+        assert "content-range" not in response.headers
 
     def test_a_condition_without_a_range_says_nothing(self, image):
-        answer = self.api.alice.download(image, If_Range='"0"')
-        assert (answer.status_code, answer.content) == (200, DATA)
+        response = self.api.alice.download(image, If_Range='"0"')
+        assert (response.status_code, response.content) == (200, DATA)
 
     @pytest.mark.parametrize("header", ["bytes 5-9/2048", "bytes 5-9/*"])
     def test_a_range_in_the_header_of_answers(self, image, header):
-        answer = self.api.alice.download(image, Content_Range=header)
-        assert (answer.status_code, answer.content) == (206, DATA[5:10])
+        response = self.api.alice.download(image, Content_Range=header)
+        assert (response.status_code, response.content) == (206, DATA[5:10])
 
     @pytest.mark.parametrize(
         ("headers", "status"),
@@ -451,8 +451,8 @@ class TestSeveralStores(Deployed):
 
     def test_the_next_store_is_asked_when_one_has_too_little(self, image):
         (self.api.directory / "images" / image).write_bytes(DATA[:1000])
-        answer = self.api.admin.get(f"/v2/images/{image}/file?prefer=fast")
-        assert (answer.status_code, answer.content) == (200, DATA)
+        response = self.api.admin.get(f"/v2/images/{image}/file?prefer=fast")
+        assert (response.status_code, response.content) == (200, DATA)
 
     def test_an_administrator_prefers_a_store(self, image, monkeypatch):
         asked = []
@@ -493,8 +493,8 @@ class TestStorageQuota(Deployed):
                 return super().read(size)
 
         headers = OCTETS | {"Content-Length": str(len(DATA))}
-        answer = carol.request("PUT", f"/v2/images/{first}/file", headers, extras={"wsgi.input": Between(DATA)})
-        assert (answer.status_code, carol.show(first)["status"]) == (413, "queued")
+        response = carol.request("PUT", f"/v2/images/{first}/file", headers, extras={"wsgi.input": Between(DATA)})
+        assert (response.status_code, carol.show(first)["status"]) == (413, "queued")
         assert first not in self.api.files()
 
     def stage(self, caller, image, body):

@@ -27,17 +27,17 @@ class TestVersions(Deployed):
         [("/", 300), ("/versions", 200), ("/versions/", 200), ("/v3/images", 300), ("/v2", 300), ("/v2//", 300)],
     )
     def test_versions_are_listed_without_a_token(self, path, status):
-        answer = self.api.nobody.get(path)
-        assert answer.status_code == status
-        versions = answer.json["versions"]
+        response = self.api.nobody.get(path)
+        assert response.status_code == status
+        versions = response.json["versions"]
         assert versions[0]["id"] == "v2.17"
         assert [version["status"] for version in versions].count("CURRENT") == 1
         assert [version["id"] for version in versions[-3:]] == ["v2.0", "v1.1", "v1.0"]
         assert versions[0]["links"] == [{"rel": "self", "href": "http://falconframework.org/v2/"}]
 
     def test_the_head_of_the_list_has_no_body(self):
-        answer = self.api.nobody.request("HEAD", "/versions")
-        assert (answer.status_code, answer.content) == (200, b"")
+        response = self.api.nobody.request("HEAD", "/versions")
+        assert (response.status_code, response.content) == (200, b"")
 
     @pytest.mark.parametrize("prefix", ["v2", *(f"v2.{minor}" for minor in range(19))])
     def test_every_minor_version_is_the_same(self, prefix):
@@ -47,12 +47,12 @@ class TestVersions(Deployed):
 
     @pytest.mark.parametrize("prefix", ["v2.19", "v2.01", "v2.", "v2.x", "v1.2", "v0"])
     def test_a_version_that_never_was_gets_the_list(self, prefix):
-        answer = self.api.alice.get(f"/{prefix}/images")
-        assert (answer.status_code, answer.json["versions"][0]["id"]) == (300, "v2.17")
+        response = self.api.alice.get(f"/{prefix}/images")
+        assert (response.status_code, response.json["versions"][0]["id"]) == (300, "v2.17")
 
     def test_the_accept_header_may_name_the_version(self):
-        answer = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v2.1")
-        assert answer.status_code == 200
+        response = self.api.alice.get("/images", Accept="application/vnd.openstack.images-v2.1")
+        assert response.status_code == 200
 
     @pytest.mark.parametrize("path", ["//v2/images", "/v2//images", "/v2.5//images", "/v1//images"])
     def test_slashes_around_the_version_say_nothing(self, path):
@@ -64,8 +64,8 @@ class TestVersions(Deployed):
     def test_nothing_has_an_empty_id(self, path, method):
         """Clients build paths of ids: an empty one must not name the whole collection."""
         image = self.api.alice.active(visibility="shared")
-        answer = self.api.admin.request(method, path.format(image=image), {"Content-Type": "application/json"})
-        assert answer.status_code == 404
+        response = self.api.admin.request(method, path.format(image=image), {"Content-Type": "application/json"})
+        assert response.status_code == 404
         assert self.api.alice.show(image)["status"] == "active"
 
     @pytest.mark.parametrize("name", ["image", "images", "member", "members", "task", "tasks"])
@@ -138,9 +138,9 @@ class TestMountPoint(Deployed):
     )
     def test_the_place_of_something_new_has_it(self, mounted, prefix, path, body):
         body = {} if body is None else {"json": body}
-        answer = self.api.admin.request("POST", path, **mounted, **body)
-        assert answer.status_code == 201
-        place = answer.headers["Location"]
+        response = self.api.admin.request("POST", path, **mounted, **body)
+        assert response.status_code == 201
+        place = response.headers["Location"]
         assert place.startswith(f"{prefix}{path}/")
         assert self.api.admin.request("HEAD" if "v1" in path else "GET", place.removeprefix(prefix)).status_code == 200
         self.api.admin.delete(place.removeprefix(prefix))
@@ -173,8 +173,8 @@ class TestBehindProxy(Deployed):
 
 class TestProxyThatIsNotBelieved(Deployed):
     def test_headers_of_anybody_change_no_link(self):
-        answer = self.api.alice.post("/v2/images", {}, **TestBehindProxy.forwarded)
-        assert answer.headers["Location"].startswith("/v2/images/")
+        response = self.api.alice.post("/v2/images", {}, **TestBehindProxy.forwarded)
+        assert response.headers["Location"].startswith("/v2/images/")
 
 
 PAGE = "https://horizon.example.org"
@@ -184,7 +184,7 @@ class TestCrossOrigin(Deployed):
     options = {"[cors]\nallowed_origin": f"{PAGE},https://other.example.org"}  # noqa: RUF012
 
     def test_scripts_of_a_page_may_ask(self):
-        answer = self.api.nobody.request(
+        response = self.api.nobody.request(
             "OPTIONS",
             "/v2/images",
             {
@@ -193,9 +193,9 @@ class TestCrossOrigin(Deployed):
                 "Access-Control-Request-Headers": "X-Auth-Token, Content-Type, x-openstack-image-size",
             },
         )
-        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, PAGE)
-        assert answer.headers["Access-Control-Allow-Methods"] == "PATCH"
-        assert "X-Auth-Token" in answer.headers["Access-Control-Allow-Headers"]
+        assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, PAGE)
+        assert response.headers["Access-Control-Allow-Methods"] == "PATCH"
+        assert "X-Auth-Token" in response.headers["Access-Control-Allow-Headers"]
 
     @pytest.mark.parametrize(
         ("path", "status"),
@@ -211,13 +211,13 @@ class TestCrossOrigin(Deployed):
         ],
     )
     def test_scripts_of_a_page_may_read_what_comes_back(self, path, status):
-        answer = self.api.alice.get(path, Origin=PAGE)
-        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
-        assert "X-OpenStack-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+        response = self.api.alice.get(path, Origin=PAGE)
+        assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (status, PAGE)
+        assert "X-OpenStack-Request-ID" in response.headers["Access-Control-Expose-Headers"]
 
     def test_scripts_of_other_pages_may_not(self):
-        answer = self.api.alice.get("/v2/images", Origin="https://evil.example.org")
-        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        response = self.api.alice.get("/v2/images", Origin="https://evil.example.org")
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
 
     def test_data_is_sent_and_taken_as_ever(self):
         image = self.api.alice.active(b"0123456789")
@@ -226,8 +226,8 @@ class TestCrossOrigin(Deployed):
 
 class TestNoCrossOrigin(Deployed):
     def test_no_page_may_unless_the_operator_says_so(self):
-        answer = self.api.alice.get("/v2/images", Origin=PAGE)
-        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        response = self.api.alice.get("/v2/images", Origin=PAGE)
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
 
 
 class TestAround(Deployed):
@@ -370,9 +370,9 @@ class TestInfo(Deployed):
         }
 
     def test_details_of_stores_are_for_administrators_and_services(self):
-        answers = [getattr(self.api, name).get("/v2/info/stores/detail") for name in ("alice", "admin", "nova")]
-        assert [answer.status_code for answer in answers] == [403, 200, 200]
-        fast, _, spare = answers[1].json["stores"]
+        responses = [getattr(self.api, name).get("/v2/info/stores/detail") for name in ("alice", "admin", "nova")]
+        assert [response.status_code for response in responses] == [403, 200, 200]
+        fast, _, spare = responses[1].json["stores"]
         assert (fast["type"], fast["weight"]) == ("file", 5)
         assert fast["properties"]["datadir"] == f"{self.api.directory}/images"
         assert fast["properties"]["data_dir"] == f"{self.api.directory}/images"
@@ -506,8 +506,8 @@ class TestStrictSchema(Deployed):
         assert self.api.alice.post("/v2/images", {"colour": "red"}).status_code == 400
         assert "'colour'" in self.api.alice.post("/v2/images", {"colour": "red"}).text
         operations = [{"op": "add", "path": f"/{name}", "value": "x"} for name in ("colour", "os_version")]
-        answers = [self.api.alice.patch(image, operation).status_code for operation in operations]
-        assert answers == [400, 200]
+        responses = [self.api.alice.patch(image, operation).status_code for operation in operations]
+        assert responses == [400, 200]
 
     def test_images_with_data_are_as_their_schema_says(self):
         image = self.api.alice.show(self.api.alice.active(b"x"))
@@ -572,9 +572,9 @@ class TestOwnProperties:
     def test_what_is_required_is_there_from_the_beginning_to_the_end(self, deploy):
         api = deploy({"properties": {"shelf": {"type": "string"}}, "required": ["shelf", "name"]})
         bodies = [{"name": "x"}, {"shelf": "x"}, {"name": "x", "shelf": "y"}]
-        answers = [api.alice.post("/v2/images", body) for body in bodies]
-        assert [answer.status_code for answer in answers] == [400, 400, 201]
-        image = answers[2].json["id"]
+        responses = [api.alice.post("/v2/images", body) for body in bodies]
+        assert [response.status_code for response in responses] == [400, 400, 201]
+        image = responses[2].json["id"]
         operations = [
             {"op": "remove", "path": "/shelf"},
             {"op": "replace", "path": "/shelf", "value": "z"},
@@ -845,6 +845,6 @@ delete = @
         path = tmp_path / "rules.conf"
         path.write_text("[a]\ncreate=context_is_admin\nread=@\nupdate=@\ndelete=@")
         api = Deployment(tmp_path, property_protection_file=path, property_protection_rule_format="policies")
-        answers = [caller.post("/v2/images", {"a": "x"}).status_code for caller in (api.alice, api.admin)]
+        responses = [caller.post("/v2/images", {"a": "x"}).status_code for caller in (api.alice, api.admin)]
         api.close()
-        assert answers == [403, 201]
+        assert responses == [403, 201]

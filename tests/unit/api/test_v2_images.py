@@ -63,11 +63,11 @@ class TestCreate(Deployed):
         assert (image["status"], image["owner"], image["visibility"]) == ("queued", "alpha", "shared")
 
     def test_the_answer_has_every_base_property_and_the_links(self):
-        answer = self.api.alice.post("/v2/images", READY | {"os_distro": "debian", "tags": ["a", "b", "a"]})
-        image = answer.json
+        response = self.api.alice.post("/v2/images", READY | {"os_distro": "debian", "tags": ["a", "b", "a"]})
+        image = response.json
         path = f"/v2/images/{image['id']}"
-        assert answer.status_code == 201
-        assert answer.headers["location"] == path
+        assert response.status_code == 201
+        assert response.headers["location"] == path
         assert (image["self"], image["file"], image["schema"]) == (path, f"{path}/file", "/v2/schemas/image")
         assert image["tags"] == ["a", "b"]
         assert image["os_distro"] == "debian"
@@ -141,9 +141,9 @@ class TestCreate(Deployed):
         ],
     )
     def test_what_may_not_be_is_refused(self, body, status):
-        answer = self.api.alice.post("/v2/images", body)
-        assert answer.status_code == status
-        assert answer.json["error"]["code"] == status
+        response = self.api.alice.post("/v2/images", body)
+        assert response.status_code == status
+        assert response.json["error"]["code"] == status
 
     @pytest.mark.parametrize(
         ("headers", "body", "status"),
@@ -160,11 +160,11 @@ class TestCreate(Deployed):
     def test_a_caller_with_a_token_need_not_say_that_it_is_json(self, kind):
         """As curl does not; without a token a page of any other site could make a browser send it."""
         headers = {"Content-Type": kind}
-        answers = [
+        responses = [
             self.api.alice.request("POST", "/v2/images", headers | token, body='{"name": "n"}')
             for token in ({"X-Auth-Token": "t"}, {})
         ]
-        assert [answer.status_code for answer in answers] == [201, 415]
+        assert [response.status_code for response in responses] == [201, 415]
 
     def test_whole_numbers_may_be_written_with_a_point(self):
         """Since draft 6 of JSON schema 512.0 is an integer, which some languages write; it is kept as one."""
@@ -172,9 +172,9 @@ class TestCreate(Deployed):
         operation = {"op": "replace", "path": "/min_disk", "value": 3e1}
         changed = self.api.alice.patch(created.json["id"], operation)
         shown = self.api.alice.get(f"/v2/images/{created.json['id']}")
-        assert [answer.status_code for answer in (created, changed)] == [201, 200]
+        assert [response.status_code for response in (created, changed)] == [201, 200]
         assert '"min_ram":512,"min_disk":0,' in created.text
-        assert all('"min_ram":512,"min_disk":30,' in answer.text for answer in (changed, shown))
+        assert all('"min_ram":512,"min_disk":30,' in response.text for response in (changed, shown))
 
     def test_an_administrator_may_create_public_images_for_others(self):
         image = self.api.admin.post("/v2/images", {"owner": "beta", "visibility": "public"}).json
@@ -213,9 +213,9 @@ class TestShow(Deployed):
         ],
     )
     def test_what_one_may_not_know_of_is_not_found(self, images, caller, seen):
-        answers = {name: getattr(self.api, caller).get(f"/v2/images/{image}") for name, image in images.items()}
-        assert {name for name, answer in answers.items() if answer.status_code == 200} == seen
-        assert {answer.status_code for answer in answers.values()} <= {200, 404}
+        responses = {name: getattr(self.api, caller).get(f"/v2/images/{image}") for name, image in images.items()}
+        assert {name for name, response in responses.items() if response.status_code == 200} == seen
+        assert {response.status_code for response in responses.values()} <= {200, 404}
 
     @pytest.mark.parametrize("image_id", [MISSING, "no-uuid", "%00", "x" * 300])
     def test_there_is_no_such_image(self, image_id):
@@ -227,9 +227,9 @@ class TestShow(Deployed):
         assert gamma.get(f"/v2/images/{images['shared']}").status_code == 200
 
     def test_a_method_that_is_not_there_is_told_with_those_that_are(self, images):
-        answer = self.api.alice.request("PUT", f"/v2/images/{images['shared']}")
-        assert answer.status_code == 405
-        assert {"GET", "PATCH", "DELETE"} <= set(answer.headers["allow"].split(", "))
+        response = self.api.alice.request("PUT", f"/v2/images/{images['shared']}")
+        assert response.status_code == 405
+        assert {"GET", "PATCH", "DELETE"} <= set(response.headers["allow"].split(", "))
 
     def test_every_answer_has_a_request_id(self):
         assert self.api.alice.get(f"/v2/images/{MISSING}").headers["x-openstack-request-id"].startswith("req-")
@@ -238,8 +238,8 @@ class TestShow(Deployed):
         assert self.api.alice.get("/v2/images", X_Openstack_Request_ID="r" * 65).status_code == 431
 
     def test_a_token_that_is_not_valid_is_refused(self):
-        answer = self.api.nobody.request("GET", "/v2/images", {"X-Auth-Token": "x", "X-Identity-Status": "Invalid"})
-        assert answer.status_code == 401
+        response = self.api.nobody.request("GET", "/v2/images", {"X-Auth-Token": "x", "X-Identity-Status": "Invalid"})
+        assert response.status_code == 401
 
 
 class TestPatch(Deployed):
@@ -267,9 +267,9 @@ class TestPatch(Deployed):
         ],
     )
     def test_a_property_is_changed(self, image, operation, name, value):
-        answer = self.api.alice.patch(image, operation)
-        assert answer.status_code == 200, answer.text
-        assert answer.json[name] == value
+        response = self.api.alice.patch(image, operation)
+        assert response.status_code == 200, response.text
+        assert response.json[name] == value
         assert self.api.alice.show(image)[name] == value
 
     def test_a_custom_property_is_removed(self, image):
@@ -304,8 +304,8 @@ class TestPatch(Deployed):
     )
     def test_what_may_not_be_changed_is_refused(self, image, operation, status):
         before = self.api.alice.show(image)
-        answer = self.api.alice.patch(image, operation)
-        assert answer.status_code == status, answer.text
+        response = self.api.alice.patch(image, operation)
+        assert response.status_code == status, response.text
         assert self.api.alice.show(image) == before
 
     @pytest.mark.parametrize(
@@ -325,9 +325,9 @@ class TestPatch(Deployed):
 
     @pytest.mark.parametrize("kind", ["application/json", "application/json-patch+json", "text/plain"])
     def test_other_media_types_are_refused_with_those_that_are_taken(self, image, kind):
-        answer = self.api.alice.patch(image, {"op": "remove", "path": "/colour"}, kind=kind)
-        assert answer.status_code == 415
-        assert "openstack-images-v2.1-json-patch" in answer.headers["accept-patch"]
+        response = self.api.alice.patch(image, {"op": "remove", "path": "/colour"}, kind=kind)
+        assert response.status_code == 415
+        assert "openstack-images-v2.1-json-patch" in response.headers["accept-patch"]
 
     def test_a_body_that_is_no_list_is_refused(self, image):
         kind = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
@@ -338,13 +338,13 @@ class TestPatch(Deployed):
         assert "new" not in self.api.alice.show(image)
 
     def test_operations_see_what_those_before_them_did(self, image):
-        answer = self.api.alice.patch(
+        response = self.api.alice.patch(
             image,
             {"op": "add", "path": "/new", "value": "x"},
             {"op": "replace", "path": "/new", "value": "y"},
             {"op": "remove", "path": "/colour"},
         )
-        assert (answer.json["new"], "colour" in answer.json) == ("y", False)
+        assert (response.json["new"], "colour" in response.json) == ("y", False)
 
     def test_formats_of_an_image_with_data_are_final(self):
         image = self.api.alice.active()
@@ -356,8 +356,8 @@ class TestPatch(Deployed):
         assert self.api.alice.patch(image, *operations).status_code == 413
 
     def test_an_administrator_gives_an_image_to_another_project(self, image):
-        answer = self.api.admin.patch(image, {"op": "replace", "path": "/owner", "value": "beta"})
-        assert answer.json["owner"] == "beta"
+        response = self.api.admin.patch(image, {"op": "replace", "path": "/owner", "value": "beta"})
+        assert response.json["owner"] == "beta"
 
     @pytest.mark.parametrize(("caller", "status"), [("colleague", 403), ("bob", 404), ("nobody", 403)])
     def test_others_change_nothing(self, image, caller, status):
@@ -563,8 +563,8 @@ class TestStrangeInput(Deployed):
         ids=str.__len__,
     )
     def test_bodies(self, body):
-        answer = self.api.alice.request("POST", "/v2/images", {"Content-Type": "application/json"}, body=body)
-        assert answer.status_code == 400
+        response = self.api.alice.request("POST", "/v2/images", {"Content-Type": "application/json"}, body=body)
+        assert response.status_code == 400
 
     def test_a_body_that_is_too_large_is_not_read(self):
         headers = {"Content-Type": "application/json", "Content-Length": str(5 << 20)}
@@ -602,15 +602,15 @@ class TestStrangeInput(Deployed):
         assert self.api.alice.patch(image, {"op": "add", "path": path, "value": value}).status_code == 400
 
     def test_what_is_quoted_in_a_message_is_cut(self):
-        answer = self.api.alice.post("/v2/images", {"name": "x" * 1_000_000})
-        assert answer.status_code == 400
-        assert len(answer.content) < 5000
+        response = self.api.alice.post("/v2/images", {"name": "x" * 1_000_000})
+        assert response.status_code == 400
+        assert len(response.content) < 5000
 
     @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
     @pytest.mark.parametrize("method", ["FOO", "PROPFIND", "HEAD"])
     def test_methods_nobody_knows_are_told_with_those_that_are(self, method):
-        answer = self.api.alice.request(method, "/v2/info/stores")
-        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, OPTIONS")
+        response = self.api.alice.request(method, "/v2/info/stores")
+        assert (response.status_code, response.headers["Allow"]) == (405, "GET, OPTIONS")
 
     def test_a_body_whose_chunks_are_none_is_the_clients_mistake(self):
         image = self.api.alice.create(name="x")
@@ -618,8 +618,8 @@ class TestStrangeInput(Deployed):
         broken = {"wsgi.input": BrokenChunks()}
         paths = {"POST": "/v2/images", "PUT": f"/v2/images/{image}/file"}
         kinds = {"POST": "application/json", "PUT": "application/octet-stream"}
-        answers = [
+        responses = [
             self.api.alice.request(method, path, chunked | {"Content-Type": kinds[method]}, extras=broken).status_code
             for method, path in paths.items()
         ]
-        assert answers == [400, 400]
+        assert responses == [400, 400]

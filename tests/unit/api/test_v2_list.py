@@ -17,9 +17,9 @@ from storelib.api.v2.query import parse, parse_time
 
 class Listed(Deployed):
     def names(self, query="", caller=None):
-        answer = (caller or self.api.alice).get(f"/v2/images?{query}")
-        assert answer.status_code == 200, answer.text
-        return [image["name"] for image in answer.json["images"]]
+        response = (caller or self.api.alice).get(f"/v2/images?{query}")
+        assert response.status_code == 200, response.text
+        return [image["name"] for image in response.json["images"]]
 
 
 class TestFilters(Listed):
@@ -183,9 +183,9 @@ class TestPaging(Listed):
 
     def pages(self, path):
         while path:
-            answer = self.api.alice.get(path).json
-            yield [image["name"] for image in answer["images"]]
-            path = answer.get("next")
+            response = self.api.alice.get(path).json
+            yield [image["name"] for image in response["images"]]
+            path = response.get("next")
 
     @pytest.mark.parametrize(
         ("query", "sizes"),

@@ -55,17 +55,17 @@ class Metadefs(Deployed):
         return self.make(**FULL)
 
     def make(self, namespace="private", by=None, **values):
-        answer = (by or self.api.admin).post(ROOT, {"namespace": namespace, **values})
-        assert answer.status_code == 201, answer.text
-        assert answer.headers["Location"] == f"{ROOT}/{quote(namespace)}"
+        response = (by or self.api.admin).post(ROOT, {"namespace": namespace, **values})
+        assert response.status_code == 201, response.text
+        assert response.headers["Location"] == f"{ROOT}/{quote(namespace)}"
         return f"{ROOT}/{namespace}"
 
 
 class TestNamespaces(Metadefs):
     def test_namespace_is_made_with_all_that_is_in_it(self, namespace):
-        answer = self.api.alice.get(namespace)
-        assert answer.status_code == 200
-        document = answer.json
+        response = self.api.alice.get(namespace)
+        assert response.status_code == 200
+        document = response.json
         for name in ("namespace", "display_name", "description", "visibility", "protected", "properties"):
             assert document[name] == FULL[name]
         assert document["owner"] == "admins"
@@ -90,8 +90,8 @@ class TestNamespaces(Metadefs):
         assert "objects" not in document
 
     def test_name_is_taken_once(self, namespace):
-        answer = self.api.admin.post(ROOT, {"namespace": FULL["namespace"]})
-        assert answer.status_code == 409
+        response = self.api.admin.post(ROOT, {"namespace": FULL["namespace"]})
+        assert response.status_code == 409
 
     def test_names_differ_in_case(self):
         self.make("one")
@@ -103,9 +103,9 @@ class TestNamespaces(Metadefs):
         assert self.api.admin.get(f"{ROOT}/torn").status_code == 404
 
     def test_namespace_is_changed_and_renamed_and_keeps_what_is_in_it(self, namespace):
-        answer = self.api.admin.put(namespace, {"namespace": "Renamed", "visibility": "public"})
-        assert answer.status_code == 200
-        assert (answer.json["namespace"], answer.json["visibility"]) == ("Renamed", "public")
+        response = self.api.admin.put(namespace, {"namespace": "Renamed", "visibility": "public"})
+        assert response.status_code == 200
+        assert (response.json["namespace"], response.json["visibility"]) == ("Renamed", "public")
         assert self.api.admin.get(namespace).status_code == 404
         renamed = self.api.alice.get(f"{ROOT}/Renamed").json
         assert renamed["properties"] == FULL["properties"]
@@ -154,8 +154,8 @@ class TestWhoMayDoWhat(Metadefs):
     def test_only_administrators_change(self, namespace, method):
         for part in ("", "/objects/Timer", "/properties/action", "/tags/safety"):
             body = {"namespace": "x", "name": "x", "title": "x", "type": "string"}
-            answer = self.api.alice.request(method, namespace + part, **({"json": body} if method == "PUT" else {}))
-            assert answer.status_code == 403, part
+            response = self.api.alice.request(method, namespace + part, **({"json": body} if method == "PUT" else {}))
+            assert response.status_code == 403, part
         self.make("hidden")
         assert self.api.alice.delete(f"{ROOT}/hidden").status_code == 404
         assert self.api.alice.put(f"{ROOT}/hidden", {"namespace": "x"}).status_code == 404
@@ -164,8 +164,8 @@ class TestWhoMayDoWhat(Metadefs):
     def test_only_administrators_add(self, namespace, part):
         path = namespace + part if part else ROOT
         body = {"namespace": "new", "name": "new", "title": "new", "type": "string", "tags": []}
-        answer = self.api.alice.post(path, None if part == "/tags/new" else body)
-        assert answer.status_code == 403
+        response = self.api.alice.post(path, None if part == "/tags/new" else body)
+        assert response.status_code == 403
 
     def test_requests_without_a_token_may_only_read_what_the_policy_lets_them(self, namespace):
         assert self.api.nobody.post(ROOT, {"namespace": "x"}).status_code == 403
@@ -174,9 +174,9 @@ class TestWhoMayDoWhat(Metadefs):
 
 class TestList(Metadefs):
     def names(self, query="", by=None):
-        answer = (by or self.api.admin).get(f"{ROOT}{query}")
-        assert answer.status_code == 200, answer.text
-        return [each["namespace"] for each in answer.json["namespaces"]]
+        response = (by or self.api.admin).get(f"{ROOT}{query}")
+        assert response.status_code == 200, response.text
+        return [each["namespace"] for each in response.json["namespaces"]]
 
     def test_latest_comes_first(self):
         for name in ("one", "two", "three"):
@@ -285,8 +285,8 @@ class TestContents(Metadefs):
         assert self.api.admin.post(f"{namespace}/tags", more, X_Openstack_Append="True").status_code == 201
         assert names() == {"safety", "hardware", "more"}
         assert self.api.admin.post(f"{namespace}/tags", more, X_Openstack_Append="True").status_code == 409
-        answer = self.api.admin.post(f"{namespace}/tags", more)
-        assert (answer.status_code, answer.json) == (201, more)
+        response = self.api.admin.post(f"{namespace}/tags", more)
+        assert (response.status_code, response.json) == (201, more)
         assert names() == {"more"}
 
     @pytest.mark.parametrize("part", ["objects", "properties", "tags"])
@@ -340,8 +340,8 @@ class TestWhatEnters(Metadefs):
         ],
     )
     def test_wrong_namespaces_are_refused_and_nothing_is_made(self, body):
-        answer = self.api.admin.request("POST", ROOT, {"Content-Type": "application/json"}, body=json.dumps(body))
-        assert answer.status_code == 400, answer.text
+        response = self.api.admin.request("POST", ROOT, {"Content-Type": "application/json"}, body=json.dumps(body))
+        assert response.status_code == 400, response.text
         assert self.api.admin.get(ROOT).json["namespaces"] == []
 
     def test_patterns_are_not_compiled(self, monkeypatch):
@@ -355,10 +355,10 @@ class TestWhatEnters(Metadefs):
 
     def test_number_without_a_form_in_json_is_refused(self, namespace):
         body = '{"name": "n", "title": "N", "type": "number", "maximum": 1e999}'
-        answer = self.api.admin.request(
+        response = self.api.admin.request(
             "POST", f"{namespace}/properties", {"Content-Type": "application/json"}, body=body
         )
-        assert answer.status_code == 400
+        assert response.status_code == 400
         assert self.api.admin.get(f"{namespace}/properties").status_code == 200
 
     @pytest.mark.parametrize("name", ["self", "schema", "created_at", "updated_at"])

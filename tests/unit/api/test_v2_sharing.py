@@ -25,9 +25,9 @@ class TestMembers(Deployed):
         return self.api.alice.active(DATA)
 
     def test_a_member_is_added_as_pending(self, image):
-        answer = self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
-        assert answer.status_code == 200
-        member = answer.json
+        response = self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert response.status_code == 200
+        member = response.json
         assert (member["image_id"], member["member_id"], member["status"]) == (image, "beta", "pending")
         assert member["schema"] == "/v2/schemas/member"
         assert self.api.alice.get(f"/v2/images/{image}/members/beta").json == member
@@ -68,8 +68,8 @@ class TestMembers(Deployed):
     @pytest.mark.parametrize("status", ["accepted", "rejected", "pending"])
     def test_the_member_decides(self, image, status):
         self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
-        answer = self.api.bob.put(f"/v2/images/{image}/members/beta", {"status": status})
-        assert (answer.status_code, answer.json["status"]) == (200, status)
+        response = self.api.bob.put(f"/v2/images/{image}/members/beta", {"status": status})
+        assert (response.status_code, response.json["status"]) == (200, status)
 
     def test_the_owner_does_not_decide(self, image):
         self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
@@ -131,8 +131,8 @@ class TestMembers(Deployed):
 
     @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403)])
     def test_others_add_nobody(self, image, caller, status):
-        answer = getattr(self.api, caller).post(f"/v2/images/{image}/members", {"member": "beta"})
-        assert answer.status_code == status
+        response = getattr(self.api, caller).post(f"/v2/images/{image}/members", {"member": "beta"})
+        assert response.status_code == status
 
     def test_a_member_adds_nobody(self, image):
         self.api.alice.post(f"/v2/images/{image}/members", {"member": "beta"})
@@ -209,10 +209,10 @@ class TestLocationsByPatch(WithPlaces):
 
     def test_a_queued_image_gets_active_with_its_first_location(self):
         image, url = self.api.alice.create(), self.data_in("mem")
-        answer = self.add(image, url)
-        assert answer.status_code == 200, answer.text
-        assert (answer.json["status"], answer.json["size"]) == ("active", len(DATA))
-        assert answer.json["locations"] == [{"url": url, "metadata": {"store": "mem"}}]
+        response = self.add(image, url)
+        assert response.status_code == 200, response.text
+        assert (response.json["status"], response.json["size"]) == ("active", len(DATA))
+        assert response.json["locations"] == [{"url": url, "metadata": {"store": "mem"}}]
         assert self.api.alice.download(image).content == DATA
 
     def test_what_the_client_says_of_the_data_is_recorded(self):
@@ -294,8 +294,8 @@ class TestLocationsByPatch(WithPlaces):
 
     def test_more_places_than_the_quota_are_refused(self):
         image = self.api.alice.create()
-        answers = [self.add(image, self.data_in("mem")).status_code for _ in range(4)]
-        assert answers == [200, 200, 200, 413]
+        responses = [self.add(image, self.data_in("mem")).status_code for _ in range(4)]
+        assert responses == [200, 200, 200, 413]
 
     @pytest.mark.parametrize(
         ("operation", "status"),
@@ -326,8 +326,8 @@ class TestLocationsByPatch(WithPlaces):
         image, url = self.api.alice.create(), self.data_in("mem")
         self.add(image, url)
         value = [{"url": url, "metadata": {"store": "fast", "shelf": "7"}}]
-        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
-        assert answer.json["locations"] == [{"url": url, "metadata": {"store": "mem", "shelf": "7"}}]
+        response = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert response.json["locations"] == [{"url": url, "metadata": {"store": "mem", "shelf": "7"}}]
 
     def test_nor_is_it_given_where_none_was_known(self):
         image, url = self.api.alice.create(), self.data_in("mem")
@@ -336,22 +336,22 @@ class TestLocationsByPatch(WithPlaces):
             connection.execute("UPDATE image_locations SET metadata = '{}' WHERE image_id = ?", (image,))
             connection.execute("UPDATE images SET version = version + 1 WHERE id = ?", (image,))
         value = [{"url": url, "metadata": {"store": "fast", "shelf": "7"}}]
-        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
-        assert answer.json["locations"] == [{"url": url, "metadata": {"shelf": "7"}}]
+        response = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert response.json["locations"] == [{"url": url, "metadata": {"shelf": "7"}}]
 
     def test_places_of_a_queued_image_are_set_as_a_whole(self):
         image = self.api.alice.create()
         value = [{"url": self.data_in("mem"), "metadata": {}} for _ in range(2)]
-        answer = self.api.admin.patch(image, {"op": "replace", "path": "/locations", "value": value})
-        assert [place["url"] for place in answer.json["locations"]] == [place["url"] for place in value]
+        response = self.api.admin.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert [place["url"] for place in response.json["locations"]] == [place["url"] for place in value]
 
     def test_a_removed_place_loses_its_data(self):
         image = self.api.alice.create()
         first, second = self.data_in("mem"), self.data_in("mem")
         self.add(image, first)
         self.add(image, second)
-        answer = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
-        assert [place["url"] for place in answer.json["locations"]] == [second]
+        response = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
+        assert [place["url"] for place in response.json["locations"]] == [second]
         uris = [found.uri for found in self.api.registry["mem"].list_images()]
         assert (first in uris, second in uris) == (False, True)
 
@@ -361,8 +361,8 @@ class TestLocationsByPatch(WithPlaces):
         self.add(image, heavier)
         shown = self.api.alice.show(image)["locations"]
         assert [place["metadata"]["store"] for place in shown] == ["spare", "fast"]
-        answer = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
-        assert answer.json["locations"] == shown[1:]
+        response = self.api.admin.patch(image, {"op": "remove", "path": "/locations/0"})
+        assert response.json["locations"] == shown[1:]
         assert self.api.alice.download(image).content == DATA
 
     def test_the_last_place_is_not_removed(self):
@@ -441,21 +441,21 @@ class TestCredentialsInLocations(WithPlaces):
 
     def test_no_answer_has_them(self, image):
         paths = [f"/v2/images/{image}", "/v2/images", f"/v2/images/{image}/locations"]
-        answers = [self.api.admin.get(path).text for path in paths]
-        assert all("s3://***@s3.example.org/bucket/image" in text for text in answers)
-        assert not any("SECRET" in text for text in answers)
+        responses = [self.api.admin.get(path).text for path in paths]
+        assert all("s3://***@s3.example.org/bucket/image" in text for text in responses)
+        assert not any("SECRET" in text for text in responses)
 
     def test_a_location_is_known_by_what_is_shown_of_it(self, image):
         value = [{**place, "metadata": {"shelf": "7"}} for place in self.api.alice.show(image)["locations"]]
-        answer = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
-        assert [place["metadata"]["shelf"] for place in answer.json["locations"]] == ["7", "7"]
+        response = self.api.alice.patch(image, {"op": "replace", "path": "/locations", "value": value})
+        assert [place["metadata"]["shelf"] for place in response.json["locations"]] == ["7", "7"]
         kept = [location.uri for location in self.api.repository.images.get(image).locations]
         assert "s3://KEY:SECRET@s3.example.org/bucket/image" in kept
 
     def test_no_error_has_them(self, image):
-        answer = self.add(image, "s3://KEY:SECRET@s3.example.org/bucket/image")
-        assert answer.status_code == 400
-        assert "SECRET" not in answer.text
+        response = self.add(image, "s3://KEY:SECRET@s3.example.org/bucket/image")
+        assert response.status_code == 400
+        assert "SECRET" not in response.text
 
 
 class TestPlacesOfDeactivatedImages(WithPlaces):
@@ -609,11 +609,11 @@ class TestLocationsResource(WithPlaces):
     @pytest.mark.parametrize(("caller", "status"), [("nova", 404), ("admin", 200), ("alice", 403), ("bob", 404)])
     def test_services_list_the_places(self, caller, status):
         image = self.api.alice.active(DATA)
-        answer = getattr(self.api, caller).get(f"/v2/images/{image}/locations")
-        assert answer.status_code == status
+        response = getattr(self.api, caller).get(f"/v2/images/{image}/locations")
+        assert response.status_code == status
         if status == 200:
             url = f"file://{self.api.directory}/images/{image}"
-            assert answer.json == [{"url": url, "metadata": {"store": "fast"}}]
+            assert response.json == [{"url": url, "metadata": {"store": "fast"}}]
 
 
 class TestDeleteFromStore(WithPlaces):

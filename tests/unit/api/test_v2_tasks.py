@@ -26,9 +26,9 @@ class Asking(Deployed):
     options = {"import_allowed_ports": "", "import_allowed_networks": "127.0.0.0/8"}  # noqa: RUF012
 
     def ask(self, kind, given, caller=None):
-        answer = (caller or self.api.admin).post("/v2/tasks", {"type": kind, "input": given})
+        response = (caller or self.api.admin).post("/v2/tasks", {"type": kind, "input": given})
         self.api.settle()
-        return answer
+        return response
 
     def task(self, answer):
         """The task that was begun, as it is now."""
@@ -46,11 +46,15 @@ class TestImport(Asking):
 
     def test_an_image_is_made_of_what_is_at_a_url(self, web):
         given = self.given(f"{web}/image", name="made", visibility="public", tags=["x"], own="1")
-        answer = self.ask("import", given)
-        assert (answer.json["status"], answer.json["type"], answer.json["owner"]) == ("pending", "import", "admins")
-        task = self.task(answer)
+        response = self.ask("import", given)
+        assert (response.json["status"], response.json["type"], response.json["owner"]) == (
+            "pending",
+            "import",
+            "admins",
+        )
+        task = self.task(response)
         assert (task["status"], task["message"], task["input"]) == ("success", "", given)
-        assert (task["user_id"], task["request_id"]) == ("user-of-admins", answer.headers["x-openstack-request-id"])
+        assert (task["user_id"], task["request_id"]) == ("user-of-admins", response.headers["x-openstack-request-id"])
         image = self.api.admin.show(task["result"]["image_id"])
         assert (image["status"], image["name"], image["visibility"], image["own"]) == ("active", "made", "public", "1")
         assert self.api.admin.download(image["id"]).content == DATA
@@ -180,9 +184,9 @@ class TestOfImages(Asking):
         assert self.api.admin.post(f"/v2/images/{image}/import", copying).status_code == 202
         self.api.settle()
         callers = (self.api.alice, self.api.colleague, self.api.admin, self.api.bob, self.api.nobody)
-        answers = [caller.get(f"/v2/images/{image}/tasks") for caller in callers]
-        assert [answer.status_code for answer in answers] == [200] * 5
-        assert [len(answer.json["tasks"]) for answer in answers] == [2, 2, 2, 0, 0]
+        responses = [caller.get(f"/v2/images/{image}/tasks") for caller in callers]
+        assert [response.status_code for response in responses] == [200] * 5
+        assert [len(response.json["tasks"]) for response in responses] == [2, 2, 2, 0, 0]
 
     @pytest.mark.parametrize("method", ["glance-direct", "copy-image"])
     def test_the_task_of_an_image_that_is_deleted_ends(self, method, monkeypatch):

@@ -39,9 +39,9 @@ def create(
 
 def created(caller: Caller, data: bytes | None = None, properties: dict[str, Any] | None = None, **fields: Any) -> str:
     """The id of a new image, which has formats."""
-    answer = create(caller, data, properties, **RAW | fields)
-    assert answer.status_code == 201, answer.text
-    return answer.json["image"]["id"]
+    response = create(caller, data, properties, **RAW | fields)
+    assert response.status_code == 201, response.text
+    return response.json["image"]["id"]
 
 
 def update(
@@ -61,9 +61,9 @@ def update(
 
 def shown(caller: Caller, image: str) -> dict[str, str]:
     """The metadata that HEAD tells, names without their prefix."""
-    answer = caller.request("HEAD", f"/v1/images/{image}")
-    assert answer.status_code == 200, answer.status
-    return meta_of(answer)
+    response = caller.request("HEAD", f"/v1/images/{image}")
+    assert response.status_code == 200, response.status
+    return meta_of(response)
 
 
 def meta_of(answer: Any) -> dict[str, str]:

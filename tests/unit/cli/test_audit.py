@@ -363,37 +363,37 @@ def test_every_kind_there_is_is_named_beside_all_others(place, staging, monkeypa
 
 def test_the_command_ends_with_0_when_all_agree(place, storelib):
     place.image()
-    answer = storelib("audit", "--config", place.config, "--deep")
-    assert (answer.code, answer.err) == (0, "")
-    assert b"database and stores agree: 1 images with 1 locations" in answer.out
+    response = storelib("audit", "--config", place.config, "--deep")
+    assert (response.code, response.err) == (0, "")
+    assert b"database and stores agree: 1 images with 1 locations" in response.out
 
 
 def test_the_command_names_what_disagrees_and_ends_with_9(place, storelib):
     image_id = place.image()
     place.path(image_id).unlink()
-    answer = storelib("audit", "--config", place.config, "--format", "json")
-    assert answer.code == 9
-    assert answer.document == {
+    response = storelib("audit", "--config", place.config, "--format", "json")
+    assert response.code == 9
+    assert response.document == {
         "kind": "missing",
         "image": image_id,
         "store": "fast",
         "uri": f"file://{place.path(image_id)}",
         "detail": "there is no data at this location",
     }
-    assert answer.err.startswith("storelib: 1 disagreement; looked at 1 images")
+    assert response.err.startswith("storelib: 1 disagreement; looked at 1 images")
 
 
 def test_the_command_makes_no_database(place, storelib):
     for path in place.directory.glob("images.sqlite*"):
         path.unlink()
-    answer = storelib("audit", "--config", place.config)
-    assert (answer.code, "storelib db sync" in answer.err) == (2, True)
+    response = storelib("audit", "--config", place.config)
+    assert (response.code, "storelib db sync" in response.err) == (2, True)
     assert not (place.directory / "images.sqlite").exists()
 
 
 def test_a_disabled_store_is_named(place, storelib):
     without_bucket = place.config.read_text().replace("slow:file", "slow:s3")
     place.config.write_text(without_bucket.replace(f"[slow]\nfilesystem_store_datadir = {place.directory}/slow", ""))
-    answer = storelib("audit", "--config", place.config, "--format", "json")
-    assert answer.code == 9
-    assert [(found["kind"], found["store"]) for found in answer.documents] == [("unchecked", "slow")]
+    response = storelib("audit", "--config", place.config, "--format", "json")
+    assert response.code == 9
+    assert [(found["kind"], found["store"]) for found in response.documents] == [("unchecked", "slow")]

@@ -51,9 +51,9 @@ def image(service):
 
 
 def run(storelib, *arguments, code=0):
-    answer = storelib("cache", *arguments, "--format", "json")
-    assert answer.code == code, answer.err
-    return [json.loads(line) for line in answer.out.splitlines()]
+    response = storelib("cache", *arguments, "--format", "json")
+    assert response.code == code, response.err
+    return [json.loads(line) for line in response.out.splitlines()]
 
 
 def states(storelib):
@@ -104,6 +104,6 @@ def test_a_lower_limit_is_kept(storelib, image, places):
 def test_a_host_without_a_cache_says_so(storelib, places):
     with (places / "storelib.ini").open("a") as file:
         file.write(f"[database]\nconnection = sqlite:///{places}/images.sqlite\n")
-    answer = storelib("cache", "list")
-    assert answer.code == 2
-    assert "image_cache_dir is not set" in answer.err
+    response = storelib("cache", "list")
+    assert response.code == 2
+    assert "image_cache_dir is not set" in response.err

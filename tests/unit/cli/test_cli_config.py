@@ -76,8 +76,8 @@ def test_the_sample_has_the_options_of_the_agent_on_a_node(storelib):
 
 
 def test_a_directory_that_is_missing_is_named(storelib, places):
-    answer = storelib("config", "sample", "-o", "missing/sample.ini")
-    assert answer.err == f"storelib: {places.resolve() / 'missing'}: No such file or directory\n"
+    response = storelib("config", "sample", "-o", "missing/sample.ini")
+    assert response.err == f"storelib: {places.resolve() / 'missing'}: No such file or directory\n"
 
 
 def test_the_sample_goes_to_stdout(storelib):
@@ -112,16 +112,16 @@ def test_a_file_of_several_stores_is_migrated(migrate, places):
 
 def test_groups_are_found_however_they_are_written(migrate, places):
     text = "[DEFAULT]\nenabled_backends = Fast:file\n[GLANCE_STORE]\ndefault_backend = Fast\n"
-    answer = migrate(f"{text}[fast]\nfilesystem_store_datadir = {places}/images\n")
-    assert answer.code == 0, answer.err
+    response = migrate(f"{text}[fast]\nfilesystem_store_datadir = {places}/images\n")
+    assert response.code == 0, response.err
     registry = Registry.from_file(places / "new.ini")
     assert (registry.default.name, registry.default.conf.filesystem_store_datadir) == ("Fast", f"{places}/images")
 
 
 def test_a_store_that_is_listed_twice_is_one(migrate, places):
     text = "[glance_store]\nstores = filesystem, http, https, file\n"
-    answer = migrate(f"{text}filesystem_store_datadir = {places}/images\n")
-    assert answer.code == 0, answer.err
+    response = migrate(f"{text}filesystem_store_datadir = {places}/images\n")
+    assert response.code == 0, response.err
     assert [store.name for store in Registry.from_file(places / "new.ini")] == ["file", "http"]
 
 
@@ -133,7 +133,7 @@ def test_the_groups_of_reserved_stores_are_kept(migrate, places):
 @pytest.mark.parametrize("name", ["storelib", "api", "DATABASE"])
 def test_a_store_whose_group_has_a_meaning_here_gets_another_name(migrate, places, name):
     datadir = f"filesystem_store_datadir = {places}"
-    answer = migrate(
+    response = migrate(
         f"[DEFAULT]\nenabled_backends = {name}:file, {name}-store:file\n[glance_store]\ndefault_backend = {name}\n"
         f"[{name}]\n{datadir}/a\n[{name}-store]\n{datadir}/b\n"
     )
@@ -141,7 +141,7 @@ def test_a_store_whose_group_has_a_meaning_here_gets_another_name(migrate, place
     assert [entry.name for entry in found.entries] == [f"{name}-store-store", f"{name}-store"]
     assert found.default == f"{name}-store-store"
     assert f"[{name}-store-store]\n{datadir}/a\n" in (places / "new.ini").read_text()
-    assert "look at 1 comments" in answer.err
+    assert "look at 1 comments" in response.err
 
 
 def test_an_old_default_that_changed_is_written_down(migrate, places):
@@ -163,11 +163,11 @@ def test_an_old_default_that_was_overridden_is_not(migrate, places):
     "line", ["filesystem_store_gone = 1", "weight = heavy", "filesystem_store_datadir = $state_path/images"]
 )
 def test_what_cannot_be_migrated_stays_as_a_comment(migrate, places, line):
-    answer = migrate(
+    response = migrate(
         f"[DEFAULT]\nenabled_backends = fast:file\n[glance_store]\ndefault_backend = fast\n[fast]\n{line}\n"
     )
     assert f"\n# {line}\n" in (places / "new.ini").read_text()
-    assert "look at 1 comments" in answer.err
+    assert "look at 1 comments" in response.err
 
 
 def test_a_driver_that_is_not_there_is_left_out(migrate, places):
@@ -416,9 +416,9 @@ def test_messages_stay_off_where_glance_sent_none(migrate, places):
 
 
 def test_no_value_is_printed_when_there_is_a_file(migrate):
-    answer = migrate("[glance_store]\nstores = file\nswift_store_key = hunter2\n")
-    assert answer.out == b""
-    assert "hunter2" not in answer.err
+    response = migrate("[glance_store]\nstores = file\nswift_store_key = hunter2\n")
+    assert response.out == b""
+    assert "hunter2" not in response.err
 
 
 def test_only_its_owner_may_read_a_migrated_file(migrate, places):
@@ -447,8 +447,8 @@ def test_several_files_are_migrated_together(storelib, places):
 
 
 def test_a_file_without_old_groups_is_code_2(migrate):
-    answer = migrate("[database]\nconnection = sqlite://\n")
-    assert (answer.code, "nothing to migrate" in answer.err) == (2, True)
+    response = migrate("[database]\nconnection = sqlite://\n")
+    assert (response.code, "nothing to migrate" in response.err) == (2, True)
 
 
 def test_a_file_that_is_ours_already_is_code_2(migrate):

@@ -31,17 +31,17 @@ def no_api(monkeypatch, request):
 
 @pytest.mark.usefixtures("with_api")
 def test_images_go_through_the_image_api_as_well(storelib, image):
-    answer = storelib("demo", image, "--directory", "work")
-    assert answer.code == 0
-    assert "uploaded to archive with the right sha512" in answer.out.decode()
-    assert "all deleted, the server is stopped, and nothing is left behind" in answer.out.decode()
+    response = storelib("demo", image, "--directory", "work")
+    assert response.code == 0
+    assert "uploaded to archive with the right sha512" in response.out.decode()
+    assert "all deleted, the server is stopped, and nothing is left behind" in response.out.decode()
     assert os.listdir("work/fast") == os.listdir("work/archive") == []
 
 
 def test_the_last_line_is_one_sentence_of_result(storelib, image):
-    answer = storelib("demo", image)
-    assert answer.code == 0
-    last = answer.out.decode().splitlines()[-1]
+    response = storelib("demo", image)
+    assert response.code == 0
+    last = response.out.decode().splitlines()[-1]
     assert last.startswith("1 disk images (1.2 MiB) were added, read back, copied")
     assert last.endswith("and every byte was right.")
 
@@ -62,6 +62,6 @@ def test_json_is_one_document(storelib, image):
 
 def test_a_store_that_does_not_delete_is_found_out(storelib, image, monkeypatch):
     monkeypatch.setattr(FilesystemStore, "delete", lambda self, uri: None)
-    answer = storelib("demo", image)
-    assert answer.code == 1
-    assert "is still there after it was deleted" in answer.err
+    response = storelib("demo", image)
+    assert response.code == 1
+    assert "is still there after it was deleted" in response.err

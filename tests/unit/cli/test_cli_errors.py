@@ -33,28 +33,28 @@ def busy(monkeypatch):
 
 @pytest.mark.parametrize("command", [("ls",), ("ls", "fast"), ("gc",), ("gc", "--dry-run"), ("gc", "fast")])
 def test_store_and_directory_are_named(storelib, uri, busy, places, command):
-    answer = storelib(*command)
-    assert answer.code == 7
-    assert f"store fast, {places}/fast: {BUSY}" in answer.err
+    response = storelib(*command)
+    assert response.code == 7
+    assert f"store fast, {places}/fast: {BUSY}" in response.err
 
 
 @pytest.mark.parametrize("command", ["stat", "get", "rm", "verify", "acl", "cp"])
 def test_the_image_is_named(storelib, uri, busy, command):
     options = {"get": ["-o", "copy"], "cp": ["archive"]}.get(command, [])
-    answer = storelib(command, uri, *options)
-    assert answer.code
-    assert f"storelib: {uri}: " in answer.err or f"{uri}: {BUSY}" in answer.err
+    response = storelib(command, uri, *options)
+    assert response.code
+    assert f"storelib: {uri}: " in response.err or f"{uri}: {BUSY}" in response.err
 
 
 def test_each_image_that_cannot_be_removed_is_named(storelib, uri, busy):
-    answer = storelib("rm", uri, f"{uri}2")
-    assert all(f"storelib: {each}: {BUSY}" in answer.err for each in (uri, f"{uri}2"))
+    response = storelib("rm", uri, f"{uri}2")
+    assert all(f"storelib: {each}: {BUSY}" in response.err for each in (uri, f"{uri}2"))
 
 
 def test_a_credential_in_a_uri_is_not_shown(storelib, places):
-    answer = storelib("stat", "s3://key:secret-word@s3.example/bucket/x")
-    assert answer.code
-    assert "secret-word" not in answer.err
+    response = storelib("stat", "s3://key:secret-word@s3.example/bucket/x")
+    assert response.code
+    assert "secret-word" not in response.err
 
 
 def test_what_names_itself_is_not_named_twice(storelib, uri, places):
@@ -64,10 +64,10 @@ def test_what_names_itself_is_not_named_twice(storelib, uri, places):
     (places / "storelib.ini").write_text((places / "storelib.ini").read_text() + "read_only = true\n")
     (places / "archive").mkdir(exist_ok=True)
     shutil.rmtree(places / "archive")
-    answer = storelib("ls", "archive")
-    assert answer.code == 7
-    assert answer.err.count("store archive") == 1
-    assert f"{places}/archive" in answer.err
+    response = storelib("ls", "archive")
+    assert response.code == 7
+    assert response.err.count("store archive") == 1
+    assert f"{places}/archive" in response.err
 
 
 def test_what_nobody_thought_of_is_told_with_its_type(storelib, monkeypatch):
@@ -75,8 +75,8 @@ def test_what_nobody_thought_of_is_told_with_its_type(storelib, monkeypatch):
         raise KeyError("images")
 
     monkeypatch.setattr(FilesystemStore, "images", fail)
-    answer = storelib("ls")
-    assert (answer.code, answer.err) == (1, "storelib: unexpected KeyError: 'images'; --verbose tells more\n")
+    response = storelib("ls")
+    assert (response.code, response.err) == (1, "storelib: unexpected KeyError: 'images'; --verbose tells more\n")
 
 
 def test_a_directory_that_cannot_be_made_is_named(storelib, places):
@@ -89,5 +89,5 @@ def test_a_staging_dir_that_cannot_be_made_is_named(storelib, places, command):
     with (places / "storelib.ini").open("a") as file:
         file.write(f"[database]\nconnection = sqlite:///{places}/db\n[api]\nstaging_dir = /proc/staging\n")
     storelib("db", "sync")
-    answer = storelib(command)
-    assert (answer.code, "[api] staging_dir = /proc/staging: " in answer.err) == (2, True)
+    response = storelib(command)
+    assert (response.code, "[api] staging_dir = /proc/staging: " in response.err) == (2, True)

@@ -45,8 +45,8 @@ def test_add_tells_uri_size_and_digests(storelib, disk, places):
 
 
 def test_add_without_json_is_for_people(storelib, disk, places):
-    answer = storelib("add", disk, "--id", "one")
-    assert f"uri:    file://{places}/fast/one\n".encode() in answer.out
+    response = storelib("add", disk, "--id", "one")
+    assert f"uri:    file://{places}/fast/one\n".encode() in response.out
 
 
 def test_add_invents_an_id(storelib, disk):
@@ -60,29 +60,29 @@ def test_add_reads_stdin(storelib, places):
 
 
 def test_add_to_several_stores_feeds_all(storelib, disk, places):
-    answer = storelib("add", disk, "--id", "one", "--store", "archive", "--store", "fast", "--format", "json")
-    assert [document["store"] for document in answer.documents] == ["archive", "fast"]
+    response = storelib("add", disk, "--id", "one", "--store", "archive", "--store", "fast", "--format", "json")
+    assert [document["store"] for document in response.documents] == ["archive", "fast"]
     assert (places / "archive" / "one").read_bytes() == (places / "fast" / "one").read_bytes() == DATA
 
 
 def test_one_of_several_stores_that_fails_does_not_stop_the_others(storelib, uri, disk, places):
-    answer = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive", "--format", "json")
-    assert answer.code == 4
-    assert answer.document["store"] == "archive"
+    response = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive", "--format", "json")
+    assert response.code == 4
+    assert response.document["store"] == "archive"
 
 
 def test_when_all_stores_fail_each_says_why(storelib, uri, disk):
     storelib("add", disk, "--id", "one", "--store", "archive")
-    answer = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive")
-    assert (answer.code, answer.out, answer.err.count("\n")) == (4, b"", 2)
-    assert "exists in store fast" in answer.err
-    assert "exists in store archive" in answer.err
+    response = storelib("add", disk, "--id", "one", "--store", "fast", "--store", "archive")
+    assert (response.code, response.out, response.err.count("\n")) == (4, b"", 2)
+    assert "exists in store fast" in response.err
+    assert "exists in store archive" in response.err
 
 
 def test_adding_an_id_twice_is_code_4(storelib, uri, disk):
-    answer = storelib("add", disk, "--id", "one")
-    assert (answer.code, answer.err.count("\n")) == (4, 1)
-    assert answer.err.startswith("storelib: ")
+    response = storelib("add", disk, "--id", "one")
+    assert (response.code, response.err.count("\n")) == (4, 1)
+    assert response.err.startswith("storelib: ")
 
 
 def test_a_wrong_size_is_code_2_and_stores_nothing(storelib, disk, places):
@@ -91,9 +91,9 @@ def test_a_wrong_size_is_code_2_and_stores_nothing(storelib, disk, places):
 
 
 def test_an_unusable_algorithm_is_code_2(storelib, disk):
-    answer = storelib("add", disk, "--hash", "shake_128")
-    assert answer.code == 2
-    assert "shake_128" in answer.err
+    response = storelib("add", disk, "--hash", "shake_128")
+    assert response.code == 2
+    assert "shake_128" in response.err
 
 
 def test_a_source_that_is_not_there_is_code_2(storelib):
@@ -101,8 +101,8 @@ def test_a_source_that_is_not_there_is_code_2(storelib):
 
 
 def test_a_store_that_is_not_there_is_code_2(storelib, disk):
-    answer = storelib("add", disk, "--store", "fsat")
-    assert (answer.code, answer.err) == (2, "storelib: there is no store 'fsat'; did you mean fast?\n")
+    response = storelib("add", disk, "--store", "fsat")
+    assert (response.code, response.err) == (2, "storelib: there is no store 'fsat'; did you mean fast?\n")
 
 
 def test_a_hostile_id_is_code_2(storelib, disk):
@@ -149,8 +149,8 @@ def test_get_of_an_image_that_ends_in_zeros_has_its_size(storelib, places):
 
 def test_get_does_not_replace_a_file(storelib, uri, places):
     (places / "copy.raw").write_text("precious")
-    answer = storelib("get", uri, "-o", places / "copy.raw")
-    assert (answer.code, (places / "copy.raw").read_text()) == (4, "precious")
+    response = storelib("get", uri, "-o", places / "copy.raw")
+    assert (response.code, (places / "copy.raw").read_text()) == (4, "precious")
 
 
 def test_get_replaces_a_file_with_force(storelib, uri, places):
@@ -167,8 +167,8 @@ def test_a_get_that_fails_half_way_leaves_no_file(storelib, uri, places, monkeyp
 
     monkeypatch.setattr(files.os, "fsync", full)
     before = set(os.listdir(places))
-    answer = storelib("get", uri, "-o", places / "copy.raw")
-    assert (answer.code, answer.err) == (1, "storelib: No space left on device\n")
+    response = storelib("get", uri, "-o", places / "copy.raw")
+    assert (response.code, response.err) == (1, "storelib: No space left on device\n")
     assert set(os.listdir(places)) == before
 
 
@@ -179,14 +179,14 @@ def test_get_to_a_device_writes_to_it(storelib, uri):
 
 
 def test_get_of_an_image_that_is_not_there_is_code_3(storelib, places):
-    answer = storelib("get", f"file://{places}/fast/none", "-o", places / "copy.raw")
-    assert answer.code == 3
+    response = storelib("get", f"file://{places}/fast/none", "-o", places / "copy.raw")
+    assert response.code == 3
     assert not (places / "copy.raw").exists()
 
 
 def test_a_file_outside_the_stores_is_code_2(storelib):
-    answer = storelib("get", "file:///etc/hostname")
-    assert (answer.code, answer.out) == (2, b"")
+    response = storelib("get", "file:///etc/hostname")
+    assert (response.code, response.out) == (2, b"")
 
 
 # -- stat, ls, rm -----------------------------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ def test_cp_onto_an_image_is_code_4(storelib, uri):
 
 @pytest.mark.parametrize("digest", [f"sha512:{SHA512}", f"SHA256:{hashlib.sha256(DATA).hexdigest().upper()}"])
 def test_verify_finds_the_image_as_expected(storelib, uri, digest):
-    answer = storelib("verify", uri, "--digest", digest, "--format", "json")
-    assert (answer.code, answer.document["match"]) == (0, True)
+    response = storelib("verify", uri, "--digest", digest, "--format", "json")
+    assert (response.code, response.document["match"]) == (0, True)
 
 
 def test_verify_of_other_bytes_is_code_9(storelib, uri, places):
     (places / "fast" / "one").write_bytes(DATA.swapcase())
-    answer = storelib("verify", uri, "--digest", f"sha512:{SHA512}", "--format", "json")
-    assert (answer.code, answer.document["match"]) == (9, False)
+    response = storelib("verify", uri, "--digest", f"sha512:{SHA512}", "--format", "json")
+    assert (response.code, response.document["match"]) == (9, False)
 
 
 @pytest.mark.parametrize(
@@ -263,19 +263,19 @@ def test_a_malformed_digest_is_code_2(storelib, uri, digest):
 def test_verify_without_a_digest_wants_one_that_was_recorded(storelib, uri, recorded):
     assert storelib("verify", uri).code == 8
     recorded.append(Digest("sha512", SHA512))
-    answer = storelib("verify", uri, "--format", "json")
-    assert (answer.code, answer.document["found"]) == (0, SHA512)
+    response = storelib("verify", uri, "--format", "json")
+    assert (response.code, response.document["found"]) == (0, SHA512)
     recorded[0] = Digest("md5", "0" * 32)
-    answer = storelib("verify", uri, "--format", "json")
-    assert (answer.code, answer.document["found"]) == (9, hashlib.md5(DATA).hexdigest())
+    response = storelib("verify", uri, "--format", "json")
+    assert (response.code, response.document["found"]) == (9, hashlib.md5(DATA).hexdigest())
 
 
 def test_cp_copies_nothing_that_is_not_what_was_recorded(storelib, uri, places, recorded):
     (places / "archive").mkdir(exist_ok=True)
     for algorithm in ("sha256", "sha512", "md5"):
         recorded[:] = [Digest(algorithm, "0" * 2 * hashlib.new(algorithm).digest_size)]
-        answer = storelib("cp", uri, "archive")
-        assert (answer.code, uri in answer.err) == (9, True)
+        response = storelib("cp", uri, "archive")
+        assert (response.code, uri in response.err) == (9, True)
         assert not list((places / "archive").iterdir())
     recorded[0] = Digest("sha256", hashlib.sha256(DATA).hexdigest())
     assert storelib("cp", uri, "archive").code == 0
@@ -295,9 +295,9 @@ def test_cp_hashes_once_what_was_recorded_with_the_algorithm_of_the_copy(storeli
 
 def test_cp_says_so_where_what_was_recorded_cannot_be_computed_here(storelib, uri, recorded):
     recorded.append(Digest("whirlpool9", "0" * 64))
-    answer = storelib("cp", uri, "archive")
-    assert answer.code == 0
-    assert "not compared" in answer.err
+    response = storelib("cp", uri, "archive")
+    assert response.code == 0
+    assert "not compared" in response.err
 
 
 @pytest.fixture
@@ -309,9 +309,9 @@ def recorded(monkeypatch):
 
 
 def test_acl_of_a_store_without_lists_is_code_8(storelib, uri):
-    answer = storelib("acl", uri, "--public")
-    assert answer.code == 8
-    assert "no access control lists" in answer.err
+    response = storelib("acl", uri, "--public")
+    assert response.code == 8
+    assert "no access control lists" in response.err
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,8 @@ def test_what_is_empty_or_no_number_is_a_mistake(storelib, places, arguments):
 
 def test_one_store_named_twice_is_a_mistake(storelib, places):
     (places / "disk.raw").write_bytes(b"data")
-    answer = storelib("add", "disk.raw", "--id", "disk", "--store", "fast", "--store", "fast")
-    assert (answer.code, "store fast is named twice" in answer.err) == (2, True)
+    response = storelib("add", "disk.raw", "--id", "disk", "--store", "fast", "--store", "fast")
+    assert (response.code, "store fast is named twice" in response.err) == (2, True)
     assert not list(places.glob("*/*"))
 
 

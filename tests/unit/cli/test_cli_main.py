@@ -32,8 +32,8 @@ def test_the_help_has_the_exit_codes(storelib):
 
 @pytest.mark.parametrize("arguments", [["frob"], ["get"], ["--format", "xml", "stores"], ["ls", "--frob"]])
 def test_wrong_usage_is_code_2_in_one_line(storelib, arguments):
-    answer = storelib(*arguments)
-    assert (answer.code, answer.out, answer.err.count("\n")) == (2, b"", 1)
+    response = storelib(*arguments)
+    assert (response.code, response.out, response.err.count("\n")) == (2, b"", 1)
 
 
 def test_shared_options_may_stand_before_and_after_the_command(storelib):
@@ -61,16 +61,16 @@ def test_the_configuration_of_the_user_is_found(storelib, places, monkeypatch):
 def test_without_a_configuration_the_places_are_named(storelib, places, monkeypatch):
     (places / "storelib.ini").unlink()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(places / "none"))
-    answer = storelib("ls")
-    assert answer.code == 2
-    assert "storelib config sample" in answer.err
+    response = storelib("ls")
+    assert response.code == 2
+    assert "storelib config sample" in response.err
 
 
 def test_a_mistake_in_the_configuration_is_code_2_in_one_line(storelib, places):
     (places / "storelib.ini").write_text("[storelib]\nstores = fast:flie\n")
-    answer = storelib("ls")
-    assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert "did you mean file?" in answer.err
+    response = storelib("ls")
+    assert (response.code, response.err.count("\n")) == (2, 1)
+    assert "did you mean file?" in response.err
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_stores_are_completed(places):
         "COMP_WORDS": "storelib ls a",
         "COMP_CWORD": "2",
     }
-    answer = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False, cwd=places)
-    assert answer.stdout == "plain,archive\n"
+    response = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False, cwd=places)
+    assert response.stdout == "plain,archive\n"
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -149,8 +149,8 @@ def imported(*arguments: str) -> set[str]:
         "import sys\nfrom storelib.cli.main import run\nsys.argv[0] = 'storelib'\n"
         f"run({list(arguments)!r})\nprint(*(name.partition('.')[0] for name in sys.modules), file=sys.stderr)"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(answer.stderr.split())
+    response = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(response.stderr.split())
 
 
 @pytest.mark.parametrize("argument", ["--version", "--help"])
@@ -175,28 +175,28 @@ def test_a_pipe_that_breaks_is_quiet(places):
 def test_a_pipe_that_breaks_before_the_end_is_quiet(places):
     reader, writer = os.pipe()
     os.close(reader)
-    answer = subprocess.run([*COMMAND, "stores"], cwd=places, stdout=writer, stderr=subprocess.PIPE, check=False)
+    response = subprocess.run([*COMMAND, "stores"], cwd=places, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (answer.returncode, answer.stderr) == (1, b"")
+    assert (response.returncode, response.stderr) == (1, b"")
 
 
 def test_output_that_finds_no_room_is_a_failure(places):
     with open("/dev/full", "wb") as full:
-        answer = subprocess.run([*COMMAND, "stores"], cwd=places, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (answer.returncode, answer.stderr) == (1, b"storelib: No space left on device\n")
+        response = subprocess.run([*COMMAND, "stores"], cwd=places, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (response.returncode, response.stderr) == (1, b"storelib: No space left on device\n")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", ">&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_or_full_changes_nothing_else(places, closed):
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "stat", f"file://{places}/fast/x"]
-    answer = subprocess.run(command, cwd=places, capture_output=True, check=False)
-    assert (answer.returncode, answer.stdout, answer.stderr.count(b"\n")) == (3, b"", "2>" not in closed)
+    response = subprocess.run(command, cwd=places, capture_output=True, check=False)
+    assert (response.returncode, response.stdout, response.stderr.count(b"\n")) == (3, b"", "2>" not in closed)
 
 
 def test_results_that_stdout_is_closed_for_are_a_failure(places):
     command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "stores"]
-    answer = subprocess.run(command, cwd=places, capture_output=True, check=False)
-    assert (answer.returncode, answer.stderr) == (1, b"storelib: Bad file descriptor\n")
+    response = subprocess.run(command, cwd=places, capture_output=True, check=False)
+    assert (response.returncode, response.stderr) == (1, b"storelib: Bad file descriptor\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

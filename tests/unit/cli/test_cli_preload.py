@@ -77,8 +77,8 @@ def node(run, api, request):
     def post(path, document, secret=None):
         headers = {"Content-Type": "application/json"} | ({"X-Node-Secret": secret} if secret else {})
         asked = urllib.request.Request(api + path, json.dumps(document).encode(), headers)
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            return json.load(response)
 
     def make(name, group="racks"):
         place = {"address": "192.0.2.1", "port": 7000}
@@ -100,9 +100,9 @@ def node(run, api, request):
 
 
 def test_a_token_is_printed_alone(plain):
-    answer = plain("enrol", "--group", "racks", "--uses", 3, "--expires-in", "2h")
-    assert answer.code == 0
-    assert len(answer.out.decode().split()) == 1
+    response = plain("enrol", "--group", "racks", "--uses", 3, "--expires-in", "2h")
+    assert response.code == 0
+    assert len(response.out.decode().split()) == 1
 
 
 def test_an_image_is_started_and_shown(run, plain, node, image):
@@ -131,10 +131,10 @@ def test_a_watch_ends_when_all_are_ready(run, plain, node, image, directory):
 
     waits = threading.Thread(target=finish)
     waits.start()
-    answer = plain("status", "--watch", "--every", "0.2")
+    response = plain("status", "--watch", "--every", "0.2")
     waits.join()
-    assert answer.code == 0
-    assert [line.split("\t")[2] for line in answer.out.decode().splitlines()] == ["fetching 1 %", "ready"]
+    assert response.code == 0
+    assert [line.split("\t")[2] for line in response.out.decode().splitlines()] == ["fetching 1 %", "ready"]
 
 
 def test_a_watch_of_one_that_failed_is_code_1(run, node, image):
@@ -142,9 +142,9 @@ def test_a_watch_of_one_that_failed_is_code_1(run, node, image):
     [started] = run("start", image, "--all", "--pin").documents
     assert started["pinned"] is True
     says(started["id"], "failed", reason="the disk is full")
-    answer = run("status", started["id"], "--watch")
-    assert answer.code == 1
-    assert [line["reason"] for line in answer.documents] == ["the disk is full"]
+    response = run("status", started["id"], "--watch")
+    assert response.code == 1
+    assert [line["reason"] for line in response.documents] == ["the disk is full"]
 
 
 def test_a_watch_of_one_that_was_cancelled_ends_too(run, plain, node, image):
@@ -152,9 +152,9 @@ def test_a_watch_of_one_that_was_cancelled_ends_too(run, plain, node, image):
     [started] = run("start", image, "--all").documents
     says(started["id"], "fetching", done=10)
     assert run("cancel", started["id"]).code == 0
-    answer = plain("status", started["id"], "--watch")
-    assert answer.code == 1
-    [line] = answer.out.decode().splitlines()
+    response = plain("status", started["id"], "--watch")
+    assert response.code == 1
+    [line] = response.out.decode().splitlines()
     assert line.split("\t")[2] == "cancelled"
 
 
@@ -162,9 +162,9 @@ def test_a_watch_of_what_no_node_is_to_have_is_code_1(run, node, image):
     says = node("n1")
     [right], [mistyped] = (run("start", image, "--group", group).documents for group in ("racks", "rakcs"))
     says(right["id"], "ready")
-    answer = run("status", "--watch")
-    assert answer.code == 1
-    assert f"preload {mistyped['id']}: there is no node" in answer.err
+    response = run("status", "--watch")
+    assert response.code == 1
+    assert f"preload {mistyped['id']}: there is no node" in response.err
     assert run("status", right["id"], "--watch").code == 0
 
 
@@ -178,8 +178,8 @@ def test_a_watch_does_not_mind_that_a_group_keeps_images_and_has_no_nodes(run, n
 class Flaky:
     """An image API of one preload, whose answers are these states or refusals, in order."""
 
-    def __init__(self, monkeypatch, *answers):
-        self.answers = list(answers)
+    def __init__(self, monkeypatch, *responses):
+        self.answers = list(responses)
         monkeypatch.setattr(client.Api, "ask", self.ask)
 
     def ask(self, method, path):
@@ -188,10 +188,10 @@ class Flaky:
         if path.endswith("?status=active"):
             # One that is over is in no list of active ones.
             return {"preloads": [{"id": "p"}] if self.answers[0] == "fetching" else []}
-        answer = self.answers.pop(0)
-        if isinstance(answer, StoreError):
-            raise answer
-        states = [{"node_id": "n", "node": "n1", "state": answer, "done": 1, "from_source": 1, "from_peers": 0}]
+        response = self.answers.pop(0)
+        if isinstance(response, StoreError):
+            raise response
+        states = [{"node_id": "n", "node": "n1", "state": response, "done": 1, "from_source": 1, "from_peers": 0}]
         return {"id": "p", "status": "active", "image": "i", "states": states}
 
 
@@ -203,9 +203,12 @@ def test_a_watch_waits_for_an_api_that_is_away(storelib, no_variables, monkeypat
     pauses = []
     # Not time.sleep itself, which threads of other tests may call.
     monkeypatch.setattr(preload, "time", types.SimpleNamespace(sleep=pauses.append))
-    answer = storelib("preload", "status", "--watch", "--format", "plain")
-    assert (answer.code, [line.split(b"\t")[2] for line in answer.out.splitlines()]) == (0, [b"fetching 0 %", b"ready"])
-    assert [line.partition(": ")[2] for line in answer.err.splitlines()] == [
+    response = storelib("preload", "status", "--watch", "--format", "plain")
+    assert (response.code, [line.split(b"\t")[2] for line in response.out.splitlines()]) == (
+        0,
+        [b"fetching 0 %", b"ready"],
+    )
+    assert [line.partition(": ")[2] for line in response.err.splitlines()] == [
         "waiting for the image API: nothing responds",
         "the image API answers again",
     ] * 2
@@ -266,9 +269,9 @@ def test_a_watch_tells_preloads_of_one_image_apart(run, plain, node, image):
     third = run("start", image, "--all").documents[0]["id"]
     later = threading.Timer(0.5, says, [third, "ready"])
     later.start()
-    answer = plain("status", first, second, third, "--watch", "--every", "0.1")
+    response = plain("status", first, second, third, "--watch", "--every", "0.1")
     later.join()
-    states = [line.split("\t")[2] for line in answer.out.decode().splitlines()]
+    states = [line.split("\t")[2] for line in response.out.decode().splitlines()]
     assert states == ["ready", "cancelled", "queued", "ready"]
 
 
@@ -289,8 +292,8 @@ def test_tickets_and_secrets_are_not_in_the_logs_of_the_server(run, node, image,
     says = node("n1")
     run("start", image, "--group", "racks")
     url = says()["jobs"][0]["source"]["url"]
-    with urllib.request.urlopen(api + url, timeout=60) as answer:
-        assert answer.read() == b"x" * 1000
+    with urllib.request.urlopen(api + url, timeout=60) as response:
+        assert response.read() == b"x" * 1000
     # What is no request of HTTP is logged as it is.
     with socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(api).port), 20) as connection:
         connection.sendall(f"GET {url}\r\n\r\n".encode())

@@ -54,17 +54,20 @@ def test_a_read_only_store_says_so(storelib, memory, monkeypatch):
 
 
 def test_check_asks_every_store(storelib):
-    answer = storelib("check", "--format", "json")
-    assert answer.code == 0
-    assert [(health["store"], health["healthy"]) for health in answer.documents] == [("fast", True), ("archive", True)]
+    response = storelib("check", "--format", "json")
+    assert response.code == 0
+    assert [(health["store"], health["healthy"]) for health in response.documents] == [
+        ("fast", True),
+        ("archive", True),
+    ]
 
 
 def test_check_of_a_store_that_does_not_answer_is_code_7(storelib, memory, monkeypatch):
     monkeypatch.setattr(MemoryStore, "probe", refuse(RemoteServiceUnavailable("no answer")))
-    answer = storelib("check", "--format", "json")
-    assert answer.code == 7
-    assert [health["healthy"] for health in answer.documents] == [True, False]
-    assert answer.documents[1]["detail"] == "no answer"
+    response = storelib("check", "--format", "json")
+    assert response.code == 7
+    assert [health["healthy"] for health in response.documents] == [True, False]
+    assert response.documents[1]["detail"] == "no answer"
 
 
 def test_check_of_a_disabled_store_is_code_2(storelib, memory, monkeypatch):
@@ -151,6 +154,6 @@ def test_a_store_that_is_away_keeps_none_of_the_others(storelib, leftover, monke
         raise RemoteServiceUnavailable("no answer")
 
     monkeypatch.setattr(registry["fast"], method, away)
-    answer = storelib(command, "--format", "json")
-    assert [found["store"] for found in answer.documents] == ["quick"]
-    assert (answer.code, answer.err.count("no answer")) == (7, 1)
+    response = storelib(command, "--format", "json")
+    assert [found["store"] for found in response.documents] == ["quick"]
+    assert (response.code, response.err.count("no answer")) == (7, 1)

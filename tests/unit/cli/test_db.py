@@ -42,8 +42,8 @@ def test_version_makes_nothing(storelib, database):
 
 
 def test_check_says_what_to_run(storelib, database):
-    answer = storelib("db", "check")
-    assert (answer.code, f"{database} does not exist; run: storelib db sync" in answer.err) == (2, True)
+    response = storelib("db", "check")
+    assert (response.code, f"{database} does not exist; run: storelib db sync" in response.err) == (2, True)
     assert not database.exists()
 
 
@@ -56,15 +56,15 @@ def test_tables_of_another_program_are_left_alone(storelib, database):
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE images (a)")
     connection.close()
-    answer = storelib("db", "sync")
-    assert (answer.code, "a database of its own" in answer.err) == (2, True)
+    response = storelib("db", "sync")
+    assert (response.code, "a database of its own" in response.err) == (2, True)
 
 
 def test_a_password_is_never_told(storelib, places):
     with (places / "storelib.ini").open("a") as file:
         file.write("[database]\nconnection = oracle://me:secret@127.0.0.1/images\n")
-    answer = storelib("db", "version", "--verbose")
-    assert (answer.code, "secret" in answer.err) == (2, False)
+    response = storelib("db", "version", "--verbose")
+    assert (response.code, "secret" in response.err) == (2, False)
 
 
 class TestPurge:
@@ -111,10 +111,10 @@ class TestPurge:
         assert storelib(*recount).document == {"owners": 1, "wrong": 0}
         spoil = holders.update().values(stored=holders.c.stored + 1)
         repository.database.write(lambda connection: connection.execute(spoil))
-        answer = storelib("db", "recount")
-        assert (answer.code, b"owner me: 8 bytes were on record, 7 are there" in answer.out) == (1, True)
+        response = storelib("db", "recount")
+        assert (response.code, b"owner me: 8 bytes were on record, 7 are there" in response.out) == (1, True)
         assert storelib(*recount).document == {"owners": 1, "wrong": 0}
 
     def test_tables_of_another_version_are_left_alone(self, storelib, database):
-        answer = storelib("db", "purge")
-        assert (answer.code, "storelib db sync" in answer.err) == (2, True)
+        response = storelib("db", "purge")
+        assert (response.code, "storelib db sync" in response.err) == (2, True)

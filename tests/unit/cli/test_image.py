@@ -111,14 +111,14 @@ def test_create_with_an_id(image, name):
 
 
 def test_an_image_whose_data_does_not_arrive_is_deleted(image, disk, name):
-    answer = image("create", name, "--file", disk, "--store", "nowhere")
-    assert (answer.code, "nowhere" in answer.err) == (2, True)
+    response = image("create", name, "--file", disk, "--store", "nowhere")
+    assert (response.code, "nowhere" in response.err) == (2, True)
     assert image("list", "--name", name).documents == []
 
 
 def test_data_of_another_format_is_refused(image, disk, name):
-    answer = image("create", name, "--file", disk, "--disk-format", "qcow2")
-    assert (answer.code, answer.err.count("\n")) == (2, 1), answer.err
+    response = image("create", name, "--file", disk, "--disk-format", "qcow2")
+    assert (response.code, response.err.count("\n")) == (2, 1), response.err
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_iso_images_are_known_by_their_descriptor(tmp_path):
 @pytest.mark.parametrize("source", ["-", "unknown"])
 def test_a_format_that_cannot_be_told_is_asked_for(image, places, name, source):
     (places / "unknown").write_bytes(b"who knows")
-    answer = image("create", name, "--file", source)
-    assert (answer.code, "--disk-format" in answer.err) == (2, True)
+    response = image("create", name, "--file", source)
+    assert (response.code, "--disk-format" in response.err) == (2, True)
     assert image("list", "--name", name).documents == []
 
 
@@ -182,8 +182,8 @@ def test_list_sorts(image, name):
 
 
 def test_list_is_a_line_for_each_image(storelib, image, made, name):
-    answer = storelib("image", "list", "--name", name)
-    assert answer.out.decode().split("\t")[:4] == [made["id"], name, "active", str(len(DATA))]
+    response = storelib("image", "list", "--name", name)
+    assert response.out.decode().split("\t")[:4] == [made["id"], name, "active", str(len(DATA))]
 
 
 def test_lists_of_stores_are_lists(image, storelib, monkeypatch):
@@ -213,9 +213,9 @@ def test_any_name_is_found(image, strange):
 
 def test_a_name_of_two_images_is_refused_with_their_ids(image, name):
     ids = [image("create", name).document["id"] for _ in range(2)]
-    answer = image("delete", name)
-    assert answer.code == 2
-    assert all(image_id in answer.err for image_id in ids)
+    response = image("delete", name)
+    assert response.code == 2
+    assert all(image_id in response.err for image_id in ids)
 
 
 @pytest.mark.parametrize("missing", ["nobody", "0b0ae5a6-0000-4a5e-9f4f-c0aee0d2c2b3"])
@@ -314,8 +314,8 @@ def test_stores(image):
 
 
 def test_save_writes_a_file_and_says_that_it_is_right(image, made, name, places):
-    answer = image("save", name, "-o", "out")
-    assert answer.document == {"id": made["id"], "file": "out", "size": len(DATA), "sha512": SHA512}
+    response = image("save", name, "-o", "out")
+    assert response.document == {"id": made["id"], "file": "out", "size": len(DATA), "sha512": SHA512}
     assert (places / "out").read_bytes() == DATA
 
 
@@ -332,8 +332,8 @@ def test_save_leaves_an_existing_file_alone(image, made, name, places):
 
 
 def test_save_names_a_directory_that_is_missing(image, made, name, places):
-    answer = image("save", name, "-o", "missing/out")
-    assert answer.err == f"storelib: {places.resolve() / 'missing'}: No such file or directory\n"
+    response = image("save", name, "-o", "missing/out")
+    assert response.err == f"storelib: {places.resolve() / 'missing'}: No such file or directory\n"
 
 
 def test_save_of_an_image_without_data(image, name, places):
@@ -395,13 +395,13 @@ class Proxy:
                 request = re.sub(rb"\r\n[Rr]ange: \S+", b"", request)
         with socket.create_connection(self.upstream) as server:
             server.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
-            answer = b"".join(iter(lambda: server.recv(65536), b""))
+            response = b"".join(iter(lambda: server.recv(65536), b""))
         if download:
-            head, body = answer.split(b"\r\n\r\n", 1)
+            head, body = response.split(b"\r\n\r\n", 1)
             if self.spoil:
                 body = body[:-1] + b"?"
-            answer = head + b"\r\n\r\n" + (body if self.cut is None else body[: self.cut])
-        client.sendall(answer)
+            response = head + b"\r\n\r\n" + (body if self.cut is None else body[: self.cut])
+        client.sendall(response)
         if download and self.stall and self.cut is not None:
             client.settimeout(0.1)
             while not self.release.is_set():
@@ -461,8 +461,8 @@ def parts(places):
 
 def test_what_arrived_is_kept_and_the_same_command_goes_on_with_it(image, made, api, places, gives_up):
     with Proxy(api, cut=2_000_001) as proxy:
-        answer = image("--url", proxy.url, "save", made["id"], "-o", "out")
-        assert (answer.code, "the same command goes on with them" in answer.err) == (7, True)
+        response = image("--url", proxy.url, "save", made["id"], "-o", "out")
+        assert (response.code, "the same command goes on with them" in response.err) == (7, True)
         [part] = parts(places)
         assert (part.stat().st_size, part.stat().st_mode & 0o777) == (2_000_001, 0o600)
         assert image("--url", proxy.url, "save", made["id"], "-o", "out").code == 0
@@ -523,8 +523,8 @@ def test_a_part_that_is_not_of_this_image_is_dropped(image, made, api, places, g
 
 def test_two_at_once_do_not_write_the_same_part(image, made, places):
     with files.Part("out", made["id"]):
-        answer = image("save", made["id"], "-o", "out")
-    assert (answer.code, "another process" in answer.err) == (4, True)
+        response = image("save", made["id"], "-o", "out")
+    assert (response.code, "another process" in response.err) == (4, True)
     assert image("save", made["id"], "-o", "out").code == 0
 
 
@@ -541,8 +541,8 @@ def test_a_saved_file_has_the_usual_mode_and_holes(image, name, places):
 
 def test_other_bytes_than_the_image_has_are_not_saved(image, made, api, places):
     with Proxy(api, spoil=True) as proxy:
-        answer = image("--url", proxy.url, "save", made["id"], "-o", "out")
-    assert (answer.code, "sha512" in answer.err) == (9, True)
+        response = image("--url", proxy.url, "save", made["id"], "-o", "out")
+    assert (response.code, "sha512" in response.err) == (9, True)
     assert [path.name for path in places.iterdir() if "out" in path.name] == []
 
 
@@ -585,22 +585,22 @@ def test_an_endpoint_without_authentication():
 
 @pytest.mark.parametrize("url", ["images:9292", "ftp://images", "http://:secret@", "file:///etc/passwd"])
 def test_what_is_no_url_is_refused_without_being_quoted(storelib, url):
-    answer = storelib("image", "--url", url, "list")
-    assert (answer.code, url in answer.err) == (2, False)
+    response = storelib("image", "--url", url, "list")
+    assert (response.code, url in response.err) == (2, False)
 
 
 def test_nothing_that_answers_is_code_7_with_what_to_do(storelib):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    answer = storelib("image", "--url", f"http://127.0.0.1:{port}", "list")
-    assert (answer.code, "storelib serve" in answer.err, answer.err.count("\n")) == (7, True, 1)
+    response = storelib("image", "--url", f"http://127.0.0.1:{port}", "list")
+    assert (response.code, "storelib serve" in response.err, response.err.count("\n")) == (7, True, 1)
 
 
 def test_a_server_that_is_silent_is_given_up(storelib):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        answer = storelib("image", "--url", url, "--timeout", "0.2", "list")
-    assert answer.code == 7
+        response = storelib("image", "--url", url, "--timeout", "0.2", "list")
+    assert response.code == 7
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b""])
@@ -616,8 +616,8 @@ def test_keystone_that_does_not_answer_is_code_7_without_the_password(storelib, 
         port = listener.getsockname()[1]
     for name, value in {"AUTH_URL": f"http://127.0.0.1:{port}/v3", "USERNAME": "me", "PASSWORD": "secret"}.items():
         monkeypatch.setenv(f"OS_{name}", value)
-    answer = storelib("image", "list")
-    assert (answer.code, "secret" in answer.err) == (7, False)
+    response = storelib("image", "list")
+    assert (response.code, "secret" in response.err) == (7, False)
 
 
 def test_variables_of_keystone_that_are_not_complete_are_wrong_usage(storelib, monkeypatch):

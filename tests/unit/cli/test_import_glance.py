@@ -114,10 +114,10 @@ def take(storelib, glance, database):
     """Runs the import; what it told of entries, and how many of each kind came to what."""
 
     def run(*options: object, code: int = 0, url: str | None = None):
-        answer = storelib("db", "import-glance", url or f"sqlite:///{glance.path}", *options, "--format", "json")
-        assert answer.code == code, answer.err
-        counts = {each.pop("kind"): each for each in answer.documents if "id" not in each}
-        return [each for each in answer.documents if "id" in each], counts
+        response = storelib("db", "import-glance", url or f"sqlite:///{glance.path}", *options, "--format", "json")
+        assert response.code == code, response.err
+        counts = {each.pop("kind"): each for each in response.documents if "id" not in each}
+        return [each for each in response.documents if "id" in each], counts
 
     return run
 
@@ -519,23 +519,23 @@ def test_a_dollar_that_is_doubled_is_one(storelib, glance, database, stored, pla
     (places / "database.conf").write_text(f"[database]\nconnection = sqlite:///{written}\n")
     (places / "glance-api.conf").write_text(f"[DEFAULT]\nmetadata_encryption_key = {key.replace('$', '$$')}\n")
     files = ("--glance-config", places / "glance-api.conf", "--glance-config", places / "database.conf")
-    answer = storelib("db", "import-glance", *files)
-    assert answer.code == 0, answer.err
+    response = storelib("db", "import-glance", *files)
+    assert response.code == 0, response.err
     assert database.images.get("one").locations
 
 
 def test_a_reference_that_cannot_be_followed_is_told_without_the_password(storelib, database, places):
     config = places / "glance-api.conf"
     config.write_text("[database]\nconnection = mysql://me:secret$word@127.0.0.1/glance\n")
-    answer = storelib("db", "import-glance", "--glance-config", config, "--verbose")
-    assert (answer.code, "'$$'" in answer.err, "secret" in answer.err) == (2, True, False), answer.err
+    response = storelib("db", "import-glance", "--glance-config", config, "--verbose")
+    assert (response.code, "'$$'" in response.err, "secret" in response.err) == (2, True, False), response.err
 
 
 @pytest.mark.parametrize("table", ["image_properties", "image_tags", "image_members", "image_locations"])
 def test_a_table_that_is_missing_is_named(take, glance, storelib, database, table):
     glance.run(f"DROP TABLE {table}")
-    answer = storelib("db", "import-glance", f"sqlite:///{glance.path}")
-    assert (answer.code, f"no database of Glance: it has no table {table}" in answer.err) == (2, True), answer.err
+    response = storelib("db", "import-glance", f"sqlite:///{glance.path}")
+    assert (response.code, f"no database of Glance: it has no table {table}" in response.err) == (2, True), response.err
 
 
 @pytest.mark.parametrize(
@@ -551,30 +551,30 @@ def test_a_table_that_is_missing_is_named(take, glance, storelib, database, tabl
     ],
 )
 def test_a_wrong_url_is_told_without_its_password(storelib, database, url, code, words):
-    answer = storelib("db", "import-glance", url, "--verbose")
-    assert (answer.code, words in answer.err, "secret" in answer.err) == (code, True, False), answer.err
+    response = storelib("db", "import-glance", url, "--verbose")
+    assert (response.code, words in response.err, "secret" in response.err) == (code, True, False), response.err
 
 
 def test_other_tables_are_not_taken_for_glance_s(take, glance, storelib, database, places):
-    answer = storelib("db", "import-glance", f"sqlite:///{places}/images.sqlite")
-    assert (answer.code, "no database of Glance" in answer.err) == (2, True)
+    response = storelib("db", "import-glance", f"sqlite:///{places}/images.sqlite")
+    assert (response.code, "no database of Glance" in response.err) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["short", "x" * 17])
 def test_a_key_that_is_none_is_refused(storelib, glance, database, key):
-    answer = storelib("db", "import-glance", f"sqlite:///{glance.path}", "--metadata-encryption-key", key)
-    assert (answer.code, "16, 24 or 32" in answer.err, key in answer.err) == (2, True, False)
+    response = storelib("db", "import-glance", f"sqlite:///{glance.path}", "--metadata-encryption-key", key)
+    assert (response.code, "16, 24 or 32" in response.err, key in response.err) == (2, True, False)
 
 
 def test_people_see_a_table_and_the_counts(storelib, glance, database, stored):
     glance.image("one", stored("one"))
     glance.image("bad", "file:///elsewhere")
-    answer = storelib("db", "import-glance", f"sqlite:///{glance.path}", "--dry-run")
-    assert answer.code == 9
-    out = answer.out.decode()
+    response = storelib("db", "import-glance", f"sqlite:///{glance.path}", "--dry-run")
+    assert response.code == 9
+    out = response.out.decode()
     for word in ("bad", "refused", "nothing was changed"):
         assert word in out
-    assert "1 could not be taken" in answer.err
+    assert "1 could not be taken" in response.err
 
 
 def test_every_page_of_a_long_run_is_of_one_moment(take, glance, database, stored, monkeypatch):

@@ -34,9 +34,9 @@ def files(tmp_path):
 
 
 def run(storelib, *arguments):
-    answer = storelib("metadefs", *arguments, "--format", "json")
-    assert answer.code == 0, answer.err
-    return [json.loads(line) for line in answer.out.splitlines()]
+    response = storelib("metadefs", *arguments, "--format", "json")
+    assert response.code == 0, response.err
+    return [json.loads(line) for line in response.out.splitlines()]
 
 
 def test_our_own_definitions_are_loaded(storelib, tmp_path):
@@ -73,8 +73,8 @@ def test_namespaces_that_are_there_are_kept_or_replaced(storelib, files, tmp_pat
 def test_namespaces_are_removed_protected_ones_too(storelib, files):
     run(storelib, "load", files("two.json", {"namespace": "Two"}))
     assert run(storelib, "unload", "One") == [{"namespace": "One", "outcome": "removed"}]
-    answer = storelib("metadefs", "unload", "One")
-    assert (answer.code, "'One'" in answer.err) == (3, True)
+    response = storelib("metadefs", "unload", "One")
+    assert (response.code, "'One'" in response.err) == (3, True)
     assert [each["namespace"] for each in run(storelib, "unload", "--all")] == ["Two"]
 
 
@@ -85,9 +85,9 @@ def test_namespaces_are_removed_protected_ones_too(storelib, files):
 def test_wrong_file_is_named_and_nothing_is_loaded(storelib, files, body, tmp_path):
     directory = files("wrong.json", {})
     (tmp_path / "definitions" / "wrong.json").write_bytes(body.encode("utf-8", "surrogatepass"))
-    answer = storelib("metadefs", "load", directory)
-    assert answer.code not in (0, 70)
-    assert "wrong.json" in answer.err
+    response = storelib("metadefs", "load", directory)
+    assert response.code not in (0, 70)
+    assert "wrong.json" in response.err
     assert run(storelib, "unload", "--all") == []
 
 
@@ -95,9 +95,9 @@ def test_wrong_file_is_named_and_nothing_is_loaded(storelib, files, body, tmp_pa
 def test_missing_files_are_named(storelib, path, tmp_path):
     (tmp_path / "empty").mkdir()
     place = str(tmp_path / "empty" / path)
-    answer = storelib("metadefs", "load", place)
-    assert answer.code not in (0, 70)
-    assert "empty" in answer.err
+    response = storelib("metadefs", "load", place)
+    assert response.code not in (0, 70)
+    assert "empty" in response.err
 
 
 @pytest.mark.parametrize("arguments", [["unload"], ["unload", "One", "--all"], ["export"]])
@@ -118,9 +118,9 @@ def test_names_that_no_file_can_have_are_exported(storelib, files, tmp_path):
 @pytest.mark.parametrize("words", [["export", "there"], ["unload", "--all"]])
 def test_a_database_that_is_not_there_is_neither_read_nor_made(storelib, places, words):
     (places / "images.sqlite").unlink()
-    answer = storelib("metadefs", *words)
-    assert (answer.code, answer.out) == (2, b"")
-    assert "does not exist; run: storelib db sync" in answer.err
+    response = storelib("metadefs", *words)
+    assert (response.code, response.out) == (2, b"")
+    assert "does not exist; run: storelib db sync" in response.err
     assert not (places / "images.sqlite").exists()
 
 

@@ -453,8 +453,8 @@ class TestInterrupted:
             time.sleep(0.2)
             process.send_signal(signal.SIGKILL)
         assert {place.read(image) for image in images} == {DATA * 100}
-        answer = subprocess.run(command, capture_output=True, timeout=60, check=False)
-        assert answer.returncode == 0, answer.stderr
+        response = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert response.returncode == 0, response.stderr
         assert {place.read(image) for image in images} == {DATA * 100}
         assert (place.files("old"), place.findings()) == ([], [])
 
@@ -484,9 +484,11 @@ class TestRateLimit:
 class TestCommand:
     def test_it_tells_each_image_and_ends_with_0(self, place, storelib):
         image = place.image()
-        answer = storelib(*("image", "move", "--config", place.config, "--from", "old", "--to", "new"), "--linger", "0")
-        assert (answer.code, answer.err) == (0, "")
-        assert answer.out.decode().splitlines() == [
+        response = storelib(
+            *("image", "move", "--config", place.config, "--from", "old", "--to", "new"), "--linger", "0"
+        )
+        assert (response.code, response.err) == (0, "")
+        assert response.out.decode().splitlines() == [
             f"{image}\t{len(DATA)}\tmoved\t",
             "database and stores agree: 1 locations",
         ]
@@ -494,8 +496,8 @@ class TestCommand:
     def test_json(self, place, storelib):
         image = place.image()
         config = ("--config", place.config, "--format", "json", "--linger", "0")
-        answer = storelib("image", "move", "--from", "old", "--to", "new", *config)
-        assert (answer.code, answer.document) == (
+        response = storelib("image", "move", "--from", "old", "--to", "new", *config)
+        assert (response.code, response.document) == (
             0,
             {"image": image, "size": len(DATA), "state": "moved", "detail": ""},
         )
@@ -503,8 +505,8 @@ class TestCommand:
     def test_a_dry_run_changes_nothing(self, place, storelib):
         image = place.image()
         config = ("--config", place.config, "--format", "json")
-        answer = storelib("image", "move", "--from", "old", "--to", "new", "--dry-run", *config)
-        assert (answer.code, answer.document["image"], answer.document["state"]) == (0, image, "would move")
+        response = storelib("image", "move", "--from", "old", "--to", "new", "--dry-run", *config)
+        assert (response.code, response.document["image"], response.document["state"]) == (0, image, "would move")
         assert (place.where(image), (place.directory / "new").exists()) == (["old"], False)
         assert place.repository.processes.list() == []
 
@@ -512,8 +514,8 @@ class TestCommand:
         spoiled = place.image()
         place.path(spoiled).write_bytes(OTHER)
         config = ("--config", place.config, "--linger", "0")
-        answer = storelib("image", "move", "--from", "old", "--to", "new", *config)
-        assert (answer.code, f"image {spoiled} is not moved" in answer.err) == (9, True)
+        response = storelib("image", "move", "--from", "old", "--to", "new", *config)
+        assert (response.code, f"image {spoiled} is not moved" in response.err) == (9, True)
 
     def test_what_is_in_use_ends_with_6(self, place, storelib):
         image = place.image()
@@ -528,25 +530,25 @@ class TestCommand:
         thread = threading.Thread(target=live)
         thread.start()
         config = ("--config", place.config, "--linger", "0")
-        answer = storelib("image", "move", "--from", "old", "--to", "new", *config)
+        response = storelib("image", "move", "--from", "old", "--to", "new", *config)
         beat.set()
         thread.join()
-        assert answer.code == 6
+        assert response.code == 6
 
     def test_an_orphan_in_the_old_store_is_told(self, place, storelib):
         open_store("file", filesystem_store_datadir=str(place.directory / "old")).add("orphan", DATA)
         config = ("--config", place.config, "--format", "json", "--linger", "0")
-        answer = storelib("image", "move", "--from", "old", "--to", "new", *config)
-        assert (answer.code, answer.document["kind"], answer.document["image"]) == (9, "orphan", "orphan")
+        response = storelib("image", "move", "--from", "old", "--to", "new", *config)
+        assert (response.code, response.document["kind"], response.document["image"]) == (9, "orphan", "orphan")
 
     def test_it_has_no_url(self, place, storelib):
         config = ("--config", place.config)
-        answer = storelib("image", "--url", "http://x", "move", "--from", "old", "--to", "new", *config)
-        assert (answer.code, "no --url" in answer.err) == (2, True)
+        response = storelib("image", "--url", "http://x", "move", "--from", "old", "--to", "new", *config)
+        assert (response.code, "no --url" in response.err) == (2, True)
 
     def test_a_store_that_is_not_there_is_an_error(self, place, storelib):
-        answer = storelib("image", "move", "--from", "odl", "--to", "new", "--config", place.config)
-        assert (answer.code, "did you mean old?" in answer.err) == (2, True)
+        response = storelib("image", "move", "--from", "odl", "--to", "new", "--config", place.config)
+        assert (response.code, "did you mean old?" in response.err) == (2, True)
 
     @pytest.mark.parametrize(
         ("text", "rate"),
@@ -560,8 +562,8 @@ class TestCommand:
     @pytest.mark.parametrize("text", ["", "0", "-1", "fast", "1X", "nan"])
     def test_no_rates(self, place, storelib, text):
         config = ("--config", place.config)
-        answer = storelib("image", "move", "--from", "old", "--to", "new", "--rate", text, *config)
-        assert answer.code == 2
+        response = storelib("image", "move", "--from", "old", "--to", "new", "--rate", text, *config)
+        assert response.code == 2
 
 
 def test_an_image_of_the_database_changes_like_any_other(place):

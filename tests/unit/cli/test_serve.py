@@ -82,10 +82,10 @@ def test_a_socket_file_of_a_living_server_is_left_alone(tmp_path):
     ],
 )
 def test_options_that_cannot_be_are_named(storelib, deployment, options, named):
-    answer = storelib("serve", *options)
-    assert (answer.code, answer.out, answer.err.count("\n")) == (2, b"", 1)
-    assert named in answer.err
-    assert "[Errno" not in answer.err
+    response = storelib("serve", *options)
+    assert (response.code, response.out, response.err.count("\n")) == (2, b"", 1)
+    assert named in response.err
+    assert "[Errno" not in response.err
 
 
 @pytest.mark.parametrize("option", ["--workers=0", "--threads=0", "--grace=-1", "--grace=long"])
@@ -95,8 +95,8 @@ def test_numbers_out_of_range_are_refused(storelib, deployment, option):
 
 def test_a_certificate_without_its_key_is_refused(storelib, deployment):
     (deployment / "certificate").write_text("no certificate")
-    answer = storelib("serve", "--bind", "127.0.0.1:0", "--certfile", "certificate")
-    assert (answer.code, "--certfile certificate cannot be used" in answer.err) == (2, True)
+    response = storelib("serve", "--bind", "127.0.0.1:0", "--certfile", "certificate")
+    assert (response.code, "--certfile certificate cannot be used" in response.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_a_certificate_without_its_key_is_refused(storelib, deployment):
 )
 def test_a_mistake_in_the_configuration_is_named_before_anything_listens(storelib, deployment, name, value, named):
     configure(deployment, "api", **{name: value})
-    answer = storelib("serve", "--bind", "127.0.0.1:0")
-    assert (answer.code, answer.out, answer.err.count("\n")) == (2, b"", 1)
-    assert named in answer.err
-    assert "[Errno" not in answer.err
+    response = storelib("serve", "--bind", "127.0.0.1:0")
+    assert (response.code, response.out, response.err.count("\n")) == (2, b"", 1)
+    assert named in response.err
+    assert "[Errno" not in response.err
 
 
 def test_a_database_that_cannot_be_made_is_named(storelib, places):
     configure(places, "database", connection="sqlite:////proc/nowhere/images.sqlite")
-    answer = storelib("serve", "--bind", "127.0.0.1:0")
-    assert (answer.code, "/proc/nowhere" in answer.err) == (2, True)
+    response = storelib("serve", "--bind", "127.0.0.1:0")
+    assert (response.code, "/proc/nowhere" in response.err) == (2, True)
 
 
 @pytest.mark.parametrize("command", [["db", "version", "--config", "/nowhere"], ["config", "migrate", "glance.conf"]])
@@ -130,9 +130,9 @@ def test_without_the_extra_it_is_named(tmp_path, command):
         f"import sys\nsys.modules['sqlalchemy'] = None\nfrom storelib.cli.main import run\nsys.exit(run({command!r}))"
     )
     program = [sys.executable, "-c", code]
-    answer = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
-    assert "pip install 'storelib[api]'" in answer.stderr
+    response = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert response.returncode == 2
+    assert "pip install 'storelib[api]'" in response.stderr
 
 
 # -- gunicorn ---------------------------------------------------------------------------------------------------------
@@ -188,8 +188,8 @@ def test_starting_loads_none_of_the_servers_libraries():
         "import sys\nfrom storelib.cli.main import run\nsys.argv[0] = 'storelib'\nrun(['--help'])\n"
         "print(*(name.partition('.')[0] for name in sys.modules), file=sys.stderr)"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(answer.stderr.split())
+    response = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(response.stderr.split())
     assert not loaded & {
         "falcon",
         "sqlalchemy",

@@ -21,15 +21,15 @@ def configured(places):
 
 def test_without_a_bus_there_are_no_workers(storelib, configured):
     configured()
-    answer = storelib("worker")
-    assert (answer.code, "transport_url" in answer.err) == (2, True)
+    response = storelib("worker")
+    assert (response.code, "transport_url" in response.err) == (2, True)
 
 
 def test_oslo_messaging_is_asked_for_by_its_extra(storelib, configured, monkeypatch):
     configured("[DEFAULT]\ntransport_url = fake://\n")
     monkeypatch.setitem(sys.modules, "oslo_messaging", None)
-    answer = storelib("worker")
-    assert (answer.code, "storelib[notifications]" in answer.err) == (2, True)
+    response = storelib("worker")
+    assert (response.code, "storelib[notifications]" in response.err) == (2, True)
 
 
 def test_the_api_works_where_it_is_not_installed(configured, places, monkeypatch):

@@ -26,17 +26,17 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(agent, "TICK", 0.01)
     asked = []
 
-    def run(*answers):
-        stop, left = threading.Event(), list(answers)
+    def run(*responses):
+        stop, left = threading.Event(), list(responses)
 
         def heartbeat(api, node_id, secret, document):
             asked.append(node_id)
-            answer = left.pop(0)
+            response = left.pop(0)
             if not left:
                 stop.set()
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+            if isinstance(response, Exception):
+                raise response
+            return response
 
         monkeypatch.setattr(Api, "heartbeat", heartbeat)
         made = load()

@@ -28,10 +28,10 @@ class Source:
 
     def __call__(self, url, offset, length):
         self.asked.append((url, offset // MiB))
-        answer = self.first.pop(0) if self.first else None
-        if isinstance(answer, Exception):
-            raise answer
-        return DATA[offset : offset + length] if answer is None else answer
+        response = self.first.pop(0) if self.first else None
+        if isinstance(response, Exception):
+            raise response
+        return DATA[offset : offset + length] if response is None else response
 
 
 class Image:

@@ -13,13 +13,13 @@ from typing import Any
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
     """Call what standard input names until it ends; what the functions print goes to the log."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    responses = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         try:
-            answer = ["returned", functions[name](*arguments)]
+            response = ["returned", functions[name](*arguments)]
         except Exception as error:  # noqa: BLE001 - whatever the service raises is what the test wants to see
             traceback.print_exc()
-            answer = ["raised", f"{type(error).__name__}: {error}"]
-        answers.write(json.dumps(answer, default=str) + "\n")
+            response = ["raised", f"{type(error).__name__}: {error}"]
+        responses.write(json.dumps(response, default=str) + "\n")
