@@ -751,8 +751,9 @@ def wait_for(process, line):
 
 
 def test_gc_finds_what_a_killed_process_left(mongod, store, access, image_id):
-    with start_writer(mongod, image_id, 16) as process:
-        wait_for(process, "15")
+    # More than a transfer holds, so that some of it is there by then.
+    with start_writer(mongod, image_id, 64) as process:
+        wait_for(process, "63")
         process.kill()
     left = access.residue(image_id)
     assert len(left) == 1
