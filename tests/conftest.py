@@ -97,38 +97,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=whole)
 
 
-class Garbage:
-    """What lived through the first full collection of garbage in a class of tests is not looked at by the next ones.
-
-    Tests ask for a thousand of them, and each would look at all that was ever imported: a seventh of the time of the
-    suite for S3 was that. When the class ends, and before its fixtures do, all is as it was.
-    """
-
-    def __init__(self) -> None:
-        self._looked_at_all = self._set_aside = False
-        gc.callbacks.append(self._note)
-
-    def _note(self, phase: str, about: dict[str, int]) -> None:
-        self._looked_at_all |= phase == "stop" and about["generation"] == 2
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
-        """Set aside once the test's own fixtures are gone."""
-        goes_on = nextitem is not None and nextitem.parent is item.parent
-        if self._set_aside and not goes_on:
-            gc.unfreeze()
-            self._set_aside = False
-        yield
-        if goes_on and self._looked_at_all and not self._set_aside:
-            gc.freeze()
-            self._set_aside = True
-        self._looked_at_all = False
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_collection_finish() -> None:
     """Thousands of collected tests outlive the run: a collection of garbage takes half a second if it looks at them."""
     gc.freeze()
-    session.config.pluginmanager.register(Garbage())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
