@@ -169,7 +169,9 @@ class DataDirs:
         """The directory for a new image of ``size`` bytes, None if unknown; raises StorageFull."""
         mounted = [datadir for datadir in self.all if unmounted(datadir.path) is None]
         if not mounted:
-            self.check_mounted(self.all[0].path)
+            mounted = self.all[:1]
+            # It may be by now.
+            self.check_mounted(mounted[0].path)
         rooms = {datadir: datadir.room() for datadir in mounted}
         free = {datadir: UNKNOWN_ROOM if room is None else room[0] for datadir, room in rooms.items()}
         # A thinly provisioned image may need far less than its size.
