@@ -146,8 +146,8 @@ class Choice:
             (visible, [each for each in found if _key(visible, each) in self._some] or found)
             for visible, found in asked
         ]
-        unknown = [(visible, each) for visible, found in asked if len(found) > 1 for each in found]
-        unknown = [(visible, each) for visible, each in unknown if _key(visible, each) not in self._some]
+        several = [(visible, each) for visible, found in asked if len(found) > 1 for each in found]
+        unknown = (one for one in several if _key(*one) not in self._some)
         counts = {**self._some, **self._count_anew(unknown, MANY)}
         return [Way(visible, self._least(visible, found, counts)) for visible, found in asked]
 

@@ -217,6 +217,14 @@ class TestStrangers:
         api.close()
 
 
+def with_one_too_many(api, image):
+    """An image that three of four nodes have a place for, and the nodes; the last one gets nothing."""
+    found = [FakeNode(api, f"n{number}") for number in range(4)]
+    [one] = preload(api, image)
+    assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+    return one, found
+
+
 def node_seen_in(seconds):
     """The time of so many seconds from now, as the API writes it."""
     moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
@@ -538,9 +546,7 @@ class TestSources:
         assert found[3].job(one)["source"] is not None
 
     def test_a_place_is_not_kept_for_a_time_before_the_clock_was_set_back(self, api, image):
-        found = [FakeNode(api, f"n{number}") for number in range(4)]
-        [one] = preload(api, image)
-        assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+        one, found = with_one_too_many(api, image)
         with api.repository.database.engine.begin() as connection:
             later = preload_sources.c.expires_at + 86400 * 1_000_000
             connection.execute(preload_sources.update().where(preload_sources.c.node_id != "").values(expires_at=later))
@@ -550,9 +556,7 @@ class TestSources:
         assert found[0].job(one)["source"] is None
 
     def test_a_node_that_gets_nothing_makes_room_for_others_although_the_clock_was_set_back(self, api, image):
-        found = [FakeNode(api, f"n{number}") for number in range(4)]
-        [one] = preload(api, image)
-        assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+        one, found = with_one_too_many(api, image)
         with api.repository.database.engine.begin() as connection:
             granted, moved = preload_sources.c.granted_at, preload_nodes.c.moved_at
             connection.execute(preload_sources.update().values(granted_at=granted + 86400 * 1_000_000))
@@ -561,9 +565,7 @@ class TestSources:
         assert found[3].job(one)["source"] is not None
 
     def test_a_node_that_gets_nothing_makes_room_for_others(self, api, image):
-        found = [FakeNode(api, f"n{number}") for number in range(4)]
-        [one] = preload(api, image)
-        assert [node.job(one)["source"] is not None for node in found] == [True, True, True, False]
+        one, found = with_one_too_many(api, image)
         with api.repository.database.engine.begin() as connection:
             granted, moved = preload_sources.c.granted_at, preload_nodes.c.moved_at
             connection.execute(preload_sources.update().values(granted_at=granted - 61 * 1_000_000))
