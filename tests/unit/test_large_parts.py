@@ -290,8 +290,15 @@ def test_a_file_of_which_nothing_is_computed_is_sent_and_not_read(tmp_path, path
 
 @pytest.mark.parametrize(
     ("at_once", "threads", "parts"),
-    # Two of them at least are left for each of the calls at once.
-    [(32, 1, [8 * 3, 8 * 3, 7]), (16, 1, [8 * 2] * 3 + [7]), (16, 2, [8] * 6 + [7]), (7, 1, [8] * 6 + [7])],
+    # No call has 1.3 times as much to send as the busiest of those that send seven parts: 55, 32, 16 and 8 MiB.
+    [
+        (32, 1, [32, 23]),
+        (16, 1, [16] * 3 + [7]),
+        (7, 1, [8] * 6 + [7]),
+        (32, 2, [32, 23]),
+        (32, 4, [16] * 3 + [7]),
+        (32, 7, [8] * 6 + [7]),
+    ],
 )
 def test_several_parts_that_are_not_held_go_out_as_one(tmp_path, monkeypatch, at_once, threads, parts):
     monkeypatch.setattr(writer, "UNREAD_PART", at_once * MiB)
