@@ -181,7 +181,7 @@ class Stalling(http.server.BaseHTTPRequestHandler):
 def stalling():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
         server.asked, server.over = 0, threading.Event()
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
         server.over.set()

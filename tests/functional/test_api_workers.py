@@ -66,7 +66,7 @@ def slow():
     """The URL of a server that holds imports in the middle."""
     Slow.go.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/image"
         Slow.go.set()
         server.shutdown()

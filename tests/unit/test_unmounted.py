@@ -50,11 +50,11 @@ def host(tmp_path, monkeypatch):
 @pytest.mark.parametrize("again", [False, True], ids=["running", "started again"])
 def test_nothing_is_taken_for_gone_and_nothing_is_written(host, below, again):
     path = str(host.disk / below)
-    store = open_store("file", filesystem_store_datadir=path)
+    store = open_store("file", transfer_retries=0, filesystem_store_datadir=path)
     uri = store.add("one", b"data").uri
     host.unmount()
     if again:
-        store = open_store("file", filesystem_store_datadir=path)
+        store = open_store("file", transfer_retries=0, filesystem_store_datadir=path)
         store.prepare()
     for ask in (
         lambda: store.get(uri),
@@ -78,7 +78,7 @@ def test_nothing_is_taken_for_gone_and_nothing_is_written(host, below, again):
 
 def test_another_data_directory_takes_what_is_new(host, tmp_path):
     other = tmp_path / "other"
-    store = open_store("file", filesystem_store_datadirs=[f"{host.disk}:2", f"{other}:1"])
+    store = open_store("file", transfer_retries=0, filesystem_store_datadirs=[f"{host.disk}:2", f"{other}:1"])
     first = store.add("one", b"data")
     host.unmount()
     second = store.add("two", b"data")
@@ -94,17 +94,17 @@ def test_what_is_mounted_at_a_data_directory_or_above_it_is_enough(host, tmp_pat
     written = str(tmp_path / where).replace(" ", "\\040")
     (tmp_path / "mountinfo").write_text(LINE.format("/") + LINE.format(written))
     system_calls._wanted.cache_clear()
-    open_store("file", filesystem_store_datadir=str(host.disk / "images")).add("one", b"data")
+    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk / "images")).add("one", b"data")
 
 
 def test_a_file_system_that_is_mounted_meanwhile_takes_what_is_new(host, monkeypatch):
     looks = iter([str(host.disk)])
     monkeypatch.setattr(datadirs, "unmounted", lambda path: next(looks, None))
-    open_store("file", filesystem_store_datadir=str(host.disk)).add("one", b"data")
+    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk)).add("one", b"data")
     assert next(looks, None) is None
 
 
 def test_in_another_root_the_file_says_nothing(host, tmp_path):
     host.unmount()
     (tmp_path / "mountinfo").write_text(LINE.format("/proc"))
-    open_store("file", filesystem_store_datadir=str(host.disk)).add("one", b"data")
+    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk)).add("one", b"data")

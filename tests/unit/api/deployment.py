@@ -59,7 +59,7 @@ READY = {"name": "ready", "disk_format": "raw", "container_format": "bare"}
 def web_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """The URL of a web server of loopback that answers as ``handler`` does."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

@@ -771,7 +771,7 @@ class TestAnswerLost(Importing):
                 there.setattr(store, "open_writer", open_writer)
                 if image_id not in store.backend.images:
                     store.add(image_id, DATA)
-            raise RemoteServiceUnavailable("not now")
+            raise RemoteServiceUnavailable("not now", transient=False)
 
         monkeypatch.setattr(store, "open_writer", add_and_leave)
         return store
@@ -814,7 +814,7 @@ class TestAnswerLost(Importing):
         """As of another deployment that has the store, too, and an image of that id."""
 
         def be_away(*_):
-            raise RemoteServiceUnavailable("not now")
+            raise RemoteServiceUnavailable("not now", transient=False)
 
         monkeypatch.undo()
         monkeypatch.setattr(self.api.registry["mem"], "open_writer", be_away)

@@ -32,7 +32,7 @@ from storelib.api.context import administrator
 from storelib.api.db import open_repository
 from storelib.api.db.records import Changes, NewImage, NewLocation
 from storelib.api.errors import UploadLost
-from storelib.api.service import Service, rate_limit
+from storelib.api.service import Service, moving, rate_limit
 from storelib.api.service.deletion import scrub
 from storelib.api.service.moving import Move
 from storelib.api.service.rate_limit import RateLimit
@@ -130,7 +130,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(moving, "_PAUSE", 0.1)
     made = Place(tmp_path)
     yield made
     made.close()

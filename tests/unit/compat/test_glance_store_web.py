@@ -38,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     """``host:port`` of it."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"127.0.0.1:{found.server_port}"
         found.shutdown()
