@@ -8,7 +8,6 @@ import random
 import socket
 import threading
 import time
-import types
 
 import pytest
 from botocore import exceptions as botocore
@@ -116,26 +115,6 @@ def test_nothing_is_waited_for_after_the_end_of_a_body(rest, chunked):
         with Deadline(60, stream=True):
             assert response.readinto(view[1000:]) == rest
         assert buffer == body
-
-
-def test_reads_are_larger_where_bytes_come_quickly(monkeypatch):
-    class Line:
-        length = 1 << 40
-
-        def readinto(self, view):
-            asked.append(len(view))
-            count, seconds = next(pace)
-            now[0] += seconds
-            return min(count, len(view))
-
-    asked, now = [], [0.0]
-    monkeypatch.setattr(reading, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    # A whole block soon, twice; a large one that took its time; a few bytes soon; a caller that wants only a few.
-    pace = iter([(MiB, 0.01), (MiB, 0.01), (MiB, 0.02), (1000, 0.001), (MiB, 0.02), (MiB, 0.001), (MiB, 0.001)])
-    body, view = reading.Body(types.SimpleNamespace(_fp=Line()), 0, None), memoryview(bytearray(4 * MiB))
-    for wanted in (4 * MiB,) * 5 + (1000, 4 * MiB):
-        body.read_into(view[:wanted])
-    assert asked == [256 * KiB, MiB, MiB, 256 * KiB, 256 * KiB, 1000, 256 * KiB]
 
 
 def test_body_that_is_cut_gives_what_came_of_it():
