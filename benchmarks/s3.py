@@ -314,8 +314,8 @@ def free(path: str) -> None:
             ("add known digests, no checksum", plain.add_without_digests, best.add, 1.0, "upload_fileobj, best"),
             ("add known digests, no checksum", plain.add_without_digests, rust.add, 0.95, "obstore put"),
         ]:
-            # A few hundredths of a second each, of which three would tell more of what else the machine does; so
-            # would they of two sides that are a few hundredths apart.
+            # Runs of some hundredths of a second, and sides that differ by some hundredths: three rounds would tell
+            # more of what else the machine does.
             rounds = 25 if name.endswith("no checksum") else 9 if theirs == bare.add else 3
             on_free(name, partial(mine, path), partial(theirs, path), target=target, peer=peer, rounds=rounds)
         for theirs, target, peer in [

@@ -38,7 +38,8 @@ def _parts_in_one(parts: int, most: int, at_once: int) -> int:
         sent = math.ceil(parts / together)
         return math.ceil(sent / at_once) * together
 
-    return next((each for each in range(most, 1, -1) if busiest(each) <= UNEVEN * busiest(1)), 1)
+    longest = UNEVEN * busiest(1)
+    return next((each for each in range(most, 1, -1) if busiest(each) <= longest), 1)
 
 
 class RangeCutter:

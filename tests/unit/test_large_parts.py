@@ -290,7 +290,7 @@ def test_a_file_of_which_nothing_is_computed_is_sent_and_not_read(tmp_path, path
 
 @pytest.mark.parametrize(
     ("at_once", "threads", "parts"),
-    # No call has 1.3 times as much to send as the busiest of those that send seven parts: 55, 32, 16 and 8 MiB.
+    # None sends more than 1.3 times as much as the busiest call of those that send seven parts: 55, 32, 16 and 8 MiB.
     [
         (32, 1, [32, 23]),
         (16, 1, [16] * 3 + [7]),

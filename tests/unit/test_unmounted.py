@@ -94,17 +94,17 @@ def test_what_is_mounted_at_a_data_directory_or_above_it_is_enough(host, tmp_pat
     written = str(tmp_path / where).replace(" ", "\\040")
     (tmp_path / "mountinfo").write_text(LINE.format("/") + LINE.format(written))
     system_calls._wanted.cache_clear()
-    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk / "images")).add("one", b"data")
+    open_store("file", filesystem_store_datadir=str(host.disk / "images")).add("one", b"data")
 
 
 def test_a_file_system_that_is_mounted_meanwhile_takes_what_is_new(host, monkeypatch):
     looks = iter([str(host.disk)])
     monkeypatch.setattr(datadirs, "unmounted", lambda path: next(looks, None))
-    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk)).add("one", b"data")
+    open_store("file", filesystem_store_datadir=str(host.disk)).add("one", b"data")
     assert next(looks, None) is None
 
 
 def test_in_another_root_the_file_says_nothing(host, tmp_path):
     host.unmount()
     (tmp_path / "mountinfo").write_text(LINE.format("/proc"))
-    open_store("file", transfer_retries=0, filesystem_store_datadir=str(host.disk)).add("one", b"data")
+    open_store("file", filesystem_store_datadir=str(host.disk)).add("one", b"data")

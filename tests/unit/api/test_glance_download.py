@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import http.server
 import json
-import threading
 import uuid
 
 import pytest
-from deployment import Deployed
+from deployment import Deployed, serving
 
 from storelib.api.schemas import SIGNATURE, ImageSchema
 
@@ -78,19 +76,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@contextlib.contextmanager
-def serving():
-    with Remote() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 @pytest.fixture
 def remote():
-    with serving() as server:
+    with serving(Remote()) as server:
         yield server
 
 
@@ -149,7 +137,7 @@ class TestGlanceDownload(Downloading):
         }
 
     def test_the_token_is_sent_to_no_other_server(self, remote):
-        with serving() as other:
+        with serving(Remote()) as other:
             remote.redirect = f"{other.url}/data"
             image = self.api.alice.create()
             self.start(image, remote)

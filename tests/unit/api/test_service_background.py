@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from deployment import OCTETS
+from deployment import OCTETS, web_server
 from v1_client import WithWeb
 
 from storelib.api.errors import BadRequest, Gone
@@ -62,11 +62,9 @@ def slow():
     """The URL of a server that takes its time."""
     Slow.ended.clear()
     Slow.asked.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+    with web_server(Slow) as url:
+        yield url
         Slow.ended.set()
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import wsgiref.simple_server
 
 import pytest
 import sqlalchemy as sa
-from deployment import OCTETS, Deployed
+from deployment import OCTETS, Deployed, serving
 
 from storelib.api import config
 from storelib.api.context import Context
@@ -291,14 +291,10 @@ class TestStagedElsewhere(WithWorkers):
     def reachable(self, monkeypatch):
         """The host of the API, as other hosts see it."""
         server = wsgiref.simple_server.make_server("127.0.0.1", 0, self.api.wsgi, handler_class=Quiet)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
         url = f"http://127.0.0.1:{server.server_port}/"
         monkeypatch.setattr(self.api.service.core.options, "worker_self_reference_url", url)
-        yield url
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        with serving(server):
+            yield url
 
     @pytest.fixture
     def worker(self, tmp_path):
