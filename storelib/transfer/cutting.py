@@ -30,10 +30,19 @@ class PartCutter:
         self._offset = 0
         self._window = target.part_size(0)
         self._filled = 0
+        # Asked for the checksum of the window once the window is sure to be a part, and what it said so far.
+        several = self._writer.put is None or (target.size is not None and target.size > self._window)
+        self._checksum = self._writer.checksum if several else None
+        self._value = 0
         self._held: Buffer | None = None  # a full first part, while it may be the only one
         concurrency = self._writer.concurrency
         wanted = IN_ORDER if concurrency == 1 else (concurrency + 1) * self._window
         self._pool = Pool(self._calls.monitor.changed, min(max(wanted, IN_ORDER), budget), memory)
+
+    @property
+    def position(self) -> int:
+        """Where in ``buffer`` the bytes of ``block()`` are."""
+        return self._filled
 
     def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
         """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
@@ -50,6 +59,8 @@ class PartCutter:
     def push(self, count: int) -> None:
         """``count`` bytes of ``block()`` have been filled."""
         self._write_held()
+        if self._checksum is not None and self.buffer is not None:
+            self._value = self._checksum(self.buffer.memory[self._filled : self._filled + count], self._value)
         self._filled += count
         if self._filled == self._window:
             self._end_window()
@@ -114,13 +125,15 @@ class PartCutter:
         assert buffer is not None  # noqa: S101  (there are bytes in it)
         size = self._target.size
         hold = self.only_part() is not None and (size is None or size <= self._window)
+        checksum = None if self._checksum is None else self._value
         self.buffer = None
-        self._filled = 0
+        self._filled = self._value = 0
         self._offset += self._window
+        self._checksum = self._writer.checksum
         if hold:
             self._held = buffer
         else:
-            self._write(buffer, offset, length)
+            self._write(buffer, offset, length, checksum)
         # A part held back counts, too: what follows it goes into a buffer of this size before it is written.
         self._window = self._target.part_size(self._number + hold)
 
@@ -136,11 +149,12 @@ class PartCutter:
             self._target.make_room(end)
         return self._writer.sparse
 
-    def _write(self, buffer: Buffer, offset: int, length: int) -> None:
+    def _write(self, buffer: Buffer, offset: int, length: int, checksum: int | None = None) -> None:
         """Have ``length`` bytes of the image from ``offset`` on written; a sparse writer's zeros are left out."""
         window = buffer.memory[:length]
         for start, end in data_runs(window) if self._is_sparse(offset + length) else [(0, length)]:
-            part = Part(self._number, offset + start, window[start:end])
+            whole = end - start == length
+            part = Part(self._number, offset + start, window[start:end], checksum if whole else None)
             self._number += 1
             buffer.hold()
             self._target.write(part, buffer.release)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from storelib.exceptions import UnknownHashingAlgo
@@ -23,6 +25,8 @@ HOLE = 256 * MiB
 ZEROS = bytes(BLOCK)
 #: Blocks of a hole that are hashed before others may have their turn.
 _PIECE = 16
+#: Bytes that a digest is given at once while all of them have enough to do: each time takes some hand-overs.
+_RUN = 8 * MiB
 _THREADS = "storelib-digest"
 Update: TypeAlias = Callable[[memoryview], object]
 #: A verifier that hangs is its owner's; its thread is a daemon and is left behind after this long.
@@ -91,10 +95,9 @@ class Digesting:
         #: Each with whether it is sure to take nothing but the processor.
         self._updates: list[tuple[Update, bool]] = [(hasher.update, True) for hasher in self._hashers.values()]
         if verifier is not None:
-            # A verifier may keep what it is given, so it gets bytes of its own.
-            self._updates.append((lambda view: verifier.update(bytes(view)), False))
+            self._updates.append((functools.partial(_verify, verifier, monitor), False))
         self._md5 = md5
-        self._only: tuple[memoryview, Buffer | None] | None = None  # the first block, as long as there is no other
+        self._run: _Run | None = None  # what is held back
         self._queues: list[TaskQueue] = []
 
     @property
@@ -102,59 +105,69 @@ class Digesting:
         """Nothing is to be computed."""
         return not self._updates
 
-    def update(self, view: memoryview, buffer: Buffer | None = None, repeat: int = 1) -> None:
-        """Feed one block, ``repeat`` times; ``buffer`` is held until every digest has seen it."""
-        if not self._updates:
-            return
-        if not self._queues and self._only is None and repeat == 1:
-            if buffer is not None:
-                buffer.hold()
-            self._only = view, buffer
-            return
-        if not self._queues:
-            self._start()
-        self._put(view, buffer, repeat)
-
-    def let_go(self) -> None:
-        """Have the first block hashed though there is no other yet: its memory is needed."""
-        if self._only is not None:
-            self._start()
-
-    def _start(self) -> None:
-        """Have a thread for each digest, and the block that was held back done by them."""
-        monitor = self._monitor
-        pools = [pool_of(_THREADS, processor_bound=bound) for _, bound in self._updates]
-        self._queues = [TaskQueue(_THREADS, monitor, monitor.cancelled, InUse(), pool, as_one=True) for pool in pools]
-        if self._only is not None:
-            (view, buffer), self._only = self._only, None
-            self._put(view, buffer, 1)
-            if buffer is not None:
-                buffer.release()
-        for queue in self._queues:
-            queue.have_threads(1)
-
-    def _put(self, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
-        for (update, _), queue in zip(self._updates, self._queues, strict=True):
-            if buffer is not None:
-                buffer.hold()
-            queue.put(_Feed(self._monitor, update, view, buffer, repeat))
+    def update(self, buffer: Buffer, start: int, end: int) -> None:
+        """Feed the bytes of ``buffer`` from ``start`` to ``end``; it is held until every digest has seen them."""
+        self._take(_Run(buffer.memory, start, end, buffer))
 
     def zeros(self, length: int) -> None:
         """Feed ``length`` zero bytes."""
         blocks, rest = divmod(length, BLOCK)
-        if blocks:
-            self.update(memoryview(ZEROS), repeat=blocks)
+        if blocks and self._updates:
+            self.let_go()
+            self._put(_Run(memoryview(ZEROS), 0, BLOCK), blocks)
         if rest:
-            self.update(memoryview(ZEROS)[:rest])
+            self._take(_Run(memoryview(ZEROS), 0, rest))
+
+    def _take(self, run: _Run) -> None:
+        """Hold back the first bytes as long as there are no others, and what comes while all digests are behind."""
+        if not self._updates:
+            return
+        held = self._run
+        if held is not None and held.goes_on_with(run):
+            run.start = held.start
+        else:
+            self.let_go()
+            if run.buffer is not None:
+                run.buffer.hold()
+        self._run = run
+        may_be_all = held is None and not self._queues
+        if not may_be_all and (run.length >= _RUN or any(queue.unfinished < 2 for queue in self._get_queues())):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Have hashed what was held back: for one thing, its memory is needed."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._put(run)
+            run.release()
+
+    def _put(self, run: _Run, repeat: int = 1) -> None:
+        for (update, _), queue in zip(self._updates, self._get_queues(), strict=True):
+            if run.buffer is not None:
+                run.buffer.hold()
+            queue.put(_Feed(self._monitor, update, run, repeat))
+
+    def _get_queues(self) -> list[TaskQueue]:
+        """A queue and its thread for each digest, from the second block on."""
+        if not self._queues:
+            monitor = self._monitor
+            pools = [pool_of(_THREADS, processor_bound=bound) for _, bound in self._updates]
+            self._queues = [
+                TaskQueue(_THREADS, monitor, monitor.cancelled, InUse(), pool, as_one=True) for pool in pools
+            ]
+            for queue in self._queues:
+                queue.have_threads(1)
+        return self._queues
 
     def finish(self) -> Digests:
         """Wait for all digests and return them."""
-        if self._only is not None:
-            view, buffer = self._only
+        if self._queues:
+            self.let_go()
+        run, self._run = self._run, None
+        if run is not None:
             for update, _ in self._updates:
-                update(view)
-            if buffer is not None:
-                buffer.release()
+                update(run.view)
+            run.release()
         for queue in self._queues:
             queue.complete()
         for queue in self._queues:
@@ -173,20 +186,53 @@ class Digesting:
             queue.forget()
 
 
-class _Feed:
-    """One block on its way into one digest, ``repeat`` times; a long hole takes turns with what others hash."""
+@dataclass(slots=True)
+class _Run:
+    """Bytes that follow each other, and the buffer that they are in."""
 
-    def __init__(self, monitor: Monitor, update: Update, view: memoryview, buffer: Buffer | None, repeat: int) -> None:
+    memory: memoryview
+    start: int
+    end: int
+    buffer: Buffer | None = None
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def view(self) -> memoryview:
+        return self.memory[self.start : self.end]
+
+    def goes_on_with(self, run: _Run) -> bool:
+        return self.buffer is not None and self.buffer is run.buffer and self.end == run.start
+
+    def release(self) -> None:
+        if self.buffer is not None:
+            self.buffer.release()
+
+
+def _verify(verifier: Verifier, monitor: Monitor, view: memoryview) -> None:
+    """Feed a verifier of the caller's: it may keep what it is given, so it gets bytes of its own, and may be slow."""
+    for start in range(0, len(view), BLOCK):
+        if monitor.cancelled.is_set():
+            break
+        verifier.update(bytes(view[start : start + BLOCK]))
+        monitor.move()
+
+
+class _Feed:
+    """One run on its way into one digest, ``repeat`` times; a long hole takes turns with what others hash."""
+
+    def __init__(self, monitor: Monitor, update: Update, run: _Run, repeat: int) -> None:
         self._monitor = monitor
         self._update = update
-        self._view = view
-        self._buffer = buffer
+        self._run = run
         self._left = repeat
 
     def __call__(self) -> object:
         try:
             for _ in range(min(self._left, _PIECE)):
-                self._update(self._view)
+                self._update(self._run.view)
                 # A hole of many blocks takes its time, too.
                 self._monitor.move()
                 if self._monitor.cancelled.is_set():
@@ -198,6 +244,5 @@ class _Feed:
         self._left -= min(self._left, _PIECE)
         if self._left:
             return AGAIN
-        if self._buffer is not None:
-            self._buffer.release()
+        self._run.release()
         return None

@@ -45,6 +45,9 @@ def _parts_in_one(parts: int, most: int, at_once: int) -> int:
 class RangeCutter:
     """Takes the bytes in order, in the caller's thread, as PartCutter does; for an image of ``size`` bytes."""
 
+    #: Where in ``buffer`` the bytes of ``block()`` are.
+    position = 0
+
     def __init__(self, target: PartWriter, size: int, file: FileAgain, memory: MemoryBudget, unread: int = 0) -> None:
         """``unread``: bytes of parts at most that go out as one, since they are not read; 0: each by itself."""
         #: What holds the bytes of ``block()``.

@@ -277,6 +277,8 @@ def _pump(
             _check_ended(source, size)
             return done
         view = sink.block(digesting.let_go)
+        buffer, start = sink.buffer, sink.position
+        assert buffer is not None  # noqa: S101  (block() got it)
         if size is not None:
             view = view[: size - done]
         count = _fill(source, view)
@@ -284,7 +286,7 @@ def _pump(
             if size is not None:
                 raise _wrong_size(size, f"the source ended after {done}")
             return done
-        digesting.update(view[:count], sink.buffer)
+        digesting.update(buffer, start, start + count)
         sink.push(count)
         done += count
 
@@ -348,6 +350,9 @@ def _hand_over(
 
 class NullSink:
     """A sink for bytes that are only hashed."""
+
+    #: Where in ``buffer`` the bytes of ``block()`` are.
+    position = 0
 
     def __init__(self, upload: StoreUpload) -> None:
         self._monitor = upload.calls.monitor

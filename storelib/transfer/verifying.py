@@ -136,5 +136,5 @@ class Check:
         buffer, count = self._buffer, self._filled
         self._buffer, self._filled = None, 0
         if buffer is not None:
-            self._digesting.update(buffer.memory[:count], buffer)
+            self._digesting.update(buffer, 0, count)
             buffer.release()

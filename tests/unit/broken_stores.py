@@ -27,6 +27,7 @@ import time
 import unicodedata
 import urllib.parse
 import weakref
+import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -344,6 +345,13 @@ class KeepsViews(Faulty):
         def write(self, part):
             super().write(part)
             self.backend.uploads[self.token].parts[part.offset] = part.data
+
+
+@rejected_by("test_checksum_of_a_part_goes_on")
+class ChecksumsTheLastPiece(Faulty):
+    class Writer(MemoryWriter):
+        def checksum(self, data, value):
+            return zlib.crc32(data)
 
 
 @rejected_by("test_file_that_is_read_as_it_is_sent_comes_back")

@@ -21,6 +21,7 @@ class RecordingWriter(MemoryWriter):
         self.store = store
         self.sparse = store.sparse
         self.retryable = store.retryable
+        self.checksum = store.checksum
         if not store.has_put:
             self.put = None
 
@@ -71,6 +72,7 @@ class RecordingStore(MemoryStore):
         self.sparse = False
         self.has_put = False
         self.retryable = True
+        self.checksum: Callable[[memoryview, int], int] | None = None
         self.part_size: Callable[[int], int] | None = None
         self.room: Callable[[int], int | None] | None = None
         self.on_write: Callable[[Any], None] = lambda part: None

@@ -585,16 +585,27 @@ class PartChecksums:
         kind = "FULL_OBJECT" if self._crc else "COMPOSITE"
         return {"ChecksumAlgorithm": self.algorithm.upper(), "ChecksumType": kind}
 
-    def of_part(self, data: memoryview | RangeFile, known: Digests | None = None) -> dict[str, str]:
-        """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it."""
+    @property
+    def update(self) -> Callable[[Any, int], int] | None:
+        """What computes the checksum of a part in pieces; None if nothing does."""
+        return self._crc.update if self._crc else None
+
+    def of_part(
+        self, data: memoryview | RangeFile, known: Digests | None = None, value: int | None = None
+    ) -> dict[str, str]:
+        """The checksum of ``data``; taken from ``known`` digests of the same bytes where they have it.
+
+        ``value`` is what ``update`` made of them, if it was asked.
+        """
         # In the other order than ``compare`` sets them: another part may find meanwhile that the CRC is ignored.
         crc, algorithm = self._crc, self.algorithm
         if algorithm == "none":
             return {}
         if crc is not None:
-            value = 0
-            for piece in _pieces(data):
-                value = crc.update(piece, value)
+            if value is None:
+                value = 0
+                for piece in _pieces(data):
+                    value = crc.update(piece, value)
             return {crc.name: crc.encode(value)}
         digest = _known(algorithm, known) or _hash(algorithm, data).digest()
         name = "ContentMD5" if algorithm == "md5" else _field(algorithm)

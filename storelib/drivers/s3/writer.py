@@ -80,6 +80,9 @@ class S3Writer(Writer):
         self.concurrency = bucket.conf.s3_store_thread_pools
         self.put = self.put_whole
         self.write_range = self.write_large
+        # What has been computed is of no use once the server was found to want others.
+        self._checksums = bucket.checksums
+        self.checksum = self._checksums.update
         self.sends_at_once = self._sends_at_once()
         self.upload_id: str | None = None
         #: Metadata that tell the digest of what is sent in parts, where it is known before.
@@ -143,7 +146,12 @@ class S3Writer(Writer):
                 f"{self.publication.location} would have more than {MOST_PARTS} parts, which S3 does not allow; "
                 "set s3_store_large_object_chunk_size higher"
             )
-        adapting(self._bucket, lambda _, checksums: self._send(part.number, Body(part.data), part.data, checksums))
+
+        def send(_: bool, checksums: PartChecksums) -> None:
+            value = part.checksum if checksums is self._checksums else None
+            self._send(part.number, Body(part.data), part.data, checksums, value)
+
+        adapting(self._bucket, send)
 
     def write_large(self, number: int, file: RangeFile) -> None:
         """The same for a part that is read from a file: for its checksum, and when it is sent."""
@@ -151,9 +159,14 @@ class S3Writer(Writer):
         adapting(self._bucket, lambda _, checksums: self._send(number, body, file, checksums))
 
     def _send(
-        self, number: int, body: Body | RangeFile | UnreadFile, data: memoryview | RangeFile, checksums: PartChecksums
+        self,
+        number: int,
+        body: Body | RangeFile | UnreadFile,
+        data: memoryview | RangeFile,
+        checksums: PartChecksums,
+        value: int | None = None,
     ) -> None:
-        sent = checksums.of_part(data)
+        sent = checksums.of_part(data, value=value)
         # The server may have refused another checksum of the same file before.
         body.seek(0)
         response = self._call(

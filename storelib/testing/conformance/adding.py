@@ -20,7 +20,7 @@ from storelib.exceptions import Invalid
 from storelib.testing.conformance.bench import SEVERAL_BLOCKS, Bench, assert_same_bytes, payload
 from storelib.testing.conformance.promises import Promises, needs, sampled
 from storelib.testing.conformance.sources import KINDS, chunks
-from storelib.transfer import partfile, store_upload, upload
+from storelib.transfer import cutting, partfile, store_upload, upload
 
 SIZES = ("0", "1", "part-1", "part", "part+1", "3 parts+1")
 ALGORITHMS = ("md5", "sha1", "sha256", "sha512", "blake2b", "sha3_256")
@@ -81,6 +81,25 @@ class Adding(Promises):
 
         with bench.writers_changed(change):
             stored = bench.add(bench.new_id(), data)
+        assert_same_bytes(bench.read(stored.uri), data)
+
+    def test_checksum_of_a_part_goes_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``Writer.checksum`` makes of the pieces of a part, one after the other, what it makes of the whole part."""
+        monkeypatch.setattr(cutting, "BLOCK", max(bench.part // 3, 1))
+        data = payload(3 * bench.part + 1)
+
+        def change(writer: Writer) -> None:
+            write, checksum = writer.write, writer.checksum
+
+            def compared(part: Part) -> None:
+                if checksum is not None and part.checksum is not None:
+                    assert part.checksum == checksum(part.data, 0)
+                write(part)
+
+            vars(writer)["write"] = compared
+
+        with bench.writers_changed(change):
+            stored = bench.add(bench.new_id(), chunks(data, 65_536), len(data))
         assert_same_bytes(bench.read(stored.uri), data)
 
     @pytest.mark.parametrize("hashed", [True, False])
