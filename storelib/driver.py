@@ -594,6 +594,22 @@ class Store(abc.ABC, Generic[L]):
                 raise BadStoreUri(f"no image can be at {str(found)[:300]}: {error}") from None
         return found
 
+    def canonical(self, location: L) -> L:
+        """The same place as ``add`` writes it, for a ``location`` of ``locate`` that may be spelled in another way.
+
+        By that it is seen that two images have the same data. A driver whose URIs may leave something out, or say the
+        same in two ways that are not equal, fills it in; it may ask the back end.
+        """
+        return location
+
+    def uri_of(self, location: ParsedLocation | str) -> str:
+        """The URI that ``add`` would have given to what is at ``location``, without credentials.
+
+        Raises BadStoreUri if it is not of this store, and StoreError if the back end had to be asked and failed.
+        """
+        found = self.locate(location)
+        return self._call(lambda: self.canonical(found), found).uri
+
     def require(self, capability: Capability, error: type[OperationNotSupported] | None = None) -> None:
         """Raise ``error`` unless this store has ``capability``."""
         if capability in self.capabilities:

@@ -212,7 +212,7 @@ class Audit:
     def _check_location(self, found: sqlite3.Connection, row: AuditRow, location: ImageLocation) -> Iterator[Finding]:
         try:
             store = self._store_of(location)
-            uri = _plain(store, location.uri)
+            uri = store.uri_of(location.uri)
         except NotFound:
             # Several stores might have it, and all were asked.
             yield from self._missing(row, location, None)
@@ -260,7 +260,7 @@ class Audit:
         """Note that an image has this data; returns its size if it is listed, and which other image has it already."""
         try:
             store = store or self._store_of(location)
-            key = (store.name, uri or _plain(store, location.uri))
+            key = (store.name, uri or store.uri_of(location.uri))
         except StoreError:
             return None, None
         listed = found.execute("SELECT size, owner FROM found WHERE store = ? AND uri = ?", key).fetchone()
@@ -391,7 +391,7 @@ def _until_failure(store: Store[Any], failures: list[StoreError]) -> Iterator[tu
     """The images of a store with their URIs; an error ends them, behind all that were listed before."""
     try:
         for info in store.list_images():
-            yield _plain(store, info.uri), info
+            yield info.uri, info
     except StoreError as error:
         failures.append(error)
 
@@ -404,14 +404,9 @@ def _hasher(algorithm: str) -> Hasher:
     return hashlib.md5(usedforsecurity=False) if algorithm == "md5" else new_hasher(algorithm)
 
 
-def _plain(store: Store[Any], uri: str) -> str:
-    """The URI as the store itself writes it; raises BadStoreUri."""
-    return str(store.locate(uri).uri)
-
-
 def _is_at(store: Store[Any], location: ImageLocation, uri: str) -> bool:
     try:
-        return _plain(store, location.uri) == uri
+        return store.uri_of(location.uri) == uri
     except BadStoreUri:
         return False
 

@@ -296,6 +296,7 @@ def test_short_uri(store, image_id):
     uri = store.add(image_id, b"data").uri
     assert read(store, f"rbd://{image_id}") == b"data"
     assert store.stat(f"rbd://{image_id}").uri == uri
+    assert store.uri_of(f"rbd://{image_id}") == uri
 
 
 def test_details_have_the_clusters_fsid(ceph, store):

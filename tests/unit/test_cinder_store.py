@@ -170,6 +170,7 @@ def test_volume_of_another_store_is_refused():
     store = cinder(**USER)
     assert store.locate(f"cinder://fast/{VOLUME}").volume == VOLUME
     assert store.locate(f"cinder://{VOLUME}").volume == VOLUME
+    assert store.uri_of(f"cinder://{VOLUME.upper()}") == f"cinder://fast/{VOLUME}"
     with pytest.raises(BadStoreUri):
         store.locate(f"cinder://slow/{VOLUME}")
 

@@ -124,6 +124,7 @@ def test_store_owns_what_is_below_its_prefix(uri, owned):
     store = open_s3(s3_store_key_prefix="pre/")
     if owned:
         assert store.locate(uri).bucket == "images"
+        assert store.uri_of(uri) == f"s3+https://s3.example.org/{uri.partition('.org')[2].partition('/')[2]}"
         return
     with pytest.raises(BadStoreUri):
         store.locate(uri)

@@ -93,6 +93,7 @@ def test_uri_names_the_daemon(programs, address, port, uri):
     store = open_sheepdog(sheepdog_store_address=address, sheepdog_store_port=port)
     assert store.cluster.location("image").uri == uri
     assert store.locate(uri) == store.cluster.location("image")
+    assert store.uri_of(uri) == store.uri_of("sheepdog://image") == store.cluster.location("image").uri
 
 
 @pytest.mark.parametrize("uri", ["sheepdog://127.0.0.1:7000:image", "sheepdog://image"])

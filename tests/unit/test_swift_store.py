@@ -81,6 +81,9 @@ def references(tmp_path):
 )
 def test_uri_of_the_same_service_and_container_is_the_stores(uri):
     assert swift().locate(uri).obj == "id"
+    # By what an add writes it is seen that two images have the same data.
+    container = uri.split("/")[-2]
+    assert swift().uri_of(uri) == f"swift+https://keystone:5000/v3/{container}/id"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,8 @@ def test_uri_of_a_reference_is_the_stores(references):
     store = open_store(SwiftStore, swift_store_config_file=references(REFERENCES))
     assert store.locate("swift+config://ref2/glance/id").place == "ref2"
     assert store.locate("swift+https://u:p@one:5000/v2.0/glance/id").obj == "id"
+    assert store.uri_of("swift+https://u:p@one:5000/v2.0/glance/id") == "swift+config://ref1/glance/id"
+    assert store.uri_of("swift+config://ref2/glance/id") == "swift+config://ref2/glance/id"
     with pytest.raises(BadStoreUri):
         store.locate("swift+config://ref3/glance/id")
 

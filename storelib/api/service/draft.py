@@ -258,16 +258,17 @@ class Draft:
 
     def _new(self, value: Mapping[str, Any]) -> NewLocation:
         """A location that was not there; the first one of a queued image makes it active."""
-        if any(location.uri == value["url"] for location in self._locations):
-            raise BadRequest("the image has this location already")
+        self._check_is_new(value["url"])
         # Before other servers are asked.
         self._core.quota.check_locations([*self._locations, value])
         check_trusted(self._core, self._context, value["url"])
         # Each is asked for in turn, whose server may take its time.
         self._core.quota.check_locations([*self._found, value])
         self._core.quota.room(self._image.owner)
-        store, size = find_data(self._core, self._context, value["url"])
-        found = Found(NewLocation(value["url"], {**value["metadata"], "store": store.name}), store, size)
+        location, store, size = find_data(self._core, self._context, value["url"])
+        # The client may have spelled it in another way.
+        self._check_is_new(location.uri)
+        found = Found(NewLocation(location.uri, {**value["metadata"], **location.metadata}), store, size)
         self._found.append(found)
         image = self._image
         size_so_far = self._values.get("size", image.size)
@@ -279,6 +280,10 @@ class Draft:
         elif size != size_so_far:
             raise Conflict(f"the data there has {size} bytes, the image has {size_so_far}")
         return found.location
+
+    def _check_is_new(self, uri: str) -> None:
+        if any(location.uri == uri for location in self._locations):
+            raise BadRequest("the image has this location already")
 
     def _require_formats(self) -> None:
         for name in ("disk_format", "container_format"):

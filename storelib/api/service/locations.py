@@ -31,6 +31,7 @@ from storelib.api.service.foreign import LOOK, PUBLIC_SCHEMES, Found
 from storelib.api.service.hashing import Hashing
 from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
+from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import (
     BadStoreUri,
@@ -87,9 +88,10 @@ class Locations:
         check_formats(image)
         core.quota.room(image.owner)
         signature = core.signatures.of(context, image.properties)
-        store, size = find_data(core, context, url)
-        core.quota.room(image.owner, size)
-        core.limits.check_data(image.owner, size)
+        found = find_data(core, context, url)
+        url = found.location.uri
+        core.quota.room(image.owner, found.size)
+        core.limits.check_data(image.owner, found.size)
         begun, ticket = self._data.begin(image, from_=("queued",), to="importing", stores=())
         try:
             # They may have been changed before it was begun, and cannot be any more.
@@ -100,9 +102,8 @@ class Locations:
             # The task may have been noted, and ends when the upload is undone.
             self._data.undo_later(ticket)
             raise
-        found = Found(NewLocation(url, {"store": store.name}), store, size)
         work = partial(self._hashing.take, context, begun, ticket, found, validation or {}, signature, task.id)
-        noted = {"url": url, "size": size, "validation": dict(validation or {}), "task": task.id}
+        noted = {"url": url, "size": found.size, "validation": dict(validation or {}), "task": task.id}
         self._background.start(KIND, context, image, ticket, noted, work)
         return begun
 
@@ -199,20 +200,29 @@ def check_trusted(core: Core, context: Context, uri: str) -> None:
         raise NotPermitted("only services may name data in this kind of store")
 
 
-def find_data(core: Core, context: Context, uri: str) -> tuple[Store[Any], int]:
-    """The store a client's URI belongs to and the size of the data there, in bytes; raises BadRequest or StoreError."""
+def find_data(core: Core, context: Context, uri: str) -> Found:
+    """The data at a client's URI; raises BadRequest or StoreError."""
     check_uri(core, uri)
     try:
         store = core.registry.resolve(uri, context)
         with at_most(LOOK):
             size = store.get_size(uri, context)
+            location = _location_in(store, uri)
     except (BadStoreUri, NotFound) as error:
         raise BadRequest(f"there is no data at {redact(uri)}: {told(error, redact(uri))}") from error
     except StoreError as error:
         raise BadRequest(f"the data at {redact(uri)} cannot be reached: {told(error, redact(uri))}") from error
     if size == 0:
         raise BadRequest(f"the data at {redact(uri)} is empty")
-    return store, size
+    return Found(location, store, size)
+
+
+def _location_in(store: Store[Any], uri: str) -> NewLocation:
+    """In the spelling of the store, or two images with this data would not be seen to share it when one is deleted.
+
+    Data that nobody deletes keeps the URI that the client gave, with its credentials.
+    """
+    return NewLocation(store.uri_of(uri) if Capability.DELETE in store.capabilities else uri, {"store": store.name})
 
 
 def locate(core: Core, context: Context, uri: str, expected: int | None) -> Found:
@@ -225,7 +235,7 @@ def locate(core: Core, context: Context, uri: str, expected: int | None) -> Foun
         raise BadRequest(f"the data at {redact(uri)} is empty, or its size is not known")
     if expected and size != expected:
         raise Conflict(f"the data at {redact(uri)} has {size} bytes, not {expected}")
-    return Found(NewLocation(uri, {"store": store.name}), store, size)
+    return Found(_location_in(store, uri), store, size)
 
 
 def measure(core: Core, context: Context, uri: str) -> tuple[Store[Any], int | None]:

@@ -70,6 +70,10 @@ class CinderStore(Store[CinderLocation]):
         """The name of a store, which old URIs lack."""
         return None if location.store is None else [location.store]
 
+    def canonical(self, location: CinderLocation) -> CinderLocation:
+        """With the name of this store, which old URIs lack."""
+        return self.service.location(location.volume)
+
     # -- The driver contract ------------------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> CinderWriter:

@@ -84,6 +84,10 @@ class RbdStore(Store[RbdLocation]):
         """The same; the short form says nothing."""
         return None if location.fsid is None else [(str(location.pool), location.namespace)]
 
+    def canonical(self, location: RbdLocation) -> RbdLocation:
+        """With cluster and pool, which the short form leaves out."""
+        return self.cluster.location(location.image, location.snapshot)
+
     # -- The driver contract ----------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> RbdWriter:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import secrets
@@ -135,6 +136,10 @@ class S3Store(Store[S3Location]):
         """Bucket and key as this store knows them, whose server may have a path."""
         found = super().locate(location)
         return found.below(self.bucket.base) or found
+
+    def canonical(self, location: S3Location) -> S3Location:
+        """With the scheme and the port of this store."""
+        return dataclasses.replace(location, scheme=self.bucket.scheme, port=self.bucket.port)
 
     # -- The driver contract ----------------------------------------------------------------------------------
 

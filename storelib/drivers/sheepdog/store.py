@@ -66,6 +66,10 @@ class SheepdogStore(Store[SheepdogLocation]):
         """The same, unless it is left open."""
         return None if location.address is None else [(location.address, location.port)]
 
+    def canonical(self, location: SheepdogLocation) -> SheepdogLocation:
+        """With the daemon, which the short form leaves out."""
+        return self.cluster.location(location.vdi)
+
     # -- The driver contract ----------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SheepdogWriter:

@@ -224,12 +224,20 @@ class Service:
     def location_of(self, account: Account, container: str, image_id: str) -> SwiftLocation:
         """Where an image is, or would be."""
         if self.multi_tenant:
-            url = account.url
-        elif self.conf.swift_store_config_file:
-            return SwiftLocation(CONFIG, self.reference, container, image_id)
-        else:
-            url = self.credentials[OPTIONS_REFERENCE].auth_address
-        return SwiftLocation(scheme_for(url), place_of(url), container, image_id)
+            return SwiftLocation(scheme_for(account.url), place_of(account.url), container, image_id)
+        return self._location_in(self.reference, container, image_id)
+
+    def canonical(self, location: SwiftLocation) -> SwiftLocation:
+        """The same object as ``location_of`` writes it; in a multi-tenant store the host may be another service's."""
+        reference = None if self.multi_tenant else self._reference_of(location)
+        return location if reference is None else self._location_in(reference, location.container, location.obj)
+
+    def _location_in(self, reference: str, container: str, obj: str) -> SwiftLocation:
+        """An object of the account that a section of the reference file is about, or the options."""
+        if reference != OPTIONS_REFERENCE:
+            return SwiftLocation(CONFIG, reference, container, obj)
+        url = self.credentials[OPTIONS_REFERENCE].auth_address
+        return SwiftLocation(scheme_for(url), place_of(url), container, obj)
 
     def containers(self, account: Account, prefix: str = "") -> Iterator[str]:
         """The containers that may hold images whose ids begin with ``prefix``."""

@@ -146,6 +146,10 @@ class SwiftStore(Store[SwiftLocation]):
         """The same for all containers that one may belong to."""
         return possible_roots(location)
 
+    def canonical(self, location: SwiftLocation) -> SwiftLocation:
+        """With the account as new images of it have it."""
+        return self.service.canonical(location)
+
     # -- The driver contract ------------------------------------------------------------------------------------------
 
     def open_writer(self, image_id: str, size: int | None, context: Context | None) -> SwiftWriter:

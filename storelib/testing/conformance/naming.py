@@ -177,6 +177,7 @@ class Naming(Promises):
         again = bench.location(location.uri)
         assert again == location
         assert hash(again) == hash(location)
+        assert bench.store.uri_of(uri) == uri, "what an add wrote is spelled as the store does"
 
     def test_store_shows_no_credential(self, bench: Bench) -> None:
         """No secret option is in the store's repr, nor in a URI or what is printed of it."""

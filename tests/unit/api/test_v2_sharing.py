@@ -207,6 +207,14 @@ class TestLocationsByPatch(WithPlaces):
             assert self.api.alice.patch(image, operation).status_code == 403
         assert self.api.alice.show(image)["status"] == "queued"
 
+    def test_a_location_is_not_added_again_in_another_spelling(self):
+        """One of the two could be removed then, and the data of both with it."""
+        image, url = self.api.nova.create(), self.data_in("mem")
+        assert self.add(image, url).status_code == 200
+        response = self.add(image, f"{url[:-1]}%{ord(url[-1]):02x}")
+        assert response.status_code == 400
+        assert "has this location already" in response.text
+
     def test_a_queued_image_gets_active_with_its_first_location(self):
         image, url = self.api.alice.create(), self.data_in("mem")
         response = self.add(image, url)
