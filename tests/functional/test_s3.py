@@ -833,7 +833,7 @@ def test_bytes_that_are_not_those_stored_are_noticed(local, image_id, monkeypatc
 def test_part_that_was_damaged_on_its_way_is_refused(localstack, image_id, data, algorithm):
     store = open_local(localstack, s3_store_checksum_algorithm=algorithm, transfer_retries=1)
     plain = store.bucket.checksums.of_part
-    store.bucket.checksums.of_part = lambda data, known=None: plain(memoryview(b"what was sent"), None)
+    store.bucket.checksums.of_part = lambda data, known=None, value=None: plain(memoryview(b"what was sent"))
     with pytest.raises(RemoteServiceUnavailable, match="damaged"):
         store.add(image_id, data)
     assert not localstack.access.residue(image_id)
