@@ -15,6 +15,9 @@ from storelib.transfer.memory import MemoryBudget
 
 #: Bytes that writers which take one part at a time get at least, so that digests may lag behind.
 IN_ORDER = 12 * MiB
+#: Bytes up to which a transfer takes new memory though it has enough to do: more than that only falls out of the
+#: processor's cache (512 MiB to a server as fast as this machine: a tenth less time than with 48 MiB).
+FEW = 24 * MiB
 PAGE = mmap.PAGESIZE
 #: Bytes of a large page. Touching a MiB costs 0.06 ms in one, 0.40 ms in small ones, 0.70 ms where they are shared.
 LARGE_PAGE = 2 * MiB
@@ -22,6 +25,11 @@ LARGE_PAGE = 2 * MiB
 
 def nothing() -> None:
     """For callers that hold nothing back."""
+
+
+def never() -> bool:
+    """For callers that have nothing else to do."""
+    return False
 
 
 class Waiter(Protocol):
@@ -91,13 +99,22 @@ class Pool:
         """Bytes of all buffers that were not given back to the system."""
         return self._account.held
 
-    def take(self, size: int, calls: Waiter, let_go: Callable[[], None], *, will_be_full: bool = True) -> Buffer:
+    def take(
+        self,
+        size: int,
+        calls: Waiter,
+        let_go: Callable[[], None],
+        can_wait: Callable[[], bool] = never,
+        *,
+        will_be_full: bool = True,
+    ) -> Buffer:
         """A buffer of at least ``size`` bytes; waits while there is none, for other transfers too where none is in use.
 
-        ``let_go`` is called before that: what is only held back is done then, or it would be waited for in vain.
-        ``will_be_full`` says whether that many bytes are sure to come.
+        ``let_go`` is called before that: what is only held back is done then, or it would be waited for in vain. As
+        long as ``can_wait``, one that comes back is waited for rather than many taken. ``will_be_full`` says whether
+        that many bytes are sure to come.
         """
-        buffer = self._take_now(size)
+        buffer = self._take_now(size, can_wait)
         if buffer is not None:
             return buffer
         if not self.held:
@@ -106,7 +123,7 @@ class Pool:
 
         def ready() -> bool:
             nonlocal buffer
-            buffer = self._take_now(size)
+            buffer = self._take_now(size, can_wait)
             return buffer is not None or not self._in_use
 
         calls.wait_for(ready)
@@ -121,7 +138,7 @@ class Pool:
         self._account.take(size, calls.check)
         return self._new(size, will_be_full=will_be_full)
 
-    def _take_now(self, size: int) -> Buffer | None:
+    def _take_now(self, size: int, can_wait: Callable[[], bool]) -> Buffer | None:
         """A buffer of at least ``size`` bytes if there is one without waiting, beside those in use."""
         with self.changed:
             for index, buffer in enumerate(self._free):
@@ -131,6 +148,8 @@ class Pool:
                     return buffer
             in_use = self._in_use
             if not in_use or in_use + size > max(self._budget, 2 * size):
+                return None
+            if in_use + size > max(FEW, 2 * size) and can_wait():
                 return None
             # Parts have grown: the smaller buffers make room for a larger one.
             self._give_back_free()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from storelib.transfer.buffers import IN_ORDER, PAGE, Buffer, Pool, nothing
+from storelib.transfer.buffers import IN_ORDER, PAGE, Buffer, Pool, never, nothing
 from storelib.transfer.contract import Part
 from storelib.transfer.digests import BLOCK, HOLE, ZEROS
 from storelib.transfer.memory import MemoryBudget
@@ -44,8 +44,11 @@ class PartCutter:
         """Where in ``buffer`` the bytes of ``block()`` are."""
         return self._filled
 
-    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
-        """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
+    def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
+        """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``.
+
+        Takes no more than a few parts as long as the caller ``can_wait``.
+        """
         self._calls.check()
         if self.buffer is None:
             wanted, known = self._window, self._target.size is not None
@@ -53,7 +56,9 @@ class PartCutter:
                 # Of a small image no more than it has, which counts where many transfers share the memory.
                 wanted = min(wanted, max(-(-(self._target.size - self._offset) // PAGE), 1) * PAGE)
             will_be_full = known or bool(self._offset)
-            self.buffer = self._pool.take(wanted, self._calls, lambda: self._let_go(let_go), will_be_full=will_be_full)
+            self.buffer = self._pool.take(
+                wanted, self._calls, lambda: self._let_go(let_go), can_wait, will_be_full=will_be_full
+            )
         return self.buffer.memory[self._filled : min(self._filled + BLOCK, self._window)]
 
     def push(self, count: int) -> None:

@@ -131,7 +131,7 @@ class Digesting:
                 run.buffer.hold()
         self._run = run
         may_be_all = held is None and not self._queues
-        if not may_be_all and (run.length >= _RUN or any(queue.unfinished < 2 for queue in self._get_queues())):
+        if not may_be_all and (run.length >= _RUN or self._is_wanting()):
             self.let_go()
 
     def let_go(self) -> None:
@@ -140,6 +140,13 @@ class Digesting:
         if run is not None:
             self._put(run)
             run.release()
+
+    def is_busy(self) -> bool:
+        """Whether every digest has something to do when it is done with what it is at."""
+        return bool(self._queues) and not self._is_wanting()
+
+    def _is_wanting(self) -> bool:
+        return any(queue.unfinished < 2 for queue in self._get_queues())
 
     def _put(self, run: _Run, repeat: int = 1) -> None:
         for (update, _), queue in zip(self._updates, self._get_queues(), strict=True):

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 
 from storelib.exceptions import StoreError
-from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
+from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, never, nothing
 from storelib.transfer.contract import MiB, Progress
 from storelib.transfer.digests import BLOCK, HOLE, ZEROS
 from storelib.transfer.memory import MemoryBudget
@@ -67,11 +67,11 @@ class RangeCutter:
         self._under_way = 0
         self._pool = Pool(self._calls.monitor.changed, IN_ORDER, memory)
 
-    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
+    def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
         """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
         self._calls.check()
         if self.buffer is None:
-            self.buffer = self._pool.take(BLOCK, self._calls, let_go)
+            self.buffer = self._pool.take(BLOCK, self._calls, let_go, can_wait)
         # One byte more than there are, so that a source that is too long is found out.
         return self.buffer.memory[: min(BLOCK, max(self._window - self._filled, 1))]
 

@@ -208,7 +208,7 @@ class TaskQueue:
                 else:
                     task.done = error is None and not again
                     self.error = self.error or error
-                if self._as_one and self._tasks and self.error is None:
+                if self._as_one and len(self._tasks) > 1 and self.error is None:
                     # Woken by each, waiting threads would only go to sleep again.
                     self._monitor.move()
                 else:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from storelib.exceptions import Invalid, StoreError
-from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, nothing
+from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, never, nothing
 from storelib.transfer.contract import (
     Backend,
     Context,
@@ -276,7 +276,7 @@ def _pump(
         if done == size:
             _check_ended(source, size)
             return done
-        view = sink.block(digesting.let_go)
+        view = sink.block(digesting.let_go, digesting.is_busy)
         buffer, start = sink.buffer, sink.position
         assert buffer is not None  # noqa: S101  (block() got it)
         if size is not None:
@@ -365,10 +365,10 @@ class NullSink:
     def __exit__(self, *error: object) -> None:
         self._pool.close()
 
-    def block(self, let_go: Callable[[], None] = nothing) -> memoryview:
+    def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
         """Memory for the next bytes; waits until there is some, after ``let_go``."""
         if self.buffer is None:
-            self.buffer = self._pool.take(BLOCK, self._monitor, let_go)
+            self.buffer = self._pool.take(BLOCK, self._monitor, let_go, can_wait)
         return self.buffer.memory[:BLOCK]
 
     def push(self, count: int) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 import zlib
 
 import pytest
-from recording import PART, recording_store
+from recording import PART, eventually, recording_store
 
 from storelib.transfer import digests
-from storelib.transfer.buffers import Pool, nothing
+from storelib.transfer.buffers import FEW, Pool, nothing
 from storelib.transfer.contract import MiB
 from storelib.transfer.digests import Digesting
 from storelib.transfer.memory import MemoryBudget
@@ -99,6 +100,28 @@ def test_memory_that_is_needed_is_not_held_back(monitor, pool, hasher):
     pool.take(32 * MiB, monitor, digesting.let_go)
     digesting.finish()
     assert sum(hasher.lengths) == 2 * MiB
+
+
+def test_what_cannot_be_hashed_soon_is_not_read_yet(hasher):
+    """It would fall out of the processor's cache. A transfer whose digests have nothing to do takes all that it may."""
+    store = recording_store(concurrency=5, part_size=lambda number: 8 * MiB)
+    data, read = os.urandom(MiB), []
+
+    def source():
+        for number in range(64):
+            read.append(number)
+            yield data
+
+    adding = threading.Thread(target=store.add, args=("x", source(), 64 * MiB))
+    adding.start()
+    try:
+        assert eventually(lambda: len(read) == FEW // MiB)
+        time.sleep(0.1)
+        assert len(read) == FEW // MiB < store.window // MiB
+    finally:
+        hasher.begin.set()
+        adding.join()
+    assert len(read) == 64
 
 
 def test_a_verifier_gets_a_block_at_a_time(monkeypatch):
