@@ -305,11 +305,15 @@ class TestDownloads(Cached):
         other.core.repository.close()
         assert gate.opened == 1
 
-    def test_wrong_bytes_never_count(self):
+    @pytest.mark.parametrize("late", [False, True], ids=["while it comes", "when it was found wrong"])
+    def test_wrong_bytes_never_count(self, late):
         image_id = self.image()
         image = self.store.backend.images[image_id]
         self.store.backend.images[image_id].data = b"x" + image.data[1:]
-        with pytest.raises(Exception, match="throw away|cut"), self.stream(image_id) as stream:
+        stream = self.stream(image_id)
+        if late:
+            self.settle()
+        with pytest.raises(Exception, match="throw away|cut"), stream:
             stream.read()
         self.settle()
         assert (self.files(), self.unfinished()) == ([], [])

@@ -158,7 +158,8 @@ class FollowingReader(Reader):
             if ready:
                 return os.preadv(self._file, [view[:ready]], offset)
             self._rest, self._rest_begins = self._open_rest(offset)
-            if offset and self._expected is not None:
+            # Also of all of it, which may have been found wrong before this reader came to its first byte.
+            if self._expected is not None and (offset or self._rest.data.verified_with is None):
                 self._hasher = self._hashed(self._expected.algorithm, offset)
         self._rest.data.seek(offset - self._rest_begins)
         count = self._rest.data.readinto(view)
