@@ -59,8 +59,8 @@ class Deployment:
     def __init__(self, directory: Path, connection: str | None = None, ini: str = INI) -> None:
         self.directory = directory
         self.config = directory / "my.ini"
-        connection = connection or f"sqlite:///{directory}/images.sqlite"
-        self.config.write_text(ini.format(directory=directory, connection=connection))
+        self.connection = connection or f"sqlite:///{directory}/images.sqlite"
+        self.config.write_text(ini.format(directory=directory, connection=self.connection))
         self.servers: list[Server] = []
 
     def serve(self, *options: str) -> Server:
