@@ -127,8 +127,7 @@ class Digesting:
             run.start = held.start
         else:
             self.let_go()
-            if run.buffer is not None:
-                run.buffer.hold()
+            run.hold()
         self._run = run
         may_be_all = held is None and not self._queues
         if not may_be_all and (run.length >= _RUN or self._is_wanting()):
@@ -150,8 +149,7 @@ class Digesting:
 
     def _put(self, run: _Run, repeat: int = 1) -> None:
         for (update, _), queue in zip(self._updates, self._get_queues(), strict=True):
-            if run.buffer is not None:
-                run.buffer.hold()
+            run.hold()
             queue.put(_Feed(self._monitor, update, run, repeat))
 
     def _get_queues(self) -> list[TaskQueue]:
@@ -187,7 +185,7 @@ class Digesting:
         return Digests(md5, self._hashers[self.algorithm].hexdigest(), self.algorithm)
 
     def join(self) -> None:
-        """After the monitor was cancelled: wait for the threads, each of which ends after one block at most."""
+        """After the monitor was cancelled: wait for the threads, each of which ends after one run at most."""
         for queue in self._queues:
             queue.join(JOIN_SECONDS)
             queue.forget()
@@ -212,6 +210,10 @@ class _Run:
 
     def goes_on_with(self, run: _Run) -> bool:
         return self.buffer is not None and self.buffer is run.buffer and self.end == run.start
+
+    def hold(self) -> None:
+        if self.buffer is not None:
+            self.buffer.hold()
 
     def release(self) -> None:
         if self.buffer is not None:

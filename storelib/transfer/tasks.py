@@ -52,7 +52,7 @@ class TaskQueue:
 
     No call begins after an error, nor once ``cancelled`` is set and announced through ``monitor``. ``in_use`` is
     entered by each call. The pool is that of ``name``, if none is given. ``as_one``: nobody waits for a single call,
-    only for all of them.
+    only for all of them, or for the last but one.
     """
 
     def __init__(

@@ -124,7 +124,7 @@ def test_what_cannot_be_hashed_soon_is_not_read_yet(hasher):
     assert len(read) == 64
 
 
-def test_a_verifier_gets_a_block_at_a_time(monkeypatch):
+def test_a_verifier_gets_a_block_at_a_time():
     """However far it is behind: it may be slow, and what it is given is a copy."""
     begin, lengths = threading.Event(), []
 
