@@ -39,7 +39,7 @@ class Bytes(types.ConfigType):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
 
     def __eq__(self, other: object) -> bool:
-        """All are alike."""
+        """Whether it parses alike, as all of this type do: oslo.config asks when an option is registered again."""
         return type(other) is type(self)
 
     def __hash__(self) -> int:

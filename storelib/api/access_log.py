@@ -23,7 +23,7 @@ class AccessLog(Logger):  # type: ignore[misc]
         super().exception(_struck(msg), *map(_struck, args), **kwargs)
 
     def warning(self, msg: Any, *args: Any, **kwargs: Any) -> None:
-        """As ``exception``."""
+        """Log without the secrets of URIs, as ``exception`` does."""
         super().warning(_struck(msg), *map(_struck, args), **kwargs)
 
 

@@ -78,7 +78,7 @@ class Arbiter(GunicornArbiter):  # type: ignore[misc]
             self._roll_back()
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop all workers."""
+        """Stop all workers; ``graceful``: when they have finished their requests."""
         self._manager.stopping()
         super().stop(graceful)
 

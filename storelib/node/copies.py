@@ -91,7 +91,7 @@ class Copy:
 
     @property
     def image(self) -> str:
-        """Its id."""
+        """The id of the image that is copied."""
         return self.record.image
 
     @property

@@ -76,7 +76,7 @@ class FileDisk(Disk):
             return found.st_size if stat.S_ISREG(found.st_mode) else os.lseek(descriptor, 0, os.SEEK_END)
 
     def read_into(self, offset: int, view: memoryview) -> int:
-        """A positioned read."""
+        """Read at ``offset`` into ``view``; returns the bytes that came, 0 at the end. Raises StoreError."""
         with self._explained():
             return os.preadv(self._open(), [view], offset)
 

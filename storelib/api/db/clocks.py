@@ -23,7 +23,7 @@ class Clocks(NamedTuple):
 
 
 def read(connection: Connection) -> Clocks:
-    """What they show."""
+    """What the clocks of this machine and of the database's show now."""
     here = now()
     there = here if connection.dialect.name == "sqlite" else connection.execute(sa.select(Now())).scalar_one()
     return Clocks(min(here, there), max(here, there))

@@ -242,7 +242,7 @@ def get_size_from_backend(uri: str, context: Any = None) -> int:
 
 
 def delete_from_backend(uri: str, context: Any = None) -> Any:
-    """Remove an image."""
+    """Remove the image at ``uri`` from the store it belongs to."""
     found = location.get_location_from_uri(uri, conf=CONF)
     return get_store_from_uri(uri).delete(found, context=context)
 

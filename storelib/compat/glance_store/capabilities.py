@@ -41,7 +41,7 @@ class StoreCapability:
 
     @property
     def capabilities(self) -> int:
-        """All bits."""
+        """The bits of all that the store can do."""
         return self._capabilities
 
     @staticmethod

@@ -117,7 +117,7 @@ class Store(capabilities.StoreCapability):
 
     @capabilities.check
     def delete(self, location: Any, context: Any = None) -> None:
-        """Remove an image."""
+        """Remove the image at ``location``; a driver overrides it."""
         raise NotImplementedError
 
     def set_acls(

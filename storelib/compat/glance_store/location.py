@@ -107,7 +107,7 @@ class StoreLocation:
         """Take what is known from ``specs``."""
 
     def get_uri(self) -> str:
-        """The URI."""
+        """The URI that names this place; a driver overrides it."""
         raise NotImplementedError("StoreLocation subclass must implement get_uri()")
 
     def parse_uri(self, uri: str) -> None:

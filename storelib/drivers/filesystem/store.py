@@ -88,7 +88,7 @@ class FilesystemStore(Store[FileLocation]):
         return self.datadirs.split(location) is not None
 
     def roots(self) -> list[str]:
-        """The data directories."""
+        """The paths of all data directories, without a slash at the end."""
         return [datadir.path.rstrip("/") for datadir in self.datadirs.all]
 
     @classmethod

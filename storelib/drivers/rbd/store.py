@@ -64,7 +64,7 @@ class RbdStore(Store[RbdLocation]):
         return [Area(("rbd", identity(self.conf), pool, namespace), "", option)]
 
     def details(self) -> dict[str, str]:
-        """The cluster's fsid."""
+        """``fsid``: the id of the cluster. Raises StoreError."""
         return {"fsid": self._call(lambda: self.cluster.fsid, self.name).lower()}
 
     def owns(self, location: RbdLocation) -> bool:

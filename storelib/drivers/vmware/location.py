@@ -66,7 +66,7 @@ def inventory_path(text: str) -> str:
 
 
 def _split_query(query: str, uri: str) -> tuple[str, str]:
-    """Datacenter and datastore."""
+    """The datacenter and the datastore that a query names; raises BadStoreUri."""
     values: dict[str, str] = {}
     for pair in query.split("&"):
         name, _, value = pair.partition("=")

@@ -207,7 +207,7 @@ class _Transfers:
         return peak.bytes
 
     def read(self, offset: int, length: int | None) -> int:
-        """Without keeping anything."""
+        """Read a range without keeping it; returns the bytes of memory that it took at most."""
         buffer = bytearray(MiB)
         with _Peak() as peak, self._store.get(self._uri, offset, length).data as stream:
             while stream.readinto(buffer):

@@ -129,7 +129,7 @@ class _Repository:
         self._record = record
 
     def get(self, image_id: str) -> _Record:
-        """The record."""
+        """The one record there is, whatever the id."""
         return self._record
 
     def save(self, image: _Record, *unused: Any) -> None:

@@ -272,6 +272,6 @@ class NativeStore(driver.Store):
 
     @capabilities.check
     def delete(self, location: Any, context: Any = None) -> None:
-        """Remove an image."""
+        """Remove the image at ``location``; raises the exceptions of glance_store."""
         with translating(location):
             self._store().delete(location.store_location, context)
