@@ -274,16 +274,13 @@ class Core:
             store.delete(location.uri, context)
         except NoData:
             # A process that was killed over it may have got no further than to take its name away.
-            if Capability.GC in store.capabilities:
-                self._collect(store, image_id)
-
-    def _collect(self, store: Store[Any], image_id: str) -> None:
-        try:
-            store.gc(0, prefix=image_id)
-        except StoreError as error:
-            if error.transient:
-                raise
-            LOG.warning("image %s: what is left of it in store %s is not looked for: %s", image_id, store.name, error)
+            try:
+                collect(store, image_id)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                left = "image %s: what is left of it in store %s is not looked for: %s"
+                LOG.warning(left, image_id, store.name, error)
 
     def refresh_acls(self, context: Context, image: Image) -> None:
         """Let those read an image's data in its stores who may see the image, where the stores have such lists.
@@ -314,6 +311,15 @@ class Core:
         if name in self.registry.reserved or name not in self.registry:
             raise ResourceNotFound(f"there is no store {name!r}")
         return self.registry[name]
+
+
+def collect(store: Store[Any], image_id: str) -> None:
+    """Remove what adds and deletions of an image that broke off left in a store, if it can find that.
+
+    Raises StoreError.
+    """
+    if Capability.GC in store.capabilities:
+        store.gc(0, prefix=image_id)
 
 
 def _described(image: Image | NewImage) -> dict[str, Any]:

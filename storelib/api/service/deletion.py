@@ -16,7 +16,7 @@ from storelib.api.db.images import STATUS_BEFORE
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status, Ticket
 from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.messages import told
-from storelib.api.service.core import DELETING, LOG, Core
+from storelib.api.service.core import DELETING, LOG, Core, collect
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import (
@@ -243,8 +243,7 @@ def _search(core: Core, store: Store[Any], image_id: str, check: Callable[[], No
     What was there before ``since``, in POSIX seconds, stays: others that share the store have images of that id.
     """
     check()
-    if Capability.GC in store.capabilities:
-        store.gc(0, prefix=image_id)
+    collect(store, image_id)
     if Capability.LIST not in store.capabilities:
         return
     try:
