@@ -111,7 +111,7 @@ class Search:
         """The same ways with an end of each long walk, so many steps from the beginning of its set."""
         bounded: list[Way] = []
         key = part.keys[0].key
-        selected = sa.select(*(images.c[name] for name in dict.fromkeys((key, "id"))))
+        selected = sa.select(*part.columns)
         for way in chosen:
             end = None
             if way.long:

@@ -34,6 +34,11 @@ class Part(NamedTuple):
     filters: tuple[Column, ...]
     keys: tuple[SortKey, ...]
 
+    @property
+    def columns(self) -> list[_Any]:
+        """The id and the keys, which tell where in the list an image is."""
+        return [images.c[name] for name in dict.fromkeys(("id", *(key.key for key in self.keys)))]
+
 
 class Lookup(NamedTuple):
     """An index of the images with the conditions that it covers, and those of a set that it does not."""
@@ -123,8 +128,7 @@ def walk(
     found, on_key, others = along(visible, filters, part.keys[0].key)
     probed = _probed(kind, visible, others)
     if probed:
-        columns = [images.c[name] for name in dict.fromkeys(("id", *(key.key for key in part.keys)))]
-        walked = _hinted(sa.select(*columns).where(*found.covered, *end), found.name).subquery()
+        walked = _hinted(sa.select(*part.columns).where(*found.covered, *end), found.name).subquery()
         read = [_looked_at(each, images.c.id) for each in others if each not in probed]
         select = _with_ids(select, visible, walked, probed).where(*found.left, *read)
         return select.order_by(*(_directed(kind, walked.c[key.key], key) for key in part.keys))
@@ -319,7 +323,7 @@ def _unset_first(filters: Iterable[Filter | None], direction: str) -> list[_Any]
 def _evaluated_apart(
     visible: Visible, beginning: Sequence[Filter], others: Sequence[Filter], part: Part, limit: int | None
 ) -> sa.Select[Any]:
-    found = sa.select(*(images.c[name] for name in dict.fromkeys((*(key.key for key in part.keys), "id"))))
+    found = sa.select(*part.columns)
     first, *more = sorted(beginning, key=lambda each: isinstance(each, Column))
     if isinstance(first, Rows) and not more and all(isinstance(each, Rows) or each.usual for each in others):
         begun = _one_by_one(found, visible, first, others).cte().prefix_with("MATERIALIZED")
