@@ -18,6 +18,7 @@ import pytest
 from servers.api import Deployment, wait_until
 from servers.keystone import Keystone
 from servers.mounts import tmpfs
+from web_servers import serving
 
 INI = """
 [storelib]
@@ -179,14 +180,10 @@ class Stalling(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stalling():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling)) as server:
         server.asked, server.over = 0, threading.Event()
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
         yield server
         server.over.set()
-        server.shutdown()
-        thread.join()
 
 
 class TestKilled:

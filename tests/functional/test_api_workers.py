@@ -15,6 +15,7 @@ import pytest
 from servers.api import INI, Deployment, wait_until
 from servers.rabbitmq import RabbitMQ
 from servers.worker import STAGES, WorkerProcess
+from web_servers import web_server
 
 from storelib.api.db import Repository
 from storelib.api.db.engine import Database
@@ -65,11 +66,9 @@ class Slow(http.server.BaseHTTPRequestHandler):
 def slow():
     """The URL of a server that holds imports in the middle."""
     Slow.go.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/image"
+    with web_server(Slow) as url:
+        yield f"{url}/image"
         Slow.go.set()
-        server.shutdown()
 
 
 class Api:

@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
-import socketserver
-import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import falcon.testing
 import pytest
@@ -54,29 +49,6 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 PATCH = "application/openstack-images-v2.1-json-patch"
 OLD_PATCH = "application/openstack-images-v2.0-json-patch"
 READY = {"name": "ready", "disk_format": "raw", "container_format": "bare"}
-
-
-Server = TypeVar("Server", bound=socketserver.BaseServer)
-
-
-@contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    """The server at work in a thread, which looks more often than twice a second whether it is to end."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextlib.contextmanager
-def web_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The URL of a web server of loopback that answers as ``handler`` does."""
-    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
-        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def add_location(repository: Repository, image_id: str, location: NewLocation) -> None:

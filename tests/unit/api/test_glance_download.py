@@ -10,7 +10,8 @@ import json
 import uuid
 
 import pytest
-from deployment import Deployed, serving
+from deployment import Deployed
+from web_servers import serving
 
 from storelib.api.schemas import SIGNATURE, ImageSchema
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import disk_images as disks
 import pytest
-from deployment import READY, Deployed, web_server
+from deployment import READY, Deployed
 from key_manager import Memory, Signer
+from web_servers import web_server
 
 from storelib.api.service import administrator
 from storelib.exceptions import DigestMismatch, RemoteServiceUnavailable

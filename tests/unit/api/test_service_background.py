@@ -8,8 +8,9 @@ import threading
 import time
 
 import pytest
-from deployment import OCTETS, web_server
+from deployment import OCTETS
 from v1_client import WithWeb
+from web_servers import web_server
 
 from storelib.api.errors import BadRequest, Gone
 from storelib.api.service import Source, data

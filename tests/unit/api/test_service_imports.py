@@ -11,7 +11,8 @@ import os
 import uuid
 
 import pytest
-from deployment import OCTETS, Deployed, web_server
+from deployment import OCTETS, Deployed
+from web_servers import web_server
 
 from storelib.api.auditing import Audit
 from storelib.api.db.records import Changes, NewLocation

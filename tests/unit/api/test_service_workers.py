@@ -10,7 +10,8 @@ import wsgiref.simple_server
 
 import pytest
 import sqlalchemy as sa
-from deployment import OCTETS, Deployed, serving
+from deployment import OCTETS, Deployed
+from web_servers import serving
 
 from storelib.api import config
 from storelib.api.context import Context

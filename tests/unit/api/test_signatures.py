@@ -8,8 +8,9 @@ import http.server
 
 import pytest
 from castellan.common import exception
-from deployment import OCTETS, READY, Deployed, Deployment, web_server
+from deployment import OCTETS, READY, Deployed, Deployment
 from key_manager import Memory, Signer
+from web_servers import web_server
 
 from storelib.exceptions import BadStoreConfiguration, InUseByStore
 from storelib.registry import Registry

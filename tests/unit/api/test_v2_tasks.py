@@ -7,8 +7,9 @@ import json
 import threading
 
 import pytest
-from deployment import OCTETS, Deployed, Deployment, web_server
+from deployment import OCTETS, Deployed, Deployment
 from test_service_imports import DATA, Handler
+from web_servers import web_server
 
 from storelib.api.db.schema import tasks as task_rows
 from storelib.exceptions import StorageFull

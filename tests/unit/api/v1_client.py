@@ -11,6 +11,7 @@ from urllib.parse import quote
 import deployment
 import pytest
 from deployment import OCTETS, Caller, Deployed
+from web_servers import web_server
 
 RAW = {"disk_format": "raw", "container_format": "bare"}
 
@@ -108,7 +109,7 @@ class WithWeb(Deployed):
     def _deployed(cls, tmp_path_factory):
         stores = deployment.FILE.replace("spare:memory\n", "spare:memory, http\n", 1)
         stores = stores.replace("[fast]", "http_allowed_networks = 127.0.0.1/32\n[fast]", 1)
-        with deployment.web_server(Web) as cls.web, mock.patch.object(deployment, "FILE", stores):
+        with web_server(Web) as cls.web, mock.patch.object(deployment, "FILE", stores):
             cls.api = deployment.Deployment(tmp_path_factory.mktemp("api"), **cls.options)
             yield
             cls.api.close()

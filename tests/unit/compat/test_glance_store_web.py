@@ -6,9 +6,9 @@ from __future__ import annotations
 import base64
 import http.server
 import os
-import threading
 
 import pytest
+from web_servers import web_server
 
 from storelib.compat.glance_store import backend, exceptions, location
 
@@ -37,12 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     """``host:port`` of it."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{found.server_port}"
-        found.shutdown()
-        thread.join()
+    with web_server(Handler) as url:
+        yield url.removeprefix("http://")
 
 
 @pytest.fixture(autouse=True)

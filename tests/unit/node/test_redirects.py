@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import http.server
-import threading
 
 import pytest
+from web_servers import serving
 
 from storelib.exceptions import Forbidden, Invalid, RemoteServiceUnavailable
 from storelib.node.api import MOST_REDIRECTS, Api
@@ -22,13 +22,6 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers, self.asked = {}, []
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def server_close(self):
-        self.shutdown()
-        self._thread.join()
-        super().server_close()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,10 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def servers():
-    made = [Server(), Server()]
-    yield made
-    for server in made:
-        server.server_close()
+    with serving(Server()) as first, serving(Server()) as second:
+        yield first, second
 
 
 @pytest.fixture
