@@ -14,9 +14,10 @@ import zlib
 from collections.abc import Callable
 
 from storelib.exceptions import StoreError
-from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, never, nothing
+from storelib.transfer.blocks import BlockSink
+from storelib.transfer.buffers import never, nothing
 from storelib.transfer.contract import MiB, Progress
-from storelib.transfer.digests import BLOCK, HOLE, ZEROS
+from storelib.transfer.digests import BLOCK, ZEROS
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.partfile import RangeFile
 from storelib.transfer.source import FileAgain
@@ -42,16 +43,12 @@ def _parts_in_one(parts: int, most: int, at_once: int) -> int:
     return next((each for each in range(most, 1, -1) if busiest(each) <= longest), 1)
 
 
-class RangeCutter:
+class RangeCutter(BlockSink):
     """Takes the bytes in order, in the caller's thread, as PartCutter does; for an image of ``size`` bytes."""
-
-    #: Where in ``buffer`` the bytes of ``block()`` are.
-    position = 0
 
     def __init__(self, target: PartWriter, size: int, file: FileAgain, memory: MemoryBudget, unread: int = 0) -> None:
         """``unread``: bytes of parts at most that go out as one, since they are not read; 0: each by itself."""
-        #: What holds the bytes of ``block()``.
-        self.buffer: Buffer | None = None
+        super().__init__(target.calls, target.calls.monitor.changed, memory)
         self._target = target
         self._calls = target.calls
         self._file = file
@@ -65,22 +62,12 @@ class RangeCutter:
         self._filled = 0
         self._crc = 0
         self._under_way = 0
-        self._pool = Pool(self._calls.monitor.changed, IN_ORDER, memory)
 
     def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
         """Memory for the next bytes of the image, a block at most; waits until there is some, after ``let_go``."""
         self._calls.check()
-        if self.buffer is None:
-            self.buffer = self._pool.take(BLOCK, self._calls, let_go, can_wait)
         # One byte more than there are, so that a source that is too long is found out.
-        return self.buffer.memory[: min(BLOCK, max(self._window - self._filled, 1))]
-
-    def push(self, count: int) -> None:
-        """``count`` bytes of ``block()`` have been filled."""
-        buffer, self.buffer = self.buffer, None
-        assert buffer is not None  # noqa: S101  (block() gave it)
-        self.take(buffer.memory[:count])
-        buffer.release()
+        return super().block(let_go, can_wait)[: max(self._window - self._filled, 1)]
 
     def take(self, data: memoryview) -> None:
         """Note what passes, and have each part sent once it has passed."""
@@ -103,10 +90,6 @@ class RangeCutter:
             progress(self._size, self._size)
         return self._size
 
-    def stretch(self, length: int) -> int:
-        """How much of a hole to go over at once."""
-        return min(length, HOLE)
-
     def skip(self, length: int) -> None:
         """``length`` zero bytes follow, which are read from the file like others."""
         while length:
@@ -119,11 +102,6 @@ class RangeCutter:
 
     def only_part(self) -> None:
         """None: there are several parts."""
-
-    def clear(self) -> None:
-        """Let go of all memory."""
-        self.buffer = None
-        self._pool.close()
 
     def _end_window(self, crc: int | None) -> None:
         """Have the part sent; ``crc`` is that of its bytes, None where they have not passed."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from storelib.exceptions import Invalid, StoreError
-from storelib.transfer.buffers import IN_ORDER, Buffer, Pool, never, nothing
+from storelib.transfer.blocks import BlockSink
 from storelib.transfer.contract import (
     Backend,
     Context,
@@ -27,15 +27,15 @@ from storelib.transfer.contract import (
     check_given,
 )
 from storelib.transfer.cutting import PartCutter
-from storelib.transfer.digests import BLOCK, HOLE, Digesting, Verifier
+from storelib.transfer.digests import Digesting, Verifier
 from storelib.transfer.download import ImageData, ImageStream
+from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.ranges import RangeCutter
 from storelib.transfer.source import Data, GivenFile, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
 from storelib.transfer.verifying import Verify, compare
 
-_S = TypeVar("_S", bound="NullSink")
 _T = TypeVar("_T")
 
 #: Bytes a back end is asked to clone in one call, so that progress and cancelling work in between.
@@ -238,7 +238,7 @@ def _transfer(
         if len(uploads) == 1:
             done = _pump(source, uploads[0].parts, digesting, size, progress)
         else:
-            with _Tee(live, uploads[0]) as tee:
+            with _Tee(live, uploads[0].calls.monitor, uploads[0].memory) as tee:
                 done = _pump(source, tee, digesting, size, progress)
     live.each(lambda upload: upload.flush())
     digests = digesting.finish()
@@ -251,7 +251,7 @@ def _transfer(
 
 def _pump(
     source: Source,
-    sink: PartCutter | RangeCutter | NullSink,
+    sink: PartCutter | BlockSink,
     digesting: Digesting,
     size: int | None,
     progress: Progress | None,
@@ -338,7 +338,8 @@ def _hand_over(
         # The digests are those of the writer's own copy, whatever happens to the source meanwhile.
         own = open_source(f"/proc/self/fd/{copied}")
         try:
-            with NullSink(upload) as sink:
+            monitor = upload.calls.monitor
+            with BlockSink(monitor, monitor.changed, upload.memory) as sink:
                 _pump(own, sink, digesting, size, progress)
         finally:
             own.close()
@@ -346,43 +347,6 @@ def _hand_over(
         progress(size, size)
     source.taken()
     return size
-
-
-class NullSink:
-    """A sink for bytes that are only hashed."""
-
-    #: Where in ``buffer`` the bytes of ``block()`` are.
-    position = 0
-
-    def __init__(self, upload: StoreUpload) -> None:
-        self._monitor = upload.calls.monitor
-        self._pool = Pool(self._monitor.changed, IN_ORDER, upload.memory)
-        self.buffer: Buffer | None = None
-
-    def __enter__(self: _S) -> _S:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.close()
-
-    def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
-        """Memory for the next bytes; waits until there is some, after ``let_go``."""
-        if self.buffer is None:
-            self.buffer = self._pool.take(BLOCK, self._monitor, let_go, can_wait)
-        return self.buffer.memory[:BLOCK]
-
-    def push(self, count: int) -> None:
-        """Forget the block once the digests have seen it."""
-        if self.buffer is not None:
-            self.buffer.release()
-        self.buffer = None
-
-    def stretch(self, length: int) -> int:
-        """How much of a hole to skip at once, so that progress and cancelling work in between."""
-        return min(length, HOLE)
-
-    def skip(self, length: int) -> None:
-        """Leave out zeros, which the digests are told of."""
 
 
 class _LiveUploads:
@@ -403,18 +367,16 @@ class _LiveUploads:
                     raise
 
 
-class _Tee(NullSink):
+class _Tee(BlockSink):
     """Copies each block into the uploads that are still live."""
 
-    def __init__(self, live: _LiveUploads, upload: StoreUpload) -> None:
-        super().__init__(upload)
+    def __init__(self, live: _LiveUploads, monitor: Monitor, memory: MemoryBudget) -> None:
+        super().__init__(monitor, monitor.changed, memory)
         self._live = live
 
-    def push(self, count: int) -> None:
-        """Copy the block into every upload, then let it go."""
-        data = self.block()[:count]
+    def take(self, data: memoryview) -> None:
+        """Copy the block into every upload."""
         self._live.each(lambda upload: upload.parts.take(data))
-        super().push(count)
 
     def stretch(self, length: int) -> int:
         """The same for all uploads, or all of it: none is to write a part that it could leave out."""
