@@ -244,7 +244,8 @@ class Writer(abc.ABC):
     take: Callable[[int, int], int | None] | None = None
 
     #: ``write_range(number, file)``: store one part of more than 32 MiB that is not held, the ``RangeFile`` of a local
-    #: file, which is read to its end, once or again from its beginning.
+    #: file, which is read to its end, once or again from its beginning. What ``checksum`` made of its bytes is
+    #: ``file.checksum``.
     write_range: Callable[[int, RangeFile], None] | None = None
     #: Bytes that ``write_range`` sends at once without reading them (``UnreadFile``), the faster way for parts of any
     #: size if nothing is hashed: several of them come as one then, of so much at most. 0: it reads them.

@@ -73,7 +73,8 @@ class RangeFile(_Seekable):
     """A read-only file over ``length`` bytes of another from ``offset`` on, read anew each time.
 
     ``read(offset, view)`` fills memory with bytes of that file and returns how many, ``send(socket, offset, count)``
-    sends some of ``count`` bytes of it into a socket that takes some, and returns how many.
+    sends some of ``count`` bytes of it into a socket that takes some, and returns how many. ``checksum`` is what
+    ``update`` made of its bytes when they were hashed; None where they were not.
     """
 
     def __init__(
@@ -82,31 +83,33 @@ class RangeFile(_Seekable):
         offset: int,
         length: int,
         *,
-        with_crc: bool = True,
+        checksum: int | None = None,
+        update: Callable[[memoryview, int], int] = zlib.crc32,
         send: Callable[[int, int, int], int] | None = None,
     ) -> None:
         super().__init__(length)
         self._read = read
         self._send = send
         self._offset = offset
-        self._with_crc = with_crc
+        self._update = update
         self._memory: bytearray | None = None
-        #: The CRC-32 of each time that it was read from its beginning to its end; one, unless it changed.
-        self.crcs: set[int] = set()
-        self._crc: int | None = 0
+        self.checksum = checksum
+        #: The checksum of each time that it was read from its beginning to its end; one, unless it changed.
+        self.checksums: set[int] = set()
+        self._passed: int | None = 0
         #: Why it could not be read; an OSError is that of a file of the caller's.
         self.error: StoreError | OSError | None = None
 
     @property
     def sendable(self) -> bool:
         """Whether an UnreadFile can send it: nothing has to be computed of its bytes."""
-        return self._send is not None and not self._with_crc
+        return self._send is not None and self.checksum is None
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the position; returns the new one."""
         super().seek(offset, whence)
         # Only what is read from the beginning on, without a jump, is all of it.
-        self._crc = None if self._position else 0
+        self._passed = None if self._position else 0
         return self._position
 
     def read(self, size: int | None = -1) -> memoryview:
@@ -131,10 +134,10 @@ class RangeFile(_Seekable):
                 raise self.error
             filled += count
         self._position += filled
-        if self._with_crc and self._crc is not None:
-            self._crc = zlib.crc32(memory, self._crc)
+        if self.checksum is not None and self._passed is not None:
+            self._passed = self._update(memory, self._passed)
             if self._position == self._length:
-                self.crcs.add(self._crc)
+                self.checksums.add(self._passed)
         return memory
 
     def readinto(self, buffer: Any) -> int:

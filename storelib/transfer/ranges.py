@@ -2,7 +2,8 @@
 """RangeCutter: parts too large to be held, for a writer that reads them from the local file that the image comes from.
 
 The bytes pass through here once, to be hashed, and are read again when their part is sent, as often as it is: so a
-part is tried again though nothing of it was kept. What is sent must be what was hashed, which a CRC of each part tells.
+part is tried again though nothing of it was kept. What is sent must be what was hashed, which a checksum of each part
+tells: the one that it is sent with, where the writer has one.
 Where nothing is hashed, parts are only sent.
 """
 
@@ -53,14 +54,15 @@ class RangeCutter(BlockSink):
         self._calls = target.calls
         self._file = file
         self._size = size
-        # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their CRC.
+        # The part that passes: `_filled` bytes of the `_window` bytes that begin at `_offset`, and their checksum.
         self._number = 0
         self._offset = 0
         part = target.part_size(0)
         self._parts_in_one = _parts_in_one(math.ceil(size / part), unread // part, target.writer.concurrency)
         self._window = min(part * self._parts_in_one, size)
         self._filled = 0
-        self._crc = 0
+        self._update = target.writer.checksum or zlib.crc32
+        self._checksum = 0
         self._under_way = 0
 
     def block(self, let_go: Callable[[], None] = nothing, can_wait: Callable[[], bool] = never) -> memoryview:
@@ -74,11 +76,11 @@ class RangeCutter(BlockSink):
         self._calls.check()
         while data:
             piece = data[: self._window - self._filled]
-            self._crc = zlib.crc32(piece, self._crc)
+            self._checksum = self._update(piece, self._checksum)
             self._filled += len(piece)
             data = data[len(piece) :]
             if self._filled == self._window:
-                self._end_window(self._crc)
+                self._end_window(self._checksum)
 
     def send_all(self, progress: Progress | None) -> int:
         """Have all parts of a file sent of which nothing is hashed; returns how many bytes it has."""
@@ -103,22 +105,22 @@ class RangeCutter(BlockSink):
     def only_part(self) -> None:
         """None: there are several parts."""
 
-    def _end_window(self, crc: int | None) -> None:
-        """Have the part sent; ``crc`` is that of its bytes, None where they have not passed."""
+    def _end_window(self, checksum: int | None) -> None:
+        """Have the part sent; ``checksum`` is that of its bytes, None where they have not passed."""
         writer = self._target.writer
         # What passes is not far ahead of what is sent, so that the system still has it in memory.
         self._calls.wait_for(lambda: self._under_way < writer.concurrency)
         self._target.make_room(self._offset + self._window)
         self._under_way += 1
         self._calls.start(
-            functools.partial(self._send, self._number, self._offset, self._window, crc),
+            functools.partial(self._send, self._number, self._offset, self._window, checksum),
             at_once=writer.concurrency,
             repeatable=writer.retryable,
             release=self._sent,
         )
         self._number += 1
         self._offset += self._window
-        self._filled = self._crc = 0
+        self._filled = self._checksum = 0
         window = self._target.part_size(self._number) * self._parts_in_one
         self._window = min(window, max(self._size - self._offset, 1))
 
@@ -141,18 +143,22 @@ class RangeCutter(BlockSink):
             self._calls.fail(error)
         self._calls.monitor.beat()
 
-    def _send(self, number: int, offset: int, length: int, crc: int | None) -> None:
+    def _send(self, number: int, offset: int, length: int, checksum: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (where this class was chosen, that was looked at)
-        part = RangeFile(self._read_some, offset, length, with_crc=crc is not None, send=self._send_some)
+        part = RangeFile(self._read_some, offset, length, checksum=checksum, update=self._update, send=self._send_some)
+        changed = StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
         try:
             write_range(number, part)
         except Exception:
             # Client libraries make a transient error of the connection of whatever comes out of a body.
-            if part.error is None:
-                raise
-            if isinstance(part.error, OSError):
-                self._source_failed(part.error)
-            raise part.error from None
-        if crc is not None and part.crcs != {crc}:
-            raise StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
+            if part.error is not None:
+                if isinstance(part.error, OSError):
+                    self._source_failed(part.error)
+                raise part.error from None
+            # The back end has found out as well, and cannot know whose fault it is.
+            if part.checksums - {checksum}:
+                raise changed from None
+            raise
+        if checksum is not None and part.checksums != {checksum}:
+            raise changed

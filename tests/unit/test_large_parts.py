@@ -6,15 +6,18 @@ files.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
 import os
 import time
+import zlib
 
 import pytest
 from recording import recording_store
-from s3_server import S3Server, error, open_at
+from s3_server import S3Server, error, etag, open_at
+from scripted_server import reply
 
 from storelib.driver import Digests
 from storelib.drivers.s3 import writer
@@ -114,8 +117,38 @@ def test_a_large_part_is_sent_again_though_nothing_of_it_was_kept(path, digest, 
         assert hashlib.sha512(server.objects["image"][0]).hexdigest() == digest
 
 
+def is_damaged(request):
+    return (
+        request.headers["x-amz-checksum-crc32"]
+        != base64.b64encode(zlib.crc32(request.body).to_bytes(4, "big")).decode()
+    )
+
+
+def test_the_checksum_of_a_large_part_is_that_of_the_bytes_as_they_were_hashed(path, digest, monkeypatch):
+    """They are read once more, to be sent, and not before that for their checksum."""
+    computed, reads, read, crc32 = [], [], FileAgain.read, zlib.crc32
+
+    def after(operation, request):
+        if operation != "part":
+            return None
+        name = "x-amz-checksum-crc32"
+        return reply(200, {"ETag": etag(request.body), name: request.headers[name]})
+
+    monkeypatch.setattr(zlib, "crc32", lambda data, value=0: computed.append(len(data)) or crc32(data, value))
+    monkeypatch.setattr(FileAgain, "read", lambda *given: reads.append(read(*given)) or reads[-1])
+    with S3Server(after=after) as server:
+        stored = open_at(server, **OPTIONS).add("image", str(path))
+        monkeypatch.undo()
+        assert stored.multihash == digest
+        parts = [request for request in server.requests if "partNumber" in request.target]
+        assert len(parts) == 3
+        assert not any(map(is_damaged, parts))
+    assert (sum(reads), sum(computed)) == (SIZE, 2 * SIZE)
+
+
 @pytest.mark.parametrize("change", ["other bytes", "shorter"])
-def test_a_file_that_changes_while_it_is_added_is_not_stored(tmp_path, path, change):
+@pytest.mark.parametrize("compares", [True, False])
+def test_a_file_that_changes_while_it_is_added_is_not_stored(tmp_path, path, change, compares):
     changing = tmp_path / "changing"
     changing.write_bytes(path.read_bytes())
 
@@ -128,7 +161,10 @@ def test_a_file_that_changes_while_it_is_added_is_not_stored(tmp_path, path, cha
                 else:
                     file.truncate(PART + 2 * MiB)
 
-    with S3Server() as server:
+    def instead(operation, request):
+        return error(400, "BadDigest") if compares and operation == "part" and is_damaged(request) else None
+
+    with S3Server(instead) as server:
         store = open_at(server, **OPTIONS)
         with pytest.raises(StoreError) as caught:
             store.add("image", str(changing), progress=progress)
@@ -407,7 +443,7 @@ def test_a_range_of_a_file_is_a_file():
         view[: len(piece)] = piece
         return len(piece)
 
-    file = RangeFile(read, 1000, 2 * MiB)
+    file = RangeFile(read, 1000, 2 * MiB, checksum=zlib.crc32(data[1000 : 1000 + 2 * MiB]))
     assert len(file) == 2 * MiB
     assert file.seekable()
     assert file.readable()
@@ -417,7 +453,7 @@ def test_a_range_of_a_file_is_a_file():
     assert file.read() == b""
     file.seek(0)
     assert file.read() == data[1000 : 1000 + 2 * MiB]
-    assert len(file.crcs) == 1
+    assert file.checksums == {file.checksum}
     short = RangeFile(read, 2 * MiB, 2 * MiB)
     with pytest.raises(Invalid, match="shrank"):
         short.read()

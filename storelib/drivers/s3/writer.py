@@ -148,15 +148,14 @@ class S3Writer(Writer):
             )
 
         def send(_: bool, checksums: PartChecksums) -> None:
-            value = part.checksum if checksums is self._checksums else None
-            self._send(part.number, Body(part.data), part.data, checksums, value)
+            self._send(part.number, Body(part.data), part.data, checksums, part.checksum)
 
         adapting(self._bucket, send)
 
     def write_large(self, number: int, file: RangeFile) -> None:
-        """The same for a part that is read from a file: for its checksum, and when it is sent."""
+        """The same for a part that is read from a file, for its checksum only where that is not known."""
         body = UnreadFile(file) if self.sends_at_once and file.sendable else file
-        adapting(self._bucket, lambda _, checksums: self._send(number, body, file, checksums))
+        adapting(self._bucket, lambda _, checksums: self._send(number, body, file, checksums, file.checksum))
 
     def _send(
         self,
@@ -164,9 +163,9 @@ class S3Writer(Writer):
         body: Body | RangeFile | UnreadFile,
         data: memoryview | RangeFile,
         checksums: PartChecksums,
-        value: int | None = None,
+        value: int | None,
     ) -> None:
-        sent = checksums.of_part(data, value=value)
+        sent = checksums.of_part(data, value=value if checksums is self._checksums else None)
         # The server may have refused another checksum of the same file before.
         body.seek(0)
         response = self._call(
