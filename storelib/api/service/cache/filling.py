@@ -158,9 +158,11 @@ class FollowingReader(Reader):
             if ready:
                 return os.preadv(self._file, [view[:ready]], offset)
             self._rest, self._rest_begins = self._open_rest(offset)
-            # Also of all of it, which may have been found wrong before this reader came to its first byte.
-            if self._expected is not None and (offset or self._rest.data.verified_with is None):
+            if self._expected is not None and offset:
                 self._hasher = self._hashed(self._expected.algorithm, offset)
+            elif self._expected is not None and self._rest.data.verified_with is None:
+                # All of it may have been found wrong before this reader came to its first byte.
+                self._rest.data.verify(self._expected)
         self._rest.data.seek(offset - self._rest_begins)
         count = self._rest.data.readinto(view)
         if self._hasher is not None and self._expected is not None:
