@@ -668,8 +668,11 @@ class RepositoryContract(PreloadContract):
         dropped = repository.locations.drop(image.id, image.locations[0].id)
         assert repository.locations.claim(image.id, dropped.id, dead.id, "dead")
         assert not repository.locations.claim(image.id, dropped.id, living.id, "living")
+        assert repository.locations.claimed_by_dead() == []
         repository.processes.leave(dead.id)
+        assert repository.locations.claimed_by_dead() == [(image.id, dropped)]
         assert repository.locations.claim(image.id, dropped.id, living.id, "living")
+        assert repository.locations.claimed_by_dead() == []
 
     def test_an_active_location_cannot_be_claimed(self, repository):
         image, process = make_active(repository, FAST, COLD), repository.processes.join("host", 1)

@@ -621,7 +621,7 @@ def waiting(deployment: Deployment) -> set[str]:
     """The files that the database says are to be deleted.
 
     The claim of a process that is dead may come to be when others have looked for such claims, since PostgreSQL goes on
-    with what it was sent: then its file stays until they look again, minutes later.
+    with what it was sent: then its file stays until they look again.
     """
     database = Database(deployment.connection)
     try:

@@ -146,6 +146,15 @@ class Locations(Table):
             yield from found
             after = found[-1][1].id
 
+    @reads
+    def claimed_by_dead(self, connection: Connection) -> Sequence[tuple[str, ImageLocation]]:
+        """(image id, location) of what a process was deleting that is known to be dead.
+
+        Its claim may come to be after others took its work over: PostgreSQL goes on with what it was sent.
+        """
+        # SQLite uses no index for IS NOT NULL.
+        return [_pair(row) for row in connection.execute(_SELECT.where(c.claimed_by > "", ~_CLAIMED, _PENDING))]
+
     @writes
     def bring_back(self, connection: Connection, apart: float) -> None:
         """Have what became pending more than ``apart`` seconds in the future become so by now: a clock was ahead.

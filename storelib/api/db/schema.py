@@ -212,6 +212,7 @@ image_locations = sa.Table(
     sa.Column("claim", Name(36)),
     sa.Index("ix_image_locations_image", "image_id", "pending_since", "position"),
     sa.Index("ix_image_locations_pending", "pending_since", "id"),
+    sa.Index("ix_image_locations_claimed", "claimed_by"),
     # A URI may be longer than what the usual index of a server takes.
     sa.Index("ix_image_locations_uri", "uri", postgresql_using="hash", mysql_length=255, mariadb_length=255),
     sqlite_autoincrement=True,

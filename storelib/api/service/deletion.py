@@ -8,7 +8,7 @@ import datetime
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from storelib.api.context import Context, administrator
@@ -103,14 +103,22 @@ def kept_for(core: Core) -> float:
 
 
 def scrub(core: Core, age: float) -> None:
-    """Delete the data that has been pending_delete for ``age`` seconds; what cannot be deleted stays, and is logged.
-
-    A store that does not answer is asked once, so that what is in the others needs not wait for it.
-    """
+    """Delete the data that has been pending_delete for ``age`` seconds; what cannot be deleted stays, and is logged."""
     earliest, _ = core.repository.processes.clocks()
-    before = earliest - datetime.timedelta(seconds=age)
+    _delete_each(core, core.repository.locations.pending(earliest - datetime.timedelta(seconds=age)))
+    while core.repository.images.finish_soft_deletes():
+        pass
+
+
+def delete_claimed_by_dead(core: Core) -> None:
+    """Delete the data that processes were deleting which died over it; what cannot be deleted stays, and is logged."""
+    _delete_each(core, core.repository.locations.claimed_by_dead())
+
+
+def _delete_each(core: Core, locations: Iterable[tuple[str, ImageLocation]]) -> None:
+    """A store that does not answer is asked once, so that what is in the others needs not wait for it."""
     away = set()
-    for image_id, location in core.repository.locations.pending(before):
+    for image_id, location in locations:
         store = location.metadata.get("store")
         if store in away:
             continue
@@ -121,8 +129,6 @@ def scrub(core: Core, age: float) -> None:
             LOG.warning("image %s: its data at %r cannot be deleted yet: %s", image_id, location, error)
             if store is not None and _is_away(error):
                 away.add(store)
-    while core.repository.images.finish_soft_deletes():
-        pass
 
 
 def _is_away(error: Exception) -> bool:

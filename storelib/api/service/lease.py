@@ -24,6 +24,7 @@ from storelib.api.errors import ApiError, Conflict, ImageNotFound, UploadLost
 from storelib.api.service.core import Core
 from storelib.api.service.deletion import (
     delete_abandoned,
+    delete_claimed_by_dead,
     finish_deletion,
     finish_if_deleting,
     is_unanswered,
@@ -206,6 +207,7 @@ class Lease:
         process_id = self.id
         self._look_for_work()
         self._take_over(process_id)
+        delete_claimed_by_dead(self._core)
         for ticket in list(self._unfinished):
             self._finish_late(ticket)
         for image_id, name, uri in list(self._lost):

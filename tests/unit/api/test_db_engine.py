@@ -157,6 +157,7 @@ class TestSqliteWithoutSetUp:
         for old in (
             *later_tables_dropped(),
             "DROP INDEX ix_image_members_member_image",
+            "DROP INDEX ix_image_locations_claimed",
             "ALTER TABLE image_locations DROP COLUMN claimed_by",
             "ALTER TABLE image_locations DROP COLUMN claim",
             "ALTER TABLE uploads DROP COLUMN token",

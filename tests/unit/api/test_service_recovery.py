@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 from deployment import OCTETS, Deployment, add_location
@@ -22,7 +23,7 @@ from storelib.api.db.schema import images, processes
 from storelib.api.errors import DatabaseUnavailable, OutcomeUnknown, StaleImage, Unavailable
 from storelib.api.service import Operation, Service, Source, administrator
 from storelib.api.service import lease as lease_module
-from storelib.api.service.deletion import finish_deletion
+from storelib.api.service.deletion import finish_deletion, scrub
 from storelib.api.service.lease import Lease, this_host
 from storelib.drivers.filesystem import publication
 from storelib.exceptions import InUseByStore, RemoteServiceUnavailable
@@ -691,6 +692,27 @@ class TestInterruptedDeletion:
         assert api.files() == []
         assert api.repository.locations.pending_for(image) == []
         other.core.repository.close()
+
+    @pytest.mark.parametrize("away", [False, True])
+    def test_what_a_dead_process_was_deleting_does_not_wait_for_the_next_scrub(self, api, monkeypatch, away):
+        """Its claim comes to be after others have done its work: PostgreSQL goes on with what it was sent."""
+        image = api.alice.active(DATA)
+        [location] = api.repository.images.get(image).locations
+        lease = api.service.lease
+        lease.beat()
+        api.repository.images.transition(image, from_=("active",), to="deleted")
+        assert api.repository.locations.claim(image, location.id, "a process that is gone", "late")
+        with monkeypatch.context() as patch:
+            if away:
+                patch.setattr(api.registry["fast"], "delete", mock.Mock(side_effect=RemoteServiceUnavailable("away")))
+            lease.beat()
+            assert api.files() == ([image] if away else [])
+            # Then it is data like other that could not be deleted.
+            assert api.repository.locations.claimed_by_dead() == []
+        lease.beat()
+        assert api.files() == ([image] if away else [])
+        scrub(api.service.core, 0)
+        assert api.files() == []
 
     def test_two_that_delete_at_once_ask_the_store_once(self, api, monkeypatch):
         image = api.alice.active(DATA)
