@@ -19,10 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
-from storelib.api.db.records import Usage
 from storelib.api.db.rows import now
 from storelib.api.db.schema import holders, image_locations, image_properties, images, stored_bytes
-from storelib.api.db.statuses import GONE, UPLOADING
+from storelib.api.db.statuses import GONE
 from storelib.api.errors import QuotaExceeded
 
 #: Microseconds by which a change may be seen later than it says: no transaction is open so long, and clocks of hosts
@@ -130,18 +129,6 @@ def begin_anew(connection: Connection, of: Collection[str | None]) -> None:
     known = sa.select(h.owner).where(h.owner.in_({each or "" for each in of})).order_by(h.owner).with_for_update()
     if kept := connection.execute(known).scalars().all():
         connection.execute(holders.update().where(h.owner.in_(kept)).values(stored=None))
-
-
-def usage_of(connection: Connection, owner: str | None, image_id: str) -> Usage:
-    """What one image is of what its owner holds; nothing if it is another's."""
-    found = sa.select(_STORED.label("stored"), c.status, c.size).where(c.id == image_id, *_of(owner)[:1])
-    row = connection.execute(found.where(c.deleted == sa.false())).one_or_none()
-    if row is None:
-        return Usage(0, 0, 0, 0)
-    is_staged = row.status in ("uploading", "importing")
-    return Usage(
-        int(row.stored), (row.size or 0) * is_staged, int(row.status not in GONE), int(row.status in UPLOADING)
-    )
 
 
 def forget(connection: Connection, image_ids: Collection[str], owners: Collection[str | None] = ()) -> None:

@@ -288,16 +288,9 @@ class Images(Table):
         """
         return holdings.recount(connection, owner)
 
-    def usage(self, owner: str | None, *, without: str | None = None) -> Usage:
-        """What the owner holds, one image (``without``) left out if asked."""
-        found = Usage(self.stored(owner), self.staged(owner), self.count(owner), self.uploading(owner))
-        if without is None:
-            return found
-        return Usage(*(all_of - its for all_of, its in zip(found, self._usage_of(owner, without), strict=True)))
-
-    @reads
-    def _usage_of(self, connection: Connection, owner: str | None, image_id: str) -> Usage:
-        return holdings.usage_of(connection, owner, image_id)
+    def usage(self, owner: str | None) -> Usage:
+        """What the owner holds."""
+        return Usage(self.stored(owner), self.staged(owner), self.count(owner), self.uploading(owner))
 
     @writes
     def purge(self, connection: Connection, before: datetime.datetime, limit: int = 1000) -> int:

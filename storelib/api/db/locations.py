@@ -37,18 +37,17 @@ class Locations(Table):
     """Where the data of images is, and what of it is still to be deleted."""
 
     @writes
-    def drop(self, connection: Connection, image_id: str, location_id: int, *, keep_last: bool = True) -> ImageLocation:
+    def drop(self, connection: Connection, image_id: str, location_id: int) -> ImageLocation:
         """Make an active location pending_delete: nobody reads it any more and its data may be deleted.
 
-        Raises ImageNotFound, LocationNotFound, and Conflict when it is the last and ``keep_last``. Of racers exactly
-        one succeeds.
+        Raises ImageNotFound, LocationNotFound, and Conflict when it is the last. Of racers exactly one succeeds.
         """
         bump_version(connection, image_id)
         rows = connection.execute(_SELECT.where(c.image_id == image_id, _ACTIVE)).all()
         found = [_pair(row)[1] for row in rows if row.id == location_id]
         if not found:
             raise _no_location(image_id, location_id)
-        if keep_last and len(rows) == 1:
+        if len(rows) == 1:
             raise Conflict(f"location {location_id} is the last one of image {image_id}")
         _make_pending(connection, image_id, c.id == location_id)
         return ImageLocation(found[0].uri, found[0].metadata, location_id, "pending_delete")

@@ -147,7 +147,7 @@ class Hashing:
         if not isinstance(error, UploadLost):
             known = isinstance(error, (ApiError, StoreError))
             message = told(error) if known else "the server made a mistake"
-            self._tasks.fail(ticket.image_id, (), message)
+            self._tasks.fail(ticket.image_id, message)
             if refused is not None and Capability.DELETE not in refused.store.capabilities:
                 self._note_refused(ticket.image_id, refused.store.name)
         # Its owner may reactivate an image that an administrator has deactivated, but not this one.

@@ -246,7 +246,7 @@ class Images:
             deleted = self._delete_with_data(context, image)
         if TASK in deleted.properties:
             # A process at work on it finds no upload any more with which it could end.
-            self._tasks.fail(image.id, (), "the image was deleted")
+            self._tasks.fail(image.id, "the image was deleted")
         self._uncache(image.id)
         # Last, since data that is in use keeps the image as it is, which needs its key.
         delete_key(core.keys, context, image)

@@ -81,7 +81,7 @@ class Imports:
     def abandoned(self, ticket: Ticket) -> None:
         """The process that staged or imported is dead: nothing of it is left, and nothing says it is still at it."""
         self.staging.remove(ticket)
-        self._tasks.fail(ticket.image_id, (), "the process that worked on it ended")
+        self._tasks.fail(ticket.image_id, "the process that worked on it ended")
 
     def start(self, context: Context, image_id: str, request: Request) -> Task | None:
         """Begin an import; returns its task, None where there is nothing to do.

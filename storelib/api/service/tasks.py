@@ -126,9 +126,9 @@ class Tasks:
             ended = TaskEnd(task.id, "success" if success else "failure", message[:LONGEST], result, self._kept)
         return {"properties": values, "task": ended}
 
-    def fail(self, image_id: str, failed: Sequence[str], message: str, *, keep_stage: bool = False) -> None:
+    def fail(self, image_id: str, message: str) -> None:
         """Note that the image's task failed, if one is at work; that the database does not answer is only logged."""
-        ended = self.ended(image_id, failed, message, success=False, keep_stage=keep_stage)
+        ended = self.ended(image_id, (), message, success=False)
         try:
             if ended:
                 self._core.repository.tasks.end(ended["task"], image_id, ended["properties"])
