@@ -19,15 +19,15 @@ Value: TypeAlias = "int | bytes | Sequence[Value] | Mapping[bytes, Value]"
 _DEEPEST = 16
 
 
-def info_dictionary(name: str, pieces: Pieces, authority: str | None = None) -> bytes:
-    """The encoded ``info`` dictionary of an image: what its info-hash is computed of.
+def torrent(name: str, pieces: Pieces, authority: str | None = None) -> bytes:
+    """The torrent of an image of one file, with the digests of its pieces; ``authority`` is a certificate in PEM.
 
-    ``authority`` is a certificate in PEM. Raises Invalid for an empty image, of which there is nothing to exchange.
+    Raises Invalid for an empty image, of which there is nothing to exchange.
     """
-    return _info(name, pieces, authority, pieces.root)
+    return _torrent(name, pieces, authority, pieces.root)
 
 
-def _info(name: str, pieces: Pieces, authority: str | None, root: bytes) -> bytes:
+def _torrent(name: str, pieces: Pieces, authority: str | None, root: bytes) -> bytes:
     if not pieces.size:
         raise Invalid("an empty image has no pieces")
     file: Value = {b"": {b"length": pieces.size, b"pieces root": root}}
@@ -40,20 +40,9 @@ def _info(name: str, pieces: Pieces, authority: str | None, root: bytes) -> byte
     }
     if authority is not None:
         info[b"ssl-cert"] = authority.encode()
-    return encode(info)
-
-
-def torrent(name: str, pieces: Pieces, authority: str | None = None) -> bytes:
-    """The torrent of an image of one file, with the digests of its pieces; raises as ``info_dictionary`` does."""
-    return _torrent(name, pieces, authority, pieces.root)
-
-
-def _torrent(name: str, pieces: Pieces, authority: str | None, root: bytes) -> bytes:
-    info = _info(name, pieces, authority, root)
     # Those of an image of one piece are in its info dictionary.
     layers: Value = {root: pieces.layer} if pieces.count > 1 else {}
-    # Names in a dictionary are in order.
-    return b"d4:info" + info + b"12:piece layers" + encode(layers) + b"e"
+    return encode({b"info": info, b"piece layers": layers})
 
 
 @dataclass(frozen=True, slots=True)
