@@ -174,8 +174,6 @@ class Digesting:
                 update(run.view)
             run.release()
         for queue in self._queues:
-            queue.complete()
-        for queue in self._queues:
             self._monitor.wait_for(lambda queue=queue: not queue.unfinished)  # type: ignore[misc]
             queue.join()
         self._monitor.check()

@@ -119,9 +119,6 @@ class TaskQueue:
                         self._coming.discard(shift)
                 raise
 
-    def complete(self) -> None:
-        """No further call comes."""
-
     def cancel(self, timeout: float) -> bool:
         """Begin no further call; returns whether those in flight returned within ``timeout`` seconds."""
         self._cancelled.set()

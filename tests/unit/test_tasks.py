@@ -32,7 +32,6 @@ def test_calls_are_made_in_the_order_given_by_a_thread_beside_this_one(queue):
     ]
     assert not made
     queue.have_threads(1)
-    queue.complete()
     assert not queue.join(30)
     assert made == list(range(9))
     assert all(task.done for task in tasks)
@@ -44,7 +43,6 @@ def test_no_more_calls_are_in_flight_than_there_are_threads(queue):
     meet = threading.Barrier(3)
     tasks = [queue.put(lambda: meet.wait(30)) for _ in range(6)]
     queue.have_threads(3)
-    queue.complete()
     assert not queue.join(30)
     assert all(task.done for task in tasks)
 

@@ -289,7 +289,7 @@ class Images:
         """The opposite of ``deactivate``."""
         self._switch(context, image_id, "reactivate", "deactivated", "active")
 
-    def _switch(self, context: Context, image_id: str, action: str, before: Any, after: Any) -> None:
+    def _switch(self, context: Context, image_id: str, action: str, before: Status, after: Status) -> None:
         core = self._core
         core.writable(context)
         image = core.get_authorized(context, image_id, action)
