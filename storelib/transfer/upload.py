@@ -8,7 +8,6 @@ whichever thread, ends here: in-flight calls are waited for, the writer aborts, 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
@@ -18,7 +17,6 @@ from storelib.transfer.blocks import BlockSink
 from storelib.transfer.contract import (
     Backend,
     Context,
-    Digest,
     Digests,
     Extent,
     MiB,
@@ -34,7 +32,7 @@ from storelib.transfer.monitor import Monitor
 from storelib.transfer.ranges import RangeCutter
 from storelib.transfer.source import Data, GivenFile, Source, file_extents, open_source
 from storelib.transfer.store_upload import StoreUpload
-from storelib.transfer.verifying import Verify, compare
+from storelib.transfer.verifying import Verify, comparing
 
 _T = TypeVar("_T")
 
@@ -176,14 +174,10 @@ def add_stream(
     if verify:
         known = stream.digest
         if known is not None and known.algorithm == hashing_algo:
-            check = functools.partial(_compare, stream.recorded_digest(), stream.subject)
+            check = comparing(stream.recorded_digest(), stream.subject)
         else:
             stream.verify_recorded()
     return add(target, image_id, stream, stream.size, hashing_algo=hashing_algo, check=check, **options)
-
-
-def _compare(expected: Digest, subject: str, digests: Digests) -> None:
-    compare(expected, digests.multihash, subject)
 
 
 def a_store(given: _T) -> _T:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from storelib.exceptions import DigestMismatch, Invalid, StoreError, UnknownHashingAlgo
 from storelib.transfer.buffers import Buffer, Pool
-from storelib.transfer.contract import Digest
+from storelib.transfer.contract import Digest, Digests
 from storelib.transfer.digests import BLOCK, Digesting, new_hasher
 from storelib.transfer.memory import MemoryBudget
 from storelib.transfer.monitor import Monitor
@@ -72,6 +73,11 @@ def compare(expected: Digest, found: str, subject: str) -> None:
             expected=value,
             found=found,
         )
+
+
+def comparing(expected: Digest, subject: str) -> Callable[[Digests], None]:
+    """A ``check`` of an add that computes digests of that algorithm: what is not as expected is stored nowhere."""
+    return lambda digests: compare(expected, digests.multihash, subject)
 
 
 class Check:

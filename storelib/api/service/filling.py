@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from storelib.api.messages import told
@@ -19,11 +18,13 @@ from storelib.driver import Store, StoredImage
 from storelib.drivers.filesystem import FilesystemStore
 from storelib.exceptions import StoreError
 from storelib.transfer import GivenFile, fan_out
-from storelib.transfer.contract import Digest, Digests
+from storelib.transfer.contract import Digests
 from storelib.transfer.download import ImageStream
-from storelib.transfer.verifying import compare
+from storelib.transfer.source import Data as Bytes
+from storelib.transfer.verifying import comparing
 
 Result = StoredImage | StoreError
+Source = Bytes | GivenFile
 
 
 class Filled(NamedTuple):
@@ -45,7 +46,7 @@ class Filling:
     def fill(
         self,
         job: Job,
-        source: Any,
+        source: Source,
         size: int | None,
         digests: Digests | None = None,
         check: Callable[[Digests], object] | None = None,
@@ -53,7 +54,7 @@ class Filling:
         """From a stream, with one read and one hash pass, or none if the ``digests`` are known."""
         return self._filled(job, _by_name(job.stores, self._fan_out(job, job.stores, source, size, digests, check)))
 
-    def copy(self, job: Job, source: Any, stream: ImageStream) -> Filled:
+    def copy(self, job: Job, source: Source, stream: ImageStream) -> Filled:
         """From a store that has it, which ``source`` reads by ``stream``, compared with the digest that is recorded.
 
         What is not the same, because a disk or a wire has changed it, is published nowhere: DigestMismatch.
@@ -63,7 +64,7 @@ class Filling:
             return self.fill(job, source, size)
         if stream.verified_with is not None:
             return self.fill(job, source, size, Digests(job.image.checksum, known.value, known.algorithm))
-        check = partial(_compare, known, f"the data of image {job.image.id}")
+        check = comparing(known, f"the data of image {job.image.id}")
         results = self._fan_out(job, job.stores, source, size, None, check, known.algorithm)
         return self._filled(job, _by_name(job.stores, results))
 
@@ -101,7 +102,7 @@ class Filling:
         self,
         job: Job,
         stores: Sequence[Store[Any]],
-        source: Any,
+        source: Source,
         size: int | None,
         digests: Digests | None = None,
         check: Callable[[Digests], object] | None = None,
@@ -134,10 +135,6 @@ class Filling:
             self._data.discard(job.context, job.ticket, good)
             raise next(iter(errors.values()))
         return Filled(good, list(why), message)
-
-
-def _compare(known: Digest, subject: str, digests: Digests) -> None:
-    compare(known, digests.multihash, subject)
 
 
 def _by_name(stores: Sequence[Store[Any]], results: Sequence[Result]) -> dict[str, Result]:

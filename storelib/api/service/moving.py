@@ -43,8 +43,8 @@ from storelib.exceptions import (
     UnknownHashingAlgo,
 )
 from storelib.transfer import upload
-from storelib.transfer.contract import Digest, Digests, MiB, Progress
-from storelib.transfer.verifying import compare, normal
+from storelib.transfer.contract import Digest, MiB, Progress
+from storelib.transfer.verifying import comparing, normal
 
 if TYPE_CHECKING:
     from storelib.api.service import Service
@@ -328,11 +328,6 @@ class Move:
         expected = _on_record(image)
         algorithm = expected.algorithm if expected else self._core.hashing_algorithm
         subject = f"image {image.id} in store {self._source.name}"
-
-        def check(digests: Digests) -> None:
-            if expected is not None:
-                compare(expected, digests.multihash, subject)
-
         found = self._source.get(old.uri)
         with closing(found.data) as stream:
             if image.size is not None and found.size != image.size:
@@ -343,7 +338,7 @@ class Move:
                 stream,
                 found.size,
                 hashing_algo=algorithm,
-                check=check,
+                check=comparing(expected, subject) if expected else None,
                 progress=self._watch(wanted),
             )
         return stored, Digest(algorithm, stored.multihash)
