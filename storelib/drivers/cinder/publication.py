@@ -14,10 +14,10 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from storelib.driver import Digest, Digests
 from storelib.drivers.cinder.location import CinderLocation, is_volume_id
 from storelib.drivers.cinder.service import LEAVING, Api, Volume
 from storelib.exceptions import Duplicate, NotFound, StoreError
-from storelib.transfer.contract import Digest, Digests
 from storelib.transfer.http.headers import whole_number
 
 #: Known to glance_store, too: the image's id, percent-encoded, and its size in bytes.

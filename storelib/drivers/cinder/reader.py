@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from storelib.driver import Extent, Reader
 from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.service import Service, Volume
 from storelib.exceptions import IncompleteRead
-from storelib.transfer.contract import Extent, MiB, Reader
+from storelib.transfer.contract import MiB
 from storelib.volumes.attachments import SharedAttachments
 
 #: Of one read at most.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storelib._version import __version__
+from storelib.driver import Context
 from storelib.drivers.cinder.errors import MICROVERSION, is_explained, is_proven, status_of
 from storelib.drivers.cinder.location import CinderLocation, is_volume_id
 from storelib.drivers.cinder.options import volume_settings
@@ -36,7 +37,7 @@ from storelib.exceptions import (
 )
 from storelib.extras import needing
 from storelib.transfer.certificates import check_certificates
-from storelib.transfer.contract import Context, Options
+from storelib.transfer.contract import Options
 from storelib.transfer.deadlines import within
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.headers import posix_time

@@ -10,9 +10,8 @@ from typing import ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import READ_WRITE, Capability
-from storelib.driver import Garbage, Health, ImageInfo, Store
-from storelib.drivers.cinder import garbage as leftovers
-from storelib.drivers.cinder import publication
+from storelib.driver import Context, Deletion, Garbage, Health, ImageInfo, Store
+from storelib.drivers.cinder import garbage, publication
 from storelib.drivers.cinder.errors import status_of, storelib_error
 from storelib.drivers.cinder.location import SCHEME, CinderLocation
 from storelib.drivers.cinder.options import OPTIONS
@@ -21,7 +20,6 @@ from storelib.drivers.cinder.service import LEAVING, Api, Service, Volume, impor
 from storelib.drivers.cinder.writer import CinderCopy, CinderWriter, GiB
 from storelib.exceptions import HasSnapshot, InUseByStore, NotFound, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 
@@ -116,7 +114,7 @@ class CinderStore(Store[CinderLocation]):
             if status_of(error) != 400:
                 raise
             # What a killed process of this host has left attached is not in use.
-            if not leftovers.end_dead_attachments(user, volume):
+            if not garbage.end_dead_attachments(user, volume):
                 raise self._obstacle(api, volume, location) from error
             api.delete(volume)
         api.wait_until_gone(volume)
@@ -168,11 +166,11 @@ class CinderStore(Store[CinderLocation]):
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Volumes and attachments that dead processes left; see garbage.py."""
-        return leftovers.find(self.shelf, self.service.user(None), older_than, prefix or "")
+        return garbage.find(self.shelf, self.service.user(None), older_than, prefix or "")
 
-    def discard(self, garbage: Garbage) -> bool:
+    def discard(self, item: Garbage) -> bool:
         """Remove a leftover; see garbage.py."""
-        return leftovers.discard(self.service.user(None), garbage.handle)
+        return garbage.discard(self.service.user(None), item.handle)
 
     def probe(self) -> Health:
         """Whether there is the volume type, how much of the quota is left; then a small image goes in and out."""

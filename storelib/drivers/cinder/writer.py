@@ -7,12 +7,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
 from storelib.drivers.cinder import publication
 from storelib.drivers.cinder.errors import status_of
 from storelib.drivers.cinder.publication import Shelf
 from storelib.drivers.cinder.service import Api, Service, User, Volume
 from storelib.exceptions import NotFound, StoreError
-from storelib.transfer.contract import Committed, Digests, KiB, MiB, Part, Writer, WriterCopy
+from storelib.transfer.contract import KiB, MiB
 from storelib.volumes.attachments import Attachment, attach, reserve
 from storelib.volumes.disks import Disk
 

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 CLAIM_AGE = 600.0
 
 
-def find_garbage(datadirs: DataDirs, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+def find(datadirs: DataDirs, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """Files of ours without a living writer that have been as they are for ``older_than`` seconds.
 
     With a prefix no image is passed on the way: what lies aside is looked at, and the claims on that very id.
@@ -91,9 +91,9 @@ def _looked_at(path: str, older_than: float, prefix: str) -> Garbage | None:
         return Garbage(path, own.image_id, status.st_blocks * 512, _changed(own, status), (own, older_than))
 
 
-def discard(datadirs: DataDirs, garbage: Garbage) -> bool:
+def discard(datadirs: DataDirs, item: Garbage) -> bool:
     """Unlink a file of ours if its writer is dead; what a delete moved aside by mistake gets its name again."""
-    return datadirs.guard.call(functools.partial(_discard, garbage.name, *garbage.handle), garbage.name)
+    return datadirs.guard.call(functools.partial(_discard, item.name, *item.handle), item.name)
 
 
 def _discard(path: str, own: OwnName, older_than: float) -> bool:

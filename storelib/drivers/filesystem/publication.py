@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from storelib import system_calls
-from storelib.driver import Committed
+from storelib.driver import Committed, Extent
 from storelib.drivers.filesystem import errors
 from storelib.drivers.filesystem.datadirs import (
     DataDirs,
@@ -35,7 +35,6 @@ from storelib.drivers.filesystem.location import id_token, image_location, new_t
 from storelib.drivers.filesystem.options import WriteSettings
 from storelib.exceptions import Duplicate, Invalid, RemoteServiceUnavailable, StorageFull, StoreError
 from storelib.system_calls import ONLY_READ, let_go, released
-from storelib.transfer.contract import Extent
 from storelib.transfer.source import file_extents
 
 LOG = logging.getLogger(__name__)

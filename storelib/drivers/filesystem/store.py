@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
-from storelib.driver import Area, Digests, Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Context, Deletion, Digests, Garbage, Health, ImageInfo, Store
 from storelib.drivers.filesystem import garbage
 from storelib.drivers.filesystem.datadirs import DataDirs, aside_of, flush_directory, only_files
 from storelib.drivers.filesystem.errors import storelib_error
@@ -28,7 +28,6 @@ from storelib.drivers.filesystem.writer import FileWriter
 from storelib.exceptions import Invalid, NotFound, StorageFull, StoreError, TransferTimeout
 from storelib.rehearsal import PREFIX
 from storelib.system_calls import PAGE, let_go
-from storelib.transfer.contract import Context, Deletion
 from storelib.transfer.guard import bounded
 
 #: Bytes of the image of a check: a page that can go out by direct I/O, and a byte that cannot.
@@ -190,7 +189,7 @@ class FilesystemStore(Store[FileLocation]):
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Files of ours whose writers are dead: see garbage.py."""
-        return garbage.find_garbage(self.datadirs, older_than, prefix)
+        return garbage.find(self.datadirs, older_than, prefix)
 
     def discard(self, item: Garbage) -> bool:
         """Unlink a file of ours if its writer is still dead: see garbage.py."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_image_id
+from storelib.driver import Area, Context, Deletion, Garbage, Health, ImageInfo, Store, check_image_id
 from storelib.drivers.gridfs import garbage
 from storelib.drivers.gridfs.bucket import PAGE, Bucket, Stored, any_image, image_id_of, understood
 from storelib.drivers.gridfs.errors import storelib_error
@@ -20,7 +20,6 @@ from storelib.drivers.gridfs.reader import GridfsReader
 from storelib.drivers.gridfs.writer import GridfsCopy, GridfsWriter
 from storelib.exceptions import Invalid, NotFound, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 

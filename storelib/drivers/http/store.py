@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import Capability
-from storelib.driver import ImageInfo, Store
+from storelib.driver import Context, ImageInfo, Store
 from storelib.drivers.http.errors import error_of_exception
 from storelib.drivers.http.location import HttpLocation
 from storelib.drivers.http.options import OPTIONS
 from storelib.exceptions import StoreError
-from storelib.transfer.contract import Context
 
 if TYPE_CHECKING:
     from storelib.drivers.http.reader import HttpReader

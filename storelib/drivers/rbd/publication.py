@@ -18,12 +18,12 @@ import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from storelib.driver import Deletion, Digest, Digests
 from storelib.drivers.rbd.cluster import RbdCluster, has_clones, snapshots
 from storelib.drivers.rbd.location import SNAPSHOT, RbdLocation
 from storelib.exceptions import Duplicate, HasSnapshot, InUseByStore, NotFound, StoreError
 from storelib.librbd import directory
 from storelib.librbd.cluster import Connection
-from storelib.transfer.contract import Deletion, Digest, Digests
 
 #: The token of the add that made an image, and RBD's id of that image.
 TOKEN = "storelib.token"  # noqa: S105  (a name)

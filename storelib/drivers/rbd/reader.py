@@ -11,13 +11,13 @@ import bisect
 import logging
 from collections.abc import Iterator
 
-from storelib.driver import Extent, Reader
+from storelib.driver import Digest, Extent, Reader
 from storelib.drivers.rbd.cluster import RbdCluster
 from storelib.drivers.rbd.location import RbdLocation
 from storelib.drivers.rbd.publication import digest_of
 from storelib.exceptions import ImageChanged
 from storelib.librbd.images import Run, exact_runs, exact_spans, extents_of, read_into, runs_by_object_map
-from storelib.transfer.contract import Digest, MiB
+from storelib.transfer.contract import MiB
 
 LOG = logging.getLogger(__name__)
 

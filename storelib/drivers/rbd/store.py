@@ -10,7 +10,7 @@ from typing import ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Context, Deletion, Garbage, Health, ImageInfo, Store
 from storelib.drivers.rbd import garbage, publication
 from storelib.drivers.rbd.cluster import RbdCluster, describe, identity
 from storelib.drivers.rbd.location import SCHEME, RbdLocation
@@ -19,7 +19,6 @@ from storelib.drivers.rbd.reader import RbdReader
 from storelib.drivers.rbd.writer import RbdCopy, RbdWriter
 from storelib.exceptions import Forbidden, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion
 
 LOG = logging.getLogger(__name__)
 
@@ -143,9 +142,9 @@ class RbdStore(Store[RbdLocation]):
         """Images under way that died, and deleted ones with nothing in their way: see garbage.py."""
         return garbage.find(self.cluster, older_than, prefix or "")
 
-    def discard(self, garbage_: Garbage) -> bool:
+    def discard(self, item: Garbage) -> bool:
         """Remove it if it is still dead: see garbage.py."""
-        return garbage.discard(self.cluster, garbage_.handle)
+        return garbage.discard(self.cluster, item.handle)
 
     def check(self) -> Health:
         """Ask the cluster, then try it out, unless it is full."""

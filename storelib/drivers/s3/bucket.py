@@ -24,13 +24,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from storelib._version import __version__
-from storelib.driver import Writer
+from storelib.driver import Digests, Writer
 from storelib.drivers.s3 import options
 from storelib.drivers.s3.errors import BadAnswer, Damaged, check_response, error_code, size_of, storelib_error
 from storelib.drivers.s3.location import S3Location, configured_endpoint
 from storelib.exceptions import BadStoreUri, MissingDependency, NotFound, StoreError, misconfigured
 from storelib.extras import needs
-from storelib.transfer.contract import Digests, Options
+from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.connections import ListeningConnection, pool_classes
 from storelib.transfer.live import LiveAdds

@@ -11,7 +11,7 @@ from storelib.drivers.s3.bucket import Bucket
 from storelib.drivers.s3.errors import GONE, BadAnswer, error_code, names_itself
 
 
-def find_garbage(bucket: Bucket, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+def find(bucket: Bucket, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """Uploads of images whose ids begin with ``prefix`` in which nothing happened for ``older_than`` seconds."""
     latest = time.time() - older_than
     start = f"{bucket.prefix}{prefix or ''}"
@@ -20,16 +20,16 @@ def find_garbage(bucket: Bucket, older_than: float, prefix: str | None) -> Itera
         # Not every server restricts the list to the prefix.
         if not upload["Key"].startswith(start) or bucket.image_id(upload["Key"]) is None or initiated > latest:
             continue
-        garbage = _dead(bucket, upload["Key"], upload["UploadId"], initiated)
-        if garbage is not None and garbage.modified <= latest:
-            yield garbage
+        item = _dead(bucket, upload["Key"], upload["UploadId"], initiated)
+        if item is not None and item.modified <= latest:
+            yield item
 
 
-def discard(bucket: Bucket, garbage: Garbage) -> bool:
+def discard(bucket: Bucket, item: Garbage) -> bool:
     """Abort the upload; False if something has happened in it since, or it is gone."""
-    key, upload_id, initiated = garbage.handle
+    key, upload_id, initiated = item.handle
     now = _dead(bucket, key, upload_id, initiated)
-    if now is None or now.modified > garbage.modified:
+    if now is None or now.modified > item.modified:
         return False
     try:
         response = bucket.call("abort_multipart_upload", Bucket=bucket.name, Key=key, UploadId=upload_id)

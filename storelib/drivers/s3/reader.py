@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from storelib.driver import Digest
 from storelib.drivers.s3.bucket import Bucket, Crc, find_crc, is_md5
 from storelib.drivers.s3.errors import BadAnswer, error_code, refuses_extras, size_of
 from storelib.drivers.s3.location import S3Location
 from storelib.drivers.s3.publication import DIGEST, token_of
 from storelib.exceptions import ImageChanged, IncompleteRead, RemoteServiceUnavailable
-from storelib.transfer.contract import Digest, MiB
+from storelib.transfer.contract import MiB
 from storelib.transfer.http.headers import content_range, is_coded, range_header
 from storelib.transfer.http.reading import Body, ResponseReader, discarding_on_error
 

@@ -16,6 +16,8 @@ from oslo_config import cfg
 from storelib.capabilities import READ_WRITE, Capability
 from storelib.driver import (
     Area,
+    Context,
+    Deletion,
     Digests,
     Garbage,
     Health,
@@ -26,9 +28,9 @@ from storelib.driver import (
     tenants_of,
     web_server,
 )
+from storelib.drivers.s3 import garbage
 from storelib.drivers.s3.bucket import AMAZON_SERVICE, Bucket, PartChecksums
 from storelib.drivers.s3.errors import BadAnswer, names_itself
-from storelib.drivers.s3.garbage import discard, find_garbage
 from storelib.drivers.s3.location import DEFAULT_PORTS, SCHEMES, S3Location
 from storelib.drivers.s3.options import OPTIONS, object_settings
 from storelib.drivers.s3.publication import CHECKSUMS, version_of
@@ -36,7 +38,7 @@ from storelib.drivers.s3.reader import S3Reader
 from storelib.drivers.s3.writer import S3Copy, S3Writer
 from storelib.exceptions import BadStoreUri, Duplicate, NotFound, OperationNotSupported, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion, Options
+from storelib.transfer.contract import Options
 from storelib.transfer.retry import mapped
 from storelib.uris import ParsedLocation
 
@@ -195,11 +197,11 @@ class S3Store(Store[S3Location]):
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Multipart uploads in which nothing happened for that long."""
-        return find_garbage(self.bucket, older_than, prefix)
+        return garbage.find(self.bucket, older_than, prefix)
 
-    def discard(self, garbage: Garbage) -> bool:
+    def discard(self, item: Garbage) -> bool:
         """Abort the upload unless something has happened in it since."""
-        return discard(self.bucket, garbage)
+        return garbage.discard(self.bucket, item)
 
     def probe(self) -> Health:
         """The first time, do all that is done with images and try what becomes of If-None-Match; later, list."""

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from storelib.driver import Digests
+from storelib.driver import Deletion, Digest, Digests
 from storelib.drivers.sheepdog.cluster import SheepdogCluster, Vdi, not_deleted
 from storelib.drivers.sheepdog.errors import CommandFailed, meaning_of
 from storelib.drivers.sheepdog.location import SheepdogLocation, Temporary, name_of
 from storelib.exceptions import Duplicate, NotFound, StoreError
-from storelib.transfer.contract import Deletion, Digest, MiB
+from storelib.transfer.contract import MiB
 from storelib.transfer.digests import new_hasher
 
 #: The attribute's name.

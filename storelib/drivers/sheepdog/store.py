@@ -10,7 +10,7 @@ from typing import ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store
+from storelib.driver import Area, Context, Deletion, Garbage, Health, ImageInfo, Store
 from storelib.drivers.sheepdog import garbage, publication
 from storelib.drivers.sheepdog.cluster import SheepdogCluster, Vdi
 from storelib.drivers.sheepdog.errors import storelib_error
@@ -20,7 +20,6 @@ from storelib.drivers.sheepdog.reader import SheepdogReader
 from storelib.drivers.sheepdog.writer import SheepdogCopy, SheepdogWriter
 from storelib.exceptions import RemoteServiceUnavailable, StoreError
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion
 
 
 class SheepdogStore(Store[SheepdogLocation]):

@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from storelib.driver import Digest, Digests, ImageInfo
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.exceptions import (
     BadStoreConfiguration,
@@ -28,7 +29,6 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
-from storelib.transfer.contract import Digest, Digests, ImageInfo
 from storelib.transfer.http import errors as http_errors
 from storelib.transfer.http.headers import posix_time, whole_number
 from storelib.transfer.http.keystone import error_of_keystone

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from storelib.driver import Digests
 from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
     DEAD,
@@ -26,7 +27,7 @@ from storelib.drivers.swift.errors import (
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.service import Account, Body, Service, new_token
 from storelib.exceptions import Duplicate, RemoteServiceUnavailable, StorageWriteDenied, StoreError
-from storelib.transfer.contract import Digests, MiB
+from storelib.transfer.contract import MiB
 from storelib.uris import quote
 
 T = TypeVar("T")

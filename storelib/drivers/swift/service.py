@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storelib._version import __version__
+from storelib.driver import Context
 from storelib.drivers.swift import errors
 from storelib.drivers.swift.errors import Headers
 from storelib.drivers.swift.location import CONFIG, Layout, SwiftLocation, place_of, scheme_for, without_version
@@ -31,7 +32,7 @@ from storelib.exceptions import (
     RemoteServiceUnavailable,
     StoreError,
 )
-from storelib.transfer.contract import Context, Options
+from storelib.transfer.contract import Options
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.http.keystone import (
     Access,

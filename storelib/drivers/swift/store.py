@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import READ_WRITE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store, check_expires, tenants_of, web_server
-from storelib.drivers.swift import garbage as leftovers
+from storelib.driver import (
+    Area,
+    Context,
+    Deletion,
+    Digests,
+    Garbage,
+    Health,
+    ImageInfo,
+    Part,
+    Store,
+    check_expires,
+    tenants_of,
+    web_server,
+)
+from storelib.drivers.swift import garbage
 from storelib.drivers.swift.errors import (
     CLAIM_HEADER,
     TOKEN_HEADER,
@@ -43,7 +56,7 @@ from storelib.extras import needing
 from storelib.option_types import LONGEST
 from storelib.rehearsal import PREFIX, rehearse
 from storelib.transfer.certificates import check_certificates
-from storelib.transfer.contract import Context, Deletion, Digests, Options, Part
+from storelib.transfer.contract import Options
 from storelib.transfer.http.headers import whole_number
 
 if TYPE_CHECKING:
@@ -271,11 +284,11 @@ class SwiftStore(Store[SwiftLocation]):
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Segments without a manifest, containers without an image."""
-        return leftovers.find(self.service, self.service.own_account(), older_than, prefix or "")
+        return garbage.find(self.service, self.service.own_account(), older_than, prefix or "")
 
-    def discard(self, garbage: Garbage) -> bool:
+    def discard(self, item: Garbage) -> bool:
         """Remove them, several at a time."""
-        return leftovers.discard(self.service, self.service.own_account(), garbage.handle, garbage.image_id or "")
+        return garbage.discard(self.service, self.service.own_account(), item.handle, item.image_id or "")
 
     def probe(self) -> Health:
         """How full the account is, if we may know; then a small image and one of segments go in and out."""

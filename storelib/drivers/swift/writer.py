@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from storelib.driver import Committed, Digests, Part, Writer, WriterCopy
+from storelib.driver import Committed, Context, Digests, Part, Writer, WriterCopy
 from storelib.drivers.swift.errors import etag_in, length_of, segment_place
 from storelib.drivers.swift.location import SwiftLocation
 from storelib.drivers.swift.publication import SLOWEST, Publication, Segment
 from storelib.drivers.swift.service import Account, Body, Service
 from storelib.exceptions import Duplicate, Forbidden, RemoteServiceUnavailable
-from storelib.transfer.contract import Context, MiB
+from storelib.transfer.contract import KiB, MiB
 
 # Requests side by side that copy segments.
 _SIDE_BY_SIDE = 8
@@ -22,7 +22,7 @@ class SwiftWriter(Publication, Writer):
     """Sends a small image as one object, any other in segments."""
 
     #: Swift takes segments of one byte; the tests use this much.
-    smallest_part = 64 * 1024
+    smallest_part = 64 * KiB
 
     def __init__(self, service: Service, account: Account, location: SwiftLocation) -> None:
         super().__init__(service, account, location)

@@ -12,7 +12,7 @@ from storelib.drivers.vmware.publication import UPLOADS, split_temporary
 from storelib.drivers.vmware.vcenter import Datastores, File
 
 
-def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) -> Iterator[Garbage]:
+def find(datastores: Datastores, older_than: float, prefix: str | None) -> Iterator[Garbage]:
     """Files of images whose ids begin with ``prefix`` that were last written to ``older_than`` seconds ago, or before.
 
     By the clock of vCenter, as the times of files are.
@@ -35,11 +35,11 @@ def find_garbage(datastores: Datastores, older_than: float, prefix: str | None) 
     return datastores.everywhere(look)
 
 
-def discard(datastores: Datastores, garbage: Garbage) -> bool:
+def discard(datastores: Datastores, item: Garbage) -> bool:
     """Remove the file; False if something was written to it since."""
     target: Target
     file: File
-    target, file = garbage.handle
+    target, file = item.handle
     names = (*datastores.directory, UPLOADS, file.name)
     if file.name in datastores.live or datastores.find(target, names) != file:
         return False

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oslo_config import cfg
 
 from storelib.capabilities import COMPLETE, Capability
-from storelib.driver import Area, Garbage, Health, ImageInfo, Store, web_server
+from storelib.driver import Area, Context, Deletion, Garbage, Health, ImageInfo, Store, web_server
 from storelib.drivers.vmware.errors import is_fault, storelib_error
 from storelib.drivers.vmware.location import SCHEME, VmwareLocation
 from storelib.drivers.vmware.options import OPTIONS, Settings, Target, check_credentials
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError
 from storelib.extras import needing
 from storelib.rehearsal import rehearse
-from storelib.transfer.contract import Context, Deletion
 
 if TYPE_CHECKING:
     from storelib.drivers.vmware.reader import VmwareReader
@@ -155,15 +154,15 @@ class VmwareStore(Store[VmwareLocation]):
 
     def garbage(self, older_than: float, prefix: str | None) -> Iterator[Garbage]:
         """Files of adds to which nothing was written for that long."""
-        from storelib.drivers.vmware.garbage import find_garbage
+        from storelib.drivers.vmware import garbage
 
-        return find_garbage(self.datastores, older_than, prefix)
+        return garbage.find(self.datastores, older_than, prefix)
 
-    def discard(self, garbage: Garbage) -> bool:
+    def discard(self, item: Garbage) -> bool:
         """Remove the file unless something was written to it since."""
-        from storelib.drivers.vmware.garbage import discard
+        from storelib.drivers.vmware import garbage
 
-        return discard(self.datastores, garbage)
+        return garbage.discard(self.datastores, item)
 
     def check(self) -> Health:
         """Ask the vCenter, then try it out."""
