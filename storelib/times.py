@@ -6,6 +6,11 @@ from __future__ import annotations
 import datetime
 
 
+def with_zone(moment: datetime.datetime) -> datetime.datetime:
+    """The same time, in UTC unless it names another zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.timezone.utc)
+
+
 def posix_seconds(moment: datetime.datetime) -> float:
     """POSIX seconds of a time that is in UTC unless it names another zone."""
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
+    return with_zone(moment).timestamp()

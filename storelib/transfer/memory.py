@@ -238,7 +238,7 @@ def _address_space() -> int:
 
 
 def _cgroup_limits(proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[int]:
-    """The limits of this process's cgroup and of those around it, of both versions (cgroups(7)); empty if none."""
+    """The limits of this process's cgroup and of those around it, of both versions (cgroups(7)); if none, no limit."""
     limits = []
     for line in _read(proc).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]

@@ -28,6 +28,7 @@ from storelib.api.db.schema import (
     length_of,
 )
 from storelib.api.errors import BadRequest, ImageNotFound
+from storelib.times import with_zone
 
 LOG = logging.getLogger(__name__)
 
@@ -81,9 +82,7 @@ def to_time(microseconds: int) -> datetime.datetime:
 
 def from_time(moment: datetime.datetime) -> int:
     """Microseconds since 1970; a time without a zone is UTC."""
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.timezone.utc)
-    return (moment - _EPOCH) // _MICROSECOND
+    return (with_zone(moment) - _EPOCH) // _MICROSECOND
 
 
 def check_text(what: str, text: str | None, length: int) -> None:

@@ -25,6 +25,7 @@ from storelib.api.db.records import (
 from storelib.api.describing import LARGEST, PAGE, Parameter, choice, number
 from storelib.api.errors import BadRequest
 from storelib.api.parsing import required_number
+from storelib.times import with_zone
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -203,9 +204,6 @@ def parse_time(name: str, value: str) -> datetime.datetime:
     text = re.sub(r"[zZ]$", "+00:00", text)
     text = re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text)
     try:
-        found = datetime.datetime.fromisoformat(text)
-        if found.tzinfo is None:
-            found = found.replace(tzinfo=datetime.timezone.utc)
-        return found.astimezone(datetime.timezone.utc)
+        return with_zone(datetime.datetime.fromisoformat(text)).astimezone(datetime.timezone.utc)
     except (ValueError, OverflowError):
         raise BadRequest(f"{name}: {value!r} is not a time in ISO 8601") from None

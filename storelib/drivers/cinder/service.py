@@ -36,6 +36,7 @@ from storelib.exceptions import (
     misconfigured,
 )
 from storelib.extras import needing
+from storelib.times import posix_seconds
 from storelib.transfer.certificates import check_certificates
 from storelib.transfer.contract import Options
 from storelib.transfer.deadlines import within
@@ -488,7 +489,7 @@ def _volume(found: Any) -> Volume:
 
 
 def _posix(moment: str) -> float:
-    return datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.timezone.utc).timestamp()
+    return posix_seconds(datetime.datetime.fromisoformat(moment))
 
 
 def _senseless(what: str) -> RemoteServiceUnavailable:

@@ -29,6 +29,7 @@ from storelib.exceptions import (
     StorageWriteDenied,
     StoreError,
 )
+from storelib.times import posix_seconds
 from storelib.transfer.http import errors as http_errors
 from storelib.transfer.http.headers import posix_time, whole_number
 from storelib.transfer.http.keystone import error_of_keystone
@@ -260,7 +261,7 @@ def changed_at(entry: dict[str, Any]) -> float | None:
     """When an entry of a listing was changed, if it tells."""
     match = _TIME.match(entry.get("last_modified", ""))
     try:
-        whole = datetime.datetime.fromisoformat(match[1] if match else "").replace(tzinfo=datetime.timezone.utc)
+        whole = posix_seconds(datetime.datetime.fromisoformat(match[1] if match else ""))
     except ValueError:
         return None
-    return whole.timestamp() + float(match[2] or 0) if match else None
+    return whole + float(match[2] or 0) if match else None
