@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from storelib.api.db import Repository
 from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
+from storelib.api.service.core import store_of
 from storelib.api.service.rate_limit import RateLimit
 from storelib.api.service.tasks import STAGED
 from storelib.capabilities import Capability
@@ -211,7 +212,7 @@ class Audit:
 
     def _check_location(self, found: sqlite3.Connection, row: AuditRow, location: ImageLocation) -> Iterator[Finding]:
         try:
-            store = self._store_of(location)
+            store = store_of(self._registry, location)
             uri = store.uri_of(location.uri)
         except NotFound:
             # Several stores might have it, and all were asked.
@@ -259,7 +260,7 @@ class Audit:
     ) -> tuple[int | None, str | None]:
         """Note that an image has this data; returns its size if it is listed, and which other image has it already."""
         try:
-            store = store or self._store_of(location)
+            store = store or store_of(self._registry, location)
             key = (store.name, uri or store.uri_of(location.uri))
         except StoreError:
             return None, None
@@ -285,18 +286,12 @@ class Audit:
         if any(current.id == location.id for current in image.locations):
             yield finding
 
-    def _store_of(self, location: ImageLocation) -> Store[Any]:
-        name = location.metadata.get("store")
-        if isinstance(name, str) and name in self._registry:
-            return self._registry[name]
-        return self._registry.resolve(location.uri)
-
     def _concerns(self, location: ImageLocation) -> bool:
         """Whether it may be in one of the stores that are looked at."""
         if self._only is None:
             return True
         try:
-            return self._store_of(location).name in self._only
+            return store_of(self._registry, location).name in self._only
         except StoreError:
             return False
 

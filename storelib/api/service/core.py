@@ -236,21 +236,16 @@ class Core:
 
     def store_of(self, location: ImageLocation, context: Context) -> Store[Any]:
         """The store a location is in: the one its metadata names, or else the one its URI belongs to."""
-        name = location.metadata.get("store")
-        if isinstance(name, str) and name in self.registry:
-            return self.registry[name]
-        return self.registry.resolve(location.uri, context)
+        return store_of(self.registry, location, context)
 
     def possible_stores(self, location: ImageLocation) -> list[str]:
         """The ids of the stores that a location may be in: the one its metadata names, or else all that its URI fits.
 
         The metadata may name none, or one that is called otherwise by now.
         """
-        name = location.metadata.get("store")
-        if isinstance(name, str) and name in self.registry:
-            return [name]
+        named = _named(self.registry, location)
         try:
-            return [store.name for store in self.registry.owners(location.uri)]
+            return [store.name for store in ([named] if named else self.registry.owners(location.uri))]
         except StoreError:
             return []
 
@@ -311,6 +306,16 @@ class Core:
         if name in self.registry.reserved or name not in self.registry:
             raise ResourceNotFound(f"there is no store {name!r}")
         return self.registry[name]
+
+
+def store_of(registry: Registry, location: ImageLocation, context: Context | None = None) -> Store[Any]:
+    """The store a location is in: the one its metadata names, or else the one its URI belongs to. Raises StoreError."""
+    return _named(registry, location) or registry.resolve(location.uri, context)
+
+
+def _named(registry: Registry, location: ImageLocation) -> Store[Any] | None:
+    name = location.metadata.get("store")
+    return registry[name] if isinstance(name, str) and name in registry else None
 
 
 def collect(store: Store[Any], image_id: str) -> None:
