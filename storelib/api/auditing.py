@@ -20,7 +20,7 @@ from storelib.api.db.records import AuditRow, Image, ImageLocation
 from storelib.api.errors import ImageNotFound
 from storelib.api.service.core import store_of
 from storelib.api.service.rate_limit import RateLimit
-from storelib.api.service.tasks import STAGED
+from storelib.api.service.tasks import awaits_stage
 from storelib.capabilities import Capability
 from storelib.driver import ImageInfo, Store
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, NotFound, StoreError
@@ -361,11 +361,7 @@ class Audit:
             return True
         image = self._again(image_id)
         if store == STAGING:
-            if image is None:
-                return False
-            # After an import that failed it waits for another one.
-            waits = image.status == "queued" and STAGED in image.properties
-            return waits or image.status in ("uploading", "importing")
+            return image is not None and awaits_stage(image)
         locations = [*(image.locations if image else ()), *self._repository.locations.pending_for(image_id)]
         return any(
             # What a store may have of a failed upload is looked for in it, and deleted then.

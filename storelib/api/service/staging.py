@@ -30,7 +30,7 @@ from storelib.api.service.data import Data, Source
 from storelib.api.service.deletion import remove_leftovers
 from storelib.api.service.inspection import Body
 from storelib.api.service.material import Material, material_of
-from storelib.api.service.tasks import OF_STAGE, STAGED, STAGED_DIGESTS, staged_bytes
+from storelib.api.service.tasks import OF_STAGE, STAGED, STAGED_DIGESTS, awaits_stage, staged_bytes
 from storelib.driver import ImageData, Store
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
@@ -193,9 +193,7 @@ class Staging:
             image = repository.images.get(image_id, deleted=True)
         except ImageNotFound:
             return False
-        # An import that failed may be tried again.
-        waits = image.status == "queued" and STAGED in image.properties
-        return not waits and image.status not in ("uploading", "importing")
+        return not awaits_stage(image)
 
     def open(self, context: Context, image: Image) -> Material:
         """The staged data of an image, on whichever host it is.

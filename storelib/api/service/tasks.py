@@ -166,6 +166,12 @@ class Tasks:
         self._core.repository.tasks.fail_abandoned(ABANDONED, "the process that worked on it ended", self._kept)
 
 
+def awaits_stage(image: Image) -> bool:
+    """Whether what is staged for an image is to be imported: after an import that failed, by another one."""
+    again = image.status == "queued" and STAGED in image.properties
+    return again or image.status in ("uploading", "importing")
+
+
 def staged_bytes(image: Image) -> int:
     """Bytes of the image that count as staged by its owner."""
     if image.status not in ("queued", "uploading", "importing"):
