@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from storelib.api.db import Repository
 from storelib.api.db.records import AuditRow, Image, ImageLocation
+from storelib.api.db.statuses import UPLOADING, WITH_DATA
 from storelib.api.errors import ImageNotFound
 from storelib.api.service.core import store_of
 from storelib.api.service.rate_limit import RateLimit
@@ -53,7 +54,6 @@ LISTED: frozenset[Kind] = frozenset({"orphan", "shared", "staged", "leftover", "
 STAGING = "(staging)"
 _BATCH = 1000
 _BUFFER = 1024 * 1024
-_WITH_DATA = ("active", "deactivated")
 
 _TABLE = """
 CREATE TABLE found (
@@ -187,12 +187,12 @@ class Audit:
 
     def _check_status(self, found: sqlite3.Connection, row: AuditRow) -> Iterator[Finding]:
         # An image of version 1 that is said to have no bytes is active without data.
-        expected = row.status in _WITH_DATA and row.size != 0
+        expected = row.status in WITH_DATA and row.size != 0
         if expected and not any(location.status == "active" for location in row.locations):
             image = self._again(row.id)
-            if image is not None and image.status in _WITH_DATA and not image.locations:
+            if image is not None and image.status in WITH_DATA and not image.locations:
                 yield Finding("nowhere", row.id, None, None, f"the image is {image.status} and has no location")
-        if row.status not in ("saving", "importing", "uploading"):
+        if row.status not in UPLOADING:
             return
         staged = found.execute(
             "UPDATE found SET owner = ? WHERE store = ? AND image_id = ?", (row.id, STAGING, row.id)

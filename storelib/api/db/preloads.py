@@ -34,6 +34,7 @@ from storelib.api.db.preload_schema import (
 )
 from storelib.api.db.rows import now
 from storelib.api.db.schema import HEAD, image_properties, images
+from storelib.api.db.statuses import WITH_DATA
 from storelib.api.db.table import Table, reads, writes
 from storelib.api.errors import ResourceNotFound, TooManyRequests
 
@@ -276,7 +277,7 @@ class Preloads(Table):
             meant.append(sa.and_(*(_has(name, value) for name, value in group.properties.items())))
         if not meant:
             return []
-        there = (images.c.status.in_(("active", "deactivated")), ~images.c.deleted)
+        there = (images.c.status.in_(WITH_DATA), ~images.c.deleted)
         query = sa.select(*_FACTS).where(sa.or_(*meant), *there, images.c.os_hash_value.is_not(None))
         if group.visibility:
             query = query.where(images.c.visibility.in_(group.visibility))

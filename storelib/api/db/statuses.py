@@ -25,6 +25,8 @@ ALLOWED: dict[Status, frozenset[Status]] = {
 STATUSES: tuple[Status, ...] = get_args(Status)
 #: Data is being written, staged or imported.
 UPLOADING: tuple[Status, ...] = ("saving", "uploading", "importing")
+#: There is data to be read, though a deactivated image is for administrators alone.
+WITH_DATA: tuple[Status, ...] = ("active", "deactivated")
 #: Does not count as an image of its owner any more.
 GONE: tuple[Status, ...] = ("killed", "pending_delete", "deleted")
 

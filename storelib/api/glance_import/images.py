@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from storelib.api.db.imported import ImageEntry
 from storelib.api.db.records import MemberStatus, Visibility
+from storelib.api.db.statuses import UPLOADING, WITH_DATA
 from storelib.api.errors import BadRequest
 from storelib.api.glance_import.locations import Places
 from storelib.api.glance_import.source import Source, is_living, is_pending
@@ -40,8 +41,6 @@ _MEMBER = ("id", "image_id", "member", "status", "can_share", "created_at", "upd
 #: What Glance keeps in properties for itself: which task, and which host, has the image at this moment.
 _OF_GLANCE = frozenset({"os_glance_import_task", "os_glance_stage_host", "os_glance_hash_op_host"})
 _SETTLED = ("queued", "active", "deactivated", "killed", "pending_delete")
-_UNDER_WAY = ("saving", "uploading", "importing")
-_WITH_DATA = ("active", "deactivated")
 
 
 def is_here() -> sa.ColumnElement[bool]:
@@ -116,7 +115,7 @@ def _grouped(rows: Sequence[Any]) -> dict[Any, list[Any]]:
 
 
 def _row(row: Any) -> dict[str, Any]:
-    if row.status in _UNDER_WAY:
+    if row.status in UPLOADING:
         raise Refused(f"it is {row.status}: its data is on its way; run this again when it is there")
     created = needed_moment("created_at", row.created_at)
     deleted = flag("deleted", row.deleted)
@@ -169,7 +168,7 @@ def _check_data(image: ImageEntry) -> None:
     status = image.row["status"]
     active = [location for location in image.locations if location["pending_since"] is None]
     # One of version 1 that is said to have no bytes is active without data.
-    if status in _WITH_DATA and not active and image.row["size"] != 0:
+    if status in WITH_DATA and not active and image.row["size"] != 0:
         raise Refused(f"it is {status} and has no location, so nobody can read it")
-    if status not in _WITH_DATA and active:
+    if status not in WITH_DATA and active:
         raise Refused(f"it is {status} and has a location all the same")

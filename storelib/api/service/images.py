@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from storelib.api import schemas
 from storelib.api.context import Context
 from storelib.api.db.records import Caller, Image, NewImage, Query, Status
+from storelib.api.db.statuses import UPLOADING, WITH_DATA
 from storelib.api.errors import (
     BadRequest,
     Conflict,
@@ -57,10 +58,7 @@ SETTABLE = (
     "min_ram",
 )
 #: Statuses in which an image has no data yet or none any more.
-WITHOUT_DATA: tuple[Status, ...] = ("queued", "saving", "uploading", "importing", "killed")
-
-#: Statuses in which it has data.
-WITH_DATA: tuple[Status, ...] = ("active", "deactivated")
+WITHOUT_DATA: tuple[Status, ...] = ("queued", *UPLOADING, "killed")
 #: Seconds after which a deletion that is not done is helped when a client asks for it again.
 AT_WORK = 10.0
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storelib.api.context import administrator
 from storelib.api.db.records import AuditRow, Image, ImageLocation, NewLocation
+from storelib.api.db.statuses import WITH_DATA
 from storelib.api.errors import (
     ApiError,
     Conflict,
@@ -61,7 +62,6 @@ _BATCH = 500
 _PAUSE, _LONGEST_PAUSE = 1.0, 8.0
 #: Old copies that wait for their deletion at most.
 _LINGERING = 1000
-_WITH_DATA = ("active", "deactivated")
 
 
 class Moved(NamedTuple):
@@ -153,7 +153,7 @@ class Move:
         for row in self._core.repository.images.audit(_BATCH):
             if self._owner is not None and row.owner != self._owner:
                 continue
-            if row.status in _WITH_DATA and self._place(row.locations, self._source) is not None:
+            if row.status in WITH_DATA and self._place(row.locations, self._source) is not None:
                 yield row
             elif row.status in ("saving", "importing") and self._is_written(row.id):
                 writing.append(row.id)
@@ -290,7 +290,7 @@ class Move:
 
     def _is_gone(self, image_id: str) -> bool:
         try:
-            return self._core.repository.images.get(image_id).status not in _WITH_DATA
+            return self._core.repository.images.get(image_id).status not in WITH_DATA
         except ImageNotFound:
             return True
         except ApiError:

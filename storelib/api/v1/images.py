@@ -10,6 +10,7 @@ import falcon
 from oslo_utils import strutils
 
 from storelib.api.db.records import Image
+from storelib.api.db.statuses import WITH_DATA
 from storelib.api.describing import BINARY, Parameter, described
 from storelib.api.errors import (
     BadRequest,
@@ -40,8 +41,6 @@ _HEADERS = [
     Parameter("X-Image-Meta-Size", "Bytes that the data must have"),
     Parameter("X-Image-Meta-Checksum", "md5 that the data must have"),
 ]
-#: Statuses of images that have data to read.
-READABLE = ("active", "deactivated")
 
 
 def brief_document(image: Image, core: Core, context: Context) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class ImageResource:
         image, found, _ = self._service.data.download(req.context.caller, image_id)
         if found is not None:
             send_data(req, resp, found)
-        elif image.status in READABLE:
+        elif image.status in WITH_DATA:
             resp.data = b""
             resp.content_type = OCTETS
         else:
