@@ -21,6 +21,7 @@ from oslo_policy import opts, policy
 from storelib.api.caching import BoundedCache
 from storelib.api.context import Context
 from storelib.api.errors import NotPermitted
+from storelib.exceptions import BadStoreConfiguration
 
 LOG = logging.getLogger(__name__)
 
@@ -345,14 +346,19 @@ class _Loaded:
 
 
 class Policy:
-    """Decides whether a context may do something to a target; made once per application."""
+    """Decides whether a context may do something to a target; made once per application.
+
+    Raises BadStoreConfiguration for files that cannot be read.
+    """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         opts._register(conf)
         self.enforcer = policy.Enforcer(conf, default_rule="default")
         self.enforcer.register_defaults(RULES)
         self._lock = threading.Lock()
-        self.enforcer.load_rules()
+        #: Why the files could not be read when they were last looked at.
+        self._broken = ""
+        self._load()
         place = conf.get_location("policy_file", "oslo_policy")
         if not self.enforcer.policy_path and place and place.location.is_user_controlled:
             # oslo.policy says so to nobody, and reads the file as soon as it is there.
@@ -406,16 +412,35 @@ class Policy:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            self.enforcer.load_rules()
+            self._load()
             text = self._text()
             if text != self._loaded.text:
                 self._loaded = _Loaded(self.enforcer, text)
-        except Exception:
+            self._broken = ""
+        except BadStoreConfiguration as error:
             # The file is being edited. Refusing everything until that is done would help no caller.
-            LOG.exception("the policy file cannot be read; the rules stay as they were")
+            if str(error) != self._broken:
+                LOG.exception("%s; the rules stay as they were", error)
+            self._broken = str(error)
         finally:
             self._looked = time.monotonic()
             self._lock.release()
+
+    def _load(self) -> None:
+        """Have oslo.policy read what has changed; raises BadStoreConfiguration.
+
+        What it could not read it takes for read, and has forgotten the rules of the other files by then, so that it has
+        to begin anew.
+        """
+        try:
+            self.enforcer.load_rules(force_reload=bool(self._broken))
+        except Exception as error:  # of the file's form, oslo.policy tells by whatever Python raises
+            is_told = isinstance(error, (ValueError, OSError, cfg.Error))
+            why = " ".join(str(error).split()) if is_told else "a file is no mapping of names to rules"
+            path = self.enforcer.policy_path or self.enforcer.policy_file
+            raise BadStoreConfiguration(
+                f"[oslo_policy] policy_file = {path}, or a file in policy_dirs, cannot be read: {why}"
+            ) from error
 
     def _text(self) -> str:
         return " ".join(f"{name}={rule}" for name, rule in self.enforcer.rules.items())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,29 @@ class TestPolicyFile:
         response = api.alice.get("/v2/images")
         api.close()
         assert response.status_code == 200
+
+    def test_a_broken_file_beside_others_leaves_the_rules_of_those(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
+        directory = tmp_path / "policy.d"
+        directory.mkdir()
+        (directory / "b.yaml").write_text(json.dumps({"get_images": "!"}))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_dirs = {directory}\n")
+        broken = directory / "a.yaml"
+        broken.write_text("{ broken")
+        os.utime(broken, (time.time() + 5, time.time() + 5))
+        while_broken = [api.alice.get("/v2/images").status_code for _ in range(3)]
+        broken.write_text(json.dumps({"publicize_image": "role:member"}))
+        mended = [api.alice.get("/v2/images"), api.alice.post("/v2/images", {"visibility": "public"})]
+        api.close()
+        assert while_broken == [403, 403, 403]
+        assert [response.status_code for response in mended] == [403, 201]
+
+    @pytest.mark.parametrize("text", ["{ broken", "[1, 2]", "get_image: 5", "\ud800"])
+    def test_a_file_that_cannot_be_read_is_named_at_the_start(self, tmp_path, text):
+        path = tmp_path / "policy.yaml"
+        path.write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(BadStoreConfiguration, match=rf"^\[oslo_policy\] policy_file = {re.escape(str(path))}"):
+            Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {path}\n")
 
     def test_the_operators_file_changes_rules(self, tmp_path):
         (tmp_path / "policy.yaml").write_text(json.dumps({"publicize_image": "role:member", "get_images": "!"}))
