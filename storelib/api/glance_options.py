@@ -60,7 +60,6 @@ _RENAMED: Mapping[tuple[str, str], tuple[str, str]] = {
     ("DEFAULT", "enabled_backends"): ("storelib", "stores"),
     ("paste_deploy", "flavor"): (API, "auth_strategy"),
     ("taskflow_executor", "max_workers"): (API, "import_workers"),
-    ("taskflow_executor", "conversion_format"): ("image_conversion", "output_format"),
     **{
         ("import_filtering_opts", f"{kind}_{what}"): (API, f"import_{kind}_{what}")
         for kind in ("allowed", "disallowed")
@@ -128,6 +127,8 @@ _IGNORED: Mapping[tuple[str, str], str] = {
     ("store_type_location_strategy", "*"): "data is read from the store with the largest weight first",
     ("task", "task_executor"): "there is one way to execute tasks",
     ("task", "work_dir"): "what is converted is kept in [api] staging_dir meanwhile",
+    ("taskflow_executor", "conversion_format"): "it was for imports by POST /v2/tasks only: say [image_conversion] "
+    "output_format, and image_conversion in image_import_plugins, for all imports",
     ("taskflow_executor", "engine_mode"): "[api] import_workers says how many imports go on at once",
     ("paste_deploy", "config_file"): "what is around the API is said by the options of each part",
     ("wsgi", "*"): "[api] import_workers says how many imports go on at once; no interpreter is started for them",

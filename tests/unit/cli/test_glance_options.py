@@ -76,6 +76,15 @@ def test_migration_carries_each_option_or_says_why_not(storelib, places):
         assert all("storelib has no such option" not in text[number - 1] for number in at), (group, name)
 
 
+def test_what_older_tasks_convert_to_does_not_become_the_format_of_all_imports(storelib, places):
+    lines = ["[glance_store]", "stores = file", "[image_conversion]", "output_format = raw"]
+    lines += ["[taskflow_executor]", "conversion_format = qcow2"]
+    (places / "glance-api.conf").write_text("\n".join(lines))
+    assert storelib("config", "migrate", "glance-api.conf", "-o", "new.ini").code == 0
+    formats = [setting.value for setting in read_settings("new.ini") if setting.key == "output_format"]
+    assert formats == ["raw"]
+
+
 #: Carried as something else: a list of stores, a way to authenticate.
 SPECIAL = {("DEFAULT", "enabled_backends"), ("paste_deploy", "flavor")}
 VALUES = {
