@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Any
 
@@ -40,6 +41,38 @@ class Bytes(types.ConfigType):
 
     def __eq__(self, other: object) -> bool:
         """Whether it parses alike, as all of this type do: oslo.config asks when an option is registered again."""
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        """The same for all."""
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        """What people are told that the option may be."""
+        return str(self.type_name)
+
+    def _formatter(self, value: Any) -> str:
+        return str(value)
+
+
+class Network(types.ConfigType):
+    """A network of IP addresses, or one address; it stays as it is written.
+
+    >>> Network()("10.1.0.0/16"), Network()("::1")
+    ('10.1.0.0/16', '::1')
+    """
+
+    def __init__(self, type_name: str = "networks, such as 10.1.0.0/16, fd00::/8 or one address") -> None:
+        super().__init__(type_name=type_name)
+
+    def __call__(self, value: Any) -> str:
+        """The network; raises ValueError."""
+        text = str(value).strip()
+        ipaddress.ip_network(text, strict=False)
+        return text
+
+    def __eq__(self, other: object) -> bool:
+        """All are alike."""
         return type(other) is type(self)
 
     def __hash__(self) -> int:

@@ -15,7 +15,7 @@ from oslo_config import cfg, types
 from storelib.api import import_options, preload_options
 from storelib.config import OptionReader, Setting, did_you_mean, option_names
 from storelib.exceptions import BadStoreConfiguration
-from storelib.option_types import LONGEST, LocalPath, Names
+from storelib.option_types import LONGEST, LocalPath, Names, Network
 from storelib.transfer.contract import MiB
 
 #: The group of what concerns the API.
@@ -203,10 +203,11 @@ OPTIONS: Sequence[cfg.Opt] = (
     ),
     _list(
         "import_allowed_networks",
+        item_type=Network(),
         default=[],
         help="Networks web-download may connect to although their addresses are not public.",
     ),
-    _list("import_disallowed_networks", default=[], help="Networks it never connects to."),
+    _list("import_disallowed_networks", item_type=Network(), default=[], help="Networks it never connects to."),
     cfg.FloatOpt("import_timeout", default=60.0, min=0.1, help="Seconds a remote server may be silent."),
     cfg.IntOpt(
         "import_workers",

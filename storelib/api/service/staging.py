@@ -34,7 +34,7 @@ from storelib.api.service.tasks import OF_STAGE, STAGED, STAGED_DIGESTS, awaits_
 from storelib.driver import ImageData, Store
 from storelib.drivers.filesystem.location import FileLocation
 from storelib.exceptions import BadStoreConfiguration, Invalid, NotFound, StoreError
-from storelib.registry import open_store
+from storelib.registry import Registry, open_store
 from storelib.system_calls import has_reflinks
 from storelib.transfer.contract import Digests
 
@@ -50,6 +50,17 @@ def open_staging(directory: str) -> Store[Any]:
         raise BadStoreConfiguration(f"[api] staging_dir = {directory}: {error}") from error
 
 
+def _check_place(registry: Registry, staging: Store[Any]) -> None:
+    """Raise BadStoreConfiguration where what is staged is in the way of the image that is to be made of it."""
+    places = {area.prefix for area in staging.areas()}
+    for store in registry:
+        if any(area.container == ("file",) and area.prefix in places for area in store.areas()):
+            raise BadStoreConfiguration(
+                f"[api] staging_dir and store {store.name} would keep files of the same names in the same place; give "
+                "what is staged a directory of its own"
+            )
+
+
 class Staging:
     """The directory that ``staging_dir`` names, as a store of which no client knows."""
 
@@ -61,6 +72,7 @@ class Staging:
         directory = core.options.staging_dir
         if directory:
             self._store = open_staging(directory)
+            _check_place(core.registry, self._store)
             # No image is called like this, and none is looked for in there.
             self._work = os.path.join(directory, WORK)
 

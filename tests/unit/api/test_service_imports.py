@@ -11,7 +11,7 @@ import os
 import uuid
 
 import pytest
-from deployment import OCTETS, Deployed
+from deployment import OCTETS, Deployed, Deployment
 from web_servers import web_server
 
 from storelib.api.auditing import Audit
@@ -23,7 +23,7 @@ from storelib.api.service import administrator
 from storelib.api.service.notifications import Notifier
 from storelib.capabilities import Capability
 from storelib.drivers.filesystem import FilesystemStore
-from storelib.exceptions import InUseByStore, RemoteServiceUnavailable, StorageFull
+from storelib.exceptions import BadStoreConfiguration, InUseByStore, RemoteServiceUnavailable, StorageFull
 from storelib.transfer.digests import new_hasher
 
 DATA = b"imported data " * 1000
@@ -514,6 +514,17 @@ class TestRefused(Importing):
         image = self.api.alice.post("/v2/images", {}).json["id"]
         self.stage(image)
         assert self.start(image, "glance-direct").status_code == 409
+
+
+class TestPlace:
+    def test_what_is_staged_has_another_place_than_the_images_of_a_store(self, tmp_path):
+        (tmp_path / "link").symlink_to(tmp_path / "images")
+        for place in ("images", "images/", "link"):
+            with pytest.raises(BadStoreConfiguration, match=r"\[api\] staging_dir and store fast"):
+                Deployment(tmp_path, staging_dir=f"{tmp_path}/{place}")
+
+    def test_it_may_be_below_them(self, tmp_path):
+        Deployment(tmp_path, staging_dir=f"{tmp_path}/images/staging").close()
 
 
 class TestFailedStage(Importing):

@@ -307,6 +307,11 @@ class TestNoauth:
             ("limit_param_default = 0", "limit_param_default"),
             ("http_retries = some", "http_retries"),
             ("enabled_import_methods = telepathy", "enabled_import_methods"),
+            (
+                "import_allowed_networks = 10.0.0.0/8, intranet",
+                r"\[api\] import_allowed_networks = .*intranet.*network",
+            ),
+            ("import_disallowed_networks = 10.0.0.0/80", r"\[api\] import_disallowed_networks"),
             ("shw_multiple_locations = true", "did you mean show_multiple_locations"),
         ],
     )
