@@ -459,10 +459,14 @@ class Data:
         ``part`` returns the offset and length that the client asks for, in bytes, None for everything; it is called
         for images that have data only. ``preferred`` are the stores to ask first.
 
-        Raises NotPermitted (policy, a deactivated image), and what ``part`` and ``read`` raise.
+        Raises NotPermitted (policy, a deactivated image), ResourceNotFound for an image that is being deleted, and
+        what ``part`` and ``read`` raise.
         """
         core = self._core
         image = core.get_authorized(context, image_id, "download_image")
+        if image.status == "pending_delete":
+            # It had data: clients would take none for all there is, and make an empty file of it.
+            raise ResourceNotFound(f"image {image_id} is being deleted")
         if image.status == "deactivated" and not context.is_admin:
             raise NotPermitted(f"image {image_id} is deactivated and cannot be downloaded")
         if preferred:

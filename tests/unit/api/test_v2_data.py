@@ -363,6 +363,12 @@ class TestDownload(Deployed):
     def test_an_image_without_data_has_no_content(self):
         assert self.api.alice.download(self.api.alice.create()).status_code == 204
 
+    def test_an_image_that_is_being_deleted_is_not_an_empty_one(self):
+        image = self.api.alice.active(DATA)
+        self.api.repository.uploads.begin_deletion(image, self.api.service.lease.id, from_=("active",))
+        responses = [self.api.alice.download(image), self.api.alice.download(image, Range="bytes=0-1")]
+        assert [response.status_code for response in responses] == [404, 404]
+
     @pytest.mark.parametrize(("caller", "status"), [("bob", 404), ("colleague", 403), ("admin", 200)])
     def test_who_may_download(self, image, caller, status):
         assert getattr(self.api, caller).download(image).status_code == status
