@@ -227,11 +227,20 @@ class TestTimes:
             "2026-11-20T21:00:00+0200",
             "2026-11-20T21:00:00 02:00",
             "2026-11-20T19:00:00.000000",
+            "2026-11-20T19:00:00.0Z",
+            "2026-11-20T19:00:00,000000000+00",
+            "20261120T190000z",
+            "2026-11-20 19:00",
+            "2026-11-20 21:00 02:00",
         ],
     )
     def test_all_ways_to_write_a_time_are_read(self, text):
         expected = datetime.datetime(2026, 11, 20, 19, tzinfo=datetime.timezone.utc)
         assert parse_time("created_at", text) == expected
+
+    def test_a_day_a_month_and_a_year_begin_as_their_first_second(self):
+        beginnings = [parse_time("created_at", text) for text in ("2026-01-01", "2026-01", "2026")]
+        assert beginnings == [datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)] * 3
 
     @pytest.mark.parametrize("text", ["", "now", "2026-13-01", "0001-01-01T00:00:00+23:00"])
     def test_what_is_no_time_is_refused(self, text):
