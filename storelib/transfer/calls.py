@@ -111,7 +111,7 @@ class DriverCalls:
             self._leave_behind("a call into the back end", self._queue.join(0))
             self._in_use.when_free(lambda: self._roll_back(rollback))
             return
-        self._in_use.enter()
+        self._in_use.enter(self)
         guard = threading.Thread(target=self._end_with, args=(rollback,), name="storelib-abort", daemon=True)
         try:
             start(guard)
@@ -150,7 +150,7 @@ class DriverCalls:
         try:
             self._roll_back(rollback)
         finally:
-            self._in_use.leave()
+            self._in_use.leave(self)
 
     def _roll_back(self, rollback: Callable[[], object]) -> None:
         try:

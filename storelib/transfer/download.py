@@ -92,7 +92,7 @@ class ImageStream(io.RawIOBase):
 
     ``readinto`` allocates nothing; ``read(n)`` and iterating give fresh bytes and are filled up. Errors of the back end
     surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``. One
-    thread reads it at a time.
+    thread reads it at a time; any thread may close it, also under a read, which fails then.
 
     A stream that is compared with a digest cannot seek and has no descriptor.
     """
@@ -215,6 +215,10 @@ class ImageStream(io.RawIOBase):
             end = self._data_end if self._data_end > self._position else self._end
             if end - self._position > min(wanted, self._feed.reader.part_size):
                 self._ahead = _ReadAhead(self._feed, self._position, end)
+                if self._feed.closed.is_set():
+                    # Who closed it meanwhile did not know of these threads.
+                    self._drop_ahead()
+                    self._check_open()
         return self._ahead
 
     def readinto(self, buffer: Any) -> int:
@@ -336,6 +340,7 @@ class ImageStream(io.RawIOBase):
         """Stop reading ahead, wait for the threads, free the reader; harmless when done twice."""
         if self.closed:
             return
+        self._feed.closed.set()
         try:
             self._drop_ahead()
         finally:
@@ -361,8 +366,7 @@ class ImageStream(io.RawIOBase):
             self.close()
 
     def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("read of a closed image stream")
+        self._feed.check_open()
 
     def _drop_ahead(self) -> None:
         ahead, self._ahead = self._ahead, None
@@ -382,8 +386,11 @@ class _Feed:
         self.subject = subject
         self._map_error = store.map_error
         self._digest: Digest | None = None
-        #: Entered by reads in threads, which may hang.
+        #: Entered by all that uses the reader: a read may hang, and another thread than the one that reads may close.
         self.in_use = InUse()
+        #: Nothing more is to be asked of the reader.
+        self.closed = threading.Event()
+        self._reader_closed = False
 
     def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
         """Read at least one byte; transient errors and cuts are tried again from the same byte."""
@@ -399,8 +406,11 @@ class _Feed:
                 raise IncompleteRead(f"{self.subject}: cut at byte {offset} of {self.reader.size}", transient=True)
             return count
 
-        with Deadline(self.policy.timeout, stream=True):
-            return self.policy.call(attempt, self._map_error, self.subject, cancelled)
+        def attempts() -> int:
+            with Deadline(self.policy.timeout, stream=True):
+                return self.policy.call(attempt, self._map_error, self.subject, cancelled or self.closed)
+
+        return self._using(attempts)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent] | None:
         """Extents in the image's own coordinates."""
@@ -437,7 +447,7 @@ class _Feed:
             raise StoreError(f"{self.subject}: the driver is at fault: its extents end at byte {position} of {end}")
 
     def _ask(self, function: Callable[[], T]) -> T:
-        return self.policy.ask(function, self._map_error, self.subject)
+        return self._using(lambda: self.policy.ask(function, self._map_error, self.subject))
 
     def digest(self) -> Digest | None:
         """What the driver recorded, which some back ends are asked for only now."""
@@ -452,17 +462,36 @@ class _Feed:
 
     def fileno(self) -> int | None:
         """The descriptor of a local file, if it is one."""
-        return self.mapped(self.reader.fileno)
+        return self._using(lambda: self.mapped(self.reader.fileno))
 
     def mapped(self, function: Callable[[], T]) -> T:
         """``function()``, once, with its errors as this store tells them."""
         return mapped(function, self._map_error, self.subject)
 
     def close(self) -> None:
-        """Close the reader, or leave that to a read that still hangs in it."""
+        """Close the reader, or leave that to a call that is still in it."""
+        self.closed.set()
         self.in_use.when_free(self._close)
 
+    def _using(self, function: Callable[[], T]) -> T:
+        """``function()``, under which the reader is not closed; raises ValueError once it is to be."""
+        try:
+            self.in_use.enter(function)
+            self.check_open()
+            return function()
+        finally:
+            self.in_use.leave(function)
+
+    def check_open(self) -> None:
+        """Raise ValueError once it is closed, or about to be."""
+        if self.closed.is_set():
+            raise ValueError("read of a closed image stream")
+
     def _close(self) -> None:
+        # Two threads may close at once, of which one comes after the other here.
+        if self._reader_closed:
+            return
+        self._reader_closed = True
         with Deadline(self.policy.timeout):
             mapped(self.reader.close, self._map_error, self.subject)
 

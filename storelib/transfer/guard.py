@@ -22,22 +22,23 @@ T = TypeVar("T")
 
 
 class InUse:
-    """Counts the calls that use something; what must not happen under them waits for the last one to return."""
+    """Knows the calls that use something; what must not happen under them waits for the last one to return."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls = 0
+        # Not only how many: Ctrl-C may come between the two, and then nobody knows whether one was counted.
+        self._calls: set[object] = set()
         self._steps: deque[Callable[[], object]] = deque()
 
-    def enter(self) -> None:
-        """Count a call that begins."""
+    def enter(self, call: object) -> None:
+        """``call`` begins."""
         with self._lock:
-            self._calls += 1
+            self._calls.add(call)
 
-    def leave(self) -> None:
-        """A call has returned; the last one takes the steps that wait."""
+    def leave(self, call: object) -> None:
+        """``call`` has returned, if it ever began; the last one takes the steps that wait."""
         with self._lock:
-            self._calls -= 1
+            self._calls.discard(call)
             if self._calls or not self._steps:
                 return
         try:
@@ -57,12 +58,12 @@ class InUse:
                 if self._calls or not self._steps:
                     return
                 step = self._steps.popleft()
-                self._calls += 1
+                self._calls.add(self)
             try:
                 step()
             finally:
                 with self._lock:
-                    self._calls -= 1
+                    self._calls.discard(self)
 
 
 class Guard:
@@ -178,13 +179,13 @@ class Held(Generic[R]):
             return function(self.resource)
 
         def run() -> T:
-            self._in_use.enter()
+            self._in_use.enter(run)
             try:
                 if self._closed:
                     raise TransferTimeout(f"{self._what}: the call began too late")
                 return function(self.resource)
             finally:
-                self._in_use.leave()
+                self._in_use.leave(run)
 
         return self._guard.call(run, self._what)
 

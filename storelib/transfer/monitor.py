@@ -55,6 +55,9 @@ class Monitor:
         """Raise the error that ended the transfer, if one did."""
         if self._error is not None:
             raise self._error
+        if self.cancelled.is_set():
+            # By another thread, which closed what this one still reads.
+            raise TransferTimeout("the transfer was given up")
 
     def wait_for(self, predicate: Callable[[], bool]) -> None:
         """Block until ``predicate``; raises the transfer's error, or TransferTimeout when nothing moves.

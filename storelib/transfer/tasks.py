@@ -171,7 +171,7 @@ class TaskQueue:
             self._coming.discard(shift)
         end = time.monotonic() + TURN
         while (task := self._next(shift)) is not None:
-            again = self._make(task)
+            again = self._make(task, shift)
             # What it was about, a part of an image perhaps, is not held while this thread waits for the next one.
             task = None
             if (again or self._tasks) and pool.others_wait() and time.monotonic() >= end:
@@ -189,7 +189,7 @@ class TaskQueue:
         self._pool.done()
         self._monitor.changed.notify_all()
 
-    def _make(self, task: Task) -> bool:
+    def _make(self, task: Task, shift: Shift) -> bool:
         """Make one call; returns whether it is to be made again."""
         error: BaseException | None = None
         try:
@@ -213,7 +213,7 @@ class TaskQueue:
         finally:
             # This frame is one that the error refers to.
             error = None
-            self._in_use.leave()
+            self._in_use.leave(shift)
         return again
 
     def _next(self, shift: Shift) -> Task | None:
@@ -221,7 +221,7 @@ class TaskQueue:
             if self._is_over() or not self._tasks:
                 self._end(shift)
                 return None
-            self._in_use.enter()
+            self._in_use.enter(shift)
             self._in_flight += 1
             return self._tasks.popleft()
 

@@ -15,6 +15,7 @@ import weakref
 import pytest
 from recording import eventually, recording_store
 
+from storelib import open_store
 from storelib.driver import Reader
 from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
 from storelib.testing.threads import started_threads
@@ -138,6 +139,99 @@ class TestBothWays:
         del stream
         gc.collect()
         assert eventually(lambda: reader.closed == 1 and set(threading.enumerate()) <= before)
+
+
+def test_a_reader_is_not_closed_under_a_read_in_another_thread():
+    reading, go_on, errors = threading.Event(), threading.Event(), []
+
+    def before(offset):
+        reading.set()
+        go_on.wait(60)
+
+    reader = FakeReader(before=before)
+    stream = opened(reader)
+
+    def read():
+        try:
+            stream.read()
+        except ValueError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    reading.wait(60)
+    stream.close()
+    assert not reader.closed
+    go_on.set()
+    thread.join(60)
+    assert reader.closed == 1
+    assert errors == ["read of a closed image stream"]
+
+
+def test_bytes_of_a_file_are_never_those_of_another_that_was_opened_since(tmp_path, monkeypatch):
+    """Once closed, a descriptor is that of whatever is opened next."""
+    store = open_store("file", filesystem_store_datadir=str(tmp_path))
+    stream = store.get(store.add("mine", b"mine").uri).data
+    store.add("foreign", b"not!")
+    others, preadv = [], os.preadv
+
+    def late(*arguments):
+        thread = threading.Thread(target=stream.close)
+        thread.start()
+        thread.join(60)
+        others.append((tmp_path / "foreign").open("rb"))
+        return preadv(*arguments)
+
+    monkeypatch.setattr(os, "preadv", late)
+    buffer = bytearray(4)
+    assert stream.readinto(buffer) == 4
+    assert buffer == b"mine"
+    others[0].close()
+
+
+def test_a_read_waits_for_nothing_more_once_another_thread_has_closed_the_stream():
+    reading, go_on, errors = threading.Event(), threading.Event(), []
+
+    def before(offset):
+        reading.set()
+        go_on.wait(60)
+
+    stream = opened(FakeReader(before=before, **PARALLEL))
+
+    def read():
+        try:
+            stream.read()
+        except (TransferTimeout, ValueError) as error:
+            errors.append(error)
+
+    reader, closer = threading.Thread(target=read), threading.Thread(target=stream.close)
+    reader.start()
+    assert eventually(lambda: reading.is_set() and stream._ahead is not None)
+    closer.start()
+    reader.join(10)
+    assert errors
+    go_on.set()
+    closer.join(60)
+
+
+def test_two_threads_that_close_at_once_close_the_reader_once():
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Slow(FakeReader):
+        def close(self):
+            closing.set()
+            go_on.wait(60)
+            super().close()
+
+    reader = Slow()
+    stream = opened(reader)
+    thread = threading.Thread(target=stream.close)
+    thread.start()
+    closing.wait(60)
+    stream.close()
+    go_on.set()
+    thread.join(60)
+    assert reader.closed == 1
 
 
 def test_ranges_are_in_flight_side_by_side():

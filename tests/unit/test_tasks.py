@@ -79,14 +79,22 @@ def test_cancelling_waits_for_what_is_in_flight_and_begins_nothing_else(queue):
 def test_steps_wait_for_the_last_call_and_come_in_order():
     in_use, taken = InUse(), []
     in_use.when_free(lambda: taken.append("free"))
-    in_use.enter()
-    in_use.enter()
+    in_use.enter("one")
+    in_use.enter("other")
     in_use.when_free(lambda: taken.append("rollback"))
     in_use.when_free(lambda: taken.append("close"))
-    in_use.leave()
+    in_use.leave("one")
     assert taken == ["free"]
-    in_use.leave()
+    in_use.leave("other")
     assert taken == ["free", "rollback", "close"]
+
+
+def test_a_call_that_ended_before_it_began_lets_none_of_the_others_go():
+    in_use, taken = InUse(), []
+    in_use.enter("one")
+    in_use.when_free(lambda: taken.append("close"))
+    in_use.leave("other")
+    assert taken == []
 
 
 def test_a_step_that_another_one_asks_for_comes_after_it():
@@ -103,10 +111,10 @@ def test_an_error_of_a_late_step_is_logged_and_one_of_a_step_taken_now_raised(ca
 
     with pytest.raises(OSError, match="disk"):
         in_use.when_free(fail)
-    in_use.enter()
+    in_use.enter("call")
     in_use.when_free(fail)
     with caplog.at_level(logging.WARNING):
-        in_use.leave()
+        in_use.leave("call")
     assert "disk" in caplog.text
 
 
