@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -42,57 +43,27 @@ class RetryPolicy:
         Waits end at once when ``cancelled`` is set; the last error is raised then.
         """
         begun = time.monotonic()
-
-        def attempt() -> T:
-            return mapped(function, map_error, subject)
-
-        try:
-            return attempt()
-        except StoreError as error:
-            if not error.transient or not repeatable or not self.retries:
-                raise
-            first = error
-        return self._again(attempt, first, cancelled or threading.Event(), begun)
+        tried_again = 0
+        while True:
+            try:
+                return mapped(function, map_error, subject)
+            except StoreError as error:
+                if not error.transient or not repeatable or tried_again >= self.retries:
+                    raise
+                jitter = random.uniform(0.0, min(FIRST_WAIT * 2**tried_again, LONGEST_WAIT))  # noqa: S311
+                seconds = max(error.retry_after or 0.0, jitter)
+                if time.monotonic() - begun + seconds > self.timeout:
+                    raise
+                # Nothing is imported for it: that fails where the process can open no more files.
+                pause(seconds, cancelled)
+                if cancelled is not None and cancelled.is_set():
+                    raise
+                tried_again += 1
 
     def ask(self, function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         """``call`` for a small response, for which also a server that sends it byte by byte has ``timeout`` seconds."""
         with Deadline(self.timeout):
             return self.call(function, map_error, subject)
-
-    def _again(self, attempt: Callable[[], T], first: StoreError, cancelled: threading.Event, begun: float) -> T:
-        import tenacity
-
-        jitter = tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
-        # The first attempt was made by call(), without the machinery; its error stands for it here.
-        pending: list[StoreError] = [first]
-
-        def next_attempt() -> T:
-            if cancelled.is_set():
-                raise first
-            if pending:
-                raise pending.pop()
-            return attempt()
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = (error.retry_after if isinstance(error, StoreError) else None) or 0.0
-            return max(asked, jitter(state))
-
-        def stop(state: tenacity.RetryCallState) -> bool:
-            too_late = time.monotonic() - begun + state.upcoming_sleep > self.timeout
-            return cancelled.is_set() or too_late or state.attempt_number > self.retries
-
-        def sleep(seconds: float) -> None:
-            pause(seconds, cancelled)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, StoreError) and error.transient),
-            stop=stop,
-            wait=wait,
-            sleep=sleep,
-            reraise=True,
-        )
-        return retrying(next_attempt)
 
 
 def mapped(function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -69,6 +71,34 @@ def test_cancelling_ends_a_wait_at_once():
     with pytest.raises(RemoteServiceUnavailable):
         RetryPolicy(timeout=300).call(function, unmapped, "x", cancelled)
     assert len(calls) == 1
+
+
+#: A store in a process that has as many files open as it may.
+_NO_MORE_FILES = """
+import os, resource, sys
+import storelib
+store = storelib.open_store("file", filesystem_store_datadir=sys.argv[1], transfer_retries=1)
+uri = store.add("image", b"data").uri
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+files = []
+while len(files) < 64:
+    try:
+        files.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        break
+for call in (lambda: store.get(uri), lambda: store.add("other", b"data")):
+    try:
+        call()
+    except storelib.RemoteServiceUnavailable as error:
+        print(error)
+"""
+
+
+def test_a_process_that_can_open_no_more_files_is_told_so(tmp_path):
+    command = [sys.executable, "-c", _NO_MORE_FILES, str(tmp_path)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    assert len(told) == 2
+    assert all("Too many open files" in line for line in told)
 
 
 def test_an_error_nobody_maps_passes_unchanged():
