@@ -50,6 +50,7 @@ class DriverCalls:
         release: Callable[[], None] | None = None,
     ) -> Task:
         """Have ``function`` called, with at most ``at_once`` calls in flight, then ``release``, whatever came of it."""
+        self.monitor.check_process()
         store = self._store
 
         def attempts() -> Any:
@@ -106,6 +107,9 @@ class DriverCalls:
 
         Raises nothing but a new Ctrl-C: the error that led here is the one to report, and ``gc`` finds what is left.
         """
+        if self.monitor.is_inherited:
+            # The parent goes on with what this would remove.
+            return
         timeout = self._store.retry_policy.timeout
         if not self._queue.cancel(GRACE if isinstance(self.error, TransferTimeout) else timeout):
             self._leave_behind("a call into the back end", self._queue.join(0))
@@ -131,6 +135,8 @@ class DriverCalls:
 
         Where one never returned, that happens when it does. The error of ``close`` changes nothing any more.
         """
+        if self.monitor.is_inherited:
+            return
         if self._queue.cancel(0):
             # Those that have nothing to do, unless they did not even begin.
             self._queue.join(GRACE)

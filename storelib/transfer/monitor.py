@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 
-from storelib.exceptions import TransferTimeout
+from storelib.exceptions import StoreError, TransferTimeout
 from storelib.transfer.deadlines import LOOK, check_wanted, is_watched
 
 
@@ -20,6 +21,17 @@ class Monitor:
         self._timeout = timeout
         self._moved = time.monotonic()
         self._error: BaseException | None = None
+        self._process = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """In a forked child: the threads of this transfer, and what it made in a back end, are the parent's alone."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Raise StoreError in a forked child."""
+        if self.is_inherited:
+            raise StoreError("the transfer was begun before this process was forked; begin another one")
 
     def move(self) -> None:
         """Note that something moved, which nobody waits for: waiting threads look at that when their time is over."""
@@ -43,6 +55,9 @@ class Monitor:
 
     def cancel(self) -> None:
         """Let every thread of the transfer end as soon as it can."""
+        if self.is_inherited:
+            # None of them is here, and one may have held the lock.
+            return
         self.cancelled.set()
         with self.changed:
             self.changed.notify_all()
@@ -53,6 +68,7 @@ class Monitor:
 
     def check(self) -> None:
         """Raise the error that ended the transfer, if one did."""
+        self.check_process()
         if self._error is not None:
             raise self._error
         if self.cancelled.is_set():
@@ -64,6 +80,7 @@ class Monitor:
 
         Raises also what ``while_wanted`` says.
         """
+        self.check_process()
         started = time.monotonic()
         while not self._wait(predicate, started):
             # Without the lock: it may take its time.

@@ -17,7 +17,7 @@ from recording import eventually, recording_store
 
 from storelib import open_store
 from storelib.driver import Reader
-from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, TransferTimeout
+from storelib.exceptions import IncompleteRead, Invalid, RemoteServiceUnavailable, StoreError, TransferTimeout
 from storelib.testing.threads import started_threads
 from storelib.transfer import Digest, Extent, KiB, MiB, tasks, threads
 from storelib.transfer.memory import MemoryBudget
@@ -232,6 +232,22 @@ def test_two_threads_that_close_at_once_close_the_reader_once():
     go_on.set()
     thread.join(60)
     assert reader.closed == 1
+
+
+def test_a_forked_child_that_goes_on_with_ranges_is_told_at_once():
+    stream = opened(FakeReader(**PARALLEL))
+    stream.read(10)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            stream.read()
+        except StoreError:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    stream.close()
 
 
 def test_ranges_are_in_flight_side_by_side():

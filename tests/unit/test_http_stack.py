@@ -2,8 +2,10 @@
 """What all HTTP clients share: open responses, what headers hold, and what statuses and failures mean."""
 
 import contextlib
+import hashlib
 import io
 import itertools
+import os
 import random
 import socket
 import threading
@@ -48,6 +50,43 @@ def test_connection_is_closed_when_much_of_a_body_is_left(web):
             with web.get(f"{server.url}/image").data as stream:
                 stream.read(1)
         assert server.connections == 2
+
+
+@pytest.mark.parametrize("does", ["closes", "reads"])
+def test_nothing_of_a_body_is_lost_to_a_forked_child(web, does):
+    data, forked = random.Random(1).randbytes(1_000_000), threading.Event()
+
+    def answer(request):
+        asked = request.headers.get("range")
+        if asked is not None:
+            first = int(asked.removeprefix("bytes=").partition("-")[0])
+            where = f"bytes {first}-{len(data) - 1}/{len(data)}"
+            return reply(206, {"ETag": '"1"', "Content-Range": where}, data[first:])
+        return sent(reply(200, {"ETag": '"1"'}, data))
+
+    def sent(whole):
+        # So much of it that the child finds some more in the connection than has been read.
+        yield whole[:-40_000]
+        forked.wait(30)
+        yield whole[-40_000:]
+
+    with ScriptedServer(answer) as server, web.get(f"{server.url}/image").data as stream:
+        found = b"".join(stream.read(5000) for _ in range(188))
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                if does == "closes":
+                    stream.close()
+                    status = 0
+                else:
+                    status = 0 if found + stream.read() == data else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        forked.set()
+        found += stream.read()
+        assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
 
 
 def test_rest_of_a_body_is_not_waited_for_long(web, monkeypatch):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from recording import eventually as eventually_within
-from recording import recording_store
+from recording import image_of, recording_store
 
+from storelib.exceptions import StoreError
 from storelib.transfer import tasks, threads
 from storelib.transfer.contract import MiB
 from storelib.transfer.guard import InUse
@@ -169,6 +170,45 @@ def test_a_forked_child_has_threads_of_its_own():
     statuses = []
     store.add("image", source())
     assert statuses == [0]
+
+
+def test_a_forked_child_leaves_an_add_to_its_parent():
+    store, children = recording_store(), []
+
+    def source():
+        yield BLOCK
+        yield BLOCK
+        children.append(os.fork())
+        if not children[0]:
+            raise KeyError("the child goes another way")
+        yield BLOCK
+
+    try:
+        store.add("image", source())
+    except KeyError:
+        os._exit(len(store.called("abort")))
+    assert os.waitpid(children[0], 0)[1] == 0
+
+
+@pytest.mark.parametrize("more", [0, 3], ids=["at its end", "in the middle"])
+def test_a_forked_child_that_goes_on_with_an_add_is_told_at_once(more):
+    store, children = recording_store(), []
+
+    def source():
+        yield BLOCK
+        yield BLOCK
+        children.append(os.fork())
+        yield from [BLOCK] * more
+
+    try:
+        store.add("image", source())
+    except StoreError as error:
+        if not children[0]:
+            os._exit(0 if "begun before this process was forked" in str(error) else 1)
+    if not children[0]:
+        os._exit(2)
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert image_of(store, "image") == BLOCK * (2 + more)
 
 
 #: A stream whose ranges come in threads, in a process of its own.

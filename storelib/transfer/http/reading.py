@@ -10,6 +10,7 @@ from typing import Any
 
 from storelib.transfer.contract import KiB, Reader
 from storelib.transfer.deadlines import at_most
+from storelib.transfer.forking import forget_in_child
 
 #: Bytes of one read from the socket. Of 1 MiB each they take a sixth less of a processor, but what has come of a read
 #: is held back while the server pauses in the middle, and lost when the connection fails.
@@ -111,9 +112,17 @@ class ResponseReader(Reader):
     end: int
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._inherited: list[dict[int, Body]] = []
         # Responses being read, by the offset each would go on with.
         self._bodies: dict[int, Body] = {}
+        self.forget_parent()
+        forget_in_child(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child: bytes that it took from a connection, to close it or not, would lack in the parent."""
+        self._lock = threading.Lock()
+        self._inherited.append(self._bodies)
+        self._bodies = {}
 
     def begin(self, first: Body | None, offset: int, length: int | None) -> None:
         """Go on with the first response, None if it cannot be used, to read ``length`` bytes, None for all."""
