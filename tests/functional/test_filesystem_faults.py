@@ -508,6 +508,22 @@ def test_a_delete_that_fails_leaves_the_image(mount, datadir, store):
     assert names(datadir) == []
 
 
+def test_a_delete_interrupted_when_it_was_carried_out_tells_of_no_image_to_put_back(tmp_path, monkeypatch, caplog):
+    store = file_store(tmp_path)
+    uri = store.add("x", DATA).uri
+    unlink = os.unlink
+
+    def interrupted(*args, **kwargs):
+        unlink(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.delete(uri)
+    assert names(tmp_path) == []
+    assert not caplog.records
+
+
 def test_a_delete_whose_flush_failed_is_an_error_however_often_it_is_tried(mount, datadir):
     store = file_store(datadir)
     uri = store.add("x", DATA).uri

@@ -593,7 +593,9 @@ def put_back(aside: int, gone: str, directory: int, name: str) -> None:
         else:
             os.unlink(gone, dir_fd=aside)
     except OSError as error:
-        LOG.error("%r was moved aside to be removed and cannot be put back: %s; gc tries again", name, error)
+        # Ctrl-C may have come when it was removed already.
+        if not isinstance(error, FileNotFoundError) or exists(aside, gone):
+            LOG.error("%r was moved aside to be removed and cannot be put back: %s; gc tries again", name, error)
 
 
 def _rename_back(aside: int, gone: str, directory: int, name: str) -> None:
