@@ -26,13 +26,14 @@ _SECOND = 1_000_000
 class Column:
     """A condition on the images; ``name`` is the column whose value or range it gives, "" where no index helps.
 
-    ``exact`` is for one value. What is ``usual`` nearly all images have.
+    ``exact`` is for one value. What is ``usual`` nearly all images have. ``unset`` is for what is not set.
     """
 
     holds: Condition
     name: str = ""
     exact: bool = False
     usual: bool = False
+    unset: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

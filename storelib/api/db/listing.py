@@ -116,7 +116,7 @@ def _is_one_row(kind: str, keys: list[SortKey], marker: dict[str, Any]) -> bool:
 
 def _same(name: str, value: Any) -> Column:
     # Comparing with None is IS NULL.
-    return Column(images.c[name] == value, name, exact=True)
+    return Column(images.c[name] == value, name, exact=True, unset=value is None)
 
 
 def _later(value: Any, same: tuple[Column, ...], keys: tuple[SortKey, ...]) -> Iterator[Part]:

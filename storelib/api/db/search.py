@@ -9,7 +9,7 @@ leaves the least. What was gone through in one stage is not gone through again i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,15 +32,19 @@ class Search:
         self._connection = connection
         self._kind = connection.dialect.name
         self._choice = Choice(connection, sets, filters)
+        # Columns of which only what is set passes a filter.
+        self._set = {each.name for each in filters if isinstance(each, Column)}
 
     def first(self, part: Part, limit: int | None) -> list[Any]:
         """The first rows of SELECT_IMAGES of a part of the list, at most ``limit``."""
+        if any(each.unset and each.name in self._set for each in part.filters):
+            return []
         chosen = self._choice.short_ways(part)
         if all(way.beginning or way.small for way in chosen):
             # What is sorted is sorted by all keys at once.
             return self._run(chosen, part, limit)
         rows: list[Any] = []
-        for each in _by_null(part):
+        for each in _by_null(part, self._set):
             left = None if limit is None else limit - len(rows)
             rows += self._first_by_each_key(each, left)
             if limit is not None and len(rows) >= limit:
@@ -146,18 +150,21 @@ class Search:
         return ways.walk(self._kind, select, way.visible, filters, part, bounds).limit(limit)
 
 
-def _by_null(part: Part) -> Iterator[Part]:
-    """The part in several, where keys may be not set: that comes first, and databases sort it in different ways."""
+def _by_null(part: Part, known: Collection[str]) -> Iterator[Part]:
+    """The part in several, where keys may be not set: that comes first, and databases sort it in different ways.
+
+    The columns of ``known`` are set in all of it.
+    """
     key = part.keys[0]
     column = images.c[key.key]
-    if not column.nullable or any(each.name == key.key for each in part.filters):
+    if not column.nullable or key.key in known or any(each.name == key.key for each in part.filters):
         yield part
         return
-    unset = Part((*part.filters, Column(column.is_(None), key.key, exact=True)), part.keys[1:])
+    unset = Part((*part.filters, Column(column.is_(None), key.key, exact=True, unset=True)), part.keys[1:])
     rest = Part((*part.filters, Column(column.is_not(None), key.key, usual=True)), part.keys)
     if key.direction == "desc":
         yield rest
-    yield from _by_null(unset)
+    yield from _by_null(unset, known)
     if key.direction == "asc":
         yield rest
 

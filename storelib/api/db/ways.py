@@ -7,8 +7,9 @@ no index for (a + before them), PostgreSQL by common table expressions that it e
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -80,12 +81,13 @@ def along(visible: Visible, filters: Sequence[Filter], key: str) -> tuple[Lookup
     """The index that has a set in the order of a key, the filters that it covers, and the others."""
     on_key = [each for each in filters if isinstance(each, Column) and each.name == key]
     exact = [each for each in filters if isinstance(each, Column) and each.exact and each.name]
+    # An index of what nearly all have, that they are not hidden, is as good as none.
+    exact.sort(key=lambda each: each.usual)
     found = Lookup(_index(visible.prefix, key), visible.within, [])
-    # The images of one value may be in this order in an index of theirs; in that of their ids they are.
-    for each in exact:
-        name = _index(visible.prefix, each.name) if key == "id" else _index(each.name, key)
-        if name in ORDERS and (key == "id" or not visible.prefix):
-            found, on_key = Lookup(name, visible.within, []), [*on_key, each]
+    # The images of one value, or of two, may be in this order in an index of theirs.
+    for name, covered_too in _in_order(visible, exact, key):
+        if name in ORDERS:
+            found, on_key = Lookup(name, visible.within, []), [*on_key, *covered_too]
             break
     else:
         if key == "id" and not visible.prefix:
@@ -93,6 +95,16 @@ def along(visible: Visible, filters: Sequence[Filter], key: str) -> tuple[Lookup
     covered = [*found.covered, *(each.holds for each in on_key)]
     others = [each for each in filters if not any(each is other for other in on_key)]
     return Lookup(found.name, covered, found.left), on_key, others
+
+
+def _in_order(visible: Visible, exact: Sequence[Column], key: str) -> Iterator[tuple[str, tuple[Column, ...]]]:
+    """The names of indexes, if there are any, that have the images of one value, or of two, in the order of a key."""
+    if key != "id":
+        yield from ((_index(each.name, key), (each,)) for each in exact if not visible.prefix)
+        return
+    if not visible.prefix:
+        yield from ((_index(one.name, two.name), (one, two)) for one, two in itertools.permutations(exact, 2))
+    yield from ((_index(visible.prefix, each.name), (each,)) for each in exact)
 
 
 def count(kind: str, visible: Visible, wanted: Filter | None, most: int) -> sa.ScalarSelect[Any]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from storelib.api.db import Repository, choosing, holdings
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import sync
-from storelib.api.db.records import Caller, Query, SortKey, TaskQuery
+from storelib.api.db.records import Caller, Query, Range, SortKey, TaskQuery
 from storelib.api.db.schema import (
     SORTED_BY,
     image_locations,
@@ -175,6 +175,19 @@ class TestWork:
     @pytest.mark.parametrize("direction", ["asc", "desc"])
     def test_what_is_queued_is_sorted_by_size_with_as_much(self, steps, direction):
         query = Query(CALLERS["administrator"], sort=(SortKey("size", direction),), statuses=("queued",), limit=10)
+        few, many = steps(lambda repository: repository.images.list(query))
+        assert is_flat(few, many), (few, many)
+
+    @pytest.mark.parametrize("direction", ["asc", "desc"])
+    def test_what_is_of_some_size_is_sorted_by_it_with_as_much(self, steps, direction):
+        ranges = (Range("size", 2, None),)
+        query = Query(CALLERS["administrator"], sort=(SortKey("size", direction),), ranges=ranges, limit=10)
+        few, many = steps(lambda repository: repository.images.list(query))
+        assert is_flat(few, many), (few, many)
+
+    @pytest.mark.parametrize("direction", ["asc", "desc"])
+    def test_what_is_active_is_sorted_by_size_with_as_much(self, steps, direction):
+        query = Query(CALLERS["administrator"], sort=(SortKey("size", direction),), statuses=("active",), limit=10)
         few, many = steps(lambda repository: repository.images.list(query))
         assert is_flat(few, many), (few, many)
 
