@@ -69,6 +69,15 @@ SORTS = (
     *("sort=status:asc,name:desc", "sort=disk_format,size:asc", "sort=container_format:asc,disk_format:desc,name:asc"),
     *("sort=name:asc,created_at:desc", "sort=size:desc,id:asc"),
 )
+#: Filters by what is sorted by, or that have to do with it, and long pages.
+COMBINED = (
+    *("size_min=1&sort=size:asc", "size_max=16000000000&sort=size:desc", "status=active&sort=size:asc"),
+    *("name=in:ubuntu-22.04,image-80&sort=name:asc", "disk_format=in:raw,vmdk&sort=disk_format:asc"),
+    *("status=active&sort=size:asc&limit=1000", "status=active&sort=status:asc,size:asc&limit=1000"),
+    *("tag=older&limit=1000", "os_distro=debian&limit=1000", "protected=true&limit=1000", "os_hidden=true&limit=1000"),
+    *("protected=true&sort=name:asc&limit=1000", "tag=older&sort=name:asc,size:desc&limit=1000"),
+    *("size_max=1000000000&sort=id:asc&limit=1000", "sort=disk_format:asc,size:asc&limit=1000"),
+)
 SORTED_FILTERS = ("status=queued", "os_distro=debian", "tag=old", "tag=left", "disk_format=raw", "os_hidden=true")
 
 
@@ -170,6 +179,7 @@ def forms(database: Database) -> Iterator[Form]:
     """All that are measured."""
     queries = ["", *FILTERS, *SORTS, *(f"{sort}&{each}" for each in SORTED_FILTERS for sort in SORTS)]
     queries += ["&".join(pair) for pair in itertools.combinations(PAIRED, 2)]
+    queries += COMBINED
     for user, caller in USERS.items():
         for text in queries:
             yield images_form(user, caller, text)

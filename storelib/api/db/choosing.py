@@ -10,6 +10,7 @@ would meet any of it: filters may leave much each and nothing together, or only 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,11 +61,23 @@ def longest_walk(limit: int) -> int:
     return max(WALK * limit, SHORTEST_WALK)
 
 
-class Choice:
-    """The ways through some sets of images for which filters hold, in one transaction."""
+def few(limit: int | None) -> int:
+    """How many images are sorted for a page of ``limit``, rather than walking along an index.
 
-    def __init__(self, connection: Connection, sets: Sequence[Visible], filters: Sequence[Filter]) -> None:
+    A walk looks at the more the longer the page is: the two are as fast as each other where what is sorted grows with
+    its root.
+    """
+    return FEW * max(1, math.isqrt((limit or 0) // 50))
+
+
+class Choice:
+    """The ways through some sets of images for which filters hold, to a page of ``limit``, in one transaction."""
+
+    def __init__(
+        self, connection: Connection, sets: Sequence[Visible], filters: Sequence[Filter], limit: int | None
+    ) -> None:
         self._connection = connection
+        self._few = few(limit)
         self._kind = connection.dialect.name
         self._sets = sets
         self._filters = tuple(filters)
@@ -92,14 +105,14 @@ class Choice:
         # Of several keys each is another walk, but what is small is sorted.
         several = len({key.key for key in part.keys} - {"id"}) > 1
         wholes = {visible for visible, found in asked if visible.prefix and (found or several)}
-        self._count(((visible, each) for visible, found in asked for each in found), FEW, wholes)
+        self._count(((visible, each) for visible, found in asked for each in found), self._few, wholes)
         for visible, found in asked:
             counts = {each: self._counts[_key(visible, each)] for each in found}
             least = min(found, key=lambda each: counts[each], default=None)
-            if least is not None and counts[least] <= FEW:
+            small = visible in wholes and self._counts[_key(visible, None)] <= FEW
+            if least is not None and counts[least] <= (FEW if small else self._few):
                 chosen += [Way(visible, (least,))] if counts[least] else []
             else:
-                small = visible in wholes and self._counts[_key(visible, None)] <= FEW
                 chosen.append(Way(visible, long=least is not None and not small, small=small))
         return chosen
 

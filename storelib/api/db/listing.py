@@ -45,7 +45,7 @@ def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
         raise BadRequest(f"limit is negative: {limit}")
     if limit == 0:
         return Page((), False)
-    search = Search(connection, visible(query), filters)
+    search = Search(connection, visible(query), filters, limit)
     rows: list[Any] = []
     for part in _parts_after_marker(connection, query, keys):
         rows += search.first(part, None if limit is None else limit + 1 - len(rows))

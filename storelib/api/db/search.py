@@ -26,12 +26,14 @@ from storelib.api.db.ways import Part
 
 
 class Search:
-    """Some sets of images and filters, in one transaction."""
+    """Some sets of images and filters, in one transaction, for a page of ``limit``."""
 
-    def __init__(self, connection: Connection, sets: Sequence[Visible], filters: Sequence[Filter]) -> None:
+    def __init__(
+        self, connection: Connection, sets: Sequence[Visible], filters: Sequence[Filter], limit: int | None
+    ) -> None:
         self._connection = connection
         self._kind = connection.dialect.name
-        self._choice = Choice(connection, sets, filters)
+        self._choice = Choice(connection, sets, filters, limit)
         # Columns of which only what is set passes a filter.
         self._set = {each.name for each in filters if isinstance(each, Column)}
 

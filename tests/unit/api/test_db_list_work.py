@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import db_lists
@@ -190,6 +191,16 @@ class TestWork:
         query = Query(CALLERS["administrator"], sort=(SortKey("size", direction),), statuses=("active",), limit=10)
         few, many = steps(lambda repository: repository.images.list(query))
         assert is_flat(few, many), (few, many)
+
+    def test_for_a_long_page_more_is_sorted_than_for_a_short_one(self, steps, monkeypatch):
+        # The tag has 60 of the images, the oldest.
+        monkeypatch.setattr(choosing, "FEW", 20)
+        query = Query(CALLERS["administrator"], tags=frozenset({"old"}))
+        short, long = (
+            steps(lambda repository, limit=limit: repository.images.list(dataclasses.replace(query, limit=limit)))
+            for limit in (100, 500)
+        )
+        assert long[1] < short[1]
 
     def test_lists_of_tasks_take_as_much_out_of_many_as_out_of_few(self, steps):
         for more, key, direction in itertools.product(TASKS, ("created_at", "updated_at", "id"), ("asc", "desc")):
