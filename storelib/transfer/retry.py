@@ -43,22 +43,21 @@ class RetryPolicy:
         Waits end at once when ``cancelled`` is set; the last error is raised then.
         """
         begun = time.monotonic()
-        tried_again = 0
+        tried_again, longest = 0, FIRST_WAIT
         while True:
             try:
                 return mapped(function, map_error, subject)
             except StoreError as error:
                 if not error.transient or not repeatable or tried_again >= self.retries:
                     raise
-                jitter = random.uniform(0.0, min(FIRST_WAIT * 2**tried_again, LONGEST_WAIT))  # noqa: S311
-                seconds = max(error.retry_after or 0.0, jitter)
+                seconds = max(error.retry_after or 0.0, random.uniform(0.0, longest))  # noqa: S311
                 if time.monotonic() - begun + seconds > self.timeout:
                     raise
                 # Nothing is imported for it: that fails where the process can open no more files.
                 pause(seconds, cancelled)
                 if cancelled is not None and cancelled.is_set():
                     raise
-                tried_again += 1
+                tried_again, longest = tried_again + 1, min(2 * longest, LONGEST_WAIT)
 
     def ask(self, function: Callable[[], T], map_error: ErrorMap, subject: str) -> T:
         """``call`` for a small response, for which also a server that sends it byte by byte has ``timeout`` seconds."""

@@ -14,7 +14,7 @@ from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, 
 from storelib.registry import open_store
 from storelib.testing import MemoryStore
 from storelib.transfer.guard import Guard
-from storelib.transfer.retry import HungCalls, RetryPolicy, mapped
+from storelib.transfer.retry import LONGEST_WAIT, HungCalls, RetryPolicy, mapped
 
 
 def failing(times, error=None):
@@ -44,6 +44,16 @@ def test_a_call_is_made_once_more_than_there_are_retries():
     with pytest.raises(RemoteServiceUnavailable):
         RetryPolicy(retries=3).call(function, unmapped, "x")
     assert len(calls) == 4
+
+
+def test_waits_double_up_to_the_longest_however_many_there_are(monkeypatch):
+    waits = []
+    monkeypatch.setattr("storelib.transfer.retry.pause", lambda seconds, cancelled: waits.append(seconds))
+    monkeypatch.setattr("random.uniform", lambda least, most: most)
+    function, calls = failing(2000)
+    assert RetryPolicy(retries=2000, timeout=1e9).call(function, unmapped, "x") == "answer"
+    assert waits[:3] == [0.001, 0.002, 0.004]
+    assert waits[-1] == max(waits) == LONGEST_WAIT
 
 
 def test_a_call_that_recovers_gives_its_answer():
