@@ -206,7 +206,7 @@ class Cluster:
 
         settings = self._settings
         try:
-            return rados.Rados(
+            return _tracked_rados()(
                 conffile=rados.Rados.DEFAULT_CONF_FILES if settings.conf_file == "" else settings.conf_file,
                 clustername=settings.cluster_name,
                 rados_id=settings.user or None,
@@ -224,6 +224,8 @@ class Cluster:
             # forked children inherit: all would have one number, and be shut out with the first of them that died.
             in_fresh_thread(handle.connect, late=lambda _: handle.shutdown())
         except rados.Error as error:
+            # Not when it is collected: the error holds it, and may be kept.
+            handle.shutdown()
             raise connection_error(error, self._subject, self._advice) from error
         try:
             freeing_ioctx = self._open_pool(handle)
@@ -268,6 +270,28 @@ def _at(snapshot: str | None, image: Any) -> Any:
             image.close()
             raise
     return image
+
+
+@functools.cache
+def _tracked_rados() -> Any:
+    """``rados.Rados`` that is shut down once nobody has it: the bindings leave it open, with a dozen descriptors.
+
+    Everything that is open in it refers to it.
+    """
+    import rados
+
+    class TrackedRados(rados.Rados):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._owner = os.getpid()
+            super().__init__(*arguments, **options)
+
+        def __del__(self) -> None:
+            # At the end of the process no thread can be begun any more, and nothing needs to be freed.
+            if self.state in ("configuring", "connected") and self._owner == os.getpid() and not sys.is_finalizing():
+                # It may wait for the cluster, and this may be any thread.
+                threading.Thread(target=self.shutdown, name="rados-shutdown", daemon=True).start()
+
+    return TrackedRados
 
 
 @functools.cache

@@ -372,18 +372,31 @@ def test_key_that_is_refused_is_not_told(ceph):
     assert key not in str(raised.value)
 
 
-def test_connection_without_a_pool_is_closed(ceph, monkeypatch):
-    ended = []
+def test_connection_without_a_pool_is_closed(ceph):
+    def attempt():
+        with pytest.raises(BadStoreConfiguration, match="rbd_store_pool"):
+            open_rbd(ceph, rbd_store_pool="nowhere").check()
 
-    class Watched(rados.Rados):
-        def shutdown(self):
-            ended.append(self)
-            super().shutdown()
+    attempt()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        attempt()
+    # A connection has a dozen.
+    assert len(os.listdir("/proc/self/fd")) < before + 12
 
-    monkeypatch.setattr(rados, "Rados", Watched)
-    with pytest.raises(BadStoreConfiguration, match="rbd_store_pool"):
-        open_rbd(ceph, rbd_store_pool="nowhere").check()
-    assert len(ended) == 1
+
+def test_stream_outlives_its_store_which_then_closes_its_connection(ceph, store, image_id):
+    uri = store.add(image_id, IMAGE).uri
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with open_rbd(ceph).get(uri).data as stream:
+            gc.collect()
+            assert stream.read(5) == IMAGE[:5]
+        del stream
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) >= before + 12 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) < before + 12
 
 
 def test_no_question_takes_longer_than_transfers(ceph):
