@@ -400,8 +400,9 @@ class Reader(abc.ABC):
 
         ``view`` lies within the range that was opened. It has 1 byte or more: at most ``part_size`` when several are in
         flight, else as many as the caller of the stream asks for at once, which may be the whole range.
-        After an error or a cut it is called again for the byte where it stopped. With ``concurrency`` above 1
-        it is called from several threads.
+        After an error or a cut it is called again for the byte where it stopped, and where the caller of the stream
+        moves back, for an earlier one: a reader that only goes forward begins anew then, also without Capability.RANGE.
+        With ``concurrency`` above 1 it is called from several threads.
         """
 
     def extents(self, offset: int, length: int) -> Iterable[Extent] | None:

@@ -123,7 +123,7 @@ class TestHttpConformance(ReadOnlyConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def store(cls, nginx):
-        return open_http(http_allowed_hosts=["127.0.0.1"])
+        return open_http(http_allowed_hosts=["127.0.0.1"], http_allowed_ports=[nginx.port])
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -55,6 +55,7 @@ from storelib.driver import (
     Store,
 )
 from storelib.exceptions import (
+    BadStoreUri,
     Duplicate,
     Forbidden,
     Invalid,
@@ -68,6 +69,7 @@ from storelib.registry import open_store
 from storelib.testing.conformance import FaultyLine, StoreConformance
 from storelib.testing.faults import FaultyProxy
 from storelib.testing.memory import Image, MemoryLocation, MemoryReader, MemoryStore, MemoryWriter
+from storelib.uris import quote, unquote
 
 #: Seconds that a thread is left running: longer than any test looks for it.
 STAYS = 60
@@ -1325,9 +1327,64 @@ class HasAnotherAreaEachTime(Faulty):
 
 
 @rejected_by("test_details_are_texts")
+class ShowsItsKeyInDetails(Faulty):
+    options: ClassVar = (*MemoryStore.options, cfg.StrOpt("memory_store_key", default="f00ba4-5ec4e7", secret=True))
+
+    def details(self):
+        return {"user": f"somebody:{self.conf.memory_store_key}"}
+
+
+@rejected_by("test_details_are_texts")
 class HasNumbersForDetails(Faulty):
     def details(self):
         return {"room": 17}
+
+
+@dataclass(frozen=True, repr=False)
+class QueryLocation(MemoryLocation):
+    query: str = ""
+
+    @classmethod
+    def parse(cls, uri):
+        plain, mark, query = uri.partition("?")
+        location = super().parse(plain)
+        return cls(location.store, location.image_id, mark + query)
+
+    @property
+    def uri(self):
+        return super().uri + self.query
+
+
+@rejected_by("test_image_has_one_uri")
+class TakesQueriesForNothing(Faulty):
+    location_class = QueryLocation
+
+    def location(self, image_id):
+        return QueryLocation(self.name, image_id)
+
+
+@dataclass(frozen=True, repr=False)
+class PortLocation(MemoryLocation):
+    port: int = 80
+
+    @classmethod
+    def parse(cls, uri):
+        found = re.fullmatch(r"memory://([^/:@]+):([0-9]+)/([^/]+)", uri)
+        if found is None:
+            raise BadStoreUri("no such URI")
+        return cls(unquote(found[1], uri), unquote(found[3], uri), int(found[2]))
+
+    @property
+    def uri(self):
+        return f"memory://{quote(self.store)}:{self.port}/{quote(self.image_id)}"
+
+
+@rejected_by("test_foreign_uri_is_refused")
+class OwnsEveryPort(Faulty):
+    location_class = PortLocation
+
+    def location(self, image_id):
+        return PortLocation(self.name, image_id)
 
 
 @rejected_by("test_foreign_uri_is_refused")
@@ -2132,6 +2189,53 @@ class ReadsAllForARange(Faulty):
         return reader
 
 
+@rejected_by("test_adding_leaves_nothing_open")
+class LeavesADescriptorForEachDuplicate(Leaky):
+    def open_writer(self, *arguments):
+        try:
+            return super().open_writer(*arguments)
+        except Duplicate:
+            self.leak()
+            raise
+
+
+@rejected_by("test_refusing_a_uri_leaves_nothing_open")
+class LeavesADescriptorForEachForeignUri(Leaky):
+    def owns(self, location):
+        if not super().owns(location):
+            self.leak()
+            return False
+        return True
+
+
+@rejected_by("test_listing_leaves_nothing_open")
+class LeavesADescriptorForEachIdThatIsLookedFor(Leaky):
+    def candidate_locations(self, image_id):
+        self.leak()
+        return super().candidate_locations(image_id)
+
+
+# -- What dead adds leave -------------------------------------------------------------------------------------------
+
+
+@rejected_by("test_gc_finds_what_a_crash_left")
+class CollectsTheFirstPart(Faulty):
+    def garbage(self, older_than, prefix):
+        return (each for each in super().garbage(older_than, prefix) if self.backend.uploads[each.name].parts.get(0))
+
+    def discard(self, garbage):
+        upload = self.backend.uploads[garbage.name]
+        if upload.parts.pop(0) and upload.parts:
+            return True
+        return super().discard(garbage)
+
+
+@rejected_by("test_gc_finds_what_a_reservation_left")
+class CollectsWhatHasParts(Faulty):
+    def garbage(self, older_than, prefix):
+        return (each for each in super().garbage(older_than, prefix) if each.size)
+
+
 # -- Credentials ------------------------------------------------------------------------------------------------------
 
 
@@ -2637,6 +2741,19 @@ class LosingCopiesAreInUse(Copier):
                 raise StoreError("the id is in use") from error
 
 
+@rejected_by("test_gc_finds_what_a_dead_copy_left")
+class CollectsNoCopies(Copier):
+    class Copy(MemoryCopy):
+        def begin(self):
+            super().begin()
+            self.store.__dict__.setdefault("copies", set()).add(self.writer.token)
+
+    def garbage(self, older_than, prefix):
+        return (
+            each for each in super().garbage(older_than, prefix) if each.name not in self.__dict__.get("copies", ())
+        )
+
+
 @rejected_by("test_gc_of_another_object_leaves_no_copy_without_data")
 class CopiesWhatIsGone(ByRegistry):
     capabilities = Copier.capabilities
@@ -2731,6 +2848,21 @@ class ReadsAllAtOnce(InAFile):
                 self.data = b"".join(data for (data,) in rows)
             view[:] = self.data[offset : offset + len(view)]
             return len(view)
+
+
+_OPEN = []
+
+
+@rejected_by("test_store_that_is_dropped_leaves_nothing_open")
+class LeavesADescriptorForEachStore(InAFile):
+    @functools.cached_property
+    def connection(self):
+        _OPEN.append(os.open(os.devnull, os.O_RDONLY))
+        return _OPEN[-1]
+
+    def inspect(self, location, context):
+        assert self.connection
+        return super().inspect(location, context)
 
 
 # -- What each call leaves open -------------------------------------------------------------------------------------
@@ -3067,7 +3199,11 @@ class TriesTheCertificateAgain(Networked):
 @rejected_by("test_add_survives_a_fault_on_the_line")
 class GivesUpWhenTheLineBreaks(Networked):
     class Writer(OverTheLine):
-        retryable = False
+        def write(self, part):
+            try:
+                super().write(part)
+            except RemoteServiceUnavailable as error:
+                raise StoreError("the line broke") from error
 
 
 @rejected_by("test_add_survives_a_fault_on_the_line")
@@ -3129,6 +3265,79 @@ class PublishesBeforeTheDataIsThere(Networked):
         def abort(self):
             self.store.exchange(b"may be removed")
             super().abort()
+
+
+class OneStream(Networked):
+    """One whose parts cannot be sent again, which it says. It is not broken itself."""
+
+    class Writer(OverTheLine):
+        retryable = False
+
+
+class Leaving(Networked):
+    """Base of those that leave something open when a call fails."""
+
+    leaves_when: type[StoreError]
+
+    def ask(self):
+        if isinstance(self.trouble, self.leaves_when):
+            self.__dict__.setdefault("left_open", []).append(os.open(os.devnull, os.O_RDONLY))
+        super().ask()
+
+
+@rejected_by("test_being_refused_leaves_nothing_open")
+class LeavesADescriptorForEachRefusal(Leaving):
+    leaves_when = Forbidden
+
+
+@rejected_by("test_server_that_is_not_there_leaves_nothing_open")
+class LeavesADescriptorForEachServerThatIsNotThere(Leaving):
+    leaves_when = RemoteServiceUnavailable
+
+
+class Asking(Networked):
+    """Base of those that ask over the line for more than data."""
+
+    def exchange_or(self, otherwise, data):
+        try:
+            return self.exchange(data)
+        except RemoteServiceUnavailable as error:
+            return otherwise(error)
+
+    def raise_not_found(self, error):
+        raise NotFound("no image") from error
+
+
+@rejected_by("test_answer_that_is_cut_is_no_answer")
+class TakesACutForAMissingImage(Asking):
+    def measure(self, location, context):
+        self.exchange_or(self.raise_not_found, b"how large is it")
+        return super().measure(location, context)
+
+
+@rejected_by("test_answer_that_is_cut_is_no_answer")
+class ListsWhatCame(Asking):
+    def images(self):
+        for info in super().images():
+            if self.exchange_or(lambda error: None, info.uri.encode()) is None:
+                return
+            yield info
+
+
+@rejected_by("test_answer_that_does_not_come_is_not_waited_for")
+class WaitsForTheServer(Asking):
+    def measure(self, location, context):
+        if self.line:
+            self.connection[0].settimeout(None)
+            self.exchange(b"how large is it".ljust(200))
+        return super().measure(location, context)
+
+
+@rejected_by("test_delete_survives_a_fault_on_the_line")
+class TakesALostRequestForDone(Asking):
+    def remove(self, location, context, deletion):
+        if self.exchange_or(lambda error: None, b"delete it") is not None:
+            super().remove(location, context, deletion)
 
 
 # -- New places and full ones -----------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class TestMemoryStoreInOrder(InMemory, StoreConformance):
         return open_store(MemoryStore, memory_store_concurrency=1)
 
 
-class TestMemoryStoreReadOnly(ReadOnlyConformance):
+class TestMemoryStoreReadOnly(InMemory, ReadOnlyConformance):
     capabilities = (
         MemoryStore.capabilities & ~Capability.ADD & ~Capability.DELETE & ~Capability.ATOMIC_ADD & ~Capability.GC
     )

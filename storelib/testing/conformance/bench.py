@@ -67,6 +67,8 @@ class Bench:
         self._images: dict[str, tuple[str, bytes]] = {}
         self._restore = contextlib.ExitStack()
         self.part = SMALL_PART
+        #: Whether a part, and an image of one part, may be sent again when the line breaks.
+        self.retries_parts = self.retries_images = True
         self._lower: Callable[[Writer], None] | None = None
         if self.can(Capability.ADD):
             self._choose_part_size(keep_part_size)
@@ -190,7 +192,7 @@ class Bench:
         self.remove(again.uri)
 
     def crash(self, image_id: str, data: bytes) -> None:
-        """Leave what a process leaves that dies in the middle of an add: a part, no commit, no abort."""
+        """Leave what a process leaves that dies in the middle of an add: two parts, no commit, no abort."""
         if self.die(image_id, data):
             not_applicable("the back end itself frees what a dead add wrote (Writer.self_cleaning)")
 
@@ -204,12 +206,13 @@ class Bench:
 
     @staticmethod
     def begin(store: Store[Any], image_id: str, data: bytes) -> Writer:
-        """A writer that has written its first part."""
+        """A writer that has written its first parts: two, for what is left is to go whole."""
         writer = store.open_writer(image_id, None, None)
-        size = writer.part_size(0, None)
-        writer.reserve(size)
-        memory = bytearray((data * (size // len(data) + 1))[:size])
-        writer.write(Part(0, 0, memoryview(memory)))
+        sizes = [writer.part_size(number, None) for number in range(2)]
+        writer.reserve(sum(sizes))
+        for number, size in enumerate(sizes):
+            memory = bytearray((data * (size // len(data) + 1))[:size])
+            writer.write(Part(number, sum(sizes[:number]), memoryview(memory)))
         return writer
 
     def leftovers(self, older_than: float, prefix: str) -> list[Garbage]:
@@ -393,6 +396,8 @@ class Bench:
         writer = self.store.open_writer(self.new_id("size"), None, None)
         self.part = writer.part_size(0, None)
         smallest = getattr(writer, "smallest_part", None)
+        self.retries_parts = writer.retryable
+        self.retries_images = writer.retryable or writer.put is not None
         # That it is harmless here is a promise with a test of its own.
         with contextlib.suppress(Exception):
             writer.abort()

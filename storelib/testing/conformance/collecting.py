@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -64,6 +65,33 @@ class Collecting(Promises):
             assert_no_secret(bench.secrets, f"{item} {item.name} {item.image_id}", "the name of a leftover")
         assert not bench.store.gc(0, prefix=image_id), "gc removed the same leftovers twice"
         bench.assert_nothing_left(image_id)
+
+    def test_gc_finds_what_a_reservation_left(self, bench: Bench) -> None:
+        """So it does of one that died before its first part: what ``reserve`` made, if it made something."""
+        image_id = bench.new_id()
+        writer = bench.store.open_writer(image_id, None, None)
+        writer.reserve(writer.part_size(0, None))
+        del writer
+        _collected(bench, image_id)
+
+    @needs(Capability.COPY)
+    @pytest.mark.parametrize("died", ["begun", "copied"])
+    def test_gc_finds_what_a_dead_copy_left(self, bench: Bench, died: str) -> None:
+        """And of a copy within the back end that died, without the image that it was to be a copy of."""
+        data = payload(3 * bench.part + 1)
+        original = bench.add(bench.new_id(), data)
+        image_id = bench.new_id("copy")
+        copying = bench.store.server_side_copy(bench.store.locate(original.uri), image_id, None)
+        if copying is None:
+            return
+        copying.begin()
+        start = 0
+        for number, length in enumerate(copying.parts if died == "copied" else ()):
+            copying.copy_part(number, start, length)
+            start += length
+        del copying
+        _collected(bench, image_id)
+        assert_same_bytes(bench.read(original.uri), data)
 
     @pytest.mark.usefixtures("far_from_utc")
     def test_gc_leaves_what_is_young(self, bench: Bench) -> None:
@@ -211,6 +239,14 @@ class Collecting(Promises):
                 "gc found nothing of a killed process"
             )
         bench.assert_nothing_left(image_id)
+
+
+def _collected(bench: Bench, image_id: str) -> None:
+    """What something dead left of this id, if it left something, goes with ``gc``."""
+    gc.collect()
+    if bench.residue(image_id):
+        bench.collect(image_id)
+    bench.assert_nothing_left(image_id)
 
 
 def _by_object(other: Store[Any]) -> Collect:

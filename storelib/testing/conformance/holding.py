@@ -15,7 +15,7 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Store
-from storelib.exceptions import Duplicate, NotFound
+from storelib.exceptions import Duplicate, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, payload
 from storelib.testing.conformance.promises import Promises, needs
 from storelib.testing.conformance.sources import raising
@@ -50,45 +50,77 @@ class Holding(Promises):
             with bench.store.get(uri).data as stream:
                 stream.read({"closed at once": 0, "closed in the middle": bench.part + 1}.get(what, len(data)))
 
-        _leaves_nothing_open(bench, turn)
+        leaves_nothing_open(bench, turn)
 
     def test_asking_for_the_size_leaves_nothing_open(self, bench: Bench) -> None:
         """``get_size`` leaves no descriptor and no thread."""
         uri, _ = bench.image(1)
-        _leaves_nothing_open(bench, lambda: bench.store.get_size(uri))
+        leaves_nothing_open(bench, lambda: bench.store.get_size(uri))
+
+    def test_refusing_a_uri_leaves_nothing_open(self, bench: Bench) -> None:
+        """A URI of another place, or of none, leaves no descriptor and no thread."""
+        uri, _ = bench.image(1)
+        scheme, _, rest = uri.partition("://")
+
+        def turn() -> None:
+            for other in (f"{scheme}://x{rest}", f"{scheme}://", f"{uri}/../x"):
+                with contextlib.suppress(StoreError):
+                    bench.store.get_size(other)
+
+        leaves_nothing_open(bench, turn)
+
+    def test_store_that_is_dropped_leaves_nothing_open(self, bench: Bench) -> None:
+        """A store that was used and is no longer, as after each new configuration, leaves no connection, no thread."""
+        bench.second_store()
+        uri, data = bench.image(3 * bench.part + 1)
+
+        def turn() -> None:
+            store = bench.reopened()
+            assert store.get_size(uri) == len(data)
+            with store.get(uri).data as stream:
+                stream.read(1)
+
+        leaves_nothing_open(bench, turn)
 
     @needs(Capability.STAT)
     def test_stat_leaves_nothing_open(self, bench: Bench) -> None:
         """``stat`` leaves no descriptor and no thread."""
         uri, _ = bench.image(1)
-        _leaves_nothing_open(bench, lambda: bench.store.stat(uri))
+        leaves_nothing_open(bench, lambda: bench.store.stat(uri))
 
     @needs(Capability.CHECK)
     def test_check_leaves_nothing_open(self, bench: Bench) -> None:
         """``check`` leaves no descriptor and no thread."""
-        _leaves_nothing_open(bench, bench.store.check)
+        leaves_nothing_open(bench, bench.store.check)
 
     @needs(Capability.LIST)
     def test_listing_leaves_nothing_open(self, bench: Bench) -> None:
         """A list leaves no descriptor and no thread, be it read to its end or dropped in the middle."""
         bench.image(1)
         bench.image(0)
-        _leaves_nothing_open(bench, lambda: next(bench.store.list_images(), None))
+        leaves_nothing_open(bench, lambda: next(bench.store.list_images(), None))
+        image_id = bench.new_id()
+        leaves_nothing_open(bench, lambda: bench.store.find_image(image_id))
         if not bench.shared:  # the list of a live store may be very long
-            _leaves_nothing_open(bench, lambda: list(bench.store.list_images()))
+            leaves_nothing_open(bench, lambda: list(bench.store.list_images()))
 
 
 @needs(Capability.ADD | Capability.READ)
 class HoldingWhenAdding(Promises):
     """Promises about what adding holds."""
 
-    @pytest.mark.parametrize("what", ["added", "failed", "refused"])
+    @pytest.mark.parametrize("what", ["added", "failed", "refused", "taken"])
     def test_adding_leaves_nothing_open(self, bench: Bench, what: str) -> None:
         """An add, whatever becomes of it, leaves no descriptor and no thread."""
         data = payload(2 * bench.part + 1)
+        taken_id = bench.new_id("taken")
+        bench.add(taken_id, b"is taken")
 
         def turn() -> None:
-            if what == "added":
+            if what == "taken":
+                with self.refuses(bench, Duplicate):
+                    bench.add(taken_id, data)
+            elif what == "added":
                 bench.remove(bench.add(bench.new_id(), data).uri)
             elif what == "failed":
                 with self.refuses(bench, ZeroDivisionError):
@@ -97,7 +129,7 @@ class HoldingWhenAdding(Promises):
                 with self.refuses(bench, ZeroDivisionError):
                     bench.add(bench.new_id(), iter(data[:1] for _ in range(1)), verifier=_Refusing())
 
-        _leaves_nothing_open(bench, turn)
+        leaves_nothing_open(bench, turn)
 
     @needs(Capability.COPY)
     @pytest.mark.parametrize("what", ["copied", "refused", "cancelled"])
@@ -119,13 +151,13 @@ class HoldingWhenAdding(Promises):
                 with self.refuses(bench, Duplicate):
                     bench.copy(original.uri, taken_id, digests=digests)
 
-        _leaves_nothing_open(bench, turn)
+        leaves_nothing_open(bench, turn)
 
     @needs(Capability.GC)
     def test_looking_for_leftovers_leaves_nothing_open(self, bench: Bench) -> None:
         """Nor does ``gc`` that has nothing to remove."""
         image_id = bench.new_id()
-        _leaves_nothing_open(bench, lambda: bench.store.gc(0, prefix=image_id))
+        leaves_nothing_open(bench, lambda: bench.store.gc(0, prefix=image_id))
 
     @needs(Capability.GC)
     def test_collecting_leaves_nothing_open(self, bench: Bench) -> None:
@@ -135,7 +167,7 @@ class HoldingWhenAdding(Promises):
             image_id = bench.new_id()
             assert bench.die(image_id, payload(100)) or bench.collect(image_id)
 
-        _leaves_nothing_open(bench, turn)
+        leaves_nothing_open(bench, turn)
 
     @needs(Capability.DELETE)
     def test_deleting_leaves_nothing_open(self, bench: Bench) -> None:
@@ -146,7 +178,7 @@ class HoldingWhenAdding(Promises):
             with self.refuses(bench, NotFound):
                 bench.store.delete(missing)
 
-        _leaves_nothing_open(bench, turn)
+        leaves_nothing_open(bench, turn)
 
     def test_configuring_opens_nothing(self, bench: Bench) -> None:
         """Making and configuring a store opens no descriptor, and no thread stays: both are for its first use."""
@@ -253,7 +285,8 @@ def _memory(line: str) -> int:
     return 0
 
 
-def _leaves_nothing_open(bench: Bench, turn: Callable[[], object]) -> None:
+def leaves_nothing_open(bench: Bench, turn: Callable[[], object]) -> None:
+    """Call ``turn`` a few times: the threads and descriptors of this process must not become more with each."""
     # What the client keeps for the next call is there after two of them.
     turn()
     turn()

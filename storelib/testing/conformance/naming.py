@@ -77,7 +77,8 @@ class Naming(Promises):
     def foreign_uris(self, bench: Bench, uri: str) -> list[str]:
         """URIs of the same form that lie in other places than this store. Override where the form hides the place.
 
-        By default the first part of the URI, a host, bucket or directory, gets one more letter, and one fewer.
+        By default the first part of the URI, a host, bucket or directory, gets one more letter, and one fewer, and its
+        port another number.
         """
         scheme, _, rest = uri.partition("://")
         parts = rest.split("/")
@@ -87,6 +88,8 @@ class Naming(Promises):
         place_name = parts[place]
         longer, shorter = (re.sub(r"(.)(:\d+)?$", form, place_name, count=1) for form in (r"\1x\2", r"\2"))
         others = [longer] if len(shorter.partition(":")[0]) < 2 else [longer, shorter]
+        # A server at another port is another one.
+        others += [re.sub(r":\d+$", port, place_name) for port in (":1", ":65535") if re.search(r":\d+$", place_name)]
         return [f"{scheme}://{'/'.join([*parts[:place], other, *parts[place + 1 :]])}" for other in others]
 
     def test_foreign_uri_is_refused(self, bench: Bench) -> None:
@@ -163,11 +166,12 @@ class Naming(Promises):
         assert again == areas, f"another object of the store has the areas {again}, this one {areas}"
 
     def test_details_are_texts(self, bench: Bench) -> None:
-        """``details``, which the image API shows, have a text for each name."""
+        """``details``, which the image API shows, have a text for each name, and no secret."""
         details = bench.store.details()
         assert isinstance(details, Mapping), f"details are a mapping, not {details!r}"
         texts = all(isinstance(each, str) for pair in details.items() for each in pair)
-        assert texts, f"names and values of details are texts: {details!r}"
+        assert texts, "names and values of details are texts"
+        assert_no_secret(bench.secrets, f"{details}", "what details tells")
 
     def test_uri_comes_back_from_its_location(self, bench: Bench) -> None:
         """Parsing a URI and formatting it again gives the same URI, and an equal location."""
@@ -178,6 +182,21 @@ class Naming(Promises):
         assert again == location
         assert hash(again) == hash(location)
         assert bench.store.uri_of(uri) == uri, "what an add wrote is spelled as the store does"
+
+    # To who only reads, URLs of others, any two addresses are two.
+    @needs(Capability.DELETE)
+    def test_image_has_one_uri(self, bench: Bench) -> None:
+        """Another spelling that leads to the image is refused, or known for the same, by ``canonical``."""
+        uri, data = bench.image(1)
+        for other in _spellings(uri):
+            try:
+                found = bench.read(other)
+            except (BadStoreUri, NotFound):
+                continue
+            assert_same_bytes(found, data)
+            assert bench.store.uri_of(other) == uri, (
+                f"{other} reads the image at {uri} and is taken for another; parse refuses it, or canonical says so"
+            )
 
     def test_store_shows_no_credential(self, bench: Bench) -> None:
         """No secret option is in the store's repr, nor in a URI or what is printed of it."""
@@ -297,6 +316,23 @@ def _calls(bench: Bench) -> dict[str, Callable[[Any], Any]]:
     if bench.can(Capability.ACLS):
         calls["set_acls"] = store.set_acls
     return calls
+
+
+def _spellings(uri: str) -> Iterator[str]:
+    """URIs that a driver may take for this one, since it does not look at all of a URI."""
+    yield from (uri + end for end in ("?", "?a=b", "#", "#a", "/", "//", ";a=b"))
+    scheme, _, rest = uri.partition("://")
+    yield f"{scheme.upper()}://{rest}"
+    base, _, name = rest.rpartition("/")
+    yield f"{scheme}://{base}//{name}"
+    yield f"{scheme}://{base}/./{name}"
+    yield f"{scheme}:///{rest}"
+    # Letters need no encoding and may have one (RFC 3986, 6.2.2.2).
+    yield f"{scheme}://{base}/%{ord(name[0]):02x}{name[1:]}"
+    yield f"{scheme}://{base}/{re.sub('%[0-9A-F]{2}', lambda found: found[0].lower(), name)}"
+    if base:
+        yield f"{scheme}://%{ord(base[0]):02x}{base[1:]}/{name}"
+        yield f"{scheme}://{base.upper()}/{name}"
 
 
 def _round_trip(promises: Promises, bench: Bench, image_id: str) -> None:

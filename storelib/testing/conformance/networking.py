@@ -7,7 +7,7 @@ class-scoped fixtures is optional, and without it its promises are deselected:
 ``denied_store``
     The same store with credentials the server refuses.
 ``unreachable_store``
-    The same store at an address where nobody listens.
+    The same store at an address where nobody listens, or at a server that answers with errors of its own.
 ``untrusted_store``
     The same store over TLS, at a server whose certificate it has no reason to trust.
 ``faulty_line``
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,9 @@ import pytest
 
 from storelib.capabilities import Capability
 from storelib.driver import Digests, Store
-from storelib.exceptions import Forbidden, RemoteServiceUnavailable, StorageWriteDenied, StoreError
+from storelib.exceptions import Forbidden, NotFound, RemoteServiceUnavailable, StorageWriteDenied, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, payload, replaced
+from storelib.testing.conformance.holding import leaves_nothing_open
 from storelib.testing.conformance.process import Serve, child
 from storelib.testing.conformance.promises import Promises, assert_no_secret, needs, wants
 from storelib.testing.faults import Cut, Fault, FaultyProxy, Reset, Stall
@@ -39,6 +41,12 @@ from storelib.transfer import retry
 EARLY = (0, 300, 1000, 2500)
 #: Of what a server says, no byte of an image: reading goes on where it was cut, and every byte is progress.
 IN_HEADERS = 100
+#: Of what a server says where it sends no image, from its first byte on.
+CUT_ANSWERS = (0, IN_HEADERS, 300, 600, 1000, 2500)
+#: Images that make a list longer than a few hundred bytes.
+SOME = 6
+#: Seconds that a server says nothing, many times as long as the store waits for it.
+PATIENCE = 15.0
 #: How often each of two processes reads an image.
 TIMES = 5
 FAULTS = {"cut": Cut, "reset": Reset}
@@ -134,6 +142,18 @@ class Networking(Promises):
         assert_no_secret(secrets, repr(denied_store), "the store's repr")
         assert_same_bytes(bench.read(uri), data)
 
+    @wants("denied_store")
+    def test_being_refused_leaves_nothing_open(self, bench: Bench, denied_store: Store[Any]) -> None:
+        """Being refused leaves no connection and no thread, however often it happens."""
+        uri = _uri_in(bench.store, denied_store, bench.image(1)[0])
+        leaves_nothing_open(bench, lambda: _failing(denied_store, uri))
+
+    @wants("unreachable_store")
+    def test_server_that_is_not_there_leaves_nothing_open(self, bench: Bench, unreachable_store: Store[Any]) -> None:
+        """Nor does looking for a server that nobody runs, which goes on for as long as it is away."""
+        uri = _uri_in(bench.store, unreachable_store, bench.image(1)[0])
+        leaves_nothing_open(bench, lambda: _failing(unreachable_store, uri))
+
     @wants("unreachable_store")
     def test_server_that_is_not_there_is_unavailable(self, bench: Bench, unreachable_store: Store[Any]) -> None:
         """Whatever is asked of a server that nobody runs is RemoteServiceUnavailable, and worth another try."""
@@ -181,6 +201,34 @@ class Networking(Promises):
         with faulty_line.broken(bench, FAULTS[fault](IN_HEADERS)) as store, self.refuses(bench, StoreError):
             _read(store, _uri_in(bench.store, store, uri))
 
+    @wants("faulty_line")
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_answer_that_is_cut_is_no_answer(self, bench: Bench, faulty_line: FaultyLine, fault: str) -> None:
+        """Sizes, what is known of an image and what is listed are asked again where the answer is cut, or an error:
+        never others, and an image that is there is never NotFound."""
+        uri, data = bench.image(3 * bench.part + 1)
+        before = [bench.image(size)[0] for size in range(1, SOME)]
+        for after in CUT_ANSWERS:
+            with faulty_line.suffering(bench, FAULTS[fault](after)) as store:
+                assert store.get_size(_uri_in(bench.store, store, uri)) == len(data)
+            if bench.can(Capability.STAT):
+                with faulty_line.suffering(bench, FAULTS[fault](after)) as store:
+                    assert store.stat(_uri_in(bench.store, store, uri)).size == len(data)
+            if bench.can(Capability.LIST):
+                with faulty_line.suffering(bench, FAULTS[fault](after)) as store:
+                    _listed_whole_or_not(bench, store, len(before))
+
+    @wants("faulty_line")
+    def test_answer_that_does_not_come_is_not_waited_for(self, bench: Bench, faulty_line: FaultyLine) -> None:
+        """Each call to the server has a time after which it is made again, or is an error."""
+        uri, data = bench.image(1)
+        stall = Stall(IN_HEADERS, seconds=PATIENCE)
+        with faulty_line.suffering(bench, stall) as store, _not_waiting():
+            assert store.get_size(_uri_in(bench.store, store, uri)) == len(data)
+        if bench.can(Capability.LIST):
+            with faulty_line.suffering(bench, stall) as store, _not_waiting():
+                _listed_whole_or_not(bench, store, 1)
+
 
 @needs(Capability.ADD | Capability.READ)
 class NetworkingWhenAdding(Promises):
@@ -201,18 +249,34 @@ class NetworkingWhenAdding(Promises):
         bench.remove(uri)
         bench.remove(before)
 
+    @needs(Capability.DELETE)
+    @wants("faulty_line")
+    @pytest.mark.parametrize("direction", ["up", "down"])
+    def test_delete_survives_a_fault_on_the_line(self, bench: Bench, faulty_line: FaultyLine, direction: Any) -> None:
+        """A delete whose response is lost is made again; where it returns, the image is gone."""
+        for after in CUT_ANSWERS:
+            uri = bench.put(b"to be deleted")
+            with faulty_line.suffering(bench, Reset(after, direction)) as store:
+                store.delete(_uri_in(bench.store, store, uri))
+            with self.refuses(bench, NotFound):
+                bench.store.get_size(uri)
+
     @wants("faulty_line")
     @pytest.mark.parametrize("direction", ["up", "down"])
     @pytest.mark.parametrize("fault", FAULTS)
     def test_add_survives_a_fault_on_the_line(
         self, bench: Bench, faulty_line: FaultyLine, fault: str, direction: Any
     ) -> None:
-        """A connection that ends in the middle of an add, wherever that is, costs time, and leaves one image."""
+        """A connection that ends in the middle of an add, wherever that is, costs time, and leaves one image.
+
+        Only of one stream that cannot be sent again (``Writer.retryable``) it costs the add, and leaves nothing.
+        """
         for size in (3000, 3 * bench.part + 1):
             places = (*EARLY, *_inside(bench)) if direction == "up" and size > bench.part else EARLY
             for after in places:
                 with faulty_line.suffering(bench, FAULTS[fault](after, direction)) as store:
-                    assert _added_whole(bench, store, payload(size)), f"not added, cut after {after} bytes"
+                    added = _added_whole(bench, store, payload(size))
+                assert added or not _retries(bench, size), f"not added, cut after {after} bytes"
 
     @wants("faulty_line")
     @pytest.mark.parametrize("size", ["1", "3 parts+1"])
@@ -220,7 +284,8 @@ class NetworkingWhenAdding(Promises):
         """Nor does one on which nothing moves any more."""
         data = payload(bench.sizes()[size])
         with faulty_line.suffering(bench, Stall(max(100, bench.part // 2) if size != "1" else 100, "up")) as store:
-            assert _added_whole(bench, store, data)
+            added = _added_whole(bench, store, data)
+        assert added or not _retries(bench, len(data)), "not added, stalled"
 
     @wants("faulty_line")
     @pytest.mark.parametrize("after", ["0", "early", "part", "2 parts"])
@@ -281,6 +346,39 @@ def _read(store: Store[Any], uri: str) -> bytes:
 def _inside(bench: Bench) -> list[int]:
     """Inside of parts, and about where each begins, what comes before it counted in."""
     return [bench.part * number + extra for number in (0, 1, 3) for extra in (900, bench.part // 2)]
+
+
+def _retries(bench: Bench, size: int) -> bool:
+    """Whether the driver says that an image of this size can be sent again from its beginning, or from a part on."""
+    return bench.retries_images if size <= bench.part else bench.retries_parts
+
+
+def _failing(store: Store[Any], uri: str) -> None:
+    """What cannot work, tried once."""
+    once = type(store.retry_policy)(retries=0, timeout=store.retry_policy.timeout)
+    with replaced(store, "retry_policy", once), pytest.raises(StoreError):
+        store.get_size(uri)
+
+
+@contextlib.contextmanager
+def _not_waiting() -> Iterator[None]:
+    """Whatever is done ends before a server that says nothing goes on."""
+    begun = time.monotonic()
+    yield
+    waited = time.monotonic() - begun
+    assert waited < PATIENCE, f"{waited:.0f} s were waited for a server that says nothing: a call has no timeout"
+
+
+def _listed_whole_or_not(bench: Bench, store: Store[Any], least: int) -> None:
+    """What a store behind a broken line lists: all that there is, or an error in the end."""
+    expected = {info.image_id for info in bench.store.list_images()}
+    assert len(expected) >= least
+    try:
+        found = {info.image_id for info in store.list_images()}
+    except RemoteServiceUnavailable:
+        return
+    missing = expected - found
+    assert not missing, f"a list that was cut ends as if it were whole, without {len(missing)} images"
 
 
 def _added_whole(bench: Bench, store: Store[Any], data: bytes) -> bool:
