@@ -86,11 +86,17 @@ def _declares(driver: type[Store[Any]], name: str, what: str, found: object) -> 
 
 
 def driver_classes() -> dict[str, type[Store[Any]]]:
-    """All drivers that can be imported, by name; one that cannot is logged and left out."""
+    """All drivers that can be imported, by name; one that cannot is logged, once, and left out."""
     classes = {}
     for name in driver_names():
         try:
             classes[name] = driver_class(name)
         except BadStoreConfiguration as error:
-            LOG.warning("%s", error)
+            _warn(str(error))
     return classes
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """A command asks for all drivers several times, and most of them for the driver of somebody else."""
+    LOG.warning("%s", message)

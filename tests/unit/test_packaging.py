@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import pytest
 
-from storelib import config
+from storelib import config, plugins
 from storelib.driver import STORE_OPTIONS, Store
 from storelib.plugins import driver_classes, driver_names
 
@@ -27,6 +27,13 @@ def test_every_driver_is_a_store_with_schemes(name):
     driver = driver_classes()[name]
     assert issubclass(driver, Store)
     assert driver.schemes
+
+
+def test_driver_that_cannot_be_loaded_is_told_of_once(monkeypatch, caplog):
+    """All drivers are asked for several times by each command, whose user may need none of those that are broken."""
+    monkeypatch.setattr(plugins, "driver_names", lambda: ["file", "of-somebody-else"])
+    assert [*driver_classes()] == [*driver_classes()] == ["file"]
+    assert len([record for record in caplog.records if record.name == "storelib.plugins"]) == 1
 
 
 def test_sample_configuration_has_every_option():
