@@ -1326,6 +1326,27 @@ class HasAnotherAreaEachTime(Faulty):
         return [Area(("memory", id(self)), "", "memory_store_part_size")]
 
 
+class WithAddress(Faulty):
+    options: ClassVar = (
+        *MemoryStore.options,
+        cfg.StrOpt("memory_store_url", default="http://localhost"),
+        cfg.StrOpt("memory_store_key", default="f00ba4-5ec4e7", secret=True),
+    )
+
+
+@rejected_by("test_option_that_cannot_be_is_refused")
+class CrashesOverAnAddress(WithAddress):
+    def configure_get(self):
+        urllib.parse.urlsplit(self.conf.memory_store_url)
+
+
+@rejected_by("test_option_that_cannot_be_is_refused")
+class ShowsItsKeyBesideAnAddress(WithAddress):
+    def configure_get(self):
+        if not self.conf.memory_store_url:
+            raise self.misconfigured("memory_store_url", f"nowhere to use {self.conf.memory_store_key}")
+
+
 @rejected_by("test_details_are_texts")
 class ShowsItsKeyInDetails(Faulty):
     options: ClassVar = (*MemoryStore.options, cfg.StrOpt("memory_store_key", default="f00ba4-5ec4e7", secret=True))

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from oslo_config import cfg
 
 from storelib.capabilities import Capability
 from storelib.driver import Area, Digests
-from storelib.exceptions import BadStoreUri, Invalid, NotFound, StoreError
+from storelib.exceptions import BadStoreConfiguration, BadStoreUri, Invalid, NotFound, StoreError
 from storelib.testing.conformance.bench import Bench, assert_same_bytes, not_applicable, payload
 from storelib.testing.conformance.promises import Promises, assert_no_secret, logged, needs, sampled, without_key_name
 from storelib.uris import redact
@@ -165,6 +166,25 @@ class Naming(Promises):
         again = list(bench.reopened().areas())
         assert again == areas, f"another object of the store has the areas {again}, this one {areas}"
 
+    def test_option_that_cannot_be_is_refused(self, bench: Bench) -> None:
+        """A store with any text for an option is configured, or is BadStoreConfiguration, which shows no secret.
+
+        Another error would end all stores of a configuration, and name neither store nor option.
+        """
+        store = bench.store
+        for option in store.options:
+            if type(option) is not cfg.StrOpt:
+                continue
+            for value in ("", "http://[", "a b/%zz:x"):
+                other = type(store)(store.name, _OneOther(store.conf, option.dest, value))
+                try:
+                    other.configure()
+                except BadStoreConfiguration as error:
+                    assert_no_secret(bench.secrets, f"{error} {error!r}", f"what is said of {option.name}")
+                except Exception as error:
+                    what = f"{type(error).__name__} and not BadStoreConfiguration"
+                    raise AssertionError(f"{option.name} = {value!r}: configuring the store raises {what}") from error
+
     def test_details_are_texts(self, bench: Bench) -> None:
         """``details``, which the image API shows, have a text for each name, and no secret."""
         details = bench.store.details()
@@ -316,6 +336,17 @@ def _calls(bench: Bench) -> dict[str, Callable[[Any], Any]]:
     if bench.can(Capability.ACLS):
         calls["set_acls"] = store.set_acls
     return calls
+
+
+class _OneOther:
+    """The options of a store, but for one."""
+
+    def __init__(self, conf: Any, name: str, value: str) -> None:
+        self._conf = conf
+        vars(self)[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._conf, name)
 
 
 def _spellings(uri: str) -> Iterator[str]:
