@@ -50,7 +50,7 @@ def test_waits_double_up_to_the_longest_however_many_there_are(monkeypatch):
     waits = []
     monkeypatch.setattr("storelib.transfer.retry.pause", lambda seconds, cancelled: waits.append(seconds))
     monkeypatch.setattr("random.uniform", lambda least, most: most)
-    function, calls = failing(2000)
+    function, _ = failing(2000)
     assert RetryPolicy(retries=2000, timeout=1e9).call(function, unmapped, "x") == "answer"
     assert waits[:3] == [0.001, 0.002, 0.004]
     assert waits[-1] == max(waits) == LONGEST_WAIT
