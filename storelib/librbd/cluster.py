@@ -7,6 +7,8 @@ has inherited until it ends.
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -24,6 +26,9 @@ from storelib.exceptions import BadStoreConfiguration, MissingDependency, StoreE
 from storelib.librbd.errors import Advice, connection_error
 from storelib.transfer.forking import forget_in_child
 from storelib.transfer.guard import in_fresh_thread
+
+#: Seconds that a process which ends waits for connections that are being shut down.
+_GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,8 @@ def _tracked_rados() -> Any:
     """
     import rados
 
+    ending = _Ending()
+
     class TrackedRados(rados.Rados):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._owner = os.getpid()
@@ -288,10 +295,46 @@ def _tracked_rados() -> Any:
         def __del__(self) -> None:
             # At the end of the process no thread can be begun any more, and nothing needs to be freed.
             if self.state in ("configuring", "connected") and self._owner == os.getpid() and not sys.is_finalizing():
-                # It may wait for the cluster, and this may be any thread.
-                threading.Thread(target=self.shutdown, name="rados-shutdown", daemon=True).start()
+                ending.shut_down(self)
 
     return TrackedRados
+
+
+class _Ending:
+    """Connections that are shut down beside everything else, as each may wait for its cluster.
+
+    A process that ends waits for them a while: what librados tears down would crash it.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: set[Any] = set()
+        atexit.register(self._wait)
+        forget_in_child(self)
+
+    def shut_down(self, handle: Any) -> None:
+        """Begin it; from a destructor, which may be called in any thread, wherever that is."""
+        self._under_way.add(handle)
+        try:
+            # Not threading.Thread: this thread may be in its code, and hold its locks.
+            _thread.start_new_thread(self._run, (handle,))
+        except RuntimeError:
+            # No thread can be begun any more; what is open is closed with the process.
+            self._under_way.discard(handle)
+
+    def _run(self, handle: Any) -> None:
+        try:
+            handle.shutdown()
+        finally:
+            self._under_way.discard(handle)
+
+    def _wait(self) -> None:
+        end = time.monotonic() + _GRACE
+        while self._under_way and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def forget_parent(self) -> None:
+        """In a forked child: those threads are the parent's alone."""
+        self._under_way = set()
 
 
 @functools.cache

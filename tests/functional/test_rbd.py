@@ -399,6 +399,23 @@ def test_stream_outlives_its_store_which_then_closes_its_connection(ceph, store,
     assert len(os.listdir("/proc/self/fd")) < before + 12
 
 
+def test_process_that_drops_stores_as_it_ends_ends_in_order(ceph, store, image_id):
+    uri = store.add(image_id, b"data").uri
+    script = """
+    stores = [store, *(RbdStore("rbd", store.conf) for _ in range(7))]
+    for each in stores:
+        each.configure()
+    print(*(each.get_size(sys.argv[1]) for each in stores), flush=True)
+    del store, each
+    stores.clear()
+    """
+    processes = [run(ceph, script, uri, stderr=subprocess.STDOUT) for _ in range(4)]
+    told = [process.communicate(timeout=60)[0] for process in processes]
+    assert told == ["4 4 4 4 4 4 4 4\n"] * 4
+    # Ceph's own threads would end it by a signal.
+    assert [process.returncode for process in processes] == [0] * 4
+
+
 def test_no_question_takes_longer_than_transfers(ceph):
     handle = open_rbd(ceph, transfer_timeout=2.5).cluster.get().rados
     for name in ("client_mount_timeout", "rados_osd_op_timeout", "rados_mon_op_timeout"):

@@ -217,6 +217,11 @@ class FromTheLine(MemoryReader):
         return len(data)
 
 
+def _close(*opened):
+    for each in opened:
+        each.close()
+
+
 class Networked(Faulty):
     """Base of stores behind a network: all data goes over a line where there is one. It is not broken itself."""
 
@@ -251,7 +256,9 @@ class Networked(Faulty):
     @functools.cached_property
     def connection(self):
         connection = socket.create_connection(self.line, timeout=0.3)
-        return connection, connection.makefile("rb")
+        answers = connection.makefile("rb")
+        self.hang_up = weakref.finalize(self, _close, answers, connection)
+        return connection, answers
 
     def exchange(self, data):
         if not self.line:
@@ -260,7 +267,8 @@ class Networked(Faulty):
             try:
                 return self.exchanged(data)
             except OSError as error:
-                self.__dict__.pop("connection", None)
+                if self.__dict__.pop("connection", None):
+                    self.hang_up()
                 raise self.lost(error) from error
 
     def lost(self, error):
