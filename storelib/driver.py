@@ -145,6 +145,8 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
 
 
 #: Ports that a URL need not name; a server at both of them is one.
+#: Seconds that nothing is old: more of them lead to times that there are not, at which drivers would look.
+_OLDEST = 1e10
 _USUAL_PORTS = {None: "", 80: "", 443: ""}
 
 
@@ -426,7 +428,8 @@ class Store(abc.ABC, Generic[L]):
         if "Cs" in map(unicodedata.category, prefix or ""):
             raise Invalid(f"no id begins with half a character, as in prefix {redact(repr(prefix))[:80]}")
         self.require(Capability.GC)
-        return self._mapped(lambda: self.garbage(older_than, prefix), "looking for leftovers", self._checked_garbage)
+        age = float(min(older_than, _OLDEST))
+        return self._mapped(lambda: self.garbage(age, prefix), "looking for leftovers", self._checked_garbage)
 
     def check(self) -> Health:
         """Ask the back end whether it works; raises what stands in the way."""

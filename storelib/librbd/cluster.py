@@ -303,7 +303,7 @@ def _tracked_rados() -> Any:
 class _Ending:
     """Connections that are shut down beside everything else, as each may wait for its cluster.
 
-    A process that ends waits for them a while: what librados tears down would crash it.
+    A process that ends waits for them a while: librados is not made to be torn down beside its exit.
     """
 
     def __init__(self) -> None:

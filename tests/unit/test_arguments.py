@@ -65,6 +65,14 @@ def registry(store):
     backend.use_registry(None)
 
 
+@pytest.mark.parametrize("older_than", [10**400, float("inf"), 1e300, 2**63], ids=["10**400", "inf", "1e300", "2**63"])
+def test_nothing_is_older_than_all_time(store, older_than):
+    store.open_writer("image", None, None).reserve(1)
+    gc.collect()
+    assert store.gc(older_than) == []
+    assert len(store.gc(0)) == 1
+
+
 @pytest.mark.parametrize("older_than", [None, "5", -1, float("nan"), True, [], 1j])
 def test_an_age_that_is_none_is_refused_though_there_is_nothing_to_collect(store, older_than):
     for call in (store.gc, store.collect, store.find_garbage):
