@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from storelib.exceptions import StoreError, TransferTimeout
 from storelib.transfer.deadlines import LOOK, check_wanted, is_watched
+from storelib.transfer.forking import forget_in_child
 
 
 class Monitor:
@@ -22,6 +23,12 @@ class Monitor:
         self._moved = time.monotonic()
         self._error: BaseException | None = None
         self._process = os.getpid()
+        forget_in_child(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child: a thread of the parent may have held the lock, which what ends a transfer takes, too."""
+        # Made anew in its place, as threading does with its own: others refer to it.
+        self.changed._at_fork_reinit()  # type: ignore[attr-defined]
 
     @property
     def is_inherited(self) -> bool:
@@ -56,7 +63,6 @@ class Monitor:
     def cancel(self) -> None:
         """Let every thread of the transfer end as soon as it can."""
         if self.is_inherited:
-            # None of them is here, and one may have held the lock.
             return
         self.cancelled.set()
         with self.changed:

@@ -190,6 +190,25 @@ def test_a_forked_child_leaves_an_add_to_its_parent():
     assert os.waitpid(children[0], 0)[1] == 0
 
 
+def test_a_forked_child_waits_for_no_lock_that_a_thread_of_its_parent_held():
+    monitor, held, forked = Monitor(60), threading.Event(), threading.Event()
+
+    def hold():
+        with monitor.changed:
+            held.set()
+            forked.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if monitor.changed.acquire(timeout=10) else 1)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.parametrize("more", [0, 3], ids=["at its end", "in the middle"])
 def test_a_forked_child_that_goes_on_with_an_add_is_told_at_once(more):
     store, children = recording_store(), []
