@@ -144,9 +144,9 @@ STORE_OPTIONS: Sequence[cfg.Opt] = (
 )
 
 
-#: Ports that a URL need not name; a server at both of them is one.
 #: Seconds that nothing is old: more of them lead to times that there are not, at which drivers would look.
 _OLDEST = 1e10
+#: Ports that a URL need not name; a server at both of them is one.
 _USUAL_PORTS = {None: "", 80: "", 443: ""}
 
 

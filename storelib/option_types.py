@@ -22,22 +22,8 @@ class LocalPath(types.String):
     """
 
 
-class Bytes(types.ConfigType):
-    """A number of bytes, written with a unit or without; units are powers of 1024.
-
-    >>> Bytes()("80M"), Bytes()("1.5 GiB"), Bytes()("512")
-    (83886080, 1610612736, 512)
-    """
-
-    def __init__(self, type_name: str = "bytes, such as 512, 80M or 1.5G") -> None:
-        super().__init__(type_name=type_name)
-
-    def __call__(self, value: Any) -> int:
-        """The bytes; raises ValueError."""
-        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([KMGT]?)(?:I?B)?", str(value).strip().upper())
-        if match is None:
-            raise ValueError(f"{value!r} is no number of bytes")
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+class _Text(types.ConfigType):
+    """A type without settings, whose values are shown as they are."""
 
     def __eq__(self, other: object) -> bool:
         """Whether it parses alike, as all of this type do: oslo.config asks when an option is registered again."""
@@ -55,7 +41,25 @@ class Bytes(types.ConfigType):
         return str(value)
 
 
-class Network(types.ConfigType):
+class Bytes(_Text):
+    """A number of bytes, written with a unit or without; units are powers of 1024.
+
+    >>> Bytes()("80M"), Bytes()("1.5 GiB"), Bytes()("512")
+    (83886080, 1610612736, 512)
+    """
+
+    def __init__(self, type_name: str = "bytes, such as 512, 80M or 1.5G") -> None:
+        super().__init__(type_name=type_name)
+
+    def __call__(self, value: Any) -> int:
+        """The bytes; raises ValueError."""
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([KMGT]?)(?:I?B)?", str(value).strip().upper())
+        if match is None:
+            raise ValueError(f"{value!r} is no number of bytes")
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
+
+
+class Network(_Text):
     """A network of IP addresses, or one address; it stays as it is written.
 
     >>> Network()("10.1.0.0/16"), Network()("::1")
@@ -70,21 +74,6 @@ class Network(types.ConfigType):
         text = str(value).strip()
         ipaddress.ip_network(text, strict=False)
         return text
-
-    def __eq__(self, other: object) -> bool:
-        """All are alike."""
-        return type(other) is type(self)
-
-    def __hash__(self) -> int:
-        """The same for all."""
-        return hash(type(self))
-
-    def __repr__(self) -> str:
-        """What people are told that the option may be."""
-        return str(self.type_name)
-
-    def _formatter(self, value: Any) -> str:
-        return str(value)
 
 
 class Names(types.List):

@@ -2142,15 +2142,19 @@ class FindsItsOwnLeftoversOnly(Faulty):
 # -- What is held -----------------------------------------------------------------------------------------------------
 
 
-class Leaky(Faulty):
-    """Base of those that do not close what they opened."""
+class Leaking:
+    """What those have that do not close what they opened, until they are dropped themselves."""
 
     def leak(self):
-        self.__dict__.setdefault("open", []).append(os.open("/dev/null", os.O_RDONLY))
+        self.__dict__.setdefault("open", []).append(os.open(os.devnull, os.O_RDONLY))
 
     def __del__(self):
         for descriptor in self.__dict__.get("open", ()):
             os.close(descriptor)
+
+
+class Leaky(Leaking, Faulty):
+    """Base of those in memory."""
 
 
 @rejected_by("test_reading_leaves_nothing_open")
@@ -2897,29 +2901,26 @@ class LeavesADescriptorForEachStore(InAFile):
 # -- What each call leaves open -------------------------------------------------------------------------------------
 
 
-class Leaky(InAFile):
-    """Base of those that open a file in a call and never close it."""
-
-    def leak(self):
-        self.__dict__.setdefault("left_open", []).append(os.open(os.devnull, os.O_RDONLY))
+class LeakyFile(Leaking, InAFile):
+    """Base of those whose images are in a file."""
 
 
 @rejected_by("test_asking_for_the_size_leaves_nothing_open")
-class LeaksPerSize(Leaky):
+class LeaksPerSize(LeakyFile):
     def measure(self, location, context):
         self.leak()
         return super().measure(location, context)
 
 
 @rejected_by("test_stat_leaves_nothing_open")
-class LeaksPerStat(Leaky):
+class LeaksPerStat(LeakyFile):
     def inspect(self, location, context):
         self.leak()
         return super().inspect(location, context)
 
 
 @rejected_by("test_listing_leaves_nothing_open")
-class LeaksPerList(Leaky):
+class LeaksPerList(LeakyFile):
     def images(self):
         self.leak()
         return super().images()
@@ -2941,28 +2942,28 @@ class StartsAThreadPerList(InAFile):
 
 
 @rejected_by("test_check_leaves_nothing_open")
-class LeaksPerCheck(Leaky):
+class LeaksPerCheck(LeakyFile):
     def probe(self):
         self.leak()
         return super().probe()
 
 
 @rejected_by("test_looking_for_leftovers_leaves_nothing_open")
-class LeaksPerLookForLeftovers(Leaky):
+class LeaksPerLookForLeftovers(LeakyFile):
     def garbage(self, older_than, prefix):
         self.leak()
         return super().garbage(older_than, prefix)
 
 
 @rejected_by("test_collecting_leaves_nothing_open")
-class LeaksPerLeftover(Leaky):
+class LeaksPerLeftover(LeakyFile):
     def discard(self, garbage):
         self.leak()
         return super().discard(garbage)
 
 
 @rejected_by("test_deleting_leaves_nothing_open")
-class LeaksPerMissingImage(Leaky):
+class LeaksPerMissingImage(LeakyFile):
     def remove(self, location, context, deletion):
         try:
             super().remove(location, context, deletion)
@@ -3303,14 +3304,14 @@ class OneStream(Networked):
         retryable = False
 
 
-class Leaving(Networked):
+class Leaving(Leaking, Networked):
     """Base of those that leave something open when a call fails."""
 
     leaves_when: type[StoreError]
 
     def ask(self):
         if isinstance(self.trouble, self.leaves_when):
-            self.__dict__.setdefault("left_open", []).append(os.open(os.devnull, os.O_RDONLY))
+            self.leak()
         super().ask()
 
 

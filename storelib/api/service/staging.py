@@ -52,9 +52,9 @@ def open_staging(directory: str) -> Store[Any]:
 
 def _check_place(registry: Registry, staging: Store[Any]) -> None:
     """Raise BadStoreConfiguration where what is staged is in the way of the image that is to be made of it."""
-    places = {area.prefix for area in staging.areas()}
+    places = {(area.container, area.prefix) for area in staging.areas()}
     for store in registry:
-        if any(area.container == ("file",) and area.prefix in places for area in store.areas()):
+        if any((area.container, area.prefix) in places for area in store.areas()):
             raise BadStoreConfiguration(
                 f"[api] staging_dir and store {store.name} would keep files of the same names in the same place; give "
                 "what is staged a directory of its own"
