@@ -14,7 +14,7 @@ from typing import Any
 
 from storelib.exceptions import TransferTimeout
 from storelib.transfer.contract import Backend
-from storelib.transfer.deadlines import progress
+from storelib.transfer.deadlines import LazyEvent, progress
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import HungCall
@@ -32,7 +32,7 @@ class DriverCalls:
 
     def __init__(self, store: Backend, subject: str, monitor: Monitor) -> None:
         #: Set once nothing more is to be started or tried again.
-        self.cancelled = threading.Event()
+        self.cancelled = LazyEvent()
         self._store = store
         self.subject = subject
         self.monitor = monitor

@@ -9,7 +9,6 @@ import io
 import logging
 import operator
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +17,7 @@ from storelib.exceptions import IncompleteRead, Invalid, OperationNotSupported, 
 from storelib.transfer.buffers import new_pages
 from storelib.transfer.calls import GRACE
 from storelib.transfer.contract import Context, Digest, Extent, MiB, Readable, Reader, at_fault, check_numbers, is_whole
-from storelib.transfer.deadlines import Deadline, is_watched, while_wanted
+from storelib.transfer.deadlines import Deadline, LazyEvent, is_watched, while_wanted
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.retry import mapped
@@ -389,10 +388,10 @@ class _Feed:
         #: Entered by all that uses the reader: a read may hang, and another thread than the one that reads may close.
         self.in_use = InUse()
         #: Nothing more is to be asked of the reader.
-        self.closed = threading.Event()
+        self.closed = LazyEvent()
         self._reader_closed = False
 
-    def read_into(self, offset: int, view: memoryview, cancelled: threading.Event | None = None) -> int:
+    def read_into(self, offset: int, view: memoryview, cancelled: LazyEvent | None = None) -> int:
         """Read at least one byte; transient errors and cuts are tried again from the same byte."""
 
         def attempt() -> int:

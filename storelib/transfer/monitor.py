@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from storelib.exceptions import StoreError, TransferTimeout
-from storelib.transfer.deadlines import LOOK, check_wanted, is_watched
+from storelib.transfer.deadlines import LOOK, LazyEvent, check_wanted, is_watched
 from storelib.transfer.forking import forget_in_child
 
 
@@ -18,7 +18,7 @@ class Monitor:
 
     def __init__(self, timeout: float) -> None:
         self.changed = threading.Condition()
-        self.cancelled = threading.Event()
+        self.cancelled = LazyEvent()
         self._timeout = timeout
         self._moved = time.monotonic()
         self._error: BaseException | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from storelib.exceptions import StoreError, TransferTimeout, causes
-from storelib.transfer.deadlines import Deadline, pause
+from storelib.transfer.deadlines import Deadline, LazyEvent, pause
 from storelib.transfer.forking import forget_in_child
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class RetryPolicy:
         function: Callable[[], T],
         map_error: ErrorMap,
         subject: str,
-        cancelled: threading.Event | None = None,
+        cancelled: LazyEvent | None = None,
         repeatable: bool = True,
     ) -> T:
         """``function()``, its native errors mapped, tried again while they are transient.

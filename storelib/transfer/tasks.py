@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from storelib.transfer.deadlines import LazyEvent
 from storelib.transfer.guard import InUse
 from storelib.transfer.monitor import Monitor
 from storelib.transfer.threads import ThreadPool, pool_of
@@ -59,7 +60,7 @@ class TaskQueue:
         self,
         name: str,
         monitor: Monitor,
-        cancelled: threading.Event,
+        cancelled: LazyEvent,
         in_use: InUse,
         pool: ThreadPool | None = None,
         *,

@@ -17,7 +17,7 @@ from storelib.driver import ImageInfo
 from storelib.drivers.http import HttpStore
 from storelib.exceptions import RemoteServiceUnavailable, StoreError
 from storelib.registry import open_store
-from storelib.transfer.deadlines import Deadline, within
+from storelib.transfer.deadlines import Deadline, LazyEvent, pause, within
 from storelib.transfer.retry import RetryPolicy
 
 TIMEOUT = 0.3
@@ -253,3 +253,38 @@ def test_a_deadline_ends_with_what_it_was_for():
     with Deadline(1), Deadline(60):
         assert within(30) <= 1
     assert within(30) == 30
+
+
+class TestLazyEvent:
+    """Does what ``threading.Event`` does."""
+
+    def test_all_that_wait_go_on_once_it_is_set(self):
+        event = LazyEvent()
+        with ThreadPoolExecutor(4) as pool:
+            waits = [pool.submit(event.wait, FOR_EVER) for _ in range(4)]
+            assert not any(wait.done() for wait in waits)
+            event.set()
+            assert [wait.result(SOON) for wait in waits] == [True] * 4
+
+    def test_what_is_set_is_not_waited_for(self):
+        event = LazyEvent()
+        event.set()
+        started = time.monotonic()
+        assert event.is_set()
+        assert event.wait(FOR_EVER)
+        pause(FOR_EVER, event)
+        assert time.monotonic() - started < SOON
+
+    def test_wait_ends_in_time_without_it(self):
+        event = LazyEvent()
+        assert not event.wait(0.01)
+        assert not event.is_set()
+
+    def test_none_waits_on_that_came_as_it_was_set(self):
+        """Many times, as a wait that misses it does so only between two steps of one of them."""
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(2000):
+                event = LazyEvent()
+                wait = pool.submit(event.wait, SOON)
+                event.set()
+                assert wait.result()

@@ -13,6 +13,7 @@ import pytest
 from storelib.exceptions import NotFound, RemoteServiceUnavailable, StoreError, TransferTimeout, causes
 from storelib.registry import open_store
 from storelib.testing import MemoryStore
+from storelib.transfer.deadlines import LazyEvent
 from storelib.transfer.guard import Guard
 from storelib.transfer.retry import LONGEST_WAIT, HungCalls, RetryPolicy, mapped
 
@@ -75,7 +76,7 @@ def test_a_wait_beyond_the_timeout_is_not_begun():
 
 
 def test_cancelling_ends_a_wait_at_once():
-    cancelled = threading.Event()
+    cancelled = LazyEvent()
     function, calls = failing(99, RemoteServiceUnavailable("busy", retry_after=60))
     threading.Timer(0.05, cancelled.set).start()
     with pytest.raises(RemoteServiceUnavailable):
