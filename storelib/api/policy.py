@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oslo_config import cfg
@@ -348,7 +348,7 @@ class _Loaded:
 class Policy:
     """Decides whether a context may do something to a target; made once per application.
 
-    Raises BadStoreConfiguration for files that cannot be read.
+    Raises BadStoreConfiguration for files that cannot be read, and for rules that refer to themselves.
     """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
@@ -441,6 +441,13 @@ class Policy:
             raise BadStoreConfiguration(
                 f"[oslo_policy] policy_file = {path}, or a file in policy_dirs, cannot be read: {why}"
             ) from error
+        if cycle := _cycle(self.enforcer.rules):
+            path = self.enforcer.policy_path or self.enforcer.policy_file
+            names = " -> ".join(repr(name) for name in cycle)
+            raise BadStoreConfiguration(
+                f"[oslo_policy] policy_file = {path}, or a file in policy_dirs, has rules that refer to themselves: "
+                f"{names}"
+            )
 
     def _text(self) -> str:
         return " ".join(f"{name}={rule}" for name, rule in self.enforcer.rules.items())
@@ -455,6 +462,39 @@ def _leaves(check: Any) -> Iterator[Any]:
             yield from _leaves(each)
     else:
         yield check
+
+
+def _cycle(rules: Mapping[str, Any]) -> Sequence[str]:
+    """Names of rules of which each refers to the next, the last one to the first, which is named again; or none.
+
+    A reference to a rule that does not exist is one to the default.
+    """
+    refers = {
+        name: sorted(
+            {
+                leaf.match if leaf.match in rules else "default"
+                for leaf in _leaves(check)
+                if isinstance(leaf, policy.RuleCheck)
+            }
+            & rules.keys()
+        )
+        for name, check in rules.items()
+    }
+    done: set[str] = set()
+    for first in sorted(refers):
+        # Without recursion: an operator's chain of rules may be longer than Python's stack.
+        path, left = [first], [iter(refers[first])]
+        while path and first not in done:
+            following = next(left[-1], None)
+            if following is None:
+                done.add(path.pop())
+                left.pop()
+            elif following in path:
+                return [*path[path.index(following) :], following]
+            elif following not in done:
+                path.append(following)
+                left.append(iter(refers[following]))
+    return []
 
 
 def _scope(context: Context) -> str:

@@ -112,6 +112,44 @@ class TestPolicyFile:
         with pytest.raises(BadStoreConfiguration, match=rf"^\[oslo_policy\] policy_file = {re.escape(str(path))}"):
             Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {path}\n")
 
+    @pytest.mark.parametrize(
+        ("rules", "cycle"),
+        [
+            ({"a": "rule:b", "b": "rule:a"}, "'a' -> 'b' -> 'a'"),
+            ({"get_images": "not rule:get_images"}, "'get_images' -> 'get_images'"),
+            ({"a": "@ and (role:x or rule:b)", "b": "rule:c", "c": "rule:b"}, "'b' -> 'c' -> 'b'"),
+            ({"default": "rule:no_such_rule"}, "'default' -> 'default'"),
+        ],
+    )
+    def test_rules_that_refer_to_themselves_are_named_at_the_start(self, tmp_path, rules, cycle):
+        path = tmp_path / "policy.yaml"
+        path.write_text(json.dumps(rules))
+        with pytest.raises(BadStoreConfiguration, match=rf"{re.escape(str(path))}.* refer to themselves: {cycle}$"):
+            Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {path}\n")
+
+    def test_rules_that_come_to_refer_to_themselves_leave_the_rules_as_they_were(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("storelib.api.policy.RELOAD", 0.0)
+        path = tmp_path / "policy.yaml"
+        path.write_text(json.dumps({"get_images": "!"}))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {path}\n")
+        path.write_text(json.dumps({"get_images": "rule:a", "a": "rule:get_images"}))
+        os.utime(path, (time.time() + 5, time.time() + 5))
+        while_broken = [api.alice.get("/v2/images").status_code for _ in range(3)]
+        path.write_text(json.dumps({"get_images": "@"}))
+        os.utime(path, (time.time() + 9, time.time() + 9))
+        mended = api.alice.get("/v2/images").status_code
+        api.close()
+        assert while_broken == [403, 403, 403]
+        assert mended == 200
+
+    def test_a_rule_may_be_referred_to_by_several(self, tmp_path):
+        rules = {"get_images": "rule:a or rule:b", "a": "rule:c", "b": "rule:c and rule:a", "c": "@"}
+        (tmp_path / "policy.yaml").write_text(json.dumps(rules))
+        api = Deployment(tmp_path, f"[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}\n")
+        response = api.alice.get("/v2/images")
+        api.close()
+        assert response.status_code == 200
+
     def test_the_operators_file_changes_rules(self, tmp_path):
         (tmp_path / "policy.yaml").write_text(json.dumps({"publicize_image": "role:member", "get_images": "!"}))
         api = Deployment(tmp_path, metrics=f"true\n[oslo_policy]\npolicy_file = {tmp_path / 'policy.yaml'}")
