@@ -6,6 +6,7 @@ What it finds is logged, sent as a notification, and counted for ``/metrics``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from storelib.api.auditing import LISTED, Audit, Counts, Finding
 from storelib.api.db.records import AuditRow, Round
-from storelib.api.errors import DatabaseUnavailable
+from storelib.api.errors import ApiError, DatabaseUnavailable
 from storelib.api.periodic import Periodic
 from storelib.api.service import Service
+from storelib.api.service.core import own_spelling, store_of
+from storelib.exceptions import StoreError
 
 LOG = logging.getLogger(__name__)
 
@@ -89,11 +92,25 @@ class BackgroundAudit(Periodic):
             self._tell((found for found in self._interruptible(shallow.run()) if found.kind in LISTED), findings)
         for row in self._rows(begun.position):
             self._tell((found for found in audit.check(row) if found.kind not in LISTED), findings)
+            self._respell(row)
             note(row.id)
         return {**counts, "findings": dict(findings)}
 
     def _rows(self, after: str) -> Iterator[AuditRow]:
         return self._core.repository.images.audit(_BATCH, after=after)
+
+    def _respell(self, row: AuditRow) -> None:
+        """Record the locations of an image as their stores write them, where they were recorded before that was done.
+
+        Where that cannot be said now, the next round does it; the audit itself tells why.
+        """
+        for location in row.locations:
+            if location.status != "active":
+                continue
+            with contextlib.suppress(StoreError, ApiError):
+                uri = own_spelling(store_of(self._core.registry, location), location.uri)
+                if uri != location.uri:
+                    self._core.repository.locations.respell(row.id, location, uri)
 
     def _interruptible(self, found: Iterable[Finding]) -> Iterator[Finding]:
         for each in found:

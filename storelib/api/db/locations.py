@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from storelib.api.db import clocks
-from storelib.api.db.image_row import bump_version
+from storelib.api.db.image_row import bump_version, lock
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status
 from storelib.api.db.rows import from_time, load_object, location_row, now
 from storelib.api.db.schema import image_locations, processes
@@ -117,6 +117,23 @@ class Locations(Table):
         """Whether another image has a location with this URI."""
         others = sa.select(c.id).where(c.uri == uri, c.image_id != image_id, _ACTIVE).limit(1)
         return connection.execute(others).first() is not None
+
+    @writes
+    def respell(self, connection: Connection, image_id: str, location: ImageLocation, uri: str) -> None:
+        """Give an active location another URI of the same place; where the image has that already, once is enough.
+
+        Nothing happens if the location is not as it was. Raises ImageNotFound.
+        """
+        lock(connection, image_id)
+        mine = (c.id == location.id, c.image_id == image_id, c.uri == location.uri, _ACTIVE)
+        if connection.execute(sa.select(c.id).where(*mine)).first() is None:
+            return
+        bump_version(connection, image_id)
+        twice = sa.select(c.id).where(c.image_id == image_id, c.uri == uri, _ACTIVE)
+        if connection.execute(twice).first() is not None:
+            connection.execute(image_locations.delete().where(*mine))
+        else:
+            connection.execute(image_locations.update().where(*mine).values(uri=uri))
 
     @writes
     def detach(self, connection: Connection, image_id: str, location_id: int) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The locations of images in Glance: decrypted, and with the store that they are in here."""
+"""The locations of images in Glance: decrypted, with the store that they are in here, and as that writes them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ from cryptography.hazmat.primitives.ciphers.modes import CBC
 from storelib.api.db.rows import dump_metadata
 from storelib.api.errors import BadRequest
 from storelib.api.glance_import.values import Refused, json_object, moment, needed_text
+from storelib.api.service.core import own_spelling
 from storelib.exceptions import BadStoreConfiguration, BadStoreUri, StoreError
 from storelib.registry import Registry
 from storelib.uris import redact
+
+LOG = logging.getLogger(__name__)
 
 #: AES's own, which is that of its vectors, too.
 _BLOCK = 16
@@ -53,6 +57,8 @@ class Places:
     def __init__(self, registry: Registry, key: str | None = None) -> None:
         self._registry = registry
         self._cipher = Cipherer(key) if key else None
+        #: Stores that could not say how they write a location.
+        self._silent: set[str] = set()
 
     def rows(self, locations: Sequence[Any]) -> list[dict[str, Any]]:
         """Rows of locations of one image, in their order; raises Refused."""
@@ -62,8 +68,9 @@ class Places:
             pending = location.status == "pending_delete"
             since = (moment("deleted_at of a location", location.deleted_at) or 0) if pending else None
             metadata = self._metadata(uri, json_object("the metadata of a location", location.meta_data))
+            uri = self._spelled(uri, metadata.get("store"))
             if uri not in found or found[uri]["pending_since"] is not None:
-                found[uri] = {"uri": uri, "metadata": metadata, "pending_since": since}
+                found[uri] = {"uri": uri, "metadata": _dumped(metadata), "pending_since": since}
         return list(found.values())
 
     def _uri(self, text: str) -> str:
@@ -76,7 +83,21 @@ class Places:
             raise Refused("a location cannot be decrypted: it was encrypted with another metadata_encryption_key")
         return uri
 
-    def _metadata(self, uri: str, metadata: dict[str, Any]) -> str:
+    def _spelled(self, uri: str, name: Any) -> str:
+        """As the store writes it, by which images that have the same data are known; as it is where that fails."""
+        if not isinstance(name, str) or name in self._silent:
+            return uri
+        try:
+            return own_spelling(self._registry[name], uri)
+        except StoreError as error:
+            # It would have to be waited for again and again.
+            self._silent.add(name)
+            LOG.warning(
+                "locations in store %s stay as Glance wrote them until an audit in the background: %s", name, error
+            )
+            return uri
+
+    def _metadata(self, uri: str, metadata: dict[str, Any]) -> dict[str, Any]:
         """With the id of the store as it is here, which may be called otherwise there, or have no name."""
         try:
             owners = [store.name for store in self._registry.owners(uri)]
@@ -88,7 +109,11 @@ class Places:
             # Of several, the first that has the data is found when it is read.
             if len(owners) == 1:
                 metadata["store"] = owners[0]
-        try:
-            return dump_metadata(metadata)
-        except BadRequest as error:
-            raise Refused(str(error)) from error
+        return metadata
+
+
+def _dumped(metadata: dict[str, Any]) -> str:
+    try:
+        return dump_metadata(metadata)
+    except BadRequest as error:
+        raise Refused(str(error)) from error

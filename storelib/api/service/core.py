@@ -313,6 +313,14 @@ def store_of(registry: Registry, location: ImageLocation, context: Context | Non
     return _named(registry, location) or registry.resolve(location.uri, context)
 
 
+def own_spelling(store: Store[Any], uri: str) -> str:
+    """``uri`` as ``store`` writes it, or two images with this data would not be seen to share it when one is deleted.
+
+    Data that nobody deletes keeps the URI that it was given, with its credentials. Raises StoreError.
+    """
+    return store.uri_of(uri) if Capability.DELETE in store.capabilities else uri
+
+
 def _named(registry: Registry, location: ImageLocation) -> Store[Any] | None:
     name = location.metadata.get("store")
     return registry[name] if isinstance(name, str) and name in registry else None

@@ -16,7 +16,7 @@ from storelib.api.db.images import STATUS_BEFORE
 from storelib.api.db.records import Image, ImageLocation, NewLocation, Status, Ticket
 from storelib.api.errors import ApiError, Conflict, DatabaseUnavailable, ImageNotFound, StatusConflict, UploadLost
 from storelib.api.messages import told
-from storelib.api.service.core import DELETING, LOG, Core, collect
+from storelib.api.service.core import DELETING, LOG, Core, collect, own_spelling
 from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import (
@@ -182,7 +182,7 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
             if not location.uri:
                 # Where a store has what it may have is not known. No upload begins there meanwhile.
                 _search_what_is_noted(core, image_id, location, token)
-            elif not repository.locations.is_shared(location.uri, image_id):
+            elif not _is_shared(core, context, image_id, location):
                 core.delete_data(image_id, location, context)
         except BaseException:
             repository.locations.release(image_id, location.id, token)
@@ -192,6 +192,18 @@ def delete_location(core: Core, context: Context, image_id: str, location: Image
         # It may be there or not, so the next attempt has to know it for its own.
         core.unsure_claims[location.id] = (*unsure, token)
         raise
+
+
+def _is_shared(core: Core, context: Context, image_id: str, location: ImageLocation) -> bool:
+    """Whether another image has the same data, by the URI or by that which the store writes; raises StoreError.
+
+    An old location may have another spelling. The audit in the background mends those that others may be asked for.
+    """
+    locations = core.repository.locations
+    if locations.is_shared(location.uri, image_id):
+        return True
+    uri = own_spelling(core.store_of(location, context), location.uri)
+    return uri != location.uri and locations.is_shared(uri, image_id)
 
 
 def _is_written_again(core: Core, image_id: str, location: ImageLocation) -> bool:

@@ -24,14 +24,13 @@ from storelib.api.errors import (
 )
 from storelib.api.messages import told
 from storelib.api.service.background import Background
-from storelib.api.service.core import LOG, Core
+from storelib.api.service.core import LOG, Core, own_spelling
 from storelib.api.service.data import Data, Source, check_formats
 from storelib.api.service.deletion import delete_dropped
 from storelib.api.service.foreign import LOOK, PUBLIC_SCHEMES, Found
 from storelib.api.service.hashing import Hashing
 from storelib.api.service.tasks import Tasks
 from storelib.api.service.workers import Workers
-from storelib.capabilities import Capability
 from storelib.driver import Store
 from storelib.exceptions import (
     BadStoreUri,
@@ -218,11 +217,7 @@ def find_data(core: Core, context: Context, uri: str) -> Found:
 
 
 def _location_in(store: Store[Any], uri: str) -> NewLocation:
-    """In the spelling of the store, or two images with this data would not be seen to share it when one is deleted.
-
-    Data that nobody deletes keeps the URI that the client gave, with its credentials.
-    """
-    return NewLocation(store.uri_of(uri) if Capability.DELETE in store.capabilities else uri, {"store": store.name})
+    return NewLocation(own_spelling(store, uri), {"store": store.name})
 
 
 def locate(core: Core, context: Context, uri: str, expected: int | None) -> Found:

@@ -9,9 +9,10 @@ import time
 import types
 
 import pytest
-from deployment import Deployment
+from deployment import Deployment, add_location
 
 from storelib.api.background_audit import NAME, AuditMetrics, BackgroundAudit, _Stopped
+from storelib.api.db.records import NewImage, NewLocation
 from storelib.api.service import rate_limit
 from storelib.api.service.lease import this_host
 
@@ -70,6 +71,42 @@ def test_what_disagrees_is_logged_notified_and_counted(api, background_audit, ca
     assert rotten in caplog.text
     assert good not in caplog.text
     assert str(api.directory) not in "".join(map(str, api.events))
+
+
+def shared_in_two_spellings(api):
+    """Two images with the same data; the second was recorded before URIs were taken in the spelling of the store."""
+    first = api.alice.active(DATA)
+    uri = api.repository.images.get(first).locations[0].uri
+    other = uri.replace("file://", "file://localhost")
+    image = NewImage(
+        "other", status="active", size=len(DATA), owner="alpha", locations=(NewLocation(other, {"store": "fast"}),)
+    )
+    return first, api.repository.images.create(image).id
+
+
+def test_data_that_another_image_has_in_another_spelling_stays(api, background_audit):
+    first, second = shared_in_two_spellings(api)
+    assert background_audit.look()
+    assert api.alice.delete(f"/v2/images/{first}").status_code == 204
+    assert api.alice.download(second).content == DATA
+    assert api.alice.delete(f"/v2/images/{second}").status_code == 204
+    assert api.files() == []
+
+
+def test_data_is_not_deleted_by_another_spelling_than_that_of_the_image_that_stays(api):
+    first, second = shared_in_two_spellings(api)
+    assert api.alice.delete(f"/v2/images/{second}").status_code == 204
+    assert api.alice.download(first).content == DATA
+
+
+def test_an_image_keeps_a_place_once_that_it_has_in_two_spellings(api, background_audit):
+    image = api.alice.active(DATA)
+    location = api.repository.images.get(image).locations[0]
+    again = NewLocation(location.uri.replace("file://", "file://localhost"), {"store": "fast"})
+    add_location(api.repository, image, again)
+    assert background_audit.look()
+    assert [each.uri for each in api.repository.images.get(image).locations] == [location.uri]
+    assert api.alice.download(image).content == DATA
 
 
 def test_a_round_is_due_after_the_interval(api, background_audit):

@@ -280,6 +280,15 @@ def test_data_that_glance_has_yet_to_delete_is_deleted_here(take, glance, databa
     assert take()[1]["image"]["same"] == 2
 
 
+def test_locations_come_as_their_store_writes_them(take, glance, database, stored):
+    """Or the data of two images would not be known for the same when one of them is deleted."""
+    uri = stored("data")
+    for name, spelled in (("one", uri), ("other", uri.replace("file://", "file://localhost"))):
+        glance.image(name, spelled)
+    take()
+    assert [database.images.get(name).locations[0].uri for name in ("one", "other")] == [uri, uri]
+
+
 def test_locations_are_decrypted_and_find_their_store(take, glance, database, stored, places):
     (places / "archive").mkdir()
     (places / "archive" / "other").write_bytes(b"data")
