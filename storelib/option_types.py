@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import urllib.parse
 from typing import Any
 
 from oslo_config import types
@@ -74,6 +75,35 @@ class Network(_Text):
         text = str(value).strip()
         ipaddress.ip_network(text, strict=False)
         return text
+
+
+class Url(_Text):
+    """A URL of a service on the web; it stays as it is written. An empty one is as if the option were not set.
+
+    >>> Url()("https://images.example:9292/image"), Url()("")
+    ('https://images.example:9292/image', '')
+    """
+
+    def __init__(self, type_name: str = "URL, such as https://images.example:9292") -> None:
+        super().__init__(type_name=type_name)
+
+    def __call__(self, value: Any) -> str:
+        """The URL; raises ValueError, which has nothing of it, since there may be a password."""
+        text = str(value).strip()
+        if text and not _is_url(text):
+            raise ValueError("not a URL with http:// or https://, a host, and a port from 1 to 65535 if any")
+        return text
+
+
+def _is_url(text: str) -> bool:
+    # Python takes some of these out, others away.
+    if not text.isprintable() or " " in text:
+        return False
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class Names(types.List):

@@ -15,7 +15,7 @@ from oslo_config import cfg, types
 from storelib.api import import_options, preload_options
 from storelib.config import OptionReader, Setting, did_you_mean, option_names
 from storelib.exceptions import BadStoreConfiguration
-from storelib.option_types import LONGEST, LocalPath, Names, Network
+from storelib.option_types import LONGEST, LocalPath, Names, Network, Url
 from storelib.transfer.contract import MiB
 
 #: The group of what concerns the API.
@@ -152,8 +152,9 @@ OPTIONS: Sequence[cfg.Opt] = (
     cfg.IntOpt("limit_param_default", default=25, min=1, help="Images in one response to a list request."),
     cfg.IntOpt("api_limit_max", default=1000, min=1, help="Entries in one response at most, whatever is asked for."),
     # -- where
-    cfg.StrOpt(
+    cfg.Opt(
         "public_endpoint",
+        type=Url(),
         help="URL under which clients reach the API, for links in the list of versions. Not set: the request's own.",
     ),
     cfg.BoolOpt(
@@ -180,8 +181,9 @@ OPTIONS: Sequence[cfg.Opt] = (
         help="Directory for data that is staged before it is imported into the stores. All processes of the API and "
         "its workers share it, or reach each other by worker_self_reference_url. Not set: no glance-direct.",
     ),
-    cfg.StrOpt(
+    cfg.Opt(
         "worker_self_reference_url",
+        type=Url(),
         help="URL of this host's API for the other hosts, which fetch from there what is staged here. Not set: they "
         "share staging_dir.",
     ),

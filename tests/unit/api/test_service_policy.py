@@ -77,6 +77,20 @@ class TestRules(Deployed):
         subprocess.run(command, check=True, timeout=60)
 
 
+class TestUrls:
+    @pytest.mark.parametrize("option", ["public_endpoint", "worker_self_reference_url"])
+    @pytest.mark.parametrize(
+        "value", ["images.example", "ftp://images.example", "https://", "http://h:0", "http://h:70000", "http://a b/"]
+    )
+    def test_what_is_no_url_is_named_at_the_start(self, tmp_path, option, value):
+        with pytest.raises(BadStoreConfiguration, match=rf"{option}.*not a URL with http:// or https://"):
+            start(tmp_path, f"{option} = {value}\n")
+
+    @pytest.mark.parametrize("value", ["", "HTTPS://images.example/image/", "http://[fd00::1]:9292", "http://u:p@h"])
+    def test_a_url_is_taken(self, tmp_path, value):
+        start(tmp_path, f"public_endpoint = {value}\nworker_self_reference_url = {value}\n").close()
+
+
 class TestPolicyFile:
     def test_a_file_that_is_broken_later_leaves_the_rules_as_they_are(self, tmp_path, monkeypatch):
         path = tmp_path / "policy.yaml"
