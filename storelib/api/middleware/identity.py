@@ -40,6 +40,9 @@ _CLAIMS = tuple(
     )
 )
 
+#: Seconds that Keystone may take to say whose a token is, all its answers to that together.
+KEYSTONE = 60.0
+
 
 class Identity:
     """Falcon middleware: gives each request its id and ``req.context.caller``."""
@@ -188,8 +191,23 @@ def strategy(conf: cfg.ConfigOpts, policy: Policy) -> tuple[Identify, Callable[[
 def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anonymous: bool) -> Any:
     from keystonemiddleware import auth_token
 
+    from storelib.transfer.deadlines import at_most
+    from storelib.transfer.http.sessions import use_connections
+
     # Without the delay the middleware responds 401 itself, with the challenge that clients know.
-    checked = auth_token.AuthProtocol(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
+    class Limited(auth_token.AuthProtocol):  # type: ignore[misc]
+        """Waits for Keystone no longer than that in all, also where a byte comes now and then."""
+
+        def _create_session(self, **options: Any) -> Any:
+            session = super()._create_session(**options)
+            use_connections(session)
+            return session
+
+        def fetch_token(self, token: str, **options: Any) -> Any:
+            with at_most(max(KEYSTONE, conf.keystone_authtoken.http_connect_timeout or 0)):
+                return super().fetch_token(token, **options)
+
+    checked = Limited(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
     identify.callers = Callers(conf.keystone_authtoken.token_cache_time)
     return identify.callers.before(app, checked)
 

@@ -44,6 +44,14 @@ def new_session(verify: bool | str) -> requests.Session:
     session.headers["Accept-Encoding"] = "identity"
     session.verify = verify
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    use_connections(session)
+    return session
+
+
+def use_connections(session: Any) -> None:
+    """Have a session of requests, or one of keystoneauth, use these connections, which keep to a thread's limits.
+
+    Those through a proxy are not among them.
+    """
     for scheme in ("https://", "http://"):
         session.mount(scheme, _Adapter(pool_connections=_KEPT_SERVERS, pool_maxsize=_KEPT_CONNECTIONS))
-    return session
