@@ -194,7 +194,6 @@ def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anon
     from storelib.transfer.deadlines import at_most
     from storelib.transfer.http.sessions import use_connections
 
-    # Without the delay the middleware responds 401 itself, with the challenge that clients know.
     class Limited(auth_token.AuthProtocol):  # type: ignore[misc]
         """Waits for Keystone no longer than that in all, also where a byte comes now and then."""
 
@@ -207,6 +206,7 @@ def _behind_keystone(conf: cfg.ConfigOpts, identify: FromHeaders, app: Any, anon
             with at_most(max(KEYSTONE, conf.keystone_authtoken.http_connect_timeout or 0)):
                 return super().fetch_token(token, **options)
 
+    # Without the delay the middleware responds 401 itself, with the challenge that clients know.
     checked = Limited(app, {"oslo_config_config": conf, "delay_auth_decision": anonymous})
     identify.callers = Callers(conf.keystone_authtoken.token_cache_time)
     return identify.callers.before(app, checked)
