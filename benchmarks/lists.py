@@ -73,6 +73,7 @@ SORTS = (
 COMBINED = (
     *("size_min=1&sort=size:asc", "size_max=16000000000&sort=size:desc", "status=active&sort=size:asc"),
     *("name=in:ubuntu-22.04,image-80&sort=name:asc", "disk_format=in:raw,vmdk&sort=disk_format:asc"),
+    *("status=in:queued,killed&sort=status:asc,size:desc", "disk_format=in:raw,vmdk&sort=disk_format:asc&limit=1000"),
     *("status=active&sort=size:asc&limit=1000", "status=active&sort=status:asc,size:asc&limit=1000"),
     *("tag=older&limit=1000", "os_distro=debian&limit=1000", "protected=true&limit=1000", "os_hidden=true&limit=1000"),
     *("protected=true&sort=name:asc&limit=1000", "tag=older&sort=name:asc,size:desc&limit=1000"),

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from storelib.api.db import ways
-from storelib.api.db.filters import Filter, Rows, Visible
+from storelib.api.db.filters import Column, Filter, Rows, Visible
 from storelib.api.db.row_order import until
 from storelib.api.db.ways import Part
 
@@ -115,6 +115,11 @@ class Choice:
             else:
                 chosen.append(Way(visible, long=least is not None and not small, small=small))
         return chosen
+
+    def leaves_many(self, wanted: Column) -> bool:
+        """Whether a filter that an index tells leaves more than FEW of some set."""
+        counts = self._count_anew(((visible, wanted) for visible in self._sets), FEW)
+        return any(count > FEW for count in counts.values())
 
     def better_than(self, walk: Way, part: Part, steps: int, limit: int) -> Way | None:
         """A better way than a walk of ``steps`` that is not likely to meet ``limit`` images; None if it is the best."""

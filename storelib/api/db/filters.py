@@ -138,23 +138,27 @@ def _membership(project: str, status: str) -> Rows:
     return Rows(image_members, "ix_image_members_member", (c.member == project, c.status == status))
 
 
+def one_of(query: Query) -> dict[str, tuple[str, ...]]:
+    """Columns that have to have one of some values, which are all set."""
+    known = {
+        "id": query.ids,
+        "name": query.names,
+        "status": query.statuses,
+        "disk_format": query.disk_formats,
+        "container_format": query.container_formats,
+    }
+    return {name: values for name, values in known.items() if values is not None}
+
+
 def filters_of(query: Query) -> list[Filter]:
     """All that an image must have besides being visible; raises BadRequest."""
     c = images.c
     found: list[Filter] = []
-    one_of: list[tuple[str, tuple[str, ...] | None]] = [
-        ("id", query.ids),
-        ("name", query.names),
-        ("status", query.statuses),
-        ("disk_format", query.disk_formats),
-        ("container_format", query.container_formats),
-    ]
-    for name, values in one_of:
-        if values is not None:
-            for value in values:
-                check_text(name, value, 65535)
-            single = len(values) == 1
-            found.append(Column(c[name] == values[0] if single else c[name].in_(values), name, exact=single))
+    for name, values in one_of(query).items():
+        for value in values:
+            check_text(name, value, 65535)
+        single = len(values) == 1
+        found.append(Column(c[name] == values[0] if single else c[name].in_(values), name, exact=single))
     equal: list[tuple[str, str | bool | None]] = [
         ("owner", query.owner),
         ("checksum", query.checksum),

@@ -10,14 +10,14 @@ of each set are found is in search.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from storelib.api.db import ways
-from storelib.api.db.filters import Column, Filter, filters_of, visible
+from storelib.api.db.filters import Column, Filter, filters_of, one_of, visible
 from storelib.api.db.image_cache import ImageCache
 from storelib.api.db.records import Page, Query, SortKey
 from storelib.api.db.rows import check_text, complete
@@ -30,6 +30,8 @@ _SORTABLE = frozenset(SORTED_BY)
 #: Properties and tags of one question, each of which is a subquery; and values of one filter.
 MOST_FILTERS = 100
 MOST_VALUES = 10_000
+#: Values that are gone through one after the other where a list is sorted by them: each takes some statements.
+_MOST_IN_TURN = 20
 
 
 def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
@@ -46,8 +48,20 @@ def list_page(connection: Connection, query: Query, known: ImageCache) -> Page:
     if limit == 0:
         return Page((), False)
     search = Search(connection, visible(query), filters, limit)
+    marker = None if query.marker is None else _marker(connection, query)
+    kind = connection.dialect.name
+    values = one_of(query).get(keys[0].key, ())
+    sorted_by = [each for each in filters if isinstance(each, Column) and each.name == keys[0].key != "id"]
+    # The others have the images of several values in order. PostgreSQL would come by all that are before these.
+    in_turn = kind == "postgresql" and 1 < len(values) <= _MOST_IN_TURN
+    if in_turn and any(map(search.leaves_many, sorted_by)):
+        others = [each for each in filters if each not in sorted_by]
+        search = Search(connection, visible(query), others, limit)
+        parts = _parts_by_value(kind, marker, keys, values)
+    else:
+        parts = _parts(kind, marker, keys)
     rows: list[Any] = []
-    for part in _parts_after_marker(connection, query, keys):
+    for part in parts:
         rows += search.first(part, None if limit is None else limit + 1 - len(rows))
         if limit is not None and len(rows) > limit:
             break
@@ -85,14 +99,37 @@ def _undecided(keys: list[SortKey], filters: Sequence[Filter]) -> list[SortKey]:
 # -- from where
 
 
-def _parts_after_marker(connection: Connection, query: Query, keys: list[SortKey]) -> Iterator[Part]:
-    if query.marker is None:
-        yield Part((), tuple(keys))
+def _parts_by_value(
+    kind: str, marker: dict[str, Any] | None, keys: list[SortKey], values: Iterable[str]
+) -> Iterator[Part]:
+    """What comes behind the marker, if there is one, of each of these values of the first key in turn."""
+    first, *others = keys
+    last = None if marker is None else marker[first.key]
+    # All databases compare these columns byte by byte, in UTF-8, which is the order of Python, too.
+    for value in sorted(set(values), reverse=first.direction == "desc"):
+        same = (_same(first.key, value),)
+        if marker is not None and value == last:
+            yield from _parts(kind, marker, others, same)
+        elif marker is None or _comes_behind(value, last, first.direction):
+            yield Part(same, tuple(others))
+
+
+def _comes_behind(value: str, last: str | None, direction: str) -> bool:
+    """Whether it comes behind ``last`` in a list; what is not set comes before all else where they ascend."""
+    if last is None:
+        return direction == "asc"
+    return value > last if direction == "asc" else value < last
+
+
+def _parts(
+    kind: str, marker: dict[str, Any] | None, keys: list[SortKey], of: tuple[Column, ...] = ()
+) -> Iterator[Part]:
+    """What comes behind the marker, if there is one, of the images for which ``of`` holds."""
+    if marker is None:
+        yield Part(of, tuple(keys))
         return
-    marker = _marker(connection, query)
-    kind = connection.dialect.name
     for index in reversed(range(len(keys))):
-        same = tuple(_same(key.key, marker[key.key]) for key in keys[:index])
+        same = (*of, *(_same(key.key, marker[key.key]) for key in keys[:index]))
         left = tuple(keys[index:])
         if len(left) == 1 and _is_one_row(kind, keys, marker):
             continue  # together with the key before it

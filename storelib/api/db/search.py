@@ -37,6 +37,10 @@ class Search:
         # Columns of which only what is set passes a filter.
         self._set = {each.name for each in filters if isinstance(each, Column)}
 
+    def leaves_many(self, wanted: Column) -> bool:
+        """Whether a filter that an index tells leaves many images of some set."""
+        return self._choice.leaves_many(wanted)
+
     def first(self, part: Part, limit: int | None) -> list[Any]:
         """The first rows of SELECT_IMAGES of a part of the list, at most ``limit``."""
         if any(each.unset and each.name in self._set for each in part.filters):
