@@ -143,11 +143,13 @@ class RangeCutter(BlockSink):
             self._calls.fail(error)
         self._calls.monitor.beat()
 
+    def _source_changed(self) -> StoreError:
+        return StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
+
     def _send(self, number: int, offset: int, length: int, checksum: int | None) -> None:
         write_range = self._target.writer.write_range
         assert write_range is not None  # noqa: S101  (where this class was chosen, that was looked at)
         part = RangeFile(self._read_some, offset, length, checksum=checksum, update=self._update, send=self._send_some)
-        changed = StoreError(f"{self._calls.subject}: the source changed while it was added; nothing was stored")
         try:
             write_range(number, part)
         except Exception:
@@ -158,7 +160,7 @@ class RangeCutter(BlockSink):
                 raise part.error from None
             # The back end has found out as well, and cannot know whose fault it is.
             if part.checksums - {checksum}:
-                raise changed from None
+                raise self._source_changed() from None
             raise
         if checksum is not None and part.checksums != {checksum}:
-            raise changed
+            raise self._source_changed()
