@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 from db_contract import ADMIN, ME, RepositoryContract, ids, make, make_active
-from db_lists import PlanContract, RandomListContract, plans_of
+from db_lists import PlanContract, RandomListContract, plans_of, statements_of
 from db_migrations import MigrationContract, OldClient
 from servers.mariadb import MariaDB
 from servers.postgresql import PostgreSQL
@@ -18,7 +19,7 @@ from servers.postgresql import PostgreSQL
 from storelib.api.db import Repository, holdings
 from storelib.api.db.engine import Database
 from storelib.api.db.migrate import Version, _sync, check, prepare, sync, version
-from storelib.api.db.records import NewLocation, Query
+from storelib.api.db.records import NewLocation, Query, SortKey
 from storelib.api.db.schema import images, metadata
 from storelib.api.errors import BadDatabase, DatabaseUnavailable, OutcomeUnknown, SchemaOutOfDate
 
@@ -432,6 +433,23 @@ class TestPlansOfPostgreSQL(OnPostgreSQL, PlanContract):
         plans = plans_of(filled, query, freely=True)
         assert any("images_pkey" in plan for plan in plans)
         assert not any("Seq Scan on images" in plan for plan in plans), plans
+
+    @pytest.mark.parametrize("direction", ["asc", "desc"])
+    def test_values_that_are_sorted_by_are_gone_through_in_turn(self, filled, limits, direction):
+        """As one condition for all of them is only looked at, with each image that comes before them in an index."""
+        limits(100, 60)
+        sort = (SortKey("disk_format", direction), SortKey("size", direction))
+        query = Query(ADMIN, sort=sort, limit=10_000, disk_formats=("raw", "qcow2", "vmdk"))
+        pages = [statement for statement in statements_of(filled, query) if "images.version" in statement]
+        assert pages
+        assert not any("disk_format IN" in page for page in pages)
+        found = Repository(filled).images.list(query).images
+        expected = sorted(found, key=lambda image: (image.disk_format, image.size), reverse=direction == "desc")
+        assert [image.id for image in found] == [image.id for image in expected]
+        assert {image.disk_format for image in found} == {"raw", "qcow2"}
+        # Behind an image of the second value there is none of the first.
+        behind = Repository(filled).images.list(replace(query, marker=found[-2].id)).images
+        assert behind == found[-1:]
 
 
 class TestPlansOfMariaDB(OnMariaDB, PlanContract):
