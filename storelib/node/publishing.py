@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from storelib import qemu_img
@@ -121,10 +121,16 @@ class Target:
 
     def in_use(self, image: str) -> bool:
         """Whether, in nova's layout, the disk of an instance on this node is an overlay of the image's file."""
+        return self.path(image).name in self.backing_files()
+
+    def backing_files(self) -> Set[str]:
+        """The names of all files that disks of instances are overlays of; none but in nova's layout.
+
+        Every disk is opened for that: who asks of many images asks once.
+        """
         if self._settings.layout != "nova":
-            return False
-        name = self.path(image).name
-        return any(name == _backing_file(disk) for disk in self._directory.parent.glob("*/disk*"))
+            return frozenset()
+        return {name for disk in self._directory.parent.glob("*/disk*") if (name := _backing_file(disk)) is not None}
 
     def _finish(self, part: Path) -> None:
         """Owner, mode and time, all of it on disk."""

@@ -29,7 +29,7 @@ class Room:
         others = [other for other in all_copies if other is not copy]
         lacking = self._lacking(copy, others)
         going: list[Copy] = []
-        for other in self._removable(others):
+        for other in self._removable(others) if lacking > 0 else ():
             if lacking <= 0:
                 break
             going.append(other)
@@ -39,7 +39,12 @@ class Room:
     def _removable(self, others: Iterable[Copy]) -> Sequence[Copy]:
         """Images that may go, in the order in which they do."""
         ready = [other for other in others if other.phase is Phase.READY and not other.leaving]
-        found = [other for other in ready if not self.is_pinned(other) and not self._target.in_use(other.image)]
+        standing = self._target.backing_files()
+        found = [
+            other
+            for other in ready
+            if not self.is_pinned(other) and self._target.path(other.image).name not in standing
+        ]
         return sorted(found, key=lambda other: (bool(other.jobs), self._last_used(other)))
 
     def _last_used(self, copy: Copy) -> float:
