@@ -189,7 +189,7 @@ class PreloadContract:
         assert repository.preloads.get(rule.id).status == "active"
         repository.preloads.end_orphans([])
         assert repository.preloads.get(rule.id).status == "ended"
-        repository.preloads.forget(rows.now() + SECOND)
+        repository.preloads.forget(rows.now() + SECOND, 10)
         with pytest.raises(ResourceNotFound):
             repository.preloads.get(rule.id)
 

@@ -294,9 +294,11 @@ class Preloads(Table):
         connection.execute(over.values(status="ended", ended_at=now(), authority_key=""))
 
     @writes
-    def forget(self, connection: Connection, before: int) -> None:
-        """Forget the preloads that ended before that time."""
-        connection.execute(preloads.delete().where(p.status != "active", p.ended_at < before))
+    def forget(self, connection: Connection, before: int, most: int) -> None:
+        """Forget preloads that ended before that time, those first that ended first, with what each node said."""
+        over = sa.select(p.id).where(p.status != "active", p.ended_at < before).order_by(p.ended_at).limit(most)
+        ids = connection.execute(over).scalars().all()
+        connection.execute(preloads.delete().where(p.id.in_(ids)))
 
     @writes
     def cover_all(self, connection: Connection, since: int) -> None:

@@ -195,6 +195,19 @@ class TestPreloads:
         assert api.admin.get(f"/v2/preloads/{one}").status_code == 404
         assert api.admin.get(f"/v2/preloads/{other}").json["status"] == "active"
 
+    def test_not_all_that_is_over_is_forgotten_at_once(self, api, monkeypatch):
+        monkeypatch.setattr(maintenance, "MOST_AT_ONCE", 2)
+        images = [api.alice.active() for _ in range(3)]
+        for each in preload(api, *images):
+            api.admin.delete(f"/v2/preloads/{each}")
+        with api.repository.database.engine.begin() as connection:
+            connection.execute(preloads.update().values(ended_at=1))
+        left = []
+        for _ in range(2):
+            tend(api)
+            left.append(len(api.admin.get("/v2/preloads").json["preloads"]))
+        assert left == [1, 0]
+
     def test_a_preload_of_a_deleted_image_ends(self, api):
         image = api.alice.active()
         [one] = preload(api, image)
@@ -219,6 +232,20 @@ class TestGroups:
         assert images_of(FakeNode(api, "n3")) == sorted([first, second])
         self.put(api, images=[second])
         assert images_of(node) == [second]
+
+    def test_many_images_come_round_by_round_the_groups_after_one_another(self, api, monkeypatch):
+        monkeypatch.setattr(maintenance, "MOST_AT_ONCE", 2)
+        nodes = [FakeNode(api, "n1"), FakeNode(api, "n2", "others")]
+        first, second, third = (api.alice.active() for _ in range(3))
+        # Only rounds make them.
+        monkeypatch.setattr(api.service.preload.jobs, "tend", lambda: None)
+        self.put(api, images=[first])
+        assert api.admin.put("/v2/preloads/groups/others", {"images": [first, second, third]}).status_code == 200
+        kept = []
+        for _ in range(3):
+            tend(api)
+            kept.append(sum(len(images_of(node)) for node in nodes))
+        assert kept == [2, 4, 4]
 
     def test_rules_are_applied_once(self, api):
         self.put(api, images=[api.alice.active()])

@@ -21,6 +21,9 @@ NAME = "preload"
 INTERVAL = 2.0
 #: Images that a group keeps at most; more are logged.
 MOST_KEPT = 1000
+#: Preloads that are made, and that are forgotten, in one round at most: each has a row for each node, and as long as a
+#: hundred thousand are written, which takes a second, SQLite writes nothing else.
+MOST_AT_ONCE = 20
 #: Images whose pieces are begun to be computed in one round, and seconds after which it is tried again.
 MOST_READ, AGAIN = 4, 600
 #: Seconds for which two requests may not see each other's, clocks included, and after which all is looked at again.
@@ -66,11 +69,12 @@ class Maintenance:
         preloads = self._core.repository.preloads
         moment = now()
         groups = self._core.repository.nodes.groups()
+        left = MOST_AT_ONCE
         for group in groups:
-            self._keep(group)
+            left -= self._keep(group, left)
         preloads.end_orphans([group.name for group in groups])
         self._cover(moment)
-        preloads.forget(moment - self._core.options.preload.keep_hours * 3600 * plan.SECOND)
+        preloads.forget(moment - self._core.options.preload.keep_hours * 3600 * plan.SECOND, MOST_AT_ONCE)
         missing = self._core.repository.pieces.missing(MOST_READ, moment - AGAIN * plan.SECOND)
         self._piece_digests.begin(missing)
 
@@ -85,8 +89,11 @@ class Maintenance:
         if preloads.uncovered(since):
             preloads.cover_all(since)
 
-    def _keep(self, group: Group) -> None:
-        """Have the images of a group on its nodes, and those that it keeps no longer not."""
+    def _keep(self, group: Group, most: int) -> int:
+        """Have the images of a group on its nodes, and those that it keeps no longer not.
+
+        Makes so many preloads at most, and returns how many: the next round makes others.
+        """
         preloads = self._core.repository.preloads
         there = preloads.of_rules(group.name)
         wanted = preloads.kept(group, MOST_KEPT + 1)
@@ -102,5 +109,6 @@ class Maintenance:
         if over:
             preloads.end(over, "ended")
         new = [image_id for image_id, image in kept.items() if image_id not in there and image.status == "active"]
-        if new:
+        if new := new[:most]:
             self._jobs.make(administrator(), new, Target(group.name), pinned=True, origin="rule")
+        return len(new)
