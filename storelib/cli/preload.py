@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import click
 
@@ -14,7 +14,7 @@ from storelib.cli import exits
 from storelib.cli.image.command import command, connection_options
 from storelib.cli.output import percentage, size_text, warn
 from storelib.cli.parameters import Age, Seconds
-from storelib.cli.session import Session
+from storelib.cli.session import Session, fail_with
 
 if TYPE_CHECKING:
     from storelib.cli.image.client import Api, Document
@@ -117,8 +117,15 @@ def list_preloads(session: Session, api: Api, wanted: str | None, group: str | N
 @click.argument("preloads", metavar="PRELOAD...", nargs=-1, required=True)
 def cancel(session: Session, api: Api, preloads: Sequence[str]) -> None:
     """End preloads. What nodes have of them that is not ready is removed there."""
+    from storelib.exceptions import StoreError
+
+    failed: list[StoreError] = []
     for each in preloads:
-        api.ask("DELETE", _path("/v2/preloads", each))
+        try:
+            api.ask("DELETE", _path("/v2/preloads", each))
+        except StoreError as error:
+            failed.append(error)
+    fail_with(failed)
 
 
 @command("enrol")
@@ -329,5 +336,7 @@ def _node(api: Api, name_or_id: str) -> str:
     raise NotFound(f"there is no node with the id or name {name_or_id!r}")
 
 
-def _path(*parts: str) -> str:
-    return "/".join((parts[0], *(quote(part, safe="") for part in parts[1:])))
+def _path(start: str, *names: str) -> str:
+    from storelib.cli.image.client import path_below
+
+    return path_below(start, *names)

@@ -214,8 +214,20 @@ class Api:
 
 
 def path_of(image_id: str, *below: str) -> str:
-    """The path of an image, or of something below it."""
-    return "/".join(("/v2/images", *(quote(part, safe="") for part in (image_id, *below))))
+    """The path of an image, or of something below it; raises Invalid as ``path_below`` does."""
+    return path_below("/v2/images", image_id, *below)
+
+
+def path_below(start: str, *names: str) -> str:
+    """A path of the API with such names in it, which may be any text.
+
+    Raises Invalid for one that would make another path of it: the tag ``..`` of an image would be the image itself,
+    also percent-encoded, for clients and proxies that normalize paths.
+    """
+    for name in names:
+        if name in ("", ".", ".."):
+            raise Invalid(f"{name!r} is no id or name that can be asked for")
+    return "/".join((start, *(quote(name, safe="") for name in names)))
 
 
 def exists_already(error: StoreError) -> StoreError:

@@ -294,16 +294,14 @@ def _save_resumably(api: Api, image: Document, output: str, progress: Progress |
 @click.option("--store", type=Name(), metavar="STORE", help="Delete only the copy in this store.")
 def delete(session: Session, api: Api, names: tuple[str, ...], store: str | None) -> None:
     """Delete images and their data, without asking."""
-    from urllib.parse import quote
-
-    from storelib.cli.image.client import path_of
+    from storelib.cli.image.client import path_below, path_of
     from storelib.exceptions import StoreError
 
     failed: list[StoreError] = []
     for name in names:
         try:
             image_id = api.find(name)["id"]
-            api.ask("DELETE", path_of(image_id) if store is None else f"/v2/stores/{quote(store, safe='')}/{image_id}")
+            api.ask("DELETE", path_of(image_id) if store is None else path_below("/v2/stores", store, image_id))
         except StoreError as error:
             failed.append(error)
     fail_with(failed)

@@ -239,6 +239,21 @@ def test_a_preload_is_listed_and_cancelled(run, node, image):
     assert run("cancel", started["id"]).code != 0
 
 
+def test_one_that_is_over_keeps_no_other_from_being_cancelled(run, node, image):
+    over, active = (run("start", image, "--group", "racks").document["id"] for _ in range(2))
+    assert run("cancel", over).code == 0
+    response = run("cancel", over, active)
+    assert (response.code, f"preload {over} is over" in response.err) == (6, True)
+    assert run("list", "--status", "active").documents == []
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+@pytest.mark.parametrize("command", ["status", "cancel", "group show", "group unset"])
+def test_what_would_be_another_path_is_no_name(run, command, name):
+    response = run(*command.split(), name)
+    assert (response.code, response.err) == (2, f"storelib: {name!r} is no id or name that can be asked for\n")
+
+
 def test_nodes_are_listed_drained_and_removed(run, node):
     says = node("n1")
     assert [each["name"] for each in run("nodes", "--group", "racks").documents] == ["n1"]

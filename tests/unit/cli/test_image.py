@@ -245,6 +245,16 @@ def test_set_needs_something_to_set(image, made, name):
     assert image("set", name).code == 2
 
 
+@pytest.mark.parametrize("name_of_part", ["", ".", ".."])
+@pytest.mark.parametrize("command", ["tag remove", "member remove", "unset --tag"])
+def test_a_part_whose_name_is_the_path_of_the_image_removes_nothing(image, name, command, name_of_part):
+    image("create", name, "--tag", "t")
+    words = command.split()
+    arguments = [*words[:1], name, *words[1:]] if words[0] == "unset" else [*words, name]
+    assert image(*arguments, name_of_part).code == 2
+    assert image("show", name).document["tags"] == ["t"]
+
+
 def test_unset_removes_properties_and_tags(image, name):
     image("create", name, "--property", "a=1", "--property", "b=2", "--tag", "x", "--tag", "y")
     found = image("unset", name, "--property", "a", "--tag", "x").document
