@@ -64,8 +64,12 @@ class Session:
 
 def search_path() -> list[Path]:
     """Where a configuration file is looked for, first one first."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    return [Path("storelib.ini"), home / "storelib" / "storelib.ini", Path("/etc/storelib/storelib.ini")]
+    places = [Path("storelib.ini"), Path("/etc/storelib/storelib.ini")]
+    # A user whom the system does not know, as in containers, may have no home.
+    with contextlib.suppress(RuntimeError):
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+        places.insert(1, home / "storelib" / "storelib.ini")
+    return places
 
 
 def shared_options() -> list[click.Option]:

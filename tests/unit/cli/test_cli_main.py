@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_the_configuration_of_the_user_is_found(storelib, places, monkeypatch):
     (places / "storelib.ini").rename(places / "storelib" / "storelib.ini")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(places))
     assert storelib("ls").code == 0
+
+
+def test_who_has_no_home_has_the_other_places(storelib, places, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    # As for the users that containers run as.
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert storelib("ls").code == 0
+    (places / "storelib.ini").unlink()
+    assert "looked for storelib.ini, /etc/storelib/storelib.ini;" in storelib("ls").err
 
 
 def test_without_a_configuration_the_places_are_named(storelib, places, monkeypatch):
