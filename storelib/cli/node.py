@@ -30,7 +30,9 @@ def node(session: Session) -> None:
     logging.getLogger("storelib.node").setLevel(logging.DEBUG if session.verbose else logging.INFO)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        # As in main(): under nohup, SIGHUP stays ignored.
+        if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+            signal.signal(number, lambda *_: stop.set())
     agent = Agent(settings, conf)
     try:
         found = agent.enrol(stop)

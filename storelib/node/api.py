@@ -135,7 +135,8 @@ class Api:
         data = self._request(method, self.url + path, {"Content-Type": "application/json", **headers}, body, (200, 201))
         try:
             found = json.loads(data)
-        except ValueError as error:
+        # Of a hundred thousand lists in each other.
+        except (ValueError, RecursionError) as error:
             raise RemoteServiceUnavailable("the image API sent no JSON") from error
         if not isinstance(found, dict):
             raise RemoteServiceUnavailable("the image API sent no JSON object")
@@ -197,7 +198,7 @@ def _error(status: int, data: bytes, after: float | None) -> StoreError:
         said = json.loads(data)
         said = said.get("error", said)
         text = str(said.get("message") or said.get("description") or said.get("title") or "")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = ""
     return kind(f"the image API refuses: {status} {text[:200]}".rstrip(), retry_after=after)
 

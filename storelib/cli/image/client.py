@@ -148,7 +148,7 @@ class Api:
             return None
         try:
             found = json.loads(response.data, object_hook=Told)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"what responds at {self.url} is no image API: not with JSON to {method} {path}"
             ) from error
@@ -256,7 +256,7 @@ def _message(response: urllib3.BaseHTTPResponse) -> str:
     decoded = text.decode("utf-8", "replace")
     try:
         document = json.loads(decoded)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(re.sub(r"<title>[^<]*</title>|<[^<>]*>", " ", decoded).split())[:500]
     if isinstance(document, dict):
         inner = document.get("error")

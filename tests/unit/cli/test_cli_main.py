@@ -18,6 +18,7 @@ import pytest
 from storelib.cli import exits
 from storelib.cli.output import Output, size_text
 from storelib.exceptions import BadStoreUri, ImageChanged, MissingDependency, StoreError, TransferTimeout
+from storelib.node import agent
 from storelib.testing import live
 
 COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()"]
@@ -238,6 +239,37 @@ def test_an_add_that_is_interrupted_leaves_nothing(places, number, code):
     assert command.returncode == code
     assert "Traceback" not in said
     assert not (places / "fast").exists() or not os.listdir(places / "fast")
+
+
+@pytest.fixture
+def signals():
+    """Have the signals that end a process do afterwards what they did before."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_an_agent_ends_with_its_terminal_but_under_nohup(storelib, places, monkeypatch, signals, before, ends):
+    (places / "storelib.ini").write_text(f"[node]\napi_url = http://127.0.0.1:9\ntarget_dir = {places}/images\n")
+    ended = []
+
+    class Agent:
+        def __init__(self, settings, conf):
+            pass
+
+        def enrol(self, stop):
+            os.kill(os.getpid(), signal.SIGHUP)
+            ended.append(stop.is_set())
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(agent, "Agent", Agent)
+    signal.signal(signal.SIGHUP, before)
+    assert storelib("node").code == 0
+    assert ended == [ends]
 
 
 @pytest.mark.parametrize("words", [[], ["metadefs"], ["cache"], ["db"], ["config"], ["image"], ["image", "member"]])

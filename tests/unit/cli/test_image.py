@@ -613,7 +613,7 @@ def test_a_server_that_is_silent_is_given_up(storelib):
     assert response.code == 7
 
 
-@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b""])
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b"", b"[" * 60_000], ids=len)
 @pytest.mark.parametrize("command", [["image", "list"], ["image", "stores"], ["preload", "list"]])
 def test_what_is_no_image_api_is_told(storelib, monkeypatch, answer, command):
     monkeypatch.setattr(client.Api, "send", lambda *arguments, **options: SimpleNamespace(data=answer))
