@@ -96,11 +96,15 @@ class Disk:
 
     def records(self) -> Iterator[Record]:
         """All images, complete or not; what cannot be read is as good as not there."""
+        # The number of a file system may be another one since the machine was started; target_dir is in this one.
+        device = self._directory.stat().st_dev
         for place in sorted(self._directory.iterdir()):
             try:
                 found: dict[str, Any] = json.loads((place / _RECORD).read_bytes())
                 record = Record(**found)
-                record.published = tuple(record.published) if record.published else None  # type: ignore[assignment]
+                if record.published is not None:
+                    _, inode = record.published
+                    record.published = device, inode
             except (OSError, ValueError, TypeError):
                 continue
             if record.image == place.name and is_sound(record):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -335,6 +336,26 @@ def test_a_converted_file_that_was_cut_is_made_again(world, monkeypatch, layout,
     world.until(lambda: image.phase is Phase.READY)
 
     assert place.read_bytes() == b"y" * 9000
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_images_are_known_when_the_number_of_their_file_system_is_another_one(world, wanted):
+    world.publish("first")
+    world.answer = {"jobs": [document_of("first")] if wanted else []}
+    record = world.state / "images" / "first" / "image.json"
+    kept = json.loads(record.read_text())
+    # As it was before the machine was started again, which found its disks in another order.
+    kept["published"][0] += 1
+    record.write_text(json.dumps(kept))
+    world.agent._copies.clear()
+
+    world.agent._remember()
+    world.beat()
+    assert world.heard[-1]["holds"] == ["first"]
+
+    world.answer = {"jobs": [], "drop": ["first"]}
+    world.until(lambda: not world.agent._copies)
+    assert os.listdir(world.images) == []
 
 
 def test_an_agent_starts_although_a_place_cannot_be_looked_at(world):
