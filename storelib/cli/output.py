@@ -49,10 +49,7 @@ class Output:
             _table(columns, records)
             return
         for record in records:
-            if self.json:
-                print_line(json.dumps(record, default=str))
-            else:
-                print_line("\t".join(_plain(record.get(column)) for column in columns))
+            self._line(columns, record)
             if at_once:
                 sys.stdout.flush()
 
@@ -61,17 +58,24 @@ class Output:
     ) -> None:
         """A list that changes: a live table on a terminal, elsewhere a line for each record whose ``told`` is new.
 
-        ``key`` are the columns that tell one record from others.
+        ``key`` are the columns that tell one record from others. A terminal too narrow for the headings has lines, too.
         """
-        if self.fancy:
+        if self.fancy and _terminal_width() >= _least_width(columns):
             _live(columns, looks)
             return
         known: dict[tuple[Any, ...], Any] = {}
         for records in looks:
             changed = [record for record in records if known.get(_key(record, key)) != record[told]]
             known.update({_key(record, key): record[told] for record in changed})
-            self.many(columns, changed)
+            for record in changed:
+                self._line(columns, record)
             sys.stdout.flush()
+
+    def _line(self, columns: tuple[str, ...], record: Record) -> None:
+        if self.json:
+            print_line(json.dumps(record, default=str))
+        else:
+            print_line("\t".join(_plain(record.get(column)) for column in columns))
 
     def say(self, sentence: str) -> None:
         """Something only people want to read."""
@@ -164,6 +168,17 @@ def _key(record: Record, key: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(record[name] for name in key)
 
 
+def _terminal_width() -> int:
+    from rich.console import Console
+
+    return Console().width
+
+
+def _least_width(columns: tuple[str, ...]) -> int:
+    """Characters that a table of these columns has at least: in less, columns would be left out."""
+    return sum(map(len, columns)) + 3 * len(columns) + 1
+
+
 def _live(columns: tuple[str, ...], looks: Iterable[Sequence[Record]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.live import Live
@@ -171,7 +186,10 @@ def _live(columns: tuple[str, ...], looks: Iterable[Sequence[Record]]) -> None:
 
     with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
         for records in looks:
-            table = Table(*columns, box=SIMPLE_HEAD)
+            table = Table(box=SIMPLE_HEAD)
+            for name in columns:
+                # What is cut off of names and ids may be all in which they differ.
+                table.add_column(name, overflow="fold", min_width=len(name))
             for record in records:
                 table.add_row(*(_markup_free(record.get(column)) for column in columns))
             live.update(table, refresh=True)
@@ -198,8 +216,8 @@ def _table(columns: tuple[str, ...], records: Iterable[Record]) -> None:
 
     console = Console()
     widths = [len(name) for name in columns]
-    # In less, columns would be left out: lines that the terminal breaks can still be read.
-    console.width = max(console.width, sum(widths) + 3 * len(widths) + 1)
+    # Lines that the terminal breaks can still be read.
+    console.width = max(console.width, _least_width(columns))
     for number, rows in enumerate(_batches(records)):
         table = Table(box=SIMPLE_HEAD, show_header=not number)
         for name, width in zip(columns, widths, strict=True):

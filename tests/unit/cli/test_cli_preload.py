@@ -338,6 +338,25 @@ def test_a_terminal_has_a_live_table(capsys):
     assert "\x1b[2J" not in out
 
 
+def test_a_live_table_cuts_nothing_off(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    output = Output("plain")
+    output.fancy = True
+    names = [f"compute-node-in-rack-{number}" for number in (1, 2)]
+    looks = [[{"node": name, "state": "waits for the others"} for name in names]]
+    output.watch(("node", "state"), looks, key=("node",), told="state")
+    assert "…" not in capsys.readouterr().out
+
+
+def test_a_terminal_too_narrow_for_a_table_has_lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    output = Output("plain")
+    output.fancy = True
+    first = {"node": "n1", "state": "queued", "from_source": "1 B", "reason": None}
+    output.watch(tuple(first), [[first], [{**first, "state": "ready"}]], key=("node",), told="state")
+    assert capsys.readouterr().out == "n1\tqueued\t1 B\t\nn1\tready\t1 B\t\n"
+
+
 @pytest.mark.parametrize(("done", "whole", "text"), [(0, 3, "0 %"), (999, 1000, "99 %"), (7, 7, "100 %")])
 def test_a_part_is_told_for_people(done, whole, text):
     assert percentage(done, whole) == text
