@@ -7,6 +7,7 @@ that unfinished uploads end as failed ones do and leave nothing. What SIGKILL le
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import select
@@ -205,6 +206,10 @@ def run(
         check(found, settings)
         return found
 
+    # Workers share the memory of all that is imported here for as long as none writes to it, and a collection of
+    # garbage writes to every object that it looks at.
+    gc.collect()
+    gc.freeze()
     Arbiter(_Gunicorn(conf, settings, listener.detach(), lambda: announce(url)), url, read).run()
 
 

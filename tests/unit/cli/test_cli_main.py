@@ -21,7 +21,7 @@ from storelib.exceptions import BadStoreUri, ImageChanged, MissingDependency, St
 from storelib.node import agent
 from storelib.testing import live
 
-COMMAND = [sys.executable, "-c", "from storelib.cli.main import main; main()"]
+COMMAND = [sys.executable, "-m", "storelib"]
 
 
 def test_the_version_is_told(storelib):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -156,6 +157,15 @@ def test_options_become_settings(gunicorn):
 def test_sendfile_is_used(gunicorn):
     """Which setting it to anything would switch off."""
     assert gunicorn.sendfile
+
+
+def test_workers_are_forked_from_a_process_whose_objects_no_collection_of_garbage_touches(monkeypatch):
+    kept = []
+    arbiter = types.SimpleNamespace(run=lambda: kept.append(gc.get_freeze_count()))
+    monkeypatch.setattr(serving, "Arbiter", lambda application, url, read: arbiter)
+    gc.unfreeze()
+    serving.run(None, serving.Settings(serving.Address("127.0.0.1:0")), lambda url: None)
+    assert kept[0] > 10_000
 
 
 def test_only_the_bound_socket_is_served(gunicorn):
