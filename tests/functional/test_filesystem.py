@@ -408,6 +408,28 @@ def test_a_directory_that_becomes_read_only_denies_writing_and_deleting(tmp_path
             store.check()
 
 
+@pytest.mark.parametrize(
+    ("call", "look"), [("scandir", lambda store: store.list_images()), ("stat", lambda store: store.gc(0, "x"))]
+)
+def test_a_directory_that_an_add_makes_while_another_thread_looks_was_empty(store, datadir, monkeypatch, call, look):
+    datadir.rmdir()
+    store.configure()
+    real = getattr(os, call)
+
+    def late(path, *arguments, **options):
+        if path != str(datadir):
+            return real(path, *arguments, **options)
+        monkeypatch.undo()
+        try:
+            return real(path)
+        finally:
+            store.add("image", b"x")
+
+    monkeypatch.setattr(os, call, late)
+    assert list(look(store)) == []
+    assert [item.image_id for item in store.list_images()] == ["image"]
+
+
 def test_a_data_directory_that_vanished_is_a_clear_error(store, datadir):
     datadir.rmdir()
     with pytest.raises(RemoteServiceUnavailable, match="is the data directory there"):

@@ -296,11 +296,13 @@ class DataDirs:
     @contextlib.contextmanager
     def _readable(self, path: str) -> Iterator[None]:
         """Explains what keeps one data directory from being listed; one that was missing from the start is empty."""
+        # Looked at before: an add may make it while this finds that it is not there.
+        is_missing = path in self.missing
         self.guard.call(functools.partial(self.check_mounted, path), path)
         try:
             yield
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and path in self.missing and error.filename == path:
+            if isinstance(error, FileNotFoundError) and is_missing and error.filename == path:
                 return
             if error.errno in DENIED:
                 raise Forbidden(
