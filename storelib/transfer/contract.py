@@ -393,6 +393,9 @@ class Reader(abc.ABC):
     #: The digest of the whole image that the driver recorded when it was added, where the first response of the back
     #: end tells it; None where it would take another question, or nothing was recorded.
     digest: Digest | None = None
+    #: A forked child may read on with it, side by side with its parent: they share no connection and no lock. Else the
+    #: engine refuses that, and neither uses nor closes the reader there.
+    inheritable: bool = False
 
     @abc.abstractmethod
     def read_into(self, offset: int, view: memoryview) -> int:

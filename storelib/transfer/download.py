@@ -91,7 +91,8 @@ class ImageStream(io.RawIOBase):
 
     ``readinto`` allocates nothing; ``read(n)`` and iterating give fresh bytes and are filled up. Errors of the back end
     surface here, after the engine's retries; a stream never ends early without one. Close it, or use ``with``. One
-    thread reads it at a time; any thread may close it, also under a read, which fails then.
+    thread reads it at a time; any thread may close it, also under a read, which fails then. A forked child may read on
+    with its parent's where the driver says so (``file``, and what comes by HTTP); else that is a StoreError.
 
     A stream that is compared with a digest cannot seek and has no descriptor.
     """
@@ -390,6 +391,7 @@ class _Feed:
         #: Nothing more is to be asked of the reader.
         self.closed = LazyEvent()
         self._reader_closed = False
+        self._process = os.getpid()
 
     def read_into(self, offset: int, view: memoryview, cancelled: LazyEvent | None = None) -> int:
         """Read at least one byte; transient errors and cuts are tried again from the same byte."""
@@ -468,18 +470,29 @@ class _Feed:
         return mapped(function, self._map_error, self.subject)
 
     def close(self) -> None:
-        """Close the reader, or leave that to a call that is still in it."""
+        """Close the reader, or leave that to a call that is still in it; a forked child leaves its parent's alone."""
         self.closed.set()
-        self.in_use.when_free(self._close)
+        if self._is_own():
+            self.in_use.when_free(self._close)
 
     def _using(self, function: Callable[[], T]) -> T:
-        """``function()``, under which the reader is not closed; raises ValueError once it is to be."""
+        """``function()``, under which the reader is not closed; raises ValueError once it is to be, and StoreError."""
+        if not self._is_own():
+            raise StoreError(f"{self.subject}: the stream was opened before this process was forked; open another one")
         try:
             self.in_use.enter(function)
             self.check_open()
             return function()
         finally:
             self.in_use.leave(function)
+
+    def _is_own(self) -> bool:
+        """Whether this process may use the reader, as its parent may that of which it was forked."""
+        process = os.getpid()
+        if process != self._process and self.reader.inheritable:
+            # Calls that are under way there are none here, and a lock may have been held.
+            self.in_use, self._process = InUse(), process
+        return process == self._process
 
     def check_open(self) -> None:
         """Raise ValueError once it is closed, or about to be."""

@@ -22,6 +22,7 @@ import socket
 import sqlite3
 import struct
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
@@ -1222,6 +1223,33 @@ class SharesItsConnectionWithTheChild(Faulty):
                     os.write(line[1], self.data[offset : offset + min(len(view), 1000)])
                     time.sleep(0.001)
                     return os.readv(line[0], [view[:1000]])
+
+        return Reader(self.image(location).data)
+
+
+@rejected_by("test_forked_child_takes_nothing_of_a_stream")
+class SharesItsPlaceWithTheChild(Faulty):
+    """In a file whose place moves for both processes when one of them reads."""
+
+    def open_reader(self, location, offset, length, context):
+        class Reader(MemoryReader):
+            inheritable = True
+
+            def __init__(self, data):
+                super().__init__(data)
+                self.file = tempfile.TemporaryFile(buffering=0)
+                self.file.write(data)
+                self.next = None
+
+            def read_into(self, offset, view):
+                if offset != self.next:
+                    self.file.seek(offset)
+                count = self.file.readinto(view)
+                self.next = offset + count
+                return count
+
+            def close(self):
+                self.file.close()
 
         return Reader(self.image(location).data)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from storelib.driver import Extent, Reader
@@ -27,14 +28,13 @@ class CinderReader(Reader):
         self.digest = publication.digest_of(volume)
         self._attachments = attachments
         self._attachment = attachments.acquire(volume.id, publication.image_id_of(volume) or "")
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(attachments.release, self._attachment)
             self._disk = self._attachment.connection.open(read_only=True)
+            undo.callback(self._disk.close)
             if self._disk.await_size(self.size) < self.size:
-                self._disk.close()
                 raise IncompleteRead(f"volume {volume.id} is smaller on this host than the image in it")
-        except BaseException:
-            attachments.release(self._attachment)
-            raise
+            undo.pop_all()
 
     def read_into(self, offset: int, view: memoryview) -> int:
         """Read from the volume."""

@@ -16,6 +16,8 @@ from storelib.transfer.source import file_extents
 class FileReader(Reader):
     """An open image file, which it closes."""
 
+    inheritable = True
+
     def __init__(self, file: int, status: os.stat_result, location: FileLocation, guard: Guard) -> None:
         self.file = file
         self.location = location

@@ -36,6 +36,7 @@ from storelib.testing.conformance.process import Serve, child
 from storelib.testing.conformance.promises import Promises, assert_no_secret, needs, wants
 from storelib.testing.faults import Cut, Fault, FaultyProxy, Reset, Stall
 from storelib.transfer import retry
+from storelib.transfer.download import ImageStream
 
 #: Bytes that pass before the fault, besides those around the borders of parts: in handshakes and headers.
 EARLY = (0, 300, 1000, 2500)
@@ -110,6 +111,22 @@ class Networking(Promises):
             assert_same_bytes(_read(store, uri), data)
             assert process.ask(uri)
         assert_same_bytes(_read(store, uri), data)
+
+    @pytest.mark.parametrize("length", [1000, None], ids=["some", "all"])
+    def test_forked_child_takes_nothing_of_a_stream(self, bench: Bench, length: int | None) -> None:
+        """What a forked child reads of a stream of its parent's is right or a StoreError, and the parent reads on."""
+        uri, data = bench.image(3 * bench.part + 1)
+        store = bench.reopened() if bench.has_second_store else bench.store
+        with store.get(uri).data as stream:
+            begun = stream.read(bench.part // 2)
+
+            def serving() -> Serve:
+                return lambda words: _child_reads(stream, data[len(begun) :][:length])
+
+            with child(serving) as process:
+                assert process.ask(), "the child read other bytes than were stored"
+                read = begun + stream.read(bench.part)
+            assert_same_bytes(read + stream.read(), data)
 
     def test_forked_child_and_parent_read_at_the_same_time(self, bench: Bench) -> None:
         """Neither gets what the other asked for, as over a connection that they share."""
@@ -336,6 +353,16 @@ def _uri_in(known: Store[Any], other: Store[Any], uri: str) -> str:
 def _uri_of(store: Store[Any], image_id: str | None) -> str | None:
     places = store.candidate_locations(image_id) if image_id else None
     return places[0].uri if places else None
+
+
+def _child_reads(stream: ImageStream, expected: bytes) -> bool:
+    """Whether a stream that another process opened gives these bytes, or says that it cannot."""
+    try:
+        return stream.read(len(expected)) == expected
+    except StoreError:
+        return True
+    finally:
+        stream.close()
 
 
 def _read(store: Store[Any], uri: str) -> bytes:

@@ -108,6 +108,7 @@ class ResponseReader(Reader):
     A driver's reader learns ``size`` and the version of the image from the first response, and begins with it.
     """
 
+    inheritable = True
     #: Offset of the end of the range that was opened.
     end: int
 
