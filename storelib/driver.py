@@ -12,6 +12,7 @@ import functools
 import itertools
 import logging
 import numbers
+import os
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -651,8 +652,12 @@ class Store(abc.ABC, Generic[L]):
     def _mapped(self, items: Callable[[], Iterable[T]], what: str, checked: Callable[[object], T]) -> Iterator[T]:
         """What the driver iterates over, each item with a deadline of its own; its end, too, which may be early."""
         subject = f"store {self.name}: {what}"
+        process = os.getpid()
 
         def ask(function: Callable[[], R]) -> R:
+            if os.getpid() != process:
+                # What the driver uses is the parent's, which would lack what came here.
+                raise StoreError(f"{subject}: begun before this process was forked; begin anew")
             with Deadline(self.retry_policy.timeout):
                 return mapped(function, self.map_error, subject)
 
@@ -661,7 +666,8 @@ class Store(abc.ABC, Generic[L]):
             while found := ask(lambda: list(itertools.islice(entries, 1))):
                 yield checked(found[0])
         finally:
-            ask(getattr(entries, "close", _nothing))
+            if os.getpid() == process:
+                ask(getattr(entries, "close", _nothing))
 
     def _at_fault(self, what: str, given: object) -> StoreError:
         return at_fault(f"store {self.name}", f"{what} of {type(self).__name__}", given)

@@ -234,20 +234,66 @@ def test_two_threads_that_close_at_once_close_the_reader_once():
     assert reader.closed == 1
 
 
-def test_a_forked_child_that_goes_on_with_ranges_is_told_at_once():
-    stream = opened(FakeReader(**PARALLEL))
-    stream.read(10)
+def happens_in_a_forked_child(act) -> bool:
+    """Whether ``act()`` is true there."""
     child = os.fork()
     if not child:
         status = 1
         try:
-            stream.read()
-        except StoreError:
-            status = 0
+            status = 0 if act() else 1
         finally:
             os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    return os.waitpid(child, 0)[1] == 0
+
+
+def is_refused(act) -> bool:
+    with contextlib.suppress(StoreError):
+        act()
+        return False
+    return True
+
+
+@pytest.mark.parametrize("options", [{}, PARALLEL], ids=["one stream", "ranges"])
+def test_a_forked_child_is_told_at_once_and_leaves_the_reader_alone(options):
+    reader = FakeReader(**options)
+    stream = opened(reader)
+    stream.read(10)
+
+    def refused_and_closed():
+        refused = is_refused(stream.read) and is_refused(stream.readall)
+        stream.close()
+        return refused and not reader.closed
+
+    assert happens_in_a_forked_child(refused_and_closed)
+    assert stream.read() == DATA[10:]
     stream.close()
+    assert reader.closed == 1
+
+
+def test_a_forked_child_reads_on_with_a_reader_that_is_inheritable():
+    reader = FakeReader()
+    reader.inheritable = True
+    stream = opened(reader)
+    stream.read(10)
+
+    def read_and_closed():
+        read = stream.read() == DATA[10:]
+        stream.close()
+        return read and reader.closed == 1
+
+    # As if a thread of the parent were reading.
+    with stream._feed.in_use._lock:
+        assert happens_in_a_forked_child(read_and_closed)
+
+
+def test_a_forked_child_is_told_that_a_list_is_its_parents():
+    store = recording_store()
+    for image_id in "abc":
+        store.add(image_id, b"x")
+    listing = store.list_images()
+    found = [next(listing)]
+    assert happens_in_a_forked_child(lambda: is_refused(lambda: next(listing)))
+    assert [info.image_id for info in [*found, *listing]] == ["a", "b", "c"]
 
 
 def test_ranges_are_in_flight_side_by_side():
