@@ -30,6 +30,8 @@ _GROUP = ("name", "images", "properties", "visibility", "projects")
 _OVER = ("ready", "failed")
 #: Seconds between two looks at most, where an API that is away is waited for.
 _LONGEST_PAUSE = 30.0
+#: Entries of one page of a list; an API that gives fewer says where the rest is.
+_PAGE = 1000
 
 
 @click.group("preload")
@@ -232,8 +234,13 @@ for each in (list_groups, show_group, set_group, unset_group):
 
 
 def _pages(api: Api, path: str, key: str, filters: dict[str, str | None]) -> Iterator[Document]:
+    """All entries of a list, in the largest pages that the API gives."""
     asked = {name: value for name, value in filters.items() if value is not None}
-    url: str | None = path + (f"?{urlencode(asked)}" if asked else "")
+    return _following(api, f"{path}?{urlencode({'limit': _PAGE, **asked})}", key)
+
+
+def _following(api: Api, url: str | None, key: str) -> Iterator[Document]:
+    """The entries of this page and of those that come behind it."""
     while url:
         page = api.ask("GET", url)
         yield from page[key]
@@ -276,7 +283,7 @@ def _states(api: Api, preloads: Iterable[str]) -> list[Document]:
         path = _path("/v2/preloads", preload_id)
         facts = api.ask("GET", path)
         size = None if facts["status"] != "active" else _size(api, facts["image"])
-        rest = _pages(api, facts["next"], "states", {}) if "next" in facts else ()
+        rest = _following(api, facts.get("next"), "states")
         more = {"preload": facts["id"], "preload_status": facts["status"], "image": facts["image"], "size": size}
         found += [{**state, **more} for state in (*facts["states"], *rest)]
     return found

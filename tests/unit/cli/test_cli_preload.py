@@ -27,6 +27,8 @@ filesystem_store_datadir = {directory}/fast
 [database]
 connection = sqlite:///{directory}/images.sqlite
 sqlite_synchronous = false
+[api]
+limit_param_default = 2
 [preload]
 enabled = true
 interval = 0.1
@@ -185,7 +187,7 @@ class Flaky:
     def ask(self, method, path):
         if path.startswith("/v2/images/"):
             return {"size": 1000}
-        if path.endswith("?status=active"):
+        if path.endswith("status=active"):
             # One that is over is in no list of active ones.
             return {"preloads": [{"id": "p"}] if self.answers[0] == "fetching" else []}
         response = self.answers.pop(0)
@@ -360,3 +362,17 @@ def test_a_terminal_too_narrow_for_a_table_has_lines(capsys, monkeypatch):
 @pytest.mark.parametrize(("done", "whole", "text"), [(0, 3, "0 %"), (999, 1000, "99 %"), (7, 7, "100 %")])
 def test_a_part_is_told_for_people(done, whole, text):
     assert percentage(done, whole) == text
+
+
+def test_lists_are_asked_for_in_large_pages(run, node, directory):
+    for number in range(3):
+        node(f"page{number}", "pages")
+    assert [each["name"] for each in run("nodes", "--group", "pages").documents] == ["page0", "page1", "page2"]
+    run("nodes", "--group", "the last one in the log")
+    log = directory / "access.log"
+    deadline = time.monotonic() + 60
+    while "group=the+last+one" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    asked = [line for line in log.read_text().splitlines() if "GET /v2/nodes?" in line and "group=pages" in line]
+    assert len(asked) == 1
